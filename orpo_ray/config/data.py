@@ -1,0 +1,48 @@
+"""Where the preference pairs come from and which of them are fit to train on."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from orpo_ray.config.section import Section
+
+
+class Source(Section):
+    """One file or hub dataset of preference pairs."""
+
+    source: str = Field(min_length=1, description="hub name, or path or URL of .jsonl .json .jsonl.gz .parquet .csv")
+    split: str = Field("train", description="split of a hub dataset; files have none")
+    revision: str | None = Field(None, description="commit or tag of a hub dataset")
+    weight: PositiveFloat = Field(1.0, description="how often an epoch sees each pair: 2 twice, 0.5 a seeded half")
+    limit: PositiveInt | None = Field(None, description="at most this many rows, from the start")
+
+
+class Columns(Section):
+    """Names of the columns that hold a pair, for files whose shape is not recognised."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class DataConfig(Section):
+    """The pairs of a run."""
+
+    train: tuple[Source, ...] = Field(min_length=1)
+    eval: tuple[Source, ...] = Field((), description="empty: a seeded share of the training pairs is held out")
+    eval_fraction: float = Field(0.05, gt=0, lt=1, description="share held out when `eval` is empty")
+    max_length: int = Field(2048, ge=8, description="tokens of prompt and answer together")
+    max_prompt_length: int = Field(1024, ge=4, description="tokens of the prompt")
+    overlong: Literal["drop", "truncate-prompt-left", "error"] = "drop"
+    bad_rows: Literal["quarantine", "fail"] = "quarantine"
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    columns: Columns | None = None
+
+    @model_validator(mode="after")
+    def _prompt_leaves_room(self) -> Self:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
+                "or no answer fits"
+            )
+        return self

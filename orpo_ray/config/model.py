@@ -1,0 +1,40 @@
+"""The base model and what is trained on top of it."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from orpo_ray.config.section import Section
+
+
+class ModelConfig(Section):
+    """The base model, how its weights are held in memory, and how it reads a conversation."""
+
+    base: str = Field(min_length=1, description="hub name or local folder")
+    revision: str | None = Field(None, description="commit or tag of a hub model")
+    quantization: Literal["nf4", "int8", "none"] = "nf4"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    chat_template: str | None = Field(None, description="path of a Jinja file that replaces the model's own template")
+
+
+class AdapterConfig(Section):
+    """The trained part: a LoRA adapter, or every weight of the base (`kind: none`)."""
+
+    kind: Literal["lora", "none"] = "lora"
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 16
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="module names, or every linear layer of the body"
+    )
+    dora: bool = False
+    init_from: str | None = Field(None, description="adapter folder, or a finished run, to start from")
+
+    @model_validator(mode="after")
+    def _full_training_has_no_adapter(self) -> Self:
+        if self.kind == "none" and (self.dora or self.init_from):
+            raise ValueError("kind: none trains the base itself, so dora and init_from have no meaning; remove them")
+        if self.targets == ():
+            raise ValueError("targets is empty: name modules such as [q_proj, v_proj], or write all-linear")
+        return self

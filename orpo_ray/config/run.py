@@ -1,0 +1,52 @@
+"""A whole run: the sections together and the rules that span them."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from orpo_ray.config.data import DataConfig
+from orpo_ray.config.model import AdapterConfig, ModelConfig
+from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.search import SearchConfig
+from orpo_ray.config.section import Section
+from orpo_ray.config.training import ScaleConfig, TrainingConfig
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes. Frozen and total: later stages fill in no defaults."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run inside the storage")
+    storage: str = Field("runs", min_length=1, description="local folder that holds runs and prepared data")
+    model: ModelConfig
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig
+    objective: ObjectiveConfig = OrpoConfig()
+    training: TrainingConfig = TrainingConfig()
+    scale: ScaleConfig = ScaleConfig()
+    search: SearchConfig | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run's files live."""
+        return self.storage_dir / self.name
+
+    @property
+    def storage_dir(self) -> Path:
+        """The storage as an absolute local folder."""
+        return Path(self.storage).expanduser().resolve()
+
+    @model_validator(mode="after")
+    def _storage_is_local(self) -> Self:
+        if "://" in self.storage:
+            raise ValueError(f"storage: {self.storage} is a URL; this version writes to a local folder only")
+        return self
+
+    @model_validator(mode="after")
+    def _full_training_needs_full_weights(self) -> Self:
+        if self.adapter.kind == "none" and self.model.quantization != "none":
+            raise ValueError(
+                f"adapter.kind: none trains the base's own weights, which quantization: {self.model.quantization} "
+                "freezes; set model.quantization=none, or adapter.kind=lora"
+            )
+        return self

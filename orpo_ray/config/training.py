@@ -1,0 +1,58 @@
+"""How the weights are trained, and on how many workers."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from orpo_ray.config.section import Section
+
+Steps = Annotated[int, Field(ge=1, strict=True)]
+Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
+Every = Steps | Fraction
+
+
+def every_to_steps(every: int | float, total_steps: int) -> int:
+    """Steps between two events: `every` itself if whole, else that fraction of the run, at least 1."""
+    return every if isinstance(every, int) else max(1, round(every * total_steps))
+
+
+class TrainingConfig(Section):
+    """Optimisation, evaluation and checkpoints of a run."""
+
+    learning_rate: PositiveFloat = 1.0e-4
+    pairs_per_step: PositiveInt = Field(64, description="the global batch, whatever the number of GPUs")
+    tokens_per_microbatch: Literal["auto"] | PositiveInt = Field("auto", description="memory, not results")
+    epochs: PositiveInt | None = Field(None, description="passes over the pairs; 1 unless max_steps is set")
+    max_steps: PositiveInt | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
+        0.1, description="steps if whole, else a fraction of the run"
+    )
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto", description="recompute activations in the backward pass; auto: on a GPU"
+    )
+    eval_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
+    checkpoint_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
+    keep: PositiveInt = Field(2, description="checkpoints kept: the best one and the newest")
+    seed: int = Field(42, ge=0)
+    layout: Literal["auto", "padded"] = "auto"
+    engine: Literal["fast"] = "fast"
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field((), description="beside TensorBoard, which is always on")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("epochs and max_steps both set the length of the run; keep one of them")
+        return self
+
+
+class ScaleConfig(Section):
+    """Workers of a run. This version trains in one process on one device."""
+
+    workers: Literal["auto", 1] = "auto"
+    gpus_per_worker: Literal[1] = 1
+    deepspeed: Literal["auto", "none"] = "auto"
+    max_failures: int = Field(3, ge=0, description="lost workers a run survives")

@@ -1,0 +1,53 @@
+"""Every error a user can meet, and the exit code the command line gives it.
+
+OrpoRayError
+├── UserError            2  wrong usage, config or data: mend it and run again
+│   ├── ConfigError         a key, a value, or two settings that do not go together
+│   └── DataError           a file, a row, or too many bad rows
+├── ResourceError        3  the machine lacks what the run asks for
+└── RunError             1  the run itself failed
+    └── NonFiniteError      a loss or gradient that is not a number
+StoppedError             4  stopped on request; the same command goes on
+"""
+
+
+class OrpoRayError(Exception):
+    """Base of all errors that become one line on the terminal."""
+
+    exit_code = 1
+
+
+class UserError(OrpoRayError, ValueError):
+    """Something the user wrote is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting is unknown, has a wrong value, or contradicts another one."""
+
+
+class DataError(UserError):
+    """The preference pairs cannot be read or too many of them are bad."""
+
+
+class ResourceError(OrpoRayError):
+    """The hardware or package that the run needs is not there."""
+
+    exit_code = 3
+
+
+class RunError(OrpoRayError):
+    """The run started and failed."""
+
+    exit_code = 1
+
+
+class NonFiniteError(RunError):
+    """A loss or gradient became NaN or infinite; raised before it touches a weight."""
+
+
+class StoppedError(OrpoRayError):
+    """The run was asked to stop and can be resumed."""
+
+    exit_code = 4

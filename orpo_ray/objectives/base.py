@@ -1,0 +1,82 @@
+"""What every objective is made of: log-probs of pairs in, a per-pair preference term and two weights out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+NllTokens = Literal["response", "full"]
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of n pairs, summed over tokens, natural log, float32, each of shape [n].
+
+    `nll_sum` is the negative log-likelihood of the chosen side, over the answer alone or over prompt and answer.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    nll_sum: Tensor
+    reference_chosen: Tensor | None = None
+    reference_rejected: Tensor | None = None
+
+    @property
+    def chosen_mean(self) -> Tensor:
+        """Mean log-prob per token of the chosen answer, [n]."""
+        return self.chosen / self.chosen_tokens
+
+    @property
+    def rejected_mean(self) -> Tensor:
+        """Mean log-prob per token of the rejected answer, [n]."""
+        return self.rejected / self.rejected_tokens
+
+    @property
+    def reference(self) -> tuple[Tensor, Tensor]:
+        """Summed reference log-probs (chosen, rejected); only objectives that declare the need may ask."""
+        assert self.reference_chosen is not None and self.reference_rejected is not None
+        return self.reference_chosen, self.reference_rejected
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss: preference_weight * mean over pairs of `preference` + nll_weight * mean over tokens of the NLL."""
+
+    kind: str
+    preference: Callable[[PairLogps], Tensor] | None
+    preference_weight: float = 1.0
+    nll_weight: float = 0.0
+    nll_on: NllTokens = "response"
+    needs_reference: bool = False
+
+    @property
+    def needs_rejected(self) -> bool:
+        """Whether the rejected answers take part in the loss."""
+        return self.preference is not None
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The two shares of a loss, scalars that keep their graph."""
+
+    preference: Tensor
+    nll: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """The loss itself."""
+        return self.preference + self.nll
+
+
+def loss_parts(objective: Objective, pairs: PairLogps, pair_count: int, token_count: int) -> LossParts:
+    """This pack's share of the step's loss; shares of all packs of a step add up to the loss.
+
+    `pair_count` and `token_count` are those of the whole step, over all packs and ranks.
+    """
+    nll = objective.nll_weight * pairs.nll_sum.sum() / token_count
+    if objective.preference is None:
+        return LossParts(preference=nll.new_zeros(()), nll=nll)
+    return LossParts(objective.preference_weight * objective.preference(pairs).sum() / pair_count, nll)

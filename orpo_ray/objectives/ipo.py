@@ -1,0 +1,22 @@
+"""IPO: identity preference optimisation (arXiv:2310.12036, equation 17; beta is its tau)."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from orpo_ray.config.objectives import IpoConfig
+from orpo_ray.objectives.base import Objective, PairLogps
+
+
+def ipo_preference(pairs: PairLogps, beta: float, log_probs: Literal["sum", "token-mean"]) -> Tensor:
+    """Squared distance of the log-ratio margin from 1 / (2 beta), [n]."""
+    reference_chosen, reference_rejected = pairs.reference
+    chosen, rejected = pairs.chosen - reference_chosen, pairs.rejected - reference_rejected
+    if log_probs == "token-mean":
+        chosen, rejected = chosen / pairs.chosen_tokens, rejected / pairs.rejected_tokens
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+def build(config: IpoConfig) -> Objective:
+    """The IPO loss, over summed or token-mean log-probs."""
+    return Objective("ipo", lambda pairs: ipo_preference(pairs, config.beta, config.log_probs), needs_reference=True)

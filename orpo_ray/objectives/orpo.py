@@ -1,0 +1,32 @@
+"""ORPO: monolithic preference optimisation without a reference model (arXiv:2403.07691, equations 3 to 7)."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from orpo_ray.config.objectives import OrpoConfig
+from orpo_ray.objectives.base import Objective, PairLogps
+
+# The odds of a probability of exactly 1 are infinite; this is as near as float32 can still tell apart.
+_LARGEST_LOG_PROB = -1e-6
+
+
+def log_odds(log_prob: Tensor) -> Tensor:
+    """log(p / (1 - p)) of a mean log-prob, computed in float32 and finite for any input up to 0."""
+    log_prob = log_prob.float().clamp(max=_LARGEST_LOG_PROB)
+    return log_prob - torch.log(-torch.expm1(log_prob))
+
+
+def log_odds_ratio(pairs: PairLogps) -> Tensor:
+    """How much larger the odds of the chosen answer are than those of the rejected one, as a log, [n]."""
+    return log_odds(pairs.chosen_mean) - log_odds(pairs.rejected_mean)
+
+
+def orpo_preference(pairs: PairLogps) -> Tensor:
+    """-log sigmoid(log odds ratio), [n]."""
+    return -logsigmoid(log_odds_ratio(pairs))
+
+
+def build(config: OrpoConfig) -> Objective:
+    """NLL plus lambda times the odds-ratio term."""
+    return Objective("orpo", orpo_preference, preference_weight=config.lambda_, nll_weight=1.0, nll_on=config.nll_on)
