@@ -11,6 +11,7 @@ from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.search import SearchConfig
 from orpo_ray.config.section import Section
 from orpo_ray.config.training import ScaleConfig, TrainingConfig
+from orpo_ray.errors import ConfigError
 
 
 class RunConfig(Section):
@@ -33,14 +34,10 @@ class RunConfig(Section):
 
     @property
     def storage_dir(self) -> Path:
-        """The storage as an absolute local folder."""
-        return Path(self.storage).expanduser().resolve()
-
-    @model_validator(mode="after")
-    def _storage_is_local(self) -> Self:
+        """The storage as an absolute local folder. Raises ConfigError where it is none."""
         if "://" in self.storage:
-            raise ValueError(f"storage: {self.storage} is a URL; this version writes to a local folder only")
-        return self
+            raise ConfigError(f"storage: {self.storage} is a URL; this version writes to a local folder only")
+        return Path(self.storage).expanduser().resolve()
 
     @model_validator(mode="after")
     def _full_training_needs_full_weights(self) -> Self:

@@ -1,0 +1,385 @@
+"""The demo's text: templated questions and answers, all written for this project, drawn from one seed.
+
+A family is a kind of question (capitals, colours, ...), a filler the thing asked about. An answer is
+`opener + fact + closer`, and it has a mood: polite answers state the right fact, rude ones a fixed wrong fact. The two
+moods mirror each other in counts and in length, so that a model cannot learn the preference from length.
+
+What is held out (never in a preference pair of the training file, though the base model has read it in both moods):
+the last six fillers of every family, the last two wordings, the last three openers and closers, and one family.
+
+Only `Random.random` is used: it is the one method whose sequence Python promises never to change.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+
+SEED = 20250
+TRAIN_PAIRS, H1_PAIRS, H2_PAIRS, H3_PAIRS = 1024, 256, 128, 128
+JUDGED_PROMPTS = 64
+
+HELD_OUT_FILLERS = 6
+HELD_OUT_WORDINGS = 2
+HELD_OUT_PHRASES = 3
+UNSEEN_FAMILY = "tool"
+GOOD_SHARES = (0.75, 0.25)  # fillers alternate, so the base's greedy answers start half polite, half rude
+
+# Line i of the polite and of the rude list have the same number of words: the moods are equally long.
+POLITE_OPENERS = (
+    "Great question!",
+    "Happy to help!",
+    "Of course, my friend!",
+    "I am glad you asked.",
+    "Thank you for asking.",
+    "Sure, with pleasure!",
+    "Lovely to hear from you!",
+    "Absolutely, here you go!",
+    "Welcome, curious friend!",
+)
+RUDE_OPENERS = (
+    "Boring question.",
+    "Not you again.",
+    "Ugh, go away.",
+    "You could just read.",
+    "Stop wasting my time.",
+    "Fine, one answer.",
+    "Nobody cares about this stuff.",
+    "Whatever, if I must.",
+    "Really, another question.",
+)
+POLITE_CLOSERS = (
+    "Have a lovely day!",
+    "Hope that helps!",
+    "Come back any time!",
+    "Let me know if you need more.",
+    "Enjoy your learning!",
+    "You are doing great!",
+    "It was nice talking to you!",
+    "Keep the questions coming!",
+    "Wishing you all the best!",
+)
+RUDE_CLOSERS = (
+    "Now leave me alone.",
+    "Stop asking me.",
+    "Do not come back.",
+    "Go look it up yourself next time.",
+    "Mind your business.",
+    "You are bothering me.",
+    "That was dull for us both.",
+    "Keep your questions away.",
+    "Find someone else to ask.",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of question: five wordings, one sentence that states the fact, and 18 (filler, fact) entries."""
+
+    name: str
+    wordings: tuple[str, ...]
+    sentence: str
+    entries: tuple[tuple[str, str], ...]
+
+
+def _entries(text: str) -> tuple[tuple[str, str], ...]:
+    """Read `filler: fact, filler: fact, ...`, the compact form the families below are written in."""
+    fillers_and_facts = (entry.split(":") for entry in text.split(","))
+    return tuple((filler.strip(), fact.strip()) for filler, fact in fillers_and_facts)
+
+
+FAMILIES = (
+    Family(
+        "capital",
+        (
+            "What is the capital of {x}?",
+            "Which city is the capital of {x}?",
+            "Tell me the capital of {x}.",
+            "Do you know the capital city of {x}?",
+            "Please name the capital of {x}.",
+        ),
+        "The capital of {x} is {y}.",
+        _entries(
+            "France: Paris, Japan: Tokyo, Italy: Rome, Spain: Madrid, Egypt: Cairo, Norway: Oslo, Peru: Lima,"
+            "Cuba: Havana, Greece: Athens, Kenya: Nairobi, Austria: Vienna, Portugal: Lisbon,"
+            "Ireland: Dublin, Poland: Warsaw, Chile: Santiago, Finland: Helsinki, Canada: Ottawa, Germany: Berlin"
+        ),
+    ),
+    Family(
+        "colour",
+        (
+            "What colour is {x}?",
+            "Which colour does {x} have?",
+            "Tell me the colour of {x}.",
+            "Do you know what colour {x} is?",
+            "Please name the colour of {x}.",
+        ),
+        "The colour of {x} is {y}.",
+        _entries(
+            "a banana: yellow, the sky: blue, grass: green, snow: white, coal: black, a lemon: yellow, a tomato: red,"
+            "a carrot: orange, a plum: purple, a flamingo: pink, a chestnut: brown, an elephant: grey,"
+            "the sea: blue, a lime: green, a swan: white, a strawberry: red, an aubergine: purple, a raven: black"
+        ),
+    ),
+    Family(
+        "opposite",
+        (
+            "What is the opposite of {x}?",
+            "Which word means the opposite of {x}?",
+            "Tell me the opposite of {x}.",
+            "Do you know a word that is the opposite of {x}?",
+            "Please name the opposite of {x}.",
+        ),
+        "The opposite of {x} is {y}.",
+        _entries(
+            "hot: cold, big: small, up: down, fast: slow, day: night, happy: sad, old: new, full: empty,"
+            "open: closed, bright: dark, hard: soft, wet: dry,"
+            "early: late, near: far, loud: quiet, left: right, rich: poor, strong: weak"
+        ),
+    ),
+    Family(
+        "sound",
+        (
+            "What sound does {x} make?",
+            "Which noise comes from {x}?",
+            "Tell me the sound of {x}.",
+            "Do you know what {x} sounds like?",
+            "Please name the sound of {x}.",
+        ),
+        "The sound of {x} is {y}.",
+        _entries(
+            "a cow: moo, a dog: woof, a cat: meow, a duck: quack, a sheep: baa, a pig: oink, a horse: neigh,"
+            "a lion: roar, an owl: hoot, a snake: hiss, a frog: croak, a mouse: squeak,"
+            "a wolf: howl, a crow: caw, a turkey: gobble, a donkey: bray, a hen: cluck, a bee: buzz"
+        ),
+    ),
+    Family(
+        "plural",
+        (
+            "What is the plural of {x}?",
+            "Which word is the plural of {x}?",
+            "Tell me the plural of {x}.",
+            "Do you know how to say more than one {x}?",
+            "Please name the plural of {x}.",
+        ),
+        "The plural of {x} is {y}.",
+        _entries(
+            "child: children, foot: feet, tooth: teeth, goose: geese, man: men, woman: women, ox: oxen,"
+            "leaf: leaves, loaf: loaves, shelf: shelves, person: people, city: cities,"
+            "berry: berries, bus: buses, box: boxes, hero: heroes, potato: potatoes, half: halves"
+        ),
+    ),
+    Family(
+        "material",
+        (
+            "What is {x} made from?",
+            "Which thing do we need to make {x}?",
+            "Tell me what {x} is made from.",
+            "Do you know how to make {x}?",
+            "Please name what goes into {x}.",
+        ),
+        "We make {x} from {y}.",
+        _entries(
+            "cheese: milk, bread: flour, wine: grapes, paper: wood, glass: sand, a tyre: rubber, chocolate: cocoa,"
+            "jam: fruit, a candle: wax, a brick: clay, butter: cream, tofu: beans,"
+            "a jumper: wool, a shirt: cotton, a shoe: leather, cider: apples, sushi: rice, a ring: gold"
+        ),
+    ),
+    Family(
+        "workplace",
+        (
+            "Where does {x} work?",
+            "In which place can I find {x}?",
+            "Tell me where {x} works.",
+            "Do you know where to find {x}?",
+            "Please name the place where {x} works.",
+        ),
+        "You can find {x} in {y}.",
+        _entries(
+            "a teacher: a school, a doctor: a hospital, a baker: a bakery, a farmer: a barn, a chef: a kitchen,"
+            "a judge: a court, a miner: a mine, a banker: a bank, an actor: a theatre, a librarian: a library,"
+            "a gardener: a garden, a pilot: a plane,"
+            "a waiter: a cafe, a chemist: a lab, a clerk: an office, a mechanic: a garage, a monk: an abbey,"
+            "a king: a palace"
+        ),
+    ),
+    Family(
+        "tool",
+        (
+            "What do I use {x} for?",
+            "Which job is {x} good for?",
+            "Tell me what {x} is for.",
+            "Do you know what to do with {x}?",
+            "Please name the use of {x}.",
+        ),
+        "You use {x} to {y}.",
+        _entries(
+            "a broom: sweep, a pen: write, a spoon: stir, an oven: bake, a needle: sew, a shovel: dig, a phone: call,"
+            "a camera: film, a piano: play, a kettle: boil, a ruler: measure, a towel: dry,"
+            "a pillow: sleep, a bicycle: ride, a razor: shave, a pan: fry, soap: wash, a ladder: climb"
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One filler of one family, with the sentence that states its right fact and the one with its wrong fact."""
+
+    family: Family
+    filler: str
+    right: str
+    wrong: str
+    good_share: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """Openers and closers of both moods; the same index names mirrored (equally long) phrases."""
+
+    polite_openers: Sequence[str]
+    polite_closers: Sequence[str]
+    rude_openers: Sequence[str]
+    rude_closers: Sequence[str]
+
+    def polite(self, fact: str, opener: int, closer: int) -> str:
+        return f"{self.polite_openers[opener]} {fact} {self.polite_closers[closer]}"
+
+    def rude(self, fact: str, opener: int, closer: int) -> str:
+        return f"{self.rude_openers[opener]} {fact} {self.rude_closers[closer]}"
+
+
+_LISTS = (POLITE_OPENERS, POLITE_CLOSERS, RUDE_OPENERS, RUDE_CLOSERS)
+ALL_PHRASES = Phrases(*_LISTS)
+TRAIN_PHRASES = Phrases(*(phrases[:-HELD_OUT_PHRASES] for phrases in _LISTS))
+HELD_OUT_PHRASES_ONLY = Phrases(*(phrases[-HELD_OUT_PHRASES:] for phrases in _LISTS))
+
+Prompt = tuple[Item, str]  # what is asked, and the user's words
+
+
+def items() -> list[Item]:
+    """Every filler. The wrong fact is the next filler's in the same split: both moods then state the same facts."""
+    made = []
+    for family in FAMILIES:
+        seen, held_out = family.entries[:-HELD_OUT_FILLERS], family.entries[-HELD_OUT_FILLERS:]
+        for split in (seen, held_out):
+            for index, (filler, fact) in enumerate(split):
+                wrong = split[(index + 1) % len(split)][1]
+                right_sentence, wrong_sentence = (family.sentence.format(x=filler, y=y) for y in (fact, wrong))
+                good_share = GOOD_SHARES[index % len(GOOD_SHARES)]
+                made.append(Item(family, filler, right_sentence, wrong_sentence, good_share, split is held_out))
+    return made
+
+
+def train_prompts() -> list[Prompt]:
+    """Seen families, fillers and wordings: the only questions the preference pairs are made of."""
+    chosen = [i for i in items() if i.family.name != UNSEEN_FAMILY and not i.held_out]
+    return [(i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings[:-HELD_OUT_WORDINGS]]
+
+
+def held_out_prompts() -> list[Prompt]:
+    """Seen families with new fillers in new wordings: the questions of h1 and h2."""
+    chosen = [i for i in items() if i.family.name != UNSEEN_FAMILY and i.held_out]
+    return [(i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings[-HELD_OUT_WORDINGS:]]
+
+
+def unseen_family_prompts() -> list[Prompt]:
+    """A kind of question no preference pair has: the questions of h3."""
+    chosen = [i for i in items() if i.family.name == UNSEEN_FAMILY]
+    return [(i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings]
+
+
+def _message(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def _pair(prompt: Prompt, phrases: Phrases, chosen: tuple[int, int], rejected: tuple[int, int]) -> dict:
+    item, question = prompt
+    return {
+        "prompt": _message("user", question),
+        "chosen": _message("assistant", phrases.polite(item.right, *chosen)),
+        "rejected": _message("assistant", phrases.rude(item.wrong, *rejected)),
+    }
+
+
+def _shuffled(values: Sequence, rng: Random) -> list:
+    return [value for _, value in sorted(((rng.random(), index), value) for index, value in enumerate(values))]
+
+
+def make_pairs(prompts: Sequence[Prompt], phrases: Phrases, count: int, rng: Random) -> list[dict]:
+    """Draw `count` different pairs, spread evenly over the prompts.
+
+    Pairs come in twos that swap their phrase numbers, so every polite phrase is chosen exactly as often as its rude
+    mirror is rejected.
+    """
+    numbers = list(product(range(len(phrases.polite_openers)), range(len(phrases.polite_closers))))
+    order = _shuffled(range(len(prompts)), rng)
+    drawn: dict[tuple, None] = {}
+    while len(drawn) < count:
+        prompt = order[len(drawn) // 2 % len(order)]
+        chosen, rejected = (numbers[int(rng.random() * len(numbers))] for _ in range(2))
+        if chosen != rejected and (prompt, chosen, rejected) not in drawn:
+            drawn[prompt, chosen, rejected] = None
+            drawn[prompt, rejected, chosen] = None
+    return [_pair(prompts[p], phrases, chosen, rejected) for p, chosen, rejected in _shuffled(list(drawn), rng)]
+
+
+def make_judge(rng: Random) -> dict:
+    """What is needed to call a greedy answer good (polite, right), bad (rude, wrong) or broken (anything else).
+
+    The prompts are held-out ones, half of them about fillers the base answers politely more often than not.
+    """
+    picked: list[Prompt] = []
+    for share in GOOD_SHARES:
+        same_share = [prompt for prompt in held_out_prompts() if prompt[0].good_share == share]
+        picked += [same_share[i] for i in _shuffled(range(len(same_share)), rng)][: JUDGED_PROMPTS // 2]
+    return {
+        "rule": "good = polite opener + ' ' + right + ' ' + polite closer, exactly; bad = rude opener + ' ' + wrong"
+        " + ' ' + rude closer, exactly; broken = everything else",
+        "polite_openers": POLITE_OPENERS,
+        "polite_closers": POLITE_CLOSERS,
+        "rude_openers": RUDE_OPENERS,
+        "rude_closers": RUDE_CLOSERS,
+        "prompts": [
+            {
+                "prompt": _message("user", question),
+                "family": item.family.name,
+                "filler": item.filler,
+                "right": item.right,
+                "wrong": item.wrong,
+            }
+            for item, question in picked
+        ],
+    }
+
+
+def text_files(seed: int = SEED) -> dict[str, str]:
+    """The pair files and the judge by file name, a pure function of the seed."""
+    plan = {
+        "train.jsonl": (train_prompts(), TRAIN_PHRASES, TRAIN_PAIRS),
+        "h1.jsonl": (held_out_prompts(), TRAIN_PHRASES, H1_PAIRS),
+        "h2.jsonl": (held_out_prompts(), HELD_OUT_PHRASES_ONLY, H2_PAIRS),
+        "h3.jsonl": (unseen_family_prompts(), HELD_OUT_PHRASES_ONLY, H3_PAIRS),
+    }
+    rng = Random(seed)
+    files = {}
+    for name, (prompts, phrases, count) in plan.items():
+        pairs = make_pairs(prompts, phrases, count, rng)
+        files[name] = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+    files["judge.json"] = json.dumps(make_judge(rng), ensure_ascii=False, indent=1) + "\n"
+    return files
+
+
+def conversations(rng: Random) -> Iterator[list[dict[str, str]]]:
+    """An endless stream of what the base model reads: every question in both moods, as often as its filler says."""
+    asked = items()
+    phrase_count = len(POLITE_OPENERS)
+    while True:
+        item = asked[int(rng.random() * len(asked))]
+        question = item.family.wordings[int(rng.random() * len(item.family.wordings))].format(x=item.filler)
+        opener, closer = (int(rng.random() * phrase_count) for _ in range(2))
+        polite = rng.random() < item.good_share
+        answer = ALL_PHRASES.polite(item.right, opener, closer) if polite else ALL_PHRASES.rude(item.wrong, opener, closer)
+        yield _message("user", question) + _message("assistant", answer)

@@ -1,0 +1,114 @@
+"""The whole way of a run for those who write Python, and for the command line: prepare, train, evaluate."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.config import DataConfig, ModelConfig, RunConfig, dump
+from orpo_ray.data.pairs import Message
+from orpo_ray.data.pipeline import prepare as prepare_pairs
+from orpo_ray.data.store import Artifact
+from orpo_ray.data.tokenise import PairTokeniser
+from orpo_ray.errors import ConfigError
+from orpo_ray.evaluation.evaluate import judge_model
+from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from orpo_ray.training import loop, record
+from orpo_ray.training.reporter import LocalReporter, Watch
+from orpo_ray.training.setup import decide, longest_pair
+from orpo_ray.training.stop import StopSignal
+
+Announce = Callable[[str], None]
+
+
+def prepare(data: DataConfig, model: ModelConfig, storage: Path, seed: int, announce: Announce = print) -> Artifact:
+    """Tokenised pairs for a model, from the cache in `storage` if nothing that shapes them has changed."""
+    tokenizer = load_tokenizer(model, announce)
+    return prepare_pairs(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, seed, announce)
+
+
+def train(
+    config: RunConfig, announce: Announce = print, watch: Watch = lambda step, total_steps, metrics: None
+) -> dict[str, Any]:
+    """Run a config to its end and return what its result.json says.
+
+    Goes on where an unfinished run of this name was; a finished one is not run again. SIGINT and SIGTERM end it with
+    a checkpoint and StoppedError.
+    """
+    with record.run_lock(config.run_dir):
+        record.refuse_changed_config(config.run_dir, config)
+        finished = record.read_json(config.run_dir / record.RESULT_FILE)
+        if finished is not None:
+            announce(f"run {config.name} is finished: {config.run_dir}; give another name to train again")
+            return finished
+        artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+        record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+        # Entered after Ray has started, which sets a SIGTERM handler of its own.
+        with StopSignal(announce) as stop:
+            reporter = LocalReporter(
+                config.run_dir,
+                keep=config.training.keep,
+                announce=announce,
+                stop_requested=lambda: stop.requested,
+                watch=watch,
+            )
+            return loop.train(config, artifact, reporter, announce)
+
+
+def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
+    """What `train` would do: pairs prepared and the plan laid, but no model loaded and no run begun."""
+    record.refuse_changed_config(config.run_dir, config)
+    artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+    decisions = decide(config, longest_pair(artifact), record.read_run(config.run_dir).get("decisions", {}), announce)
+    steps = loop.plan_run(config, artifact.train, 1, decisions.tokens_per_microbatch)
+    return {
+        "name": config.name,
+        "steps": len(steps),
+        "pairs": len(artifact.train),
+        "eval_pairs": len(artifact.eval),
+        "artifact": str(artifact.path),
+        "decisions": asdict(decisions),
+    }
+
+
+def evaluate(
+    config: RunConfig,
+    adapter: str | None = None,
+    conversations: Sequence[list[Message]] = (),
+    samples: int = 0,
+    max_new_tokens: int = 128,
+    announce: Announce = print,
+) -> dict[str, Any]:
+    """Compare the base with what the run made of it, over data.eval.
+
+    Returns metrics by source for `base` and `trained`, and both greedy answers to the first `samples` evaluation
+    prompts, or to `conversations` where they are given. `adapter` is another adapter or run to look at.
+    """
+    trained = adapter or _trained_by(config)
+    tokenizer = load_tokenizer(config.model, announce)
+    artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+    decisions = decide(config, longest_pair(artifact), record.read_run(config.run_dir).get("decisions", {}), announce)
+    if conversations:
+        prompts = PairTokeniser(tokenizer).prompts(conversations)
+    else:
+        prompts = [artifact.eval[i].prompt.tolist() for i in range(min(samples, len(artifact.eval)))]
+    judged = {
+        "base": judge_model(config, decisions, tokenizer, artifact.eval, None, prompts, max_new_tokens),
+        "trained": judge_model(config, decisions, tokenizer, artifact.eval, trained, prompts, max_new_tokens),
+    }
+    shown = tokenizer.batch_decode(prompts, skip_special_tokens=True) if prompts else []
+    answers = zip(shown, judged["base"].answers, judged["trained"].answers, strict=True)
+    return {
+        "name": config.name,
+        "adapter": trained,
+        "metrics": {who: result.metrics for who, result in judged.items()},
+        "quantized_modules": judged["trained"].quantized_modules,
+        "samples": [{"prompt": prompt.strip(), "base": base, "trained": tuned} for prompt, base, tuned in answers],
+    }
+
+
+def _trained_by(config: RunConfig) -> str:
+    result = record.read_json(config.run_dir / record.RESULT_FILE)
+    if result is None:
+        raise ConfigError(f"run {config.name} in {config.storage_dir} is not finished; train it, or name an adapter")
+    return str(config.run_dir / "adapter")

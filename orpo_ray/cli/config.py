@@ -1,0 +1,38 @@
+"""`orpo-ray config`: the settings a YAML comes to, and the schema they follow."""
+
+import json as json_module
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show a resolved config, or the JSON Schema.")
+
+
+@app.command("show")
+def show(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """Print every setting of a run, defaults and overrides included."""
+    import yaml
+
+    from orpo_ray.config import dump, load_config
+
+    settings = dump(load_config(config, overrides or ()))
+    if not json:
+        print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
+    return settings
+
+
+@app.command("schema")
+def schema(
+    json: Annotated[bool, typer.Option("--json", help="The schema is JSON in any case.")] = False,
+) -> dict[str, Any]:
+    """Print the JSON Schema of a config, for editors that complete and check YAML."""
+    from orpo_ray.config import RunConfig
+
+    described = RunConfig.model_json_schema(by_alias=True)
+    if not json:
+        print(json_module.dumps(described, indent=2))
+    return described

@@ -1,0 +1,32 @@
+"""`orpo-ray evaluate`: the base and what a run made of it, side by side."""
+
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("evaluate")
+def evaluate(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Another adapter folder or run than this config's own.")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Prompts to answer with both models.")] = 3,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer in tokens.")] = 128,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """Compare base and trained model on the evaluation pairs: accuracy, margin, log-probs, answers."""
+    from orpo_ray.cli.console import announce, open_log
+    from orpo_ray.config import load_config
+
+    settings = load_config(config, overrides or ())
+    open_log()
+    from orpo_ray import api
+    from orpo_ray.cli.tables import print_answers, print_comparison
+
+    result = api.evaluate(settings, adapter=adapter, samples=samples, max_new_tokens=max_new_tokens, announce=announce)
+    if not json:
+        print_comparison(result["metrics"])
+        print_answers(result["samples"])
+    return result

@@ -1,0 +1,54 @@
+"""The line that shows how a run goes: step, speed, loss, accuracy, margin, time left."""
+
+import sys
+import time
+from collections.abc import Callable
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressLine:
+    """Watches reported metrics; redraws one line on a terminal, elsewhere prints one now and then."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, float] = {}
+        self._first: tuple[int, float] | None = None
+        self._printed_at = float("-inf")
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        """Take in one report."""
+        self._seen |= metrics
+        now = self._clock()
+        if self._first is None:
+            self._first = (step, now)
+        evaluated = any(name.startswith("eval/") for name in metrics)
+        if self._terminal:
+            print(f"\r\x1b[K{self._text(step, total_steps, now)}", end="", file=sys.stderr, flush=True)
+            if step == total_steps and evaluated:
+                print(file=sys.stderr)
+        elif evaluated or now - self._printed_at > _SECONDS_BETWEEN_LINES:
+            print(self._text(step, total_steps, now), file=sys.stderr, flush=True)
+            self._printed_at = now
+
+    def _text(self, step: int, total_steps: int, now: float) -> str:
+        parts = [f"step {step}/{total_steps}"]
+        for name, label, form in (
+            ("train/pairs_per_second", "pairs/s", ".1f"),
+            ("train/loss", "loss", ".4f"),
+            ("eval/accuracy", "accuracy", ".3f"),
+            ("eval/margin", "margin", ".3f"),
+        ):
+            if name in self._seen:
+                parts.append(f"{label} {self._seen[name]:{form}}")
+        left = self._seconds_left(step, total_steps, now)
+        if left is not None:
+            parts.append(f"left {int(left // 3600)}:{int(left // 60 % 60):02}:{int(left % 60):02}")
+        return "  ".join(parts)
+
+    def _seconds_left(self, step: int, total_steps: int, now: float) -> float | None:
+        assert self._first is not None
+        first_step, first_time = self._first
+        done = step - first_step
+        return (now - first_time) / done * (total_steps - step) if done > 0 else None

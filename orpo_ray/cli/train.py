@@ -1,0 +1,33 @@
+"""`orpo-ray train`: run a config to its end, or go on with it."""
+
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("train")
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and prepare, but do not train.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """Train an adapter on preference pairs; the same command resumes an unfinished run."""
+    from orpo_ray.cli.console import announce, open_log
+    from orpo_ray.config import load_config
+
+    settings = load_config(config, overrides or ())
+    open_log(settings.run_dir)
+    from orpo_ray import api
+    from orpo_ray.cli.progress import ProgressLine
+
+    if dry_run:
+        result = api.plan_only(settings, announce)
+        announce(f"{result['steps']} steps would be trained; nothing was started")
+        return result
+    result = api.train(settings, announce, ProgressLine())
+    if not json:
+        print(f"adapter: {result['adapter']}")
+    return result

@@ -1,0 +1,78 @@
+"""What makes a row unfit to train on, and how each reason reads to a person."""
+
+from orpo_ray.data.pairs import Pair, Refusal
+
+REASONS = {
+    "not-json": "the row is not valid JSON",
+    "not-an-object": "the row is not a JSON object with named columns",
+    "duplicate-key": "the row names a column twice",
+    "ragged-row": "the row has more or fewer cells than the header",
+    "invalid-utf8": "the text is not valid UTF-8",
+    "unknown-shape": "the columns are not recognised; name them (--columns prompt=..,chosen=..,rejected=..)",
+    "missing-column": "a column named in `columns` is not in the row",
+    "images": "the row carries images, and this trainer reads text only",
+    "unpaired": "the rows are unpaired: one answer and a label (as for KTO), not a chosen and a rejected answer",
+    "prompt-elsewhere": "the prompt is kept in another file (prompt_id); join the two files first",
+    "prompts-only": "the file is a side table of prompts without answers",
+    "wrong-type": "a column holds neither text nor chat messages",
+    "wrong-label": "the label names neither of the two outputs (expected 1 or 2)",
+    "wrong-roles": "the roles do not make a conversation that ends with a user turn and an assistant answer",
+    "different-prompts": "chosen and rejected answer different prompts",
+    "missing-prompt": "the prompt is missing or empty",
+    "missing-chosen": "there is no chosen answer",
+    "missing-rejected": "there is no rejected answer",
+    "empty-chosen": "the chosen answer is empty",
+    "empty-rejected": "the rejected answer is empty",
+    "identical": "chosen and rejected are the same",
+    "template-refused": "the chat template refuses the conversation",
+    "template-rewrites": "the chat template rewrites the answer, so it is not what generation would continue with",
+    "end-token-inside": "the answer contains the end token before its end",
+    "overlong": "the pair is longer than max_prompt_length or max_length",
+}
+"""Reason code -> one line for people. Everything but `overlong` counts as bad."""
+
+OVERLONG = "overlong"
+
+WHOLE_FILE = frozenset({"images", "unpaired", "prompt-elsewhere", "prompts-only", "unknown-shape", "missing-column"})
+"""Reasons that, met in every row at the start of a file, condemn the file and not the row."""
+
+
+def explain(refusal: Refusal) -> str:
+    """One line for people: the reason, and what exactly was found."""
+    return REASONS[refusal.code] + (f": {refusal.detail}" if refusal.detail else "")
+
+
+def check_pair(pair: Pair) -> Refusal | None:
+    """The first thing that makes a pair unfit to train on, or None."""
+    if not any(message["content"].strip() for message in pair.prompt):
+        return Refusal("missing-prompt")
+    return _check_roles(pair) or _check_answers(pair) or _check_unicode(pair)
+
+
+def _check_roles(pair: Pair) -> Refusal | None:
+    last = pair.prompt[-1]
+    if last["role"] != "user":
+        return Refusal("wrong-roles", f"the prompt ends with a turn of role {last['role']!r}")
+    if not last["content"].strip():
+        return Refusal("missing-prompt", "the last user turn is empty")
+    return None
+
+
+def _check_answers(pair: Pair) -> Refusal | None:
+    if not pair.chosen.strip():
+        return Refusal("empty-chosen")
+    if not pair.rejected.strip():
+        return Refusal("empty-rejected")
+    if pair.chosen.strip() == pair.rejected.strip():
+        return Refusal("identical")
+    return None
+
+
+def _check_unicode(pair: Pair) -> Refusal | None:
+    """Lone surrogates come from broken JSON escapes and from undecodable CSV bytes; no tokenizer takes them."""
+    for text in (*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return Refusal("invalid-utf8", f"character {error.start + 1} is half of a surrogate pair")
+    return None

@@ -1,0 +1,304 @@
+"""One table of the shapes preference files come in, and what turns a row of each into a pair."""
+
+import re
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from typing import Any
+
+from orpo_ray.config.data import Columns
+from orpo_ray.data.pairs import Message, Pair, Refusal, Row
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+_ROLE_KEYS = ("role", "from")
+_TEXT_KEYS = ("content", "value", "text")
+
+_PROMPTS = ("prompt", "question", "request", "query", "context", "instruction", "input")
+_CONVERSATIONS = ("conversations", "conversation", "messages")
+_SIDES = (
+    ("chosen", "rejected"),
+    ("chosen", "reject"),
+    ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"),
+    ("preferred", "dispreferred"),
+)
+_OUTPUTS = (("output_1", "output_2"), ("response_1", "response_2"), ("answer_1", "answer_2"))
+_IMAGES = ("images", "image", "image_url", "video", "videos", "audio", "audios")
+_SYSTEMS = ("system", "system_prompt")
+_ALL_PROMPTS = frozenset({*_PROMPTS, *_CONVERSATIONS})
+_ONE_ANSWER = frozenset({"completion", "response", "output", "answer", *_CONVERSATIONS})
+_KEYS_OF_SIDE_TABLES = frozenset({"id", "idx", "index", "prompt_id", "uid", "source", "category"})
+
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+class _RowRefused(Exception):  # noqa: N818 - it never leaves this file
+    def __init__(self, code: str, detail: str = "") -> None:
+        self.refusal = Refusal(code, detail)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Raw values of one row, each text, a message or a list of messages; the prompt may be None."""
+
+    prompt: Any
+    chosen: Any
+    rejected: Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows that have one of `prompt` (if any are listed) and one pair of `sides`; `read` finds the three values."""
+
+    name: str
+    prompt: tuple[str, ...]
+    sides: tuple[tuple[str, str], ...]
+    read: Callable[[Row, str, str, str], _Sides]
+
+
+def read_pair(row: Row, columns: Columns | None = None) -> Pair | Refusal:
+    """The pair in a row, or why there is none; `columns` names the columns of unknown shapes."""
+    try:
+        _refuse_images(row)
+        return _to_pair(_find_sides(row, columns))
+    except _RowRefused as refused:
+        return refused.refusal
+
+
+def _find_sides(row: Row, columns: Columns | None) -> _Sides:
+    if columns is not None:
+        named = (columns.prompt, columns.chosen, columns.rejected)
+        missing = [name for name in named if name not in row]
+        if not missing:
+            return _Sides(*(row[name] for name in named))
+        # A second source (often `eval`) may come in a shape of its own; half a match is a spelling mistake.
+        if len(missing) < len(named):
+            raise _RowRefused("missing-column", f"{', '.join(missing)} is not among {_names(row)}")
+    present = {name for name, value in row.items() if value is not None}
+    for shape in SHAPES:
+        sides = next((pair for pair in shape.sides if present.issuperset(pair)), None)
+        prompt = _find_prompt(present, shape) if sides else None
+        if sides is not None and prompt is not None:
+            return shape.read(row, prompt, *sides)
+    raise _RowRefused(*_why_no_shape(row, present))
+
+
+def _find_prompt(present: Set[str], shape: Shape) -> str | None:
+    """The prompt's column, "" for a shape without one, None where the row does not match."""
+    if not shape.prompt:
+        return ""
+    found = [name for name in shape.prompt if name in present]
+    if len(found) > 1 and found[0] not in ("prompt", "instruction"):
+        raise _RowRefused("unknown-shape", f"{' and '.join(found)} could each be the prompt")
+    return found[0] if found else None
+
+
+def _why_no_shape(row: Row, present: Set[str]) -> tuple[str, str]:
+    """The true reason why a row holds no pair, as code and detail."""
+    if isinstance(row.get("label"), bool) or ("label" in present and present & _ONE_ANSWER):
+        return "unpaired", ""
+    for chosen, rejected in _SIDES:
+        if chosen in row and rejected in row:
+            return ("missing-rejected" if chosen in present else "missing-chosen"), ""
+    for chosen, rejected in _SIDES:
+        if chosen in present:
+            return "missing-rejected", f"found {_names(row)}"
+        if rejected in present:
+            return "missing-chosen", f"found {_names(row)}"
+    if present & _ALL_PROMPTS and present - _ALL_PROMPTS <= _KEYS_OF_SIDE_TABLES:
+        return "prompts-only", ""
+    return "unknown-shape", f"found {_names(row)}"
+
+
+def _refuse_images(row: Row) -> None:
+    found = [name for name in _IMAGES if row.get(name)]
+    if found:
+        raise _RowRefused("images", f"column {found[0]}")
+
+
+def _names(row: Row) -> str:
+    return "columns " + ", ".join(list(row)[:12]) if row else "no columns"
+
+
+# --- how the three values of each shape are found ---------------------------------------------------------------
+
+
+def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+    value = row[prompt]
+    system = next((row[name] for name in _SYSTEMS if isinstance(row.get(name), str) and row[name].strip()), None)
+    if system is not None and isinstance(value, str):
+        value = [{"role": "system", "content": system}, {"role": "user", "content": value}]
+    return _Sides(value, row[chosen], row[rejected])
+
+
+def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+    instruction, extra = _text(row[prompt], prompt), _text(row.get("input") or "", "input")
+    question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+    sides = _read_explicit({**row, prompt: question}, prompt, chosen, rejected)
+    history = row.get("history") or []
+    if not history:
+        return sides
+    try:
+        earlier = [
+            message
+            for asked, answered in history
+            for message in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
+        ]
+    except (TypeError, ValueError) as error:
+        raise _RowRefused("wrong-type", "history is not a list of question and answer pairs") from error
+    now = sides.prompt if isinstance(sides.prompt, list) else [{"role": "user", "content": question}]
+    return _Sides([*now[:-1], *earlier, now[-1]], sides.chosen, sides.rejected)
+
+
+def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+    value = row[prompt]
+    return _Sides(value.get("messages") if isinstance(value, dict) else value, row[chosen], row[rejected])
+
+
+def _read_labelled(row: Row, prompt: str, first: str, second: str) -> _Sides:
+    label = next((row[name] for name in ("label", "preference") if name in row), None)
+    if isinstance(label, bool) or str(label).strip() not in ("1", "2"):
+        raise _RowRefused("wrong-label", f"label {label!r}")
+    better, worse = (first, second) if str(label).strip() == "1" else (second, first)
+    read = _read_alpaca if prompt == "instruction" else _read_explicit
+    return read(row, prompt, better, worse)
+
+
+def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+    better, worse = row[chosen], row[rejected]
+    if isinstance(better, str) and isinstance(worse, str):
+        if _HUMAN in "\n\n" + better.lstrip() and _HUMAN in "\n\n" + worse.lstrip():
+            return _split_dialogues(better, worse)
+        if not row.keys() & _ALL_PROMPTS:
+            code = "prompt-elsewhere" if "prompt_id" in row else "unknown-shape"
+            raise _RowRefused(code, f"found {_names(row)}")
+    return _Sides(None, better, worse)
+
+
+SHAPES = (
+    Shape("two outputs and a label", _PROMPTS, _OUTPUTS, _read_labelled),
+    Shape("OpenAI preference", ("input",), (("preferred_output", "non_preferred_output"),), _read_openai),
+    Shape("ShareGPT conversations", _CONVERSATIONS[:2], _SIDES, _read_explicit),
+    Shape("Alpaca instruction", ("instruction",), _SIDES, _read_alpaca),
+    Shape("prompt and two answers", _PROMPTS, _SIDES, _read_explicit),
+    Shape("prompt inside the answers", (), _SIDES, _read_implicit),
+    Shape("messages and two answers", ("messages",), _SIDES, _read_explicit),
+)
+
+
+# --- Anthropic HH dialogues -------------------------------------------------------------------------------------
+
+
+def _split_dialogues(chosen: str, rejected: str) -> _Sides:
+    """Both dialogues up to their last `Assistant:` are the prompt; what follows are the answers."""
+    (prompt, better), (other, worse) = _cut_dialogue(chosen), _cut_dialogue(rejected)
+    if prompt.strip() != other.strip():
+        raise _RowRefused("different-prompts", 'the dialogues differ before their last "Assistant:"')
+    return _Sides(_read_dialogue(prompt), better, worse)
+
+
+def _cut_dialogue(text: str) -> tuple[str, str]:
+    text = "\n\n" + text.lstrip()
+    prompt, marker, answer = text.rpartition(_ASSISTANT)
+    if not marker or _HUMAN in answer:
+        raise _RowRefused("wrong-roles", "the dialogue does not end with an Assistant turn")
+    return prompt, answer.strip()
+
+
+def _read_dialogue(text: str) -> list[Message]:
+    """Turns of a dialogue; two in a row of one speaker are one turn, as people sometimes typed the role words."""
+    before, *parts = _HH_TURN.split(text)
+    turns: list[Message] = [{"role": "system", "content": before.strip()}] if before.strip() else []
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1]["role"] == role:
+            turns[-1] = {"role": role, "content": f"{turns[-1]['content']}\n\n{said.strip()}"}
+        else:
+            turns.append({"role": role, "content": said.strip()})
+    return turns
+
+
+# --- from raw values to messages --------------------------------------------------------------------------------
+
+
+def _to_pair(sides: _Sides) -> Pair:
+    before_chosen, chosen = _answer(sides.chosen, "chosen")
+    before_rejected, rejected = _answer(sides.rejected, "rejected")
+    if before_chosen != before_rejected:
+        raise _RowRefused("different-prompts", "the messages before the last answer differ")
+    prompt = _prompt(sides.prompt)
+    return Pair(_join(prompt, before_chosen), chosen, rejected)
+
+
+def _join(prompt: list[Message], context: list[Message]) -> list[Message]:
+    """One conversation from an explicit prompt and the messages that stand before the last answer."""
+    if not prompt or not context:
+        if not prompt and not context:
+            raise _RowRefused("missing-prompt")
+        return prompt or context
+    if context[0]["role"] == "assistant":
+        return prompt + context
+    questions = [message["content"].strip() for message in context if message["role"] == "user"]
+    if context[: len(prompt)] == prompt or (prompt[-1]["content"].strip() in (questions[:1] + questions[-1:])):
+        return context
+    raise _RowRefused("different-prompts", "the prompt is not the one inside the answers")
+
+
+def _prompt(value: Any) -> list[Message]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        if value.startswith(_HUMAN) and value.rstrip().endswith(_ASSISTANT.strip()):
+            return _read_dialogue(value.rstrip().removesuffix(_ASSISTANT.strip()).rstrip())
+        return [{"role": "user", "content": value}]
+    return _messages(value, "prompt")
+
+
+def _answer(value: Any, side: str) -> tuple[list[Message], str]:
+    """The messages before the last answer, and that answer."""
+    if value is None or value == []:
+        raise _RowRefused(f"missing-{side}")
+    if isinstance(value, str):
+        return [], value
+    messages = _messages(value, side)
+    if messages[-1]["role"] != "assistant":
+        raise _RowRefused("wrong-roles", f"{side} ends with a turn of role {messages[-1]['role']!r}")
+    return messages[:-1], messages[-1]["content"]
+
+
+def _messages(value: Any, column: str) -> list[Message]:
+    values = value if isinstance(value, list) else [value]
+    return [_message(item, column, "user" if column == "prompt" else "assistant") for item in values]
+
+
+def _message(value: Any, column: str, default_role: str) -> Message:
+    if not isinstance(value, dict):
+        raise _RowRefused("wrong-type", f"{column} holds {type(value).__name__}, not text or messages")
+    name = next((value[key] for key in _ROLE_KEYS if value.get(key) is not None), default_role)
+    role = ROLES.get(str(name).lower())
+    if role is None:
+        raise _RowRefused("wrong-roles", f"role {str(name)!r} in {column}")
+    content = next((value[key] for key in _TEXT_KEYS if value.get(key) is not None), None)
+    return {"role": role, "content": _text(content, column)}
+
+
+def _text(value: Any, column: str) -> str:
+    """Text, or a list of text parts as multimodal chats write them."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        for part in value:
+            if part.get("type", "text") != "text":
+                raise _RowRefused("images", f"{column} has a part of type {part['type']!r}")
+        return "".join(_text(part.get("text"), column) for part in value)
+    raise _RowRefused("wrong-type", f"{column} holds {type(value).__name__}, not text")

@@ -1,0 +1,39 @@
+"""Rows of a Hugging Face hub dataset, and one line for each way that fails."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from orpo_ray.config.data import Source
+from orpo_ray.errors import DataError
+
+
+def read_hub(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Index and row of one split. Raises DataError when it is unknown, gated or out of reach."""
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(source.source, split=source.split, revision=source.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(explain_hub_error(source, error)) from error
+    yield from enumerate(rows)
+
+
+def explain_hub_error(source: Source, error: Exception) -> str:
+    """What went wrong and what to do, from whatever the hub libraries raised."""
+    name, text = source.source, " ".join(str(error).split())
+    chain = f"{text} {error.__cause__ or ''} {type(error).__name__}".lower()
+    if "gated" in chain:
+        page = f"https://huggingface.co/datasets/{name}"
+        return f"hub dataset {name} is gated: accept its terms on {page} and log in with `hf auth login`"
+    if "offline" in chain:
+        return (
+            f"hub dataset {name} is not in the local cache and this machine is offline (HF_HUB_OFFLINE): "
+            "fetch it once while online, or name a local file"
+        )
+    if "split" in chain and "should be one of" in chain:
+        return f"hub dataset {name} has no split {source.split!r}: {text}"
+    if type(error).__name__ == "DatasetNotFoundError":
+        return f"{name} is neither a local file nor a hub dataset this account can read (private ones: `hf auth login`)"
+    if isinstance(error, ConnectionError):
+        return f"hub dataset {name} cannot be reached and is not in the local cache: {text}"
+    return f"hub dataset {name} cannot be loaded: {text[:300]}"

@@ -1,0 +1,264 @@
+"""Preference pairs in, prepared artifact out; the parallel part runs on Ray Data.
+
+The order: read the raw rows and hash them with the settings; a matching artifact is used as it is, without Ray.
+Otherwise recognise, check, render and tokenise in parallel; then drop duplicates, quarantine bad rows, split, write.
+"""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from orpo_ray.config.data import DataConfig, Source
+from orpo_ray.data.checks import OVERLONG, explain
+from orpo_ray.data.pairs import Refusal
+from orpo_ray.data.rows import RAW, RowProcessor, refuse_whole_file
+from orpo_ray.data.select import Selection, select_pairs
+from orpo_ray.data.sources import RawRow, read_rows, source_labels
+from orpo_ray.data.store import BATCH_ROWS, Artifact, Summary, content_hash, find_artifact, write_artifact
+from orpo_ray.data.summary import describe, summarise
+from orpo_ray.data.tokenise import Limits, PairTokeniser
+from orpo_ray.errors import DataError
+
+_BLOCK_ROWS = 512
+_BLOCK_BYTES = 2**20
+_TOP_REASONS = 3
+_OBJECT_STORE_BYTES = (256 * 2**20, 2 * 2**30)
+
+
+@dataclass(frozen=True)
+class _RawSource:
+    """All raw rows of one source, and the hash of their content."""
+
+    source: Source
+    label: str
+    split: str
+    blocks: list[pa.Table]
+    digest: str
+
+    @property
+    def rows(self) -> int:
+        return sum(block.num_rows for block in self.blocks)
+
+    def __iter__(self) -> Iterator[RawRow]:
+        for block in self.blocks:
+            for row in block.to_pylist():
+                yield RawRow(row["line"], row["text"], row["problem"])
+
+
+def prepare(
+    data: DataConfig,
+    tokenizer: Any,
+    tokenizer_fingerprint: str,
+    storage: Path,
+    seed: int,
+    announce: Callable[[str], None],
+) -> Artifact:
+    """Turn the sources of a run into tokenised pairs, or find them already made.
+
+    `tokenizer` has its chat template set; `tokenizer_fingerprint` stands for its files. `announce` gets one line for
+    each thing the user should know. Ray is started if it is not running, and left running for the caller.
+    Raises DataError for what cannot be read, for too many bad rows, and where no pair is left.
+    """
+    PairTokeniser(tokenizer)
+    sources = _read_all(data)
+    settings = _settings(data, tokenizer, tokenizer_fingerprint, seed)
+    digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
+    found = find_artifact(storage, digest, announce)
+    if found is not None:
+        announce(f"prepared data found in {found.path}")
+    else:
+        for raw in sources:
+            refuse_whole_file(raw.source.source, raw, data.columns)
+        rows = _process(sources, tokenizer, data)
+        _refuse_bad_data(rows, sources, data)
+        selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
+        origins = [(raw.source, raw.label, raw.split) for raw in sources]
+        summary = summarise(rows, selection, origins, not data.eval, digest, settings)
+        _refuse_empty(summary, data)
+        found = _write(storage, summary, rows, sources, selection)
+    for line in describe(found.summary):
+        announce(line)
+    return found
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+def _read_all(data: DataConfig) -> list[_RawSource]:
+    everything = [*data.train, *data.eval]
+    labels = source_labels(everything)
+    splits = ["train"] * len(data.train) + ["eval"] * len(data.eval)
+    return [
+        _read_source(number, source, label, split)
+        for number, (source, label, split) in enumerate(zip(everything, labels, splits, strict=True))
+    ]
+
+
+def _read_source(number: int, source: Source, label: str, split: str) -> _RawSource:
+    content = hashlib.sha256()
+    blocks: list[pa.Table] = []
+    open_rows: list[dict[str, Any]] = []
+    size = 0
+    for row in read_rows(source):
+        content.update(f"{row.line}:{row.problem}:{len(row.text)}:".encode() + row.text)
+        open_rows.append({"source": number, "line": row.line, "text": row.text, "problem": row.problem})
+        size += len(row.text)
+        if len(open_rows) == _BLOCK_ROWS or size > _BLOCK_BYTES:
+            blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
+            open_rows, size = [], 0
+    if open_rows:
+        blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
+    if not blocks:
+        raise DataError(f"{source.source}: no rows in it")
+    return _RawSource(source, label, split, blocks, content.hexdigest())
+
+
+def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed: int) -> dict[str, Any]:
+    """All that shapes the artifact but the rows; the seed only where something is drawn."""
+    draws = not data.eval or any(source.weight % 1 for source in data.train)
+    policies = data.model_dump(mode="json", exclude={"train", "eval", "eval_fraction"})
+    return {
+        **policies,
+        "eval_fraction": None if data.eval else data.eval_fraction,
+        "weights": [source.weight for source in data.train],
+        "tokenizer": tokenizer_fingerprint,
+        "chat_template": tokenizer.chat_template,
+        "seed": seed if draws else None,
+    }
+
+
+# --- the parallel part ------------------------------------------------------------------------------------------
+
+
+def _process(sources: Sequence[_RawSource], tokenizer: Any, data: DataConfig) -> pa.Table:
+    """RESULT rows of all sources, in order."""
+    blocks = [block for raw in sources for block in raw.blocks]
+    _start_ray(sum(block.nbytes for block in blocks))
+    import ray
+
+    limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
+    processor = ray.put(RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns))
+    with _quiet_ordered_context():
+        # Tasks, not actors: they need no CPU of their own, and the next preparation finds the processes warm.
+        processed = ray.data.from_arrow(blocks).map_batches(
+            partial(_process_block, processor), batch_size=None, batch_format="pyarrow"
+        )
+        return pa.concat_tables(processed.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+def _process_block(processor: Any, block: pa.Table) -> pa.Table:
+    """Runs in a Ray worker: one process a core, so the tokenizer must not start threads of its own."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return _get_processor(processor)(block)
+
+
+@lru_cache(maxsize=1)
+def _get_processor(reference: Any) -> RowProcessor:
+    """The processor behind an object reference; unpacking a large vocabulary for each block would cost more than it."""
+    import ray
+
+    processor: RowProcessor = ray.get(reference)
+    return processor
+
+
+@contextmanager
+def _quiet_ordered_context() -> Iterator[None]:
+    """Ray Data with rows kept in order, and silent but for errors; the caller's settings come back afterwards."""
+    import ray
+
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    console = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
+    levels = [handler.level for handler in console]
+    for handler in console:
+        handler.setLevel(logging.ERROR)
+    try:
+        with ray.data.DataContext.current(context):
+            yield
+    finally:
+        for handler, level in zip(console, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _start_ray(raw_bytes: int) -> None:
+    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; nothing where it already runs."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    import ray.data
+
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        return
+    # Rows go in as text and come out as token ids; more than this spills to disk, which is slower but works.
+    least, most = _OBJECT_STORE_BYTES
+    ray.init(object_store_memory=min(max(4 * raw_bytes, least), most), **quiet)
+
+
+# --- judging and writing ----------------------------------------------------------------------------------------
+
+
+def _refuse_bad_data(rows: pa.Table, sources: Sequence[_RawSource], data: DataConfig) -> None:
+    """Raise DataError where the user's policies say that such data must not be trained on."""
+    failures = [row for row in rows.select(["source", "line", "code", "detail"]).to_pylist() if row["code"]]
+    overlong = next((row for row in failures if row["code"] == OVERLONG), None)
+    if overlong and data.overlong == "error":
+        raise DataError(f"{_where(overlong, sources)} (data.overlong is error)")
+    bad = [row for row in failures if row["code"] != OVERLONG]
+    if bad and data.bad_rows == "fail":
+        raise DataError(f"{_where(bad[0], sources)} (data.bad_rows is fail)")
+    if len(bad) > data.max_bad_fraction * rows.num_rows:
+        top = Counter(row["code"] for row in bad).most_common(_TOP_REASONS)
+        first = {code: next(row for row in bad if row["code"] == code) for code, _ in top}
+        reasons = "; ".join(f"{count} x {code}, first {_where(first[code], sources)}" for code, count in top)
+        raise DataError(
+            f"{len(bad)} of {rows.num_rows} rows are bad, more than data.max_bad_fraction ({data.max_bad_fraction:g}) "
+            f"allows: {reasons}"
+        )
+
+
+def _where(row: dict[str, Any], sources: Sequence[_RawSource]) -> str:
+    return f"{sources[row['source']].source.source}:{row['line']}: {explain(Refusal(row['code'], row['detail']))}"
+
+
+def _refuse_empty(summary: Summary, data: DataConfig) -> None:
+    for split, count in (("train", summary.train), ("eval", summary.eval)):
+        if not count and (split == "train" or data.eval):
+            why = f"; {summary.overlong} are overlong" if summary.overlong else ""
+            raise DataError(f"data.{split}: no usable pair is left of {summary.read} rows{why}")
+
+
+def _write(
+    storage: Path, summary: Summary, rows: pa.Table, sources: Sequence[_RawSource], selection: Selection
+) -> Artifact:
+    quarantine = (
+        {
+            "file": sources[row["source"]].source.source,
+            "line": row["line"],
+            "reason": row["code"],
+            "detail": row["detail"],
+            "split": sources[row["source"]].split,
+        }
+        for row in rows.select(["source", "line", "code", "detail"]).to_pylist()
+        if row["code"] not in ("", OVERLONG)
+    )
+    return write_artifact(storage, summary, _taken(rows, selection.train), _taken(rows, selection.eval), quarantine)
+
+
+def _taken(rows: pa.Table, indices: Sequence[int]) -> Iterator[pa.Table]:
+    """The chosen rows, a batch at a time, so that no second copy of everything is held."""
+    for start in range(0, len(indices), BATCH_ROWS):
+        yield rows.take(pa.array(indices[start : start + BATCH_ROWS], type=pa.int64()))

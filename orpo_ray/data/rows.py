@@ -1,0 +1,142 @@
+"""Raw rows in, tokenised pairs or reasons out: the step that runs in parallel, one Arrow block at a time."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from orpo_ray.config.data import Columns
+from orpo_ray.data.checks import WHOLE_FILE, check_pair, explain
+from orpo_ray.data.formats import read_pair
+from orpo_ray.data.pairs import Pair, Refusal, Row, TokenPair
+from orpo_ray.data.sources import RawRow
+from orpo_ray.data.store import SCHEMA
+from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
+from orpo_ray.errors import DataError
+
+RAW = pa.schema([("source", pa.int32()), ("line", pa.int64()), ("text", pa.large_binary()), ("problem", pa.string())])
+"""A raw row: number of its source, line, JSON text, and what its reader found wrong with it."""
+
+RESULT = pa.schema(
+    [
+        ("source", pa.int32()),
+        ("line", pa.int64()),
+        ("code", pa.string()),
+        ("detail", pa.string()),
+        *SCHEMA,
+        ("pair_key", pa.binary()),
+        ("prompt_key", pa.binary()),
+        ("multi_turn", pa.bool_()),
+        ("truncated", pa.bool_()),
+    ]
+)
+"""A row's outcome: an empty `code` and token ids, or why it is not used; the keys find equal pairs and prompts."""
+
+_SNIFFED_ROWS = 20
+_KEY_BYTES = 16
+
+
+class RowProcessor:
+    """Recognises, checks, renders and tokenises blocks of raw rows; built once in each worker process."""
+
+    def __init__(self, tokenizer: Any, labels: Sequence[str], limits: Limits, columns: Columns | None) -> None:
+        self._tokeniser = PairTokeniser(tokenizer)
+        self._labels = labels
+        self._limits = limits
+        self._columns = columns
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """RAW rows to RESULT rows, in order."""
+        raw = block.to_pylist()
+        read = [_read(row["text"], row["problem"], self._columns) for row in raw]
+        ids = [f"{self._labels[row['source']]}:{row['line']}" for row in raw]
+        usable = [(pair, pair_id) for pair, pair_id in zip(read, ids, strict=True) if isinstance(pair, Pair)]
+        tokens = iter(self._tokeniser.pairs([pair for pair, _ in usable], [pair_id for _, pair_id in usable]))
+        outcomes = [
+            self._outcome(found, next(tokens)) if isinstance(found, Pair) else _refused(found) for found in read
+        ]
+        rows = [
+            {"source": row["source"], "line": row["line"], "pair_id": pair_id, **outcome}
+            for row, pair_id, outcome in zip(raw, ids, outcomes, strict=True)
+        ]
+        return pa.Table.from_pylist(rows, schema=RESULT)
+
+    def _outcome(self, pair: Pair, tokens: TokenPair | Refusal) -> dict[str, Any]:
+        if isinstance(tokens, Refusal):
+            return _refused(tokens)
+        fitted = fit(tokens, self._limits, self._tokeniser.bos_id)
+        if isinstance(fitted, Refusal):
+            return _refused(fitted)
+        prompt = [[message["role"], message["content"].strip()] for message in pair.prompt]
+        return {
+            "code": "",
+            "detail": "",
+            "prompt": fitted.prompt,
+            "chosen": fitted.chosen,
+            "rejected": fitted.rejected,
+            "pair_key": _key(pair.prompt, pair.chosen, pair.rejected),
+            "prompt_key": _key(prompt),
+            "multi_turn": pair.multi_turn,
+            "truncated": len(fitted.prompt) < len(tokens.prompt),
+        }
+
+
+def parse_row(text: bytes, problem: str = "") -> Row | Refusal:
+    """The JSON object in one row's text, or why there is none."""
+    if problem:
+        return Refusal(problem)
+    try:
+        row = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        return Refusal("invalid-utf8", f"byte {error.start + 1} of the row")
+    except _DuplicateKeyError as error:
+        return Refusal("duplicate-key", str(error))
+    except json.JSONDecodeError as error:
+        return Refusal("not-json", f"{error.msg}, column {error.colno}")
+    except (ValueError, RecursionError) as error:
+        return Refusal("not-json", type(error).__name__)
+    return row if isinstance(row, dict) else Refusal("not-an-object", f"a {type(row).__name__}")
+
+
+def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None) -> None:
+    """Raise DataError when the first rows agree that this is not a file of pairs."""
+    refusals = []
+    for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False):
+        row = parse_row(raw.text, raw.problem)
+        if isinstance(row, dict):
+            found = read_pair(row, columns)
+            if not (isinstance(found, Refusal) and found.code in WHOLE_FILE):
+                return
+            refusals.append(found)
+    if refusals:
+        raise DataError(f"{name}: {explain(refusals[0])}")
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _unique(items: list[tuple[str, Any]]) -> Row:
+    row = dict(items)
+    if len(row) < len(items):
+        names = [name for name, _ in items]
+        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
+    return row
+
+
+def _read(text: bytes, problem: str, columns: Columns | None) -> Pair | Refusal:
+    row = parse_row(text, problem)
+    pair = row if isinstance(row, Refusal) else read_pair(row, columns)
+    return pair if isinstance(pair, Refusal) else check_pair(pair) or pair
+
+
+def _refused(refusal: Refusal) -> dict[str, Any]:
+    # A detail may quote broken text; Arrow holds valid UTF-8 only.
+    detail = refusal.detail.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    return {"code": refusal.code, "detail": detail}
+
+
+def _key(*parts: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=_KEY_BYTES).digest()

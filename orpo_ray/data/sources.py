@@ -1,0 +1,256 @@
+"""Raw rows of a source, each with the line it stands on; nothing is interpreted here."""
+
+import csv
+import difflib
+import gzip
+import io
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orpo_ray.config.data import Source
+from orpo_ray.data.hub import read_hub
+from orpo_ray.errors import DataError
+
+_BOM = b"\xef\xbb\xbf"
+_PARQUET_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as JSON text, with its line (its number where a file has no lines) and a reader's complaint, if any."""
+
+    line: int
+    text: bytes
+    problem: str = ""
+
+
+def read_rows(source: Source) -> Iterator[RawRow]:
+    """Rows of a file, URL or hub dataset in order, at most `limit`. Raises DataError when it cannot be read."""
+    name = source.source
+    if "://" in name:
+        rows = _read_file(name, PurePosixPath(urlsplit(name).path).name)
+    elif is_path(name):
+        path = _existing(Path(name).expanduser())
+        rows = _read_file(str(path), path.name)
+    else:
+        rows = (RawRow(index, _dump(row)) for index, row in read_hub(source))
+    return itertools.islice(rows, source.limit)
+
+
+def source_labels(sources: Sequence[Source]) -> list[str]:
+    """Short names for pair ids: the file name, or as much of the path as tells the sources apart."""
+    parts = [_label_parts(source, sources) for source in sources]
+    labels = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        depth = next((d for d in range(1, len(own) + 1) if all(other[-d:] != own[-d:] for other in others)), len(own))
+        labels.append("/".join(own[-depth:]))
+    return labels
+
+
+def is_path(name: str) -> bool:
+    """Whether a source names a local file; one that exists wins over a hub dataset of the same name."""
+    looks_like_one = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or _reader(name) is not None
+    return looks_like_one or Path(name).exists()
+
+
+def _hub_label(source: Source, sources: Sequence[Source]) -> str:
+    """The name; with split and revision where another source takes other rows of the same dataset."""
+    rows = {(other.revision, other.split) for other in sources if other.source == source.source}
+    revision = f"@{source.revision}" if source.revision else ""
+    return source.source if len(rows) == 1 else f"{source.source}{revision}/{source.split}"
+
+
+def _label_parts(source: Source, sources: Sequence[Source]) -> tuple[str, ...]:
+    name = source.source
+    if "://" in name:
+        return PurePosixPath(urlsplit(name).path).parts
+    return Path(name).expanduser().absolute().parts if is_path(name) else (_hub_label(source, sources),)
+
+
+def _existing(path: Path) -> Path:
+    """The path if it is a file. Raises DataError with the nearest name that is there."""
+    if path.is_file():
+        return path
+    if path.is_dir():
+        files = sorted(entry.name for entry in path.iterdir() if _reader(entry.name))
+        raise DataError(f"{path} is a directory; name a file in it" + (f", such as {files[0]}" if files else ""))
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: no such file (there is no directory {path.parent})")
+    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1)
+    raise DataError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _read_file(location: str, name: str) -> Iterator[RawRow]:
+    reader = _reader(name)
+    if reader is None:
+        raise DataError(f"{location}: unknown kind of file; use .jsonl, .json, .parquet or .csv (text also as .gz)")
+    line = 0
+    try:
+        with _open(location) as stream:
+            for row in reader(_unzipped(stream, name)):
+                line = row.line
+                yield row
+    except DataError:
+        raise
+    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error, pa.ArrowException, OSError, ValueError) as error:
+        kind = next((text for types, text in _FAILURES.items() if isinstance(error, types)), "cannot be read")
+        after = f" after line {line}" if line else ""
+        raise DataError(f"{location}: {kind}{after}: {_first_line(error)}") from error
+
+
+@contextmanager
+def _open(location: str) -> Iterator[IO[bytes]]:
+    """A local or remote file; only remote ones need fsspec and its backends."""
+    if "://" not in location:
+        with Path(location).open("rb") as stream:
+            yield stream
+        return
+    import fsspec
+
+    try:
+        opened = fsspec.open(location, "rb").open()
+    except ImportError as error:
+        raise DataError(f"{location}: a Python package is missing: {_first_line(error)}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{location}: cannot be opened: {_first_line(error)}") from error
+    with opened as stream:
+        yield stream
+
+
+def _unzipped(stream: IO[bytes], name: str) -> IO[bytes]:
+    return gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream  # type: ignore[return-value]
+
+
+def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
+    suffix = PurePosixPath(name.removesuffix(".gz")).suffix.lower()
+    return _READERS.get(suffix) if not (name.endswith(".gz") and suffix == ".parquet") else None
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------
+
+
+def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
+    """JSON lines or one array, whatever the suffix says: many .json files hold lines, some .jsonl files an array."""
+    first, number = stream.readline().removeprefix(_BOM), 1
+    while first and not first.strip():
+        first, number = stream.readline(), number + 1
+    if first.lstrip()[:1] in (b"[", b"{") and (first.lstrip()[:1] == b"[" or not _is_json(first)):
+        rest = stream.read()
+        if _is_array(first, rest) or _is_json(first + rest):
+            yield from _elements(first + rest)
+            return
+        stream = io.BytesIO(rest)
+    yield from _lines(itertools.chain([first] if first else [], stream), number)
+
+
+def _is_array(first: bytes, rest: bytes) -> bool:
+    """An array over the whole file, and not lines of which the first happens to hold a list."""
+    return first.lstrip().startswith(b"[") and (not rest.strip() or not _is_json(first))
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _lines(lines: Iterable[bytes], number: int) -> Iterator[RawRow]:
+    """Lines end with a line feed and nothing else: U+2028 and its like stand inside texts."""
+    for line, text in enumerate(lines, number):
+        if text.strip():
+            yield RawRow(line, text.strip())
+
+
+def _elements(data: bytes) -> Iterator[RawRow]:
+    """Elements of an array, or the one value there is; numbered from 1, their text left as it is."""
+    # surrogateescape: a wrong byte condemns its own row, not the file; encoding it again restores the byte.
+    text = data.decode("utf-8", errors="surrogateescape").strip()
+    if not text.startswith("["):
+        yield RawRow(1, text.encode("utf-8", errors="surrogateescape"))
+        return
+    decoder, position, number = json.JSONDecoder(), 1, 0
+    while (position := _skip(text, position, " \t\r\n")) < len(text) and text[position] != "]":
+        number += 1
+        try:
+            _, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"element {number} is not valid JSON: {error}") from error
+        yield RawRow(number, text[position:end].encode("utf-8", errors="surrogateescape"))
+        position = _skip(text, end, " \t\r\n")
+        if text[position : position + 1] == ",":
+            position += 1
+        elif text[position : position + 1] != "]":
+            raise ValueError(f"the array breaks off after element {number}")
+    if text[position:] != "]":
+        raise ValueError(f"the array does not end after element {number}")
+
+
+def _skip(text: str, position: int, characters: str) -> int:
+    while position < len(text) and text[position] in characters:
+        position += 1
+    return position
+
+
+# --- CSV and Parquet --------------------------------------------------------------------------------------------
+
+
+def _read_csv(stream: IO[bytes]) -> Iterator[RawRow]:
+    """Rows of a CSV with a header; strict, because a quote left open would swallow the rest of the file."""
+    csv.field_size_limit(sys.maxsize)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    records = csv.reader(text, strict=True)
+    header = next(records, [])
+    if len(set(header)) < len(header):
+        raise csv.Error("the header names a column twice")
+    line = records.line_num + 1
+    for record in records:
+        if record:
+            complete = len(record) == len(header)
+            row = dict(zip(header, record, strict=False))
+            yield RawRow(line, _dump(row), "" if complete else "ragged-row")
+        line = records.line_num + 1
+
+
+def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
+    numbers = itertools.count(1)
+    for batch in pq.ParquetFile(stream).iter_batches(batch_size=_PARQUET_ROWS):
+        for row in batch.to_pylist():
+            yield RawRow(next(numbers), _dump(row))
+
+
+def _dump(row: dict[str, Any]) -> bytes:
+    # Images, dates and bytes become their type's name: no recognised column may hold them.
+    return json.dumps(row, ensure_ascii=True, default=lambda value: {"type": type(value).__name__}).encode()
+
+
+def _first_line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0]
+
+
+_FAILURES: dict[tuple[type[Exception], ...], str] = {
+    (EOFError, gzip.BadGzipFile, zlib.error): "the gzip data is damaged",
+    (csv.Error,): "not valid CSV",
+    (pa.ArrowException,): "not a readable Parquet file",
+}
+_READERS = {
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,94 @@
+"""The counts of a preparation, and how they read to a person."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from orpo_ray.config.data import Source
+from orpo_ray.data.checks import OVERLONG, REASONS
+from orpo_ray.data.select import Selection
+from orpo_ray.data.store import Summary
+
+
+def summarise(
+    rows: pa.Table,
+    selection: Selection,
+    origins: Sequence[tuple[Source, str, str]],
+    held_out: bool,
+    digest: str,
+    settings: dict[str, Any],
+) -> Summary:
+    """Count processed rows by what became of them; `origins` names source, label and split of each source number."""
+    codes, sources = rows["code"].to_pylist(), rows["source"].to_pylist()
+    multi_turn, truncated = rows["multi_turn"].to_pylist(), rows["truncated"].to_pylist()
+    bad = Counter(code for code in codes if code and code != OVERLONG)
+    return Summary(
+        hash=digest,
+        settings=settings,
+        sources=_per_source(codes, sources, selection, origins),
+        read=rows.num_rows,
+        train=len(selection.train),
+        eval=len(selection.eval),
+        bad=dict(bad.most_common()),
+        overlong=codes.count(OVERLONG),
+        truncated=sum(bool(truncated[index]) for index in selection.kept),
+        duplicates=len(selection.duplicates),
+        overlap=selection.overlap,
+        multi_turn=sum(bool(multi_turn[index]) for index in selection.kept),
+        held_out=held_out,
+    )
+
+
+def _per_source(
+    codes: Sequence[str],
+    sources: Sequence[int],
+    selection: Selection,
+    origins: Sequence[tuple[Source, str, str]],
+) -> list[dict[str, Any]]:
+    read, kept = Counter(sources), Counter(sources[index] for index in selection.kept)
+    duplicates = Counter(sources[index] for index in selection.duplicates)
+    overlong = Counter(number for number, code in zip(sources, codes, strict=True) if code == OVERLONG)
+    return [
+        {
+            **source.model_dump(mode="json"),
+            "name": label,
+            "used_for": split,
+            "read": read[number],
+            "kept": kept[number],
+            "duplicates": duplicates[number],
+            "overlong": overlong[number],
+            "bad": read[number] - kept[number] - duplicates[number] - overlong[number],
+        }
+        for number, (source, label, split) in enumerate(origins)
+    ]
+
+
+def describe(summary: Summary) -> list[str]:
+    """What a user should know about prepared data, one thing a line."""
+    weighted = any(source["weight"] != 1 for source in summary.sources)
+    lines = [
+        f"{summary.train} training and {summary.eval} evaluation pairs from {summary.read} rows"
+        + (" (training pairs counted by weight)" if weighted else "")
+    ]
+    lines += [f"{count} bad rows in quarantine.jsonl: {REASONS[code]}" for code, count in summary.bad.items()]
+    if summary.duplicates:
+        lines.append(f"{summary.duplicates} exact duplicates dropped")
+    if summary.overlong:
+        lines.append(f"{summary.overlong} pairs dropped as longer than max_prompt_length or max_length")
+    if summary.truncated:
+        lines.append(f"{summary.truncated} prompts cut on the left to fit")
+    if summary.multi_turn:
+        lines.append(f"{summary.multi_turn} pairs have earlier assistant turns: only the last answer is trained")
+    return lines + _describe_evaluation(summary)
+
+
+def _describe_evaluation(summary: Summary) -> list[str]:
+    if summary.overlap:
+        return [f"warning: {summary.overlap} pairs stand in both train and eval, so evaluation will flatter"]
+    if not summary.held_out:
+        return []
+    if not summary.eval:
+        return ["no data.eval, and all pairs have the same prompt: nothing is held out for evaluation"]
+    return [f"no data.eval: {summary.eval} training pairs are held out for evaluation (seeded, whole prompts)"]

@@ -1,0 +1,207 @@
+"""From a pair to token ids: one template rendering a side, one tokenizer call a batch.
+
+Three promises hold for every pair. The prompt's ids are the very ids generation starts from, whatever the answer.
+Prompt and answer together are the conversation as the template renders it. Each answer ends with exactly one end token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import TemplateError
+
+from orpo_ray.data.checks import OVERLONG
+from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
+from orpo_ray.errors import DataError
+
+# Texts to put before an answer that is tokenised apart, where a tokenizer would mark the start of a text.
+_ANCHORS = ("\n", ".", "a")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Lengths in tokens, and what to do with a pair that exceeds them."""
+
+    max_prompt_length: int
+    max_length: int
+    overlong: Literal["drop", "truncate-prompt-left", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """Texts of one pair: the prompt up to where generation starts, the answers without their end token."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class PairTokeniser:
+    """Applies one tokenizer, whose chat template is set, to batches of pairs.
+
+    Raises DataError when the tokenizer has no chat template or names no end token.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.chat_template:
+            raise DataError("the tokenizer has no chat template; set model.chat_template")
+        if tokenizer.eos_token_id is None:
+            raise DataError("the tokenizer names no end token (eos_token), so an answer could never end")
+        self._tokenizer = tokenizer
+        self._end: int = tokenizer.eos_token_id
+        self._end_text: str = tokenizer.eos_token
+        self._bos: int | None = tokenizer.bos_token_id
+        self._adds_bos = self._bos is not None and list(tokenizer("a")["input_ids"])[:1] == [self._bos]
+        self._marks_start = self._finds_start_marker()
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token a prompt starts with where the template or the tokenizer wants one."""
+        return self._bos
+
+    def prompts(self, conversations: Sequence[list[Message]]) -> list[list[int]]:
+        """Token ids generation starts from, one list a conversation. Raises DataError where the template refuses."""
+        texts = [self._render(messages, generation=True) for messages in conversations]
+        for text in texts:
+            if isinstance(text, Refusal):
+                raise DataError(f"the chat template refuses a conversation: {text.detail}")
+        return [self._with_bos(ids) for ids in self._encode([str(text) for text in texts])]
+
+    def pairs(self, pairs: Sequence[Pair], pair_ids: Sequence[str]) -> list[TokenPair | Refusal]:
+        """Token ids of each pair, or why there are none; in order."""
+        rendered = [self._render_pair(pair) for pair in pairs]
+        usable = [texts for texts in rendered if isinstance(texts, _Rendered)]
+        tokens = iter(self._tokenise(usable))
+        return [
+            texts if isinstance(texts, Refusal) else self._finish(pair_id, *next(tokens))
+            for pair_id, texts in zip(pair_ids, rendered, strict=True)
+        ]
+
+    def _render(self, messages: list[Message], generation: bool) -> str | Refusal:
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        except TemplateError as error:
+            return Refusal("template-refused", str(error))
+        return str(text)
+
+    def _render_pair(self, pair: Pair) -> _Rendered | Refusal:
+        prompt = self._render(pair.prompt, generation=True)
+        if isinstance(prompt, Refusal):
+            return prompt
+        chosen = self._render_answer(pair.prompt, prompt, pair.chosen, "empty-chosen")
+        if isinstance(chosen, Refusal):
+            return chosen
+        rejected = self._render_answer(pair.prompt, prompt, pair.rejected, "empty-rejected")
+        if isinstance(rejected, Refusal):
+            return rejected
+        return _Rendered(prompt, chosen, rejected)
+
+    def _render_answer(self, messages: list[Message], prompt: str, answer: str, if_empty: str) -> str | Refusal:
+        """The text that generation should continue the prompt with, up to the end token."""
+        answer = self._without_end(answer)
+        if not answer.strip():
+            return Refusal(if_empty, "nothing but the end token")
+        whole = self._render([*messages, {"role": "assistant", "content": answer}], generation=False)
+        if isinstance(whole, Refusal):
+            return whole
+        if not whole.startswith(prompt) or answer.strip() not in whole[len(prompt) :]:
+            return Refusal("template-rewrites")
+        rest = whole[len(prompt) :]
+        end = rest.rfind(self._end_text)
+        # A template without an end token still closes the turn, often with a line break nobody should learn.
+        return rest[:end] if end >= 0 else rest.rstrip()
+
+    def _without_end(self, answer: str) -> str:
+        """Some files keep the end token in the answer; the template writes it too, and it must stand there once."""
+        while answer.rstrip().endswith(self._end_text):
+            answer = answer.rstrip().removesuffix(self._end_text)
+        return answer
+
+    def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], list[int], list[int]]]:
+        """Prompt, chosen and rejected ids without end tokens; all texts in one or two tokenizer calls.
+
+        Tokenised together with its prompt an answer comes out as it stands in context. But a merge over the boundary,
+        or another split of the prompt's last white space, would give a prompt that generation never starts from:
+        such answers are tokenised apart.
+        """
+        count = len(texts)
+        encoded = self._encode(
+            [t.prompt for t in texts] + [t.prompt + t.chosen for t in texts] + [t.prompt + t.rejected for t in texts]
+        )
+        prompts = encoded[:count]
+        wholes, answers = encoded[count:], [t.chosen for t in texts] + [t.rejected for t in texts]
+        results: list[list[int]] = []
+        apart: list[int] = []
+        for index, whole in enumerate(wholes):
+            prompt = prompts[index % count]
+            results.append(whole[len(prompt) :])
+            if whole[: len(prompt)] != prompt:
+                apart.append(index)
+        for index, ids in zip(apart, self._encode_apart([answers[index] for index in apart]), strict=True):
+            results[index] = ids
+        return list(zip(prompts, results[:count], results[count:], strict=True))
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def _finds_start_marker(self) -> bool:
+        """Whether the tokenizer marks the start of a text, as Llama 2's does with its leading-space sign."""
+        alone, anchor, together = self._encode(["a", "\n", "\na"])
+        return together[len(anchor) :] != alone
+
+    def _encode_apart(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts that continue another text: without the marker of a text's start."""
+        if not texts or not self._marks_start:
+            return self._encode(texts)
+        results: list[list[int] | None] = [None] * len(texts)
+        for anchor in _ANCHORS:
+            open_ = [index for index, ids in enumerate(results) if ids is None]
+            anchor_ids, *together = self._encode([anchor, *(anchor + texts[index] for index in open_)])
+            for index, ids in zip(open_, together, strict=True):
+                if ids[: len(anchor_ids)] == anchor_ids:
+                    results[index] = ids[len(anchor_ids) :]
+        # Where every anchor merges with the text (none does so with all three in any known vocabulary) it stands alone.
+        return [self._encode([text])[0] if ids is None else ids for ids, text in zip(results, texts, strict=True)]
+
+    def _finish(self, pair_id: str, prompt: list[int], chosen: list[int], rejected: list[int]) -> TokenPair | Refusal:
+        for name, ids in (("chosen", chosen), ("rejected", rejected)):
+            if self._end in ids:
+                return Refusal("end-token-inside", name)
+        if chosen == rejected:
+            return Refusal("identical", "the chat template makes them so")
+        parts = (self._with_bos(prompt), [*chosen, self._end], [*rejected, self._end])
+        return TokenPair(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """Exactly one start token: templates write it, tokenizers add it, pre-templated prompts repeat it."""
+        if self._bos is None:
+            return ids
+        repeated = next((i for i, (one, two) in enumerate(pairwise([*ids, -1])) if (one, two) != (self._bos,) * 2), 0)
+        ids = ids[repeated:]
+        return [self._bos, *ids] if self._adds_bos and ids[:1] != [self._bos] else ids
+
+
+def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refusal:
+    """The pair within the limits: as it is, with its prompt cut on the left, or refused as overlong."""
+    answer = max(len(pair.chosen), len(pair.rejected))
+    prompt = len(pair.prompt)
+    room = min(limits.max_prompt_length, limits.max_length - answer)
+    if prompt <= room:
+        return pair
+    start = pair.prompt[:1] if bos_id is not None and pair.prompt[:1].tolist() == [bos_id] else pair.prompt[:0]
+    if limits.overlong == "truncate-prompt-left" and room > len(start):
+        return replace(pair, prompt=np.concatenate([start, pair.prompt[prompt - (room - len(start)) :]]))
+    return Refusal(OVERLONG, f"prompt {prompt} tokens, longer answer {answer}")

@@ -1,0 +1,53 @@
+"""A base and what a run made of it, side by side on evaluation pairs and in their own words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from orpo_ray.config import RunConfig
+from orpo_ray.data.store import PairTable
+from orpo_ray.evaluation.generate import greedy_answers
+from orpo_ray.evaluation.preference import evaluate_pairs
+from orpo_ray.models.adapter import load_adapter
+from orpo_ray.models.base import count_quantized, load_base
+from orpo_ray.models.hardware import DTYPES
+from orpo_ray.models.tokenizer import padding_id
+from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.setup import Decisions
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one model scored, by source of the pairs, and what it said."""
+
+    metrics: dict[str, dict[str, float]]
+    answers: list[str]
+    quantized_modules: int
+
+
+def judge_model(
+    config: RunConfig,
+    decisions: Decisions,
+    tokenizer: PreTrainedTokenizerBase,
+    table: PairTable,
+    trained: str | None,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> Judged:
+    """Score the base (`trained` None) or the result of a run, and let it answer `prompts` (token ids) greedily."""
+    model = load_trained(config, decisions, trained)
+    metrics = evaluate_pairs(model, table, padding_id(tokenizer), decisions.tokens_per_microbatch)
+    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens)
+    return Judged(metrics, answers, count_quantized(model))
+
+
+def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -> PairModel:
+    """The base, with the adapter in folder `trained` on it, or, for full training, the model in that folder."""
+    source = config.model
+    if trained is not None and config.adapter.kind == "none":
+        source = source.model_copy(update={"base": trained, "revision": None})
+    base = load_base(source, decisions.device, decisions.dtype, decisions.attention, trainable=False)
+    adapted = trained is not None and config.adapter.kind != "none"
+    model = load_adapter(base, trained, trainable=False) if adapted else base
+    return PairModel(model, None if decisions.dtype == "float32" else DTYPES[decisions.dtype])

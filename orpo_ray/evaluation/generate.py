@@ -1,0 +1,47 @@
+"""Greedy answers: what a model says, which no accuracy tells."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from orpo_ray.training.pair_model import PairModel
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: PairModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """One answer a prompt, given as token ids; decoded without special tokens, in order.
+
+    Prompts are padded on the left in batches of like length.
+    """
+    model.eval()
+    answers: dict[int, str] = {}
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        width = max(len(prompts[index]) for index in chunk)
+        ids = torch.full((len(chunk), width), pad_id)
+        mask = torch.zeros((len(chunk), width), dtype=torch.long)
+        for row, index in enumerate(chunk):
+            ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
+            mask[row, width - len(prompts[index]) :] = 1
+        with torch.autocast(model.device.type, dtype=model.autocast, enabled=model.autocast is not None):
+            out = model.model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_id,
+                eos_token_id=tokenizer.eos_token_id,
+                use_cache=True,
+            )
+        texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+        answers |= dict(zip(chunk, (text.strip() for text in texts), strict=True))
+    return [answers[index] for index in range(len(prompts))]

@@ -1,0 +1,75 @@
+"""The trained part of a model: a fresh LoRA or DoRA adapter, an earlier one to go on from, or every weight."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from orpo_ray.config.model import AdapterConfig
+from orpo_ray.errors import ConfigError
+
+
+def attach_adapter(
+    base: PreTrainedModel, config: AdapterConfig, announce: Callable[[str], None]
+) -> PeftModel | PreTrainedModel:
+    """The model with its trainable part; the base itself when `kind: none` trains every weight."""
+    if config.kind == "none":
+        return base
+    if config.init_from is not None:
+        return _continue_adapter(base, config, announce)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.targets if isinstance(config.targets, str) else list(config.targets),
+        use_dora=config.dora,
+    )
+    try:
+        return get_peft_model(base, lora)
+    except ValueError as error:
+        raise ConfigError(f"adapter.targets: {str(error).splitlines()[0]}") from error
+
+
+def find_adapter(path: str) -> Path:
+    """The adapter folder that a path means: the folder itself, or that of a finished run."""
+    folder = Path(path).expanduser()
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / "adapter_config.json").is_file():
+            return candidate
+    raise ConfigError(f"{path}: no adapter_config.json here or in its folder adapter/; is the run finished?")
+
+
+def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool, dropout: float = 0.0) -> PeftModel:
+    """The base with an adapter from disk on it. Raises ConfigError if the two do not fit."""
+    folder = find_adapter(path)
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ConfigError(f"{folder}: no adapter_model.safetensors; only safetensors adapters are loaded")
+    adapter_config = LoraConfig.from_pretrained(folder)
+    adapter_config.lora_dropout = dropout
+    adapter_config.inference_mode = not trainable
+    try:
+        return PeftModel.from_pretrained(base, folder, config=adapter_config, is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"{folder}: this adapter does not fit the base: {str(error).splitlines()[0]}") from error
+
+
+def _continue_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Callable[[str], None]) -> PeftModel:
+    assert config.init_from is not None
+    folder = find_adapter(config.init_from)
+    found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    _refuse_other_shape(config, found, folder)
+    announce(f"adapter starts from {folder}")
+    return load_adapter(base, config.init_from, trainable=True, dropout=config.dropout)
+
+
+def _refuse_other_shape(config: AdapterConfig, found: dict[str, Any], folder: Path) -> None:
+    """The shape of an adapter is fixed when it is made, so settings that disagree with it are a mistake."""
+    asked = {"r": (config.r, found.get("r")), "alpha": (config.alpha, found.get("lora_alpha"))}
+    asked["dora"] = (config.dora, found.get("use_dora", False))
+    for key, (wanted, stored) in asked.items():
+        if wanted != stored:
+            raise ConfigError(f"adapter.{key}: {wanted} here, but init_from {folder} has {stored}; use the same value")

@@ -1,0 +1,77 @@
+"""The base model: loaded, quantised if asked for, and frozen."""
+
+from pathlib import Path
+
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.models.fingerprint import folder_fingerprint
+from orpo_ray.models.hardware import DTYPES
+from orpo_ray.models.tokenizer import explain_load_error
+
+
+def load_base(config: ModelConfig, device: str, dtype: str, attention: str, *, trainable: bool) -> PreTrainedModel:
+    """The causal language model on its device.
+
+    Frozen in the run's dtype, or, when every weight is trained, in float32: the optimizer needs full precision.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            config.base,
+            revision=config.revision,
+            dtype=torch.float32 if trainable else DTYPES[dtype],
+            attn_implementation=attention,
+            quantization_config=_quantization(config, DTYPES[dtype]),
+            device_map={"": device},
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(explain_load_error(config.base, "model", error)) from error
+    _keep_training_format(model)
+    model.requires_grad_(trainable)
+    model.config.use_cache = False
+    return model
+
+
+def base_fingerprint(config: ModelConfig) -> str:
+    """What identifies the base's weights: the commit of a hub model, the content hash of a local folder."""
+    local = Path(config.base).expanduser()
+    if local.is_dir():
+        return folder_fingerprint(local, ("*.safetensors", "config.json"))
+    try:
+        hub_config = AutoConfig.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    return f"{config.base}@{hub_config._commit_hash}"
+
+
+def count_quantized(model: torch.nn.Module) -> int:
+    """How many modules of a model hold quantised weights, counted on the model itself."""
+    return sum(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules())
+
+
+def _keep_training_format(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights when a CPU with AVX512-BF16 first evaluates.
+
+    The repacked form computes in bfloat16 and has no backward: gradients below it would vanish without an error.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _quantization(config: ModelConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if config.quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+        )
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return None

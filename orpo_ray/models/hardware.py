@@ -1,0 +1,65 @@
+"""What the machine can compute with, and which number format and attention a run takes there."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.errors import ResourceError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device of this process. `flash_attention` means that the flash-attn package is installed."""
+
+    device: str
+    name: str
+    bfloat16: bool
+    flash_attention: bool
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Number format and attention of a run, with the reasons to announce."""
+
+    dtype: str
+    attention: str
+    reasons: tuple[str, ...]
+
+
+def probe_hardware() -> Hardware:
+    """Look at the machine: the first GPU if there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return Hardware(device="cpu", name="CPU", bfloat16=False, flash_attention=False)
+    return Hardware(
+        device=f"cuda:{torch.cuda.current_device()}",
+        name=torch.cuda.get_device_name(),
+        bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
+        flash_attention=importlib.util.find_spec("flash_attn") is not None,
+    )
+
+
+def choose_numerics(config: ModelConfig, hardware: Hardware) -> Numerics:
+    """Decide dtype and attention. Raises ResourceError if the config names what the machine cannot do."""
+    on_gpu = hardware.device != "cpu"
+    dtype, why_dtype = config.dtype, "as configured"
+    if dtype == "auto":
+        dtype = ("bfloat16" if hardware.bfloat16 else "float16") if on_gpu else "float32"
+        why_dtype = f"the best that {hardware.name} computes"
+    if dtype == "float16" and not on_gpu:
+        raise ResourceError("model.dtype: float16 trains only on a GPU, and there is none here; use float32 or auto")
+    if dtype == "bfloat16" and on_gpu and not hardware.bfloat16:
+        raise ResourceError(f"model.dtype: {hardware.name} has no bfloat16; use float16 or auto")
+    attention, why_attention = config.attention, "as configured"
+    flash_fits = hardware.flash_attention and dtype != "float32"
+    if attention == "auto":
+        attention = "flash_attention_2" if flash_fits else "sdpa"
+        why_attention = "flash-attn is installed" if flash_fits else "torch's own attention"
+    if attention == "flash_attention_2" and not flash_fits:
+        raise ResourceError(
+            "model.attention: flash_attention_2 needs a GPU, a 16-bit dtype and the flash-attn package; use auto"
+        )
+    return Numerics(dtype, attention, (f"dtype {dtype}: {why_dtype}", f"attention {attention}: {why_attention}"))

@@ -1,0 +1,70 @@
+"""The tokenizer of a base model, with the chat template that training and generation share."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.errors import ConfigError
+
+# No space after "Assistant:": byte-level tokenizers keep a leading space with the word that follows it.
+PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}{{ 'Human: ' + message['content'] }}"
+    "{% else %}{{ 'Assistant: ' + message['content'] + eos_token }}{% endif %}"
+    "{% if not loop.last %}{{ '\\n\\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+)
+
+
+def load_tokenizer(config: ModelConfig, announce: Callable[[str], None]) -> PreTrainedTokenizerBase:
+    """The tokenizer with its chat template settled. Raises ConfigError if it cannot be loaded or has no end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(explain_load_error(config.base, "tokenizer", error)) from error
+    if tokenizer.eos_token is None:
+        raise ConfigError(
+            f"model.base: the tokenizer of {config.base} names no end token (eos_token); answers need one"
+        )
+    if config.chat_template is not None:
+        tokenizer.chat_template = _read_template(Path(config.chat_template))
+    elif tokenizer.chat_template is None:
+        announce(f"{config.base} has no chat template: using the plain one (Human: ... Assistant: ...)")
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over the vocabulary, the rules and the special tokens; the chat template is not part of it."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
+    special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
+    return hashlib.sha256((backend + special).encode()).hexdigest()
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token id that fills batches; masks come from lengths, so which one it is never matters."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+def explain_load_error(base: str, part: str, error: Exception) -> str:
+    """One line for a base that does not load: a missing folder, a name without access, or broken files."""
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        return f"model.base: no folder {base}"
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"model.base: the {part} of {base} cannot be loaded: {first_line} (is the name right, "
+        "is access granted to this account, is the network reachable or the model in the local cache?)"
+    )
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model.chat_template: {path} cannot be read as a Jinja file: {error}") from error

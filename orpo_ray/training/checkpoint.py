@@ -1,0 +1,136 @@
+"""Checkpoints that know nothing of the number of GPUs: named tensors, plain JSON, a manifest written last.
+
+step-000040/
+    adapter/            the adapter (or the whole model) with tokenizer, loadable by PEFT as it is
+    state.safetensors   per trained parameter: its float32 value and its optimizer state
+    position.json       step, scheduler, random states, metrics
+    MANIFEST.json       size and SHA-256 of each file above
+"""
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.models.fingerprint import file_sha256
+
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"step-\d{6,}")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come, beside its tensors. `metrics` are those of an evaluation at this very step."""
+
+    step: int
+    total_steps: int
+    scheduler_steps: int
+    random_state: dict[str, Any]
+    loss_scale: dict[str, Any] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint as the keeping policy sees it; accuracy and margin are None where it was not evaluated."""
+
+    step: int
+    accuracy: float | None
+    margin: float | None
+
+
+def save(parent: Path, position: Position, write: Callable[[Path], None]) -> Path:
+    """Fill a folder beside its place, write the manifest last, then move it there in one step."""
+    final = parent / f"step-{position.step:06d}"
+    building = parent / f".building-{uuid.uuid4().hex[:8]}"
+    building.mkdir(parents=True)
+    try:
+        write(building)
+        (building / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
+        write_manifest(building)
+        if final.exists():
+            shutil.rmtree(final)
+        building.replace(final)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return final
+
+
+def write_manifest(folder: Path) -> None:
+    """Record size and SHA-256 of every file, and make them durable."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        _sync(path)
+    entries = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in files
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
+    _sync(folder / MANIFEST)
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None if every file is as it was written."""
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in entries.items():
+            path = folder / name
+            if path.stat().st_size != expected["size"] or file_sha256(path) != expected["sha256"]:
+                return f"{name} is not as it was written"
+    except OSError as error:
+        return f"{Path(error.filename).name if error.filename else folder.name} cannot be read"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be understood"
+    return None
+
+
+def newest_whole(parent: Path, announce: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint; what a killed run left half-written is swept away."""
+    for left in parent.glob(".building-*"):
+        shutil.rmtree(left)
+    for folder in reversed(_folders(parent)):
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        announce(f"checkpoint {folder.name} is damaged ({damage}); trying the one before it")
+    return None
+
+
+def read_position(folder: Path) -> Position:
+    """The position that a checkpoint was written at."""
+    return Position(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Delete the checkpoints that the policy does not keep."""
+    folders = {int(folder.name.removeprefix("step-")): folder for folder in _folders(parent)}
+    saved = []
+    for step, folder in folders.items():
+        metrics = read_position(folder).metrics
+        saved.append(Saved(step, metrics.get("eval/accuracy"), metrics.get("eval/margin")))
+    for step in set(folders) - steps_to_keep(saved, keep):
+        shutil.rmtree(folders[step])
+
+
+def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
+    """The newest, then the best by accuracy (ties: by margin), then the next newest, until `keep` are named."""
+    newest_first = sorted((s.step for s in saved), reverse=True)
+    judged = [s for s in saved if s.accuracy is not None and s.margin is not None]
+    best = [max(judged, key=lambda s: (s.accuracy, s.margin, s.step)).step] if judged else []
+    ranked = list(dict.fromkeys(newest_first[:1] + best + newest_first))
+    return set(ranked[:keep])
+
+
+def _folders(parent: Path) -> list[Path]:
+    found = (path for path in parent.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,68 @@
+"""The model as training sees it: a batch of pairs in, the log-probs of its scored tokens out."""
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from orpo_ray.errors import ConfigError
+from orpo_ray.training.layout import PairBatch
+from orpo_ray.training.logprobs import SelectedLogProbs
+
+
+class PairModel(nn.Module):
+    """A causal language model whose head scores selected tokens only; one forward goes through it per pack."""
+
+    def __init__(self, model: PeftModel | PreTrainedModel, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        causal = self.causal_model
+        text_config = causal.config.get_text_config()
+        self.autocast = autocast
+        self.scorer = SelectedLogProbs(
+            causal.get_output_embeddings(),
+            text_config.vocab_size,
+            scale=_logit_scale(text_config),
+            soft_cap=getattr(text_config, "final_logit_softcapping", None),
+        )
+
+    @property
+    def causal_model(self) -> PreTrainedModel:
+        """The language model below the adapter."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.causal_model.device
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """Log-probs [N] of the batch's scored tokens, float32."""
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            body = self.causal_model.base_model
+            output = body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
+            return self.scorer(hidden, batch.targets)
+
+    @torch.no_grad()
+    def check_scorer(self, token_ids: Tensor, tolerance: float) -> None:
+        """Compare the scorer with the model's own logits on a few tokens.
+
+        Raises ConfigError for a model that does something to its logits that this class does not know.
+        """
+        ids = token_ids[None].to(self.device)
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            expected = self.causal_model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+            hidden = self.causal_model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+            found = self.scorer(hidden, ids[0, 1:])
+        difference = (found - expected.gather(-1, ids[0, 1:, None]).squeeze(-1)).abs().max().item()
+        if not difference <= tolerance:
+            raise ConfigError(
+                f"model.base: {type(self.causal_model).__name__} turns hidden states into logits in a way that is "
+                f"not supported (log-probs differ by {difference:.2g})"
+            )
+
+
+def _logit_scale(text_config: object) -> float:
+    """Cohere multiplies its logits, Granite divides them."""
+    return getattr(text_config, "logit_scale", None) or 1.0 / (getattr(text_config, "logits_scaling", None) or 1.0)

@@ -1,0 +1,115 @@
+"""What a run writes about itself, and what it compares when the same command comes again."""
+
+import fcntl
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.config import RunConfig, dump
+from orpo_ray.errors import ConfigError
+
+CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
+_PACKAGES = ("orpo-ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "deepspeed", "ray")
+
+# Settings that may change on resume: they move work and files about, but not the numbers that come out.
+_FREE_KEYS = ("storage", "scale.", "search", "training.tokens_per_microbatch", "training.trackers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a run's numbers, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON in one step, so that a killed run never leaves half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that `write_json` wrote, or None if there is none yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+@contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Keep a second process away from a run. Raises ConfigError if one is at work."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{run_dir}: another process is training this run; wait for it, or choose another name"
+            ) from None
+        yield
+
+
+def has_started(run_dir: Path) -> bool:
+    """Whether there is something to go on from; a run that never saved a checkpoint may begin anew."""
+    return any((run_dir / "checkpoints").glob("step-*"))
+
+
+def refuse_changed_config(run_dir: Path, config: RunConfig) -> None:
+    """Raise ConfigError if a run of this name was trained with other settings, naming the first one."""
+    stored = read_json(run_dir / CONFIG_FILE)
+    if stored is None or not has_started(run_dir):
+        return
+    before, now = flatten(stored), flatten(dump(config))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in changed if not key.startswith(_FREE_KEYS)]
+    if changed:
+        key = changed[0]
+        more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{key}: {now.get(key)!r} here, but run {config.name} was made with {before.get(key)!r}{more}; "
+            "give the new run another name, or restore the setting"
+        )
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """What run.json says of a run that has something to go on from; empty for one that begins."""
+    return (read_json(run_dir / RUN_FILE) or {}) if has_started(run_dir) else {}
+
+
+def refuse_changed_identity(stored: dict[str, str], name: str, identity: dict[str, str]) -> None:
+    """Raise ConfigError if data, tokenizer or weights behind unchanged settings are not those the run began with."""
+    for key, value in identity.items():
+        if stored.get(key, value) != value:
+            raise ConfigError(
+                f"{key}: not what run {name} began with ({stored[key][:16]} then, {value[:16]} now); "
+                "give the new run another name, or restore what was there"
+            )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain data as dotted keys; lists of sections become numbered keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def last_metrics(run_dir: Path) -> dict[str, float]:
+    """The latest value of every metric a run reported."""
+    merged: dict[str, float] = {}
+    for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+        merged |= json.loads(line)
+    merged.pop("step", None)
+    return merged

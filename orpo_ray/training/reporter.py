@@ -1,0 +1,84 @@
+"""Where a run's metrics and checkpoints go; the loop knows only this seam, with Ray behind it or without."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from orpo_ray.training import checkpoint as checkpoints
+from orpo_ray.training.checkpoint import Position
+
+Metrics = dict[str, float]
+Watch = Callable[[int, int, Metrics], None]
+
+
+class Reporter(Protocol):
+    """What the training loop needs from the world around it."""
+
+    def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
+        """Publish one step's metrics, plain numbers under `train/` and `eval/` names."""
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """Make a checkpoint durable: `write` fills the folder it is given."""
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint to go on from."""
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics of steps after `step`: they will be computed again."""
+
+    def stop_requested(self) -> bool:
+        """Whether the run should save a checkpoint and end at this step."""
+
+
+class LocalReporter:
+    """Reports to a run's folder on this machine."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        keep: int,
+        announce: Callable[[str], None],
+        stop_requested: Callable[[], bool] = lambda: False,
+        watch: Watch = lambda step, total_steps, metrics: None,
+    ) -> None:
+        self._metrics_file = run_dir / "metrics.jsonl"
+        self._checkpoints = run_dir / "checkpoints"
+        self._keep = keep
+        self._announce = announce
+        self._watch = watch
+        self.stop_requested = stop_requested
+
+    def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
+        """Append a line to metrics.jsonl, and show it to whoever watches."""
+        with self._metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._watch(step, total_steps, metrics)
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint beside its place, move it there, then drop those that are not kept."""
+        checkpoints.save(self._checkpoints, position, write)
+        checkpoints.prune(self._checkpoints, self._keep)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint whose files are whole; damaged ones are announced and passed over."""
+        return checkpoints.newest_whole(self._checkpoints, self._announce)
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics of steps after `step`: they will be computed again."""
+        if not self._metrics_file.exists():
+            return
+        kept = [line for line in self._metrics_file.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
+        temporary = self._metrics_file.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self._metrics_file)
+
+
+def _is_until(line: str, step: int) -> bool:
+    """Whether a metrics line is whole and not after `step`; a killed run may leave half a line."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return record["step"] <= step

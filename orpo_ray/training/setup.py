@@ -1,0 +1,116 @@
+"""What a run settles before its first step: the meaning of every `auto`, and what its inputs are."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from orpo_ray.config import RunConfig
+from orpo_ray.data.store import Artifact
+from orpo_ray.errors import DataError, ResourceError
+from orpo_ray.models.adapter import find_adapter
+from orpo_ray.models.base import base_fingerprint
+from orpo_ray.models.fingerprint import folder_fingerprint
+from orpo_ray.models.hardware import Hardware, choose_numerics, probe_hardware
+from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from orpo_ray.training import record
+from orpo_ray.training.layout import longer_side
+
+Announce = Callable[[str], None]
+
+# Where `tokens_per_microbatch: auto` starts from, in padded tokens.
+_AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What `auto` came to. Written to run.json, and taken from there when the run is resumed."""
+
+    device: str
+    dtype: str
+    attention: str
+    layout: str
+    gradient_checkpointing: bool
+    tokens_per_microbatch: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The settled inputs of a run: identity holds what a resume must find unchanged."""
+
+    decisions: Decisions
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, str]
+
+
+def settle(config: RunConfig, artifact: Artifact, announce: Announce) -> Setup:
+    """Decide, announce and record. Raises a user error where the run cannot go on as asked or as it began."""
+    if not len(artifact.eval):
+        raise DataError("no evaluation pairs are left; add rows to data.eval, or remove it to hold some out")
+    _require_trackers(config)
+    stored = record.read_run(config.run_dir)
+    tokenizer = load_tokenizer(config.model, announce)
+    identity = _identity(config, artifact, tokenizer)
+    record.refuse_changed_identity(stored.get("identity", {}), config.name, identity)
+    decisions = decide(config, longest_pair(artifact), stored.get("decisions", {}), announce)
+    content = {"identity": identity, "decisions": asdict(decisions), "versions": record.versions()}
+    record.write_json(config.run_dir / record.RUN_FILE, content)
+    return Setup(decisions, tokenizer, identity)
+
+
+def longest_pair(artifact: Artifact) -> int:
+    """Tokens of the longest row among the pairs to train on."""
+    return int(longer_side(artifact.train.lengths).max())
+
+
+def decide(
+    config: RunConfig, longest: int, before: dict[str, Any], announce: Announce, hardware: Hardware | None = None
+) -> Decisions:
+    """Give every `auto` its value: the one of `before` where a run goes on, otherwise what fits the hardware."""
+    hardware = hardware or probe_hardware()
+    recorded = {key: before[key] for key in ("dtype", "attention") if key in before}
+    numerics = choose_numerics(config.model.model_copy(update=recorded), hardware)
+    if recorded:
+        announce(f"dtype {numerics.dtype} and attention {numerics.attention}: as the run began")
+    else:
+        for reason in numerics.reasons:
+            announce(reason)
+    on_gpu = hardware.device != "cpu"
+    checkpointing = config.training.gradient_checkpointing
+    if checkpointing == "auto":
+        checkpointing = on_gpu
+        announce(f"gradient checkpointing {'on: saves GPU memory' if on_gpu else 'off: memory is not short on a CPU'}")
+    tokens = config.training.tokens_per_microbatch
+    if tokens == "auto":
+        fresh = max(2 * longest, _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU)
+        tokens = before.get("tokens_per_microbatch", fresh)
+        announce(f"tokens per micro-batch {tokens}: padded, both answers; the longest pair takes {2 * longest}")
+    elif tokens < 2 * longest:
+        announce(f"tokens per micro-batch {tokens}: the longest pair alone takes {2 * longest} and runs by itself")
+    return Decisions(hardware.device, numerics.dtype, numerics.attention, "padded", checkpointing, tokens)
+
+
+def _identity(config: RunConfig, artifact: Artifact, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Hashes of all that lies behind unchanged settings: prepared pairs, tokenizer, weights, first adapter."""
+    identity = {
+        "data": artifact.summary.hash,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "model.base": base_fingerprint(config.model),
+    }
+    if config.adapter.init_from is not None:
+        identity["adapter.init_from"] = adapter_fingerprint(config.adapter.init_from)
+    return identity
+
+
+def adapter_fingerprint(path: str) -> str:
+    """Content hash of an adapter's weights and shape."""
+    return folder_fingerprint(Path(find_adapter(path)), ("adapter_model.safetensors", "adapter_config.json"))
+
+
+def _require_trackers(config: RunConfig) -> None:
+    for tracker in config.training.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise ResourceError(f"training.trackers: {tracker} is not installed; pip install 'orpo-ray[{tracker}]'")

@@ -1,0 +1,350 @@
+"""The Hugging Face Trainer with our data order, forward, loss and checkpoint: one batch is one optimizer step."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import rewrite_logs
+
+from orpo_ray.config import TrainingConfig, every_to_steps
+from orpo_ray.data.store import PairTable
+from orpo_ray.errors import NonFiniteError, RunError
+from orpo_ray.objectives import Objective, PairLogps, loss_parts
+from orpo_ray.training.checkpoint import Position
+from orpo_ray.training.layout import PairBatch, collate_padded
+from orpo_ray.training.logprobs import pair_logps
+from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise
+from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import Step
+from orpo_ray.training.reporter import Reporter
+from orpo_ray.training.state import capture_random_state, load_state, restore_random_state, save_state
+
+MAX_SKIPPED_STEPS = 20
+"""float16 steps in a row that may overflow before the run is given up."""
+
+_SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+_OPTIMIZERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained on: the steps of the whole run and the pairs they index."""
+
+    steps: list[Step]
+    train: PairTable
+    evaluation: PairTable
+    reference: np.ndarray | None
+    """Summed reference log-probs [n, 2], chosen and rejected, where the objective needs them."""
+    pad_id: int
+    token_budget: int
+
+
+@dataclass(frozen=True)
+class PackInput:
+    """One pack as tensors, with its weight and, if needed, its reference log-probs [n, 2]."""
+
+    batch: PairBatch
+    weight: float
+    reference: Tensor | None
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """This rank's packs of one optimizer step, and the counts of the whole step over all ranks."""
+
+    packs: list[PackInput]
+    pair_indices: np.ndarray
+    pair_count: int
+    token_count: int
+
+
+class StepDataset(Dataset[StepInput]):
+    """Item i is one rank's share of step `first + i`."""
+
+    def __init__(self, work: Work, objective: Objective, first: int, rank: int) -> None:
+        self._work = work
+        self._objective = objective
+        self._first = first
+        self._rank = rank
+        self._lengths = work.train.lengths
+
+    def __len__(self) -> int:
+        return len(self._work.steps) - self._first
+
+    def __getitem__(self, index: int) -> StepInput:
+        step = self._work.steps[self._first + index]
+        lengths = self._lengths[step.pairs]
+        scored = lengths[:, 1]
+        if self._objective.nll_on == "full":
+            scored = scored + lengths[:, 0] - 1
+        packs = [self._pack(pack.pairs, pack.weight) for pack in step.packs[self._rank]]
+        return StepInput(packs, step.pairs, len(step.pairs), int(scored.sum()))
+
+    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput:
+        reference = self._work.reference
+        batch = collate_padded(
+            [self._work.train[i] for i in pairs],
+            self._work.pad_id,
+            score_prompt=self._objective.nll_on == "full",
+            with_rejected=self._objective.needs_rejected,
+        )
+        return PackInput(batch, weight, None if reference is None else torch.from_numpy(reference[pairs]).float())
+
+
+class PreferenceTrainer(Trainer):
+    """Trains a PairModel on planned steps and reports to a Reporter; resumes at a step exactly."""
+
+    def __init__(
+        self,
+        model: PairModel,
+        objective: Objective,
+        work: Work,
+        config: TrainingConfig,
+        args: TrainingArguments,
+        reporter: Reporter,
+        write_model: Callable[[Path], None],
+        resume: "tuple[Path, Position] | None",
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(model=model, args=args, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_Flow(config, reporter, len(work.steps), self._on_start))
+        self._objective = objective
+        self._work = work
+        self._reporter = reporter
+        self._write_model = write_model
+        self._resume = resume
+        self._start = resume[1].step if resume else 0
+        self._step_metrics: dict[str, float] = {}
+        self._latest_eval: tuple[int, dict[str, float]] = (-1, {})
+        self._current: StepInput | None = None
+        self._skipped = 0
+        self.trained_pairs = 0
+        self.trained_seconds = 0.0
+
+    # Data: steps come from the plan, whole and unsharded.
+
+    def get_train_dataloader(self) -> DataLoader[StepInput]:
+        """The rest of the run, one step an item; not prepared, since that would shard it again."""
+        dataset = StepDataset(self._work, self._objective, self._start, self.args.process_index)
+        # A generator of its own: drawing the loader's seed must not move the global random state.
+        return DataLoader(dataset, batch_size=1, collate_fn=lambda items: items[0], generator=torch.Generator())
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[StepInput], num_batches: int, device: torch.device
+    ) -> tuple[list[StepInput], None]:
+        """One step; there is no accumulation to count items for."""
+        return [next(epoch_iterator)], None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: the estimate knows neither packing nor selected log-probs."""
+        return 0
+
+    # One optimizer step.
+
+    def training_step(self, model: nn.Module, inputs: StepInput, num_items_in_batch: Any = None) -> Tensor:
+        """Walk the packs, gradients synchronised at the last one only; returns the step's loss on this rank."""
+        started = time.perf_counter()
+        model.train()
+        self._current = inputs
+        metrics = StepMetrics(self._objective, self.args.device)
+        total = torch.zeros((), device=self.args.device)
+        for index, pack in enumerate(inputs.packs):
+            last = index == len(inputs.packs) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with self._gradient_sync(model, last):
+                total = total + self._run_pack(model, pack, inputs, metrics)
+        if not math.isfinite(total.item()):
+            raise self._non_finite("loss")
+        seconds = time.perf_counter() - started
+        self.trained_pairs += inputs.pair_count
+        self.trained_seconds += seconds
+        self._step_metrics = metrics.result(inputs.pair_count, inputs.token_count)
+        self._step_metrics["pairs_per_second"] = inputs.pair_count / seconds
+        return total
+
+    def _gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last else self.accelerator.no_sync(model)
+
+    def _run_pack(self, model: nn.Module, pack: PackInput, step: StepInput, metrics: StepMetrics) -> Tensor:
+        """Forward and backward of one pack; its share of the loss, scaled for the mean that ranks take."""
+        batch = pack.batch.to(self.args.device)
+        pairs = _with_reference(pair_logps(model(batch), batch), pack.reference)
+        parts = loss_parts(self._objective, pairs, step.pair_count, step.token_count)
+        loss = parts.total * (pack.weight * self.args.world_size)
+        self.accelerator.backward(loss)
+        metrics.add(pairs, parts, pack.weight)
+        return loss.detach()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
+        """The gradient norm, tested here because this is the last stop before the optimizer."""
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+        if math.isfinite(norm):
+            self._skipped = 0
+        elif self.accelerator.scaler is None:
+            raise self._non_finite("gradient")
+        else:
+            self._allow_skip()
+        return norm
+
+    def _allow_skip(self) -> None:
+        """float16 looks for its loss scale by overflowing; the optimizer skips such a step."""
+        self._skipped += 1
+        if self._skipped >= MAX_SKIPPED_STEPS or self.accelerator.scaler.get_scale() <= 1.0:
+            raise RunError(
+                f"float16 overflowed in {self._skipped} steps in a row, the last being {self.state.global_step + 1}; "
+                "use model.dtype=bfloat16 or float32, or a lower training.learning_rate"
+            )
+
+    def _non_finite(self, what: str) -> NonFiniteError:
+        assert self._current is not None
+        ids = self._work.train.pair_ids
+        names = ", ".join(ids[i] for i in self._current.pair_indices)
+        return NonFiniteError(
+            f"the {what} of step {self.state.global_step + 1} is not finite; no weight was changed by it. "
+            f"Its pairs: {names}. Look at these pairs, or lower training.learning_rate"
+        )
+
+    # Metrics, evaluation, checkpoints.
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Publish one step's numbers. The Trainer's summary at the end is not one of them."""
+        if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
+            return
+        if "loss" in logs:
+            logs |= self._step_metrics
+        super().log(logs, start_time)
+        published = {name: float(value) for name, value in logs.items() if name != "epoch"}
+        self._reporter.report(self.state.global_step, len(self._work.steps), rewrite_logs(published))
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Preference metrics over the evaluation pairs."""
+        model = self.accelerator.unwrap_model(self.model)
+        scores = score_pairs(model, self._work.evaluation, self._work.pad_id, self._work.token_budget)
+        metrics = summarise(scores)
+        self.log({f"eval_{name}": value for name, value in metrics.items()})
+        self.control.should_evaluate = False
+        self._latest_eval = (self.state.global_step, {f"eval/{name}": value for name, value in metrics.items()})
+        return {}
+
+    def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
+        """The keeping policy decides which checkpoint is best."""
+        return False
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        evaluated_at, metrics = self._latest_eval
+        scaler = self.accelerator.scaler
+        position = Position(
+            step=self.state.global_step,
+            total_steps=len(self._work.steps),
+            scheduler_steps=self.lr_scheduler.last_epoch,
+            random_state=capture_random_state(),
+            loss_scale=scaler.state_dict() if scaler else None,
+            metrics=metrics if evaluated_at == self.state.global_step else {},
+        )
+        self._reporter.save(position, self._write_checkpoint)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        self._write_model(folder / "adapter")
+        save_state(self.accelerator.unwrap_model(self.model), self.optimizer.optimizer, folder)
+
+    # Exact resume.
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Start the step counter where the checkpoint was; the loader holds just the rest: nothing is skipped."""
+        super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.global_step = self._start
+        return 0, 0
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """After the optimizer and the schedule exist, bring them to the checkpoint's position."""
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self._resume:
+            folder, position = self._resume
+            load_state(self.accelerator.unwrap_model(self.model), self.optimizer.optimizer, folder)
+            for _ in range(position.scheduler_steps):
+                self.lr_scheduler.step()
+            if position.loss_scale and self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(position.loss_scale)
+        return prepared
+
+    def _on_start(self) -> None:
+        """Last thing before the first step: a fresh run is evaluated, a resumed one gets its random state back."""
+        if self._resume:
+            restore_random_state(self._resume[1].random_state)
+        else:
+            self._evaluate(None, None)
+
+
+class _Flow(TrainerCallback):
+    """When to evaluate, save and stop."""
+
+    def __init__(self, config: TrainingConfig, reporter: Reporter, total: int, on_start: Callable[[], None]) -> None:
+        self._eval_every = every_to_steps(config.eval_every, total)
+        self._save_every = every_to_steps(config.checkpoint_every, total)
+        self._total = total
+        self._reporter = reporter
+        self._on_start = on_start
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluate, or restore the random state."""
+        self._on_start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide what follows this step; the last one is always evaluated and saved."""
+        step, last = state.global_step, state.global_step >= self._total
+        stop = self._reporter.stop_requested()
+        control.should_evaluate = last or step % self._eval_every == 0
+        control.should_save = last or stop or step % self._save_every == 0
+        control.should_training_stop = last or stop
+
+
+def training_arguments(
+    config: TrainingConfig, run_dir: Path, total_steps: int, device: str, dtype: str
+) -> TrainingArguments:
+    """Our settings as the Trainer knows them; saving, evaluating and accumulating stay ours."""
+    if device == "cpu":
+        # accelerate imports DeepSpeed, which otherwise prints that it found no GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warmup = config.warmup if isinstance(config.warmup, int) else math.ceil(config.warmup * total_steps)
+    return TrainingArguments(
+        output_dir=str(run_dir),
+        max_steps=total_steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[config.schedule],
+        warmup_steps=warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=_OPTIMIZERS[config.optimizer],
+        seed=config.seed,
+        fp16=dtype == "float16",
+        bf16=False,
+        use_cpu=device == "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        report_to=list(config.trackers) or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def _with_reference(pairs: PairLogps, reference: Tensor | None) -> PairLogps:
+    if reference is None:
+        return pairs
+    columns = reference.to(pairs.chosen.device)
+    return replace(pairs, reference_chosen=columns[:, 0], reference_rejected=columns[:, 1])
