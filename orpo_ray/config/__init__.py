@@ -1,7 +1,7 @@
 """What a run is: typed, frozen settings and the YAML they come from. Imports neither torch nor ray."""
 
 from orpo_ray.config.data import Columns, DataConfig, Source
-from orpo_ray.config.load import dump, load_config, load_resolved
+from orpo_ray.config.load import build, dump, load_config, load_resolved
 from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.config.run import RunConfig
 from orpo_ray.config.training import ScaleConfig, TrainingConfig, every_to_steps
@@ -15,6 +15,7 @@ __all__ = [
     "ScaleConfig",
     "Source",
     "TrainingConfig",
+    "build",
     "dump",
     "every_to_steps",
     "load_config",

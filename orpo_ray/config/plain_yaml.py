@@ -81,7 +81,9 @@ def _plain(loader: _Loader, node: yaml.Node, at: Key, lines: dict[Key, int]) -> 
             lines[(*at, index)] = item.start_mark.line + 1
         return [_plain(loader, item, (*at, index), lines) for index, item in enumerate(node.value)]
     try:
-        return loader.construct_object(node)
+        value = loader.construct_object(node)
+        # JSON writes a character beyond 16 bits as two halves, which PyYAML leaves apart.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
     except (ValueError, KeyError, IndexError) as error:
         problem = f"{shown(node.value)} is not {node.tag.rpartition(':')[2]}"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -33,6 +34,8 @@ from orpo_ray.training.trainer import PreferenceTrainer, Work, training_argument
 _SCORER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
 _SCORER_TOKENS = 32
 
+_STRATEGIES = {DistributedType.NO: "single-process"}
+
 
 def train(config: RunConfig, artifact: Artifact, reporter: Reporter, announce: Announce) -> dict[str, Any]:
     """Train to the end of the plan and return what result.json says.
@@ -52,11 +55,11 @@ def train(config: RunConfig, artifact: Artifact, reporter: Reporter, announce: A
     reporter.rewind(start)
     if position:
         announce(f"resuming at step {start} of {len(steps)}")
-    speed = 0.0
+    measured: dict[str, Any] = {}
     if start < len(steps):
         resume = (checkpoint, position) if checkpoint and position else None
-        speed = _run_steps(config, artifact, setup, steps, resume, reporter, announce)
-    return _finish(config, artifact, reporter, len(steps), speed)
+        measured = _run_steps(config, artifact, setup, steps, resume, reporter, announce)
+    return _finish(config, artifact, reporter, len(steps), measured)
 
 
 def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int) -> list[Step]:
@@ -91,8 +94,8 @@ def _run_steps(
     resume: tuple[Path, Position] | None,
     reporter: Reporter,
     announce: Announce,
-) -> float:
-    """Train what is left of the plan; returns pairs per second."""
+) -> dict[str, Any]:
+    """Train what is left of the plan; returns what only a live trainer knows."""
     decisions = setup.decisions
     model = load_pair_model(config, decisions, announce)
     first = artifact.train[0]
@@ -118,7 +121,11 @@ def _run_steps(
     done = trainer.state.global_step
     if done < len(steps):
         raise StoppedError(f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on")
-    return trainer.trained_pairs / trainer.trained_seconds
+    return {
+        "pairs_per_second": trainer.trained_pairs / trainer.trained_seconds,
+        "workers": trainer.accelerator.num_processes,
+        "strategy": _STRATEGIES[trainer.accelerator.distributed_type],
+    }
 
 
 def _reference(
@@ -155,7 +162,7 @@ def _tensorboard(run_dir: Path, start: int) -> TensorBoardCallback:
 
 
 def _finish(
-    config: RunConfig, artifact: Artifact, reporter: Reporter, steps: int, pairs_per_second: float
+    config: RunConfig, artifact: Artifact, reporter: Reporter, steps: int, measured: dict[str, Any]
 ) -> dict[str, Any]:
     """Lay the final adapter beside the checkpoints and write result.json, last of all."""
     checkpoint = reporter.latest_checkpoint()
@@ -171,7 +178,7 @@ def _finish(
         "steps": steps,
         "adapter": str(adapter),
         "metrics": metrics,
-        "pairs_per_second": pairs_per_second,
+        **measured,
         "versions": record.versions(),
     }
     record.write_json(config.run_dir / record.RESULT_FILE, result)

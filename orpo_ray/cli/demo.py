@@ -1,0 +1,48 @@
+"""`orpo-ray demo`: the whole way on a laptop CPU in under three minutes; base and pairs ship along."""
+
+import time
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+class ObjectiveName(StrEnum):
+    """Objectives with a recipe for the demo."""
+
+    ORPO = "orpo"
+    DPO = "dpo"
+    IPO = "ipo"
+    SIMPO = "simpo"
+    CPO = "cpo"
+    SFT = "sft"
+
+
+@app.command("demo")
+def demo(
+    objective: Annotated[ObjectiveName, typer.Option(help="The loss to train with.")] = ObjectiveName.ORPO,
+    storage: Annotated[str, typer.Option(help="Folder for the run.")] = "runs",
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """Align a tiny chat model on this machine's CPU and show what changed."""
+    started = time.monotonic()
+    from orpo_ray.cli.console import announce, open_log
+    from orpo_ray.cli.demo_run import demo_config, demo_outcome, print_demo
+
+    config = demo_config(objective.value, storage, time.strftime("%Y%m%d-%H%M%S"))
+    open_log(config.run_dir)
+    from orpo_ray import api
+    from orpo_ray.cli.demo_run import judge_prompts
+    from orpo_ray.cli.progress import ProgressLine
+
+    trained = api.train(config, announce, ProgressLine())
+    announce("evaluating base and adapter on wordings and fillers that never occur in training")
+    prompts = [prompt["prompt"] for prompt in judge_prompts()]
+    evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, announce=lambda line: None)
+    outcome = demo_outcome(config, trained, evaluation)
+    outcome["seconds"] = time.monotonic() - started
+    if not json:
+        print_demo(outcome, evaluation)
+    return outcome

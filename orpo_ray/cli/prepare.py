@@ -1,0 +1,94 @@
+"""`orpo-ray prepare`: check and tokenise preference pairs, and look at what came out."""
+
+import json as json_module
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orpo_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orpo_ray.config import RunConfig
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("prepare")
+def prepare(
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Model or tokenizer: model.base.")] = None,
+    train: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Training pairs; may be repeated.")] = None,
+    evaluation: Annotated[list[str] | None, typer.Option("--eval", metavar="FILE", help="Evaluation pairs.")] = None,
+    storage: Annotated[str | None, typer.Option(metavar="DIR", help="Where the prepared pairs go.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="prompt=..,chosen=..,rejected=..", help="Columns of an unknown format.")
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, metavar="N", help="Print N pairs as they will be trained.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """Check and tokenise preference pairs, from a config or from --tokenizer, --train and --storage."""
+    from orpo_ray.cli.console import announce, open_log
+
+    options = _as_overrides(tokenizer, train, evaluation, storage, columns)
+    config = _resolve(settings or [], list(options))
+    open_log()
+    from orpo_ray import api
+
+    artifact = api.prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+    if show:
+        from orpo_ray.cli.show_pairs import show_artifact
+        from orpo_ray.models.tokenizer import load_tokenizer
+
+        show_artifact(artifact, load_tokenizer(config.model, lambda _: None), show, to_stderr=json)
+    if not json:
+        print(f"prepared: {artifact.path}")
+    return {
+        "artifact": str(artifact.path),
+        "quarantine": str(artifact.path / "quarantine.jsonl"),
+        **{name: value for name, value in artifact.summary.to_json().items() if name not in ("settings", "files")},
+    }
+
+
+def _as_overrides(
+    tokenizer: str | None,
+    train: Sequence[str] | None,
+    evaluation: Sequence[str] | None,
+    storage: str | None,
+    columns: str | None,
+) -> Iterator[str]:
+    """The options as `key=value`, so that they mean the same with a config and without one."""
+    values = {
+        "model.base": tokenizer,
+        "data.train": [{"source": file} for file in train or ()],
+        "data.eval": [{"source": file} for file in evaluation or ()],
+        "storage": storage,
+        "data.columns": _parse_columns(columns) if columns else None,
+    }
+    return (f"{key}={json_module.dumps(value)}" for key, value in values.items() if value)
+
+
+def _parse_columns(text: str) -> dict[str, str]:
+    names = dict(part.split("=", 1) for part in text.split(",") if part.count("=") == 1)
+    if len(names) < 3 or len(names) != len(text.split(",")):
+        raise ConfigError(f"--columns: write prompt=..,chosen=..,rejected=.., not {text!r}")
+    return {key.strip(): value.strip() for key, value in names.items()}
+
+
+def _resolve(arguments: Sequence[str], options: Sequence[str]) -> "RunConfig":
+    """The config file with its overrides; without a file, the options alone make the run."""
+    from orpo_ray.config.load import build, load_config, parse_override, set_dotted
+    from orpo_ray.config.run import RunConfig
+
+    if arguments and "=" not in arguments[0]:
+        return load_config(arguments[0], [*options, *arguments[1:]])
+    given = {option.partition("=")[0] for option in options}
+    if not {"model.base", "data.train"} <= given:
+        raise ConfigError("prepare: name a CONFIG.yaml, or give --tokenizer DIR --train FILE --storage DIR")
+    tree: dict[str, Any] = {"name": "prepare"}
+    places = {(): "the command line"}
+    for override in [*options, *arguments]:
+        key, value = parse_override(override)
+        set_dotted(tree, key, value)
+        places[key] = f"override {override!r}"
+    return build(RunConfig, tree, places)

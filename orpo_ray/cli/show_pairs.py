@@ -1,0 +1,81 @@
+"""Prepared pairs for the eye: which tokens are trained, how long they are, what was dropped and why."""
+
+import json
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orpo_ray.data.checks import REASONS
+from orpo_ray.data.store import Artifact
+
+_STYLES = {"prompt": "bright_black", "chosen": "green", "rejected": "red"}
+_BINS = 10
+_BAR = 40
+
+
+def show_artifact(artifact: Artifact, tokenizer: Any, count: int, to_stderr: bool) -> None:
+    """Print the first `count` pairs, the histogram of lengths and the table of dropped rows."""
+    console = Console(stderr=to_stderr)
+    legend = [("prompt, not trained", "prompt"), ("chosen, trained", "chosen"), ("rejected, trained", "rejected")]
+    console.print(Text("   ").join(Text(text, style=_STYLES[part]) for text, part in legend))
+    for index in range(min(count, len(artifact.train))):
+        pair = artifact.train[index]
+        console.rule(pair.pair_id)
+        for part in _STYLES:
+            console.print(Text(f"{part}: {len(getattr(pair, part))} tokens", style="bold"))
+            console.print(colour_tokens(tokenizer, getattr(pair, part).tolist(), _STYLES[part]))
+    console.print(length_histogram(artifact))
+    console.print(dropped_rows(artifact))
+
+
+def colour_tokens(tokenizer: Any, ids: list[int], style: str) -> Text:
+    """The text of token ids in one style, special tokens reversed so that they can be told from text."""
+    special = set(tokenizer.all_special_ids)
+    text = Text()
+    for is_special, run in groupby(ids, key=special.__contains__):
+        text.append(tokenizer.decode(list(run)), style=f"{style} reverse" if is_special else style)
+    return text
+
+
+def length_histogram(artifact: Artifact) -> Table:
+    """How long the training pairs are, in tokens of prompt and longer answer."""
+    lengths = artifact.train.lengths
+    totals = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+    edges = np.unique(np.linspace(totals.min(), totals.max() + 1, _BINS + 1).astype(int))
+    counts, _ = np.histogram(totals, bins=edges)
+    table = Table(title="tokens of prompt and longer answer", title_justify="left", show_header=False, box=None)
+    for size, low, high in zip(counts, edges, edges[1:], strict=False):
+        bar = "█" * round(_BAR * size / counts.max())
+        table.add_row(f"{low}-{high - 1}", str(size), bar)
+    return table
+
+
+def dropped_rows(artifact: Artifact) -> Table:
+    """What is not trained, why, and where the first example stands; the texts themselves are not shown."""
+    summary = artifact.summary
+    table = Table(title="dropped", title_justify="left", box=None)
+    for column in ("rows", "reason", "first"):
+        table.add_column(column, justify="right" if column == "rows" else "left", overflow="fold")
+    with (artifact.path / "quarantine.jsonl").open(encoding="utf-8") as file:
+        first = _first_of_each_reason(json.loads(line) for line in file)
+    for code, count in summary.bad.items():
+        table.add_row(str(count), REASONS[code], first.get(code, ""))
+    if summary.duplicates:
+        table.add_row(str(summary.duplicates), "exact duplicates", "")
+    if summary.overlong:
+        table.add_row(str(summary.overlong), REASONS["overlong"], "")
+    if not table.row_count:
+        table.add_row("0", "nothing was dropped", "")
+    return table
+
+
+def _first_of_each_reason(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault(row["reason"], f"{row['file'].rsplit('/')[-1]}:{row['line']}")
+    return first

@@ -1,0 +1,56 @@
+"""Fixtures every room's tests may use. No test reaches the network."""
+
+import os
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real preference files and tokenizers, which are no part of the project; see MANIFEST.md beside them."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real data files are not on this machine ({SHARED_DATA})")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def shared_tokenizer(shared_data: Path) -> Callable[..., Any]:
+    """Gives one of the shared tokenizers by folder name, as a copy of its own, with a template where one is passed."""
+
+    @cache
+    def load(name: str) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
+
+    def copy_of(name: str, template: str | None = None) -> Any:
+        tokenizer = deepcopy(load(name))
+        tokenizer.chat_template = template or tokenizer.chat_template
+        return tokenizer
+
+    return copy_of
+
+
+@pytest.fixture
+def chatml_tokenizer(shared_tokenizer: Callable[..., Any]) -> Any:
+    """A byte-level tokenizer of 6,400 ids with ChatML's special tokens and its own chat template."""
+    return shared_tokenizer("minimind_chatml_6400")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Whatever starts Ray in a test leaves it running for the next one; it ends with the session."""
+    yield
+    import ray
+
+    ray.shutdown()

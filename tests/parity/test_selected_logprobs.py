@@ -1,0 +1,256 @@
+"""Selected, chunked log-probs against log_softmax of full logits: values and gradients, for six families of models."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from orpo_ray.data.pairs import TokenPair
+from orpo_ray.errors import ConfigError
+from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch, collate_padded
+from orpo_ray.training.logprobs import SelectedLogProbs, pair_logps
+from orpo_ray.training.pair_model import PairModel
+
+TOLERANCE = 1e-6
+VOCABULARY = 211
+PAD = 3
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA_LIKE = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.1}
+FAMILIES = {
+    "Llama": LLAMA_LIKE,
+    "Qwen2": {**LLAMA_LIKE, "tie_word_embeddings": True},
+    "GPT2": {**SIZES, "n_positions": 64, "initializer_range": 0.1, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    "Gemma2": {**LLAMA_LIKE, "head_dim": 8, "final_logit_softcapping": 5.0},
+    "Cohere": {**LLAMA_LIKE, "logit_scale": 0.25},
+    "Granite": {**LLAMA_LIKE, "logits_scaling": 3.0, "attention_multiplier": 8**-0.5},
+}
+LENGTHS = [(5, 3, 7), (2, 9, 1), (11, 2, 4)]  # prompt, chosen, rejected
+
+
+def make_model(family: str) -> PreTrainedModel:
+    """A tiny random-init model of a family; no dropout, pad and end tokens inside the small vocabulary."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        **FAMILIES[family], bos_token_id=1, eos_token_id=2, pad_token_id=PAD
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def adapted(model: PreTrainedModel, targets: str | list[str]) -> nn.Module:
+    """The model with a LoRA adapter whose B matrices are not zero."""
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.0, target_modules=targets)
+    wrapped = get_peft_model(model, lora)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return wrapped
+
+
+def make_pairs() -> list[TokenPair]:
+    rng = np.random.default_rng(0)
+    draw = [[rng.integers(4, VOCABULARY, size=n, dtype=np.int32) for n in lengths] for lengths in LENGTHS]
+    return [TokenPair(str(i), *sides) for i, sides in enumerate(draw)]
+
+
+def make_batch() -> PairBatch:
+    return collate_padded(make_pairs(), PAD, score_prompt=True)
+
+
+def widen(batch: PairBatch, extra: int, token: int) -> PairBatch:
+    """The same rows with `extra` more padding on the right, of any token."""
+    width = batch.input_ids.shape[1]
+    return replace(
+        batch,
+        input_ids=nn.functional.pad(batch.input_ids, (0, extra), value=token),
+        attention_mask=nn.functional.pad(batch.attention_mask, (0, extra), value=0),
+        positions=batch.positions + batch.positions // width * extra,
+    )
+
+
+def from_full_logits(model: nn.Module, batch: PairBatch) -> Tensor:
+    """The oracle: all logits of the model itself, all log-probs, then those of the scored tokens."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    log_probs = logits.log_softmax(-1).flatten(0, 1)
+    return log_probs[batch.positions, batch.targets]
+
+
+def gradients_of(model: nn.Module, log_probs: Tensor) -> dict[str, Tensor]:
+    """Gradients of a weighted sum of log-probs in all that is trained."""
+    model.zero_grad()
+    (log_probs * torch.linspace(-1, 2, len(log_probs))).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_values(found: Tensor, expected: Tensor) -> None:
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """All gradients as one vector: single small tensors carry round-off of the whole backward pass."""
+    assert found.keys() == expected.keys() and found
+    assert all(gradient.norm() > 0 for gradient in expected.values())
+    ours, theirs = (torch.cat([gradients[name].flatten() for name in expected]) for gradients in (found, expected))
+    assert ((ours - theirs).norm() / theirs.norm()).item() < TOLERANCE
+
+
+@pytest.mark.parametrize("rows_per_chunk", [1, 4, 23, 1000])
+@pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize(("scale", "soft_cap"), [(1.0, None), (0.3, None), (1.0, 4.0), (0.5, 2.0)])
+def test_the_scorer_equals_log_softmax_of_full_logits(rows_per_chunk, trainable, bias, scale, soft_cap):
+    torch.manual_seed(0)
+    head = nn.Linear(16, VOCABULARY, bias=bias).requires_grad_(trainable)
+    hidden = torch.randn(23, 16, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (23,))
+    scorer = SelectedLogProbs(head, VOCABULARY, scale, soft_cap)
+    scorer.rows_per_chunk = rows_per_chunk
+
+    def expected_log_probs() -> Tensor:
+        logits = head(hidden) * scale
+        logits = logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+        return logits.log_softmax(-1)[torch.arange(23), targets]
+
+    def gradients(log_probs: Tensor) -> dict[str, Tensor]:
+        hidden.grad = None
+        return gradients_of(head, log_probs) | {"hidden": hidden.grad}
+
+    assert_same_values(scorer(hidden, targets), expected_log_probs())
+    expected = gradients(expected_log_probs())
+    assert_same_gradients(gradients(scorer(hidden, targets)), expected)
+    assert set(expected) == {"hidden", *(name for name, p in head.named_parameters() if p.requires_grad)}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_head_never_sees_more_rows_than_a_chunk(grad):
+    class Recorder(nn.Linear):
+        seen: list[int] = []  # noqa: RUF012
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            self.seen.append(len(hidden))
+            return super().forward(hidden)
+
+    head = Recorder(16, VOCABULARY)
+    scorer = SelectedLogProbs(head, VOCABULARY)
+    scorer.rows_per_chunk = 10
+    with torch.set_grad_enabled(grad):
+        scorer(torch.randn(23, 16, requires_grad=True), torch.randint(VOCABULARY, (23,)))
+    assert head.seen == [10, 10, 3]
+
+
+def test_chunks_shrink_as_the_vocabulary_grows():
+    rows = {v: SelectedLogProbs(nn.Linear(4, 4), v).rows_per_chunk for v in (32_000, 256_000, 2**30)}
+    assert rows == {32_000: 1048, 256_000: 131, 2**30: 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows_per_chunk", [1, 7, 10_000])
+def test_log_probs_and_adapter_gradients_of_a_frozen_head_equal_those_of_full_logits(family, rows_per_chunk):
+    model, batch = adapted(make_model(family), "all-linear"), make_batch()
+    pair_model = PairModel(model)
+    pair_model.scorer.rows_per_chunk = rows_per_chunk
+    assert_same_values(pair_model(batch), from_full_logits(model, batch))
+    found, expected = gradients_of(model, pair_model(batch)), gradients_of(model, from_full_logits(model, batch))
+    assert_same_gradients(found, expected)
+    assert all("lora_" in name for name in found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows_per_chunk", [7, 10_000])
+def test_gradients_of_a_fully_trained_model_and_its_head_equal_those_of_full_logits(family, rows_per_chunk):
+    model, batch = make_model(family), make_batch()
+    pair_model = PairModel(model)
+    pair_model.scorer.rows_per_chunk = rows_per_chunk
+    found, expected = gradients_of(model, pair_model(batch)), gradients_of(model, from_full_logits(model, batch))
+    assert_same_gradients(found, expected)
+    head = model.get_output_embeddings().weight
+    assert any(parameter is head for name, parameter in model.named_parameters() if name in found)
+
+
+@pytest.mark.parametrize("rows_per_chunk", [7, 10_000])
+def test_a_head_with_an_adapter_of_its_own_is_trained(rows_per_chunk):
+    model, batch = adapted(make_model("Llama"), ["q_proj", "lm_head"]), make_batch()
+    pair_model = PairModel(model)
+    pair_model.scorer.rows_per_chunk = rows_per_chunk
+    found, expected = gradients_of(model, pair_model(batch)), gradients_of(model, from_full_logits(model, batch))
+    assert_same_gradients(found, expected)
+    assert any("lm_head" in name for name in found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_padding_changes_nothing_whatever_its_token(family):
+    pair_model, batch = PairModel(make_model(family)), make_batch()
+    with torch.no_grad():
+        for token in (PAD, 17):
+            assert_same_values(pair_model(widen(batch, 9, token)), pair_model(batch))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pair_scores_alike_alone_and_in_company(family):
+    pair_model, pairs = PairModel(make_model(family)), make_pairs()
+    with torch.no_grad():
+        together = pair_logps(pair_model(batch := make_batch()), batch)
+        for i, pair in enumerate(pairs):
+            one = collate_padded([pair], PAD, score_prompt=True)
+            alone = pair_logps(pair_model(one), one)
+            for name in ("chosen", "rejected", "nll_sum", "chosen_mean", "rejected_mean"):
+                assert_same_values(getattr(alone, name)[0], getattr(together, name)[i])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_start_up_check_knows_the_family(family):
+    PairModel(make_model(family)).check_scorer(torch.arange(4, 40), tolerance=1e-5)
+
+
+def test_a_model_that_changes_its_logits_in_another_way_is_refused():
+    class Doubling(LlamaForCausalLM):
+        def forward(self, *arguments, **keywords):
+            output = super().forward(*arguments, **keywords)
+            output.logits = 2 * output.logits
+            return output
+
+    model = Doubling(LlamaConfig(**LLAMA_LIKE))
+    with pytest.raises(ConfigError, match=r"^model\.base: Doubling turns hidden states into logits"):
+        PairModel(model).check_scorer(torch.arange(4, 40), tolerance=1e-3)
+
+
+def test_scored_tokens_are_the_answers_and_on_demand_the_prompt_of_the_chosen_side():
+    pairs = make_pairs()
+    full, answers = make_batch(), collate_padded(pairs, PAD, score_prompt=False)
+    counts = {part: int((full.part == part).sum()) for part in (PROMPT, CHOSEN, REJECTED)}
+    assert counts == {PROMPT: 4 + 1 + 10, CHOSEN: 3 + 9 + 2, REJECTED: 7 + 1 + 4}
+    assert (answers.part != PROMPT).all() and len(answers.part) == counts[CHOSEN] + counts[REJECTED]
+    for batch in (full, answers):
+        # Every scored token stands one place after the position that predicts it, in the same row.
+        assert torch.equal(batch.input_ids.flatten()[batch.positions + 1], batch.targets)
+        for i, pair in enumerate(pairs):
+            mine = batch.pair == i
+            assert batch.targets[mine & (batch.part == CHOSEN)].tolist() == pair.chosen.tolist()
+            assert batch.targets[mine & (batch.part == REJECTED)].tolist() == pair.rejected.tolist()
+    assert full.targets[(full.pair == 2) & (full.part == PROMPT)].tolist() == pairs[2].prompt[1:].tolist()
+
+
+def test_pair_sums_add_up_the_tokens_of_each_answer():
+    batch = make_batch()
+    ones = pair_logps(-torch.ones(len(batch.targets)), batch)
+    assert ones.chosen.tolist() == [-3, -9, -2]
+    assert ones.rejected.tolist() == [-7, -1, -4]
+    assert ones.nll_sum.tolist() == [3 + 4, 9 + 1, 2 + 10]
+    assert ones.chosen_mean.tolist() == ones.rejected_mean.tolist() == [-1, -1, -1]
+
+
+def test_without_rejected_answers_only_the_chosen_rows_are_run():
+    batch = collate_padded(make_pairs(), PAD, score_prompt=False, with_rejected=False)
+    assert batch.input_ids.shape == (3, 13)
+    assert (batch.part == CHOSEN).all()
+    pair_model = PairModel(make_model("Llama"))
+    with torch.no_grad():
+        alone = pair_logps(pair_model(batch), batch)
+        both = pair_logps(pair_model(whole := make_batch()), whole)
+    assert_same_values(alone.chosen, both.chosen)
+    assert alone.rejected.tolist() == [0, 0, 0]

@@ -1,0 +1,271 @@
+"""Our losses against stock TRL 1.16: the same weights, the same ids, one micro-batch, float32, no dropout.
+
+TRL's own trainers tokenise, collate and compute; we take the ids from their rows, so both sides see the same tokens.
+Known differences of definition, met by settings: TRL's ORPO takes its NLL over prompt and response (`nll_on: full`),
+its SimPO adds an NLL unless `cpo_alpha=0`, its CPO takes the NLL over the response, its IPO averages over tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer
+from trl import DPOConfig as TrlDpoConfig
+from trl import DPOTrainer
+from trl.experimental.cpo import CPOConfig as TrlCpoConfig
+from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOConfig as TrlOrpoConfig
+from trl.experimental.orpo import ORPOTrainer
+
+from orpo_ray.config.objectives import (
+    AnyObjectiveConfig,
+    CpoConfig,
+    DpoConfig,
+    IpoConfig,
+    OrpoConfig,
+    SimpoConfig,
+)
+from orpo_ray.data.pairs import TokenPair
+from orpo_ray.objectives import PairLogps, build_objective, loss_parts
+from orpo_ray.training.layout import collate_padded
+from orpo_ray.training.logprobs import pair_logps
+from orpo_ray.training.pair_model import PairModel
+
+RELATIVE = 1e-5
+TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "minimind_chatml_6400"
+LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
+ROWS = [
+    {"prompt": "What is the capital of France?", "chosen": " Paris, of course.", "rejected": " I will not say."},
+    {
+        "prompt": "Name three colours that you can see in a rainbow, and say why they are in that order.",
+        "chosen": " Red, yellow and blue: water bends short waves more than long ones, so they part.",
+        "rejected": " Brown.",
+    },
+    {
+        "prompt": "2 + 2 =",
+        "chosen": " 4",
+        "rejected": " It is hard to tell; some say four, others say five, and I would rather not take a side in this.",
+    },
+]
+
+pytestmark = pytest.mark.skipif(not TOKENIZER.is_dir(), reason="no tokenizer in ../shared/data")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A TRL trainer with its settings, our settings for the same loss, and how log-probs are reported."""
+
+    trainer: type[Trainer]
+    config: type[Any]
+    settings: dict[str, Any]
+    objective: AnyObjectiveConfig
+    log_probs: Callable[[PairLogps], tuple[Tensor, Tensor]]
+
+
+def sums(pairs: PairLogps) -> tuple[Tensor, Tensor]:
+    return pairs.chosen, pairs.rejected
+
+
+def means(pairs: PairLogps) -> tuple[Tensor, Tensor]:
+    return pairs.chosen_mean, pairs.rejected_mean
+
+
+CASES = {
+    "orpo": Case(ORPOTrainer, TrlOrpoConfig, {"beta": 0.3}, OrpoConfig(lambda_=0.3, nll_on="full"), means),
+    "dpo": Case(DPOTrainer, TrlDpoConfig, {"beta": 0.2, "loss_type": "sigmoid"}, DpoConfig(beta=0.2), sums),
+    "ipo": Case(
+        DPOTrainer, TrlDpoConfig, {"beta": 0.2, "loss_type": "ipo"}, IpoConfig(beta=0.2, log_probs="token-mean"), sums
+    ),
+    "simpo": Case(
+        CPOTrainer,
+        TrlCpoConfig,
+        {"beta": 2.5, "loss_type": "simpo", "simpo_gamma": 1.0, "cpo_alpha": 0.0},
+        SimpoConfig(beta=2.5, gamma_beta_ratio=0.4),
+        means,
+    ),
+    "cpo": Case(
+        CPOTrainer,
+        TrlCpoConfig,
+        {"beta": 0.2, "loss_type": "sigmoid", "cpo_alpha": 0.7},
+        CpoConfig(beta=0.2, alpha=0.7),
+        sums,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one implementation makes of the micro-batch."""
+
+    log_probs: Tensor  # [2, n]
+    loss: Tensor
+    gradients: dict[str, Tensor]
+
+
+def tiny_llama(vocabulary: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            initializer_range=0.2,
+        )
+    )
+
+
+def make_trainer(case: Case, folder: Path) -> Trainer:
+    """The stock trainer with a fresh adapter, its B matrices made non-zero so that every gradient counts."""
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    args = case.config(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        max_length=256,
+        **case.settings,
+    )
+    trainer = case.trainer(
+        model=tiny_llama(len(tokenizer)),
+        args=args,
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tokenizer,
+        peft_config=LORA,
+    )
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter(trainer.model).values():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return trainer
+
+
+def adapter(model: PeftModel) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in adapter(model).items()}
+
+
+def theirs(trainer: Trainer) -> Outcome:
+    """Log-probs, loss and adapter gradients by TRL's own collator, forward and loss."""
+    rows = [trainer.train_dataset[i] for i in range(len(ROWS))]
+    batch = trainer._prepare_inputs(trainer.data_collator(rows))
+    trainer.model.train()
+    outputs: list[Any] = []
+    with trainer.model.register_forward_hook(lambda module, arguments, output: outputs.append(output)):
+        loss = trainer.compute_loss(trainer.model, batch)
+    if isinstance(
+        trainer, DPOTrainer
+    ):  # its fused head gives per-token log-probs; the policy runs before the reference
+        log_probs = outputs[0].log_probs.sum(dim=1).view(2, -1)
+    else:
+        log_probs = torch.stack(trainer.concatenated_forward(trainer.model, batch)[:2])
+    return Outcome(log_probs.detach(), loss.detach(), gradients(trainer.model, loss))
+
+
+def token_pair(row: dict[str, Any]) -> TokenPair:
+    """The ids that a TRL row holds, cut where the answers begin."""
+    if "prompt_ids" in row:
+        prompt, chosen, rejected = row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
+    else:
+        cut = row["chosen_labels"].count(-100)
+        assert row["chosen_input_ids"][:cut] == row["rejected_input_ids"][:cut]
+        assert row["rejected_labels"].count(-100) == cut
+        prompt, chosen, rejected = (
+            row["chosen_input_ids"][:cut],
+            row["chosen_input_ids"][cut:],
+            row["rejected_input_ids"][cut:],
+        )
+    return TokenPair("", *(np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected)))
+
+
+def ours(trainer: Trainer, case: Case) -> Outcome:
+    """The same by our collator, scorer and objective, on an equal model of our own."""
+    model = get_peft_model(tiny_llama(len(trainer.processing_class)), LORA)
+    for name, parameter in adapter(model).items():
+        parameter.data = adapter(trainer.model)[name].detach().clone()
+    objective = build_objective(case.objective)
+    token_pairs = [token_pair(row) for row in trainer.train_dataset]
+    full = objective.nll_on == "full"
+    batch = collate_padded(token_pairs, trainer.processing_class.pad_token_id, score_prompt=full)
+    pair_model = PairModel(model)
+    pairs = pair_logps(pair_model(batch), batch)
+    if objective.needs_reference:
+        with torch.no_grad(), model.disable_adapter():
+            reference = pair_logps(pair_model(batch), batch)
+        pairs = replace(pairs, reference_chosen=reference.chosen, reference_rejected=reference.rejected)
+    tokens = sum(len(pair.chosen) + (len(pair.prompt) - 1 if full else 0) for pair in token_pairs)
+    loss = loss_parts(objective, pairs, len(token_pairs), tokens).total
+    log_probs = torch.stack(case.log_probs(pairs)).detach()
+    return Outcome(log_probs, loss.detach(), gradients(model, loss))
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def trainer(case, tmp_path_factory) -> Trainer:
+    return make_trainer(case, tmp_path_factory.mktemp("trl"))
+
+
+@pytest.fixture(scope="module")
+def both(case, trainer) -> tuple[Outcome, Outcome]:
+    return ours(trainer, case), theirs(trainer)
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_rows_hold_pairs_of_different_lengths_with_one_end_token(trainer):
+    pairs = [token_pair(row) for row in trainer.train_dataset]
+    end = trainer.processing_class.eos_token_id
+    assert len({len(pair.prompt) + len(pair.chosen) for pair in pairs}) == len(ROWS)
+    for pair in pairs:
+        for answer in (pair.chosen, pair.rejected):
+            assert answer[-1] == end and (answer == end).sum() == 1
+
+
+def test_log_probs_equal_those_of_trl(both):
+    our, their = both
+    assert our.log_probs.shape == their.log_probs.shape == (2, len(ROWS))
+    torch.testing.assert_close(our.log_probs, their.log_probs, rtol=RELATIVE, atol=0)
+
+
+def test_loss_equals_that_of_trl(both):
+    our, their = both
+    assert our.loss.item() == pytest.approx(their.loss.item(), rel=RELATIVE, abs=0)
+
+
+def test_adapter_gradients_equal_those_of_trl(both):
+    our, their = both
+    assert our.gradients.keys() == their.gradients.keys()
+    assert len(our.gradients) == 2 * 2 * 7  # A and B, two layers, seven linear maps
+    worst = {name: relative_difference(our.gradients[name], their.gradients[name]) for name in our.gradients}
+    assert max(worst.values()) < RELATIVE, worst
+    assert min(gradient.norm().item() for gradient in their.gradients.values()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [("orpo", OrpoConfig(lambda_=0.3, nll_on="response")), ("ipo", IpoConfig(beta=0.2, log_probs="sum"))],
+)
+def test_our_default_differs_from_trl_where_the_definition_does(kind, other, tmp_path):
+    trainer = make_trainer(CASES[kind], tmp_path)
+    our_loss, their_loss = ours(trainer, replace(CASES[kind], objective=other)).loss, theirs(trainer).loss
+    assert abs(our_loss - their_loss) / their_loss > 0.01

@@ -1,0 +1,50 @@
+"""Row checks: each defect has its own reason, and every reason reads as a sentence."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import orpo_ray.data
+from orpo_ray.data.checks import REASONS, check_pair, explain
+from orpo_ray.data.pairs import Message, Pair, Refusal
+
+ASKED: list[Message] = [{"role": "user", "content": "Q"}]
+
+
+def test_a_good_pair_passes() -> None:
+    assert check_pair(Pair(ASKED, "good", "bad")) is None
+
+
+@pytest.mark.parametrize(
+    ("pair", "code"),
+    [
+        (Pair([], "a", "b"), "missing-prompt"),
+        (Pair([{"role": "user", "content": " \n"}], "a", "b"), "missing-prompt"),
+        (Pair([{"role": "system", "content": "S"}, {"role": "user", "content": ""}], "a", "b"), "missing-prompt"),
+        (Pair([{"role": "system", "content": "S"}], "a", "b"), "wrong-roles"),
+        (Pair([*ASKED, {"role": "assistant", "content": "A"}], "a", "b"), "wrong-roles"),
+        (Pair(ASKED, "", "b"), "empty-chosen"),
+        (Pair(ASKED, "a", "\n \t"), "empty-rejected"),
+        (Pair(ASKED, "same", " same\n"), "identical"),
+        (Pair(ASKED, "half \ud83d here", "b"), "invalid-utf8"),
+        (Pair([{"role": "user", "content": "\udcff"}], "a", "b"), "invalid-utf8"),
+    ],
+)
+def test_each_defect_has_its_reason(pair: Pair, code: str) -> None:
+    found = check_pair(pair)
+    assert found is not None
+    assert found.code == code
+
+
+def test_every_code_used_in_the_room_is_in_the_table() -> None:
+    used: set[str] = set()
+    for file in Path(orpo_ray.data.__path__[0]).glob("*.py"):
+        used.update(re.findall(r'(?:Refusal|_RowRefused)\("([a-z-]+)"', file.read_text()))
+    assert "different-prompts" in used
+    assert used <= set(REASONS)
+
+
+def test_a_reason_reads_with_its_detail() -> None:
+    assert explain(Refusal("identical")) == "chosen and rejected are the same"
+    assert explain(Refusal("images", "column images")).endswith("reads text only: column images")

@@ -1,0 +1,500 @@
+"""The config: what is accepted, what is refused, and the one line that says where and why."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from orpo_ray.config import RunConfig, dump, every_to_steps, load_config, load_resolved
+from orpo_ray.config.objectives import DpoConfig, OrpoConfig
+from orpo_ray.errors import ConfigError
+
+MINIMAL = """\
+name: tiny
+model: {base: some/model}
+data:
+  train: [{source: pairs.jsonl}]
+"""
+SECTIONS = "adapter, data, model, name, objective, scale, search, storage, training"
+MODEL_KEYS = "attention, base, chat_template, dtype, quantization, revision"
+WITH_OBJECTIVE = MINIMAL + "objective: {kind: orpo, lambda: 0.2}\n"
+
+DESIGN_SECTION_4 = """\
+name: mistral-7b-orpo
+storage: s3://bucket/runs            # or a path every server sees; or a local path for one machine
+model:   {base: mistralai/Mistral-7B-v0.1, revision: null, quantization: nf4, dtype: auto, attention: auto, chat_template: null}
+                                     # quantization: nf4 | int8 | none; dtype: auto | float32 | bfloat16 | float16
+adapter: {kind: lora, r: 16, alpha: 16, dropout: 0.05, targets: all-linear, dora: false, init_from: null}   # kind: none = full
+data:
+  train: [{source: "HuggingFaceH4/ultrafeedback_binarized", split: train_prefs, weight: 1.0}]
+  eval:  [{source: "HuggingFaceH4/ultrafeedback_binarized", split: test_prefs, limit: 512}]
+  max_length: 2048
+  max_prompt_length: 1024
+  overlong: drop                     # drop | truncate-prompt-left | error
+  bad_rows: quarantine               # quarantine | fail
+  max_bad_fraction: 0.05
+  columns: null                      # {prompt: question, chosen: right_answer, rejected: hallucinated_answer}
+objective: {kind: orpo, lambda: 0.1, nll_on: response}
+training:
+  learning_rate: 1.0e-4              # the paper's 8e-6 is for full fine-tuning
+  pairs_per_step: 64                 # the global batch, whatever the number of GPUs
+  tokens_per_microbatch: auto        # memory, not results: the least over all ranks, recorded, reused on resume
+  epochs: 1                          # or max_steps
+  schedule: cosine                   # cosine | linear | constant
+  warmup: 0.1
+  weight_decay: 0.0
+  max_grad_norm: 1.0
+  optimizer: adamw                   # adamw | adamw-8bit | paged-adamw-8bit
+  eval_every: 0.1                    # fraction of the run, or steps; also before the first step
+  checkpoint_every: 0.1
+  keep: 2                            # newest, and the best
+  seed: 42
+  layout: auto                       # padded | packed | shared-prefix | auto
+  engine: fast                       # fast | trl
+  trackers: []                       # tensorboard always; wandb, mlflow by name
+scale:   {workers: auto, gpus_per_worker: 1, deepspeed: auto, max_failures: 3}   # deepspeed: auto | none | {stage: 0-3}
+search:                              # only read by `tune`
+  space: {objective.lambda: {loguniform: [0.05, 1.0]}, training.learning_rate: {loguniform: [2.0e-5, 4.0e-4]}}
+  trials: 16
+  metric: eval/accuracy
+"""  # noqa: E501
+
+LAUGHS = "l0: &l0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.yaml"
+
+
+def load(path: Path, text: str | bytes, *overrides: str) -> RunConfig:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config(path, overrides)
+
+
+def complaint(path: Path, text: str | bytes, *overrides: str) -> str:
+    """The one line that refuses a config, with the file's folder cut off."""
+    with pytest.raises(ConfigError) as caught:
+        load(path, text, *overrides)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    assert caught.value.exit_code == 2
+    return line.removeprefix(f"{path.parent}/")
+
+
+# What is accepted
+
+
+def test_the_example_of_the_design_loads(path):
+    config = load(path, DESIGN_SECTION_4)
+    assert config.objective == OrpoConfig(lambda_=0.1, nll_on="response")
+    assert config.data.eval[0].limit == 512
+    assert config.training.learning_rate == 1e-4
+    assert config.search.space["objective.lambda"] == {"loguniform": [0.05, 1.0]}
+
+
+def test_a_storage_url_is_refused_where_the_storage_is_used(path):
+    config = load(path, DESIGN_SECTION_4)
+    for use in ("storage_dir", "run_dir"):
+        with pytest.raises(ConfigError, match=r"^storage: s3://bucket/runs is a URL"):
+            getattr(config, use)
+
+
+def test_the_smallest_config_gets_the_defaults(path):
+    config = load(path, MINIMAL)
+    assert (config.model.quantization, config.adapter.kind, config.adapter.r) == ("nf4", "lora", 16)
+    assert config.objective == OrpoConfig(lambda_=0.1)
+    assert config.run_dir == Path("runs/tiny").resolve()
+
+
+@pytest.mark.parametrize("text", [DESIGN_SECTION_4, MINIMAL, WITH_OBJECTIVE])
+def test_a_dumped_config_loads_back_equal(path, text):
+    config = load(path, text, "training.eval_every=1.0", "training.checkpoint_every=1", "training.warmup=3")
+    resolved = path.with_name("config.json")
+    resolved.write_text(json.dumps(dump(config)), encoding="utf-8")
+    again = load_resolved(resolved)
+    assert again == config
+    assert dump(again) == dump(config)
+    assert type(again.training.eval_every) is float and type(again.training.checkpoint_every) is int
+
+
+def test_dumped_names_are_those_of_the_yaml(path):
+    assert dump(load(path, WITH_OBJECTIVE))["objective"] == {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
+
+
+def test_the_json_schema_knows_the_names_of_the_yaml():
+    schema = RunConfig.model_json_schema(by_alias=True)
+    assert "lambda" in schema["$defs"]["OrpoConfig"]["properties"]
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("value", "stored", "of_200"), [("10", 10, 10), ("1", 1, 1), ("0.1", 0.1, 20), ("1.0", 1.0, 200), ("1e-3", 1e-3, 1)]
+)
+def test_eval_every_is_steps_if_whole_and_else_a_fraction(path, value, stored, of_200):
+    every = load(path, MINIMAL, f"training.eval_every={value}").training.eval_every
+    assert (every, type(every)) == (stored, type(stored))
+    assert every_to_steps(every, 200) == of_200
+
+
+def test_an_exponent_without_a_dot_is_a_number(path):
+    config = load(path, MINIMAL + "search: {space: {training.learning_rate: {loguniform: [2e-5, 4E-4]}}}\n")
+    assert config.search.space["training.learning_rate"]["loguniform"] == [2e-5, 4e-4]
+    assert load(path, MINIMAL, "training.learning_rate=3e-4").training.learning_rate == 3e-4
+
+
+def test_a_date_is_text(path):
+    assert load(path, MINIMAL.replace("tiny", "2026-02-31")).name == "2026-02-31"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [MINIMAL.replace("\n", "\r\n"), b"\xef\xbb\xbf" + MINIMAL.encode(), json.dumps({"name": "tiny"})[:-1] + (
+        ', "model": {"base": "some/model"}, "data": {"train": [{"source": "pairs.jsonl"}]}}'
+    )],
+    ids=["windows-line-ends", "byte-order-mark", "json"],
+)  # fmt: skip
+def test_harmless_spellings_load_alike(path, text):
+    assert load(path, text) == load(path, MINIMAL)
+
+
+def test_an_escaped_character_beyond_16_bits_is_put_together(path):
+    folder = "./caf\u00e9/\U0001f600"
+    override = f"model.base={json.dumps(folder)}"
+    assert r"\ud83d\ude00" in override
+    assert load(path, MINIMAL, override).model.base == folder
+    assert "is not str" in complaint(path, MINIMAL, r'model.base="\ud83d"')
+
+
+def test_anchors_and_merge_keys_work(path):
+    config = load(path, MINIMAL.replace("[{source: pairs.jsonl}]", "[&a {source: a.csv}, {<<: *a, weight: 2.0}]"))
+    assert [(s.source, s.weight) for s in config.data.train] == [("a.csv", 1.0), ("a.csv", 2.0)]
+
+
+# Overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "value"),
+    [
+        ("training.epochs=3", "training", "epochs", 3),
+        ("training.layout=padded", "training", "layout", "padded"),
+        ("adapter.targets=[q_proj, v_proj]", "adapter", "targets", ("q_proj", "v_proj")),
+        ("adapter.dora=true", "adapter", "dora", True),
+        ("model.revision=null", "model", "revision", None),
+        ("model.base=a=b", "model", "base", "a=b"),
+        ("training.trackers=[wandb]", "training", "trackers", ("wandb",)),
+        ("data.train.0.limit=7", "data", "train", None),
+        (" training.seed = 5", "training", "seed", 5),
+    ],
+)
+def test_overrides_are_read_as_yaml(path, override, section, field, value):
+    config = load(path, MINIMAL, override)
+    if field == "train":
+        assert (config.data.train[0].source, config.data.train[0].limit) == ("pairs.jsonl", 7)
+    else:
+        assert getattr(getattr(config, section), field) == value
+
+
+def test_an_override_may_replace_a_whole_section_and_the_last_one_wins(path):
+    config = load(path, WITH_OBJECTIVE, "objective={kind: dpo}", "objective.beta=0.3", "objective.beta=0.5")
+    assert config.objective == DpoConfig(beta=0.5)
+
+
+def test_an_override_of_one_alias_leaves_the_other_alone(path):
+    shared = MINIMAL.replace("[{source: pairs.jsonl}]", "&t [{source: pairs.jsonl}]\n  eval: *t")
+    config = load(path, shared, "data.eval.0.limit=5")
+    assert (config.data.train[0].limit, config.data.eval[0].limit) == (None, 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.seed", "write key=value, such as training.learning_rate=3e-4"),
+        ("=1", "write key=value, such as training.learning_rate=3e-4"),
+        ("training..seed=1", "write key=value, such as training.learning_rate=3e-4"),
+        ("training.seed.more=1", "training.seed: must be a valid integer, not {'more': 1}"),
+        ("name.first=x", "name.first: name is a value, not a section"),
+        ("data.train.1.source=x", "data.train.1.source: data.train has 1 items, its keys are 0 to 0"),
+        ("data.train.-1.source=x", "data.train.-1.source: data.train has 1 items, its keys are 0 to 0"),
+        ("data.train.²=x", "data.train.²: data.train has 1 items, its keys are 0 to 0"),
+        ("training.seed=[", "not YAML: expected the node content, but found '<stream end>'"),
+        (
+            "training.seed=!!python/object:os.system x",
+            "the tag tag:yaml.org,2002:python/object:os.system is not allowed",
+        ),
+        ("objective={kind: dpo, kind: ipo}", "kind stands twice, first in line 1"),
+        ("training.seed=0b_", "'0b_' is not int"),
+        ("trainin.seed=1", "trainin: unknown key; did you mean training?"),
+        ("training.sede=1", "training.sede: unknown key; did you mean training.seed?"),
+        ("learning_rate=1", "learning_rate: unknown key; did you mean training.learning_rate?"),
+        ("data.train.0.sorce=x", "data.train.0.sorce: unknown key; did you mean data.train.0.source?"),
+        ("adapter.rank=8", "adapter.rank: unknown key; known here: alpha, dora, dropout, init_from, kind, r, targets"),
+        ("objective.lambda=0.3", "objective.kind: missing; it names the objective"),
+        ("data.train=[]", "data.train: must have at least 1 item, not []"),
+        ("name=", "name: must be text (write it in quotes), not None"),
+    ],
+)
+def test_a_wrong_override_is_named_as_written(path, override, says):
+    assert complaint(path, MINIMAL, override) == f"override {override!r}: {says}"
+
+
+def test_an_override_of_unbounded_depth_or_length_is_refused_in_a_short_line(path):
+    assert complaint(path, MINIMAL, "training.seed=" + "[" * 600).endswith("...: nested too deeply")
+    assert len(complaint(path, MINIMAL, "model.quantization=" + "x" * 5000)) < 300
+    assert "is not int" in complaint(path, MINIMAL, "training.seed=" + "1" * 5000)
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (MINIMAL + "trainin: {}\n", "run.yaml:5: trainin: unknown key; did you mean training?"),
+        (MINIMAL + "r: 8\n", "run.yaml:5: r: unknown key; did you mean adapter.r?"),
+        (
+            MINIMAL + "training:\n  epochs: 1\n  sede: 3\n",
+            "run.yaml:7: training.sede: unknown key; did you mean training.seed?",
+        ),
+        (
+            MINIMAL.replace("[{source: pairs.jsonl}]", "\n    - source: a.csv\n    - source: b.csv\n      wieght: 2"),
+            "run.yaml:7: data.train.1.wieght: unknown key; did you mean data.train.1.weight?",
+        ),
+        (
+            MINIMAL + "objective: {kind: orpo, lamda: 0.1}\n",
+            "run.yaml:5: objective.lamda: unknown key; did you mean objective.lambda?",
+        ),
+        (MINIMAL + "5: x\n", f"run.yaml:5: 5: unknown key; known here: {SECTIONS}"),
+        (MINIMAL + "on: x\n", f"run.yaml:5: on: unknown key; known here: {SECTIONS}"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(path, text, says):
+    assert complaint(path, text) == says
+
+
+def test_an_unknown_key_comes_before_other_mistakes_and_they_are_counted(path):
+    text = MINIMAL.replace("source:", "sorce:") + "training: {seed: -1}\n"
+    says = "run.yaml:4: data.train.0.sorce: unknown key; did you mean data.train.0.source? (and 2 more)"
+    assert complaint(path, text) == says
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (MINIMAL + "name: other\n", "run.yaml:5: name stands twice, first in line 1"),
+        (MINIMAL + "training:\n  seed: 1\n  epochs: 2\n  seed: 3\n", "run.yaml:8: seed stands twice, first in line 6"),
+        (MINIMAL.replace("pairs.jsonl", "a, source: b"), "run.yaml:4: source stands twice, first in line 4"),
+        (MINIMAL + '"name": other\n', "run.yaml:5: name stands twice, first in line 1"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(path, text, says):
+    assert complaint(path, text) == says
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        ("{kind: dpo, lambda: 0.1}", "objective.lambda: dpo has no lambda; remove it"),
+        ("{kind: orpo, beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
+        ("{kind: sft, gamma_beta_ratio: 0.1}", "objective.gamma_beta_ratio: sft has no gamma_beta_ratio; remove it"),
+        ("{kind: kto2}", "objective.kind: 'kto2' is not one of 'orpo', 'dpo', 'ipo', 'simpo', 'cpo', 'sft'"),
+        ("{lambda: 0.1}", "objective.kind: missing; it names the objective"),
+        ("orpo", "objective: must be a section with alpha, beta, gamma_beta_ratio, kind, label_smoothing, lambda, "
+                 "log_probs, nll_on, nll_weight, not 'orpo'"),
+    ],
+)  # fmt: skip
+def test_settings_of_another_objective_are_refused(path, objective, says):
+    assert complaint(path, MINIMAL + f"objective: {objective}\n") == f"run.yaml:5: {says}"
+
+
+def test_a_python_name_never_competes_with_the_yaml_name(path):
+    says = "run.yaml:5: objective.lambda_: unknown key; did you mean objective.lambda?"
+    assert complaint(path, MINIMAL + "objective: {kind: orpo, lambda: 0.1, lambda_: 0.2}\n") == says
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.learning_rate=fast", "must be a valid number, not 'fast'"),
+        ("training.learning_rate=-1", "must be greater than 0, not -1"),
+        ("training.learning_rate=.inf", "must be a finite number, not inf"),
+        ("training.learning_rate=.nan", "must be a finite number, not nan"),
+        ("training.epochs=1.5", "must be a valid integer, not 1.5"),
+        ("training.seed=4294967296", "must be less than 4294967296, not 4294967296"),
+        ("training.eval_every=0", "must be greater than or equal to 1 or greater than 0, not 0"),
+        ("training.eval_every=1.5", "must be a valid integer or less than or equal to 1, not 1.5"),
+        ("training.eval_every=-0.1", "must be a valid integer or greater than 0, not -0.1"),
+        ("training.eval_every='10'", "must be a valid integer or a valid number, not '10'"),
+        ("training.warmup=1.0", "must be a valid integer or less than 1, not 1.0"),
+        ("training.schedule=cosin", "must be 'cosine', 'linear' or 'constant', not 'cosin'"),
+        ("training.trackers=wandb", "must be a list, not 'wandb'"),
+        ("adapter.dropout=1.0", "must be less than 1, not 1.0"),
+        ("adapter.targets=q_proj", "must be 'all-linear' or a list, not 'q_proj'"),
+        ("scale.workers=2", "must be 'auto' or 1, not 2"),
+        ("name=a/b", "must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not 'a/b'"),
+        ("name=..", "must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not '..'"),
+        ("name=123", "must be text (write it in quotes), not 123"),
+        ("model.revision=1234567", "must be text (write it in quotes), not 1234567"),
+        ("model.base=''", "must have at least 1 character, not ''"),
+        ("data.train=pairs.jsonl", "must be a list, not 'pairs.jsonl'"),
+        ("data.max_length=4", "must be greater than or equal to 8, not 4"),
+        ("model=mistral", f"must be a section with {MODEL_KEYS}, not 'mistral'"),
+    ],
+)
+def test_a_wrong_value_says_what_it_must_be(path, override, says):
+    key = override.partition("=")[0]
+    assert complaint(path, MINIMAL, override) == f"override {override!r}: {key}: {says}"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("adapter.targets=[q_proj, 5]", "adapter.targets.1: must be text (write it in quotes), not 5"),
+        ("training.trackers=[tb]", "training.trackers.0: must be 'wandb' or 'mlflow', not 'tb'"),
+        ("data.columns={prompt: a, chosen: b}", "data.columns.rejected: missing; data.columns needs it"),
+        ("data.columns=[a]", "data.columns: must be a section with chosen, prompt, rejected, not ['a']"),
+        (
+            "data.train=[a.csv]",
+            "data.train.0: must be a section with limit, revision, source, split, weight, not 'a.csv'",
+        ),
+    ],
+)
+def test_a_wrong_item_is_named_by_its_place_in_the_list(path, override, says):
+    assert complaint(path, MINIMAL, override) == f"override {override!r}: {says}"
+
+
+@pytest.mark.parametrize(
+    "override", ["training.learning_rate=yes", "training.epochs=true", "scale.workers=on", "training.eval_every=true"]
+)
+def test_yes_is_not_the_number_one(path, override):
+    section, _, field = override.partition("=")[0].partition(".")
+    says = f"override {override!r}: {section}: {field} must be a number or text, not True"
+    assert complaint(path, MINIMAL, override) == says
+
+
+def test_a_missing_key_names_its_section(path):
+    assert (
+        complaint(path, "name: tiny\ndata: {train: [{source: a}]}\n") == "run.yaml: model: missing; every run needs it"
+    )
+    says = "run.yaml:2: model.base: missing; model needs it"
+    assert complaint(path, MINIMAL.replace("base: some/model", "quantization: none")) == says
+
+
+# Rules over several keys
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "says"),
+    [
+        (
+            MINIMAL,
+            ["data.max_length=512"],
+            "override 'data.max_length=512': data: "
+            "max_prompt_length (1024) must be below max_length (512), or no answer fits",
+        ),
+        (
+            MINIMAL + "  max_length: 512\n  max_prompt_length: 600\n",
+            [],
+            "run.yaml:6: data: max_prompt_length (600) must be below max_length (512), or no answer fits",
+        ),
+        (
+            MINIMAL + "training: {epochs: 1}\n",
+            ["training.max_steps=5"],
+            "override 'training.max_steps=5': training: "
+            "epochs and max_steps both set the length of the run; keep one of them",
+        ),
+        (
+            MINIMAL + "adapter:\n  kind: none\n",
+            [],
+            "run.yaml:6: adapter.kind: none trains the base's own weights, which quantization: nf4 freezes; "
+            "set model.quantization=none, or adapter.kind=lora",
+        ),
+        (
+            MINIMAL,
+            ["model.quantization=none", "adapter.kind=none", "adapter.dora=true"],
+            "override 'adapter.kind=none': adapter: "
+            "kind: none trains the base itself, so dora and init_from have no meaning; remove them",
+        ),
+        (
+            MINIMAL + "adapter: {targets: []}\n",
+            [],
+            "run.yaml:5: adapter: targets is empty: name modules such as [q_proj, v_proj], or write all-linear",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(path, text, overrides, says):
+    assert complaint(path, text, *overrides) == says
+
+
+def test_a_config_is_frozen(path):
+    config = load(path, MINIMAL)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.name = "other"
+    with pytest.raises(ValidationError, match="frozen"):
+        config.training.seed = 1
+
+
+# Files that are no config
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "run.yaml:1: a config is a YAML mapping of sections such as model, data and training"),
+        ("# nothing yet\n", "run.yaml:1: a config is a YAML mapping of sections such as model, data and training"),
+        ("- a\n- b\n", "run.yaml:1: a config is a YAML mapping of sections such as model, data and training"),
+        ("just text", "run.yaml:1: a config is a YAML mapping of sections such as model, data and training"),
+        ("name: a\n\tmodel: b\n", "run.yaml:2: not YAML: found character '\\t' that cannot start any token"),
+        (MINIMAL + "scale: {workers: 1\n", "run.yaml:6: not YAML: expected ',' or '}', but got '<stream end>'"),
+        (MINIMAL + "---\n" + MINIMAL, "run.yaml:5: not YAML: but found another document"),
+        (b"name: a\nstorage: caf\xe9\n", "run.yaml:2: not UTF-8 text: byte 0xe9"),
+        (MINIMAL.encode("utf-16"), "run.yaml:1: not UTF-8 text: byte 0xff"),
+        (b"name: a\nstorage: a\x00b\n", "run.yaml:2: not YAML: the character '\\x00' is not allowed"),
+        (
+            MINIMAL + "storage: !!python/object/apply:os.system [touch x]\n",
+            "run.yaml:5: the tag tag:yaml.org,2002:python/object/apply:os.system is not allowed",
+        ),
+        (MINIMAL + "storage: !secret x\n", "run.yaml:5: the tag !secret is not allowed"),
+        (MINIMAL + "storage: !!binary aGk=\n", "run.yaml:5: the tag tag:yaml.org,2002:binary is not allowed"),
+        (MINIMAL + "storage: !!int abc\n", "run.yaml:5: 'abc' is not int"),
+        (MINIMAL + "? [a, b]\n: x\n", "run.yaml:5: a key must be a plain name"),
+        (MINIMAL + "scale: *nowhere\n", "run.yaml:5: not YAML: found undefined alias 'nowhere'"),
+        (MINIMAL + "training: &t [*t]\n", "run.yaml:5: nested too deeply or too large"),
+        (MINIMAL + "training: " + "[" * 60 + "]" * 60, "run.yaml:5: nested too deeply or too large"),
+        (MINIMAL + "training: " + "[" * 600, "run.yaml:1: nested too deeply"),
+        (LAUGHS, "run.yaml:1: nested too deeply or too large"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused_in_one_line(path, text, says):
+    assert complaint(path, text) == says
+
+
+def test_a_missing_file_and_a_folder_are_refused(path, tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file$"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{bad", "[1]", "{}", '{"name": "tiny"}', "[" * 100_000, "null"])
+def test_a_broken_resolved_config_is_one_line(tmp_path, text):
+    resolved = tmp_path / "config.json"
+    resolved.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_resolved(resolved)
+    assert str(caught.value).startswith(f"{resolved}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_tag_runs_code(path, tmp_path):
+    witness = tmp_path / "witness"
+    complaint(path, MINIMAL + f"storage: !!python/object/apply:os.system ['touch {witness}']\n")
+    complaint(path, MINIMAL, f"storage=!!python/object/apply:os.system ['touch {witness}']")
+    assert not witness.exists()

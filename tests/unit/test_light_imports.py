@@ -1,0 +1,61 @@
+"""The command line answers at once: what it needs to say how it is used loads no torch, no ray and no transformers."""
+
+import importlib.util
+import resource
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "ray", "transformers"}
+LIGHT_MODULES = ["orpo_ray", "orpo_ray.errors", "orpo_ray.config", "orpo_ray.config.load", "orpo_ray.cli.main"]
+LIGHT_WHEN_THERE = ["orpo_ray.planner", "orpo_ray.report"]
+HELP = [sys.executable, "-m", "orpo_ray.cli.main", "--help"]
+
+REPORT = "import sys; print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
+RUN_HELP = """
+import runpy, sys
+sys.argv = ["orpo-ray", *sys.argv[1:]]
+try:
+    runpy.run_module("orpo_ray.cli.main", run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+    assert not stop.code, stop.code
+"""
+
+
+def loaded_by(code: str, *arguments: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after it ran the code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{REPORT}", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("loaded:")[2].split())
+
+
+def cpu_seconds(command: list[str]) -> float:
+    """User and system time of a command and its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
+
+
+def exists(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("module", [*LIGHT_MODULES, *filter(exists, LIGHT_WHEN_THERE)])
+def test_importing_loads_nothing_heavy(module):
+    assert loaded_by(f"import {module}") & HEAVY == set()
+
+
+def test_the_check_sees_a_heavy_import():
+    assert "torch" in loaded_by("import sys, types; sys.modules['torch.nn'] = types.ModuleType('torch.nn')")
+
+
+def test_help_loads_nothing_heavy():
+    assert loaded_by(RUN_HELP, "--help") & HEAVY == set()
+
+
+def test_help_takes_under_four_fifths_of_a_second():
+    assert min(cpu_seconds(HELP) for _ in range(3)) < 0.8

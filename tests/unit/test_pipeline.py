@@ -1,0 +1,340 @@
+"""From files to an artifact: exact counts on the real files, the user's policies, and the cache."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orpo_ray.config.data import DataConfig
+from orpo_ray.data import pipeline
+from orpo_ray.data.pairs import Pair, TokenPair
+from orpo_ray.data.pipeline import prepare
+from orpo_ray.data.store import Artifact
+from orpo_ray.data.tokenise import PairTokeniser
+from orpo_ray.errors import DataError
+
+pytestmark = pytest.mark.ray
+
+Prepare = Callable[..., tuple[Artifact, list[str]]]
+
+RECOGNISED = {
+    # file: (kept, duplicates, bad)
+    "finetuninglab_preference_pairs.jsonl": (113, 0, 0),
+    "formats/colossalai_test_dpo_data.jsonl": (1, 0, 0),
+    "formats/conversationalglm_preferences.jsonl": (1, 0, 0),
+    "formats/minillm_dpo_pairs.jsonl": (3, 0, 0),
+    "formats/nemo_aligner_dummy_dpo.jsonl": (4, 96, 0),
+    "formats/rwkv_dpo_withreject.csv": (31, 0, 0),
+    "formats/torchtune_hh_rlhf_tiny.json": (1, 0, 0),
+    "hh_harmless_test.jsonl.gz": (197, 0, 0),
+    "hh_harmless_train.jsonl.gz": (1184, 0, 5),
+    "llamafactory_dpo_en_demo.json": (295, 5, 0),
+    "llmbar_adv_gptinst.json": (92, 0, 0),
+    "llmbar_adv_neighbor.json": (134, 0, 0),
+    "llmbar_natural.json": (100, 0, 0),
+    "msfoundry_orca_dpo_a.jsonl": (170, 0, 0),
+    "mxandre_dpo_train_zh.jsonl": (242, 0, 0),
+    "rasbt_instruction_preference.json": (793, 0, 5),
+}
+EVALS = {"prompt": "question", "chosen": "answer_matching_behavior", "rejected": "answer_not_matching_behavior"}
+NEEDS_COLUMNS = {
+    "halueval_qa_a.jsonl": (
+        300,
+        {"prompt": "question", "chosen": "right_answer", "rejected": "hallucinated_answer"},
+    ),
+    "anthropic_evals_extraversion.jsonl": (1000, EVALS),
+    "anthropic_evals_interest-in-science.jsonl": (1000, EVALS),
+    "anthropic_evals_risk-averse.jsonl": (1000, EVALS),
+}
+NO_PAIRS = {
+    "formats/llamafactory_kto_en_demo.json": "the rows are unpaired",
+    "formats/oumi_vision_language_dpo_format.jsonl": "the row carries images",
+    "formats/rlhf_eval_lab_prefs.jsonl": "the prompt is kept in another file",
+    "formats/rlhf_eval_lab_prompts.jsonl": "a side table of prompts",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, chatml_tokenizer: Any, ray_session: None) -> Prepare:
+    """Prepares `train` files with settings, into this test's own storage."""
+
+    def run(*train: str | Path | dict[str, Any], seed: int = 1, **settings: Any) -> tuple[Artifact, list[str]]:
+        listed = [file if isinstance(file, dict) else {"source": str(file)} for file in train]
+        config = DataConfig.model_validate({"train": listed, "max_length": 8192, "max_prompt_length": 6000, **settings})
+        said: list[str] = []
+        return prepare(config, chatml_tokenizer, "fingerprint", tmp_path / "storage", seed, said.append), said
+
+    return run
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., Path]:
+    """Writes rows to a JSONL file of the given name."""
+
+    def write(name: str, *rows: dict[str, Any] | str) -> Path:
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+def pair(n: int, prompt: str | None = None) -> dict[str, str]:
+    return {"prompt": prompt or f"question {n}", "chosen": f"good {n}", "rejected": f"bad {n}"}
+
+
+def refused(run: Prepare, *train: Any, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        run(*train, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- the real files ------------------------------------------------------------------------------------------------
+
+
+def test_all_24_files_are_covered(shared_data: Path) -> None:
+    files = {str(f.relative_to(shared_data)) for f in [*shared_data.glob("*.js*"), *shared_data.glob("formats/*.*")]}
+    assert files == {*RECOGNISED, *NEEDS_COLUMNS, *NO_PAIRS}
+    assert len(files) == 24
+
+
+def test_recognised_files_have_exactly_the_counts_of_the_manifest(shared_data: Path, run: Prepare) -> None:
+    artifact, said = run(*(shared_data / file for file in RECOGNISED))
+    found = {
+        str(Path(source["source"]).relative_to(shared_data)): (source["kept"], source["duplicates"], source["bad"])
+        for source in artifact.summary.sources
+    }
+    assert found == RECOGNISED
+    assert artifact.summary.bad == {"identical": 5, "different-prompts": 3, "empty-chosen": 2}
+    assert artifact.summary.read == 3472
+    assert artifact.summary.multi_turn == 853 + 142 + 105 + 1
+    assert f"{853 + 142 + 105 + 1} pairs have earlier assistant turns: only the last answer is trained" in said
+    quarantine = [json.loads(line) for line in (artifact.path / "quarantine.jsonl").open()]
+    hh = [(row["line"], row["reason"]) for row in quarantine if row["file"].endswith("hh_harmless_train.jsonl.gz")]
+    # the manifest counts from 0, files from line 1
+    assert hh == [
+        (45, "empty-chosen"),
+        (258, "empty-chosen"),
+        (872, "different-prompts"),
+        (1008, "different-prompts"),
+        (1052, "different-prompts"),
+    ]
+    assert all(row["split"] == "train" for row in quarantine)
+
+
+@pytest.mark.parametrize("file", NEEDS_COLUMNS)
+def test_files_that_load_with_columns(shared_data: Path, run: Prepare, file: str) -> None:
+    kept, columns = NEEDS_COLUMNS[file]
+    message = refused(run, shared_data / file)
+    assert "the columns are not recognised" in message and columns["chosen"] in message
+    artifact, _ = run(shared_data / file, columns=columns)
+    assert (artifact.summary.sources[0]["kept"], artifact.summary.bad) == (kept, {})
+
+
+@pytest.mark.parametrize("file", NO_PAIRS)
+def test_files_without_pairs_are_refused_for_their_true_reason(
+    shared_data: Path, run: Prepare, file: str, tmp_path: Path
+) -> None:
+    message = refused(run, shared_data / file)
+    assert str(shared_data / file) in message
+    assert NO_PAIRS[file] in message
+    assert not (tmp_path / "storage").exists()
+
+
+def test_tokens_are_those_of_the_pair_and_stand_in_the_files_order(
+    shared_data: Path, run: Prepare, chatml_tokenizer: Any
+) -> None:
+    path = shared_data / "rasbt_instruction_preference.json"
+    artifact, _ = run(path)
+    rows = json.loads(path.read_text())
+    numbers = [int(pair_id.rpartition(":")[2]) for pair_id in artifact.train.pair_ids]
+    assert numbers == sorted(numbers)
+    for index in (0, 400, len(numbers) - 1):
+        row = rows[numbers[index] - 1]
+        question = row["instruction"] + ("\n\n" + row["input"] if row["input"] else "")
+        wanted = Pair([{"role": "user", "content": question}], row["chosen"], row["rejected"])
+        [tokens] = PairTokeniser(chatml_tokenizer).pairs([wanted], ["x"])
+        assert isinstance(tokens, TokenPair)
+        assert artifact.train[index].chosen.tolist() == tokens.chosen.tolist()
+        assert artifact.train[index].prompt.tolist() == tokens.prompt.tolist()
+
+
+# --- policies ------------------------------------------------------------------------------------------------------
+
+
+def test_too_many_bad_rows_name_the_reasons_with_an_example(run: Prepare, rows: Any, tmp_path: Path) -> None:
+    same = {"prompt": "Q", "chosen": "a", "rejected": "a"}
+    file = rows("a.jsonl", *map(pair, range(7)), same, same, "{broken")
+    message = refused(run, file, max_bad_fraction=0.2)
+    assert message.startswith("3 of 10 rows are bad, more than data.max_bad_fraction (0.2) allows: 2 x identical")
+    assert f"first {file}:8: chosen and rejected are the same" in message
+    assert f"1 x not-json, first {file}:10: the row is not valid JSON" in message
+    assert not (tmp_path / "storage").exists()
+    artifact, said = run(file, max_bad_fraction=0.3)
+    assert artifact.summary.bad == {"identical": 2, "not-json": 1}
+    assert "2 bad rows in quarantine.jsonl: chosen and rejected are the same" in said
+
+
+def test_bad_rows_fail_stops_at_the_first(run: Prepare, rows: Any) -> None:
+    file = rows("a.jsonl", pair(1), {"prompt": "Q", "chosen": "", "rejected": "a"}, "{broken")
+    assert refused(run, file, bad_rows="fail") == f"{file}:2: the chosen answer is empty (data.bad_rows is fail)"
+
+
+def test_duplicates_are_dropped_and_are_not_bad(run: Prepare, rows: Any) -> None:
+    artifact, said = run(rows("a.jsonl", *map(pair, [1, 2, 1, 3, 1])), max_bad_fraction=0)
+    assert artifact.summary.duplicates == 2
+    assert sorted([*artifact.train.pair_ids, *artifact.eval.pair_ids]) == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:4"]
+    assert "2 exact duplicates dropped" in said
+
+
+def test_overlong_pairs_by_policy(run: Prepare, rows: Any) -> None:
+    file = rows("a.jsonl", *map(pair, range(4)), pair(4, prompt="word " * 300))
+    limits: dict[str, Any] = {"max_length": 100, "max_prompt_length": 50, "max_bad_fraction": 0}
+    dropped, said = run(file, **limits)
+    assert (dropped.summary.overlong, dropped.summary.bad) == (1, {})
+    assert "1 pairs dropped as longer than max_prompt_length or max_length" in said
+    cut, said = run(file, overlong="truncate-prompt-left", **limits)
+    assert (cut.summary.overlong, cut.summary.truncated) == (0, 1)
+    assert max(cut.train.lengths[:, 0].max(), cut.eval.lengths[:, 0].max()) == 50
+    message = refused(run, file, overlong="error", **limits)
+    assert message.startswith(f"{file}:5: the pair is longer than max_prompt_length or max_length")
+
+
+def test_nothing_usable_is_left(run: Prepare, rows: Any) -> None:
+    long_ = rows("a.jsonl", pair(1, prompt="word " * 300))
+    message = refused(run, long_, max_length=100, max_prompt_length=50)
+    assert message == "data.train: no usable pair is left of 1 rows; 1 are overlong"
+    good = rows("b.jsonl", pair(1))
+    assert "data.eval: no usable pair" in refused(
+        run, good, eval=[{"source": str(long_)}], max_length=100, max_prompt_length=50
+    )
+    assert refused(run, rows("c.jsonl")).endswith("c.jsonl: no rows in it")
+
+
+def test_a_file_whose_rows_are_all_refused_by_the_template(
+    run: Prepare, rows: Any, chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{{ raise_exception('System role not supported') if messages[0].role == 'system' }}x"
+    monkeypatch.setattr(chatml_tokenizer, "chat_template", template)
+    row = {"system": "Be kind.", **pair(1)}
+    message = refused(run, rows("a.jsonl", row))
+    assert "the chat template refuses the conversation: System role not supported" in message
+
+
+# --- split, overlap, weights ---------------------------------------------------------------------------------------
+
+
+def test_without_eval_whole_prompts_are_held_out(run: Prepare, rows: Any) -> None:
+    file = rows("a.jsonl", *(pair(n, prompt=f"question {n // 2}") for n in range(100)))
+    artifact, said = run(file, eval_fraction=0.1)
+    assert (len(artifact.train), len(artifact.eval), artifact.summary.held_out) == (90, 10, True)
+    assert "no data.eval: 10 training pairs are held out for evaluation (seeded, whole prompts)" in said
+    questions = [
+        {(int(pair_id.rpartition(":")[2]) - 1) // 2 for pair_id in ids}
+        for ids in (artifact.train.pair_ids, artifact.eval.pair_ids)
+    ]
+    assert questions[0].isdisjoint(questions[1])
+    other, _ = run(file, eval_fraction=0.1, seed=2)
+    assert other.path != artifact.path
+    assert other.eval.pair_ids != artifact.eval.pair_ids
+
+
+def test_pairs_in_both_train_and_eval_are_announced(run: Prepare, rows: Any) -> None:
+    train, evaluation = rows("a.jsonl", *map(pair, range(5))), rows("b.jsonl", *map(pair, range(3, 9)))
+    artifact, said = run(train, eval=[{"source": str(evaluation)}])
+    assert (len(artifact.train), len(artifact.eval), artifact.summary.overlap) == (5, 6, 2)
+    assert "warning: 2 pairs stand in both train and eval, so evaluation will flatter" in said
+    assert run(train, eval=[{"source": str(evaluation)}], seed=9)[0].path == artifact.path  # nothing was drawn
+
+
+def test_weights(run: Prepare, rows: Any) -> None:
+    heavy, light = rows("a.jsonl", *map(pair, range(4))), rows("b.jsonl", *map(pair, range(10, 20)))
+    artifact, _ = run(
+        {"source": str(heavy), "weight": 2}, {"source": str(light), "weight": 0.5}, eval=[{"source": str(heavy)}]
+    )
+    ids = artifact.train.pair_ids
+    assert ids[:8] == [f"a.jsonl:{n}" for n in (1, 1, 2, 2, 3, 3, 4, 4)]
+    assert len(ids) == 13 and len(set(ids[8:])) == 5
+
+
+def test_files_of_one_name_stay_apart(run: Prepare, tmp_path: Path) -> None:
+    for n, folder in enumerate(("x", "y")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.jsonl").write_text(json.dumps(pair(n)))
+    artifact, _ = run(tmp_path / "x/a.jsonl", tmp_path / "y/a.jsonl", eval=[{"source": str(tmp_path / "x/a.jsonl")}])
+    assert artifact.train.pair_ids == ["x/a.jsonl:1", "y/a.jsonl:1"]
+
+
+# --- the cache -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_data_is_prepared_once(run: Prepare, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = rows("a.jsonl", *map(pair, range(20)))
+    first, _ = run(file)
+    monkeypatch.setattr(pipeline, "_process", lambda *_: pytest.fail("it was prepared again"))
+    again, said = run(file)
+    assert again.path == first.path
+    assert said[0] == f"prepared data found in {first.path}"
+    assert any("held out" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_length": 4000, "max_prompt_length": 100},
+        {"overlong": "truncate-prompt-left"},
+        {"eval_fraction": 0.2},
+        {"max_bad_fraction": 0.5},
+        {"seed": 2},
+    ],
+)
+def test_whatever_shapes_the_tokens_changes_the_hash(run: Prepare, rows: Any, change: dict[str, Any]) -> None:
+    file = rows("a.jsonl", *map(pair, range(4)))
+    assert run(file)[0].path != run(file, **change)[0].path
+
+
+def test_changed_rows_or_template_change_the_hash(
+    run: Prepare, rows: Any, chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {run(rows("a.jsonl", *map(pair, range(4))))[0].path}
+    paths.add(run(rows("a.jsonl", *map(pair, range(1, 5))))[0].path)
+    monkeypatch.setattr(chatml_tokenizer, "chat_template", chatml_tokenizer.chat_template + " ")
+    paths.add(run(rows("a.jsonl", *map(pair, range(4))))[0].path)
+    assert len(paths) == 3
+
+
+def test_a_damaged_artifact_is_prepared_again(run: Prepare, rows: Any) -> None:
+    file = rows("a.jsonl", *map(pair, range(4)))
+    first, _ = run(file)
+    (first.path / "train.arrow").unlink()  # cutting a file that is memory-mapped would kill this process
+    (first.path / "train.arrow").write_bytes(b"")
+    again, said = run(file)
+    assert "is damaged (train.arrow has another size than recorded); it is built again" in said[0]
+    assert again.train.pair_ids == first.train.pair_ids
+
+
+def test_finding_prepared_data_needs_no_ray(run: Prepare, rows: Any, shared_data: Path, tmp_path: Path) -> None:
+    file = rows("a.jsonl", *map(pair, range(4)))
+    run(file)
+    script = f"""
+import sys
+from pathlib import Path
+from transformers import AutoTokenizer
+from orpo_ray.config.data import DataConfig
+from orpo_ray.data.pipeline import prepare
+tokenizer = AutoTokenizer.from_pretrained({str(shared_data / "tokenizers/minimind_chatml_6400")!r})
+config = DataConfig(train=[{{"source": {str(file)!r}}}], max_length=8192, max_prompt_length=6000)
+prepare(config, tokenizer, "fingerprint", Path({str(tmp_path / "storage")!r}), 1, print)
+print("ray" in sys.modules)
+"""
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[0].startswith("prepared data found in")
+    assert done.stdout.splitlines()[-1] == "False"

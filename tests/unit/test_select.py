@@ -1,0 +1,75 @@
+"""Duplicates, the held-out share and weights, decided on small tables by hand."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from orpo_ray.config.data import Source
+from orpo_ray.data.rows import RESULT
+from orpo_ray.data.select import Selection, select_pairs
+
+
+def table(*rows: tuple[int, str, str]) -> pa.Table:
+    """Rows of (source, pair, prompt); a pair "" is a bad row."""
+    values: list[dict[str, Any]] = [
+        {
+            "source": source,
+            "line": line,
+            "code": "" if pair else "identical",
+            "pair_id": f"f:{line}",
+            "pair_key": pair.encode(),
+            "prompt_key": prompt.encode(),
+        }
+        for line, (source, pair, prompt) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(values, schema=RESULT)
+
+
+def sources(*weights: float) -> list[Source]:
+    return [Source(source=f"{n}.jsonl", weight=weight) for n, weight in enumerate(weights)]
+
+
+def test_the_first_of_equal_pairs_stays() -> None:
+    rows = table((0, "a", "p"), (0, "", ""), (0, "b", "q"), (0, "a", "p"), (1, "a", "p"), (2, "b", "q"), (2, "b", "q"))
+    found = select_pairs(rows, sources(1, 1), None, seed=0)
+    assert found == Selection(train=[0, 2], eval=[5], kept=[0, 2, 5], duplicates=[3, 4, 6], overlap=1)
+
+
+def test_weights_repeat_pairs_and_draw_the_rest() -> None:
+    rows = table(*((0, f"a{n}", "p") for n in range(10)), *((1, f"b{n}", "q") for n in range(10)))
+    found = select_pairs(rows, sources(2.5, 0.5), None, seed=1)
+    first = [index for index in found.train if index < 10]
+    second = [index for index in found.train if index >= 10]
+    assert {first.count(index) for index in range(10)} == {2, 3}
+    assert (len(first), len(second), len(set(second))) == (25, 5, 5)
+    assert found.train == sorted(found.train)
+    assert select_pairs(rows, sources(2.5, 0.5), None, seed=1) == found
+    assert select_pairs(rows, sources(2.5, 0.5), None, seed=2) != found
+    assert len(found.kept) == 20
+
+
+def test_held_out_prompts_are_not_trained() -> None:
+    rows = table(*((0, f"pair{n}", f"prompt{n // 3}") for n in range(300)))
+    found = select_pairs(rows, sources(1), 0.1, seed=7)
+    assert len(found.eval) == 30
+    assert sorted([*found.train, *found.eval]) == list(range(300))
+    assert {index // 3 for index in found.eval}.isdisjoint(index // 3 for index in found.train)
+    assert select_pairs(rows, sources(1), 0.1, seed=8).eval != found.eval
+    assert found.overlap == 0
+
+
+def test_a_large_prompt_group_does_not_swallow_the_training_pairs() -> None:
+    rows = table(*((0, f"pair{n}", "same" if n < 95 else f"prompt{n}") for n in range(100)))
+    for seed in range(10):
+        found = select_pairs(rows, sources(1), 0.05, seed)
+        assert len(found.eval) == 5
+        assert min(found.eval) >= 95
+
+
+@pytest.mark.parametrize(("prompts", "held_out"), [(["p"], 0), (["p", "p"], 0), (["p", "q"], 1), (["p", "p", "q"], 1)])
+def test_small_sets(prompts: list[str], held_out: int) -> None:
+    rows = table(*((0, f"pair{n}", prompt) for n, prompt in enumerate(prompts)))
+    found = select_pairs(rows, sources(1), 0.05, seed=3)
+    assert len(found.eval) == held_out
+    assert len(found.train) == len(prompts) - held_out

@@ -1,0 +1,326 @@
+"""Reading rows: every kind of file, its line numbers, and one clear line for each way a file can be broken."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from orpo_ray.config.data import Source
+from orpo_ray.data.hub import explain_hub_error
+from orpo_ray.data.rows import parse_row
+from orpo_ray.data.sources import RawRow, read_rows, source_labels
+from orpo_ray.errors import DataError
+
+ROW = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
+
+
+def read(path: Path | str, **settings: Any) -> list[RawRow]:
+    return list(read_rows(Source(source=str(path), **settings)))
+
+
+def values(path: Path) -> list[tuple[int, Any]]:
+    return [(row.line, parse_row(row.text, row.problem)) for row in read(path)]
+
+
+def refused(path: Path | str) -> str:
+    with pytest.raises(DataError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({**ROW, "n": n}) + "\n" for n in range(5)))
+    return path
+
+
+def test_json_lines_with_their_numbers(lines: Path) -> None:
+    assert values(lines) == [(n + 1, {**ROW, "n": n}) for n in range(5)]
+
+
+def test_limit_counts_from_the_start(lines: Path) -> None:
+    assert [row.line for row in read(lines, limit=2)] == [1, 2]
+
+
+def test_blank_lines_are_skipped_and_still_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\n{"a":1}\r\n  \r\n\n{"a":2}')
+    assert values(path) == [(2, {"a": 1}), (5, {"a": 2})]
+
+
+def test_unicode_line_separators_do_not_split_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    text = "one\u2028two\u2029three\x85four\x0bfive"
+    path.write_text(json.dumps({"a": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert values(path) == [(1, {"a": text})]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, name: str) -> None:
+    body = "a\n1\n" if name.endswith("csv") else '{"a": "1"}\n'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + body.encode())
+    assert [value for _, value in values(tmp_path / name)] == [{"a": "1"}]
+
+
+def test_gzip_and_huge_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    big = {"a": "x" * 5_000_000}
+    with gzip.open(path, "wt") as file:
+        file.write(json.dumps(big) + "\n" + json.dumps(ROW) + "\n")
+    assert values(path) == [(1, big), (2, ROW)]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("indent", [None, 4])
+def test_an_array_is_read_by_element(tmp_path: Path, name: str, indent: int | None) -> None:
+    (tmp_path / name).write_text("\n" + json.dumps([ROW, {"a": [1, {"b": "],["}]}], indent=indent) + "\n")
+    assert values(tmp_path / name) == [(1, ROW), (2, {"a": [1, {"b": "],["}]})]
+
+
+def test_lines_in_a_json_file(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": 1}\n{"a": 2}\n')
+    assert values(tmp_path / "a.json") == [(1, {"a": 1}), (2, {"a": 2})]
+
+
+def test_a_single_object_over_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ROW, indent=2))
+    assert values(tmp_path / "a.json") == [(1, ROW)]
+
+
+def test_a_list_on_the_first_line_does_not_make_lines_an_array(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('["a"]\n{"a": 2}\n')
+    (_, first), second = values(tmp_path / "a.jsonl")
+    assert first.code == "not-an-object"
+    assert second == (2, {"a": 2})
+
+
+def test_parquet_rows(tmp_path: Path) -> None:
+    table = pa.table(
+        {"prompt": ["Q", None], "chosen": [[{"role": "assistant", "content": "a"}], None], "b": [b"x", None]}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == [
+        (1, {"prompt": "Q", "chosen": [{"role": "assistant", "content": "a"}], "b": {"type": "bytes"}}),
+        (2, {"prompt": None, "chosen": None, "b": None}),
+    ]
+
+
+def test_csv_cells_over_several_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'prompt,chosen\r\n"one\r\ntwo","say ""hi"""\r\n\r\nx,y\r\n')
+    assert values(tmp_path / "a.csv") == [
+        (2, {"prompt": "one\r\ntwo", "chosen": 'say "hi"'}),
+        (5, {"prompt": "x", "chosen": "y"}),
+    ]
+
+
+def test_csv_row_with_a_cell_too_many(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1,2,3\n1,2\n")
+    assert [row.problem for row in read(tmp_path / "a.csv")] == ["ragged-row", ""]
+
+
+def test_real_csv_has_its_31_rows(shared_data: Path) -> None:
+    rows = values(shared_data / "formats/rwkv_dpo_withreject.csv")
+    assert len(rows) == 31
+    assert all(set(row) == {"prompt", "chosen", "reject"} for _, row in rows)
+    assert sum("\r\n" in cell or "\n" in cell for _, row in rows for cell in row.values()) > 0
+
+
+def test_real_blank_lines_leave_242_rows(shared_data: Path) -> None:
+    assert len(read(shared_data / "mxandre_dpo_train_zh.jsonl")) == 242
+
+
+# --- broken rows: the row is bad, the file goes on -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (b'{"a": "\xff"}', "invalid-utf8"),
+        (b"[1, 2]", "not-an-object"),
+        (b'"text"', "not-an-object"),
+        (b"null", "not-an-object"),
+        (b'{"a": 1', "not-json"),
+        (b"{'a': 1}", "not-json"),
+        (b'{"a": 1} {"a": 2}', "not-json"),
+        (b'{"a": "tab\there"}', "not-json"),
+        (b'{"a": 1, "a": 2}', "duplicate-key"),
+        (b'{"a": {"b": 1, "b": 2}}', "duplicate-key"),
+        (b"[" * 200_000, "not-json"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not-json"),
+    ],
+)
+def test_a_broken_row_does_not_stop_the_file(tmp_path: Path, line: bytes, code: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
+    found = values(path)
+    assert found[0] == (1, {"a": 1})
+    assert (found[1][0], found[1][1].code) == (2, code)
+    assert found[2] == (3, {"a": 3})
+
+
+def test_a_wrong_byte_in_an_array_condemns_its_own_element(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'[{"a": "\xff"}, {"a": "\xc3\xa9"}]')
+    (_, first), second = values(tmp_path / "a.json")
+    assert first.code == "invalid-utf8"
+    assert second == (2, {"a": "é"})
+
+
+def test_a_wrong_byte_in_a_csv_is_seen_by_the_row_check(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"a\n\xff\nok\n")
+    assert values(tmp_path / "a.csv") == [(2, {"a": "\udcff"}), (3, {"a": "ok"})]
+
+
+# --- broken files: one line that says what and where ---------------------------------------------------------------
+
+
+def test_truncated_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 2000)[:-30])
+    assert "gzip data is damaged" in refused(path)
+
+
+def test_gzip_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_text("plain")
+    assert "gzip data is damaged" in refused(tmp_path / "a.jsonl.gz")
+
+
+def test_directory(tmp_path: Path, lines: Path) -> None:
+    assert refused(tmp_path) == f"{tmp_path} is a directory; name a file in it, such as a.jsonl"
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path, lines: Path) -> None:
+    assert refused(tmp_path / "b.jsonl") == f"{tmp_path / 'b.jsonl'}: no such file; did you mean a.jsonl?"
+    assert "there is no directory" in refused(tmp_path / "none" / "a.jsonl")
+    assert "no such file" in refused("./train")
+    assert "no such file" in refused("data/of/mine")
+
+
+def test_unknown_kind(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    assert "unknown kind of file" in refused(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[{"a": 1}, {"a": 2}', "breaks off after element 2"),
+        ('[{"a": 1} {"a": 2}]', "breaks off after element 1"),
+        ('[{"a": 1}, {"a": }]', "element 2 is not valid JSON"),
+        ('[\n{"a": 1},\n', "does not end after element 1"),
+    ],
+)
+def test_broken_array(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert told in refused(tmp_path / "a.json")
+
+
+def test_csv_quote_left_open(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('a,b\n1,2\n"3,4\n5,6\n')
+    assert "not valid CSV after line 2" in refused(tmp_path / "a.csv")
+
+
+def test_csv_with_a_column_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,a\n1,2\n")
+    assert "names a column twice" in refused(tmp_path / "a.csv")
+
+
+def test_parquet_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1junkPAR1")
+    assert "Parquet" in refused(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
+@pytest.mark.parametrize("seed", range(8))
+def test_binary_junk_is_refused_or_bad_but_never_a_crash(tmp_path: Path, name: str, seed: int) -> None:
+    junk = random.Random(seed)
+    (tmp_path / name).write_bytes(junk.randbytes(junk.choice([1, 40, 4000])))
+    try:
+        rows = [parse_row(row.text, row.problem) for row in read(tmp_path / name)]
+    except DataError as error:
+        assert name in str(error) and "\n" not in str(error)
+    else:
+        assert name.endswith("csv") or not any(isinstance(row, dict) for row in rows)
+
+
+def test_empty_files_have_no_rows(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.json", "a.csv"):
+        (tmp_path / name).write_text("")
+        assert read(tmp_path / name) == []
+    (tmp_path / "b.json").write_text("[]")
+    assert read(tmp_path / "b.json") == []
+
+
+# --- remote files and hub names ------------------------------------------------------------------------------------
+
+
+def test_a_url_is_read_through_fsspec(lines: Path) -> None:
+    assert [row.line for row in read(f"file://{lines}")] == [1, 2, 3, 4, 5]
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    assert refused("zz://bucket/a.jsonl") == "zz://bucket/a.jsonl: cannot be opened: Protocol not known: zz"
+
+
+def test_an_import_error_of_a_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def lacking(*_: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "open", lacking)
+    assert refused("s3://b/a.jsonl") == "s3://b/a.jsonl: a Python package is missing: Install s3fs to access S3"
+
+
+def test_hub_name_while_offline() -> None:
+    message = refused("HuggingFaceH4/no_such_set")
+    assert "HuggingFaceH4/no_such_set" in message
+    assert "offline" in message
+
+
+def test_a_local_path_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "is a directory" in refused("org/set")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("Dataset 'a/b' is a gated dataset on the Hub."), "is gated: accept its terms"),
+        (ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"), "this machine is offline"),
+        (ConnectionError("Couldn't reach 'a/b' on the Hub (ReadTimeout)"), "cannot be reached"),
+        (ValueError("Unknown split \"trian\". Should be one of ['train', 'test']."), "has no split 'trian'"),
+        (ValueError("Config name is missing.\nPlease pick one among"), "cannot be loaded: Config name is missing."),
+    ],
+)
+def test_hub_errors_say_what_to_do(error: Exception, told: str) -> None:
+    message = explain_hub_error(Source(source="a/b", split="trian"), error)
+    assert told in message
+    assert "\n" not in message
+
+
+def test_a_dataset_that_does_not_exist() -> None:
+    from datasets.exceptions import DatasetNotFoundError
+
+    message = explain_hub_error(Source(source="trian"), DatasetNotFoundError("Dataset 'trian' doesn't exist"))
+    assert message.startswith("trian is neither a local file nor a hub dataset")
+
+
+def test_labels_tell_sources_apart() -> None:
+    names = ["/data/a/train.jsonl", "/data/b/train.jsonl", "/data/b/test.jsonl", "org/set", "s3://bucket/x/c.jsonl"]
+    sources = [Source(source=name) for name in names]
+    labels = ["a/train.jsonl", "b/train.jsonl", "test.jsonl", "org/set", "c.jsonl"]
+    assert source_labels(sources) == labels
+    assert source_labels([Source(source="org/set"), Source(source="org/set", split="test")]) == [
+        "org/set/train",
+        "org/set/test",
+    ]

@@ -1,0 +1,195 @@
+"""The artifact on disk: what is written is read back, found again, and never half there."""
+
+import json
+import multiprocessing
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from orpo_ray.data import store
+from orpo_ray.data.store import (
+    SCHEMA,
+    Artifact,
+    PairTable,
+    Summary,
+    artifact_path,
+    content_hash,
+    find_artifact,
+    open_artifact,
+    write_artifact,
+)
+from orpo_ray.errors import DataError
+
+ROWS = [
+    {"pair_id": "a.jsonl:1", "prompt": [1, 2, 3], "chosen": [4, 5], "rejected": [6]},
+    {"pair_id": "a.jsonl:3", "prompt": [7], "chosen": [8], "rejected": [9, 10, 11, 12]},
+    {"pair_id": "a.jsonl:4", "prompt": [1, 2], "chosen": [3, 4, 5], "rejected": [6, 7]},
+]
+BAD = {"file": "a.jsonl", "line": 2, "reason": "identical", "detail": "", "split": "train"}
+DIGEST = content_hash("some settings", ["rows"])
+
+
+def summary(digest: str = DIGEST) -> Summary:
+    return Summary(
+        hash=digest,
+        settings={"seed": 1},
+        sources=[],
+        read=4,
+        train=3,
+        eval=1,
+        bad={"identical": 1},
+        overlong=0,
+        truncated=0,
+        duplicates=0,
+        overlap=0,
+        multi_turn=0,
+        held_out=False,
+    )
+
+
+def table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def write(storage: Path, train: Iterable[pa.Table] | None = None) -> Artifact:
+    return write_artifact(storage, summary(), train or [table(ROWS[:2]), table(ROWS[2:])], [table(ROWS[:1])], [BAD])
+
+
+def find(storage: Path) -> tuple[Artifact | None, list[str]]:
+    said: list[str] = []
+    return find_artifact(storage, DIGEST, said.append), said
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    artifact = write(tmp_path)
+    assert artifact.path == tmp_path / "artifacts" / DIGEST[:16]
+    assert sorted(file.name for file in artifact.path.iterdir()) == [
+        "artifact.json",
+        "eval.arrow",
+        "quarantine.jsonl",
+        "train.arrow",
+    ]
+    assert (len(artifact.train), len(artifact.eval)) == (3, 1)
+    pair = artifact.train[1]
+    assert (pair.pair_id, pair.prompt.tolist(), pair.rejected.tolist()) == ("a.jsonl:3", [7], [9, 10, 11, 12])
+    assert pair.chosen.dtype == np.int32
+    assert artifact.train.lengths.tolist() == [[3, 2, 1], [1, 1, 4], [2, 3, 2]]
+    assert artifact.train.pair_ids == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4"]
+    assert [one.pair_id for one in artifact.train] == artifact.train.pair_ids
+    assert [json.loads(line) for line in (artifact.path / "quarantine.jsonl").open()] == [BAD]
+    assert artifact.summary.token_lengths["rejected"] == {"p50": 2, "p90": 4, "p99": 4, "max": 4}
+
+
+def test_random_access_over_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "BATCH_ROWS", 7)
+    rows = [
+        {"pair_id": f"f:{n}", "prompt": list(range(n % 5 + 1)), "chosen": [n], "rejected": [n, n]} for n in range(50)
+    ]
+    train = write(tmp_path, [table(rows)]).train
+    for index in (0, 6, 7, 13, 14, 48, 49):
+        assert train[index].pair_id == f"f:{index}"
+        assert train[index].rejected.tolist() == [index, index]
+    assert train.lengths[:, 0].tolist() == [n % 5 + 1 for n in range(50)]
+    with pytest.raises(IndexError):
+        train[50]
+
+
+def test_pairs_may_be_written_into_without_touching_the_file(tmp_path: Path) -> None:
+    train = write(tmp_path).train
+    train[0].prompt[0] = 99
+    assert train[0].prompt.tolist() == [1, 2, 3]
+
+
+def test_a_table_travels_by_its_path(tmp_path: Path) -> None:
+    train = write(tmp_path).train
+    data = pickle.dumps(train)
+    assert len(data) < 1000
+    assert pickle.loads(data)[2].chosen.tolist() == [3, 4, 5]
+
+
+def test_an_empty_table(tmp_path: Path) -> None:
+    evaluation = write_artifact(tmp_path, summary(), [table(ROWS)], [], []).eval
+    assert (len(evaluation), evaluation.lengths.shape, evaluation.pair_ids) == (0, (0, 3), [])
+
+
+def test_found_again_by_its_hash(tmp_path: Path) -> None:
+    assert find(tmp_path) == (None, [])
+    written = write(tmp_path)
+    found, said = find(tmp_path)
+    assert found is not None
+    assert (found.path, found.summary, said) == (written.path, written.summary, [])
+
+
+def test_the_hash_covers_settings_rows_and_code_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = content_hash({"b": 1, "a": 2}, ["x"])
+    assert content_hash({"a": 2, "b": 1}, ["x"]) == same
+    assert content_hash({"a": 2, "b": 1}, ["y"]) != same
+    monkeypatch.setattr(store, "DATA_VERSION", store.DATA_VERSION + 1)
+    assert content_hash({"a": 2, "b": 1}, ["x"]) != same
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "eval.arrow", "quarantine.jsonl", "artifact.json"])
+@pytest.mark.parametrize("how", ["cut", "changed", "gone"])
+def test_a_damaged_artifact_is_named_and_built_again(tmp_path: Path, name: str, how: str) -> None:
+    file = write(tmp_path).path / name
+    data = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(data[:-3])
+    else:
+        file.write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+    found, said = find(tmp_path)
+    assert found is None
+    assert len(said) == 1 and "is damaged" in said[0] and name in said[0]
+    again = write(tmp_path)
+    assert again.train.pair_ids == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4"]
+    assert find(tmp_path)[1] == []
+    assert [entry.name for entry in (tmp_path / "artifacts").iterdir()] == [DIGEST[:16]]
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    def breaks() -> Iterable[pa.Table]:
+        yield table(ROWS)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, breaks())
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_a_full_or_forbidden_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        write(tmp_path / "file")
+
+
+def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not prepared data"):
+        open_artifact(tmp_path)
+
+
+def _write_at_once(storage: Path, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    results.put(len(write(storage).train))
+
+
+def test_processes_that_finish_together_share_one_artifact(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=_write_at_once, args=(tmp_path, barrier, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [results.get(timeout=10) for _ in processes] == [3, 3, 3]
+    assert [entry.name for entry in (tmp_path / "artifacts").iterdir()] == [artifact_path(tmp_path, DIGEST).name]
+
+
+def test_a_table_opens_from_its_path_alone(tmp_path: Path) -> None:
+    assert len(PairTable(write(tmp_path).path / "train.arrow")) == 3

@@ -1,0 +1,294 @@
+"""Golden tokens: what exactly is trained, for a ChatML, a Llama-style and a plain template."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import normalizers, processors
+
+from orpo_ray.config.data import Source
+from orpo_ray.data.formats import read_pair
+from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
+from orpo_ray.data.rows import parse_row
+from orpo_ray.data.sources import read_rows
+from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
+from orpo_ray.errors import DataError
+from orpo_ray.models.tokenizer import PLAIN_TEMPLATE
+
+Load = Callable[..., Any]
+
+LLAMA_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+GLUED_TEMPLATE = (
+    "{% for m in messages %}{{ m.content + ' ' if m.role == 'user' else m.content + eos_token + '\\n' }}{% endfor %}"
+)
+"""Ends its prompt with a space, which every tokenizer here would merge with the answer."""
+
+HI: list[Message] = [{"role": "user", "content": "Hi there"}]
+PAIR = Pair(HI, "Yes, sure.", "No")
+
+TOKENIZERS = {
+    "minimind_chatml_6400": None,
+    "gpt2_50257": PLAIN_TEMPLATE,
+    "mistral_v3_32768_spm": LLAMA_TEMPLATE,
+}
+
+
+def tokenise(tokenizer: Any, *pairs: Pair) -> list[TokenPair | Refusal]:
+    return PairTokeniser(tokenizer).pairs(pairs, [f"f:{n}" for n in range(len(pairs))])
+
+
+def one(tokenizer: Any, pair: Pair = PAIR) -> TokenPair:
+    [found] = tokenise(tokenizer, pair)
+    assert isinstance(found, TokenPair), found
+    return found
+
+
+def ids(pair: TokenPair) -> tuple[list[int], list[int], list[int]]:
+    return pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist()
+
+
+# --- golden --------------------------------------------------------------------------------------------------------
+
+
+def test_chatml(chatml_tokenizer: Any) -> None:
+    """<|im_start|>user\\nHi there<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"""
+    prompt = [1, 832, 311, 234, 75, 108, 1975, 2, 234, 1, 1388, 570, 811, 234, 25, 234, 234, 26, 234, 234]
+    found = one(chatml_tokenizer)
+    assert ids(found) == (prompt, [3376, 47, 5874, 49, 2], [6221, 2])
+    assert chatml_tokenizer.decode(found.chosen) == "Yes, sure.<|im_end|>"
+    assert found.prompt.dtype == np.int32
+
+
+def test_llama_style(shared_tokenizer: Load) -> None:
+    tokenizer = shared_tokenizer("mistral_v3_32768_spm", LLAMA_TEMPLATE)
+    assert ids(one(tokenizer)) == (
+        [1, 3, 16127, 1504, 29473, 4],  # <s> [INST] _Hi _there _ [/INST]
+        [6360, 29493, 2632, 29491, 2],  # _Yes , _sure . </s>
+        [2538, 2],  # _No </s>
+    )
+
+
+def test_plain(shared_tokenizer: Load) -> None:
+    tokenizer = shared_tokenizer("gpt2_50257", PLAIN_TEMPLATE)
+    assert ids(one(tokenizer)) == (
+        [50256, 20490, 25, 15902, 612, 198, 198, 48902, 25],  # <|endoftext|>Human: Hi there\n\nAssistant:
+        [3363, 11, 1654, 13, 50256],  # " Yes" "," " sure" "." <|endoftext|>
+        [1400, 50256],  # " No" <|endoftext|>
+    )
+
+
+# --- promises, on real text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(
+    "file", ["hh_harmless_test.jsonl.gz", "mxandre_dpo_train_zh.jsonl", "rasbt_instruction_preference.json"]
+)
+def test_promises_hold_on_real_rows(shared_data: Path, shared_tokenizer: Load, name: str, file: str) -> None:
+    """Compared by value only, so that a failure never prints the texts."""
+    tokenizer = shared_tokenizer(name, TOKENIZERS[name])
+    rows = (parse_row(raw.text) for raw in read_rows(Source(source=str(shared_data / file), limit=100)))
+    pairs = [pair for row in rows if isinstance(row, dict) and isinstance(pair := read_pair(row), Pair)]
+    end = tokenizer.eos_token_id
+    broken = 0
+    for pair, tokens in zip(pairs, tokenise(tokenizer, *pairs), strict=True):
+        if isinstance(tokens, Refusal):
+            assert tokens.code == "identical"
+            continue
+        start = tokenizer.apply_chat_template(pair.prompt, tokenize=False, add_generation_prompt=True)
+        broken += tokens.prompt.tolist() != tokenizer(start, add_special_tokens=False)["input_ids"]
+        for answer, text in ((tokens.chosen, pair.chosen), (tokens.rejected, pair.rejected)):
+            whole = [*pair.prompt, {"role": "assistant", "content": text}]
+            rendered = tokenizer.apply_chat_template(whole, tokenize=False)
+            shown = tokenizer.decode([*tokens.prompt, *answer], clean_up_tokenization_spaces=False)
+            broken += shown != rendered.rstrip()
+            broken += answer.tolist().count(end) != 1 or int(answer[-1]) != end
+        broken += tokens.prompt[:2].tolist() == [tokenizer.bos_token_id] * 2
+    assert broken == 0
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_prompt_never_depends_on_the_answer(shared_tokenizer: Load, name: str) -> None:
+    tokenizer = shared_tokenizer(name, GLUED_TEMPLATE)
+    nasty = ["Yes", " Yes", "\nYes", "\n\nYes", "  x", "'s", "é", "\u3000", "1", ".", "\t"]
+    found = tokenise(tokenizer, *(Pair(HI, text + "a", text + "b") for text in nasty))
+    prompts = {tuple(pair.prompt.tolist()) for pair in found if isinstance(pair, TokenPair)}
+    assert len(found) == len(nasty)
+    assert prompts == {tuple(tokenizer("Hi there ", add_special_tokens=False)["input_ids"])}
+    for text, pair in zip(nasty, found, strict=True):
+        assert isinstance(pair, TokenPair)
+        assert tokenizer.decode(pair.chosen) == text + "a" + tokenizer.eos_token
+
+
+def test_a_batch_gives_what_single_pairs_give(chatml_tokenizer: Any) -> None:
+    pairs = [Pair(HI, f"answer {n}", "no") for n in range(5)]
+    together = [ids(pair) for pair in tokenise(chatml_tokenizer, *pairs) if isinstance(pair, TokenPair)]
+    assert together == [ids(one(chatml_tokenizer, pair)) for pair in pairs]
+
+
+# --- the marker of a text's start (Llama 2) ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def marking(shared_tokenizer: Load) -> Any:
+    """The Mistral vocabulary under Llama 2's normaliser, which puts a leading-space sign before every text."""
+    tokenizer = shared_tokenizer("mistral_v3_32768_spm", GLUED_TEMPLATE)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return tokenizer
+
+
+def test_an_answer_tokenised_apart_gets_no_start_marker(marking: Any) -> None:
+    assert marking.tokenize("Yes") == ["▁Yes"]
+    found = one(marking)
+    assert marking.convert_ids_to_tokens(found.prompt.tolist()) == ["▁Hi", "▁there", "▁"]
+    assert marking.convert_ids_to_tokens(found.chosen.tolist()) == ["Yes", ",", "▁sure", ".", "</s>"]
+
+
+def test_an_answer_in_context_keeps_its_own_space(marking: Any) -> None:
+    marking.chat_template = LLAMA_TEMPLATE.replace("[/INST]", "=>")
+    found = one(marking)
+    assert marking.convert_ids_to_tokens(found.prompt.tolist())[-2:] == ["▁there", "▁=>"]
+    assert marking.convert_ids_to_tokens(found.chosen.tolist()) == ["▁Yes", ",", "▁sure", ".", "</s>"]
+
+
+# --- start tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer_adds", [True, False])
+@pytest.mark.parametrize("template_writes", [True, False])
+@pytest.mark.parametrize("text", ["Hi", "<s>Hi", "<s><s>Hi"])
+def test_one_start_token_whoever_wants_it(
+    shared_tokenizer: Load, tokenizer_adds: bool, template_writes: bool, text: str
+) -> None:
+    template = GLUED_TEMPLATE if not template_writes else "{{ bos_token }}" + GLUED_TEMPLATE
+    tokenizer = shared_tokenizer("mistral_v3_32768_spm", template)
+    if tokenizer_adds:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+        )
+    wanted = int(tokenizer_adds or template_writes or text.startswith("<s>"))
+    asked: list[Message] = [{"role": "user", "content": text}]
+    assert one(tokenizer, Pair(asked, "Yes", "No")).prompt.tolist().count(1) == wanted
+    [prompt] = PairTokeniser(tokenizer).prompts([asked])
+    assert prompt == one(tokenizer, Pair(asked, "Yes", "No")).prompt.tolist()
+
+
+# --- end tokens ----------------------------------------------------------------------------------------------------
+
+
+def test_a_template_without_end_token_gets_one(chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
+    monkeypatch.setattr(
+        chatml_tokenizer, "chat_template", template + "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    found = one(chatml_tokenizer)
+    assert chatml_tokenizer.decode(found.prompt) == "user: Hi there\nassistant: "
+    assert chatml_tokenizer.decode(found.chosen) == "Yes, sure.<|im_end|>"
+
+
+def test_an_end_token_kept_in_the_file_stands_once(chatml_tokenizer: Any) -> None:
+    found = one(chatml_tokenizer, Pair(HI, "Yes<|im_end|>\n", "No<|im_end|><|im_end|>"))
+    assert ids(found)[1:] == ([3376, 2], [6221, 2])
+
+
+@pytest.mark.parametrize(
+    ("pair", "code"),
+    [
+        (Pair(HI, "Yes<|im_end|>\n<|im_start|>user", "No"), "end-token-inside"),
+        (Pair(HI, "<|im_end|>", "No"), "empty-chosen"),
+        (Pair(HI, "Yes", " <|im_end|>"), "empty-rejected"),
+        (Pair(HI, "Yes", "Yes<|im_end|>"), "identical"),
+        (Pair(HI, "<think>hm</think>Yes", "No"), "template-rewrites"),
+    ],
+)
+def test_answers_that_cannot_be_trained(chatml_tokenizer: Any, pair: Pair, code: str) -> None:
+    good = Pair(HI, "Yes", "No")
+    before, found, after = tokenise(chatml_tokenizer, good, pair, good)
+    assert isinstance(found, Refusal)
+    assert found.code == code
+    assert isinstance(before, TokenPair) and isinstance(after, TokenPair)
+    assert (before.pair_id, after.pair_id) == ("f:0", "f:2")
+
+
+def test_the_end_token_is_kept_where_it_pads_too(shared_tokenizer: Load) -> None:
+    tokenizer = shared_tokenizer("gpt2_50257", PLAIN_TEMPLATE)
+    tokenizer.pad_token = tokenizer.eos_token
+    assert one(tokenizer).chosen[-1] == tokenizer.pad_token_id == 50256
+
+
+# --- templates and tokenizers that cannot do it --------------------------------------------------------------------
+
+
+def test_a_template_that_refuses_the_system_role(shared_tokenizer: Load) -> None:
+    tokenizer = shared_tokenizer("mistral_v3_32768_spm", LLAMA_TEMPLATE)
+    prompt: list[Message] = [{"role": "system", "content": "Be kind."}, *HI]
+    assert tokenise(tokenizer, Pair(prompt, "Yes", "No")) == [Refusal("template-refused", "System role not supported")]
+    with pytest.raises(DataError, match="System role not supported"):
+        PairTokeniser(tokenizer).prompts([prompt])
+
+
+def test_a_template_that_rewrites_history_is_named(chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeps_last_only = "{{ messages[-1].content }}{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    monkeypatch.setattr(chatml_tokenizer, "chat_template", keeps_last_only)
+    [found] = tokenise(chatml_tokenizer, PAIR)
+    assert isinstance(found, Refusal)
+    assert found.code == "template-rewrites"
+
+
+def test_no_template_and_no_end_token(shared_tokenizer: Load) -> None:
+    with pytest.raises(DataError, match=r"no chat template; set model\.chat_template"):
+        PairTokeniser(shared_tokenizer("gpt2_50257"))
+    with pytest.raises(DataError, match="no end token"):
+        PairTokeniser(shared_tokenizer("torchtune_tiny_2000", PLAIN_TEMPLATE))
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+def token_pair(prompt: int, chosen: int, rejected: int) -> TokenPair:
+    parts = (np.arange(1, n + 1, dtype=np.int32) for n in (prompt, chosen, rejected))
+    return TokenPair("f:1", *parts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    [
+        ((10, 10, 10), True),
+        ((10, 10, 11), False),
+        ((11, 5, 5), False),
+        ((1, 19, 1), True),
+        ((1, 20, 1), False),
+    ],
+)
+def test_limits_are_inclusive(sizes: tuple[int, int, int], kept: bool) -> None:
+    pair = token_pair(*sizes)
+    found = fit(pair, Limits(10, 20, "drop"), None)
+    assert (found is pair) == kept
+    assert kept or (isinstance(found, Refusal) and found.code == "overlong")
+
+
+def test_truncation_keeps_the_start_token_and_the_end_of_the_prompt() -> None:
+    limits = Limits(10, 20, "truncate-prompt-left")
+    cut = fit(token_pair(15, 5, 5), limits, bos_id=1)
+    assert isinstance(cut, TokenPair)
+    assert cut.prompt.tolist() == [1, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+    without_start = fit(token_pair(15, 5, 5), limits, bos_id=None)
+    assert isinstance(without_start, TokenPair)
+    assert without_start.prompt.tolist() == list(range(6, 16))
+    squeezed = fit(token_pair(8, 5, 17), limits, bos_id=1)
+    assert isinstance(squeezed, TokenPair)
+    assert (squeezed.prompt.tolist(), len(squeezed.rejected)) == ([1, 7, 8], 17)
+
+
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_overlong() -> None:
+    found = fit(token_pair(8, 5, 19), Limits(10, 20, "truncate-prompt-left"), bos_id=1)
+    assert found == Refusal("overlong", "prompt 8 tokens, longer answer 19")
