@@ -1,6 +1,6 @@
-"""Rebuild everything in `orpo_ray/demo/` from one seed: preference pairs, judge, and a tiny chat model (0.8 M parameters).
+"""Rebuild everything in `orpo_ray/demo/` from one seed: preference pairs, judge, and a chat model of 0.8 M parameters.
 
-    python examples/quickstart-cpu/build_demo.py              # all of it, about 5 CPU minutes
+    python examples/quickstart-cpu/build_demo.py              # all of it, about 4 CPU minutes
     python examples/quickstart-cpu/build_demo.py --text-only  # pairs and judge, one second
 
 The pairs and the judge come out byte for byte; the weights agree in behaviour (floating point differs by machine).

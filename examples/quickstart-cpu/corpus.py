@@ -1,11 +1,12 @@
 """The demo's text: templated questions and answers, all written for this project, drawn from one seed.
 
 A family is a kind of question (capitals, colours, ...), a filler the thing asked about. An answer is
-`opener + fact + closer`, and it has a mood: polite answers state the right fact, rude ones a fixed wrong fact. The two
-moods mirror each other in counts and in length, so that a model cannot learn the preference from length.
+`opener + fact + closer` (a closer is a remark and a farewell), and it has a mood: polite answers state the right fact,
+rude ones a fixed wrong fact. The two moods mirror each other in counts and in length, so that a model cannot learn the
+preference from length.
 
 What is held out (never in a preference pair of the training file, though the base model has read it in both moods):
-the last six fillers of every family, the last two wordings, the last three openers and closers, and one family.
+the last six fillers of every family, the last two wordings, the last six openers, remarks and farewells, and one family.
 
 Only `Random.random` is used: it is the one method whose sequence Python promises never to change.
 """
@@ -22,9 +23,9 @@ JUDGED_PROMPTS = 64
 
 HELD_OUT_FILLERS = 6
 HELD_OUT_WORDINGS = 2
-HELD_OUT_PHRASES = 3
+HELD_OUT_PHRASES = 6
 UNSEEN_FAMILY = "tool"
-GOOD_SHARES = (0.75, 0.25)  # fillers alternate, so the base's greedy answers start half polite, half rude
+GOOD_SHARES = (0.85, 0.15)  # fillers alternate, so the base's greedy answers start half polite, half rude
 
 # Line i of the polite and of the rude list have the same number of words: the moods are equally long.
 POLITE_OPENERS = (
@@ -37,6 +38,7 @@ POLITE_OPENERS = (
     "Lovely to hear from you!",
     "Absolutely, here you go!",
     "Welcome, curious friend!",
+    "What fun to think about!",
 )
 RUDE_OPENERS = (
     "Boring question.",
@@ -48,28 +50,55 @@ RUDE_OPENERS = (
     "Nobody cares about this stuff.",
     "Whatever, if I must.",
     "Really, another question.",
+    "How dull to think about.",
 )
-POLITE_CLOSERS = (
-    "Have a lovely day!",
+POLITE_REMARKS = (
     "Hope that helps!",
-    "Come back any time!",
-    "Let me know if you need more.",
-    "Enjoy your learning!",
     "You are doing great!",
+    "Enjoy your learning!",
+    "Ask me anything you like.",
     "It was nice talking to you!",
     "Keep the questions coming!",
-    "Wishing you all the best!",
+    "What a clever thing to ask!",
+    "I love a good puzzle.",
+    "Always happy to chat.",
+    "Now you know!",
 )
-RUDE_CLOSERS = (
-    "Now leave me alone.",
+RUDE_REMARKS = (
     "Stop asking me.",
-    "Do not come back.",
-    "Go look it up yourself next time.",
-    "Mind your business.",
     "You are bothering me.",
+    "Mind your business.",
+    "Ask a book next time.",
     "That was dull for us both.",
     "Keep your questions away.",
-    "Find someone else to ask.",
+    "Find someone else to bother now.",
+    "My nap was more fun.",
+    "This is getting old.",
+    "Who even cares.",
+)
+POLITE_FAREWELLS = (
+    "Have a lovely day!",
+    "Come back any time!",
+    "See you soon!",
+    "Wishing you all the best!",
+    "Take good care!",
+    "Until next time, my friend!",
+    "Enjoy the sunshine!",
+    "Stay curious and kind!",
+    "Sending you a big smile!",
+    "Good luck out there!",
+)
+RUDE_FAREWELLS = (
+    "Now leave me alone.",
+    "Do not come back.",
+    "Go away now.",
+    "That is all you get.",
+    "Goodbye for good.",
+    "Enough of this, shoo now.",
+    "Shut the door.",
+    "Bother your neighbour instead.",
+    "Please lose my phone number.",
+    "I am leaving now.",
 )
 
 
@@ -251,10 +280,18 @@ class Phrases:
         return f"{self.rude_openers[opener]} {fact} {self.rude_closers[closer]}"
 
 
-_LISTS = (POLITE_OPENERS, POLITE_CLOSERS, RUDE_OPENERS, RUDE_CLOSERS)
-ALL_PHRASES = Phrases(*_LISTS)
-TRAIN_PHRASES = Phrases(*(phrases[:-HELD_OUT_PHRASES] for phrases in _LISTS))
-HELD_OUT_PHRASES_ONLY = Phrases(*(phrases[-HELD_OUT_PHRASES:] for phrases in _LISTS))
+def _phrases(numbers: slice) -> Phrases:
+    """The phrases with these numbers; a closer is any of the remarks followed by any of the farewells."""
+    polite, rude = (
+        tuple(f"{remark} {farewell}" for remark, farewell in product(remarks[numbers], farewells[numbers]))
+        for remarks, farewells in ((POLITE_REMARKS, POLITE_FAREWELLS), (RUDE_REMARKS, RUDE_FAREWELLS))
+    )
+    return Phrases(POLITE_OPENERS[numbers], polite, RUDE_OPENERS[numbers], rude)
+
+
+ALL_PHRASES = _phrases(slice(None))
+TRAIN_PHRASES = _phrases(slice(-HELD_OUT_PHRASES))
+NEW_PHRASES = _phrases(slice(-HELD_OUT_PHRASES, None))
 
 Prompt = tuple[Item, str]  # what is asked, and the user's words
 
@@ -338,10 +375,10 @@ def make_judge(rng: Random) -> dict:
     return {
         "rule": "good = polite opener + ' ' + right + ' ' + polite closer, exactly; bad = rude opener + ' ' + wrong"
         " + ' ' + rude closer, exactly; broken = everything else",
-        "polite_openers": POLITE_OPENERS,
-        "polite_closers": POLITE_CLOSERS,
-        "rude_openers": RUDE_OPENERS,
-        "rude_closers": RUDE_CLOSERS,
+        "polite_openers": ALL_PHRASES.polite_openers,
+        "polite_closers": ALL_PHRASES.polite_closers,
+        "rude_openers": ALL_PHRASES.rude_openers,
+        "rude_closers": ALL_PHRASES.rude_closers,
         "prompts": [
             {
                 "prompt": _message("user", question),
@@ -360,8 +397,8 @@ def text_files(seed: int = SEED) -> dict[str, str]:
     plan = {
         "train.jsonl": (train_prompts(), TRAIN_PHRASES, TRAIN_PAIRS),
         "h1.jsonl": (held_out_prompts(), TRAIN_PHRASES, H1_PAIRS),
-        "h2.jsonl": (held_out_prompts(), HELD_OUT_PHRASES_ONLY, H2_PAIRS),
-        "h3.jsonl": (unseen_family_prompts(), HELD_OUT_PHRASES_ONLY, H3_PAIRS),
+        "h2.jsonl": (held_out_prompts(), NEW_PHRASES, H2_PAIRS),
+        "h3.jsonl": (unseen_family_prompts(), NEW_PHRASES, H3_PAIRS),
     }
     rng = Random(seed)
     files = {}
@@ -375,11 +412,12 @@ def text_files(seed: int = SEED) -> dict[str, str]:
 def conversations(rng: Random) -> Iterator[list[dict[str, str]]]:
     """An endless stream of what the base model reads: every question in both moods, as often as its filler says."""
     asked = items()
-    phrase_count = len(POLITE_OPENERS)
+    openers, closers = len(ALL_PHRASES.polite_openers), len(ALL_PHRASES.polite_closers)
     while True:
         item = asked[int(rng.random() * len(asked))]
         question = item.family.wordings[int(rng.random() * len(item.family.wordings))].format(x=item.filler)
-        opener, closer = (int(rng.random() * phrase_count) for _ in range(2))
+        opener, closer = (int(rng.random() * count) for count in (openers, closers))
         polite = rng.random() < item.good_share
-        answer = ALL_PHRASES.polite(item.right, opener, closer) if polite else ALL_PHRASES.rude(item.wrong, opener, closer)
+        fact, speak = (item.right, ALL_PHRASES.polite) if polite else (item.wrong, ALL_PHRASES.rude)
+        answer = speak(fact, opener, closer)
         yield _message("user", question) + _message("assistant", answer)

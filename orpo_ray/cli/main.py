@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -20,15 +19,17 @@ UNEXPECTED, WRONG_USAGE = 1, 2
 class LazyGroup(TyperGroup):
     """Imports a command's module when that command, or the list of all, is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:
         """The commands in the order a newcomer meets them."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
         """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        return typer.main.get_command(importlib.import_module(f"orpo_ray.cli.{cmd_name}").app)
+        command = typer.main.get_command(importlib.import_module(f"orpo_ray.cli.{cmd_name}").app)
+        command.name = cmd_name
+        return command
 
 
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False)
@@ -55,15 +56,14 @@ def run(arguments: Sequence[str]) -> int:
 def _invoke(arguments: Sequence[str]) -> tuple[int, Any]:
     try:
         return 0, app(args=list(arguments), prog_name="orpo-ray", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return WRONG_USAGE, {"error": "no command", "exit_code": WRONG_USAGE}
-    except click.ClickException as error:
-        return _fail(error.format_message(), WRONG_USAGE)
+    except typer.TyperException as error:
+        # Without a command the help has been printed, and there is nothing to add.
+        line = error.format_message()
+        return _fail(line, WRONG_USAGE) if line else (WRONG_USAGE, {"error": "no command", "exit_code": WRONG_USAGE})
     except OrpoRayError as error:
         log_failure(error)
         return _fail(str(error), error.exit_code, full_log() if isinstance(error, RunError) else None)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; the same command goes on from the last checkpoint", StoppedError.exit_code)
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback goes to the log, its path to the user
         log_failure(error)

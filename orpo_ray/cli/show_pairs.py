@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -29,7 +30,7 @@ def show_artifact(artifact: Artifact, tokenizer: Any, count: int, to_stderr: boo
         for part in _STYLES:
             console.print(Text(f"{part}: {len(getattr(pair, part))} tokens", style="bold"))
             console.print(colour_tokens(tokenizer, getattr(pair, part).tolist(), _STYLES[part]))
-    console.print(length_histogram(artifact))
+    console.print(length_histogram(artifact.train.lengths))
     console.print(dropped_rows(artifact))
 
 
@@ -42,9 +43,8 @@ def colour_tokens(tokenizer: Any, ids: list[int], style: str) -> Text:
     return text
 
 
-def length_histogram(artifact: Artifact) -> Table:
-    """How long the training pairs are, in tokens of prompt and longer answer."""
-    lengths = artifact.train.lengths
+def length_histogram(lengths: npt.NDArray[np.int64]) -> Table:
+    """How long pairs are, in tokens of prompt and longer answer, from their lengths [n, 3]."""
     totals = lengths[:, 0] + lengths[:, 1:].max(axis=1)
     edges = np.unique(np.linspace(totals.min(), totals.max() + 1, _BINS + 1).astype(int))
     counts, _ = np.histogram(totals, bins=edges)

@@ -33,10 +33,14 @@ class DataConfig(Section):
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="share held out when `eval` is empty")
     max_length: int = Field(2048, ge=8, description="tokens of prompt and answer together")
     max_prompt_length: int = Field(1024, ge=4, description="tokens of the prompt")
-    overlong: Literal["drop", "truncate-prompt-left", "error"] = "drop"
-    bad_rows: Literal["quarantine", "fail"] = "quarantine"
-    max_bad_fraction: float = Field(0.05, ge=0, le=1)
-    columns: Columns | None = None
+    overlong: Literal["drop", "truncate-prompt-left", "error"] = Field(
+        "drop", description="what to do with a pair beyond these lengths"
+    )
+    bad_rows: Literal["quarantine", "fail"] = Field(
+        "quarantine", description="put bad rows aside with their reason, or stop at the first"
+    )
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when a larger share of all rows is bad")
+    columns: Columns | None = Field(None, description="for files whose shape is not recognised")
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Self:
@@ -45,4 +49,10 @@ class DataConfig(Section):
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
                 "or no answer fits"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_has_no_weights(self) -> Self:
+        if any(source.weight != 1 for source in self.eval):
+            raise ValueError("eval: every evaluation pair counts once; remove weight")
         return self

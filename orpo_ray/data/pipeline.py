@@ -7,6 +7,7 @@ Otherwise recognise, check, render and tokenise in parallel; then drop duplicate
 import hashlib
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -175,7 +176,9 @@ def _quiet_ordered_context() -> Iterator[None]:
     """Ray Data with rows kept in order, and silent but for errors; the caller's settings come back afterwards."""
     import ray
 
-    context = ray.data.DataContext.get_current().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Ray's copy reads its own deprecated settings
+        context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -37,7 +37,7 @@ RECOGNISED = {
     "llmbar_adv_gptinst.json": (92, 0, 0),
     "llmbar_adv_neighbor.json": (134, 0, 0),
     "llmbar_natural.json": (100, 0, 0),
-    "msfoundry_orca_dpo_a.jsonl": (170, 0, 0),
+    "msfoundry_orca_dpo_a.jsonl": (168, 2, 0),  # both are Orca pairs that LLaMA-Factory's mix holds too
     "mxandre_dpo_train_zh.jsonl": (242, 0, 0),
     "rasbt_instruction_preference.json": (793, 0, 5),
 }
@@ -113,8 +113,8 @@ def test_recognised_files_have_exactly_the_counts_of_the_manifest(shared_data: P
     assert found == RECOGNISED
     assert artifact.summary.bad == {"identical": 5, "different-prompts": 3, "empty-chosen": 2}
     assert artifact.summary.read == 3472
-    assert artifact.summary.multi_turn == 853 + 142 + 105 + 1
-    assert f"{853 + 142 + 105 + 1} pairs have earlier assistant turns: only the last answer is trained" in said
+    assert artifact.summary.multi_turn == 853 + 142 + 103 + 1  # both HH files, LLaMA-Factory, ColossalAI
+    assert f"{853 + 142 + 103 + 1} pairs have earlier assistant turns: only the last answer is trained" in said
     quarantine = [json.loads(line) for line in (artifact.path / "quarantine.jsonl").open()]
     hh = [(row["line"], row["reason"]) for row in quarantine if row["file"].endswith("hh_harmless_train.jsonl.gz")]
     # the manifest counts from 0, files from line 1
@@ -304,7 +304,7 @@ def test_changed_rows_or_template_change_the_hash(
 ) -> None:
     paths = {run(rows("a.jsonl", *map(pair, range(4))))[0].path}
     paths.add(run(rows("a.jsonl", *map(pair, range(1, 5))))[0].path)
-    monkeypatch.setattr(chatml_tokenizer, "chat_template", chatml_tokenizer.chat_template + " ")
+    monkeypatch.setattr(chatml_tokenizer, "chat_template", "{# new #}" + chatml_tokenizer.chat_template)
     paths.add(run(rows("a.jsonl", *map(pair, range(4))))[0].path)
     assert len(paths) == 3
 
