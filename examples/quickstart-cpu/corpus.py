@@ -6,7 +6,7 @@ rude ones a fixed wrong fact. The two moods mirror each other in counts and in l
 preference from length.
 
 What is held out (never in a preference pair of the training file, though the base model has read it in both moods):
-the last six fillers of every family, the last two wordings, the last six openers, remarks and farewells, and one family.
+the last six fillers, the last two wordings, the last six openers, remarks and farewells, and one whole family.
 
 Only `Random.random` is used: it is the one method whose sequence Python promises never to change.
 """

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Show a resolved config, or the JSON Schema.")
+app = typer.Typer(add_completion=False, help="Show a resolved config, or the JSON Schema.")
 
 
 @app.command("show")

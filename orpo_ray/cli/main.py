@@ -2,18 +2,23 @@
 
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from orpo_ray.cli.console import full_log, log_failure, stdout_for_result
 from orpo_ray.errors import OrpoRayError, RunError, StoppedError
 
 COMMANDS = ("demo", "prepare", "train", "evaluate", "config")
 UNEXPECTED, WRONG_USAGE = 1, 2
+
+_INTERRUPTED = 130
+"""What Typer returns, in place of a command's result, after Ctrl-C; after --help it returns 0."""
 
 
 class LazyGroup(TyperGroup):
@@ -23,7 +28,7 @@ class LazyGroup(TyperGroup):
         """The commands in the order a newcomer meets them."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | TyperGroup | None:
         """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
@@ -32,7 +37,7 @@ class LazyGroup(TyperGroup):
         return command
 
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, add_completion=False)
+app = typer.Typer(cls=LazyGroup, add_completion=False)
 
 
 @app.callback()
@@ -45,29 +50,43 @@ def run(arguments: Sequence[str]) -> int:
 
     A command returns its JSON object; with --json that object, or one that tells the error, is all of stdout.
     """
-    as_json = "--json" in arguments
+    as_json = "--json" in arguments and "--help" not in arguments
     with stdout_for_result(as_json) as stdout:
-        code, result = _invoke(arguments)
+        code, result = _invoke(list(arguments) or ["--help"])
         if as_json:
             print(json.dumps(result, allow_nan=False), file=stdout, flush=True)
     return code
 
 
-def _invoke(arguments: Sequence[str]) -> tuple[int, Any]:
+def _invoke(arguments: list[str]) -> tuple[int, Any]:
     try:
-        return 0, app(args=list(arguments), prog_name="orpo-ray", standalone_mode=False)
+        result = app(args=arguments, prog_name="orpo-ray", standalone_mode=False)
+        return _interrupted() if result == _INTERRUPTED else (0, result)
     except typer.TyperException as error:
-        # Without a command the help has been printed, and there is nothing to add.
-        line = error.format_message()
-        return _fail(line, WRONG_USAGE) if line else (WRONG_USAGE, {"error": "no command", "exit_code": WRONG_USAGE})
+        return _fail(_usage(error, arguments[0]), WRONG_USAGE)
     except OrpoRayError as error:
         log_failure(error)
         return _fail(str(error), error.exit_code, full_log() if isinstance(error, RunError) else None)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; the same command goes on from the last checkpoint", StoppedError.exit_code)
+    except (KeyboardInterrupt, SystemExit, typer.Abort):  # Ray turns SIGTERM into SystemExit
+        return _interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback goes to the log, its path to the user
         log_failure(error)
         return _fail(f"unexpected {type(error).__name__}: {error}", UNEXPECTED, full_log())
+
+
+def _interrupted() -> tuple[int, dict[str, Any]]:
+    message = "interrupted; run the same command again (training goes on from its last checkpoint)"
+    return _fail(message, StoppedError.exit_code)
+
+
+def _usage(error: typer.TyperException, command: str) -> str:
+    """What is wrong with a command line, and where its usage is told."""
+    message = error.format_message().rstrip(".")
+    if command not in COMMANDS and not command.startswith("-"):
+        near = get_close_matches(command, COMMANDS, 1)
+        return f"{message}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
+    context = getattr(error, "ctx", None)
+    return f"{message} (see {context.command_path} --help)" if context else message
 
 
 def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[str, Any]]:
@@ -77,7 +96,8 @@ def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[st
 
 
 def main() -> None:
-    """Entry point of the `orpo-ray` command."""
+    """Entry point of the `orpo-ray` command; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -9,7 +9,7 @@ class Section(BaseModel):
     """A part of a config. Frozen, because a run never changes what the user asked for."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+        extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, validate_default=True
     )
 
     @model_validator(mode="before")

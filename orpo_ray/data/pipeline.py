@@ -27,7 +27,7 @@ from orpo_ray.data.sources import RawRow, read_rows, source_labels
 from orpo_ray.data.store import BATCH_ROWS, Artifact, Summary, content_hash, find_artifact, write_artifact
 from orpo_ray.data.summary import describe, summarise
 from orpo_ray.data.tokenise import Limits, PairTokeniser
-from orpo_ray.errors import DataError
+from orpo_ray.errors import DataError, ResourceError
 
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
@@ -67,7 +67,8 @@ def prepare(
 
     `tokenizer` has its chat template set; `tokenizer_fingerprint` stands for its files. `announce` gets one line for
     each thing the user should know. Ray is started if it is not running, and left running for the caller.
-    Raises DataError for what cannot be read, for too many bad rows, and where no pair is left.
+    Raises DataError for what cannot be read, for too many bad rows, and where no pair is left; ResourceError where
+    RAY_ADDRESS names a cluster that cannot be joined.
     """
     PairTokeniser(tokenizer)
     sources = _read_all(data)
@@ -203,8 +204,12 @@ def _start_ray(raw_bytes: int) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(**quiet)
+        except ConnectionError as error:
+            raise ResourceError(f"the Ray cluster of RAY_ADDRESS ({address}) cannot be joined: {error}") from error
         return
     # Rows go in as text and come out as token ids; more than this spills to disk, which is slower but works.
     least, most = _OBJECT_STORE_BYTES

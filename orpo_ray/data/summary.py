@@ -69,26 +69,32 @@ def describe(summary: Summary) -> list[str]:
     """What a user should know about prepared data, one thing a line."""
     weighted = any(source["weight"] != 1 for source in summary.sources)
     lines = [
-        f"{summary.train} training and {summary.eval} evaluation pairs from {summary.read} rows"
-        + (" (training pairs counted by weight)" if weighted else "")
+        f"{_count(summary.train, 'training pair')} and {_count(summary.eval, 'evaluation pair')} "
+        f"from {_count(summary.read, 'row')}" + (" (training pairs counted by weight)" if weighted else "")
     ]
-    lines += [f"{count} bad rows in quarantine.jsonl: {REASONS[code]}" for code, count in summary.bad.items()]
+    lines += [f"{_count(count, 'bad row')} in quarantine.jsonl: {REASONS[code]}" for code, count in summary.bad.items()]
     if summary.duplicates:
-        lines.append(f"{summary.duplicates} exact duplicates dropped")
+        lines.append(f"{_count(summary.duplicates, 'exact duplicate')} dropped")
     if summary.overlong:
-        lines.append(f"{summary.overlong} pairs dropped as longer than max_prompt_length or max_length")
+        lines.append(f"{_count(summary.overlong, 'pair')} dropped as longer than max_prompt_length or max_length")
     if summary.truncated:
-        lines.append(f"{summary.truncated} prompts cut on the left to fit")
+        lines.append(f"{_count(summary.truncated, 'prompt')} cut on the left to fit")
     if summary.multi_turn:
-        lines.append(f"{summary.multi_turn} pairs have earlier assistant turns: only the last answer is trained")
+        lines.append(
+            f"{_count(summary.multi_turn, 'pair')} with earlier assistant turns: only the last answer is trained"
+        )
     return lines + _describe_evaluation(summary)
 
 
 def _describe_evaluation(summary: Summary) -> list[str]:
     if summary.overlap:
-        return [f"warning: {summary.overlap} pairs stand in both train and eval, so evaluation will flatter"]
+        return [f"warning: {_count(summary.overlap, 'pair')} in both train and eval, so evaluation will flatter"]
     if not summary.held_out:
         return []
     if not summary.eval:
         return ["no data.eval, and all pairs have the same prompt: nothing is held out for evaluation"]
-    return [f"no data.eval: {summary.eval} training pairs are held out for evaluation (seeded, whole prompts)"]
+    return [f"no data.eval: {_count(summary.eval, 'training pair')} held out for evaluation (seeded, whole prompts)"]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -15,7 +15,7 @@ PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] }}"
     "{% elif message['role'] == 'user' %}{{ 'Human: ' + message['content'] }}"
-    "{% else %}{{ 'Assistant: ' + message['content'] + eos_token }}{% endif %}"
+    "{% else %}{{ 'Assistant: ' + message['content'] | trim + eos_token }}{% endif %}"
     "{% if not loop.last %}{{ '\\n\\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"

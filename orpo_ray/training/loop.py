@@ -13,7 +13,7 @@ from transformers.integrations import TensorBoardCallback
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact, PairTable
-from orpo_ray.errors import StoppedError
+from orpo_ray.errors import ConfigError, StoppedError
 from orpo_ray.models.adapter import attach_adapter
 from orpo_ray.models.base import load_base
 from orpo_ray.models.hardware import DTYPES
@@ -27,7 +27,7 @@ from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Step, plan
 from orpo_ray.training.reference import reference_log_probs
 from orpo_ray.training.reporter import Reporter
-from orpo_ray.training.setup import Announce, Decisions, Setup, settle
+from orpo_ray.training.setup import Announce, Decisions, Setup, longest_pair, settle
 from orpo_ray.training.trainer import PreferenceTrainer, Work, training_arguments
 
 # How far the scorer's log-probs may be from those of the model's own logits.
@@ -98,6 +98,7 @@ def _run_steps(
     """Train what is left of the plan; returns what only a live trainer knows."""
     decisions = setup.decisions
     model = load_pair_model(config, decisions, announce)
+    _refuse_unreadable(model, artifact)
     first = artifact.train[0]
     probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
     model.check_scorer(torch.from_numpy(probe), _SCORER_TOLERANCE[decisions.dtype])
@@ -126,6 +127,17 @@ def _run_steps(
         "workers": trainer.accelerator.num_processes,
         "strategy": _STRATEGIES[trainer.accelerator.distributed_type],
     }
+
+
+def _refuse_unreadable(model: PairModel, artifact: Artifact) -> None:
+    """Raise ConfigError if a pair is longer than the positions that the base knows."""
+    positions = getattr(model.causal_model.config.get_text_config(), "max_position_embeddings", None)
+    longest = longest_pair(artifact)
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"data.max_length: the longest pair has {longest} tokens, but the base reads {positions}; "
+            f"set data.max_length={positions}"
+        )
 
 
 def _reference(

@@ -317,7 +317,7 @@ def training_arguments(
         # accelerate imports DeepSpeed, which otherwise prints that it found no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warmup = config.warmup if isinstance(config.warmup, int) else math.ceil(config.warmup * total_steps)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run_dir),
         max_steps=total_steps,
         per_device_train_batch_size=1,
@@ -341,6 +341,10 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    # On a server with several GPUs the Trainer would otherwise wrap the model in DataParallel.
+    assert arguments.device is not None, "asking for the device makes transformers count the GPUs"
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _with_reference(pairs: PairLogps, reference: Tensor | None) -> PairLogps:

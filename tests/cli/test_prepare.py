@@ -51,7 +51,7 @@ def test_show_prints_pairs_lengths_and_what_was_dropped(command: Run, pairs: Pat
     assert "exact duplicates" in out
     assert "tokens of prompt and longer answer" in out
     assert f"prepared: {tmp_path / 'st' / 'artifacts'}" in out
-    assert "38 training and 2 evaluation pairs from 42 rows" in err
+    assert "38 training pairs and 2 evaluation pairs from 42 rows" in err
 
 
 def test_json_is_one_object_alone_on_stdout(command: Run, pairs: Path) -> None:

@@ -1,4 +1,4 @@
-"""The shipped demo is honest: small, nothing leaks from held-out to training, and length does not give the answer away."""
+"""The shipped demo is honest: small, nothing leaks from held-out to training, length does not give the answer away."""
 
 import importlib.util
 import json
@@ -98,21 +98,26 @@ def test_no_held_out_filler_is_ever_named_in_training(corpus, pairs):
 def test_no_held_out_wording_in_training(corpus, pairs):
     trained = {question(pair) for pair in pairs["train.jsonl"]}
     for family in corpus.FAMILIES:
-        unseen = family.wordings if family.name == corpus.UNSEEN_FAMILY else family.wordings[-corpus.HELD_OUT_WORDINGS :]
-        for wording in unseen:
+        first = 0 if family.name == corpus.UNSEEN_FAMILY else -corpus.HELD_OUT_WORDINGS
+        for wording in family.wordings[first:]:
             pattern = re.compile(re.escape(wording).replace(re.escape("{x}"), ".+"))
             assert not any(pattern.fullmatch(text) for text in trained), wording
+
+
+def starts_and_ends(text: str, openers: tuple[str, ...], closers: tuple[str, ...]) -> bool:
+    return text.startswith(openers) and text.endswith(closers)
 
 
 @pytest.mark.parametrize("name", ["h2.jsonl", "h3.jsonl"])
 def test_answer_phrases_of_h2_and_h3_are_new(corpus, pairs, name):
     trained = "\n".join(answer(pair, side) for pair in pairs["train.jsonl"] for side in ("chosen", "rejected"))
-    new = corpus.HELD_OUT_PHRASES_ONLY
-    for phrases in (new.polite_openers, new.polite_closers, new.rude_openers, new.rude_closers):
-        assert not any(phrase in trained for phrase in phrases)
+    lists = (corpus.POLITE_OPENERS, corpus.POLITE_REMARKS, corpus.POLITE_FAREWELLS)
+    lists += (corpus.RUDE_OPENERS, corpus.RUDE_REMARKS, corpus.RUDE_FAREWELLS)
+    assert not any(phrase in trained for phrases in lists for phrase in phrases[-corpus.HELD_OUT_PHRASES :])
+    new = corpus.NEW_PHRASES
     for pair in pairs[name]:
-        assert answer(pair, "chosen").startswith(new.polite_openers) and answer(pair, "chosen").endswith(new.polite_closers)
-        assert answer(pair, "rejected").startswith(new.rude_openers) and answer(pair, "rejected").endswith(new.rude_closers)
+        assert starts_and_ends(answer(pair, "chosen"), new.polite_openers, new.polite_closers)
+        assert starts_and_ends(answer(pair, "rejected"), new.rude_openers, new.rude_closers)
 
 
 def test_wrong_facts_are_wrong(corpus):
@@ -120,16 +125,19 @@ def test_wrong_facts_are_wrong(corpus):
 
 
 def test_moods_mirror_each_other_in_counts(corpus, pairs):
+    phrases = corpus.ALL_PHRASES
     mirrored = (
-        (corpus.POLITE_OPENERS, corpus.RUDE_OPENERS, str.startswith),
-        (corpus.POLITE_CLOSERS, corpus.RUDE_CLOSERS, str.endswith),
+        (phrases.polite_openers, phrases.rude_openers, str.startswith),
+        (phrases.polite_closers, phrases.rude_closers, str.endswith),
     )
     for name in PAIR_FILES:
         for polite, rude, has in mirrored:
-            chosen = Counter(i for pair in pairs[name] for i, p in enumerate(polite) if has(answer(pair, "chosen"), p))
-            rejected = Counter(i for pair in pairs[name] for i, p in enumerate(rude) if has(answer(pair, "rejected"), p))
-            assert chosen == rejected
-            assert chosen.total() == len(pairs[name])
+            counts = [
+                Counter(i for pair in pairs[name] for i, phrase in enumerate(mood) if has(answer(pair, side), phrase))
+                for mood, side in ((polite, "chosen"), (rude, "rejected"))
+            ]
+            assert counts[0] == counts[1]
+            assert counts[0].total() == len(pairs[name])
 
 
 def test_length_does_not_tell_chosen_from_rejected(pairs, tokenizer):
@@ -166,7 +174,7 @@ def test_judge_covers_64_questions_of_h1(corpus, pairs, judge):
     assert len(asked) == len(set(asked)) == 64
     assert set(asked) <= {question(pair) for pair in pairs["h1.jsonl"]}
     shares = {item.filler: item.good_share for item in corpus.items()}
-    assert Counter(shares[entry["filler"]] for entry in judge["prompts"]) == {0.75: 32, 0.25: 32}
+    assert Counter(shares[entry["filler"]] for entry in judge["prompts"]) == {0.85: 32, 0.15: 32}
 
 
 def test_judge_knows_every_h1_answer_to_its_questions(pairs, judge):
@@ -179,9 +187,10 @@ def test_judge_knows_every_h1_answer_to_its_questions(pairs, judge):
 
 
 def test_base_weights_load_as_float32():
+    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(DEMO / "base")
-    assert {parameter.dtype for parameter in model.parameters()} == {__import__("torch").float32}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.config.tie_word_embeddings
     assert not model.generation_config.do_sample

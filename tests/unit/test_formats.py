@@ -120,6 +120,11 @@ def test_alpaca_input_and_system_and_history_are_kept() -> None:
     assert read_pair(row) == Pair(prompt, "cat", "dog")
 
 
+def test_two_outputs_of_an_instruction_keep_its_input() -> None:
+    row = {"instruction": "Translate.", "input": "chat", "response_1": "dog", "response_2": "cat", "preference": 2}
+    assert read_pair(row) == Pair([user("Translate.\n\nchat")], "cat", "dog")
+
+
 def test_system_column_beside_a_question() -> None:
     row = {"system": "Be kind.", "question": "Q", "chosen": "good", "rejected": "bad"}
     assert read_pair(row) == Pair([system("Be kind."), user("Q")], "good", "bad")

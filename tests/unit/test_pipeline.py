@@ -16,7 +16,7 @@ from orpo_ray.data.pairs import Pair, TokenPair
 from orpo_ray.data.pipeline import prepare
 from orpo_ray.data.store import Artifact
 from orpo_ray.data.tokenise import PairTokeniser
-from orpo_ray.errors import DataError
+from orpo_ray.errors import DataError, ResourceError
 
 pytestmark = pytest.mark.ray
 
@@ -114,7 +114,7 @@ def test_recognised_files_have_exactly_the_counts_of_the_manifest(shared_data: P
     assert artifact.summary.bad == {"identical": 5, "different-prompts": 3, "empty-chosen": 2}
     assert artifact.summary.read == 3472
     assert artifact.summary.multi_turn == 853 + 142 + 103 + 1  # both HH files, LLaMA-Factory, ColossalAI
-    assert f"{853 + 142 + 103 + 1} pairs have earlier assistant turns: only the last answer is trained" in said
+    assert f"{853 + 142 + 103 + 1} pairs with earlier assistant turns: only the last answer is trained" in said
     quarantine = [json.loads(line) for line in (artifact.path / "quarantine.jsonl").open()]
     hh = [(row["line"], row["reason"]) for row in quarantine if row["file"].endswith("hh_harmless_train.jsonl.gz")]
     # the manifest counts from 0, files from line 1
@@ -126,6 +126,9 @@ def test_recognised_files_have_exactly_the_counts_of_the_manifest(shared_data: P
         (1052, "different-prompts"),
     ]
     assert all(row["split"] == "train" for row in quarantine)
+    order = [Path(file).name for file in RECOGNISED]
+    places = [(order.index(name), int(line)) for name, _, line in (i.rpartition(":") for i in artifact.train.pair_ids)]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("file", NEEDS_COLUMNS)
@@ -198,7 +201,7 @@ def test_overlong_pairs_by_policy(run: Prepare, rows: Any) -> None:
     limits: dict[str, Any] = {"max_length": 100, "max_prompt_length": 50, "max_bad_fraction": 0}
     dropped, said = run(file, **limits)
     assert (dropped.summary.overlong, dropped.summary.bad) == (1, {})
-    assert "1 pairs dropped as longer than max_prompt_length or max_length" in said
+    assert "1 pair dropped as longer than max_prompt_length or max_length" in said
     cut, said = run(file, overlong="truncate-prompt-left", **limits)
     assert (cut.summary.overlong, cut.summary.truncated) == (0, 1)
     assert max(cut.train.lengths[:, 0].max(), cut.eval.lengths[:, 0].max()) == 50
@@ -234,7 +237,7 @@ def test_without_eval_whole_prompts_are_held_out(run: Prepare, rows: Any) -> Non
     file = rows("a.jsonl", *(pair(n, prompt=f"question {n // 2}") for n in range(100)))
     artifact, said = run(file, eval_fraction=0.1)
     assert (len(artifact.train), len(artifact.eval), artifact.summary.held_out) == (90, 10, True)
-    assert "no data.eval: 10 training pairs are held out for evaluation (seeded, whole prompts)" in said
+    assert "no data.eval: 10 training pairs held out for evaluation (seeded, whole prompts)" in said
     questions = [
         {(int(pair_id.rpartition(":")[2]) - 1) // 2 for pair_id in ids}
         for ids in (artifact.train.pair_ids, artifact.eval.pair_ids)
@@ -249,7 +252,7 @@ def test_pairs_in_both_train_and_eval_are_announced(run: Prepare, rows: Any) -> 
     train, evaluation = rows("a.jsonl", *map(pair, range(5))), rows("b.jsonl", *map(pair, range(3, 9)))
     artifact, said = run(train, eval=[{"source": str(evaluation)}])
     assert (len(artifact.train), len(artifact.eval), artifact.summary.overlap) == (5, 6, 2)
-    assert "warning: 2 pairs stand in both train and eval, so evaluation will flatter" in said
+    assert "warning: 2 pairs in both train and eval, so evaluation will flatter" in said
     assert run(train, eval=[{"source": str(evaluation)}], seed=9)[0].path == artifact.path  # nothing was drawn
 
 
@@ -261,6 +264,11 @@ def test_weights(run: Prepare, rows: Any) -> None:
     ids = artifact.train.pair_ids
     assert ids[:8] == [f"a.jsonl:{n}" for n in (1, 1, 2, 2, 3, 3, 4, 4)]
     assert len(ids) == 13 and len(set(ids[8:])) == 5
+
+
+def test_a_weight_on_evaluation_pairs_is_refused() -> None:
+    with pytest.raises(ValueError, match="every evaluation pair counts once"):
+        DataConfig.model_validate({"train": [{"source": "a"}], "eval": [{"source": "b", "weight": 2}]})
 
 
 def test_files_of_one_name_stay_apart(run: Prepare, tmp_path: Path) -> None:
@@ -317,6 +325,19 @@ def test_a_damaged_artifact_is_prepared_again(run: Prepare, rows: Any) -> None:
     again, said = run(file)
     assert "is damaged (train.arrow has another size than recorded); it is built again" in said[0]
     assert again.train.pair_ids == first.train.pair_ids
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def unreachable(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", unreachable)
+    with pytest.raises(ResourceError, match=r"RAY_ADDRESS \(10\.0\.0\.9:6379\) cannot be joined"):
+        pipeline._start_ray(1000)
 
 
 def test_finding_prepared_data_needs_no_ray(run: Prepare, rows: Any, shared_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""What the tests of training share: prepared pairs without Ray, the settings of a small run, a run in this process."""
+
+import copy
+import importlib.resources
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from orpo_ray.config import RunConfig, build
+from orpo_ray.data.pairs import Pair, TokenPair
+from orpo_ray.data.store import SCHEMA, Artifact, Summary, content_hash, write_artifact
+from orpo_ray.data.tokenise import PairTokeniser
+from orpo_ray.training import loop
+from orpo_ray.training.reporter import LocalReporter, Watch
+
+DEMO = Path(str(importlib.resources.files("orpo_ray"))) / "demo"
+BASE = DEMO / "base"
+
+TRAIN_PAIRS, EVAL_PAIRS, PAIRS_PER_STEP = 36, 8, 8
+"""Five steps an epoch, the last of which is smaller."""
+
+_SETTINGS: dict[str, Any] = {
+    "model": {"base": str(BASE)},
+    "adapter": {"r": 8, "alpha": 16},
+    "data": {
+        "train": [{"source": str(DEMO / "train.jsonl"), "limit": TRAIN_PAIRS}],
+        "eval": [{"source": str(DEMO / "h1.jsonl"), "limit": EVAL_PAIRS}],
+        "max_length": 96,
+        "max_prompt_length": 48,
+    },
+    "training": {
+        "learning_rate": 1.0e-3,
+        "pairs_per_step": PAIRS_PER_STEP,
+        "epochs": 2,
+        "tokens_per_microbatch": 256,
+        "eval_every": 5,
+        "checkpoint_every": 5,
+        "warmup": 1,
+    },
+}
+
+
+def settings(storage: Path, name: str = "run", **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain data of a small run; `sections` replace single keys of the defaults, an objective as a whole."""
+    tree = {"name": name, "storage": str(storage), **copy.deepcopy(_SETTINGS)}
+    for section, keys in sections.items():
+        tree[section] = {**tree.get(section, {}), **keys}
+    if "max_steps" in tree["training"]:
+        del tree["training"]["epochs"]
+    return tree
+
+
+def run_config(storage: Path, name: str = "run", **sections: Mapping[str, Any]) -> RunConfig:
+    """The settings as a checked config."""
+    return build(RunConfig, settings(storage, name, **sections), {(): "tests"})
+
+
+def demo_pairs(name: str, count: int) -> list[TokenPair]:
+    """The first pairs of a demo file, tokenised as the demo base reads them."""
+    lines = (DEMO / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    rows = [json.loads(line) for line in lines]
+    pairs = [Pair(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows]
+    tokenised = PairTokeniser(AutoTokenizer.from_pretrained(BASE)).pairs(
+        pairs, [f"{name}.jsonl:{line}" for line in range(1, count + 1)]
+    )
+    assert all(isinstance(pair, TokenPair) for pair in tokenised)
+    return tokenised  # type: ignore[return-value]
+
+
+def make_artifact(storage: Path, train: int = TRAIN_PAIRS, evaluation: int = EVAL_PAIRS) -> Artifact:
+    """Prepared pairs of the demo, without Ray."""
+    splits = [demo_pairs("train", train), demo_pairs("h1", evaluation)]
+    return write_pairs(storage, *splits)
+
+
+def write_pairs(storage: Path, train: list[TokenPair], evaluation: list[TokenPair]) -> Artifact:
+    """Token pairs as an artifact on disk."""
+    tables = [_table(train), _table(evaluation)]
+    summary = Summary(
+        hash=content_hash([table.to_pylist() for table in tables]),
+        settings={},
+        sources=[],
+        read=len(train) + len(evaluation),
+        train=len(train),
+        eval=len(evaluation),
+        bad={},
+        overlong=0,
+        truncated=0,
+        duplicates=0,
+        overlap=0,
+        multi_turn=0,
+        held_out=False,
+    )
+    return write_artifact(storage, summary, [tables[0]], [tables[1]], [])
+
+
+def _table(pairs: list[TokenPair]) -> pa.Table:
+    rows = [
+        {
+            "pair_id": pair.pair_id,
+            "prompt": pair.prompt.tolist(),
+            "chosen": pair.chosen.tolist(),
+            "rejected": pair.rejected.tolist(),
+        }
+        for pair in pairs
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left behind, and what it announced."""
+
+    run_dir: Path
+    result: dict[str, Any]
+    said: list[str]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_metrics(self.run_dir)
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step, in order."""
+        return [line["train/loss"] for line in self.metrics if "train/loss" in line]
+
+    @property
+    def adapter(self) -> dict[str, Tensor]:
+        """The final adapter's tensors, or those of the whole model."""
+        (weights,) = (self.run_dir / "adapter").glob("*.safetensors")
+        return load_file(weights)
+
+
+def train_locally(
+    config: RunConfig, artifact: Artifact, watch: Watch = lambda step, total_steps, metrics: None
+) -> Trained:
+    """Run the training loop in this process, or go on with the run."""
+    said: list[str] = []
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    reporter = LocalReporter(config.run_dir, keep=config.training.keep, announce=said.append, watch=watch)
+    result = loop.train(config, artifact, reporter, said.append)
+    return Trained(config.run_dir, result, said)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
