@@ -39,7 +39,7 @@ def train(
         record.refuse_changed_config(config.run_dir, config)
         finished = record.read_json(config.run_dir / record.RESULT_FILE)
         if finished is not None:
-            announce(f"run {config.name} is finished: {config.run_dir}; give another name to train again")
+            announce(_finished(config))
             return finished
         artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
@@ -58,6 +58,8 @@ def train(
 def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
     """What `train` would do: pairs prepared and the plan laid, but no model loaded and no run begun."""
     record.refuse_changed_config(config.run_dir, config)
+    if record.read_json(config.run_dir / record.RESULT_FILE) is not None:
+        announce(_finished(config))
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     decisions = decide(config, longest_pair(artifact), record.read_run(config.run_dir).get("decisions", {}), announce)
     steps = loop.plan_run(config, artifact.train, 1, decisions.tokens_per_microbatch)
@@ -105,6 +107,10 @@ def evaluate(
         "quantized_modules": judged["trained"].quantized_modules,
         "samples": [{"prompt": prompt.strip(), "base": base, "trained": tuned} for prompt, base, tuned in answers],
     }
+
+
+def _finished(config: RunConfig) -> str:
+    return f"run {config.name} is finished: {config.run_dir}; give another name to train again"
 
 
 def _trained_by(config: RunConfig) -> str:

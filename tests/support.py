@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -19,6 +21,10 @@ from orpo_ray.data.store import SCHEMA, Artifact, Summary, content_hash, write_a
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.training import loop
 from orpo_ray.training.reporter import LocalReporter, Watch
+from orpo_ray.training.trainer import PreferenceTrainer
+
+# Two threads on two busy cores wait for each other far longer than they work, and one thread always adds in one order.
+torch.set_num_threads(1)
 
 DEMO = Path(str(importlib.resources.files("orpo_ray"))) / "demo"
 BASE = DEMO / "base"
@@ -148,6 +154,19 @@ def train_locally(
     reporter = LocalReporter(config.run_dir, keep=config.training.keep, announce=said.append, watch=watch)
     result = loop.train(config, artifact, reporter, said.append)
     return Trained(config.run_dir, result, said)
+
+
+def remember_trainers(monkeypatch: pytest.MonkeyPatch) -> list[PreferenceTrainer]:
+    """Fills with the trainers that runs make, so that live weights can be looked at after a run or a failure."""
+    made: list[PreferenceTrainer] = []
+
+    class Remembered(PreferenceTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(loop, "PreferenceTrainer", Remembered)
+    return made
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -4,53 +4,82 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+from orpo_ray.errors import ConfigError
 
 LOG_FILE = "run.log"
 
 _log = logging.getLogger("orpo_ray")
 
 
+class _LogFile(logging.FileHandler):
+    """The one log file of this process; told by its class from handlers that others attach."""
+
+
 def announce(line: str) -> None:
     """Tell the user something that was decided or found, and keep it in the log."""
-    print(line, file=sys.stderr, flush=True)
+    print(f"{fresh_line()}{line}", file=sys.stderr, flush=True)
     _log.info(line)
 
 
+def fresh_line() -> str:
+    """What wipes the progress line that a terminal may be showing; nothing elsewhere."""
+    return "\r\x1b[K" if sys.stderr.isatty() else ""
+
+
 def open_log(folder: Path | None = None) -> None:
-    """Send what libraries log and warn about to `folder`/run.log, or to a temporary file, instead of the terminal."""
-    if folder is None:
-        path = Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / LOG_FILE
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Send what libraries log and warn about to `folder`/run.log, or to a temporary file, instead of the terminal.
+
+    Raises ConfigError if the folder, which is a run's, cannot be written.
+    """
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile((folder or Path(tempfile.mkdtemp(prefix="orpo-ray-"))) / LOG_FILE, encoding="utf-8")
+    except OSError as error:
+        place = f"storage: {folder}" if folder else "TMPDIR: the folder for temporary files"
+        raise ConfigError(f"{place} cannot be written: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
-    for former in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+    for former in _log_files():
         root.removeHandler(former)
+        former.close()
     root.addHandler(handler)
     _log.setLevel(logging.INFO)
     logging.captureWarnings(True)
+    # On a full disk every line logged would otherwise print a traceback; what cannot do without the disk tells it once.
+    logging.raiseExceptions = False
+    threading.excepthook = _log_thread_failure
     # Read by the libraries when they are imported, which is why commands call this first.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
+    """Keep what kills a library's background thread, such as TensorBoard's writer, off the terminal too."""
+    _log.error("a thread failed", exc_info=failure.exc_value)
+
+
 def log_failure(error: BaseException) -> None:
     """Keep an error with its traceback in the log."""
     if full_log() is None:
-        open_log()
+        with suppress(ConfigError):
+            open_log()
     _log.error("the command failed", exc_info=error)
 
 
 def full_log() -> str | None:
     """The path of the log file, if one is open."""
-    handlers = (handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler))
-    return next((handler.baseFilename for handler in handlers), None)
+    return next((handler.baseFilename for handler in _log_files()), None)
+
+
+def _log_files() -> list[_LogFile]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, _LogFile)]
 
 
 @contextmanager

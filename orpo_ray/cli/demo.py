@@ -1,5 +1,6 @@
 """`orpo-ray demo`: the whole way on a laptop CPU in under three minutes; base and pairs ship along."""
 
+import os
 import time
 from enum import StrEnum
 from typing import Annotated, Any
@@ -28,6 +29,8 @@ def demo(
 ) -> dict[str, Any]:
     """Align a tiny chat model on this machine's CPU and show what changed."""
     started = time.monotonic()
+    # So small a model gains nothing from more threads, and on a busy laptop they wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from orpo_ray.cli.console import announce, open_log
     from orpo_ray.cli.demo_run import demo_config, demo_outcome, print_demo
 

@@ -108,10 +108,11 @@ def print_demo(outcome: dict[str, Any], evaluation: dict[str, Any]) -> None:
 
 
 def _telling(samples: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """The first answers that changed, or the first ones if too few did."""
+    """A few answers: first those that were rude and wrong and are good now, then those that changed."""
     both = list(zip(judge_prompts(), samples, strict=True))
-    changed = [item for item in both if item[1]["base"] != item[1]["trained"]]
-    return (changed + [item for item in both if item not in changed])[:_SHOWN_ANSWERS]
+    mended = [(q, s) for q, s in both if verdict(s["base"], q) == "bad" and verdict(s["trained"], q) == "good"]
+    changed = [(q, s) for q, s in both if (q, s) not in mended and s["base"] != s["trained"]]
+    return (mended + changed + both)[:_SHOWN_ANSWERS]
 
 
 def _count_verdicts(samples: list[dict[str, Any]], who: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from orpo_ray.cli.console import full_log, log_failure, stdout_for_result
+from orpo_ray.cli.console import fresh_line, full_log, log_failure, stdout_for_result
 from orpo_ray.errors import OrpoRayError, RunError, StoppedError
 
 COMMANDS = ("demo", "prepare", "train", "evaluate", "config")
@@ -54,8 +55,20 @@ def run(arguments: Sequence[str]) -> int:
     with stdout_for_result(as_json) as stdout:
         code, result = _invoke(list(arguments) or ["--help"])
         if as_json:
-            print(json.dumps(result, allow_nan=False), file=stdout, flush=True)
+            print(json.dumps(_finite(result), allow_nan=False), file=stdout, flush=True)
     return code
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with null for each NaN and infinity, which JSON has no words for."""
+    match value:
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
 
 
 def _invoke(arguments: list[str]) -> tuple[int, Any]:
@@ -67,7 +80,11 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
     except OrpoRayError as error:
         log_failure(error)
         return _fail(str(error), error.exit_code, full_log() if isinstance(error, RunError) else None)
-    except (KeyboardInterrupt, SystemExit, typer.Abort):  # Ray turns SIGTERM into SystemExit
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted()
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:  # what Ray makes of the signal; Typer leaves in this way when stdout is gone
+            raise
         return _interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback goes to the log, its path to the user
         log_failure(error)
@@ -91,14 +108,18 @@ def _usage(error: typer.TyperException, command: str) -> str:
 
 def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[str, Any]]:
     line = " ".join(message.split())
-    print(f"orpo-ray: {line}" + (f" (full log: {log})" if log else ""), file=sys.stderr)
+    print(f"{fresh_line()}orpo-ray: {line}" + (f" (full log: {log})" if log else ""), file=sys.stderr)
     return code, {"error": line, "exit_code": code}
 
 
 def main() -> None:
     """Entry point of the `orpo-ray` command; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except OSError as error:
+        code, _ = _fail(f"the result cannot be written to stdout: {error.strerror}", UNEXPECTED)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

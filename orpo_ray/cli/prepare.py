@@ -22,7 +22,7 @@ def prepare(
     evaluation: Annotated[list[str] | None, typer.Option("--eval", metavar="FILE", help="Evaluation pairs.")] = None,
     storage: Annotated[str | None, typer.Option(metavar="DIR", help="Where the prepared pairs go.")] = None,
     columns: Annotated[
-        str | None, typer.Option(metavar="prompt=..,chosen=..,rejected=..", help="Columns of an unknown format.")
+        str | None, typer.Option(metavar="NAMES", help="Of an unknown format: prompt=..,chosen=..,rejected=..")
     ] = None,
     show: Annotated[int, typer.Option(min=0, metavar="N", help="Print N pairs as they will be trained.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
@@ -63,9 +63,9 @@ def _as_overrides(
         "data.train": [{"source": file} for file in train or ()],
         "data.eval": [{"source": file} for file in evaluation or ()],
         "storage": storage,
-        "data.columns": _parse_columns(columns) if columns else None,
+        "data.columns": _parse_columns(columns) if columns is not None else None,
     }
-    return (f"{key}={json_module.dumps(value)}" for key, value in values.items() if value)
+    return (f"{key}={json_module.dumps(value)}" for key, value in values.items() if value not in (None, []))
 
 
 def _parse_columns(text: str) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """The line that shows how a run goes: step, speed, loss, accuracy, margin, time left."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
+
+from orpo_ray.cli.console import fresh_line
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,7 +28,9 @@ class ProgressLine:
             self._first = (step, now)
         evaluated = any(name.startswith("eval/") for name in metrics)
         if self._terminal:
-            print(f"\r\x1b[K{self._text(step, total_steps, now)}", end="", file=sys.stderr, flush=True)
+            # A line that wraps could not be wiped.
+            text = self._text(step, total_steps, now)[: shutil.get_terminal_size().columns - 1]
+            print(f"{fresh_line()}{text}", end="", file=sys.stderr, flush=True)
             if step == total_steps and evaluated:
                 print(file=sys.stderr)
         elif evaluated or now - self._printed_at > _SECONDS_BETWEEN_LINES:

@@ -16,9 +16,11 @@ _ROWS = (
 
 
 def print_comparison(metrics: dict[str, dict[str, dict[str, float]]], console: Console | None = None) -> None:
-    """Metrics by source of the base and the trained model."""
+    """Metrics by source of the base and the trained model; over all of them where there are several."""
     console = console or Console()
     for source, base in metrics["base"].items():
+        if source == "all" and len(metrics["base"]) == 2:
+            continue  # the only source says the same
         trained = metrics["trained"][source]
         table = Table(title=f"{source}: {int(base['pairs'])} pairs", title_justify="left")
         for column in ("", "base", "trained"):

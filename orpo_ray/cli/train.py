@@ -19,13 +19,13 @@ def train(
     from orpo_ray.config import load_config
 
     settings = load_config(config, overrides or ())
-    open_log(settings.run_dir)
+    open_log(None if dry_run else settings.run_dir)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
 
     if dry_run:
         result = api.plan_only(settings, announce)
-        announce(f"{result['steps']} steps would be trained; nothing was started")
+        announce(f"the plan has {result['steps']} steps; nothing was started")
         return result
     result = api.train(settings, announce, ProgressLine())
     if not json:

@@ -70,6 +70,8 @@ def _refuse_other_shape(config: AdapterConfig, found: dict[str, Any], folder: Pa
     """The shape of an adapter is fixed when it is made, so settings that disagree with it are a mistake."""
     asked = {"r": (config.r, found.get("r")), "alpha": (config.alpha, found.get("lora_alpha"))}
     asked["dora"] = (config.dora, found.get("use_dora", False))
+    if config.targets != "all-linear":
+        asked["targets"] = (sorted(config.targets), sorted(found.get("target_modules", ())))
     for key, (wanted, stored) in asked.items():
         if wanted != stored:
             raise ConfigError(f"adapter.{key}: {wanted} here, but init_from {folder} has {stored}; use the same value")

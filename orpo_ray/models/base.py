@@ -55,13 +55,21 @@ def count_quantized(model: torch.nn.Module) -> int:
 
 
 def _keep_training_format(model: torch.nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights when a CPU with AVX512-BF16 first evaluates.
+    """Have bitsandbytes compute on a CPU in one way, whether it trains or evaluates.
 
-    The repacked form computes in bfloat16 and has no backward: gradients below it would vanish without an error.
+    With AVX512-BF16 it repacks 4-bit weights at the first evaluation; the repacked form computes in bfloat16 and has no
+    backward: gradients below it would vanish without an error. 8-bit layers quantise activations only where they
+    evaluate: reference log-probs would not be those of the policy that starts from it.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+        elif isinstance(module, Linear8bitLt):
+            module.register_forward_pre_hook(_compute_as_in_training)
+
+
+def _compute_as_in_training(module: torch.nn.Module, inputs: object) -> None:
+    module.training = True
 
 
 def _quantization(config: ModelConfig, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

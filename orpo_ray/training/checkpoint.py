@@ -54,7 +54,7 @@ def save(parent: Path, position: Position, write: Callable[[Path], None]) -> Pat
         (building / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
         write_manifest(building)
         if final.exists():
-            shutil.rmtree(final)
+            _delete(final)
         building.replace(final)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -90,14 +90,20 @@ def find_damage(folder: Path) -> str | None:
 
 
 def newest_whole(parent: Path, announce: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint; what a killed run left half-written is swept away."""
-    for left in parent.glob(".building-*"):
+    """The newest undamaged checkpoint; what a killed run left half-written or half-deleted is swept away.
+
+    Damaged ones are set aside under another name: they must not count as the newest when others are deleted.
+    """
+    for left in [*parent.glob(".building-*"), *parent.glob(".deleting-*")]:
         shutil.rmtree(left)
     for folder in reversed(_folders(parent)):
         damage = find_damage(folder)
         if damage is None:
             return folder
         announce(f"checkpoint {folder.name} is damaged ({damage}); trying the one before it")
+        aside = parent / f"damaged-{folder.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
     return None
 
 
@@ -111,10 +117,10 @@ def prune(parent: Path, keep: int) -> None:
     folders = {int(folder.name.removeprefix("step-")): folder for folder in _folders(parent)}
     saved = []
     for step, folder in folders.items():
-        metrics = read_position(folder).metrics
+        metrics = _metrics(folder)
         saved.append(Saved(step, metrics.get("eval/accuracy"), metrics.get("eval/margin")))
     for step in set(folders) - steps_to_keep(saved, keep):
-        shutil.rmtree(folders[step])
+        _delete(folders[step])
 
 
 def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
@@ -124,6 +130,20 @@ def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
     best = [max(judged, key=lambda s: (s.accuracy, s.margin, s.step)).step] if judged else []
     ranked = list(dict.fromkeys(newest_first[:1] + best + newest_first))
     return set(ranked[:keep])
+
+
+def _metrics(folder: Path) -> dict[str, float]:
+    try:
+        return read_position(folder).metrics
+    except (OSError, ValueError, TypeError):
+        return {}  # damaged since: never the best one
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint; killed on the way, it leaves nothing that looks like one."""
+    doomed = folder.with_name(f".deleting-{uuid.uuid4().hex[:8]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _folders(parent: Path) -> list[Path]:

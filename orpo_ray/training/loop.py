@@ -52,14 +52,13 @@ def train(config: RunConfig, artifact: Artifact, reporter: Reporter, announce: A
     checkpoint = reporter.latest_checkpoint()
     position = read_position(checkpoint) if checkpoint else None
     start = position.step if position else 0
-    reporter.rewind(start)
+    reporter.rewind(start if position else -1)
     if position:
         announce(f"resuming at step {start} of {len(steps)}")
-    measured: dict[str, Any] = {}
     if start < len(steps):
         resume = (checkpoint, position) if checkpoint and position else None
-        measured = _run_steps(config, artifact, setup, steps, resume, reporter, announce)
-    return _finish(config, artifact, reporter, len(steps), measured)
+        _run_steps(config, artifact, setup, steps, resume, reporter, announce)
+    return _finish(config, artifact, reporter, steps)
 
 
 def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int) -> list[Step]:
@@ -94,8 +93,8 @@ def _run_steps(
     resume: tuple[Path, Position] | None,
     reporter: Reporter,
     announce: Announce,
-) -> dict[str, Any]:
-    """Train what is left of the plan; returns what only a live trainer knows."""
+) -> None:
+    """Train what is left of the plan. Raises StoppedError if the reporter asked to stop before its end."""
     decisions = setup.decisions
     model = load_pair_model(config, decisions, announce)
     _refuse_unreadable(model, artifact)
@@ -118,15 +117,13 @@ def _run_steps(
         resume=resume,
         callbacks=[_tensorboard(config.run_dir, resume[1].step if resume else 0)],
     )
+    # Kept on disk: a run that is killed after its last checkpoint has no trainer when it is finished.
+    strategy = _STRATEGIES[trainer.accelerator.distributed_type]
+    record.add_to_run(config.run_dir, {"workers": trainer.accelerator.num_processes, "strategy": strategy})
     trainer.train()
     done = trainer.state.global_step
     if done < len(steps):
         raise StoppedError(f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on")
-    return {
-        "pairs_per_second": trainer.trained_pairs / trainer.trained_seconds,
-        "workers": trainer.accelerator.num_processes,
-        "strategy": _STRATEGIES[trainer.accelerator.distributed_type],
-    }
 
 
 def _refuse_unreadable(model: PairModel, artifact: Artifact) -> None:
@@ -169,13 +166,11 @@ def _write_model(model: PairModel, tokenizer: PreTrainedTokenizerBase, folder: P
 
 
 def _tensorboard(run_dir: Path, start: int) -> TensorBoardCallback:
-    """Curves of a resumed run hide what an earlier process wrote after its last checkpoint."""
-    return TensorBoardCallback(SummaryWriter(run_dir / "tensorboard", purge_step=start + 1 if start else None))
+    """Curves hide what an earlier process wrote after its last checkpoint."""
+    return TensorBoardCallback(SummaryWriter(run_dir / "tensorboard", purge_step=start + 1 if start else 0))
 
 
-def _finish(
-    config: RunConfig, artifact: Artifact, reporter: Reporter, steps: int, measured: dict[str, Any]
-) -> dict[str, Any]:
+def _finish(config: RunConfig, artifact: Artifact, reporter: Reporter, steps: list[Step]) -> dict[str, Any]:
     """Lay the final adapter beside the checkpoints and write result.json, last of all."""
     checkpoint = reporter.latest_checkpoint()
     assert checkpoint is not None, "the last step always saves a checkpoint"
@@ -184,14 +179,24 @@ def _finish(
     shutil.rmtree(adapter, ignore_errors=True)
     shutil.copytree(checkpoint / "adapter", adapter)
     write_model_card(adapter, config, artifact.summary, metrics)
+    run = record.read_run(config.run_dir)
     result = {
         "status": "finished",
         "name": config.name,
-        "steps": steps,
+        "steps": len(steps),
         "adapter": str(adapter),
         "metrics": metrics,
-        **measured,
+        "pairs_per_second": _speed(config.run_dir, steps),
+        "workers": run["workers"],
+        "strategy": run["strategy"],
         "versions": record.versions(),
     }
     record.write_json(config.run_dir / record.RESULT_FILE, result)
     return result
+
+
+def _speed(run_dir: Path, steps: list[Step]) -> float:
+    """Pairs per second of training proper, over all processes that the run took."""
+    speeds = record.metric_by_step(run_dir, "train/pairs_per_second")
+    seconds = sum(len(step.pairs) / speeds[number] for number, step in enumerate(steps, start=1))
+    return sum(len(step.pairs) for step in steps) / seconds

@@ -46,10 +46,11 @@ class PairModel(nn.Module):
 
     @torch.no_grad()
     def check_scorer(self, token_ids: Tensor, tolerance: float) -> None:
-        """Compare the scorer with the model's own logits on a few tokens.
+        """Compare the scorer with the model's own logits on a few tokens; leaves the model evaluating.
 
         Raises ConfigError for a model that does something to its logits that this class does not know.
         """
+        self.eval()
         ids = token_ids[None].to(self.device)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             expected = self.causal_model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)

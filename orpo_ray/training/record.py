@@ -83,6 +83,11 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return (read_json(run_dir / RUN_FILE) or {}) if has_started(run_dir) else {}
 
 
+def add_to_run(run_dir: Path, facts: dict[str, Any]) -> None:
+    """Put more of what was found out into run.json."""
+    write_json(run_dir / RUN_FILE, {**(read_json(run_dir / RUN_FILE) or {}), **facts})
+
+
 def refuse_changed_identity(stored: dict[str, str], name: str, identity: dict[str, str]) -> None:
     """Raise ConfigError if data, tokenizer or weights behind unchanged settings are not those the run began with."""
     for key, value in identity.items():
@@ -109,7 +114,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def last_metrics(run_dir: Path) -> dict[str, float]:
     """The latest value of every metric a run reported."""
     merged: dict[str, float] = {}
-    for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-        merged |= json.loads(line)
+    for record in _metrics(run_dir):
+        merged |= record
     merged.pop("step", None)
     return merged
+
+
+def metric_by_step(run_dir: Path, name: str) -> dict[int, float]:
+    """One metric's value at every step that reported it."""
+    return {int(record["step"]): record[name] for record in _metrics(run_dir) if name in record}
+
+
+def _metrics(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()]

@@ -50,8 +50,9 @@ def _read(path: Path, rows: int, announce: Callable[[str], None]) -> np.ndarray 
         return None
     try:
         log_probs = load_file(path)["log_probs"]
-    except (SafetensorError, KeyError, OSError) as error:
+        if log_probs.shape != (rows, 2):
+            raise ValueError(f"shape {log_probs.shape} for {rows} pairs")
+    except (SafetensorError, KeyError, OSError, ValueError) as error:
         announce(f"the cached reference log-probs {path.name} are damaged ({error}); computing them again")
         return None
-    assert log_probs.shape == (rows, 2), "the cache key does not cover the artifact"
     return log_probs

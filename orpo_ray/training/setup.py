@@ -56,7 +56,7 @@ def settle(config: RunConfig, artifact: Artifact, announce: Announce) -> Setup:
     identity = _identity(config, artifact, tokenizer)
     record.refuse_changed_identity(stored.get("identity", {}), config.name, identity)
     decisions = decide(config, longest_pair(artifact), stored.get("decisions", {}), announce)
-    content = {"identity": identity, "decisions": asdict(decisions), "versions": record.versions()}
+    content = {**stored, "identity": identity, "decisions": asdict(decisions), "versions": record.versions()}
     record.write_json(config.run_dir / record.RUN_FILE, content)
     return Setup(decisions, tokenizer, identity)
 

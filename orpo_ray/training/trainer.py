@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -129,8 +130,6 @@ class PreferenceTrainer(Trainer):
         self._latest_eval: tuple[int, dict[str, float]] = (-1, {})
         self._current: StepInput | None = None
         self._skipped = 0
-        self.trained_pairs = 0
-        self.trained_seconds = 0.0
 
     # Data: steps come from the plan, whole and unsharded.
 
@@ -167,8 +166,6 @@ class PreferenceTrainer(Trainer):
         if not math.isfinite(total.item()):
             raise self._non_finite("loss")
         seconds = time.perf_counter() - started
-        self.trained_pairs += inputs.pair_count
-        self.trained_seconds += seconds
         self._step_metrics = metrics.result(inputs.pair_count, inputs.token_count)
         self._step_metrics["pairs_per_second"] = inputs.pair_count / seconds
         return total
@@ -208,8 +205,7 @@ class PreferenceTrainer(Trainer):
 
     def _non_finite(self, what: str) -> NonFiniteError:
         assert self._current is not None
-        ids = self._work.train.pair_ids
-        names = ", ".join(ids[i] for i in self._current.pair_indices)
+        names = _names(self._work.train, self._current.pair_indices)
         return NonFiniteError(
             f"the {what} of step {self.state.global_step + 1} is not finite; no weight was changed by it. "
             f"Its pairs: {names}. Look at these pairs, or lower training.learning_rate"
@@ -228,9 +224,15 @@ class PreferenceTrainer(Trainer):
         self._reporter.report(self.state.global_step, len(self._work.steps), rewrite_logs(published))
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Preference metrics over the evaluation pairs."""
+        """Preference metrics over the evaluation pairs. Raises NonFiniteError where a log-prob is no number."""
         model = self.accelerator.unwrap_model(self.model)
         scores = score_pairs(model, self._work.evaluation, self._work.pad_id, self._work.token_budget)
+        bad = np.flatnonzero(~np.isfinite(scores.chosen + scores.rejected))
+        if len(bad):
+            raise NonFiniteError(
+                f"the evaluation at step {self.state.global_step} is not finite: {len(bad)} pairs, such as "
+                f"{_names(self._work.evaluation, bad[:8])}. Look at these pairs, or at the base's weights"
+            )
         metrics = summarise(scores)
         self.log({f"eval_{name}": value for name, value in metrics.items()})
         self.control.should_evaluate = False
@@ -257,6 +259,14 @@ class PreferenceTrainer(Trainer):
     def _write_checkpoint(self, folder: Path) -> None:
         self._write_model(folder / "adapter")
         save_state(self.accelerator.unwrap_model(self.model), self.optimizer.optimizer, folder)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As the Trainer does, but without what bitsandbytes remembers of other runs.
+
+        It keeps, by a parameter's place and for as long as the process lives, which ones have 32-bit state.
+        """
+        GlobalOptimManager.get_instance().initialize()
+        return super().create_optimizer(*args, **kwargs)
 
     # Exact resume.
 
@@ -345,6 +355,11 @@ def training_arguments(
     assert arguments.device is not None, "asking for the device makes transformers count the GPUs"
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def _names(table: PairTable, indices: np.ndarray) -> str:
+    ids = table.pair_ids
+    return ", ".join(ids[i] for i in indices)
 
 
 def _with_reference(pairs: PairLogps, reference: Tensor | None) -> PairLogps:

@@ -1,0 +1,49 @@
+"""The command line as a person uses it: in this process where that is faster, as a real process where it matters."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from terminal import Command, Done, Finished, shell, write_config
+
+from orpo_ray.cli.main import run
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray_session: None) -> Iterator[Command]:
+    """Runs `orpo-ray` with the given arguments in this process."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+
+    def call(*arguments: object) -> Done:
+        capfd.readouterr()
+        code = run([str(argument) for argument in arguments])
+        return Done(code, *capfd.readouterr())
+
+    yield call
+    logging.captureWarnings(False)
+    for handler in [h for h in root.handlers if h not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The run that tests look at, and whose prepared pairs they share."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder)
+    done = shell("train", config, "--json")
+    assert done.code == 0, done.err
+    return Finished(config, folder / "storage" / "tiny", done)
+
+
+@pytest.fixture
+def config(finished: Finished, tmp_path: Path) -> Path:
+    """The same settings with a storage of their own, in which the pairs are prepared already."""
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "storage" / "artifacts").symlink_to(finished.run_dir.parent / "artifacts")
+    return write_config(tmp_path)

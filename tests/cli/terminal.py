@@ -1,0 +1,73 @@
+"""What the tests of the command line share: a small config, a command's outcome, a real process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support import BASE, DEMO
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+TINY = f"""\
+name: tiny
+storage: STORAGE
+model: {{base: {BASE}}}
+adapter: {{r: 4, alpha: 8}}
+data:
+  train: [{{source: {DEMO / "train.jsonl"}, limit: 48}}]
+  eval: [{{source: {DEMO / "h1.jsonl"}, limit: 16}}]
+  max_length: 96
+  max_prompt_length: 48
+objective: {{kind: orpo, lambda: 0.5}}
+training: {{pairs_per_step: 8, max_steps: 4, eval_every: 2, checkpoint_every: 2, learning_rate: 1.0e-3}}
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind: its exit code and its two streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> Any:
+        """The one JSON object that is all of stdout."""
+        return json.loads(self.out)
+
+    @property
+    def said(self) -> list[str]:
+        """The lines on stderr."""
+        return self.err.splitlines()
+
+
+Command = Callable[..., Done]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that a real `orpo-ray train CONFIG --json` brought to its end."""
+
+    config: Path
+    run_dir: Path
+    done: Done
+
+
+def write_config(folder: Path) -> Path:
+    """The YAML of a small run in a folder, with a storage beside it."""
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.replace("STORAGE", str(folder / "storage")), encoding="utf-8")
+    return path
+
+
+def shell(*arguments: object, cwd: Path | None = None) -> Done:
+    """Run `orpo-ray` with the given arguments in a process of its own."""
+    command = [sys.executable, "-m", "orpo_ray.cli.main", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)

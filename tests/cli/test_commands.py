@@ -1,0 +1,361 @@
+"""Every command as a person uses it, and the files that a run leaves behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from support import BASE, DEMO, read_metrics
+from terminal import Command, Done, Finished, shell
+
+import orpo_ray
+from orpo_ray.cli.main import COMMANDS
+from orpo_ray.config import RunConfig, dump, load_config
+from orpo_ray.config.load import all_keys
+
+pytestmark = pytest.mark.ray
+
+TRAIN_METRICS = {"loss", "grad_norm", "nll", "log_odds_ratio", "accuracy", "margin", "chosen_logp", "rejected_logp"}
+EVAL_METRICS = {"accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio", "nll"}
+
+
+# --- help, config -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "config show", "config schema"])
+def test_every_command_has_help_that_explains_its_options(command: Command, name: str) -> None:
+    done = command(*name.split(), "--help")
+    assert (done.code, done.err) == (0, "")
+    assert f"Usage: orpo-ray {name} " in done.out
+    # A row is the option, what it takes, and what it is for.
+    rows = [line.strip("│ ").split(maxsplit=2) for line in done.out.splitlines() if line.startswith("│ --")]
+    assert rows and all(len(row) == 3 for row in rows), "an option without an explanation"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_first_page_names_every_command_with_what_it_is_for(command: Command, arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert (done.code, done.err) == (0, "")
+    rows = [line.strip("│ ").split(maxsplit=1) for line in done.out.splitlines()]
+    assert [row[0] for row in rows if row and row[0] in COMMANDS and len(row) == 2] == list(COMMANDS)
+
+
+def test_config_show_prints_every_setting_as_yaml_that_loads_again(
+    command: Command, config: Path, tmp_path: Path
+) -> None:
+    done = command("config", "show", config, "objective.lambda=0.25", "training.epochs=null")
+    assert (done.code, done.err) == (0, "")
+    shown = yaml.safe_load(done.out)
+    assert shown == dump(load_config(config, ["objective.lambda=0.25"]))
+    assert shown["objective"]["lambda"] == 0.25
+    assert shown["training"]["weight_decay"] == 0.0, "a default that nobody wrote"
+    again = tmp_path / "again.yaml"
+    again.write_text(done.out, encoding="utf-8")
+    assert command("config", "show", again).out == done.out
+    assert command("config", "show", again, "--json").result == shown
+
+
+def test_config_schema_is_a_json_schema_that_describes_every_setting(command: Command, config: Path) -> None:
+    done = command("config", "schema")
+    schema = done.result
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert _described(schema, schema) >= set(all_keys(RunConfig))
+    written = yaml.safe_load(config.read_text(encoding="utf-8"))
+    validator.validate(written)
+    validator.validate(dump(load_config(config)))
+    for wrong in ({**written, "lambda": 1}, {**written, "name": 3}, {**written, "objective": {"kind": "kto"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            validator.validate(wrong)
+    assert command("config", "schema", "--json").result == schema
+
+
+def _described(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -> set[str]:
+    """Dotted names of all properties that a schema knows, whatever references and unions they stand behind."""
+    if "$ref" in node:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    found = set()
+    for name, inner in node.get("properties", {}).items():
+        found |= {prefix + name} | _described(schema, inner, f"{prefix}{name}.")
+    for inner in [*node.get("anyOf", []), *node.get("oneOf", []), *([node["items"]] if "items" in node else [])]:
+        found |= _described(schema, inner, prefix)
+    return found
+
+
+# --- prepare ----------------------------------------------------------------------------------------------------
+
+
+def test_prepare_shows_pairs_as_they_will_be_trained(command: Command, config: Path) -> None:
+    done = command("prepare", config, "--show", "3")
+    assert done.code == 0
+    assert done.said[0].startswith("prepared data found in ")
+    assert done.out.count("prompt: ") == done.out.count("chosen: ") == done.out.count("rejected: ") == 3
+    first = json.loads((DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    shown = " ".join(done.out.split())
+    for side in ("prompt", "chosen", "rejected"):
+        assert first[side][-1]["content"] in shown
+    assert "tokens of prompt and longer answer" in done.out
+    assert "nothing was dropped" in done.out
+    assert f"prepared: {config.parent}" in done.out
+
+
+def test_prepare_without_a_config_names_columns_and_makes_the_same_pairs(
+    command: Command, config: Path, tmp_path: Path
+) -> None:
+    renamed = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+    rows = [json.loads(line) for line in (DEMO / "h2.jsonl").read_text(encoding="utf-8").splitlines()[:40]]
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text("".join(json.dumps({renamed[k]: r[k][0]["content"] for k in renamed}) + "\n" for r in rows))
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps({k: r[k][0]["content"] for k in renamed}) + "\n" for r in rows))
+    common = ["prepare", "--tokenizer", BASE, "--storage", tmp_path / "storage", "--eval", DEMO / "h3.jsonl", "--json"]
+    columns = "prompt=question,chosen=good,rejected=bad"
+    named = command(*common, "--train", odd, "--columns", columns)
+    known = command(*common, "--train", plain)
+    assert (named.code, known.code) == (0, 0), named.err + known.err
+    assert named.result["train"] == known.result["train"] == 40
+    arrows = [Path(done.result["artifact"]) / "eval.arrow" for done in (named, known)]
+    assert arrows[0].read_bytes() == arrows[1].read_bytes()
+    defaults = ["data.max_length=2048", "data.max_prompt_length=1024"]
+    by_config = command("prepare", config, "--train", plain, "--eval", DEMO / "h3.jsonl", "--json", *defaults)
+    assert by_config.result["hash"] == known.result["hash"], "a config and options that say the same find one artifact"
+
+
+# --- train ------------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_prepares_and_plans_but_begins_no_run(command: Command, config: Path) -> None:
+    done = command("train", config, "--dry-run", "--json", "training.max_steps=null")
+    assert done.code == 0
+    assert {key: done.result[key] for key in ("name", "steps", "pairs", "eval_pairs")} == {
+        "name": "tiny",
+        "steps": 6,
+        "pairs": 48,
+        "eval_pairs": 16,
+    }
+    assert done.result["decisions"]["device"] == "cpu"
+    assert done.said[-1] == "the plan has 6 steps; nothing was started"
+    assert [path.name for path in (config.parent / "storage").iterdir()] == ["artifacts"]
+
+
+def test_a_finished_run_is_told_and_not_trained_again(command: Command, finished: Finished) -> None:
+    before = _snapshot(finished.run_dir)
+    done = command("train", finished.config)
+    assert done.code == 0
+    assert done.said == [f"run tiny is finished: {finished.run_dir}; give another name to train again"]
+    assert done.out == f"adapter: {finished.run_dir / 'adapter'}\n"
+    assert command("train", finished.config, "--json").result == finished.done.result
+    dry = command("train", finished.config, "--dry-run")
+    assert dry.said[0] == done.said[0]
+    assert _snapshot(finished.run_dir) == before
+
+
+def _snapshot(run_dir: Path) -> dict[str, int]:
+    """When each file of a run that says something was last written; the log may grow."""
+    files = (path for path in run_dir.rglob("*") if path.is_file() and path.name not in ("run.log", ".lock"))
+    return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for path in files}
+
+
+def test_with_json_stdout_is_one_object_and_the_rest_is_on_stderr(finished: Finished) -> None:
+    assert finished.done.out.count("\n") == 1
+    assert finished.done.result == json.loads((finished.run_dir / "result.json").read_text(encoding="utf-8"))
+    said = finished.done.said
+    assert said[0] == "48 training pairs and 16 evaluation pairs from 64 rows"
+    assert [line.split()[:2] for line in said[-3:]] == [["step", "0/4"], ["step", "2/4"], ["step", "4/4"]]
+    noise = [line for line in said if any(word in line.lower() for word in ("warning", "error", "trace"))]
+    assert not noise, "what libraries have to say belongs in run.log"
+
+
+@pytest.mark.parametrize("arguments", [["train", "none.yaml"], ["trian"], ["config"], ["prepare", "--show", "x"]])
+def test_with_json_a_failure_is_one_object_too(arguments: list[str]) -> None:
+    done = shell(*arguments, "--json")
+    assert done.code == 2
+    assert done.result["exit_code"] == 2
+    assert done.err == f"orpo-ray: {done.result['error']}\n"
+
+
+def test_train_from_python(config: Path, finished: Finished, ray_session: None) -> None:
+    said: list[str] = []
+    seen: list[int] = []
+    settings = orpo_ray.load_config(config, ["name=python"])
+    result = orpo_ray.train(settings, said.append, lambda step, total, metrics: seen.append(step))
+    assert result["status"] == "finished" and result["name"] == "python"
+    assert seen == [0, 1, 2, 2, 3, 4, 4]
+    assert any("training pairs" in line for line in said)
+    shell_run, python_run = read_metrics(finished.run_dir), read_metrics(settings.run_dir)
+    assert [line.get("train/loss") for line in python_run] == [line.get("train/loss") for line in shell_run]
+    assert orpo_ray.train(settings, said.append) == result
+    assert said[-1].startswith("run python is finished")
+
+
+def test_the_package_offers_what_it_lists_and_nothing_else() -> None:
+    assert all(callable(getattr(orpo_ray, name)) for name in orpo_ray.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
+        orpo_ray.tarin  # noqa: B018
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------
+
+
+def _read(finished: Finished, name: str) -> Any:
+    return json.loads((finished.run_dir / name).read_text(encoding="utf-8"))
+
+
+def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
+    names = {path.name for path in finished.run_dir.iterdir()}
+    assert names == {
+        *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
+        *("adapter", "checkpoints", "tensorboard"),
+    }
+    assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+
+
+def test_config_json_is_total(finished: Finished) -> None:
+    stored = _read(finished, "config.json")
+    assert stored == dump(load_config(finished.config))
+    # `search` is null, and an objective has only the keys of its own kind.
+    branches = ("search.", "objective.")
+    assert {key for key in all_keys(RunConfig) if not key.startswith((*branches, "data.columns."))} <= _keys(stored)
+    assert set(stored["objective"]) >= {"kind", "lambda", "nll_on"}
+
+
+def _keys(tree: Any, prefix: str = "") -> set[str]:
+    if isinstance(tree, list):
+        return {key for item in tree for key in _keys(item, prefix)}
+    if not isinstance(tree, dict):
+        return set()
+    return {key for name, value in tree.items() for key in {prefix + name} | _keys(value, f"{prefix}{name}.")}
+
+
+def test_metrics_begin_with_an_evaluation_and_hold_every_step_in_full_precision(finished: Finished) -> None:
+    lines = read_metrics(finished.run_dir)
+    assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4]
+    evaluations = [line for line in lines if "eval/accuracy" in line]
+    trained = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in evaluations] == [0, 2, 4]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4]
+    for line in evaluations:
+        assert set(line) == {"step"} | {f"eval/{name}" for name in EVAL_METRICS}
+    for line in trained:
+        assert set(line) >= {"step"} | {f"train/{name}" for name in TRAIN_METRICS}
+        assert all(isinstance(value, int | float) for value in line.values())
+        odds = line["train/preference_share"] * line["train/loss"]
+        assert line["train/loss"] == pytest.approx(line["train/nll"] + odds, rel=1e-5)
+        assert line["train/loss"] != round(line["train/loss"], 6), "rounded for display"
+
+
+def test_result_json_sums_the_run_up(finished: Finished) -> None:
+    result = _read(finished, "result.json")
+    assert {"status", "name", "steps", "adapter", "metrics", "pairs_per_second", "versions"} <= set(result)
+    assert (result["status"], result["name"], result["steps"]) == ("finished", "tiny", 4)
+    assert result["adapter"] == str(finished.run_dir / "adapter")
+    assert (result["workers"], result["strategy"]) == (1, "single-process")
+    assert result["pairs_per_second"] > 0
+    last: dict[str, float] = {}
+    for line in read_metrics(finished.run_dir):
+        last |= line
+    assert result["metrics"] == {name: value for name, value in last.items() if name != "step"}
+    assert {"python", "torch", "transformers", "peft", "orpo-ray"} <= set(result["versions"])
+
+
+def test_run_json_says_what_auto_came_to_and_what_lay_behind_the_settings(finished: Finished) -> None:
+    run = _read(finished, "run.json")
+    assert run["decisions"]["device"] == "cpu"
+    assert run["decisions"]["dtype"] == "float32"
+    assert run["decisions"]["tokens_per_microbatch"] > 0
+    artifacts = (finished.run_dir.parent / "artifacts").glob("*/artifact.json")
+    assert run["identity"]["data"] in {json.loads(path.read_text(encoding="utf-8"))["hash"] for path in artifacts}
+    assert {"tokenizer", "model.base"} <= set(run["identity"])
+
+
+def test_tensorboard_has_the_same_curves(finished: Finished) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished.run_dir / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    lines = read_metrics(finished.run_dir)
+    for name in sorted({name for line in lines for name in line} - {"step"}):
+        expected = [(line["step"], pytest.approx(line[name], rel=1e-5)) for line in lines if name in line]
+        assert curves[name] == expected, name
+
+
+def test_the_adapter_folder_is_all_that_is_needed_to_use_it(finished: Finished) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = finished.run_dir / "adapter"
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), folder)
+    trained = [p for name, p in model.named_parameters() if "lora_B" in name]
+    assert trained and any(p.abs().max() > 0 for p in trained)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(BASE).chat_template
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+    (newest,) = (finished.run_dir / "checkpoints").glob("step-000004/adapter/adapter_model.safetensors")
+    assert (folder / "adapter_model.safetensors").read_bytes() == newest.read_bytes()
+
+
+def test_the_model_card_tells_data_settings_and_metrics(finished: Finished) -> None:
+    card = (finished.run_dir / "adapter" / "README.md").read_text(encoding="utf-8")
+    _, header, body = card.split("---\n", 2)
+    assert yaml.safe_load(header) == {"base_model": str(BASE), "tags": ["orpo-ray", "orpo"], "library_name": "peft"}
+    assert f"Data hash: `{_read(finished, 'run.json')['identity']['data']}`" in body
+    assert "48 pairs for training, 16 for evaluation, out of 64 rows read" in body
+    metrics = _read(finished, "result.json")["metrics"]
+    assert all(f"| {name} | {value:.4g} |" in body for name, value in metrics.items())
+    settings = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
+    assert settings == _read(finished, "config.json")
+
+
+def test_run_log_keeps_what_was_announced_and_what_libraries_said(finished: Finished) -> None:
+    log = (finished.run_dir / "run.log").read_text(encoding="utf-8")
+    for line in finished.done.said:
+        if not line.startswith("step "):
+            assert line in log
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_compares_the_base_with_what_the_run_made_of_it(command: Command, finished: Finished) -> None:
+    done = command("evaluate", finished.config, "--samples", "2", "--max-new-tokens", "24", "--json")
+    assert done.code == 0, done.err
+    result = done.result
+    first, *_, last = read_metrics(finished.run_dir)
+    for who, line in (("base", first), ("trained", last)):
+        overall = result["metrics"][who]["all"]
+        assert overall["pairs"] == 16
+        for name in EVAL_METRICS:
+            assert overall[name] == pytest.approx(line[f"eval/{name}"], rel=1e-4, abs=1e-6), (who, name)
+        assert result["metrics"][who]["h1.jsonl"] == overall
+    assert result["quantized_modules"] > 0
+    assert result["adapter"] == str(finished.run_dir / "adapter")
+    assert len(result["samples"]) == 2
+    assert all(set(sample) == {"prompt", "base", "trained"} for sample in result["samples"])
+
+
+def test_evaluate_prints_tables_and_answers(command: Command, finished: Finished) -> None:
+    done = command("evaluate", finished.config, "--samples", "1", "--max-new-tokens", "8")
+    assert done.code == 0
+    assert done.out.count("preference accuracy") == 1, "one source needs no second table for all"
+    assert "h1.jsonl: 16 pairs" in done.out
+    assert "before: " in done.out and "after: " in done.out
+
+
+def test_evaluate_looks_at_another_adapter_or_run(command: Command, config: Path, finished: Finished) -> None:
+    quiet = ["--samples", "0", "--json"]
+    for place in (finished.run_dir, finished.run_dir / "adapter", finished.run_dir / "checkpoints/step-000002/adapter"):
+        done = command("evaluate", config, "name=none", "--adapter", place, *quiet)
+        assert done.code == 0, done.err
+        assert done.result["samples"] == []
+    middle = next(line for line in read_metrics(finished.run_dir) if line["step"] == 2 and "eval/margin" in line)
+    assert done.result["metrics"]["trained"]["all"]["margin"] == pytest.approx(middle["eval/margin"], rel=1e-4)
+
+
+def test_evaluate_splits_the_metrics_by_source(command: Command, finished: Finished) -> None:
+    sources = json.dumps([{"source": str(DEMO / f"{name}.jsonl"), "limit": 8} for name in ("h1", "h3")])
+    done: Done = command("evaluate", finished.config, f"data.eval={sources}", "--samples", "0")
+    assert done.code == 0, done.err
+    assert [name in done.out for name in ("all: 16 pairs", "h1.jsonl: 8 pairs", "h3.jsonl: 8 pairs")] == [True] * 3

@@ -1,0 +1,121 @@
+"""What the READMEs tell people to type works as it stands there."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from terminal import Command
+
+import orpo_ray
+from orpo_ray.cli.main import COMMANDS
+from orpo_ray.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+READMES = ["README.md", "examples/quickstart-cpu/README.md", "examples/sft-then-dpo/README.md"]
+NEEDS_THE_HUB = ["examples/mistral-7b-orpo/README.md"]
+
+FEW_STEPS = "training.max_steps=2"
+"""Appended to what is trained: the settings shown would take minutes."""
+
+
+def shown_commands(readme: Path) -> list[list[str]]:
+    """The command lines of a README, in order: those of its `sh` blocks, or its indented ones."""
+    text = readme.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).splitlines() or re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared pairs that the tests of this file share."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture
+def project(tmp_path: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what the commands read, as working directory: nothing is left in the project itself."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copytree(ROOT / "orpo_ray" / "demo", tmp_path / "orpo_ray" / "demo")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "artifacts").symlink_to(artifacts)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_readme_shows_commands() -> None:
+    readmes = {str(path.relative_to(ROOT)) for path in [README, *(ROOT / "examples").rglob("README.md")]}
+    assert readmes == {*READMES, *NEEDS_THE_HUB}
+    for name in readmes:
+        words = {words[0] for words in shown_commands(ROOT / name)}
+        assert words and words <= {"make", "orpo-ray"}, name
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READMES)
+def test_the_commands_of_a_readme(command: Command, project: Path, name: str) -> None:
+    for words in shown_commands(ROOT / name):
+        if words[0] == "make" or words[1] == "demo":
+            continue
+        training = words[1] == "train"
+        done = command(*words[1:], *([FEW_STEPS] if training else []))
+        assert done.code == 0, f"{' '.join(words)}: {done.err}"
+        if training:
+            run_dir = load_config(words[2], words[3:]).run_dir
+            assert (run_dir / "adapter" / "adapter_model.safetensors").is_file()
+            assert run_dir.is_relative_to(project)
+
+
+def test_make_has_the_targets_that_the_readmes_show() -> None:
+    targets = {words[1] for name in READMES for words in shown_commands(ROOT / name) if words[0] == "make"}
+    assert targets == {"demo", "test"}
+    for target in sorted(targets):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert {"demo": "orpo-ray demo", "test": "pytest"}[target] in done.stdout
+
+
+@pytest.mark.parametrize("name", NEEDS_THE_HUB)
+def test_commands_that_need_the_hub_name_a_config_that_loads(command: Command, project: Path, name: str) -> None:
+    for words in shown_commands(ROOT / name):
+        assert words[:2] in (["orpo-ray", "train"], ["orpo-ray", "evaluate"])
+        settings = [word for word in words[2:] if not word.startswith("--")]
+        assert command("config", "show", *settings).code == 0
+
+
+def test_commands_in_running_text_exist_and_their_settings_load(command: Command, project: Path) -> None:
+    found = re.findall(r"`orpo-ray ([^`]+)`", README.read_text(encoding="utf-8"))
+    assert found
+    for words in (line.split() for line in found):
+        assert words[0] in COMMANDS
+        settings = [word for word in words[1:] if word.endswith(".yaml") or "=" in word]
+        if settings:
+            assert command("config", "show", *settings).code == 0
+        else:
+            assert command(*words, "--help").code == 0
+
+
+def test_the_yaml_of_the_readme_loads_and_is_its_example_in_short(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    path = tmp_path / "short.yaml"
+    path.write_text(text, encoding="utf-8")
+    example = load_config(ROOT / "examples" / "mistral-7b-orpo" / "orpo.yaml", ["training.epochs=null"])
+    assert load_config(path) == example
+
+
+def test_the_python_of_the_readme_names_what_the_package_has() -> None:
+    names = set(re.findall(r"orpo_ray\.(\w+)\(", README.read_text(encoding="utf-8")))
+    assert names and names <= set(orpo_ray.__all__)
+
+
+def test_the_places_that_the_readme_names_are_there() -> None:
+    text = README.read_text(encoding="utf-8")
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    folders = set(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE))
+    assert links and folders
+    assert [name for name in sorted(links | folders) if not (ROOT / name).exists()] == []

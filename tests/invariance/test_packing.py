@@ -1,0 +1,230 @@
+"""Memory settings are no settings of the result: how a step is cut, recomputed or ordered leaves the curve as it is."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import BASE, Trained, demo_pairs, make_artifact, run_config, train_locally, write_pairs
+from torch import Tensor
+
+from orpo_ray.config import ModelConfig
+from orpo_ray.config.objectives import OrpoConfig
+from orpo_ray.config.run import RunConfig
+from orpo_ray.data.store import Artifact
+from orpo_ray.models.base import count_quantized, load_base
+from orpo_ray.objectives import build_objective, loss_parts
+from orpo_ray.training.layout import collate_padded
+from orpo_ray.training.logprobs import pair_logps
+from orpo_ray.training.loop import load_pair_model, plan_run
+from orpo_ray.training.metrics import score_pairs
+from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.setup import Decisions
+
+STEPS, PAIRS_PER_STEP, PAIRS = 6, 5, 22
+"""The fifth step is a smaller one and ends the first epoch."""
+
+LOSS, TENSOR = 1e-6, 1e-5
+"""Relative: of every step's loss, and of the adapter's change and its gradients' moving means as whole vectors."""
+
+BUDGETS = (100, 400, 10_000)
+OBJECTIVES: dict[str, Mapping[str, Any]] = {
+    "orpo-response": {"kind": "orpo", "lambda": 0.5, "nll_on": "response"},
+    "orpo-full": {"kind": "orpo", "lambda": 0.5, "nll_on": "full"},
+    "dpo": {"kind": "dpo", "nll_weight": 0.2},
+    "simpo": {"kind": "simpo"},
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Few pairs, so that STEPS go over the epoch's edge."""
+    return make_artifact(tmp_path_factory.mktemp("few"), train=PAIRS)
+
+
+def train(storage: Path, artifact: Artifact, name: str, quantization: str = "none", **sections: Any) -> Trained:
+    """STEPS steps without dropout."""
+    own = {"max_steps": STEPS, "pairs_per_step": PAIRS_PER_STEP, "eval_every": STEPS, "checkpoint_every": STEPS}
+    training = {**own, **sections.pop("training", {})}
+    adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
+    model = {"quantization": quantization}
+    return train_locally(
+        run_config(storage, name, model=model, training=training, adapter=adapter, **sections), artifact
+    )
+
+
+def assert_same_curve(one: Trained, other: Trained) -> None:
+    """Losses, evaluations, adapter and gradients are equal up to the order of additions."""
+    assert len(one.losses) == len(other.losses) == STEPS
+    np.testing.assert_allclose(other.losses, one.losses, rtol=LOSS)
+    for ours, theirs in zip(one.metrics, other.metrics, strict=True):
+        names = [name for name in ours if name.startswith("eval/") or name == "train/grad_norm"]
+        np.testing.assert_allclose([theirs[n] for n in names], [ours[n] for n in names], rtol=TENSOR, atol=LOSS)
+    assert relative_difference(state(one, "exp_avg"), state(other, "exp_avg")) < TENSOR
+    assert relative_difference(one.adapter, other.adapter) < TENSOR
+
+
+def state(trained: Trained, key: str) -> dict[str, Tensor]:
+    """One key of the last checkpoint's optimizer state; exp_avg is the moving mean of the gradients."""
+    tensors = load_file(trained.run_dir / "checkpoints" / f"step-{STEPS:06d}" / "state.safetensors")
+    found = {name: tensor for name, tensor in tensors.items() if name.endswith(f"/{key}")}
+    assert found and any(tensor.abs().max() > 0 for tensor in found.values())
+    return found
+
+
+def relative_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Length of the difference over the length, all tensors taken as one vector."""
+    assert one.keys() == other.keys()
+    difference = sum((one[name] - other[name]).double().square().sum() for name in one)
+    return float((difference / sum(tensor.double().square().sum() for tensor in one.values())).sqrt())
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_token_budget_does_not_change_the_run(
+    objective: str, quantization: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    runs = [
+        train(
+            tmp_path, artifact, f"budget-{budget}", quantization,
+            objective=OBJECTIVES[objective], training={"tokens_per_microbatch": budget},
+        )
+        for budget in BUDGETS
+    ]  # fmt: skip
+    for other in runs[1:]:
+        assert_same_curve(runs[0], other)
+
+
+def test_the_budgets_do_cut_steps_differently(artifact: Artifact, tmp_path: Path) -> None:
+    config = run_config(tmp_path, training={"pairs_per_step": PAIRS_PER_STEP})
+    packs = [[len(step.packs[0]) for step in plan_run(config, artifact.train, 1, budget)] for budget in BUDGETS]
+    assert packs[0] == [5, 5, 5, 5, 2] * 2
+    assert packs[2] == [1] * 10
+    assert all(one < several <= many for many, several, one in zip(*packs, strict=True) if many > 2)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_recomputed_activations_do_not_change_the_run(quantization: str, artifact: Artifact, tmp_path: Path) -> None:
+    """With dropout: the recomputed forward must draw the same mask."""
+    off, on = (
+        train(
+            tmp_path, artifact, f"checkpointing-{on}", quantization,
+            training={"gradient_checkpointing": on}, adapter={"dropout": 0.2},
+        )
+        for on in (False, True)
+    )  # fmt: skip
+    assert_same_curve(off, on)
+
+
+def test_the_order_of_the_pairs_within_a_step_does_not_change_the_run(tmp_path: Path) -> None:
+    """Every step takes all pairs, which the two artifacts hold in opposite orders."""
+    pairs, evaluation = demo_pairs("train", 12), demo_pairs("h1", 4)
+    training = {"pairs_per_step": 12, "tokens_per_microbatch": 400}
+    forward, backward = (
+        train(tmp_path, write_pairs(tmp_path / name, ordered, evaluation), name, training=training)
+        for name, ordered in (("forward", pairs), ("backward", pairs[::-1]))
+    )
+    assert_same_curve(forward, backward)
+
+
+def test_the_comparison_would_notice_a_wrong_scale(artifact: Artifact, tmp_path: Path) -> None:
+    """One part in ten thousand of the preference term is enough to fail, so the tests above are no formality."""
+    one, other = (
+        train(tmp_path, artifact, f"lambda-{weight}", objective={"kind": "orpo", "lambda": weight})
+        for weight in (0.5, 0.50005)
+    )
+    with pytest.raises(AssertionError):
+        assert_same_curve(one, other)
+
+
+# --- shares of packs and ranks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [{"kind": "orpo", "nll_on": "full"}, {"kind": "cpo"}])
+def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(objective: dict[str, Any], artifact: Artifact) -> None:
+    """Whatever the number of ranks and the budget; packs of weight 0 add nothing."""
+    config = run_config(Path("unused"), adapter={"dropout": 0.0}, objective=objective)
+    model = load_pair_model(config, CPU, print).eval()
+    whole = planned_loss(model, config, artifact, world_size=1, budget=100_000)
+    idle = 0
+    for world_size, budget in ((1, 100), (3, 100), (3, 400), (5, 100_000)):
+        step = plan_run(config, artifact.train, world_size, budget)[0]
+        idle += sum(pack.weight == 0.0 for rank in step.packs for pack in rank)
+        assert planned_loss(model, config, artifact, world_size, budget) == pytest.approx(whole, rel=LOSS)
+    assert idle, "no rank was ever without work"
+
+
+CPU = Decisions("cpu", "float32", "sdpa", "padded", False, 10_000)
+
+
+@torch.no_grad()
+def planned_loss(model: PairModel, config: RunConfig, artifact: Artifact, world_size: int, budget: int) -> float:
+    """The loss of the first step as the sum of what all packs of all ranks contribute."""
+    objective = build_objective(config.objective)
+    step = plan_run(config, artifact.train, world_size, budget)[0]
+    lengths = artifact.train.lengths[step.pairs]
+    tokens = int(lengths[:, 1].sum() + ((lengths[:, 0] - 1).sum() if objective.nll_on == "full" else 0))
+    total = 0.0
+    for pack in (pack for rank in step.packs for pack in rank):
+        batch = collate_padded([artifact.train[i] for i in pack.pairs], 0, score_prompt=objective.nll_on == "full")
+        parts = loss_parts(objective, pair_logps(model(batch), batch), len(step.pairs), tokens)
+        total += pack.weight * float(parts.total)
+    return total
+
+
+# --- evaluation before training -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def avx512bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let bitsandbytes believe that this CPU has AVX512-BF16, for which it repacks 4-bit weights when it evaluates."""
+    monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
+
+
+@pytest.mark.usefixtures("avx512bf16")
+def test_four_bit_weights_are_never_repacked_by_an_evaluation(artifact: Artifact) -> None:
+    """The repacked form has no backward and computes in bfloat16; it may not come to be on any CPU."""
+    model = load_base(ModelConfig(base=str(BASE)), "cpu", "float32", "sdpa", trainable=False)
+    assert count_quantized(model) == 28
+    before = {name: weight.clone() for name, weight in four_bit_weights(model).items()}
+    score_pairs(PairModel(model.eval()), artifact.eval, 0, 10_000)
+    for name, module in four_bit_modules(model).items():
+        assert not module.support_avx512bf16_for_cpu, name
+        assert not getattr(module.weight.quant_state, "packing_format_for_cpu", False), name
+    assert all(torch.equal(weight, before[name]) for name, weight in four_bit_weights(model).items())
+
+
+@pytest.mark.usefixtures("avx512bf16")
+def test_gradients_after_an_evaluation_are_those_of_a_model_never_evaluated(artifact: Artifact) -> None:
+    fresh, evaluated = (gradients(artifact, evaluate_first=first) for first in (False, True))
+    assert len(fresh) == 28, "lora_B of every linear layer: lora_A has none while B is zero"
+    assert relative_difference(fresh, evaluated) == 0.0
+
+
+def gradients(artifact: Artifact, evaluate_first: bool) -> dict[str, Tensor]:
+    """Adapter gradients of ORPO over a few pairs that are not zero."""
+    config = run_config(Path("unused"), adapter={"dropout": 0.0})
+    model = load_pair_model(config, CPU, print)
+    if evaluate_first:
+        score_pairs(model, artifact.eval, 0, 10_000)
+    model.train()
+    batch = collate_padded([artifact.train[i] for i in range(4)], 0, score_prompt=False)
+    pairs = pair_logps(model(batch), batch)
+    loss_parts(build_objective(OrpoConfig()), pairs, 4, int(batch.chosen_tokens.sum())).total.backward()
+    return {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().max() > 0
+    }
+
+
+def four_bit_modules(model: torch.nn.Module) -> dict[str, bnb.nn.Linear4bit]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+
+
+def four_bit_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: module.weight.data for name, module in four_bit_modules(model).items()}

@@ -1,0 +1,205 @@
+"""All that can be trained does train: objectives, adapters, quantisations, optimizers, schedules; and it resumes."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import EVAL_PAIRS, Trained, remember_trainers, run_config, train_locally
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from orpo_ray.config import RunConfig
+from orpo_ray.data.store import Artifact
+from orpo_ray.models.base import count_quantized
+from orpo_ray.training.setup import settle
+
+STEPS = 3
+PLAIN = {"quantization": "none"}
+FULL = {"model": PLAIN, "adapter": {"kind": "none"}}
+OBJECTIVES = ("orpo", "dpo", "ipo", "simpo", "cpo", "sft")
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {"model": PLAIN},
+    "dora": {"model": PLAIN, "adapter": {"dora": True}},
+    "lora-nf4": {},
+    "dora-nf4": {"adapter": {"dora": True}},
+    "lora-int8": {"model": {"quantization": "int8"}},
+    "lora-bfloat16": {"model": {"dtype": "bfloat16"}},
+    "full": FULL,
+}
+
+
+def kind_config(storage: Path, name: str, kind: dict[str, Any], **training: Any) -> RunConfig:
+    """A short run of one kind."""
+    short = {"max_steps": STEPS, "pairs_per_step": 4, "eval_every": STEPS, "checkpoint_every": STEPS, **training}
+    return run_config(storage, name, **kind, training=short)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_trains(objective: str, artifact: Artifact, tmp_path: Path) -> None:
+    trained = train_locally(kind_config(tmp_path, objective, {"objective": {"kind": objective}}), artifact)
+    assert len(trained.losses) == STEPS
+    assert all(math.isfinite(value) for line in trained.metrics for value in line.values())
+    assert any(tensor.abs().max() > 0 for name, tensor in trained.adapter.items() if "lora_B" in name)
+    names = set().union(*trained.metrics)
+    assert {"train/loss", "train/nll", "train/grad_norm", "eval/accuracy", "eval/margin", "eval/nll"} <= names
+    assert ("train/accuracy" in names) == (objective != "sft"), "sft does not compute the rejected answers"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_training_moves_its_own_weights_and_no_others(
+    kind: str, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = remember_trainers(monkeypatch)
+    before: dict[str, Tensor] = {}
+
+    def keep_weights(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        if step == 0:
+            before.update({name: p.detach().clone() for name, p in trainers[0].model.named_parameters()})
+
+    trained = train_locally(kind_config(tmp_path, kind, KINDS[kind]), artifact, keep_weights)
+    assert all(math.isfinite(loss) for loss in trained.losses)
+    model = trainers[0].model
+    assert count_quantized(model) == (28 if "nf4" in kind or "int8" in kind or "bfloat16" in kind else 0)
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    if kind == "full":
+        assert moved == set(before)
+    else:
+        assert moved == {name for name in before if "lora_" in name}
+        assert any("magnitude" in name for name in moved) == kind.startswith("dora")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])
+def test_optimizers_keep_the_state_they_promise(optimizer: str, artifact: Artifact, tmp_path: Path) -> None:
+    config = kind_config(tmp_path, optimizer, {"adapter": {"r": 32}}, optimizer=optimizer)
+    trained = train_locally(config, artifact)
+    assert all(math.isfinite(loss) for loss in trained.losses)
+    state = load_state_file(trained)
+    if optimizer == "adamw":
+        assert {key.rpartition("/")[2] for key in state} == {"master", "step", "exp_avg", "exp_avg_sq"}
+    else:
+        assert {t.dtype for name, t in state.items() if name.endswith(("/state1", "/state2"))} == {torch.uint8}
+
+
+def load_state_file(trained: Trained) -> dict[str, Tensor]:
+    (newest,) = sorted((trained.run_dir / "checkpoints").iterdir())[-1:]
+    return load_file(newest / "state.safetensors")
+
+
+def test_a_run_does_not_inherit_32_bit_state_from_an_earlier_run_of_the_process(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    """Full training keeps 32-bit state for embeddings; bitsandbytes remembers that by place, for ever."""
+    full = train_locally(kind_config(tmp_path, "full", FULL, optimizer="adamw-8bit"), artifact)
+    assert torch.float32 in {t.dtype for name, t in load_state_file(full).items() if name.endswith("/state1")}
+    lora = train_locally(kind_config(tmp_path, "lora", {"adapter": {"r": 32}}, optimizer="adamw-8bit"), artifact)
+    assert {t.dtype for name, t in load_state_file(lora).items() if name.endswith("/state1")} == {torch.uint8}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factor"),
+    [
+        ("constant", lambda done: 1.0),
+        ("linear", lambda done: 1.0 - done),
+        ("cosine", lambda done: 0.5 * (1.0 + math.cos(math.pi * done))),
+    ],
+)
+def test_schedules_follow_their_formula(
+    schedule: str, factor: Callable[[float], float], artifact: Artifact, tmp_path: Path
+) -> None:
+    """Step s is taken at the rate that s - 1 steps lead to: two of warm-up, then the formula over the other six."""
+    steps, warmup, rate = 8, 2, 1e-3
+    config = kind_config(
+        tmp_path, schedule, {}, schedule=schedule, max_steps=steps, warmup=warmup, learning_rate=rate, pairs_per_step=1
+    )
+    expected = [
+        rate * (done / warmup if done < warmup else factor((done - warmup) / (steps - warmup))) for done in range(steps)
+    ]
+    rates = [line["train/learning_rate"] for line in train_locally(config, artifact).metrics if "train/loss" in line]
+    assert rates == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+def test_warmup_may_be_a_fraction(artifact: Artifact, tmp_path: Path) -> None:
+    whole, fraction = (
+        train_locally(kind_config(tmp_path, f"warmup-{warmup}", {}, warmup=warmup, max_steps=4), artifact)
+        for warmup in (2, 0.5)
+    )
+    assert whole.losses == fraction.losses
+    assert [line.get("train/learning_rate") for line in whole.metrics] == [
+        line.get("train/learning_rate") for line in fraction.metrics
+    ]
+
+
+# --- going on after a failure ---------------------------------------------------------------------------------------
+
+
+class PlannedError(Exception):
+    """What breaks a run in these tests."""
+
+
+def fail_at(step: int) -> Callable[[int, int, Mapping[str, float]], None]:
+    def watch(reported: int, total: int, metrics: Mapping[str, float]) -> None:
+        if reported == step and "train/loss" in metrics:
+            raise PlannedError
+
+    return watch
+
+
+RESUMED: dict[str, tuple[dict[str, Any], str]] = {
+    "full": (FULL, "adamw"),
+    "full-8bit": (FULL, "adamw-8bit"),
+    "dora-nf4": ({"adapter": {"dora": True}}, "adamw"),
+    "lora-int8-paged-8bit": ({"model": {"quantization": "int8"}, "adapter": {"r": 32}}, "paged-adamw-8bit"),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_every_kind_resumes_exactly(name: str, artifact: Artifact, tmp_path: Path) -> None:
+    """The failure comes in as an exception here, which is cheaper than a kill; tests/faults has the kills."""
+    kind, optimizer = RESUMED[name]
+    settings = {"optimizer": optimizer, "max_steps": 4, "checkpoint_every": 2, "eval_every": 4}
+    unbroken = train_locally(kind_config(tmp_path, "unbroken", kind, **settings), artifact)
+    config = kind_config(tmp_path, "broken", kind, **settings)
+    with pytest.raises(PlannedError):
+        train_locally(config, artifact, fail_at(3))
+    resumed = train_locally(config, artifact)
+    assert "resuming at step 2 of 4" in resumed.said
+    assert resumed.losses == unbroken.losses
+    (weights,) = (path.name for path in (resumed.run_dir / "adapter").glob("*.safetensors"))
+    for file in (f"adapter/{weights}", "checkpoints/step-000004/state.safetensors"):
+        assert (resumed.run_dir / file).read_bytes() == (unbroken.run_dir / file).read_bytes(), file
+
+
+def test_a_resumed_run_keeps_what_auto_came_to(artifact: Artifact, tmp_path: Path) -> None:
+    """Even if another machine, or another version, would decide otherwise."""
+    config = kind_config(tmp_path, "auto", {}, tokens_per_microbatch="auto", max_steps=6, checkpoint_every=2)
+    with pytest.raises(PlannedError):
+        train_locally(config, artifact, fail_at(3))
+    record = config.run_dir / "run.json"
+    run = json.loads(record.read_text(encoding="utf-8"))
+    assert run["decisions"]["tokens_per_microbatch"] == 8192
+    run["decisions"]["tokens_per_microbatch"] = 333
+    record.write_text(json.dumps(run), encoding="utf-8")
+    assert settle(config, artifact, lambda line: None).decisions.tokens_per_microbatch == 333
+
+
+# --- what a finished run leaves -------------------------------------------------------------------------------------
+
+
+def test_the_adapter_folder_can_be_used_without_us(artifact: Artifact, tmp_path: Path) -> None:
+    """Tokenizer, template and card lie beside the weights; nothing in it is a pickle."""
+    trained = train_locally(kind_config(tmp_path, "used", {}), artifact)
+    folder = trained.run_dir / "adapter"
+    base = AutoTokenizer.from_pretrained(run_config(tmp_path).model.base)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == base.chat_template
+    assert tokenizer.get_vocab() == base.get_vocab()
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert artifact.summary.hash in card
+    assert f"36 pairs for training, {EVAL_PAIRS} for evaluation" in card
+    assert f"| eval/accuracy | {trained.result['metrics']['eval/accuracy']:.4g} |" in card
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json", ".jinja", ".md"}
