@@ -1,6 +1,7 @@
 """What the tests of training share: prepared pairs without Ray, the settings of a small run, a run in this process."""
 
 import copy
+import gc
 import importlib.resources
 import json
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from orpo_ray.training.trainer import PreferenceTrainer
 
 # Two threads on two busy cores wait for each other far longer than they work, and one thread always adds in one order.
 torch.set_num_threads(1)
+# Each run ends with a collection, which need not look through all that the libraries made when they were imported.
+gc.freeze()
 
 DEMO = Path(str(importlib.resources.files("orpo_ray"))) / "demo"
 BASE = DEMO / "base"

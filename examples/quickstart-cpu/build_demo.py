@@ -6,14 +6,21 @@
 The pairs and the judge come out byte for byte; the weights agree in behaviour (floating point differs by machine).
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import corpus
+
+if TYPE_CHECKING:  # imported late at run time: --text-only must not wait for torch
+    from transformers import BatchEncoding, LlamaForCausalLM, PreTrainedTokenizerFast
 
 DEMO = Path(__file__).resolve().parents[2] / "orpo_ray" / "demo"
 
@@ -39,7 +46,7 @@ def write_text_files(folder: Path, seed: int) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def train_tokenizer(seed: int):
+def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on the base's corpus; phrases are frequent, so each of their words becomes one token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -66,7 +73,7 @@ def train_tokenizer(seed: int):
     )
 
 
-def new_model(tokenizer, seed: int):
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """A Llama with tied embeddings, small enough to ship and large enough to know 144 facts in two moods."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -89,7 +96,7 @@ def new_model(tokenizer, seed: int):
     )
 
 
-def next_batch(tokenizer, chats) -> dict:
+def next_batch(tokenizer: PreTrainedTokenizerFast, chats: Iterator[list[dict[str, str]]]) -> BatchEncoding:
     """The next BATCH conversations as input ids, attention mask and labels, padded on the right."""
     texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in islice(chats, BATCH)]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
@@ -97,7 +104,7 @@ def next_batch(tokenizer, chats) -> dict:
     return batch
 
 
-def pretrain(model, tokenizer, seed: int, steps: int) -> None:
+def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
     """Plain next-token training over whole conversations; the model learns both moods and each filler's bias."""
     import torch
     from transformers import get_cosine_schedule_with_warmup
@@ -117,7 +124,7 @@ def pretrain(model, tokenizer, seed: int, steps: int) -> None:
             print(f"step {step}/{steps}  loss {loss.item():.3f}  {time.process_time():.0f} CPU s", flush=True)
 
 
-def save_base(model, tokenizer, folder: Path) -> None:
+def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save weights as float16 to halve the package, but declare float32: that is what they are loaded as."""
     import torch
 

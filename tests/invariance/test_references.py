@@ -124,20 +124,12 @@ def test_objectives_without_a_reference_compute_none(artifact: Artifact, tmp_pat
     assert not (tmp_path / "references").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut short", "not safetensors", "other content", "too few rows"])
-def test_a_damaged_cache_is_announced_and_made_again(damage: str, artifact: Artifact, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_announced_and_made_again(artifact: Artifact, tmp_path: Path) -> None:
+    """tests/unit/test_reference.py has more kinds of damage."""
     first = train(tmp_path, artifact, "first", DPO)
     (file,) = cached(tmp_path)
     whole = file.read_bytes()
-    file.write_bytes(
-        {
-            "cut short": whole[: len(whole) // 2],
-            "not safetensors": b"x" * 100,
-            "other content": whole.replace(b"log_probs", b"log_probz"),
-            "too few rows": whole[:-16].replace(b"[36,2]", b"[35,2]").replace(b"576]", b"560]"),
-        }[damage]
-    )
-    assert file.read_bytes() != whole
+    file.write_bytes(whole[: len(whole) // 2])
     second = train(tmp_path, artifact, "second", DPO)
     assert any(line.startswith(f"the cached reference log-probs {file.name} are damaged") for line in second.said)
     assert computed(second)

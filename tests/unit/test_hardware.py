@@ -1,0 +1,110 @@
+"""What every `auto` becomes on which machine, and what is refused there; the machines are made up."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import run_config
+
+from orpo_ray.config import ModelConfig
+from orpo_ray.errors import ResourceError
+from orpo_ray.models.hardware import Hardware, choose_numerics, probe_hardware
+from orpo_ray.training.setup import decide
+
+CPU = Hardware(device="cpu", name="CPU", bfloat16=False, flash_attention=False)
+T4 = Hardware(device="cuda:0", name="Tesla T4", bfloat16=False, flash_attention=False)
+L4 = Hardware(device="cuda:0", name="NVIDIA L4", bfloat16=True, flash_attention=False)
+H100 = Hardware(device="cuda:0", name="NVIDIA H100", bfloat16=True, flash_attention=True)
+
+
+def model(dtype: str = "auto", attention: str = "auto") -> ModelConfig:
+    return ModelConfig(base="somewhere", dtype=dtype, attention=attention)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "attention", "chosen"),
+    [
+        (CPU, "auto", "auto", ("float32", "sdpa")),
+        (CPU, "bfloat16", "auto", ("bfloat16", "sdpa")),
+        (CPU, "auto", "eager", ("float32", "eager")),
+        (T4, "auto", "auto", ("float16", "sdpa")),
+        (T4, "float32", "auto", ("float32", "sdpa")),
+        (L4, "auto", "auto", ("bfloat16", "sdpa")),
+        (L4, "float16", "auto", ("float16", "sdpa")),
+        (H100, "auto", "auto", ("bfloat16", "flash_attention_2")),
+        (H100, "float16", "auto", ("float16", "flash_attention_2")),
+        (H100, "float32", "auto", ("float32", "sdpa")),
+        (H100, "auto", "sdpa", ("bfloat16", "sdpa")),
+    ],
+)
+def test_auto_takes_the_best_that_the_machine_has(
+    hardware: Hardware, dtype: str, attention: str, chosen: tuple[str, str]
+) -> None:
+    numerics = choose_numerics(model(dtype, attention), hardware)
+    assert (numerics.dtype, numerics.attention) == chosen
+    assert [reason.split(":")[0] for reason in numerics.reasons] == [f"dtype {chosen[0]}", f"attention {chosen[1]}"]
+    assert ("as configured" in numerics.reasons[0]) == (dtype != "auto")
+    assert ("as configured" in numerics.reasons[1]) == (attention != "auto")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "attention", "complaint"),
+    [
+        (CPU, "float16", "auto", "model.dtype: float16 trains only on a GPU"),
+        (T4, "bfloat16", "auto", "model.dtype: Tesla T4 has no bfloat16"),
+        (CPU, "auto", "flash_attention_2", "model.attention: flash_attention_2 needs"),
+        (L4, "auto", "flash_attention_2", "model.attention: flash_attention_2 needs"),
+        (H100, "float32", "flash_attention_2", "model.attention: flash_attention_2 needs"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused_and_not_replaced(
+    hardware: Hardware, dtype: str, attention: str, complaint: str
+) -> None:
+    with pytest.raises(ResourceError, match=f"^{complaint}"):
+        choose_numerics(model(dtype, attention), hardware)
+
+
+def test_the_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert probe_hardware() == CPU
+
+
+# --- decisions of a run ---------------------------------------------------------------------------------------------
+
+
+def decisions(hardware: Hardware, longest: int = 100, before: dict[str, Any] | None = None, **training: Any) -> Any:
+    """The decisions, and what was announced with them."""
+    said: list[str] = []
+    config = run_config(Path("unused"), training={"tokens_per_microbatch": "auto", **training})
+    return decide(config, longest, before or {}, said.append, hardware), said
+
+
+@pytest.mark.parametrize(
+    ("hardware", "longest", "tokens", "checkpointing"),
+    [(CPU, 100, 8192, False), (CPU, 6000, 12_000, False), (L4, 100, 4096, True), (L4, 4096, 8192, True)],
+)
+def test_auto_memory_settings_fit_the_longest_pair(
+    hardware: Hardware, longest: int, tokens: int, checkpointing: bool
+) -> None:
+    decided, said = decisions(hardware, longest)
+    assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (tokens, checkpointing)
+    assert (decided.device, decided.layout) == (hardware.device, "padded")
+    assert len(said) == 4, "dtype, attention, gradient checkpointing and tokens are announced"
+
+
+def test_what_was_asked_for_is_taken_and_a_tight_budget_announced() -> None:
+    decided, said = decisions(L4, longest=100, tokens_per_microbatch=150, gradient_checkpointing=False)
+    assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (150, False)
+    assert "tokens per micro-batch 150: the longest pair alone takes 200 and runs by itself" in said
+
+
+def test_a_resumed_run_keeps_the_numbers_it_began_with() -> None:
+    before = {"dtype": "bfloat16", "attention": "eager", "tokens_per_microbatch": 777, "gradient_checkpointing": False}
+    decided, said = decisions(H100, before=before)
+    assert (decided.dtype, decided.attention, decided.tokens_per_microbatch) == ("bfloat16", "eager", 777)
+    assert "dtype bfloat16 and attention eager: as the run began" in said
+
+
+def test_a_run_cannot_go_on_where_its_numbers_cannot_be_computed() -> None:
+    with pytest.raises(ResourceError, match=r"^model\.dtype: float16 trains only on a GPU"):
+        decisions(CPU, before={"dtype": "float16", "attention": "sdpa"})

@@ -1,0 +1,287 @@
+"""What a run writes about itself: it refuses to go on as another run, and lets no second process in."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import BASE, make_artifact, run_config, settings, train_locally
+
+from orpo_ray.config import RunConfig, build, dump
+from orpo_ray.data.store import Artifact
+from orpo_ray.errors import ConfigError
+from orpo_ray.training import record
+from orpo_ray.training.reporter import LocalReporter
+from orpo_ray.training.setup import settle
+
+# --- changed settings -----------------------------------------------------------------------------------------------
+
+
+def start_run(config: RunConfig) -> None:
+    """Leave what a run leaves that has saved a checkpoint."""
+    (config.run_dir / "checkpoints" / "step-000002").mkdir(parents=True)
+    record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+
+
+def changed(storage: Path, change: Callable[[dict[str, Any]], object]) -> RunConfig:
+    tree = settings(storage)
+    change(tree)
+    return build(RunConfig, tree, {(): "tests"})
+
+
+REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "training.learning_rate": (lambda t: t["training"].update(learning_rate=2e-3), "0.002 here, but run run was"),
+    "training.seed": (lambda t: t["training"].update(seed=1), "1 here, but run run was made with 42"),
+    "training.pairs_per_step": (lambda t: t["training"].update(pairs_per_step=4), "4 here"),
+    "training.optimizer": (lambda t: t["training"].update(optimizer="adamw-8bit"), "'adamw-8bit' here"),
+    "training.keep": (lambda t: t["training"].update(keep=5), "5 here"),
+    "objective.lambda": (lambda t: t.update(objective={"kind": "orpo", "lambda": 0.2}), "0.2 here"),
+    "objective.beta": (lambda t: t.update(objective={"kind": "simpo"}), "2.0 here, but run run was made with None"),
+    "model.quantization": (lambda t: t["model"].update(quantization="none"), "'none' here"),
+    "adapter.r": (lambda t: t["adapter"].update(r=16), "16 here, but run run was made with 8"),
+    "adapter.targets": (lambda t: t["adapter"].update(targets=["q_proj"]), "['q_proj'] here"),
+    "data.train.0.limit": (lambda t: t["data"]["train"][0].update(limit=3), "3 here"),
+    "data.train.1.source": (lambda t: t["data"]["train"].append({"source": "x.jsonl"}), "'x.jsonl' here"),
+    "data.eval.0.source": (lambda t: t["data"].update(eval=[]), "None here"),
+    "data.max_length": (lambda t: t["data"].update(max_length=64), "64 here"),
+}
+FREE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "scale.workers": lambda t: t.update(scale={"workers": 1}),
+    "scale.max_failures": lambda t: t.update(scale={"max_failures": 9}),
+    "training.tokens_per_microbatch": lambda t: t["training"].update(tokens_per_microbatch="auto"),
+    "training.trackers": lambda t: t["training"].update(trackers=["wandb"]),
+    "search": lambda t: t.update(search={"trials": 3}),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_changed_setting_is_refused_by_its_key(key: str, tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    start_run(config)
+    change, complaint = REFUSED[key]
+    with pytest.raises(ConfigError) as caught:
+        record.refuse_changed_config(config.run_dir, changed(tmp_path, change))
+    line = str(caught.value)
+    assert key in line.split(";")[0]
+    assert complaint in line
+    assert line.endswith("give the new run another name, or restore the setting")
+
+
+def test_the_first_changed_key_is_named_with_the_number_of_others(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    start_run(config)
+    several = changed(tmp_path, lambda t: (t["adapter"].update(r=16), t["training"].update(seed=1, keep=5)))
+    with pytest.raises(ConfigError, match=r"^adapter\.r: 16 .* \(and 2 more: training\.keep, training\.seed\); "):
+        record.refuse_changed_config(config.run_dir, several)
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_where_and_how_work_is_done_may_change(key: str, tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    start_run(config)
+    other = changed(tmp_path, FREE[key])
+    assert dump(other) != dump(config)
+    record.refuse_changed_config(config.run_dir, other)
+
+
+def test_the_storage_may_be_moved(tmp_path: Path) -> None:
+    config = run_config(tmp_path / "here")
+    start_run(config)
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = run_config(tmp_path / "there")
+    record.refuse_changed_config(moved.run_dir, moved)
+
+
+def test_the_same_settings_and_a_run_that_saved_nothing_are_not_refused(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    start_run(config)
+    record.refuse_changed_config(config.run_dir, run_config(tmp_path))
+    shutil.rmtree(config.run_dir / "checkpoints")
+    record.refuse_changed_config(config.run_dir, changed(tmp_path, REFUSED["training.seed"][0]))
+
+
+# --- changed inputs behind the same settings ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BASE, tmp_path / "base"))
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def begun(base: Path, adapter: Path, tmp_path: Path) -> tuple[RunConfig, Artifact]:
+    """A run that has begun: settled, with a checkpoint."""
+    config = run_config(tmp_path, model={"base": str(base)}, adapter={"init_from": str(adapter)})
+    artifact = make_artifact(tmp_path, train=4, evaluation=2)
+    start_run(config)
+    settle(config, artifact, lambda line: None)
+    return config, artifact
+
+
+def flip_last_byte(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def rename_a_token(base: Path) -> None:
+    path = base / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    one, two = list(vocabulary)[-2:]
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+def test_the_same_inputs_go_on(begun: tuple[RunConfig, Artifact]) -> None:
+    config, artifact = begun
+    identity = settle(config, artifact, lambda line: None).identity
+    assert set(identity) == {"data", "tokenizer", "model.base", "adapter.init_from"}
+    assert json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))["identity"] == identity
+
+
+@pytest.mark.parametrize("key", ["data", "tokenizer", "model.base", "adapter.init_from"])
+def test_a_changed_input_is_refused_by_its_name(
+    key: str, begun: tuple[RunConfig, Artifact], base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    config, artifact = begun
+    match key:
+        case "data":
+            artifact = make_artifact(tmp_path, train=3, evaluation=2)
+        case "tokenizer":
+            rename_a_token(base)
+        case "model.base":
+            flip_last_byte(base / "model.safetensors")
+        case "adapter.init_from":
+            flip_last_byte(adapter / "adapter_model.safetensors")
+    before = (config.run_dir / "run.json").read_bytes()
+    with pytest.raises(ConfigError, match=rf"^{key}: not what run run began with \(\w{{16}} then, \w{{16}} now\)"):
+        settle(config, artifact, lambda line: None)
+    assert (config.run_dir / "run.json").read_bytes() == before
+
+
+def test_a_refused_run_is_left_as_it_was(tmp_path: Path) -> None:
+    """The whole loop, not just the check: checkpoints and metrics stay, so that the right command still goes on."""
+    artifact, other = make_artifact(tmp_path, train=4, evaluation=2), make_artifact(tmp_path, train=5, evaluation=2)
+    config = run_config(tmp_path, training={"max_steps": 1, "pairs_per_step": 4})
+    train_locally(config, artifact)
+    before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"^data: "):
+        train_locally(config, other)
+    assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
+
+
+# --- one process a run ----------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from pathlib import Path
+from orpo_ray.training.record import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the run's lock until its stdin is closed."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="another process is training this run"), record.run_lock(tmp_path / "run"):
+        raise AssertionError("two processes in one run")
+    with record.run_lock(tmp_path / "other"):
+        pass
+    holder.communicate("")
+    with record.run_lock(tmp_path / "run"):
+        pass
+
+
+def test_a_killed_process_leaves_no_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    holder.kill()
+    holder.wait()
+    with record.run_lock(tmp_path / "run"):
+        pass
+
+
+def test_a_third_process_is_refused_as_well(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    third = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert third.returncode == 1
+    assert "ConfigError" in third.stderr
+    assert "held" not in third.stdout
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.json"
+    assert record.read_json(path) is None
+    record.write_json(path, {"a": 1})
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record.write_json(path, {"a": 2})
+    assert record.read_json(path) == {"a": 1}
+
+
+def test_facts_are_added_to_what_run_json_says(tmp_path: Path) -> None:
+    record.add_to_run(tmp_path, {"workers": 1})
+    record.add_to_run(tmp_path, {"strategy": "single-process"})
+    assert record.read_json(tmp_path / record.RUN_FILE) == {"workers": 1, "strategy": "single-process"}
+
+
+def metrics_file(run_dir: Path, text: str) -> LocalReporter:
+    (run_dir / record.METRICS_FILE).write_text(text, encoding="utf-8")
+    return LocalReporter(run_dir, keep=1, announce=lambda line: None)
+
+
+LINES = [
+    '{"step": 0, "eval/a": 1.0}',
+    '{"step": 1, "train/b": 2.0}',
+    '{"step": 1, "eval/a": 3.0}',
+    '{"step": 2, "train/b"',
+]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(-1, 0), (0, 1), (1, 3), (2, 3)])
+def test_rewinding_forgets_later_steps_and_half_a_line(step: int, kept: int, tmp_path: Path) -> None:
+    metrics_file(tmp_path, "\n".join(LINES)).rewind(step)
+    assert (tmp_path / record.METRICS_FILE).read_text(encoding="utf-8") == "".join(f"{l}\n" for l in LINES[:kept])
+
+
+def test_rewinding_a_run_that_reported_nothing_is_no_error(tmp_path: Path) -> None:
+    LocalReporter(tmp_path, keep=1, announce=lambda line: None).rewind(-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metrics_are_read_back(tmp_path: Path) -> None:
+    reporter = metrics_file(tmp_path, "")
+    reporter.report(1, 3, {"train/loss": 0.1 + 0.2, "eval/a": 0.5})
+    reporter.report(2, 3, {"train/loss": 0.25})
+    assert record.last_metrics(tmp_path) == {"train/loss": 0.25, "eval/a": 0.5}
+    assert record.metric_by_step(tmp_path, "train/loss") == {1: 0.30000000000000004, 2: 0.25}, "at full precision"

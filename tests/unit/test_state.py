@@ -1,0 +1,144 @@
+"""What an exact resume needs: optimizers whose next steps are the same, generators whose next numbers are the same."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from orpo_ray.training.state import STATE_FILE, capture_random_state, load_state, restore_random_state, save_state
+
+Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+OPTIMIZERS: dict[str, Build] = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
+    "adamw-8bit": lambda parameters: bnb.optim.AdamW(parameters, lr=0.1, optim_bits=8),
+    "paged-adamw-8bit": lambda parameters: bnb.optim.AdamW(parameters, lr=0.1, optim_bits=8, is_paged=True),
+}
+LARGE, SMALL = (64, 128), (128,)
+"""bitsandbytes keeps 32-bit state for parameters of fewer than 4096 values."""
+
+
+class Model(nn.Module):
+    """A large and a small trained parameter and a frozen one, registered in either order."""
+
+    def __init__(self, backwards: bool = False) -> None:
+        super().__init__()
+        shapes = {"large": LARGE, "frozen": LARGE, "small": SMALL}
+        for name in list(shapes)[:: -1 if backwards else 1]:
+            self.register_parameter(name, nn.Parameter(torch.zeros(shapes[name]), requires_grad=name != "frozen"))
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def take_steps(model: Model, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        for parameter in (model.large, model.small):
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    return {key: torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on_bit_for_bit(name: str, backwards: bool, tmp_path: Path) -> None:
+    """State is found by a parameter's name, so another order of parameters changes nothing."""
+    model = Model()
+    optimizer = OPTIMIZERS[name](model.trained)
+    take_steps(model, optimizer, range(3))
+    save_state(model, optimizer, tmp_path)
+    again = Model(backwards)
+    resumed = OPTIMIZERS[name](again.trained)
+    load_state(again, resumed, tmp_path)
+    for side in ("large", "small"):
+        before, after = state_of(optimizer, getattr(model, side)), state_of(resumed, getattr(again, side))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+    take_steps(model, optimizer, range(3, 6))
+    take_steps(again, resumed, range(3, 6))
+    assert torch.equal(model.large, again.large)
+    assert torch.equal(model.small, again.small)
+    assert model.large.abs().min() > 0
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("name", ["adamw-8bit", "paged-adamw-8bit"])
+def test_8_bit_state_stays_8_bit_on_disk(name: str, tmp_path: Path) -> None:
+    model = Model()
+    optimizer = OPTIMIZERS[name](model.trained)
+    take_steps(model, optimizer, range(2))
+    save_state(model, optimizer, tmp_path)
+    tensors = load_file(tmp_path / STATE_FILE)
+    assert tensors["large/state1"].dtype == tensors["large/state2"].dtype == torch.uint8
+    assert tensors["small/state1"].dtype == torch.float32
+    assert tensors["large/step"].item() == 2
+    assert {"large/absmax1", "large/qmap1", "large/absmax2", "large/qmap2", "large/master"} <= tensors.keys()
+    assert not [key for key in tensors if key.startswith("frozen")]
+
+
+def test_a_parameter_that_was_never_stepped_has_only_its_value(tmp_path: Path) -> None:
+    model = Model()
+    optimizer = OPTIMIZERS["adamw"](model.trained)
+    with torch.no_grad():
+        model.large.fill_(2.5)
+    save_state(model, optimizer, tmp_path)
+    again = Model()
+    resumed = OPTIMIZERS["adamw"](again.trained)
+    load_state(again, resumed, tmp_path)
+    assert set(load_file(tmp_path / STATE_FILE)) == {"large/master", "small/master"}
+    assert (again.large == 2.5).all()
+    assert not resumed.state[again.large]
+
+
+def test_state_of_a_parameter_that_is_no_longer_trained_is_an_error(tmp_path: Path) -> None:
+    model = Model()
+    optimizer = OPTIMIZERS["adamw"](model.trained)
+    take_steps(model, optimizer, range(1))
+    save_state(model, optimizer, tmp_path)
+    fewer = Model()
+    fewer.small.requires_grad_(False)
+    with pytest.raises(AssertionError, match="not trained"):
+        load_state(fewer, OPTIMIZERS["adamw"](fewer.trained), tmp_path)
+
+
+def draws() -> list[float]:
+    """The next numbers of every generator, Gaussian pairs and dropout included."""
+    gauss = [random.random(), random.gauss(0, 1), float(np.random.normal()), float(np.random.random())]
+    return gauss + torch.rand(3).tolist() + nn.functional.dropout(torch.ones(8), 0.5).tolist()
+
+
+def test_random_states_survive_json() -> None:
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    draws()
+    np.random.normal()  # leaves a cached second Gaussian number behind
+    state = json.loads(json.dumps(capture_random_state()))
+    expected = [draws(), draws()]
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    assert draws() != expected[0]
+    restore_random_state(state)
+    assert [draws(), draws()] == expected
+
+
+def test_capturing_the_random_state_does_not_move_it() -> None:
+    torch.manual_seed(5)
+    capture_random_state()
+    after = torch.rand(4)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(4))

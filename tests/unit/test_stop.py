@@ -1,0 +1,85 @@
+"""SIGINT and SIGTERM: the first one is a request, the second one acts, and outside nothing has changed."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from orpo_ray.training.stop import SIGNALS, StopSignal
+
+received: list[int] = []
+
+
+@pytest.fixture(autouse=True)
+def former_handlers() -> Iterator[None]:
+    """Handlers of our own in place of the usual ones, which would end the tests."""
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    received.clear()
+    before = {number: signal.signal(number, remember) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: int) -> None:
+    """Python runs the handler before this returns: the signal comes from the main thread itself."""
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_acts_as_it_always_did(number: signal.Signals) -> None:
+    said: list[str] = []
+    with StopSignal(said.append) as stop:
+        assert not stop.requested
+        send(number)
+        assert stop.requested
+        assert received == []
+        assert said == [f"{number.name}: stopping after this step with a checkpoint (again: at once)"]
+        send(number)
+        assert received == [number]
+    assert len(said) == 1
+
+
+def test_one_signal_gives_both_their_old_meaning_back() -> None:
+    with StopSignal(lambda line: None):
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
+        assert received == [signal.SIGINT]
+
+
+def test_outside_the_block_nothing_has_changed() -> None:
+    with StopSignal(lambda line: None) as stop:
+        pass
+    for number in SIGNALS:
+        send(number)
+    assert received == list(SIGNALS)
+    assert not stop.requested
+
+
+def test_a_failure_inside_gives_the_handlers_back() -> None:
+    with pytest.raises(RuntimeError), StopSignal(lambda line: None):
+        raise RuntimeError
+    send(signal.SIGINT)
+    assert received == [signal.SIGINT]
+
+
+def test_another_thread_leaves_signals_alone() -> None:
+    """There Python allows no handlers; a worker is stopped in its own way."""
+    states: list[bool] = []
+
+    def work() -> None:
+        with StopSignal(lambda line: None) as stop:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            states.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert states == [False]
+    assert received == [signal.SIGINT]
