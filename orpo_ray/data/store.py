@@ -101,6 +101,11 @@ class PairTable:
         return np.stack([np.concatenate(parts) for parts in columns], axis=1).astype(np.int64)
 
     @property
+    def largest_token_id(self) -> int:
+        """The largest id anywhere in the table, for comparison with a model's vocabulary."""
+        return max((int(values.max()) for views in self._views for _, values in views if len(values)), default=0)
+
+    @property
     def pair_ids(self) -> list[str]:
         """Where each pair came from: `<file name>:<line>`."""
         return [pair_id for batch in self._batches for pair_id in batch.column("pair_id").to_pylist()]

@@ -1,11 +1,12 @@
 """The trained part of a model: a fresh LoRA or DoRA adapter, an earlier one to go on from, or every weight."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from orpo_ray.config.model import AdapterConfig
@@ -46,6 +47,7 @@ def find_adapter(path: str) -> Path:
 def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool, dropout: float = 0.0) -> PeftModel:
     """The base with an adapter from disk on it. Raises ConfigError if the two do not fit."""
     folder = find_adapter(path)
+    _read_adapter_config(folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(f"{folder}: no adapter_model.safetensors; only safetensors adapters are loaded")
     adapter_config = LoraConfig.from_pretrained(folder)
@@ -53,25 +55,48 @@ def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool, dropout: 
     adapter_config.inference_mode = not trainable
     try:
         return PeftModel.from_pretrained(base, folder, config=adapter_config, is_trainable=trainable)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{folder}: this adapter does not fit the base: {str(error).splitlines()[0]}") from error
 
 
 def _continue_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Callable[[str], None]) -> PeftModel:
     assert config.init_from is not None
     folder = find_adapter(config.init_from)
-    found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    _refuse_other_shape(config, found, folder)
+    _refuse_other_shape(config, _read_adapter_config(folder), folder)
     announce(f"adapter starts from {folder}")
     return load_adapter(base, config.init_from, trainable=True, dropout=config.dropout)
+
+
+def _read_adapter_config(folder: Path) -> dict[str, Any]:
+    """What PEFT wrote about an adapter. Raises ConfigError if it is broken or tells of something else than LoRA."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        kind = found.get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{folder}: adapter_config.json cannot be read: {error}") from error
+    if kind != "LORA":
+        raise ConfigError(f"{folder}: an adapter of type {kind}; only LoRA and DoRA are supported")
+    return found
 
 
 def _refuse_other_shape(config: AdapterConfig, found: dict[str, Any], folder: Path) -> None:
     """The shape of an adapter is fixed when it is made, so settings that disagree with it are a mistake."""
     asked = {"r": (config.r, found.get("r")), "alpha": (config.alpha, found.get("lora_alpha"))}
     asked["dora"] = (config.dora, found.get("use_dora", False))
-    if config.targets != "all-linear":
-        asked["targets"] = (sorted(config.targets), sorted(found.get("target_modules", ())))
     for key, (wanted, stored) in asked.items():
         if wanted != stored:
             raise ConfigError(f"adapter.{key}: {wanted} here, but init_from {folder} has {stored}; use the same value")
+    if config.targets != "all-linear" and not _same_targets(config.targets, found["target_modules"]):
+        raise ConfigError(
+            f"adapter.targets: {list(config.targets)} here, but init_from {folder} has others; use its own"
+        )
+
+
+def _same_targets(asked: Sequence[str], stored: Sequence[str]) -> bool:
+    """PEFT keeps a target as it was named or by its whole path; a name means every path that ends with it."""
+
+    def means(name: str, path: str) -> bool:
+        return f".{path}".endswith(f".{name}")
+
+    found = [path for path in stored if any(means(name, path) for name in asked)]
+    return len(found) == len(stored) and all(any(means(name, path) for path in stored) for name in asked)

@@ -1,16 +1,18 @@
 """The base model: loaded, quantised if asked for, and frozen."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.errors import ConfigError
+from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.hardware import DTYPES
-from orpo_ray.models.tokenizer import explain_load_error
+from orpo_ray.models.tokenizer import base_location, explain_load_error
 
 
 def load_base(config: ModelConfig, device: str, dtype: str, attention: str, *, trainable: bool) -> PreTrainedModel:
@@ -19,8 +21,8 @@ def load_base(config: ModelConfig, device: str, dtype: str, attention: str, *, t
     Frozen in the run's dtype, or, when every weight is trained, in float32: the optimizer needs full precision.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            config.base,
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            base_location(config),
             revision=config.revision,
             dtype=torch.float32 if trainable else DTYPES[dtype],
             attn_implementation=attention,
@@ -28,9 +30,14 @@ def load_base(config: ModelConfig, device: str, dtype: str, attention: str, *, t
             device_map={"": device},
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the name of the tensor
         )
-    except (OSError, ValueError, KeyError) as error:
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"model.base: {config.base} does not fit into the memory of {device}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(explain_load_error(config.base, "model", error)) from error
+    _refuse_incomplete(config.base, model, loading)
     _keep_training_format(model)
     model.requires_grad_(trainable)
     model.config.use_cache = False
@@ -39,14 +46,38 @@ def load_base(config: ModelConfig, device: str, dtype: str, attention: str, *, t
 
 def base_fingerprint(config: ModelConfig) -> str:
     """What identifies the base's weights: the commit of a hub model, the content hash of a local folder."""
-    local = Path(config.base).expanduser()
+    local = Path(base_location(config))
     if local.is_dir():
         return folder_fingerprint(local, ("*.safetensors", "config.json"))
     try:
-        hub_config = AutoConfig.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
+        hub_config = AutoConfig.from_pretrained(
+            base_location(config), revision=config.revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
     return f"{config.base}@{hub_config._commit_hash}"
+
+
+def _refuse_incomplete(base: str, model: torch.nn.Module, loading: dict[str, Any]) -> None:
+    """Raise ConfigError where transformers would go on with random weights instead of those that are missing."""
+    absent = sorted(loading["missing_keys"]) + sorted(str(entry[0]) for entry in loading["mismatched_keys"])
+    absent += [name for name, module in model.named_modules() if _has_other_shape(module)]
+    if absent:
+        raise ConfigError(
+            f"model.base: the weights of {base} lack {absent[0]} or have it in another shape than config.json says"
+            + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "")
+        )
+
+
+def _has_other_shape(module: torch.nn.Module) -> bool:
+    """Whether a quantised layer holds weights that do not fit it; transformers does not compare their shapes."""
+    if isinstance(module, Linear4bit):
+        shape = module.weight.quant_state.shape
+    elif isinstance(module, Linear8bitLt):
+        shape = module.weight.shape
+    else:
+        return False
+    return tuple(shape) != (module.out_features, module.in_features)
 
 
 def count_quantized(model: torch.nn.Module) -> int:

@@ -25,7 +25,9 @@ PLAIN_TEMPLATE = (
 def load_tokenizer(config: ModelConfig, announce: Callable[[str], None]) -> PreTrainedTokenizerBase:
     """The tokenizer with its chat template settled. Raises ConfigError if it cannot be loaded or has no end token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.base, revision=config.revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            base_location(config), revision=config.revision, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(explain_load_error(config.base, "tokenizer", error)) from error
     if tokenizer.eos_token is None:
@@ -38,6 +40,11 @@ def load_tokenizer(config: ModelConfig, announce: Callable[[str], None]) -> PreT
         announce(f"{config.base} has no chat template: using the plain one (Human: ... Assistant: ...)")
         tokenizer.chat_template = PLAIN_TEMPLATE
     return tokenizer
+
+
+def base_location(config: ModelConfig) -> str:
+    """The base as transformers takes it: a hub name as it stands, a folder in the user's home with its full path."""
+    return str(Path(config.base).expanduser()) if config.base.startswith("~") else config.base
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

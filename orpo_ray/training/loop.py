@@ -127,7 +127,7 @@ def _run_steps(
 
 
 def _refuse_unreadable(model: PairModel, artifact: Artifact) -> None:
-    """Raise ConfigError if a pair is longer than the positions that the base knows."""
+    """Raise ConfigError if a pair is longer than the base reads, or holds tokens that the base does not have."""
     positions = getattr(model.causal_model.config.get_text_config(), "max_position_embeddings", None)
     longest = longest_pair(artifact)
     if positions is not None and longest > positions:
@@ -135,6 +135,10 @@ def _refuse_unreadable(model: PairModel, artifact: Artifact) -> None:
             f"data.max_length: the longest pair has {longest} tokens, but the base reads {positions}; "
             f"set data.max_length={positions}"
         )
+    rows = model.causal_model.get_input_embeddings().num_embeddings
+    largest = max(artifact.train.largest_token_id, artifact.eval.largest_token_id)
+    if largest >= rows:
+        raise ConfigError(f"model.base: its tokenizer writes token {largest}, but its embedding has {rows} rows")
 
 
 def _reference(
