@@ -1,6 +1,6 @@
 """The whole way of a run for those who write Python, and for the command line: prepare, train, evaluate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,13 @@ from orpo_ray.data.pairs import Message
 from orpo_ray.data.pipeline import prepare as prepare_pairs
 from orpo_ray.data.store import Artifact
 from orpo_ray.data.tokenise import PairTokeniser
-from orpo_ray.errors import ConfigError
+from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.evaluation.evaluate import judge_model
 from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from orpo_ray.training import loop, record
 from orpo_ray.training.reporter import LocalReporter, Watch
-from orpo_ray.training.setup import decide, longest_pair
+from orpo_ray.training.setup import Announce, Decisions, decide, longest_pair
 from orpo_ray.training.stop import StopSignal
-
-Announce = Callable[[str], None]
 
 
 def prepare(data: DataConfig, model: ModelConfig, storage: Path, seed: int, announce: Announce = print) -> Artifact:
@@ -38,9 +36,10 @@ def train(
     with record.run_lock(config.run_dir):
         record.refuse_changed_config(config.run_dir, config)
         finished = record.read_json(config.run_dir / record.RESULT_FILE)
-        if finished is not None:
+        adapter = config.run_dir / "adapter"
+        if finished is not None and adapter.is_dir():
             announce(_finished(config))
-            return finished
+            return {**finished, "adapter": str(adapter)}
         artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
         # Entered after Ray has started, which sets a SIGTERM handler of its own.
@@ -89,7 +88,7 @@ def evaluate(
     trained = adapter or _trained_by(config)
     tokenizer = load_tokenizer(config.model, announce)
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
-    decisions = decide(config, longest_pair(artifact), record.read_run(config.run_dir).get("decisions", {}), announce)
+    decisions = _decide_for_evaluation(config, artifact, announce)
     if conversations:
         prompts = PairTokeniser(tokenizer).prompts(conversations)
     else:
@@ -107,6 +106,16 @@ def evaluate(
         "quantized_modules": judged["trained"].quantized_modules,
         "samples": [{"prompt": prompt.strip(), "base": base, "trained": tuned} for prompt, base, tuned in answers],
     }
+
+
+def _decide_for_evaluation(config: RunConfig, artifact: Artifact, announce: Announce) -> Decisions:
+    """The run's own number format and attention, or the nearest that this machine has."""
+    before = record.read_run(config.run_dir).get("decisions", {})
+    try:
+        return decide(config, longest_pair(artifact), before, announce)
+    except ResourceError as error:
+        announce(f"the run's own numbers are not to be had here ({error}); evaluating in others")
+        return decide(config, longest_pair(artifact), {}, announce)
 
 
 def _finished(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,8 +12,8 @@ from orpo_ray.evaluation.generate import greedy_answers
 from orpo_ray.evaluation.preference import evaluate_pairs
 from orpo_ray.models.adapter import load_adapter
 from orpo_ray.models.base import count_quantized, load_base
-from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import padding_id
+from orpo_ray.training.loop import autocast_dtype
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.setup import Decisions
 
@@ -46,8 +47,11 @@ def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -
     """The base, with the adapter in folder `trained` on it, or, for full training, the model in that folder."""
     source = config.model
     if trained is not None and config.adapter.kind == "none":
-        source = source.model_copy(update={"base": trained, "revision": None})
+        inside_run = Path(trained).expanduser() / "adapter"
+        source = source.model_copy(
+            update={"base": str(inside_run if inside_run.is_dir() else trained), "revision": None}
+        )
     base = load_base(source, decisions.device, decisions.dtype, decisions.attention, trainable=False)
     adapted = trained is not None and config.adapter.kind != "none"
     model = load_adapter(base, trained, trainable=False) if adapted else base
-    return PairModel(model, None if decisions.dtype == "float32" else DTYPES[decisions.dtype])
+    return PairModel(model, autocast_dtype(decisions))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.training.pair_model import PairModel
 
 
@@ -23,7 +24,7 @@ def greedy_answers(
     model.eval()
     answers: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad_id = padding_id(tokenizer)
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         width = max(len(prompts[index]) for index in chunk)

@@ -40,7 +40,6 @@ def load_base(config: ModelConfig, device: str, dtype: str, attention: str, *, t
     _refuse_incomplete(config.base, model, loading)
     _keep_training_format(model)
     model.requires_grad_(trainable)
-    model.config.use_cache = False
     return model
 
 
@@ -72,7 +71,8 @@ def _refuse_incomplete(base: str, model: torch.nn.Module, loading: dict[str, Any
 def _has_other_shape(module: torch.nn.Module) -> bool:
     """Whether a quantised layer holds weights that do not fit it; transformers does not compare their shapes."""
     if isinstance(module, Linear4bit):
-        shape = module.weight.quant_state.shape
+        state = getattr(module.weight, "quant_state", None)  # None: missing from the file, and named as such
+        shape = state.shape if state else module.weight.shape
     elif isinstance(module, Linear8bitLt):
         shape = module.weight.shape
     else:
@@ -86,11 +86,11 @@ def count_quantized(model: torch.nn.Module) -> int:
 
 
 def _keep_training_format(model: torch.nn.Module) -> None:
-    """Have bitsandbytes compute on a CPU in one way, whether it trains or evaluates.
+    """Have bitsandbytes compute in one way, whether it trains or evaluates.
 
-    With AVX512-BF16 it repacks 4-bit weights at the first evaluation; the repacked form computes in bfloat16 and has no
-    backward: gradients below it would vanish without an error. 8-bit layers quantise activations only where they
-    evaluate: reference log-probs would not be those of the policy that starts from it.
+    On a CPU with AVX512-BF16 it repacks 4-bit weights at the first evaluation; the repacked form computes in bfloat16
+    and has no backward: gradients below it would vanish without an error. 8-bit layers quantise activations only where
+    they evaluate: reference log-probs would not be those of the policy that starts from it.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):

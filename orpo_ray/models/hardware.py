@@ -8,12 +8,15 @@ import torch
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ResourceError
 
+# Compute capability that flash-attn 2 needs: Ampere and later.
+_FLASH_ATTENTION_FROM = (8, 0)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device of this process. `flash_attention` means that the flash-attn package is installed."""
+    """The device of this process. `flash_attention`: the flash-attn package is installed and runs here."""
 
     device: str
     name: str
@@ -38,7 +41,8 @@ def probe_hardware() -> Hardware:
         device=f"cuda:{torch.cuda.current_device()}",
         name=torch.cuda.get_device_name(),
         bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
-        flash_attention=importlib.util.find_spec("flash_attn") is not None,
+        flash_attention=torch.cuda.get_device_capability() >= _FLASH_ATTENTION_FROM
+        and importlib.util.find_spec("flash_attn") is not None,
     )
 
 

@@ -1,9 +1,11 @@
 """The tokenizer of a base model, with the chat template that training and generation share."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config.model import ModelConfig
@@ -61,17 +63,29 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def explain_load_error(base: str, part: str, error: Exception) -> str:
     """One line for a base that does not load: a missing folder, a name without access, or broken files."""
-    if base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+    folder = Path(base).expanduser()
+    if base.startswith((".", "/", "~")) and not folder.exists():
         return f"model.base: no folder {base}"
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # A first line that ends with a colon only introduces the next.
+    reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if folder.is_dir():
+        return f"model.base: the {part} in {base} cannot be loaded: {reason}"
     return (
-        f"model.base: the {part} of {base} cannot be loaded: {first_line} (is the name right, "
+        f"model.base: the {part} of {base} cannot be loaded: {reason} (is the name right, "
         "is access granted to this account, is the network reachable or the model in the local cache?)"
     )
 
 
 def _read_template(path: Path) -> str:
     try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.expanduser().read_text(encoding="utf-8")
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation_marks(text))
+    except (OSError, UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
         raise ConfigError(f"model.chat_template: {path} cannot be read as a Jinja file: {error}") from error
+    return text
+
+
+def _without_generation_marks(template: str) -> str:
+    """`{% generation %}` is an extension of transformers' own."""
+    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)

@@ -13,7 +13,7 @@ from transformers.integrations import TensorBoardCallback
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact, PairTable
-from orpo_ray.errors import ConfigError, StoppedError
+from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.adapter import attach_adapter
 from orpo_ray.models.base import load_base
 from orpo_ray.models.hardware import DTYPES
@@ -80,9 +80,12 @@ def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce)
     base = load_base(config.model, decisions.device, decisions.dtype, decisions.attention, trainable=full)
     set_seed(config.training.seed)
     model = attach_adapter(base, config.adapter, announce)
-    # float16 has its autocast from the Trainer, which also scales the loss.
-    own_autocast = DTYPES[decisions.dtype] if decisions.dtype == "bfloat16" else None
-    return PairModel(model, own_autocast)
+    return PairModel(model, autocast_dtype(decisions))
+
+
+def autocast_dtype(decisions: Decisions) -> torch.dtype | None:
+    """The 16-bit format that a PairModel computes in, in training, reference and evaluation alike."""
+    return None if decisions.dtype == "float32" else DTYPES[decisions.dtype]
 
 
 def _run_steps(
@@ -103,7 +106,9 @@ def _run_steps(
     model.check_scorer(torch.from_numpy(probe), _SCORER_TOLERANCE[decisions.dtype])
     objective = build_objective(config.objective)
     pad_id = padding_id(setup.tokenizer)
-    reference = _reference(config, artifact, setup, model, pad_id, announce) if objective.needs_reference else None
+    reference = None
+    if objective.needs_reference:
+        reference = _reference(config, artifact, setup, model, pad_id, announce, reporter)
     if decisions.gradient_checkpointing:
         model.causal_model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = PreferenceTrainer(
@@ -142,7 +147,13 @@ def _refuse_unreadable(model: PairModel, artifact: Artifact) -> None:
 
 
 def _reference(
-    config: RunConfig, artifact: Artifact, setup: Setup, model: PairModel, pad_id: int, announce: Announce
+    config: RunConfig,
+    artifact: Artifact,
+    setup: Setup,
+    model: PairModel,
+    pad_id: int,
+    announce: Announce,
+    reporter: Reporter,
 ) -> np.ndarray:
     """Reference log-probs of the training pairs, under the very numbers that training uses."""
     decisions = setup.decisions
@@ -155,11 +166,22 @@ def _reference(
         "device": torch.device(decisions.device).type,
         "full_training": config.adapter.kind == "none",
         "versions": {
-            name: v for name, v in record.versions().items() if name in ("torch", "transformers", "bitsandbytes")
+            name: v
+            for name, v in record.versions().items()
+            if name in ("torch", "transformers", "peft", "bitsandbytes")
         },
     }
     cache = config.storage_dir / "references"
-    return reference_log_probs(model, artifact.train, pad_id, decisions.tokens_per_microbatch, cache, inputs, announce)
+    return reference_log_probs(
+        model,
+        artifact.train,
+        pad_id,
+        decisions.tokens_per_microbatch,
+        cache,
+        inputs,
+        announce,
+        reporter.stop_requested,
+    )
 
 
 def _write_model(model: PairModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -177,7 +199,8 @@ def _tensorboard(run_dir: Path, start: int) -> TensorBoardCallback:
 def _finish(config: RunConfig, artifact: Artifact, reporter: Reporter, steps: list[Step]) -> dict[str, Any]:
     """Lay the final adapter beside the checkpoints and write result.json, last of all."""
     checkpoint = reporter.latest_checkpoint()
-    assert checkpoint is not None, "the last step always saves a checkpoint"
+    if checkpoint is None or read_position(checkpoint).step < len(steps):
+        raise RunError("the checkpoint of the last step is damaged; the same command trains again what it held")
     metrics = record.last_metrics(config.run_dir)
     adapter = config.run_dir / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
@@ -199,8 +222,8 @@ def _finish(config: RunConfig, artifact: Artifact, reporter: Reporter, steps: li
     return result
 
 
-def _speed(run_dir: Path, steps: list[Step]) -> float:
-    """Pairs per second of training proper, over all processes that the run took."""
+def _speed(run_dir: Path, steps: list[Step]) -> float | None:
+    """Pairs per second of training proper, over all processes that the run took, from the steps still on record."""
     speeds = record.metric_by_step(run_dir, "train/pairs_per_second")
-    seconds = sum(len(step.pairs) / speeds[number] for number, step in enumerate(steps, start=1))
-    return sum(len(step.pairs) for step in steps) / seconds
+    sizes = {number: len(step.pairs) for number, step in enumerate(steps, start=1) if number in speeds}
+    return sum(sizes.values()) / sum(size / speeds[number] for number, size in sizes.items()) if sizes else None

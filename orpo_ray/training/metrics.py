@@ -1,5 +1,6 @@
 """Numbers that tell how well a model prefers; none of them depends on lambda, beta or another setting of a loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.data.store import PairTable
+from orpo_ray.errors import StoppedError
 from orpo_ray.objectives import LossParts, Objective, PairLogps, log_odds_ratio
 from orpo_ray.training.layout import collate_padded, longer_side
 from orpo_ray.training.logprobs import pair_logps
@@ -63,18 +65,31 @@ class StepMetrics:
         return result
 
 
-def score_pairs(model: PairModel, table: PairTable, pad_id: int, token_budget: int) -> PairScores:
-    """Log-probs of every pair of a table, without gradient and without dropout."""
+def score_pairs(
+    model: PairModel,
+    table: PairTable,
+    pad_id: int,
+    token_budget: int,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> PairScores:
+    """Log-probs of every pair of a table, without gradient and without dropout. Raises StoppedError on request.
+
+    A pair that stands in the table several times is scored once.
+    """
     was_training = model.training
     model.eval()
     lengths = table.lengths
     sums = np.zeros((len(table), 2))
-    for pack in cut_packs(np.arange(len(table)), longer_side(lengths), token_budget):
+    _, distinct, copies = np.unique(table.pair_ids, return_index=True, return_inverse=True)
+    for pack in cut_packs(distinct, longer_side(lengths), token_budget):
+        if stop_requested():
+            raise StoppedError("stopped before the first step; the same command starts again")
         batch = collate_padded([table[i] for i in pack], pad_id, score_prompt=False).to(model.device)
         with torch.no_grad():
             scored = pair_logps(model(batch), batch)
         sums[pack] = torch.stack([scored.chosen, scored.rejected], dim=1).double().cpu().numpy()
     model.train(was_training)
+    sums = sums[distinct][copies]
     return PairScores(sums[:, 0], sums[:, 1], lengths[:, 1], lengths[:, 2])
 
 

@@ -39,7 +39,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file that `write_json` wrote, or None if there is none yet."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        content: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: not as the run wrote it ({error}); remove the run's folder, or restore the file"
+        ) from error
+    return content
 
 
 @contextmanager

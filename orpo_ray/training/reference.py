@@ -24,6 +24,7 @@ def reference_log_probs(
     cache: Path,
     inputs: dict[str, Any],
     announce: Callable[[str], None],
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
     """Summed log-probs [n, 2] of both answers under `model` as it is now: the base, or the adapter it starts from.
 
@@ -35,8 +36,8 @@ def reference_log_probs(
     if cached is not None:
         announce(f"reference log-probs: reused from {path.name}")
         return cached
-    announce(f"reference log-probs: computing them once for {len(table)} pairs")
-    scores = score_pairs(model, table, pad_id, token_budget)
+    announce(f"reference log-probs: computing them once for {len(set(table.pair_ids))} pairs")
+    scores = score_pairs(model, table, pad_id, token_budget, stop_requested)
     log_probs = np.stack([scores.chosen, scores.rejected], axis=1)
     cache.mkdir(parents=True, exist_ok=True)
     building = cache / f".building-{uuid.uuid4().hex[:8]}"

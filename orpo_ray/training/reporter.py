@@ -1,10 +1,14 @@
 """Where a run's metrics and checkpoints go; the loop knows only this seam, with Ray behind it or without."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
+
+from orpo_ray.errors import RunError
 from orpo_ray.training import checkpoint as checkpoints
 from orpo_ray.training.checkpoint import Position
 
@@ -53,13 +57,21 @@ class LocalReporter:
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, and show it to whoever watches."""
         with self._metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            # JSON has no word for the infinite gradient norm of a float16 step that was skipped.
+            plain = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            file.write(json.dumps({"step": step, **plain}) + "\n")
         self._watch(step, total_steps, metrics)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint beside its place, move it there, then drop those that are not kept."""
-        checkpoints.save(self._checkpoints, position, write)
-        checkpoints.prune(self._checkpoints, self._keep)
+        try:
+            checkpoints.save(self._checkpoints, position, write)
+            checkpoints.prune(self._checkpoints, self._keep)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"the checkpoint of step {position.step} cannot be written to {self._checkpoints}: {error}; "
+                "make room there, then the same command goes on from the checkpoint before"
+            ) from error
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose files are whole; damaged ones are announced and passed over."""

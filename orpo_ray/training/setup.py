@@ -1,6 +1,7 @@
 """What a run settles before its first step: the meaning of every `auto`, and what its inputs are."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
-from orpo_ray.errors import DataError, ResourceError
+from orpo_ray.errors import ConfigError, DataError, ResourceError
 from orpo_ray.models.adapter import find_adapter
 from orpo_ray.models.base import base_fingerprint
 from orpo_ray.models.fingerprint import folder_fingerprint
@@ -51,6 +52,7 @@ def settle(config: RunConfig, artifact: Artifact, announce: Announce) -> Setup:
     if not len(artifact.eval):
         raise DataError("no evaluation pairs are left; add rows to data.eval, or remove it to hold some out")
     _require_trackers(config)
+    _refuse_several_processes()
     stored = record.read_run(config.run_dir)
     tokenizer = load_tokenizer(config.model, announce)
     identity = _identity(config, artifact, tokenizer)
@@ -81,8 +83,10 @@ def decide(
     on_gpu = hardware.device != "cpu"
     checkpointing = config.training.gradient_checkpointing
     if checkpointing == "auto":
-        checkpointing = on_gpu
-        announce(f"gradient checkpointing {'on: saves GPU memory' if on_gpu else 'off: memory is not short on a CPU'}")
+        checkpointing = before.get("gradient_checkpointing", on_gpu)
+        announce(
+            f"gradient checkpointing {'on: saves memory' if checkpointing else 'off: memory is not short on a CPU'}"
+        )
     tokens = config.training.tokens_per_microbatch
     if tokens == "auto":
         fresh = max(2 * longest, _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU)
@@ -108,6 +112,11 @@ def _identity(config: RunConfig, artifact: Artifact, tokenizer: PreTrainedTokeni
 def adapter_fingerprint(path: str) -> str:
     """Content hash of an adapter's weights and shape."""
     return folder_fingerprint(Path(find_adapter(path)), ("adapter_model.safetensors", "adapter_config.json"))
+
+
+def _refuse_several_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise ConfigError("WORLD_SIZE is above 1, but this version trains in one process; start it without torchrun")
 
 
 def _require_trackers(config: RunConfig) -> None:

@@ -19,7 +19,7 @@ from transformers.integrations import rewrite_logs
 
 from orpo_ray.config import TrainingConfig, every_to_steps
 from orpo_ray.data.store import PairTable
-from orpo_ray.errors import NonFiniteError, RunError
+from orpo_ray.errors import ConfigError, NonFiniteError, RunError
 from orpo_ray.objectives import Objective, PairLogps, loss_parts
 from orpo_ray.training.checkpoint import Position
 from orpo_ray.training.layout import PairBatch, collate_padded
@@ -226,7 +226,9 @@ class PreferenceTrainer(Trainer):
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Preference metrics over the evaluation pairs. Raises NonFiniteError where a log-prob is no number."""
         model = self.accelerator.unwrap_model(self.model)
-        scores = score_pairs(model, self._work.evaluation, self._work.pad_id, self._work.token_budget)
+        # Before the first step nothing is lost by stopping at once; later the step's checkpoint comes first.
+        stop = self._reporter.stop_requested if self.state.global_step == 0 else lambda: False
+        scores = score_pairs(model, self._work.evaluation, self._work.pad_id, self._work.token_budget, stop)
         bad = np.flatnonzero(~np.isfinite(scores.chosen + scores.rejected))
         if len(bad):
             raise NonFiniteError(
@@ -326,7 +328,10 @@ def training_arguments(
     if device == "cpu":
         # accelerate imports DeepSpeed, which otherwise prints that it found no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    warmup = config.warmup if isinstance(config.warmup, int) else math.ceil(config.warmup * total_steps)
+    # Rounded down: the first step of a warm-up has rate 0, which a run of a few steps cannot afford.
+    warmup = config.warmup if isinstance(config.warmup, int) else int(config.warmup * total_steps)
+    if warmup >= total_steps:
+        raise ConfigError(f"training.warmup: {warmup} steps, but the run has {total_steps}; the rate would never rise")
     arguments = TrainingArguments(
         output_dir=str(run_dir),
         max_steps=total_steps,

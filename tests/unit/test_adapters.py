@@ -114,7 +114,7 @@ def test_a_finished_run_may_be_named_instead_of_its_adapter(saved: Path) -> None
         ({"r": 8}, "adapter.r: 8 here, but init_from {folder} has 4"),
         ({"alpha": 4}, "adapter.alpha: 4.0 here, but init_from {folder} has 8.0"),
         ({"dora": True}, "adapter.dora: True here, but init_from {folder} has False"),
-        ({"targets": ("q_proj",)}, r"adapter.targets: \['q_proj'\] here, but init_from {folder} has \['down_proj', "),
+        ({"targets": ("q_proj",)}, r"adapter.targets: \['q_proj'\] here, but init_from {folder} has others"),
     ],
 )
 def test_another_shape_is_refused_by_its_key(settings: dict[str, Any], complaint: str, saved: Path) -> None:
@@ -122,8 +122,13 @@ def test_another_shape_is_refused_by_its_key(settings: dict[str, Any], complaint
         attach(init_from=str(saved), **settings)
 
 
-def test_targets_that_are_those_of_the_earlier_adapter_are_accepted(saved: Path) -> None:
+def test_targets_that_are_those_of_the_earlier_adapter_are_accepted(saved: Path, tmp_path: Path) -> None:
+    """PEFT may have written their whole paths, or the names that were asked for."""
     assert trained_names(attach(init_from=str(saved), targets=LINEAR)) == trained_names(attach())
+    attach(targets=("q_proj", "v_proj")).save_pretrained(tmp_path / "two")
+    assert len(trained_names(attach(init_from=str(tmp_path / "two"), targets=("v_proj", "q_proj")))) == LAYERS * 4
+    with pytest.raises(ConfigError, match=r"^adapter\.targets: "):
+        attach(init_from=str(tmp_path / "two"), targets=("v_proj", "q_proj", "o_proj"))
 
 
 def test_an_adapter_of_another_base_is_refused(saved: Path) -> None:
@@ -147,14 +152,14 @@ def test_a_pickled_adapter_is_refused(saved: Path) -> None:
 
 def test_an_unreadable_adapter_config_is_refused(saved: Path) -> None:
     (saved / "adapter_config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match=f"^{saved}"):
+    with pytest.raises(ConfigError, match=f"^{saved}: adapter_config.json cannot be read: "):
         attach(init_from=str(saved))
 
 
 def test_an_adapter_that_is_no_lora_is_refused(saved: Path) -> None:
     path = saved / "adapter_config.json"
     path.write_text(json.dumps({"peft_type": "IA3", "target_modules": ["q_proj"]}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"^adapter\.r: 4 here, but init_from"):
+    with pytest.raises(ConfigError, match=f"^{saved}: an adapter of type IA3; only LoRA"):
         attach(init_from=str(saved))
 
 

@@ -46,7 +46,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "adapter.targets": (lambda t: t["adapter"].update(targets=["q_proj"]), "['q_proj'] here"),
     "data.train.0.limit": (lambda t: t["data"]["train"][0].update(limit=3), "3 here"),
     "data.train.1.source": (lambda t: t["data"]["train"].append({"source": "x.jsonl"}), "'x.jsonl' here"),
-    "data.eval.0.source": (lambda t: t["data"].update(eval=[]), "None here"),
+    "data.eval": (lambda t: t["data"].update(eval=[]), "[] here"),
     "data.max_length": (lambda t: t["data"].update(max_length=64), "64 here"),
 }
 FREE: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -271,7 +271,7 @@ LINES = [
 @pytest.mark.parametrize(("step", "kept"), [(-1, 0), (0, 1), (1, 3), (2, 3)])
 def test_rewinding_forgets_later_steps_and_half_a_line(step: int, kept: int, tmp_path: Path) -> None:
     metrics_file(tmp_path, "\n".join(LINES)).rewind(step)
-    assert (tmp_path / record.METRICS_FILE).read_text(encoding="utf-8") == "".join(f"{l}\n" for l in LINES[:kept])
+    assert (tmp_path / record.METRICS_FILE).read_text(encoding="utf-8") == "".join(line + "\n" for line in LINES[:kept])
 
 
 def test_rewinding_a_run_that_reported_nothing_is_no_error(tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""The number format that a model computes in, whoever calls it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from orpo_ray.training.layout import collate_padded
+from orpo_ray.training.loop import autocast_dtype, load_pair_model
+from orpo_ray.training.setup import Decisions
+from tests.support import demo_pairs, run_config
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+)
+def test_each_sixteen_bit_format_has_its_autocast(dtype: str, expected: torch.dtype | None):
+    assert autocast_dtype(Decisions("cpu", dtype, "sdpa", "padded", False, 512)) == expected
+
+
+def test_layers_compute_in_the_format_of_the_run_inside_a_foreign_autocast(tmp_path: Path):
+    config = run_config(tmp_path, model={"quantization": "none"}, adapter={"kind": "none"})
+    model = load_pair_model(config, Decisions("cpu", "bfloat16", "sdpa", "padded", False, 512), lambda line: None)
+    seen: list[torch.dtype] = []
+    layer = model.causal_model.get_submodule("model.layers.0.mlp.up_proj")
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    batch = collate_padded(demo_pairs("h1", 2), 0, score_prompt=False)
+    with torch.autocast("cpu", dtype=torch.float16):
+        log_probs = model(batch)
+    assert seen == [torch.bfloat16]
+    assert log_probs.dtype == torch.float32, "log-probs are float32 whatever the layers compute in"
+    assert next(model.parameters()).dtype == torch.float32, "what is trained stays float32"
