@@ -4,6 +4,7 @@ import copy
 import gc
 import importlib.resources
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from orpo_ray.training.trainer import PreferenceTrainer
 torch.set_num_threads(1)
 # Each run ends with a collection, which need not look through all that the libraries made when they were imported.
 gc.freeze()
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""For processes that tests start."""
 
 DEMO = Path(str(importlib.resources.files("orpo_ray"))) / "demo"
 BASE = DEMO / "base"

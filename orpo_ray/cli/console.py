@@ -2,15 +2,17 @@
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from orpo_ray.errors import ConfigError
+from orpo_ray.training.record import CONFIG_FILE
 
 LOG_FILE = "run.log"
 
@@ -32,24 +34,36 @@ def fresh_line() -> str:
     return "\r\x1b[K" if sys.stderr.isatty() else ""
 
 
-def open_log(folder: Path | None = None) -> None:
-    """Send what libraries log and warn about to `folder`/run.log, or to a temporary file, instead of the terminal.
+def announce_in(run_dir: Path) -> Callable[[str], None]:
+    """`announce` for a run, whose log moves on to the run's folder once the run has begun.
 
-    Raises ConfigError if the folder, which is a run's, cannot be written.
+    Training tells something only while it holds the run's lock, and writes the config when settings and data are fine:
+    before both, there is nothing to add to a log that may be another process's.
     """
+
+    def tell(line: str) -> None:
+        if (run_dir / CONFIG_FILE).exists():
+            _move_log(run_dir / LOG_FILE)
+        announce(line)
+
+    return tell
+
+
+def check_writable(run_dir: Path) -> None:
+    """Raise ConfigError if a run's folder cannot be made or written."""
     try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        handler = _LogFile((folder or Path(tempfile.mkdtemp(prefix="orpo-ray-"))) / LOG_FILE, encoding="utf-8")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=run_dir).close()
     except OSError as error:
-        place = f"storage: {folder}" if folder else "TMPDIR: the folder for temporary files"
-        raise ConfigError(f"{place} cannot be written: {error.strerror}") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    root = logging.getLogger()
-    for former in _log_files():
-        root.removeHandler(former)
-        former.close()
-    root.addHandler(handler)
+        raise ConfigError(f"storage: {run_dir} cannot be written: {error.strerror}") from error
+
+
+def open_log() -> None:
+    """Send what libraries log and warn about to a temporary file instead of the terminal."""
+    try:
+        _log_to(Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE)
+    except OSError as error:
+        raise ConfigError(f"TMPDIR: the folder for temporary files cannot be written: {error.strerror}") from error
     _log.setLevel(logging.INFO)
     logging.captureWarnings(True)
     # On a full disk every line logged would otherwise print a traceback; what cannot do without the disk tells it once.
@@ -58,6 +72,28 @@ def open_log(folder: Path | None = None) -> None:
     # Read by the libraries when they are imported, which is why commands call this first.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _log_to(path: Path) -> None:
+    handler = _LogFile(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    for former in _log_files():
+        root.removeHandler(former)
+        former.close()
+    root.addHandler(handler)
+
+
+def _move_log(path: Path) -> None:
+    """Log to `path` from now on, after what the log has so far; on a full disk the log stays where it is."""
+    former = full_log()
+    if former is None or Path(former) == path.absolute():
+        return
+    with suppress(OSError):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(Path(former).read_text(encoding="utf-8"))
+        _log_to(path)
+        shutil.rmtree(Path(former).parent)
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:

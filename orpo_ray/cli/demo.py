@@ -27,20 +27,21 @@ def demo(
     storage: Annotated[str, typer.Option(help="Folder for the run.")] = "runs",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
-    """Align a tiny chat model on this machine's CPU and show what changed."""
+    """Align a tiny chat model on this machine's CPU and show what changed; goes on with an interrupted demo."""
     started = time.monotonic()
     # So small a model gains nothing from more threads, and on a busy laptop they wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from orpo_ray.cli.console import announce, open_log
-    from orpo_ray.cli.demo_run import demo_config, demo_outcome, print_demo
+    from orpo_ray.cli.console import announce, announce_in, check_writable, open_log
+    from orpo_ray.cli.demo_run import demo_outcome, next_demo, print_demo
 
-    config = demo_config(objective.value, storage, time.strftime("%Y%m%d-%H%M%S"))
-    open_log(config.run_dir)
+    open_log()
+    config = next_demo(objective.value, storage)
+    check_writable(config.run_dir)
     from orpo_ray import api
     from orpo_ray.cli.demo_run import judge_prompts
     from orpo_ray.cli.progress import ProgressLine
 
-    trained = api.train(config, announce, ProgressLine())
+    trained = api.train(config, announce_in(config.run_dir), ProgressLine())
     announce("evaluating base and adapter on wordings and fillers that never occur in training")
     prompts = [prompt["prompt"] for prompt in judge_prompts()]
     evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, announce=lambda line: None)

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.config import RunConfig, build
+from orpo_ray.errors import ConfigError
+from orpo_ray.training.record import CONFIG_FILE, RESULT_FILE, refuse_changed_config, run_lock
 
 _FOLDER = Path(str(importlib.resources.files("orpo_ray") / "demo"))
 _HELD_OUT = ("h1", "h2", "h3")
@@ -43,6 +46,29 @@ def demo_config(objective: str, storage: str, stamp: str) -> RunConfig:
         "training": {**common["training"], **own.get("training", {})},
     }
     return build(RunConfig, tree, {(): str(_FOLDER / "recipes.yaml")})
+
+
+def next_demo(objective: str, storage: str) -> RunConfig:
+    """The newest demo of an objective that was interrupted and can go on; else a new one."""
+    new = demo_config(objective, storage, time.strftime("%Y%m%d-%H%M%S"))
+    begun = [path.parent for path in new.storage_dir.glob(f"demo-{objective}-*/{CONFIG_FILE}")]
+    for run_dir in sorted(begun, reverse=True):
+        if not (run_dir / RESULT_FILE).exists():
+            config = _interrupted_demo(objective, storage, run_dir.name.removeprefix(f"demo-{objective}-"))
+            if config is not None:
+                return config
+    return new
+
+
+def _interrupted_demo(objective: str, storage: str, stamp: str) -> RunConfig | None:
+    """That demo, unless a process is at it or it was made with another recipe."""
+    try:
+        config = demo_config(objective, storage, stamp)
+        with run_lock(config.run_dir):
+            refuse_changed_config(config.run_dir, config)
+    except (ConfigError, OSError):
+        return None
+    return config
 
 
 def judge_prompts() -> list[dict[str, Any]]:

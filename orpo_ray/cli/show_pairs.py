@@ -13,6 +13,7 @@ from rich.text import Text
 
 from orpo_ray.data.checks import REASONS
 from orpo_ray.data.store import Artifact
+from orpo_ray.training.layout import longer_side
 
 _STYLES = {"prompt": "bright_black", "chosen": "green", "rejected": "red"}
 _BINS = 10
@@ -45,7 +46,7 @@ def colour_tokens(tokenizer: Any, ids: list[int], style: str) -> Text:
 
 def length_histogram(lengths: npt.NDArray[np.int64]) -> Table:
     """How long pairs are, in tokens of prompt and longer answer, from their lengths [n, 3]."""
-    totals = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+    totals = longer_side(lengths)
     edges = np.unique(np.linspace(totals.min(), totals.max() + 1, _BINS + 1).astype(int))
     counts, _ = np.histogram(totals, bins=edges)
     table = Table(title="tokens of prompt and longer answer", title_justify="left", show_header=False, box=None)

@@ -15,11 +15,11 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
     """Train an adapter on preference pairs; the same command resumes an unfinished run."""
-    from orpo_ray.cli.console import announce, open_log
+    from orpo_ray.cli.console import announce, announce_in, check_writable, open_log
     from orpo_ray.config import load_config
 
     settings = load_config(config, overrides or ())
-    open_log(None if dry_run else settings.run_dir)
+    open_log()
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
 
@@ -27,7 +27,8 @@ def train(
         result = api.plan_only(settings, announce)
         announce(f"the plan has {result['steps']} steps; nothing was started")
         return result
-    result = api.train(settings, announce, ProgressLine())
+    check_writable(settings.run_dir)
+    result = api.train(settings, announce_in(settings.run_dir), ProgressLine())
     if not json:
         print(f"adapter: {result['adapter']}")
     return result

@@ -4,7 +4,7 @@ from orpo_ray.config.data import Columns, DataConfig, Source
 from orpo_ray.config.load import build, dump, load_config, load_resolved
 from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.config.run import RunConfig
-from orpo_ray.config.training import ScaleConfig, TrainingConfig, every_to_steps
+from orpo_ray.config.training import ScaleConfig, TrainingConfig, every_to_steps, warmup_steps
 
 __all__ = [
     "AdapterConfig",
@@ -20,4 +20,5 @@ __all__ = [
     "every_to_steps",
     "load_config",
     "load_resolved",
+    "warmup_steps",
 ]

@@ -1,9 +1,9 @@
 """A whole run: the sections together and the rules that span them."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.data import DataConfig
 from orpo_ray.config.model import AdapterConfig, ModelConfig
@@ -12,6 +12,8 @@ from orpo_ray.config.search import SearchConfig
 from orpo_ray.config.section import Section
 from orpo_ray.config.training import ScaleConfig, TrainingConfig
 from orpo_ray.errors import ConfigError
+
+_FOLDERS_OF_THE_STORAGE = ("artifacts", "references")
 
 
 class RunConfig(Section):
@@ -26,6 +28,22 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     scale: ScaleConfig = ScaleConfig()
     search: SearchConfig | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_free(cls, name: str) -> str:
+        if name in _FOLDERS_OF_THE_STORAGE:
+            raise ValueError(f"{name} is a folder that all runs of a storage share; choose another name")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_is_orpo_unless_named(cls, data: Any) -> Any:
+        """So that `objective.lambda=0.3` alone means what it says."""
+        objective = data.get("objective") if isinstance(data, dict) else None
+        if isinstance(objective, dict) and "kind" not in objective:
+            return {**data, "objective": {"kind": "orpo", **objective}}
+        return data
 
     @property
     def run_dir(self) -> Path:

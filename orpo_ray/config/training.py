@@ -16,6 +16,11 @@ def every_to_steps(every: int | float, total_steps: int) -> int:
     return every if isinstance(every, int) else max(1, round(every * total_steps))
 
 
+def warmup_steps(warmup: int | float, total_steps: int) -> int:
+    """Steps of warm-up. A fraction is rounded down: the first such step has rate 0, which a short run cannot afford."""
+    return warmup if isinstance(warmup, int) else int(warmup * total_steps)
+
+
 class TrainingConfig(Section):
     """Optimisation, evaluation and checkpoints of a run."""
 

@@ -1,5 +1,7 @@
 """What makes a row unfit to train on, and how each reason reads to a person."""
 
+from itertools import pairwise
+
 from orpo_ray.data.pairs import Pair, Refusal
 
 REASONS = {
@@ -55,6 +57,17 @@ def _check_roles(pair: Pair) -> Refusal | None:
         return Refusal("wrong-roles", f"the prompt ends with a turn of role {last['role']!r}")
     if not last["content"].strip():
         return Refusal("missing-prompt", "the last user turn is empty")
+    return _check_order([message["role"] for message in pair.prompt])
+
+
+def _check_order(roles: list[str]) -> Refusal | None:
+    """Users may write twice in a row; the model never speaks first, nor twice in a row."""
+    if "system" in roles[1:]:
+        return Refusal("wrong-roles", "a system turn is not the first")
+    if next(role for role in roles if role != "system") == "assistant":
+        return Refusal("wrong-roles", "an assistant turn stands before the first user turn")
+    if ("assistant", "assistant") in pairwise(roles):
+        return Refusal("wrong-roles", "two assistant turns in a row")
     return None
 
 

@@ -58,19 +58,22 @@ class _Sides:
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows that have one of `prompt` (if any are listed) and one pair of `sides`; `read` finds the three values."""
+    """Rows that have one of `prompt` (if any are listed) and one pair of `sides`.
+
+    `read` finds the three values, or gives None where the values show that the row is of a later shape.
+    """
 
     name: str
     prompt: tuple[str, ...]
     sides: tuple[tuple[str, str], ...]
-    read: Callable[[Row, str, str, str], _Sides]
+    read: Callable[[Row, str, str, str], _Sides | None]
 
 
 def read_pair(row: Row, columns: Columns | None = None) -> Pair | Refusal:
     """The pair in a row, or why there is none; `columns` names the columns of unknown shapes."""
     try:
         _refuse_images(row)
-        return _to_pair(_find_sides(row, columns))
+        return _to_pair(_find_sides(row, columns), _system(row, columns))
     except _RowRefused as refused:
         return refused.refusal
 
@@ -88,8 +91,9 @@ def _find_sides(row: Row, columns: Columns | None) -> _Sides:
     for shape in SHAPES:
         sides = next((pair for pair in shape.sides if present.issuperset(pair)), None)
         prompt = _find_prompt(present, shape) if sides else None
-        if sides is not None and prompt is not None:
-            return shape.read(row, prompt, *sides)
+        found = shape.read(row, prompt, *sides) if sides is not None and prompt is not None else None
+        if found is not None:
+            return found
     raise _RowRefused(*_why_no_shape(row, present))
 
 
@@ -134,20 +138,15 @@ def _names(row: Row) -> str:
 
 
 def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
-    value = row[prompt]
-    system = next((row[name] for name in _SYSTEMS if isinstance(row.get(name), str) and row[name].strip()), None)
-    if system is not None and isinstance(value, str):
-        value = [{"role": "system", "content": system}, {"role": "user", "content": value}]
-    return _Sides(value, row[chosen], row[rejected])
+    return _Sides(row[prompt], row[chosen], row[rejected])
 
 
 def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
     instruction, extra = _text(row[prompt], prompt), _text(row.get("input") or "", "input")
     question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    sides = _read_explicit({**row, prompt: question}, prompt, chosen, rejected)
     history = row.get("history") or []
     if not history:
-        return sides
+        return _Sides(question, row[chosen], row[rejected])
     try:
         earlier = [
             message
@@ -156,8 +155,7 @@ def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
         ]
     except (TypeError, ValueError) as error:
         raise _RowRefused("wrong-type", "history is not a list of question and answer pairs") from error
-    now = sides.prompt if isinstance(sides.prompt, list) else [{"role": "user", "content": question}]
-    return _Sides([*now[:-1], *earlier, now[-1]], sides.chosen, sides.rejected)
+    return _Sides([*earlier, {"role": "user", "content": question}], row[chosen], row[rejected])
 
 
 def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
@@ -174,14 +172,17 @@ def _read_labelled(row: Row, prompt: str, first: str, second: str) -> _Sides:
     return read(row, prompt, better, worse)
 
 
-def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides | None:
     better, worse = row[chosen], row[rejected]
-    if isinstance(better, str) and isinstance(worse, str):
-        if _HUMAN in "\n\n" + better.lstrip() and _HUMAN in "\n\n" + worse.lstrip():
-            return _split_dialogues(better, worse)
-        if not row.keys() & _ALL_PROMPTS:
-            code = "prompt-elsewhere" if "prompt_id" in row else "unknown-shape"
-            raise _RowRefused(code, f"found {_names(row)}")
+    texts = isinstance(better, str) and isinstance(worse, str)
+    if texts and _HUMAN in "\n\n" + better.lstrip() and _HUMAN in "\n\n" + worse.lstrip():
+        return _split_dialogues(better, worse)
+    conversations = any(isinstance(side, list) and len(side) > 1 for side in (better, worse))
+    if row.get("messages") is not None and not conversations:
+        return None
+    if texts and not row.keys() & _ALL_PROMPTS:
+        code = "prompt-elsewhere" if "prompt_id" in row else "unknown-shape"
+        raise _RowRefused(code, f"found {_names(row)}")
     return _Sides(None, better, worse)
 
 
@@ -231,35 +232,57 @@ def _read_dialogue(text: str) -> list[Message]:
 # --- from raw values to messages --------------------------------------------------------------------------------
 
 
-def _to_pair(sides: _Sides) -> Pair:
+def _to_pair(sides: _Sides, system: str) -> Pair:
     before_chosen, chosen = _answer(sides.chosen, "chosen")
     before_rejected, rejected = _answer(sides.rejected, "rejected")
     if before_chosen != before_rejected:
         raise _RowRefused("different-prompts", "the messages before the last answer differ")
-    prompt = _prompt(sides.prompt)
-    return Pair(_join(prompt, before_chosen), chosen, rejected)
+    conversation = _join(_prompt(sides.prompt), before_chosen)
+    return Pair(_with_system(conversation, system), chosen, rejected)
 
 
 def _join(prompt: list[Message], context: list[Message]) -> list[Message]:
-    """One conversation from an explicit prompt and the messages that stand before the last answer."""
-    if not prompt or not context:
-        if not prompt and not context:
-            raise _RowRefused("missing-prompt")
-        return prompt or context
-    if context[0]["role"] == "assistant":
-        return prompt + context
-    questions = [message["content"].strip() for message in context if message["role"] == "user"]
-    if context[: len(prompt)] == prompt or (prompt[-1]["content"].strip() in (questions[:1] + questions[-1:])):
+    """One conversation, without loss, from an explicit prompt and the messages that stand before the last answer."""
+    if not prompt and not context:
+        raise _RowRefused("missing-prompt")
+    asked, inside = _comparable(prompt), _comparable(context)
+    if any(inside[start : start + len(asked)] == asked for start in range(len(inside))):
         return context
+    # The answers repeat the end of the prompt, and may go on from there.
+    shared = next((n for n in range(min(len(asked), len(inside)), 0, -1) if asked[-n:] == inside[:n]), 0)
+    if shared or not context or context[0]["role"] == "assistant":
+        return prompt + context[shared:]
     raise _RowRefused("different-prompts", "the prompt is not the one inside the answers")
+
+
+def _comparable(messages: list[Message]) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"].strip()) for message in messages]
+
+
+def _system(row: Row, columns: Columns | None) -> str:
+    """The text of a system column; "" where there is none, or where `columns` gives that column another meaning."""
+    named = (columns.prompt, columns.chosen, columns.rejected) if columns is not None else ()
+    values = (row.get(name) for name in _SYSTEMS if name not in named)
+    return next((value for value in values if isinstance(value, str) and value.strip()), "")
+
+
+def _with_system(conversation: list[Message], system: str) -> list[Message]:
+    if not system:
+        return conversation
+    if conversation[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *conversation]
+    if conversation[0]["content"].strip() != system.strip():
+        raise _RowRefused("different-prompts", "the system column is not the system turn of the conversation")
+    return conversation
 
 
 def _prompt(value: Any) -> list[Message]:
     if value is None:
         return []
     if isinstance(value, str):
-        if value.startswith(_HUMAN) and value.rstrip().endswith(_ASSISTANT.strip()):
-            return _read_dialogue(value.rstrip().removesuffix(_ASSISTANT.strip()).rstrip())
+        dialogue = "\n\n" + value.strip()
+        if _HUMAN in dialogue and dialogue.endswith(_ASSISTANT):
+            return _read_dialogue(dialogue.removesuffix(_ASSISTANT))
         return [{"role": "user", "content": value}]
     return _messages(value, "prompt")
 

@@ -13,25 +13,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from orpo_ray.config.data import DataConfig, Source
+from orpo_ray.config.data import Columns, DataConfig, Source
 from orpo_ray.data.checks import OVERLONG, explain
 from orpo_ray.data.pairs import Refusal
-from orpo_ray.data.rows import RAW, RowProcessor, refuse_whole_file
+from orpo_ray.data.rows import RAW, RowProcessor, lacks_columns, refuse_whole_file
 from orpo_ray.data.select import Selection, select_pairs
 from orpo_ray.data.sources import RawRow, read_rows, source_labels
 from orpo_ray.data.store import BATCH_ROWS, Artifact, Summary, content_hash, find_artifact, write_artifact
 from orpo_ray.data.summary import describe, summarise
-from orpo_ray.data.tokenise import Limits, PairTokeniser
+from orpo_ray.data.tokenise import Limits, PairTokeniser, fixed_date
 from orpo_ray.errors import DataError, ResourceError
 
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
 _TOP_REASONS = 3
+_RENDERERS = ("transformers", "tokenizers", "jinja2")
 _OBJECT_STORE_BYTES = (256 * 2**20, 2 * 2**30)
 
 
@@ -70,8 +72,12 @@ def prepare(
     Raises DataError for what cannot be read, for too many bad rows, and where no pair is left; ResourceError where
     RAY_ADDRESS names a cluster that cannot be joined.
     """
-    PairTokeniser(tokenizer)
+    PairTokeniser(tokenizer)  # for what it refuses: a tokenizer that cannot do it is named before any file is read
+    if date := fixed_date(tokenizer):
+        announce(f"the chat template asks for today's date: it always gets {date}, so that tokens stay the same")
     sources = _read_all(data)
+    if data.columns is not None:
+        _check_columns(sources, data.columns, announce)
     settings = _settings(data, tokenizer, tokenizer_fingerprint, seed)
     digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
     found = find_artifact(storage, digest, announce)
@@ -124,6 +130,17 @@ def _read_source(number: int, source: Source, label: str, split: str) -> _RawSou
     return _RawSource(source, label, split, blocks, content.hexdigest())
 
 
+def _check_columns(sources: Sequence[_RawSource], columns: Columns, announce: Callable[[str], None]) -> None:
+    """Raise DataError where no source has the named columns; say which sources are read without them."""
+    found = [(raw.source.source, lacks_columns(raw, columns)) for raw in sources]
+    lacking = [(name, why) for name, why in found if why is not None]
+    if len(lacking) == len(found):
+        name, why = lacking[0]
+        raise DataError(f"data.columns: {name}: {why}")
+    for name, why in lacking:
+        announce(f"data.columns do not apply to {name}, whose shape is recognised instead: {why}")
+
+
 def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed: int) -> dict[str, Any]:
     """All that shapes the artifact but the rows; the seed only where something is drawn."""
     draws = not data.eval or any(source.weight % 1 for source in data.train)
@@ -134,6 +151,8 @@ def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed
         "weights": [source.weight for source in data.train],
         "tokenizer": tokenizer_fingerprint,
         "chat_template": tokenizer.chat_template,
+        "date": fixed_date(tokenizer),
+        "versions": {name: version(name) for name in _RENDERERS},
         "seed": seed if draws else None,
     }
 
@@ -197,6 +216,7 @@ def _quiet_ordered_context() -> Iterator[None]:
 
 def _start_ray(raw_bytes: int) -> None:
     """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; nothing where it already runs."""
+    # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES: the default of Ray 2.60; older ones empty it and warn.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.data
@@ -245,8 +265,20 @@ def _where(row: dict[str, Any], sources: Sequence[_RawSource]) -> str:
 def _refuse_empty(summary: Summary, data: DataConfig) -> None:
     for split, count in (("train", summary.train), ("eval", summary.eval)):
         if not count and (split == "train" or data.eval):
+            if split == "train":
+                _refuse_weightless(summary)
             why = f"; {summary.overlong} are overlong" if summary.overlong else ""
             raise DataError(f"data.{split}: no usable pair is left of {summary.read} rows{why}")
+
+
+def _refuse_weightless(summary: Summary) -> None:
+    """Raise DataError where there are training pairs and only a weight near zero leaves none of them."""
+    for source in summary.sources:
+        if source["used_for"] == "train" and source["kept"] and source["weight"] < 1:
+            raise DataError(
+                f"data.train: weight {source['weight']:g} of {source['source']} rounds to no training pair "
+                f"({source['kept']} usable); raise the weight"
+            )
 
 
 def _write(

@@ -1,5 +1,6 @@
 """Raw rows in, tokenised pairs or reasons out: the step that runs in parallel, one Arrow block at a time."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,7 @@ RESULT = pa.schema(
 """A row's outcome: an empty `code` and token ids, or why it is not used; the keys find equal pairs and prompts."""
 
 _SNIFFED_ROWS = 20
+_SHOWN_COLUMNS = 12
 _KEY_BYTES = 16
 
 
@@ -112,6 +114,18 @@ def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None
             refusals.append(found)
     if refusals:
         raise DataError(f"{name}: {explain(refusals[0])}")
+
+
+def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
+    """How a message says it where the first rows hold none of the named columns; None where they hold one."""
+    parsed = (parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False))
+    found = list(dict.fromkeys(name for row in parsed if isinstance(row, dict) for name in row))
+    named = [columns.prompt, columns.chosen, columns.rejected]
+    if not found or set(named) & set(found):
+        return None
+    near = [match for name in named for match in difflib.get_close_matches(name, found, 1)]
+    hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+    return f"{', '.join(named)} not among columns {', '.join(found[:_SHOWN_COLUMNS])}{hint}"
 
 
 class _DuplicateKeyError(ValueError):

@@ -227,7 +227,11 @@ def _read_csv(stream: IO[bytes]) -> Iterator[RawRow]:
 
 def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
     numbers = itertools.count(1)
-    for batch in pq.ParquetFile(stream).iter_batches(batch_size=_PARQUET_ROWS):
+    file = pq.ParquetFile(stream)
+    names = file.schema_arrow.names
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"the column {twice} stands twice")
+    for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
         for row in batch.to_pylist():
             yield RawRow(next(numbers), _dump(row))
 

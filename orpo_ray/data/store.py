@@ -24,7 +24,7 @@ import pyarrow as pa
 from orpo_ray.data.pairs import IntArray, TokenPair
 from orpo_ray.errors import DataError
 
-DATA_VERSION = 1
+DATA_VERSION = 2
 """Raise it when a change of code changes the tokens that come out of the same rows."""
 
 SIDES = ("prompt", "chosen", "rejected")

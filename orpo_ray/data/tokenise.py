@@ -6,6 +6,7 @@ Prompt and answer together are the conversation as the template renders it. Each
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -18,6 +19,15 @@ from orpo_ray.errors import DataError
 
 # Texts to put before an answer that is tokenised apart, where a tokenizer would mark the start of a text.
 _ANCHORS = ("\n", ".", "a")
+
+_DATE = datetime(2024, 7, 26, tzinfo=UTC)
+_DIRECTIVES = ("-d", "-m", "-H", "-I", *"aAbBcdHIjmMpSuUwWxXyYzZ")
+_DATED_TEMPLATE = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{name}', {_DATE.strftime('%' + name)!r})" for name in _DIRECTIVES)
+    + " }}{% endmacro %}\n"
+)
+"""Goes before a template that asks for today's date; with its line break, which Jinja drops, it adds no text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,7 @@ class PairTokeniser:
         if tokenizer.eos_token_id is None:
             raise DataError("the tokenizer names no end token (eos_token), so an answer could never end")
         self._tokenizer = tokenizer
+        self._template = _DATED_TEMPLATE + tokenizer.get_chat_template() if fixed_date(tokenizer) else None
         self._end: int = tokenizer.eos_token_id
         self._end_text: str = tokenizer.eos_token
         self._bos: int | None = tokenizer.bos_token_id
@@ -81,7 +92,9 @@ class PairTokeniser:
 
     def _render(self, messages: list[Message], generation: bool) -> str | Refusal:
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+            text = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=generation
+            )
         except TemplateError as error:
             return Refusal("template-refused", str(error))
         return str(text)
@@ -192,6 +205,11 @@ class PairTokeniser:
         repeated = next((i for i, (one, two) in enumerate(pairwise([*ids, -1])) if (one, two) != (self._bos,) * 2), 0)
         ids = ids[repeated:]
         return [self._bos, *ids] if self._adds_bos and ids[:1] != [self._bos] else ids
+
+
+def fixed_date(tokenizer: Any) -> str | None:
+    """The date a chat template gets that asks for today's, so that tokens are the same every day; else None."""
+    return f"{_DATE:%Y-%m-%d}" if "strftime_now" in str(tokenizer.chat_template) else None
 
 
 def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refusal:

@@ -38,6 +38,7 @@ def judge_model(
 ) -> Judged:
     """Score the base (`trained` None) or the result of a run, and let it answer `prompts` (token ids) greedily."""
     model = load_trained(config, decisions, trained)
+    model.check_reads(table)
     metrics = evaluate_pairs(model, table, padding_id(tokenizer), decisions.tokens_per_microbatch)
     answers = greedy_answers(model, tokenizer, prompts, max_new_tokens)
     return Judged(metrics, answers, count_quantized(model))

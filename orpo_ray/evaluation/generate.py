@@ -19,7 +19,7 @@ def greedy_answers(
 ) -> list[str]:
     """One answer a prompt, given as token ids; decoded without special tokens, in order.
 
-    Prompts are padded on the left in batches of like length.
+    Prompts are padded on the left in batches of like length. An answer ends where the base reads no further.
     """
     model.eval()
     answers: dict[int, str] = {}
@@ -28,6 +28,7 @@ def greedy_answers(
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         width = max(len(prompts[index]) for index in chunk)
+        room = max_new_tokens if model.positions is None else min(max_new_tokens, model.positions - width)
         ids = torch.full((len(chunk), width), pad_id)
         mask = torch.zeros((len(chunk), width), dtype=torch.long)
         for row, index in enumerate(chunk):
@@ -38,7 +39,7 @@ def greedy_answers(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 do_sample=False,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=room,
                 pad_token_id=pad_id,
                 eos_token_id=tokenizer.eos_token_id,
                 use_cache=True,

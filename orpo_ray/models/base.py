@@ -1,12 +1,13 @@
 """The base model: loaded, quantised if asked for, and frozen."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ConfigError, ResourceError
@@ -15,14 +16,23 @@ from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import base_location, explain_load_error
 
 
-def load_base(config: ModelConfig, device: str, dtype: str, attention: str, *, trainable: bool) -> PreTrainedModel:
-    """The causal language model on its device.
+def load_base(
+    config: ModelConfig,
+    device: str,
+    dtype: str,
+    attention: str,
+    *,
+    trainable: bool,
+    announce: Callable[[str], None] = lambda line: None,
+) -> PreTrainedModel:
+    """The causal language model on its device, without dropout of its own.
 
     Frozen in the run's dtype, or, when every weight is trained, in float32: the optimizer needs full precision.
     """
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             base_location(config),
+            config=_without_dropout(config, announce),
             revision=config.revision,
             dtype=torch.float32 if trainable else DTYPES[dtype],
             attn_implementation=attention,
@@ -41,6 +51,21 @@ def load_base(config: ModelConfig, device: str, dtype: str, attention: str, *, t
     _keep_training_format(model)
     model.requires_grad_(trainable)
     return model
+
+
+def _without_dropout(config: ModelConfig, announce: Callable[[str], None]) -> PreTrainedConfig:
+    """The base's configuration with its dropout at 0: the policy must begin as the reference that is scored without."""
+    found = AutoConfig.from_pretrained(base_location(config), revision=config.revision, trust_remote_code=False)
+    rates = {
+        name: value
+        for name, value in vars(found).items()
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float) and value > 0
+    }
+    for name in rates:
+        setattr(found, name, 0.0)
+    if rates:
+        announce(f"the base's own dropout is switched off: {', '.join(sorted(rates))}")
+    return found
 
 
 def base_fingerprint(config: ModelConfig) -> str:

@@ -32,6 +32,8 @@ def load_tokenizer(config: ModelConfig, announce: Callable[[str], None]) -> PreT
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(explain_load_error(config.base, "tokenizer", error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ConfigError(f"model.base: {config.base} holds no tokenizer: there is no vocabulary in it")
     if tokenizer.eos_token is None:
         raise ConfigError(
             f"model.base: the tokenizer of {config.base} names no end token (eos_token); answers need one"

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from orpo_ray.config import RunConfig
+from orpo_ray.config import RunConfig, warmup_steps
 from orpo_ray.data.store import Artifact, PairTable
 from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.adapter import attach_adapter
@@ -27,7 +27,7 @@ from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Step, plan
 from orpo_ray.training.reference import reference_log_probs
 from orpo_ray.training.reporter import Reporter
-from orpo_ray.training.setup import Announce, Decisions, Setup, longest_pair, settle
+from orpo_ray.training.setup import Announce, Decisions, Setup, settle
 from orpo_ray.training.trainer import PreferenceTrainer, Work, training_arguments
 
 # How far the scorer's log-probs may be from those of the model's own logits.
@@ -71,13 +71,18 @@ def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget:
     while (len(steps) < wanted) if wanted else (epoch < (settings.epochs or 1)):
         steps += plan(lengths, settings.pairs_per_step, world_size, token_budget, settings.seed, epoch)
         epoch += 1
-    return steps[:wanted]
+    steps = steps[:wanted]
+    if (warmup := warmup_steps(settings.warmup, len(steps))) >= len(steps):
+        raise ConfigError(f"training.warmup: {warmup} steps, but the run has {len(steps)}; its rate would never rise")
+    return steps
 
 
 def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce) -> PairModel:
     """Base and adapter as training starts: seeded, on the device, frozen where they are not trained."""
     full = config.adapter.kind == "none"
-    base = load_base(config.model, decisions.device, decisions.dtype, decisions.attention, trainable=full)
+    base = load_base(
+        config.model, decisions.device, decisions.dtype, decisions.attention, trainable=full, announce=announce
+    )
     set_seed(config.training.seed)
     model = attach_adapter(base, config.adapter, announce)
     return PairModel(model, autocast_dtype(decisions))
@@ -100,7 +105,8 @@ def _run_steps(
     """Train what is left of the plan. Raises StoppedError if the reporter asked to stop before its end."""
     decisions = setup.decisions
     model = load_pair_model(config, decisions, announce)
-    _refuse_unreadable(model, artifact)
+    for table in (artifact.train, artifact.eval):
+        model.check_reads(table)
     first = artifact.train[0]
     probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
     model.check_scorer(torch.from_numpy(probe), _SCORER_TOLERANCE[decisions.dtype])
@@ -129,21 +135,6 @@ def _run_steps(
     done = trainer.state.global_step
     if done < len(steps):
         raise StoppedError(f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on")
-
-
-def _refuse_unreadable(model: PairModel, artifact: Artifact) -> None:
-    """Raise ConfigError if a pair is longer than the base reads, or holds tokens that the base does not have."""
-    positions = getattr(model.causal_model.config.get_text_config(), "max_position_embeddings", None)
-    longest = longest_pair(artifact)
-    if positions is not None and longest > positions:
-        raise ConfigError(
-            f"data.max_length: the longest pair has {longest} tokens, but the base reads {positions}; "
-            f"set data.max_length={positions}"
-        )
-    rows = model.causal_model.get_input_embeddings().num_embeddings
-    largest = max(artifact.train.largest_token_id, artifact.eval.largest_token_id)
-    if largest >= rows:
-        raise ConfigError(f"model.base: its tokenizer writes token {largest}, but its embedding has {rows} rows")
 
 
 def _reference(

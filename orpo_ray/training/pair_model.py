@@ -5,8 +5,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from orpo_ray.data.store import PairTable
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.layout import PairBatch
+from orpo_ray.training.layout import PairBatch, longer_side
 from orpo_ray.training.logprobs import SelectedLogProbs
 
 
@@ -44,6 +45,25 @@ class PairModel(nn.Module):
             hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
             return self.scorer(hidden, batch.targets)
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the base reads, where its configuration says."""
+        return getattr(self.causal_model.config.get_text_config(), "max_position_embeddings", None)
+
+    def check_reads(self, table: PairTable) -> None:
+        """Raise ConfigError if a pair is longer than the base reads, or holds tokens that the base does not have."""
+        longest = int(longer_side(table.lengths).max())
+        if self.positions is not None and longest > self.positions:
+            raise ConfigError(
+                f"data.max_length: the longest pair has {longest} tokens, but the base reads {self.positions}; "
+                f"set data.max_length={self.positions}"
+            )
+        rows = self.causal_model.get_input_embeddings().weight.shape[0]
+        if table.largest_token_id >= rows:
+            raise ConfigError(
+                f"model.base: its tokenizer writes token {table.largest_token_id}, but its embedding has {rows} rows"
+            )
+
     @torch.no_grad()
     def check_scorer(self, token_ids: Tensor, tolerance: float) -> None:
         """Compare the scorer with the model's own logits on a few tokens; leaves the model evaluating.
@@ -56,6 +76,8 @@ class PairModel(nn.Module):
             expected = self.causal_model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
             hidden = self.causal_model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
             found = self.scorer(hidden, ids[0, 1:])
+        if not expected.isfinite().all():
+            raise ConfigError("model.base: its log-probs are not finite; there are bad numbers among its weights")
         difference = (found - expected.gather(-1, ids[0, 1:, None]).squeeze(-1)).abs().max().item()
         if not difference <= tolerance:
             raise ConfigError(

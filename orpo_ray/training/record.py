@@ -3,6 +3,7 @@
 import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,10 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON in one step, so that a killed run never leaves half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -41,6 +45,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file that `write_json` wrote, or None if there is none yet."""
     try:
         content: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not isinstance(content, dict | None):
+            raise ValueError("not an object")
     except ValueError as error:
         raise ConfigError(
             f"{path}: not as the run wrote it ({error}); remove the run's folder, or restore the file"
@@ -64,7 +70,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 
 def has_started(run_dir: Path) -> bool:
     """Whether there is something to go on from; a run that never saved a checkpoint may begin anew."""
-    return any((run_dir / "checkpoints").glob("step-*"))
+    return (run_dir / RESULT_FILE).exists() or any((run_dir / "checkpoints").glob("step-*"))
 
 
 def refuse_changed_config(run_dir: Path, config: RunConfig) -> None:
@@ -86,7 +92,12 @@ def refuse_changed_config(run_dir: Path, config: RunConfig) -> None:
 
 def read_run(run_dir: Path) -> dict[str, Any]:
     """What run.json says of a run that has something to go on from; empty for one that begins."""
-    return (read_json(run_dir / RUN_FILE) or {}) if has_started(run_dir) else {}
+    if not has_started(run_dir):
+        return {}
+    stored = read_json(run_dir / RUN_FILE)
+    if stored is None:
+        raise ConfigError(f"{run_dir / RUN_FILE}: missing, so nobody can tell what the run began with; restore it")
+    return stored
 
 
 def add_to_run(run_dir: Path, facts: dict[str, Any]) -> None:
@@ -132,4 +143,15 @@ def metric_by_step(run_dir: Path, name: str) -> dict[int, float]:
 
 
 def _metrics(run_dir: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    path = run_dir / METRICS_FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [record for record in map(read_metrics_line, text.splitlines()) if record is not None]
+
+
+def read_metrics_line(line: str) -> dict[str, float] | None:
+    """One record of metrics.jsonl, or None for what a killed run or a power cut left of one."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "step" in found else None

@@ -2,15 +2,17 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from safetensors import SafetensorError
 
 from orpo_ray.errors import RunError
 from orpo_ray.training import checkpoint as checkpoints
 from orpo_ray.training.checkpoint import Position
+from orpo_ray.training.record import read_metrics_line
 
 Metrics = dict[str, float]
 Watch = Callable[[int, int, Metrics], None]
@@ -65,6 +67,7 @@ class LocalReporter:
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint beside its place, move it there, then drop those that are not kept."""
         try:
+            _make_durable(self._metrics_file)
             checkpoints.save(self._checkpoints, position, write)
             checkpoints.prune(self._checkpoints, self._keep)
         except (OSError, SafetensorError) as error:
@@ -81,16 +84,22 @@ class LocalReporter:
         """Forget metrics of steps after `step`: they will be computed again."""
         if not self._metrics_file.exists():
             return
-        kept = [line for line in self._metrics_file.read_text(encoding="utf-8").splitlines() if _is_until(line, step)]
+        kept = [
+            line
+            for line in self._metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+            if _is_until(line, step)
+        ]
         temporary = self._metrics_file.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self._metrics_file)
 
 
+def _make_durable(path: Path) -> None:
+    """A checkpoint must not outlive the metrics that led to it."""
+    with path.open("ab") as file:
+        os.fsync(file.fileno())
+
+
 def _is_until(line: str, step: int) -> bool:
-    """Whether a metrics line is whole and not after `step`; a killed run may leave half a line."""
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return record["step"] <= step
+    record = read_metrics_line(line)
+    return record is not None and record["step"] <= step

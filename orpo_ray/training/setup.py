@@ -64,8 +64,8 @@ def settle(config: RunConfig, artifact: Artifact, announce: Announce) -> Setup:
 
 
 def longest_pair(artifact: Artifact) -> int:
-    """Tokens of the longest row among the pairs to train on."""
-    return int(longer_side(artifact.train.lengths).max())
+    """Tokens of the longest row among all pairs."""
+    return max(int(longer_side(table.lengths).max(initial=0)) for table in (artifact.train, artifact.eval))
 
 
 def decide(

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import rewrite_logs
 
-from orpo_ray.config import TrainingConfig, every_to_steps
+from orpo_ray.config import TrainingConfig, every_to_steps, warmup_steps
 from orpo_ray.data.store import PairTable
-from orpo_ray.errors import ConfigError, NonFiniteError, RunError
+from orpo_ray.errors import NonFiniteError, RunError
 from orpo_ray.objectives import Objective, PairLogps, loss_parts
 from orpo_ray.training.checkpoint import Position
 from orpo_ray.training.layout import PairBatch, collate_padded
@@ -328,10 +328,6 @@ def training_arguments(
     if device == "cpu":
         # accelerate imports DeepSpeed, which otherwise prints that it found no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Rounded down: the first step of a warm-up has rate 0, which a run of a few steps cannot afford.
-    warmup = config.warmup if isinstance(config.warmup, int) else int(config.warmup * total_steps)
-    if warmup >= total_steps:
-        raise ConfigError(f"training.warmup: {warmup} steps, but the run has {total_steps}; the rate would never rise")
     arguments = TrainingArguments(
         output_dir=str(run_dir),
         max_steps=total_steps,
@@ -339,7 +335,7 @@ def training_arguments(
         gradient_accumulation_steps=1,
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULERS[config.schedule],
-        warmup_steps=warmup,
+        warmup_steps=warmup_steps(config.warmup, total_steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=_OPTIMIZERS[config.optimizer],

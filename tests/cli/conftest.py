@@ -1,6 +1,7 @@
 """The command line as a person uses it: in this process where that is faster, as a real process where it matters."""
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,17 @@ import pytest
 from terminal import Command, Done, Finished, shell, write_config
 
 from orpo_ray.cli.main import run
+
+# Typer colours its help on some build servers, terminal or not; it looks once, when it is imported.
+os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU, no colours and a page of one width, whatever the machine has."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 from support import BASE, DEMO
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100"}
 
 TINY = f"""\
 name: tiny

@@ -166,6 +166,7 @@ def test_with_json_stdout_is_one_object_and_the_rest_is_on_stderr(finished: Fini
     assert [line.split()[:2] for line in said[-3:]] == [["step", "0/4"], ["step", "2/4"], ["step", "4/4"]]
     noise = [line for line in said if any(word in line.lower() for word in ("warning", "error", "trace"))]
     assert not noise, "what libraries have to say belongs in run.log"
+    assert "%|" not in finished.done.err, "a library's progress bar"
 
 
 @pytest.mark.parametrize("arguments", [["train", "none.yaml"], ["trian"], ["config"], ["prepare", "--show", "x"]])

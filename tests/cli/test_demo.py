@@ -1,14 +1,19 @@
 """`orpo-ray demo`: the real thing against the figures it promises, and its judge of answers."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import Done, shell
+from terminal import ENVIRONMENT, Done, shell
 
-from orpo_ray.cli.demo_run import demo_config, demo_outcome, judge_prompts, verdict
+from orpo_ray.cli.demo_run import demo_config, demo_outcome, judge_prompts, next_demo, verdict
+from orpo_ray.config import RunConfig, dump
+from orpo_ray.training.record import run_lock, write_json
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +62,90 @@ def test_the_demo_reports_what_is_on_disk_and_in_the_model(demo: Done) -> None:
 @pytest.mark.slow
 def test_the_demo_says_how_it_goes_on_stderr(demo: Done) -> None:
     assert demo.out.count("\n") == 1
-    assert any(line.startswith("step 80/80") for line in demo.said)
+    steps = demo.result["steps"]
+    assert any(line.startswith(f"step {steps}/{steps}") for line in demo.said)
     assert not any("warning" in line.lower() or "Traceback" in line for line in demo.said)
+
+
+OTHERS = ("sft", "simpo", "dpo")
+IN_ONE_PROCESS = """
+import sys
+from orpo_ray.cli.main import run
+storage, *objectives = sys.argv[1:]
+sys.exit(max(run(["demo", "--objective", name, "--json", "--storage", storage]) for name in objectives))
+"""
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the demo of each other objective prints; in one process, since each start costs seconds."""
+    storage = str(tmp_path_factory.mktemp("others"))
+    command = [sys.executable, "-c", IN_ONE_PROCESS, storage, *OTHERS]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(OTHERS, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OTHERS)
+def test_the_other_objectives_teach_the_preference(others: dict[str, dict[str, Any]], objective: str) -> None:
+    result = others[objective]
+    assert result["objective"] == objective
+    assert result["accuracy_after"] >= 0.85
+    if objective == "sft":
+        assert result["h2_after"] < result["h2_before"], "likelihood alone raises rejected answers too"
+        assert result["h3_after"] < result["h3_before"]
+    else:
+        assert result["greedy_good"] >= 50
+
+
+# --- going on ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_same_command_goes_on_with_an_interrupted_demo(tmp_path: Path) -> None:
+    arguments = ("demo", "--objective", "dpo", "--json", "--storage", str(tmp_path))
+    command = [sys.executable, "-m", "orpo_ray.cli.main", *arguments]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        next(line for line in first.stderr if line.startswith("step 0/"))
+        first.send_signal(signal.SIGINT)
+        out, _ = first.communicate()
+    assert (first.returncode, json.loads(out)["exit_code"]) == (4, 4)
+    done = shell(*arguments)
+    assert done.code == 0, done.err
+    (run_dir,) = tmp_path.glob("demo-dpo-*")
+    assert any(line.startswith("resuming at step") for line in done.said)
+    assert done.result["adapter"] == str(run_dir / "adapter")
+
+
+def begin_demo(storage: Path, objective: str, stamp: str, **changes: Any) -> RunConfig:
+    """A demo that was interrupted after its first checkpoint."""
+    config = demo_config(objective, str(storage), stamp)
+    (config.run_dir / "checkpoints" / "step-000001").mkdir(parents=True)
+    write_json(config.run_dir / "config.json", dump(config) | changes)
+    return config
+
+
+def test_the_newest_unfinished_demo_of_the_objective_is_chosen(tmp_path: Path) -> None:
+    older, newer, finished = (begin_demo(tmp_path, "orpo", f"20260101-00000{n}") for n in (1, 2, 3))
+    (finished.run_dir / "result.json").write_text("{}")
+    begin_demo(tmp_path, "dpo", "20260101-000004")
+    assert next_demo("orpo", str(tmp_path)) == newer
+    with run_lock(newer.run_dir):
+        assert next_demo("orpo", str(tmp_path)) == older
+
+
+def test_a_new_demo_begins_where_none_can_go_on(tmp_path: Path) -> None:
+    begin_demo(tmp_path, "orpo", "20260101-000001", adapter={"r": 2})
+    damaged = begin_demo(tmp_path, "orpo", "20260101-000002")
+    (damaged.run_dir / "config.json").write_text("{")
+    (tmp_path / "demo-orpo-20260101-000003").mkdir()
+    config = next_demo("orpo", str(tmp_path))
+    assert not config.run_dir.exists()
+    assert config.name.startswith("demo-orpo-")
+    assert not next_demo("sft", str(tmp_path / "none")).storage_dir.exists()
 
 
 # --- the judge --------------------------------------------------------------------------------------------------

@@ -1,15 +1,12 @@
 """The storage that all runs of this folder share, with their pairs prepared once by the real command."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from support import settings
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+from support import ENVIRONMENT, settings
 
 
 @pytest.fixture(scope="session")

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT
 from safetensors.torch import load_file
-from support import read_metrics, settings
+from support import ENVIRONMENT, read_metrics, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 STEPS, STEPS_AN_EPOCH, CHECKPOINT_EVERY = 10, 5, 2
 RUN_SCRIPT = Path(__file__).with_name("killed_runs.py")

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ENVIRONMENT
 from safetensors.torch import load_file, save_file
-from support import BASE, read_metrics, remember_trainers, run_config, settings, train_locally
+from support import BASE, ENVIRONMENT, read_metrics, remember_trainers, run_config, settings, train_locally
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -28,6 +27,8 @@ from orpo_ray.objectives import Objective, PairLogps, build_objective
 from orpo_ray.training import loop
 from orpo_ray.training.loop import plan_run
 from orpo_ray.training.trainer import PreferenceTrainer
+
+pytestmark = pytest.mark.ray
 
 BAD_STEP = 3
 EVERY_STEP = {"checkpoint_every": 1, "keep": 20}
@@ -146,7 +147,9 @@ def test_an_infinite_reference_stops_at_the_step_that_reads_it(
     artifact: Artifact, trainers: list[PreferenceTrainer], tmp_path: Path
 ) -> None:
     dpo = {"kind": "dpo"}
-    train_locally(run_config(tmp_path, "fills-the-cache", objective=dpo, training={"max_steps": 1}), artifact)
+    train_locally(
+        run_config(tmp_path, "fills-the-cache", objective=dpo, training={"max_steps": 1, "warmup": 0}), artifact
+    )
     (cached,) = (tmp_path / "references").iterdir()
     log_probs = load_file(cached)["log_probs"]
     config = run_config(tmp_path, objective=dpo, training=EVERY_STEP)

@@ -5,6 +5,7 @@ Known differences of definition, met by settings: TRL's ORPO takes its NLL over 
 its SimPO adds an NLL unless `cpo_alpha=0`, its CPO takes the NLL over the response, its IPO averages over tokens.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from support import BASE, DEMO
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Trainer
 from trl import DPOConfig as TrlDpoConfig
@@ -39,23 +41,18 @@ from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.pair_model import PairModel
 
 RELATIVE = 1e-5
-TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "minimind_chatml_6400"
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
-ROWS = [
-    {"prompt": "What is the capital of France?", "chosen": " Paris, of course.", "rejected": " I will not say."},
-    {
-        "prompt": "Name three colours that you can see in a rainbow, and say why they are in that order.",
-        "chosen": " Red, yellow and blue: water bends short waves more than long ones, so they part.",
-        "rejected": " Brown.",
-    },
-    {
-        "prompt": "2 + 2 =",
-        "chosen": " 4",
-        "rejected": " It is hard to tell; some say four, others say five, and I would rather not take a side in this.",
-    },
-]
+DEMO_PAIRS = 4
 
-pytestmark = pytest.mark.skipif(not TOKENIZER.is_dir(), reason="no tokenizer in ../shared/data")
+
+def demo_rows() -> list[dict[str, str]]:
+    """A few of the demo's pairs as plain text, so that no template comes between."""
+    lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[:DEMO_PAIRS]
+    pairs = [{part: messages[-1]["content"] for part, messages in json.loads(line).items()} for line in lines]
+    return [{**pair, "chosen": " " + pair["chosen"], "rejected": " " + pair["rejected"]} for pair in pairs]
+
+
+ROWS = demo_rows()
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def tiny_llama(vocabulary: int) -> LlamaForCausalLM:
 
 def make_trainer(case: Case, folder: Path) -> Trainer:
     """The stock trainer with a fresh adapter, its B matrices made non-zero so that every gradient counts."""
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
     args = case.config(
         output_dir=str(folder),
         use_cpu=True,

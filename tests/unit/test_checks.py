@@ -16,6 +16,30 @@ def test_a_good_pair_passes() -> None:
     assert check_pair(Pair(ASKED, "good", "bad")) is None
 
 
+def turns(roles: str) -> list[Message]:
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    return [{"role": names[role], "content": role} for role in roles]
+
+
+@pytest.mark.parametrize("roles", ["u", "su", "uau", "suau", "uu", "uuau"])
+def test_orders_of_roles_that_are_conversations(roles: str) -> None:
+    assert check_pair(Pair(turns(roles), "good", "bad")) is None
+
+
+@pytest.mark.parametrize(
+    ("roles", "detail"),
+    [
+        ("au", "an assistant turn stands before the first user turn"),
+        ("sau", "an assistant turn stands before the first user turn"),
+        ("uaau", "two assistant turns in a row"),
+        ("usu", "a system turn is not the first"),
+        ("ssu", "a system turn is not the first"),
+    ],
+)
+def test_orders_of_roles_that_are_none(roles: str, detail: str) -> None:
+    assert check_pair(Pair(turns(roles), "good", "bad")) == Refusal("wrong-roles", detail)
+
+
 @pytest.mark.parametrize(
     ("pair", "code"),
     [

@@ -233,7 +233,7 @@ def test_an_override_of_one_alias_leaves_the_other_alone(path):
         ("learning_rate=1", "learning_rate: unknown key; did you mean training.learning_rate?"),
         ("data.train.0.sorce=x", "data.train.0.sorce: unknown key; did you mean data.train.0.source?"),
         ("adapter.rank=8", "adapter.rank: unknown key; known here: alpha, dora, dropout, init_from, kind, r, targets"),
-        ("objective.lambda=0.3", "objective.kind: missing; it names the objective"),
+        ("name=artifacts", "name: artifacts is a folder that all runs of a storage share; choose another name"),
         ("data.train=[]", "data.train: must have at least 1 item, not []"),
         ("name=", "name: must be text (write it in quotes), not None"),
     ],
@@ -302,7 +302,7 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(path, text, says):
         ("{kind: orpo, beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
         ("{kind: sft, gamma_beta_ratio: 0.1}", "objective.gamma_beta_ratio: sft has no gamma_beta_ratio; remove it"),
         ("{kind: kto2}", "objective.kind: 'kto2' is not one of 'orpo', 'dpo', 'ipo', 'simpo', 'cpo', 'sft'"),
-        ("{lambda: 0.1}", "objective.kind: missing; it names the objective"),
+        ("{beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
         ("orpo", "objective: must be a section with alpha, beta, gamma_beta_ratio, kind, label_smoothing, lambda, "
                  "log_probs, nll_on, nll_weight, not 'orpo'"),
     ],
@@ -498,3 +498,8 @@ def test_no_tag_runs_code(path, tmp_path):
     complaint(path, MINIMAL + f"storage: !!python/object/apply:os.system ['touch {witness}']\n")
     complaint(path, MINIMAL, f"storage=!!python/object/apply:os.system ['touch {witness}']")
     assert not witness.exists()
+
+
+def test_the_objective_is_orpo_unless_it_is_named(path):
+    assert load(path, MINIMAL, "objective.lambda=0.3").objective == OrpoConfig(lambda_=0.3)
+    assert load(path, MINIMAL, "objective.kind=dpo").objective.kind == "dpo"

@@ -3,14 +3,16 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orpo_ray.config.data import Columns, Source
+from orpo_ray.data import formats
 from orpo_ray.data.checks import check_pair
-from orpo_ray.data.formats import SHAPES, read_pair
+from orpo_ray.data.formats import SHAPES, Shape, read_pair
 from orpo_ray.data.pairs import Message, Pair, Refusal
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows
@@ -69,6 +71,9 @@ ROWS_OF_ONE_PAIR: dict[str, dict[str, Any]] = {
     "question": {"question": "Q", "chosen": "good", "rejected": "bad", "system": ""},
     "text parts": {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}], "chosen": "good",
                    "rejected": "bad"},
+    "messages": {"messages": [user("Q")], "chosen": "good", "rejected": "bad"},
+    "messages and one message": {"messages": [user("Q")], "chosen": [assistant("good")],
+                                 "rejected": [assistant("bad")]},
     "nulls beside": {"prompt": "Q", "chosen": "good", "rejected": "bad", "images": None, "input": None},
 }  # fmt: skip
 
@@ -88,6 +93,108 @@ def test_every_shape_of_the_table_is_tried_above() -> None:
         "prompt inside the answers",
         "messages and two answers",
     }
+
+
+def test_every_shape_of_the_table_is_reached_by_some_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: set[str] = set()
+
+    def recording(shape: Shape) -> Shape:
+        def read(*arguments: Any) -> Any:
+            found = shape.read(*arguments)
+            if found is not None:
+                reached.add(shape.name)
+            return found
+
+        return replace(shape, read=read)
+
+    monkeypatch.setattr(formats, "SHAPES", tuple(recording(shape) for shape in SHAPES))
+    for row in ROWS_OF_ONE_PAIR.values():
+        read_pair(row)
+    assert reached == {shape.name for shape in SHAPES}
+
+
+def test_messages_do_not_win_over_conversations_inside_the_answers() -> None:
+    row = {"chosen": [user("Q"), assistant("good")], "rejected": [user("Q"), assistant("bad")]}
+    assert read_pair({**row, "messages": row["chosen"]}) == PLAIN
+
+
+U1, A1, U2, KIND = user("one"), assistant("answer"), user("two"), system("Be kind.")
+
+JOINED: dict[str, tuple[list[Message] | str, list[Message], list[Message]]] = {
+    # prompt, messages before the last answer, what is trained
+    "answers repeat the last question": ([U1, A1, U2], [U2], [U1, A1, U2]),
+    "answers repeat all but the system turn": ([KIND, U1], [U1], [KIND, U1]),
+    "answers repeat the end and go on": ([KIND, U1], [U1, A1, U2], [KIND, U1, A1, U2]),
+    "answers hold a system turn more": ("one", [KIND, U1], [KIND, U1]),
+    "the prompt is the first question": ("one", [U1, A1, U2], [U1, A1, U2]),
+    "the prompt is the last question": ("two", [U1, A1, U2], [U1, A1, U2]),
+    "the same": ([U1, A1, U2], [user("one "), A1, U2], [user("one "), A1, U2]),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_no_turn_is_lost_where_prompt_and_answers_overlap(name: str) -> None:
+    prompt, inside, whole = JOINED[name]
+    row = {"prompt": prompt, "chosen": [*inside, assistant("good")], "rejected": [*inside, assistant("bad")]}
+    assert read_pair(row) == Pair(whole, "good", "bad")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "inside"),
+    [
+        ([U1, A1, U2], [U1]),
+        ([KIND, U1], [system("Be rude."), U1]),
+        ([user("answer")], [U1, assistant("answer"), U2]),
+    ],
+)
+def test_a_prompt_that_is_not_the_one_inside_the_answers(prompt: list[Message], inside: list[Message]) -> None:
+    row = {"prompt": prompt, "chosen": [*inside, assistant("good")], "rejected": [*inside, assistant("bad")]}
+    assert read_pair(row) == Refusal("different-prompts", "the prompt is not the one inside the answers")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "one", "chosen": "good", "rejected": "bad"},
+        {"prompt": [U1], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
+        {"prompt": [KIND, U1], "chosen": "good", "rejected": "bad"},
+        {"chosen": [U1, assistant("good")], "rejected": [U1, assistant("bad")]},
+        {"conversations": [KIND, U1], "chosen": assistant("good"), "rejected": assistant("bad")},
+        {"conversations": [U1], "chosen": assistant("good"), "rejected": assistant("bad")},
+        {"messages": [U1], "chosen": "good", "rejected": "bad"},
+        {"input": {"messages": [U1]}, "preferred_output": [assistant("good")],
+         "non_preferred_output": [assistant("bad")]},
+        {"chosen": "\n\nHuman: one\n\nAssistant: good", "rejected": "\n\nHuman: one\n\nAssistant: bad"},
+    ],
+)  # fmt: skip
+def test_a_system_column_is_never_dropped(row: dict[str, Any]) -> None:
+    assert read_pair({"system": "Be kind.", **row}) == Pair([KIND, U1], "good", "bad")
+
+
+def test_a_system_column_that_disagrees_is_refused() -> None:
+    row = {"system": "Be rude.", "prompt": [KIND, U1], "chosen": "good", "rejected": "bad"}
+    wanted = Refusal("different-prompts", "the system column is not the system turn of the conversation")
+    assert read_pair(row) == wanted
+
+
+def test_a_system_column_that_is_named_is_what_it_is_named() -> None:
+    row = {"system": "Q", "chosen": "good", "rejected": "bad"}
+    assert read_pair(row, Columns(prompt="system", chosen="chosen", rejected="rejected")) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("prompt", "turns"),
+    [
+        ("Human: hi\n\nAssistant:", [user("hi")]),
+        ("\n\nHuman: hi\n\nAssistant: ", [user("hi")]),
+        ("Human: one\n\nAssistant: answer\n\nHuman: two\n\nAssistant:", [U1, A1, U2]),
+        ("Be kind.\n\nHuman: one\n\nAssistant:", [KIND, U1]),
+        ("Human: what is that?", [user("Human: what is that?")]),
+        ("Complete: Assistant:", [user("Complete: Assistant:")]),
+    ],
+)
+def test_hh_prompts_with_or_without_leading_newlines(prompt: str, turns: list[Message]) -> None:
+    assert read_pair({"prompt": prompt, "chosen": "good", "rejected": "bad"}) == Pair(turns, "good", "bad")
 
 
 def test_columns_name_what_is_not_recognised() -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,32 @@ def test_a_file_whose_rows_are_all_refused_by_the_template(
     assert "the chat template refuses the conversation: System role not supported" in message
 
 
+def test_named_columns_that_no_source_has_are_refused(run: Prepare, rows: Any, tmp_path: Path) -> None:
+    file = rows("a.jsonl", *map(pair, range(4)))
+    message = refused(run, file, columns={"prompt": "promt", "chosen": "chosn", "rejected": "rejeted"})
+    assert message == (
+        f"data.columns: {file}: promt, chosn, rejeted not among columns prompt, chosen, rejected; "
+        "did you mean prompt, chosen, rejected?"
+    )
+    message = refused(run, file, columns={"prompt": "q", "chosen": "yes", "rejected": "no"})
+    assert message.endswith("q, yes, no not among columns prompt, chosen, rejected")
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_source_read_without_the_named_columns_is_announced(run: Prepare, rows: Any) -> None:
+    odd = rows("a.jsonl", *({"q": f"Q{n}", "yes": "good", "no": "bad"} for n in range(4)))
+    plain = rows("b.jsonl", *map(pair, range(2)))
+    columns = {"prompt": "q", "chosen": "yes", "rejected": "no"}
+    wanted = (
+        f"data.columns do not apply to {plain}, whose shape is recognised instead: "
+        "q, yes, no not among columns prompt, chosen, rejected"
+    )
+    for _ in ("prepared", "found"):
+        artifact, said = run(odd, eval=[{"source": str(plain)}], columns=columns)
+        assert (len(artifact.train), len(artifact.eval)) == (4, 2)
+        assert [line for line in said if line.startswith("data.columns")] == [wanted]
+
+
 # --- split, overlap, weights ---------------------------------------------------------------------------------------
 
 
@@ -264,6 +291,12 @@ def test_weights(run: Prepare, rows: Any) -> None:
     ids = artifact.train.pair_ids
     assert ids[:8] == [f"a.jsonl:{n}" for n in (1, 1, 2, 2, 3, 3, 4, 4)]
     assert len(ids) == 13 and len(set(ids[8:])) == 5
+
+
+def test_a_weight_that_leaves_no_pair_is_named(run: Prepare, rows: Any) -> None:
+    file = rows("a.jsonl", *map(pair, range(6)))
+    message = refused(run, {"source": str(file), "weight": 0.05}, eval=[{"source": str(file)}])
+    assert message == f"data.train: weight 0.05 of {file} rounds to no training pair (6 usable); raise the weight"
 
 
 def test_a_weight_on_evaluation_pairs_is_refused() -> None:
@@ -315,6 +348,27 @@ def test_changed_rows_or_template_change_the_hash(
     monkeypatch.setattr(chatml_tokenizer, "chat_template", "{# new #}" + chatml_tokenizer.chat_template)
     paths.add(run(rows("a.jsonl", *map(pair, range(4))))[0].path)
     assert len(paths) == 3
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers", "jinja2"])
+def test_another_version_of_what_renders_changes_the_hash(
+    run: Prepare, rows: Any, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    file = rows("a.jsonl", *map(pair, range(4)))
+    first, _ = run(file)
+    monkeypatch.setattr(pipeline, "version", lambda name: "0.0" if name == package else version(name))
+    assert run(file)[0].path != first.path
+
+
+def test_a_template_that_asks_for_the_date_says_which_it_gets(
+    run: Prepare, rows: Any, chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{{ strftime_now('%d %b %Y') }}" + chatml_tokenizer.chat_template
+    monkeypatch.setattr(chatml_tokenizer, "chat_template", template)
+    artifact, said = run(rows("a.jsonl", *map(pair, range(4))))
+    assert said[0] == "the chat template asks for today's date: it always gets 2024-07-26, so that tokens stay the same"
+    assert artifact.summary.settings["date"] == "2024-07-26"
+    assert chatml_tokenizer.decode(artifact.train[0].prompt).startswith("26 Jul 2024")
 
 
 def test_a_damaged_artifact_is_prepared_again(run: Prepare, rows: Any) -> None:

@@ -126,8 +126,9 @@ def begun(base: Path, adapter: Path, tmp_path: Path) -> tuple[RunConfig, Artifac
     """A run that has begun: settled, with a checkpoint."""
     config = run_config(tmp_path, model={"base": str(base)}, adapter={"init_from": str(adapter)})
     artifact = make_artifact(tmp_path, train=4, evaluation=2)
-    start_run(config)
+    config.run_dir.mkdir(parents=True)
     settle(config, artifact, lambda line: None)
+    start_run(config)
     return config, artifact
 
 
@@ -150,6 +151,13 @@ def test_the_same_inputs_go_on(begun: tuple[RunConfig, Artifact]) -> None:
     identity = settle(config, artifact, lambda line: None).identity
     assert set(identity) == {"data", "tokenizer", "model.base", "adapter.init_from"}
     assert json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))["identity"] == identity
+
+
+def test_a_run_that_lost_its_record_is_not_taken_on_trust(begun: tuple[RunConfig, Artifact]) -> None:
+    config, artifact = begun
+    (config.run_dir / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"run\.json: missing"):
+        settle(config, artifact, lambda line: None)
 
 
 @pytest.mark.parametrize("key", ["data", "tokenizer", "model.base", "adapter.init_from"])
@@ -175,7 +183,7 @@ def test_a_changed_input_is_refused_by_its_name(
 def test_a_refused_run_is_left_as_it_was(tmp_path: Path) -> None:
     """The whole loop, not just the check: checkpoints and metrics stay, so that the right command still goes on."""
     artifact, other = make_artifact(tmp_path, train=4, evaluation=2), make_artifact(tmp_path, train=5, evaluation=2)
-    config = run_config(tmp_path, training={"max_steps": 1, "pairs_per_step": 4})
+    config = run_config(tmp_path, training={"max_steps": 1, "pairs_per_step": 4, "warmup": 0})
     train_locally(config, artifact)
     before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"^data: "):

@@ -29,7 +29,7 @@ class Scorer:
         self.calls = 0
         monkeypatch.setattr(reference, "score_pairs", self.score)
 
-    def score(self, model: Any, table: PairTable, pad_id: int, token_budget: int) -> PairScores:
+    def score(self, model: Any, table: PairTable, pad_id: int, token_budget: int, stop_requested: Any) -> PairScores:
         self.calls += 1
         chosen = -np.arange(1.0, len(table) + 1)
         return PairScores(chosen, 10 * chosen, table.lengths[:, 1], table.lengths[:, 2])

@@ -324,3 +324,11 @@ def test_labels_tell_sources_apart() -> None:
         "org/set/train",
         "org/set/test",
     ]
+
+
+def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    columns = [pa.array([text]) for text in ("p", "c", "r", "other")]
+    pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "chosen", "rejected", "chosen"]), path)
+    with pytest.raises(DataError, match=r"pairs\.parquet: .*the column chosen stands twice"):
+        list(read_rows(Source(source=str(path))))

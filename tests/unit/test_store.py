@@ -1,5 +1,6 @@
 """The artifact on disk: what is written is read back, found again, and never half there."""
 
+import hashlib
 import json
 import multiprocessing
 import pickle
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from orpo_ray.data import store
+from orpo_ray.data.rows import RAW, RowProcessor
 from orpo_ray.data.store import (
     SCHEMA,
     Artifact,
@@ -23,6 +27,7 @@ from orpo_ray.data.store import (
     open_artifact,
     write_artifact,
 )
+from orpo_ray.data.tokenise import Limits
 from orpo_ray.errors import DataError
 
 ROWS = [
@@ -131,6 +136,62 @@ def test_the_hash_covers_settings_rows_and_code_version(monkeypatch: pytest.Monk
     assert content_hash({"a": 2, "b": 1}, ["y"]) != same
     monkeypatch.setattr(store, "DATA_VERSION", store.DATA_VERSION + 1)
     assert content_hash({"a": 2, "b": 1}, ["x"]) != same
+
+
+GOLDEN = {2: "62d265b24fd55add"}
+"""DATA_VERSION -> digest of the tokens that come out of GOLDEN_ROWS."""
+
+TALK = [{"role": "user", "content": "Q2"}, {"role": "assistant", "content": "A2"}, {"role": "user", "content": "Q3"}]
+GOLDEN_ROWS: list[dict[str, Any]] = [
+    {"prompt": "Q", "chosen": "good", "rejected": "bad"},
+    {
+        "prompt": TALK,
+        "system": "S",
+        "chosen": [TALK[-1], {"role": "assistant", "content": " good "}],
+        "rejected": [TALK[-1], {"role": "assistant", "content": "bad"}],
+    },
+    {
+        "chosen": [*TALK, {"role": "assistant", "content": "é"}],
+        "rejected": [*TALK, {"role": "assistant", "content": "b"}],
+    },
+    {"chosen": "\n\nHuman: Q\n\nAssistant: good</s>", "rejected": "\n\nHuman: Q\n\nAssistant: bad"},
+    {"prompt": "Human: Q\n\nAssistant:", "chosen": "\ngood", "rejected": "bad\n"},
+    {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": "b"},
+    {"instruction": "Q", "input": "I", "history": [["q", "a"]], "system": "S", "chosen": "good", "rejected": "bad"},
+    {"messages": TALK, "chosen": "good", "rejected": "bad"},
+    {"input": "Q", "output_1": "bad", "output_2": "good", "label": 2},
+    {"input": {"messages": TALK}, "preferred_output": "good", "non_preferred_output": "bad"},
+    {"prompt": "long " * 40, "chosen": "good", "rejected": "bad"},
+]
+
+
+def golden_tokenizer() -> Any:
+    """One token a byte, so that nothing but this project's own code shapes the ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
+    )
+
+
+def test_other_tokens_from_the_same_rows_need_another_data_version() -> None:
+    texts = [json.dumps(row).encode() for row in GOLDEN_ROWS]
+    block = pa.Table.from_pylist(
+        [{"source": 0, "line": line, "text": text, "problem": ""} for line, text in enumerate(texts, 1)], schema=RAW
+    )
+    processor = RowProcessor(golden_tokenizer(), ["a"], Limits(120, 240, "truncate-prompt-left"), None)
+    made = processor(block).select(["code", *SCHEMA.names]).to_pylist()
+    assert [row["code"] for row in made] == [""] * len(GOLDEN_ROWS)
+    digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
+    assert {store.DATA_VERSION: digest} == GOLDEN, (
+        f"the same rows now give other tokens: raise store.DATA_VERSION, or users train on stale artifacts; then set "
+        f"GOLDEN to the new version and {digest}"
+    )
 
 
 @pytest.mark.parametrize("name", ["train.arrow", "eval.arrow", "quarantine.jsonl", "artifact.json"])

@@ -13,7 +13,7 @@ from orpo_ray.data.formats import read_pair
 from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows
-from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
+from orpo_ray.data.tokenise import Limits, PairTokeniser, fit, fixed_date
 from orpo_ray.errors import DataError
 from orpo_ray.models.tokenizer import PLAIN_TEMPLATE
 
@@ -249,6 +249,42 @@ def test_no_template_and_no_end_token(shared_tokenizer: Load) -> None:
         PairTokeniser(shared_tokenizer("gpt2_50257"))
     with pytest.raises(DataError, match="no end token"):
         PairTokeniser(shared_tokenizer("torchtune_tiny_2000", PLAIN_TEMPLATE))
+
+
+# --- templates that ask for the date -------------------------------------------------------------------------------
+
+DATED = """{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now(FORMAT) %}
+    {%- else %}
+        {%- set date_string = "never" %}
+    {%- endif %}
+{%- endif %}
+{{- date_string + ': ' }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [("%d %b %Y", "26 Jul 2024"), ("%Y-%m-%d", "2024-07-26"), ("%A, %B %-d", "Friday, July 26"), ("%H:%M", "00:00")],
+)
+def test_the_date_in_a_template_is_the_same_every_day(chatml_tokenizer: Any, asked: str, shown: str) -> None:
+    chatml_tokenizer.chat_template = DATED.replace("FORMAT", repr(asked))
+    assert fixed_date(chatml_tokenizer) == "2024-07-26"
+    found = one(chatml_tokenizer)
+    assert chatml_tokenizer.decode(found.prompt) == f"{shown}: Hi there<|im_end|>"
+    assert PairTokeniser(chatml_tokenizer).prompts([HI]) == [found.prompt.tolist()]
+
+
+@pytest.mark.parametrize("start", ["", "\n", "\n\n", "  ", "  {% set x = 1 %}\n", "\n  {%- set x = 1 %}\n x"])
+def test_fixing_the_date_changes_nothing_else(chatml_tokenizer: Any, start: str) -> None:
+    chatml_tokenizer.chat_template = start + "{{ messages[-1].content }}{# strftime_now #}"
+    expected = chatml_tokenizer.apply_chat_template(HI, tokenize=False)
+    [prompt] = PairTokeniser(chatml_tokenizer).prompts([HI])
+    assert chatml_tokenizer.decode(prompt) == expected
+
+
+def test_a_template_without_a_date_is_left_alone(chatml_tokenizer: Any) -> None:
+    assert fixed_date(chatml_tokenizer) is None
 
 
 # --- limits --------------------------------------------------------------------------------------------------------
