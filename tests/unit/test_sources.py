@@ -3,7 +3,10 @@
 import gzip
 import json
 import random
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -332,3 +335,19 @@ def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
     pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "chosen", "rejected", "chosen"]), path)
     with pytest.raises(DataError, match=r"pairs\.parquet: .*the column chosen stands twice"):
         list(read_rows(Source(source=str(path))))
+
+
+def test_a_remote_file_is_read_as_a_local_one(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert read(f"{address}/pairs.jsonl") == read(path)
+            assert f"{address}/absent.jsonl: cannot be opened" in refused(f"{address}/absent.jsonl")
+        finally:
+            server.shutdown()
+            thread.join()
