@@ -33,14 +33,16 @@ def train(
     Goes on where an unfinished run of this name was; a finished one is not run again. SIGINT and SIGTERM end it with
     a checkpoint and StoppedError.
     """
+    record.refuse_changed_config(config.run_dir, config)
+    finished = record.read_json(config.run_dir / record.RESULT_FILE)
+    adapter = config.run_dir / "adapter"
+    if finished is not None and adapter.is_dir():
+        announce(_finished(config))
+        return {**finished, "adapter": str(adapter)}
+    # Before the run has a folder, so that data that is refused leaves nothing behind.
+    artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     with record.run_lock(config.run_dir):
-        record.refuse_changed_config(config.run_dir, config)
-        finished = record.read_json(config.run_dir / record.RESULT_FILE)
-        adapter = config.run_dir / "adapter"
-        if finished is not None and adapter.is_dir():
-            announce(_finished(config))
-            return {**finished, "adapter": str(adapter)}
-        artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+        record.refuse_changed_config(config.run_dir, config)  # again: another process may have begun it meanwhile
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
         # Entered after Ray has started, which sets a SIGTERM handler of its own.
         with StopSignal(announce) as stop:

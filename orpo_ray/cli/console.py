@@ -50,10 +50,13 @@ def announce_in(run_dir: Path) -> Callable[[str], None]:
 
 
 def check_writable(run_dir: Path) -> None:
-    """Raise ConfigError if a run's folder cannot be made or written."""
+    """Raise ConfigError if a run's folder cannot be made or written; a folder that was not there is not left behind."""
+    is_new = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=run_dir).close()
+        if is_new:
+            run_dir.rmdir()
     except OSError as error:
         raise ConfigError(f"storage: {run_dir} cannot be written: {error.strerror}") from error
 
