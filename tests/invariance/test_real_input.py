@@ -57,7 +57,7 @@ def train(base: Path, source: Path, storage: Path, **training: Any) -> tuple[Sum
             "max_prompt_length": 384,
         },
         "objective": {"kind": "orpo", "lambda": 1.0},
-        "training": {"learning_rate": 3.0e-3, "warmup": 5, "checkpoint_every": 1.0, **training},
+        "training": {"learning_rate": 3.0e-3, "warmup": 0.1, "checkpoint_every": 1.0, **training},
     }
     config = build(RunConfig, tree, {(): "test"})
     said: list[str] = []
