@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from orpo_ray.config.explain import all_keys, dotted, explain, fields_at
+from orpo_ray.config.explain import all_keys, dotted, explain
 from orpo_ray.config.plain_yaml import Key, NotPlainYamlError, parse, shown
 from orpo_ray.config.run import RunConfig
 from orpo_ray.errors import ConfigError
@@ -16,7 +16,6 @@ __all__ = [
     "all_keys",
     "build",
     "dump",
-    "fields_at",
     "load_config",
     "load_resolved",
     "parse_override",

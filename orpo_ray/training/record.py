@@ -129,10 +129,10 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def last_metrics(run_dir: Path) -> dict[str, float]:
-    """The latest value of every metric a run reported."""
+    """The latest number of every metric a run reported; null stands for one that was not finite."""
     merged: dict[str, float] = {}
     for record in _metrics(run_dir):
-        merged |= record
+        merged |= {name: value for name, value in record.items() if value is not None}
     merged.pop("step", None)
     return merged
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from orpo_ray.errors import RunError
 from orpo_ray.training import checkpoint as checkpoints
 from orpo_ray.training.checkpoint import Position
-from orpo_ray.training.record import read_metrics_line
+from orpo_ray.training.record import METRICS_FILE, read_metrics_line
 
 Metrics = dict[str, float]
 Watch = Callable[[int, int, Metrics], None]
@@ -49,7 +49,7 @@ class LocalReporter:
         stop_requested: Callable[[], bool] = lambda: False,
         watch: Watch = lambda step, total_steps, metrics: None,
     ) -> None:
-        self._metrics_file = run_dir / "metrics.jsonl"
+        self._metrics_file = run_dir / METRICS_FILE
         self._checkpoints = run_dir / "checkpoints"
         self._keep = keep
         self._announce = announce

@@ -4,7 +4,6 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -111,7 +110,7 @@ def _identity(config: RunConfig, artifact: Artifact, tokenizer: PreTrainedTokeni
 
 def adapter_fingerprint(path: str) -> str:
     """Content hash of an adapter's weights and shape."""
-    return folder_fingerprint(Path(find_adapter(path)), ("adapter_model.safetensors", "adapter_config.json"))
+    return folder_fingerprint(find_adapter(path), ("adapter_model.safetensors", "adapter_config.json"))
 
 
 def _refuse_several_processes() -> None:

@@ -293,3 +293,10 @@ def test_metrics_are_read_back(tmp_path: Path) -> None:
     reporter.report(2, 3, {"train/loss": 0.25})
     assert record.last_metrics(tmp_path) == {"train/loss": 0.25, "eval/a": 0.5}
     assert record.metric_by_step(tmp_path, "train/loss") == {1: 0.30000000000000004, 2: 0.25}, "at full precision"
+
+
+def test_the_latest_number_of_a_metric_passes_over_one_that_was_not_finite(tmp_path: Path) -> None:
+    reporter = LocalReporter(tmp_path, keep=1, announce=lambda line: None)
+    reporter.report(1, 2, {"train/loss": 2.0, "train/grad_norm": 0.5})
+    reporter.report(2, 2, {"train/loss": 1.0, "train/grad_norm": float("inf")})
+    assert record.last_metrics(tmp_path) == {"train/loss": 1.0, "train/grad_norm": 0.5}
