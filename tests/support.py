@@ -21,8 +21,10 @@ from orpo_ray.config import RunConfig, build
 from orpo_ray.data.pairs import Pair, TokenPair
 from orpo_ray.data.store import SCHEMA, Artifact, Summary, content_hash, write_artifact
 from orpo_ray.data.tokenise import PairTokeniser
-from orpo_ray.training import loop
+from orpo_ray.models.hardware import CPU
+from orpo_ray.training import loop, record
 from orpo_ray.training.reporter import LocalReporter, Watch
+from orpo_ray.training.setup import settle
 from orpo_ray.training.trainer import PreferenceTrainer
 
 # Two threads on two busy cores wait for each other far longer than they work, and one thread always adds in one order.
@@ -57,6 +59,7 @@ _SETTINGS: dict[str, Any] = {
         "checkpoint_every": 5,
         "warmup": 1,
     },
+    "scale": {"workers": 1},
 }
 
 
@@ -159,7 +162,10 @@ def train_locally(
     said: list[str] = []
     config.run_dir.mkdir(parents=True, exist_ok=True)
     reporter = LocalReporter(config.run_dir, keep=config.training.keep, announce=said.append, watch=watch)
-    result = loop.train(config, artifact, reporter, said.append)
+    setup = settle(config, artifact, said.append, CPU)
+    loop.train(config, artifact, setup, reporter, said.append)
+    result = record.read_json(config.run_dir / record.RESULT_FILE)
+    assert result is not None
     return Trained(config.run_dir, result, said)
 
 

@@ -10,7 +10,7 @@ from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.search import SearchConfig
 from orpo_ray.config.section import Section
-from orpo_ray.config.training import ScaleConfig, TrainingConfig
+from orpo_ray.config.training import DeepSpeedConfig, ScaleConfig, TrainingConfig
 from orpo_ray.errors import ConfigError
 
 _FOLDERS_OF_THE_STORAGE = ("artifacts", "references")
@@ -63,5 +63,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"adapter.kind: none trains the base's own weights, which quantization: {self.model.quantization} "
                 "freezes; set model.quantization=none, or adapter.kind=lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded_state_is_not_8_bit(self) -> Self:
+        deepspeed, optimizer = self.scale.deepspeed, self.training.optimizer
+        if isinstance(deepspeed, DeepSpeedConfig) and deepspeed.stage > 0 and optimizer != "adamw":
+            raise ValueError(
+                f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO stage {deepspeed.stage} "
+                "would cut through; set scale.deepspeed=none, or training.optimizer=adamw"
             )
         return self

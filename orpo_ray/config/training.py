@@ -54,10 +54,24 @@ class TrainingConfig(Section):
         return self
 
 
-class ScaleConfig(Section):
-    """Workers of a run. This version trains in one process on one device."""
+class DeepSpeedConfig(Section):
+    """A ZeRO stage, where the user names one."""
 
-    workers: Literal["auto", 1] = "auto"
-    gpus_per_worker: Literal[1] = 1
-    deepspeed: Literal["auto", "none"] = "auto"
+    stage: Annotated[int, Field(ge=0, le=3, strict=True)] = Field(
+        description="what the workers share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too"
+    )
+
+
+class ScaleConfig(Section):
+    """Workers of a run: how many, what each holds, and how they share the work."""
+
+    workers: Literal["auto"] | PositiveInt = Field(
+        "auto", description="auto: every GPU in sight, or two CPU workers where there is none"
+    )
+    ray: bool = Field(False, description="use Ray Train for a single worker too")
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        "auto", description="a worker uses one GPU, a part of one, or none; auto: one where there are GPUs"
+    )
+    cpus_per_worker: PositiveFloat = 1.0
+    deepspeed: Literal["auto", "none"] | DeepSpeedConfig = "auto"
     max_failures: int = Field(3, ge=0, description="lost workers a run survives")

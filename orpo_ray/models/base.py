@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
@@ -14,6 +15,8 @@ from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import base_location, explain_load_error
+
+_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def load_base(
@@ -103,6 +106,15 @@ def _has_other_shape(module: torch.nn.Module) -> bool:
     else:
         return False
     return tuple(shape) != (module.out_features, module.in_features)
+
+
+def fetch_base(config: ModelConfig) -> None:
+    """Have the base's files on this server, so that several processes that load it do not each download it."""
+    if not Path(base_location(config)).is_dir():
+        try:
+            snapshot_download(base_location(config), revision=config.revision, allow_patterns=_FILES)
+        except (OSError, ValueError) as error:
+            raise ConfigError(explain_load_error(config.base, "model", error)) from error
 
 
 def count_quantized(model: torch.nn.Module) -> int:

@@ -16,12 +16,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device of this process. `flash_attention`: the flash-attn package is installed and runs here."""
+    """What one process computes on: "cpu" or "cuda". `flash_attention`: the flash-attn package is there and runs.
+
+    `memory` is that of a GPU, in bytes; None on a CPU.
+    """
 
     device: str
     name: str
     bfloat16: bool
     flash_attention: bool
+    memory: int | None = None
+
+
+CPU = Hardware(device="cpu", name="CPU", bfloat16=False, flash_attention=False)
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,14 @@ class Numerics:
 def probe_hardware() -> Hardware:
     """Look at the machine: the first GPU if there is one, else the CPU."""
     if not torch.cuda.is_available():
-        return Hardware(device="cpu", name="CPU", bfloat16=False, flash_attention=False)
+        return CPU
     return Hardware(
-        device=f"cuda:{torch.cuda.current_device()}",
+        device="cuda",
         name=torch.cuda.get_device_name(),
         bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
         flash_attention=torch.cuda.get_device_capability() >= _FLASH_ATTENTION_FROM
         and importlib.util.find_spec("flash_attn") is not None,
+        memory=torch.cuda.get_device_properties().total_memory,
     )
 
 

@@ -25,12 +25,12 @@ _NAME = re.compile(r"step-\d{6,}")
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come, beside its tensors. `metrics` are those of an evaluation at this very step."""
+    """How far a run has come, beside its tensors: `random_states` by rank, `metrics` of an evaluation at this step."""
 
     step: int
     total_steps: int
     scheduler_steps: int
-    random_state: dict[str, Any]
+    random_states: list[dict[str, Any]]
     loss_scale: dict[str, Any] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ class Saved:
 
 def save(parent: Path, position: Position, write: Callable[[Path], None]) -> Path:
     """Fill a folder beside its place, write the manifest last, then move it there in one step."""
-    final = parent / f"step-{position.step:06d}"
+    final = folder_of(parent, position.step)
     building = parent / f".building-{uuid.uuid4().hex[:8]}"
     building.mkdir(parents=True)
     try:
@@ -59,6 +59,11 @@ def save(parent: Path, position: Position, write: Callable[[Path], None]) -> Pat
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return final
+
+
+def folder_of(parent: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or will lie."""
+    return parent / f"step-{step:06d}"
 
 
 def write_manifest(folder: Path) -> None:

@@ -1,12 +1,13 @@
-"""One run in one process: model, objective, plan, trainer, checkpoints. No Ray."""
+"""One run, in one process or in each of several: model, objective, plan, trainer, checkpoints. No Ray."""
 
+import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate import DistributedType
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -15,36 +16,51 @@ from orpo_ray.config import RunConfig, warmup_steps
 from orpo_ray.data.store import Artifact, PairTable
 from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.adapter import attach_adapter
-from orpo_ray.models.base import load_base
+from orpo_ray.models.base import fetch_base, load_base
 from orpo_ray.models.hardware import DTYPES
-from orpo_ray.models.tokenizer import padding_id
+from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import build_objective
 from orpo_ray.training import record
 from orpo_ray.training.checkpoint import Position, read_position
 from orpo_ray.training.layout import longer_side
+from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Step, plan
-from orpo_ray.training.reference import reference_log_probs
+from orpo_ray.training.reference import ReferenceCache
 from orpo_ray.training.reporter import Reporter
-from orpo_ray.training.setup import Announce, Decisions, Setup, settle
+from orpo_ray.training.setup import Announce, Decisions, Setup
+from orpo_ray.training.strategy import stage_of
 from orpo_ray.training.trainer import PreferenceTrainer, Work, training_arguments
+from orpo_ray.training.world import World, current_world
 
 # How far the scorer's log-probs may be from those of the model's own logits.
 _SCORER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
 _SCORER_TOKENS = 32
 
-_STRATEGIES = {DistributedType.NO: "single-process"}
+
+@dataclass(frozen=True)
+class _Run:
+    """What every part of a run needs to know about it."""
+
+    config: RunConfig
+    artifact: Artifact
+    setup: Setup
+    reporter: Reporter
+    announce: Announce
+    world: World
+    steps: list[Step]
 
 
-def train(config: RunConfig, artifact: Artifact, reporter: Reporter, announce: Announce) -> dict[str, Any]:
-    """Train to the end of the plan and return what result.json says.
+def train(config: RunConfig, artifact: Artifact, setup: Setup, reporter: Reporter, announce: Announce) -> None:
+    """Train to the end of the plan; the first process writes result.json. Every process of the world calls this.
 
     Goes on from the reporter's latest checkpoint. Raises StoppedError if the reporter asked to stop, NonFiniteError
     if a loss or gradient went wrong, a user error if the run cannot be what the config asks for.
     """
-    setup = settle(config, artifact, announce)
-    steps = plan_run(config, artifact.train, 1, setup.decisions.tokens_per_microbatch)
+    world = current_world()
+    steps = plan_run(config, artifact.train, world.size, setup.decisions.tokens_per_microbatch)
+    run = _Run(config, artifact, setup, reporter, announce, world, steps)
     if len(artifact.train) < config.training.pairs_per_step:
         announce(
             f"only {len(artifact.train)} pairs for pairs_per_step {config.training.pairs_per_step}: one step each epoch"
@@ -56,9 +72,12 @@ def train(config: RunConfig, artifact: Artifact, reporter: Reporter, announce: A
     if position:
         announce(f"resuming at step {start} of {len(steps)}")
     if start < len(steps):
-        resume = (checkpoint, position) if checkpoint and position else None
-        _run_steps(config, artifact, setup, steps, resume, reporter, announce)
-    return _finish(config, artifact, reporter, steps)
+        _run_steps(run, (checkpoint, position) if checkpoint and position else None)
+    checkpoint = reporter.latest_checkpoint()
+    if checkpoint is None or read_position(checkpoint).step < len(steps):
+        raise RunError("the checkpoint of the last step is damaged; the same command trains again what it held")
+    if world.is_first:
+        _finish(run, checkpoint)
 
 
 def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int) -> list[Step]:
@@ -80,9 +99,10 @@ def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget:
 def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce) -> PairModel:
     """Base and adapter as training starts: seeded, on the device, frozen where they are not trained."""
     full = config.adapter.kind == "none"
-    base = load_base(
-        config.model, decisions.device, decisions.dtype, decisions.attention, trainable=full, announce=announce
-    )
+    # ZeRO-3 cuts up weights and moves its part: they need not fit on the GPU before, unless they are quantised there.
+    whole_on_cpu = stage_of(decisions.strategy) == 3 and config.model.quantization == "none"
+    device = "cpu" if whole_on_cpu else decisions.device
+    base = load_base(config.model, device, decisions.dtype, decisions.attention, trainable=full, announce=announce)
     set_seed(config.training.seed)
     model = attach_adapter(base, config.adapter, announce)
     return PairModel(model, autocast_dtype(decisions))
@@ -93,60 +113,56 @@ def autocast_dtype(decisions: Decisions) -> torch.dtype | None:
     return None if decisions.dtype == "float32" else DTYPES[decisions.dtype]
 
 
-def _run_steps(
-    config: RunConfig,
-    artifact: Artifact,
-    setup: Setup,
-    steps: list[Step],
-    resume: tuple[Path, Position] | None,
-    reporter: Reporter,
-    announce: Announce,
-) -> None:
+def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
     """Train what is left of the plan. Raises StoppedError if the reporter asked to stop before its end."""
-    decisions = setup.decisions
-    model = load_pair_model(config, decisions, announce)
-    for table in (artifact.train, artifact.eval):
-        model.check_reads(table)
-    first = artifact.train[0]
-    probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
-    model.check_scorer(torch.from_numpy(probe), _SCORER_TOLERANCE[decisions.dtype])
+    config, decisions, steps = run.config, run.setup.decisions, run.steps
+    if run.world.local_rank == 0:
+        fetch_base(config.model)
+    run.world.wait()
+    model = load_pair_model(config, decisions, run.announce)
+    _check(model, run.artifact, decisions)
     objective = build_objective(config.objective)
-    pad_id = padding_id(setup.tokenizer)
-    reference = None
-    if objective.needs_reference:
-        reference = _reference(config, artifact, setup, model, pad_id, announce, reporter)
+    tokenizer = load_tokenizer(config.model, lambda line: None)
+    pad_id = padding_id(tokenizer)
+    reference = _reference(run, model, pad_id) if objective.needs_reference else None
     if decisions.gradient_checkpointing:
         model.causal_model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = PreferenceTrainer(
         model=model,
         objective=objective,
-        work=Work(steps, artifact.train, artifact.eval, reference, pad_id, decisions.tokens_per_microbatch),
+        work=Work(steps, run.artifact.train, run.artifact.eval, reference, pad_id, decisions.tokens_per_microbatch),
         config=config.training,
-        args=training_arguments(config.training, config.run_dir, len(steps), decisions.device, decisions.dtype),
-        reporter=reporter,
-        write_model=lambda folder: _write_model(model, setup.tokenizer, folder),
+        args=training_arguments(config.training, config.run_dir, len(steps), decisions),
+        reporter=run.reporter,
+        write_model=lambda folder, weights: _write_model(model, tokenizer, folder, weights),
         resume=resume,
-        callbacks=[_tensorboard(config.run_dir, resume[1].step if resume else 0)],
+        on_ready=lambda strategy: _note_workers(config.run_dir, strategy, run.world),
+        callbacks=[_tensorboard(config.run_dir, resume[1].step if resume else 0)] if run.world.is_first else [],
     )
-    # Kept on disk: a run that is killed after its last checkpoint has no trainer when it is finished.
-    strategy = _STRATEGIES[trainer.accelerator.distributed_type]
-    record.add_to_run(config.run_dir, {"workers": trainer.accelerator.num_processes, "strategy": strategy})
     trainer.train()
     done = trainer.state.global_step
     if done < len(steps):
         raise StoppedError(f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on")
 
 
-def _reference(
-    config: RunConfig,
-    artifact: Artifact,
-    setup: Setup,
-    model: PairModel,
-    pad_id: int,
-    announce: Announce,
-    reporter: Reporter,
-) -> np.ndarray:
-    """Reference log-probs of the training pairs, under the very numbers that training uses."""
+def _check(model: PairModel, artifact: Artifact, decisions: Decisions) -> None:
+    """Raise ConfigError where the base cannot read the pairs, or is not what the scorer takes it for."""
+    for table in (artifact.train, artifact.eval):
+        model.check_reads(table)
+    first = artifact.train[0]
+    probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
+    model.check_scorer(torch.from_numpy(probe), _SCORER_TOLERANCE[decisions.dtype])
+
+
+def _note_workers(run_dir: Path, strategy: str, world: World) -> None:
+    """Kept on disk: a run that is killed after its last checkpoint has no trainer when it is finished."""
+    pids = world.gather(os.getpid())
+    if world.is_first:
+        record.add_to_run(run_dir, {"workers": pids, "strategy": strategy})
+
+
+def reference_cache(config: RunConfig, setup: Setup) -> ReferenceCache:
+    """Where the reference log-probs of a run are kept, under all that they depend on."""
     decisions = setup.decisions
     inputs = {
         **setup.identity,
@@ -154,7 +170,7 @@ def _reference(
         "dtype": decisions.dtype,
         "attention": decisions.attention,
         "layout": decisions.layout,
-        "device": torch.device(decisions.device).type,
+        "device": decisions.device,
         "full_training": config.adapter.kind == "none",
         "versions": {
             name: v
@@ -162,23 +178,37 @@ def _reference(
             if name in ("torch", "transformers", "peft", "bitsandbytes")
         },
     }
-    cache = config.storage_dir / "references"
-    return reference_log_probs(
-        model,
-        artifact.train,
-        pad_id,
-        decisions.tokens_per_microbatch,
-        cache,
-        inputs,
-        announce,
-        reporter.stop_requested,
+    return ReferenceCache(config.storage_dir / "references", inputs)
+
+
+def _reference(run: _Run, model: PairModel, pad_id: int) -> np.ndarray:
+    """Reference log-probs of the training pairs, under the very numbers that training uses."""
+    table, budget = run.artifact.train, run.setup.decisions.tokens_per_microbatch
+    cache = reference_cache(run.config, run.setup)
+    found: np.ndarray | None = run.world.from_first(
+        cache.read(len(table), run.announce) if run.world.is_first else None
     )
+    if found is not None:
+        return found
+    run.announce(f"reference log-probs: computing them once for {len(set(table.pair_ids))} pairs")
+    scores = score_pairs(model, table, pad_id, budget, run.reporter.stop_requested, run.world)
+    log_probs = np.stack([scores.chosen, scores.rejected], axis=1)
+    if run.world.is_first:
+        cache.write(log_probs)
+    return log_probs
 
 
-def _write_model(model: PairModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """The adapter, or the whole model where every weight is trained, with what is needed to use it."""
+def _write_model(
+    model: PairModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor]
+) -> None:
+    """The adapter, or the whole model where every weight is trained, with what is needed to use it.
+
+    `weights`: the trained ones by name, whole; those of the live model may be shards.
+    """
+    inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
     is_adapter = model.model is not model.causal_model
-    model.model.save_pretrained(folder, **({"save_embedding_layers": False} if is_adapter else {}))
+    options = {"save_embedding_layers": False} if is_adapter else {}
+    model.model.save_pretrained(folder, state_dict=inner, **options)
     tokenizer.save_pretrained(folder)
 
 
@@ -187,30 +217,27 @@ def _tensorboard(run_dir: Path, start: int) -> TensorBoardCallback:
     return TensorBoardCallback(SummaryWriter(run_dir / "tensorboard", purge_step=start + 1 if start else 0))
 
 
-def _finish(config: RunConfig, artifact: Artifact, reporter: Reporter, steps: list[Step]) -> dict[str, Any]:
+def _finish(run: _Run, checkpoint: Path) -> None:
     """Lay the final adapter beside the checkpoints and write result.json, last of all."""
-    checkpoint = reporter.latest_checkpoint()
-    if checkpoint is None or read_position(checkpoint).step < len(steps):
-        raise RunError("the checkpoint of the last step is damaged; the same command trains again what it held")
+    config = run.config
     metrics = record.last_metrics(config.run_dir)
     adapter = config.run_dir / "adapter"
     shutil.rmtree(adapter, ignore_errors=True)
     shutil.copytree(checkpoint / "adapter", adapter)
-    write_model_card(adapter, config, artifact.summary, metrics)
-    run = record.read_run(config.run_dir)
+    write_model_card(adapter, config, run.artifact.summary, metrics)
+    found = record.read_run(config.run_dir)
     result = {
         "status": "finished",
         "name": config.name,
-        "steps": len(steps),
+        "steps": len(run.steps),
         "adapter": str(adapter),
         "metrics": metrics,
-        "pairs_per_second": _speed(config.run_dir, steps),
-        "workers": run["workers"],
-        "strategy": run["strategy"],
+        "pairs_per_second": _speed(config.run_dir, run.steps),
+        "workers": found["workers"],
+        "strategy": found["strategy"],
         "versions": record.versions(),
     }
     record.write_json(config.run_dir / record.RESULT_FILE, result)
-    return result
 
 
 def _speed(run_dir: Path, steps: list[Step]) -> float | None:

@@ -14,10 +14,11 @@ from orpo_ray.objectives import LossParts, Objective, PairLogps, log_odds_ratio
 from orpo_ray.training.layout import collate_padded, longer_side
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import cut_packs
+from orpo_ray.training.plan import cut_packs, deal
+from orpo_ray.training.world import ALONE, World
 
 PAIR_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio")
-_NLL, _PREFERENCE, _LOSS = "nll", "preference", "loss"
+_SHARES = ("nll", "preference", "loss")
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,26 @@ class StepMetrics:
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective = objective
-        self._sums = torch.zeros(len(PAIR_METRICS), device=device)
-        self._shares = dict.fromkeys((_NLL, _PREFERENCE, _LOSS), torch.zeros((), device=device))
+        self._sums = torch.zeros(len(PAIR_METRICS) + len(_SHARES), device=device)
 
     def add(self, pairs: PairLogps, parts: LossParts, weight: float) -> None:
         """Count one pack."""
         with torch.no_grad():
-            if self._objective.needs_rejected:
-                self._sums = self._sums + weight * pair_metrics(pairs)
-            shares = {_NLL: pairs.nll_sum.sum(), _PREFERENCE: parts.preference, _LOSS: parts.total}
-            self._shares = {name: self._shares[name] + weight * share.detach() for name, share in shares.items()}
+            shares = torch.stack([pairs.nll_sum.sum(), parts.preference, parts.total])
+            per_pair = pair_metrics(pairs) if self._objective.needs_rejected else shares.new_zeros(len(PAIR_METRICS))
+            self._sums = self._sums + weight * torch.cat([per_pair.to(shares.dtype), shares])
 
-    def result(self, pair_count: int, token_count: int) -> dict[str, float]:
-        """The step's means, plain floats; `preference_share` is the preference term's part of the loss."""
-        nll, preference, loss = torch.stack(list(self._shares.values())).tolist()
+    @property
+    def sums(self) -> Tensor:
+        """This process's sums, to be added to those of the others."""
+        return self._sums
+
+    def means(self, sums: list[float], pair_count: int, token_count: int) -> dict[str, float]:
+        """The step's means from the sums of all processes; `preference_share` is that term's part of the loss."""
+        *per_pair, nll, preference, loss = sums
         result = {"nll": nll / token_count}
         if self._objective.needs_rejected:
-            means = (self._sums / pair_count).tolist()
-            result |= dict(zip(PAIR_METRICS, means, strict=True))
+            result |= {name: value / pair_count for name, value in zip(PAIR_METRICS, per_pair, strict=True)}
             result["preference_share"] = preference / loss if loss else 0.0
         return result
 
@@ -71,26 +74,37 @@ def score_pairs(
     pad_id: int,
     token_budget: int,
     stop_requested: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> PairScores:
     """Log-probs of every pair of a table, without gradient and without dropout. Raises StoppedError on request.
 
-    A pair that stands in the table several times is scored once.
+    A pair that stands in the table several times is scored once. The processes of `world` share the work, and each
+    gets all scores.
     """
     was_training = model.training
     model.eval()
     lengths = table.lengths
     sums = np.zeros((len(table), 2))
     _, distinct, copies = np.unique(table.pair_ids, return_index=True, return_inverse=True)
-    for pack in cut_packs(distinct, longer_side(lengths), token_budget):
+    packs = cut_packs(distinct, longer_side(lengths), token_budget)
+    for pack in deal(packs, longer_side(lengths), world.size)[world.rank]:
         if stop_requested():
             raise StoppedError("stopped before the first step; the same command starts again")
-        batch = collate_padded([table[i] for i in pack], pad_id, score_prompt=False).to(model.device)
-        with torch.no_grad():
-            scored = pair_logps(model(batch), batch)
-        sums[pack] = torch.stack([scored.chosen, scored.rejected], dim=1).double().cpu().numpy()
+        scored = score_pack(model, table, pack.pairs, pad_id)
+        if pack.weight:
+            sums[pack.pairs] = scored
     model.train(was_training)
-    sums = sums[distinct][copies]
+    sums = world.sum(torch.from_numpy(sums).to(model.device)).cpu().numpy()[distinct][copies]
     return PairScores(sums[:, 0], sums[:, 1], lengths[:, 1], lengths[:, 2])
+
+
+def score_pack(model: PairModel, table: PairTable, pairs: NDArray[np.int64], pad_id: int) -> NDArray[np.float64]:
+    """Summed log-probs [n, 2] of the pairs of one pack, in one forward pass; the model is evaluating."""
+    batch = collate_padded([table[i] for i in pairs], pad_id, score_prompt=False).to(model.device)
+    with torch.no_grad():
+        scored = pair_logps(model(batch), batch)
+    log_probs: NDArray[np.float64] = torch.stack([scored.chosen, scored.rejected], dim=1).double().cpu().numpy()
+    return log_probs
 
 
 def summarise(scores: PairScores) -> dict[str, float]:

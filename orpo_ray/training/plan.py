@@ -35,7 +35,7 @@ def plan(
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(lengths)).astype(np.int64)
     steps = [order[start : start + pairs_per_step] for start in range(0, len(order), pairs_per_step)]
-    return [Step(pairs, _deal(cut_packs(pairs, lengths, token_budget), lengths, world_size)) for pairs in steps]
+    return [Step(pairs, deal(cut_packs(pairs, lengths, token_budget), lengths, world_size)) for pairs in steps]
 
 
 def pack_cost(pairs: Indices, lengths: NDArray[np.int64]) -> int:
@@ -55,8 +55,8 @@ def cut_packs(pairs: Indices, lengths: NDArray[np.int64], token_budget: int) -> 
     return packs
 
 
-def _deal(packs: list[Indices], lengths: NDArray[np.int64], world_size: int) -> tuple[tuple[Pack, ...], ...]:
-    """Packs to ranks, balanced by cost, the same number for each."""
+def deal(packs: list[Indices], lengths: NDArray[np.int64], world_size: int) -> tuple[tuple[Pack, ...], ...]:
+    """Packs to ranks, balanced by cost, the same number for each, of weight 0 where a rank has none."""
     packs = _split_to_multiple(packs, lengths, world_size)
     per_rank = -(-len(packs) // world_size)
     ranks: list[list[Pack]] = [[] for _ in range(world_size)]

@@ -13,19 +13,20 @@ from orpo_ray.errors import RunError
 from orpo_ray.training import checkpoint as checkpoints
 from orpo_ray.training.checkpoint import Position
 from orpo_ray.training.record import METRICS_FILE, read_metrics_line
+from orpo_ray.training.world import World
 
 Metrics = dict[str, float]
 Watch = Callable[[int, int, Metrics], None]
 
 
 class Reporter(Protocol):
-    """What the training loop needs from the world around it."""
+    """What the training loop needs from the world around it. Where several processes train, each calls all of it."""
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Publish one step's metrics, plain numbers under `train/` and `eval/` names."""
+        """Publish one step's metrics, plain numbers under `train/` and `eval/` names, the same in every process."""
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """Make a checkpoint durable: `write` fills the folder it is given."""
+        """Make a checkpoint durable: `write` fills the folder it is given, in one process only."""
 
     def latest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint to go on from."""
@@ -34,7 +35,7 @@ class Reporter(Protocol):
         """Forget metrics of steps after `step`: they will be computed again."""
 
     def stop_requested(self) -> bool:
-        """Whether the run should save a checkpoint and end at this step."""
+        """Whether the run should save a checkpoint and end at this step; one process that says so is enough."""
 
 
 class LocalReporter:
@@ -76,6 +77,10 @@ class LocalReporter:
                 "make room there, then the same command goes on from the checkpoint before"
             ) from error
 
+    def folder_of(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, or will lie."""
+        return checkpoints.folder_of(self._checkpoints, step)
+
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose files are whole; damaged ones are announced and passed over."""
         return checkpoints.newest_whole(self._checkpoints, self._announce)
@@ -92,6 +97,39 @@ class LocalReporter:
         temporary = self._metrics_file.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self._metrics_file)
+
+
+class GroupReporter:
+    """One reporter for processes that train together: the first one writes, the others wait for it."""
+
+    def __init__(self, first: Reporter, world: World) -> None:
+        self._first = first
+        self._world = world
+
+    def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
+        """Publish a step's metrics once."""
+        if self._world.is_first:
+            self._first.report(step, total_steps, metrics)
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint once; no process goes on before it is durable."""
+        if self._world.is_first:
+            self._first.save(position, write)
+        self._world.wait()
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint, as the first process found it."""
+        found: Path | None = self._world.from_first(self._first.latest_checkpoint() if self._world.is_first else None)
+        return found
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics of steps after `step`."""
+        if self._world.is_first:
+            self._first.rewind(step)
+
+    def stop_requested(self) -> bool:
+        """Whether the first process was asked to stop."""
+        return self._world.is_first and self._first.stop_requested()
 
 
 def _make_durable(path: Path) -> None:

@@ -1,12 +1,9 @@
 """What a run settles before its first step: the meaning of every `auto`, and what its inputs are."""
 
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
@@ -14,10 +11,12 @@ from orpo_ray.errors import ConfigError, DataError, ResourceError
 from orpo_ray.models.adapter import find_adapter
 from orpo_ray.models.base import base_fingerprint
 from orpo_ray.models.fingerprint import folder_fingerprint
-from orpo_ray.models.hardware import Hardware, choose_numerics, probe_hardware
+from orpo_ray.models.hardware import Hardware, choose_numerics
+from orpo_ray.models.size import count_parameters
 from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from orpo_ray.training import record
 from orpo_ray.training.layout import longer_side
+from orpo_ray.training.strategy import SINGLE, ModelSize, Workers, choose_strategy, stage_of
 
 Announce = Callable[[str], None]
 
@@ -27,39 +26,39 @@ _AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
 
 @dataclass(frozen=True)
 class Decisions:
-    """What `auto` came to. Written to run.json, and taken from there when the run is resumed."""
+    """What `auto` came to. Written to run.json; all but `strategy` are taken from there when the run is resumed."""
 
     device: str
     dtype: str
     attention: str
     layout: str
+    strategy: str
     gradient_checkpointing: bool
     tokens_per_microbatch: int
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The settled inputs of a run: identity holds what a resume must find unchanged."""
+    """The settled inputs of a run, plain data: identity holds what a resume must find unchanged."""
 
     decisions: Decisions
-    tokenizer: PreTrainedTokenizerBase
     identity: dict[str, str]
 
 
-def settle(config: RunConfig, artifact: Artifact, announce: Announce) -> Setup:
+def settle(
+    config: RunConfig, artifact: Artifact, announce: Announce, hardware: Hardware, workers: int = 1, nodes: int = 1
+) -> Setup:
     """Decide, announce and record. Raises a user error where the run cannot go on as asked or as it began."""
     if not len(artifact.eval):
         raise DataError("no evaluation pairs are left; add rows to data.eval, or remove it to hold some out")
     _require_trackers(config)
-    _refuse_several_processes()
     stored = record.read_run(config.run_dir)
-    tokenizer = load_tokenizer(config.model, announce)
-    identity = _identity(config, artifact, tokenizer)
+    identity = _identity(config, artifact)
     record.refuse_changed_identity(stored.get("identity", {}), config.name, identity)
-    decisions = decide(config, longest_pair(artifact), stored.get("decisions", {}), announce)
+    decisions = decide(config, longest_pair(artifact), stored.get("decisions", {}), announce, hardware, workers, nodes)
     content = {**stored, "identity": identity, "decisions": asdict(decisions), "versions": record.versions()}
     record.write_json(config.run_dir / record.RUN_FILE, content)
-    return Setup(decisions, tokenizer, identity)
+    return Setup(decisions, identity)
 
 
 def longest_pair(artifact: Artifact) -> int:
@@ -68,10 +67,15 @@ def longest_pair(artifact: Artifact) -> int:
 
 
 def decide(
-    config: RunConfig, longest: int, before: dict[str, Any], announce: Announce, hardware: Hardware | None = None
+    config: RunConfig,
+    longest: int,
+    before: dict[str, Any],
+    announce: Announce,
+    hardware: Hardware,
+    workers: int = 1,
+    nodes: int = 1,
 ) -> Decisions:
     """Give every `auto` its value: the one of `before` where a run goes on, otherwise what fits the hardware."""
-    hardware = hardware or probe_hardware()
     recorded = {key: before[key] for key in ("dtype", "attention") if key in before}
     numerics = choose_numerics(config.model.model_copy(update=recorded), hardware)
     if recorded:
@@ -93,14 +97,31 @@ def decide(
         announce(f"tokens per micro-batch {tokens}: padded, both answers; the longest pair takes {2 * longest}")
     elif tokens < 2 * longest:
         announce(f"tokens per micro-batch {tokens}: the longest pair alone takes {2 * longest} and runs by itself")
-    return Decisions(hardware.device, numerics.dtype, numerics.attention, "padded", checkpointing, tokens)
+    strategy = _strategy(config, Workers(workers, nodes, hardware.memory), numerics.dtype, announce)
+    return Decisions(hardware.device, numerics.dtype, numerics.attention, "padded", strategy, checkpointing, tokens)
 
 
-def _identity(config: RunConfig, artifact: Artifact, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announce) -> str:
+    """How workers share the model; announced where there is anything to share."""
+    parameters = count_parameters(config.model) if workers.count > 1 else None
+    size = ModelSize(0, 0)
+    if parameters is not None:
+        trains_all = config.adapter.kind == "none"
+        frozen = 0 if trains_all else parameters.bytes(config.model.quantization, dtype)
+        size = ModelSize(frozen, parameters.total if trains_all else parameters.adapter(config.adapter.r))
+    strategy = choose_strategy(config, workers, dtype, size)
+    if stage_of(strategy.name) is not None and dtype == "float16":
+        raise ConfigError("scale.deepspeed: float16 trains without DeepSpeed only; use none, or model.dtype=bfloat16")
+    if strategy.name != SINGLE:
+        announce(f"{workers.count} workers, {strategy.name}: {strategy.reason}")
+    return strategy.name
+
+
+def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
     """Hashes of all that lies behind unchanged settings: prepared pairs, tokenizer, weights, first adapter."""
     identity = {
         "data": artifact.summary.hash,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": tokenizer_fingerprint(load_tokenizer(config.model, lambda line: None)),
         "model.base": base_fingerprint(config.model),
     }
     if config.adapter.init_from is not None:
@@ -111,11 +132,6 @@ def _identity(config: RunConfig, artifact: Artifact, tokenizer: PreTrainedTokeni
 def adapter_fingerprint(path: str) -> str:
     """Content hash of an adapter's weights and shape."""
     return folder_fingerprint(find_adapter(path), ("adapter_model.safetensors", "adapter_config.json"))
-
-
-def _refuse_several_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise ConfigError("WORLD_SIZE is above 1, but this version trains in one process; start it without torchrun")
 
 
 def _require_trackers(config: RunConfig) -> None:

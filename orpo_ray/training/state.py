@@ -9,34 +9,81 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import set_seed
+
+from orpo_ray.training import zero
+from orpo_ray.training.world import World
 
 STATE_FILE = "state.safetensors"
 _MASTER = "master"
 
 
-def save_state(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Write every trained parameter with its optimizer state to one safetensors file."""
+def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Tensor]:
+    """Every trained parameter with its optimizer state, whole and on the CPU, by name.
+
+    `optimizer` is torch's, bitsandbytes' or one of ZeRO's. Every rank must call this; those that do not `keep` get {}.
+    """
     tensors: dict[str, Tensor] = {}
+    sharded = zero.is_sharded(optimizer)
+    if sharded:
+        zero.link_state(optimizer)
     for name, parameter in _trained(model):
-        tensors[f"{name}/{_MASTER}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{name}/{key}"] = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / STATE_FILE)
+        if sharded:
+            whole, state = zero.full_parameter(parameter), zero.full_state(optimizer, parameter)
+        else:
+            whole, state = parameter.detach(), optimizer.state[parameter]
+        if keep:
+            tensors[f"{name}/{_MASTER}"] = _to_cpu(whole)
+            tensors |= {f"{name}/{key}": _to_cpu(value) for key, value in state.items()}
+    return tensors
 
 
-def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Put parameters and optimizer state back. The model must train the same parameters as when it was saved."""
+def masters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained parameters alone, by name, out of what `collect_state` returned."""
+    return {
+        name.removesuffix(f"/{_MASTER}"): tensor for name, tensor in tensors.items() if name.endswith(f"/{_MASTER}")
+    }
+
+
+def save_state(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write what `collect_state` returned to one safetensors file."""
+    save_file(tensors, folder / STATE_FILE)
+
+
+def load_parameters(model: nn.Module, folder: Path) -> None:
+    """Put the trained parameters back; before DeepSpeed has taken the model, which cuts up what it finds.
+
+    The model must train the same parameters as when they were saved.
+    """
+    tensors = masters(load_file(folder / STATE_FILE))
+    for name, parameter in _trained(model):
+        with torch.no_grad():
+            parameter.copy_(tensors.pop(name))
+    assert not tensors, f"the checkpoint holds state of parameters that are not trained: {sorted(tensors)[:3]}"
+
+
+def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, world: World) -> None:
+    """Put optimizer state back, whatever strategy and number of processes it was saved under."""
     tensors = load_file(folder / STATE_FILE)
+    stored: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        if key != _MASTER:
+            stored.setdefault(name, {})[key] = tensor
+    if zero.is_sharded(optimizer):
+        zero.make_state(optimizer, next(iter(stored.values()))["step"].item())
+        for name, parameter in _trained(model):
+            zero.fill_state(parameter, stored[name], world.rank, world.size)
+        return
     if hasattr(optimizer, "check_overrides"):
         optimizer.check_overrides()  # bitsandbytes decides here which parameters keep 32-bit state
     place = {p: (g, i) for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])}
     for name, parameter in _trained(model):
-        with torch.no_grad():
-            parameter.copy_(tensors.pop(f"{name}/{_MASTER}"))
-        keys = [full for full in tensors if full.rpartition("/")[0] == name]
-        stored = {full.rpartition("/")[2]: tensors.pop(full) for full in keys}
-        _fill(optimizer, parameter, place[parameter], stored)
-    assert not tensors, f"the checkpoint holds state of parameters that are not trained: {sorted(tensors)[:3]}"
+        _fill(optimizer, parameter, place[parameter], stored.get(name, {}))
+
+
+def _to_cpu(value: Any) -> Tensor:
+    return torch.as_tensor(value).detach().cpu().contiguous().clone()
 
 
 def _fill(
@@ -69,19 +116,24 @@ def capture_random_state() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
         "torch": _encode(torch.get_rng_state()),
-        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else [],
+        "cuda": _encode(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
     }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put the random generators back; CUDA ones as far as this machine has the devices."""
+    """Put this process's random generators back; that of its GPU if it has one now."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(_decode(state["torch"]))
-    for device, encoded in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(_decode(encoded), device)
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_decode(state["cuda"]))
+
+
+def seed_process(seed: int, step: int, rank: int) -> None:
+    """Seed the generators of a process that has no state to go on from: each rank draws its own dropout."""
+    set_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 
 def _encode(state: Tensor) -> str:

@@ -1,18 +1,19 @@
 """The Hugging Face Trainer with our data order, forward, loss and checkpoint: one batch is one optimizer step."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from bitsandbytes.optim import GlobalOptimManager
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import rewrite_logs
@@ -28,7 +29,20 @@ from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Step
 from orpo_ray.training.reporter import Reporter
-from orpo_ray.training.state import capture_random_state, load_state, restore_random_state, save_state
+from orpo_ray.training.setup import Decisions
+from orpo_ray.training.state import (
+    capture_random_state,
+    collect_state,
+    load_optimizer,
+    load_parameters,
+    masters,
+    restore_random_state,
+    save_state,
+    seed_process,
+)
+from orpo_ray.training.strategy import DDP, SINGLE, stage_of, zero_strategy
+from orpo_ray.training.world import current_world
+from orpo_ray.training.zero import deepspeed_config, is_sharded, prepare_deepspeed
 
 MAX_SKIPPED_STEPS = 20
 """float16 steps in a row that may overflow before the run is given up."""
@@ -113,23 +127,32 @@ class PreferenceTrainer(Trainer):
         config: TrainingConfig,
         args: TrainingArguments,
         reporter: Reporter,
-        write_model: Callable[[Path], None],
+        write_model: Callable[[Path, dict[str, Tensor]], None],
         resume: "tuple[Path, Position] | None",
+        on_ready: Callable[[str], None],
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
+        self._world = current_world()
+        assert args.world_size == self._world.size, "accelerate does not see the processes that train together"
         self.remove_callback(PrinterCallback)
-        self.add_callback(_Flow(config, reporter, len(work.steps), self._on_start))
+        self.add_callback(_Flow(config, len(work.steps), self._on_start, lambda: self._stop))
+        self._seed = config.seed
+        self._max_grad_norm = config.max_grad_norm
+        self._stop = False
         self._objective = objective
         self._work = work
         self._reporter = reporter
         self._write_model = write_model
         self._resume = resume
+        self._on_ready = on_ready
         self._start = resume[1].step if resume else 0
         self._step_metrics: dict[str, float] = {}
         self._latest_eval: tuple[int, dict[str, float]] = (-1, {})
         self._current: StepInput | None = None
         self._skipped = 0
+        self._plain_norm: float | None = None
+        self._counting_from = time.perf_counter()
 
     # Data: steps come from the plan, whole and unsharded.
 
@@ -153,39 +176,48 @@ class PreferenceTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: StepInput, num_items_in_batch: Any = None) -> Tensor:
         """Walk the packs, gradients synchronised at the last one only; returns the step's loss on this rank."""
-        started = time.perf_counter()
         model.train()
         self._current = inputs
         metrics = StepMetrics(self._objective, self.args.device)
         total = torch.zeros((), device=self.args.device)
         for index, pack in enumerate(inputs.packs):
             last = index == len(inputs.packs) - 1
+            # Without it every pack would take an optimizer step under DeepSpeed, and reduce gradients under DDP.
             self.accelerator.gradient_state._set_sync_gradients(last)
             with self._gradient_sync(model, last):
                 total = total + self._run_pack(model, pack, inputs, metrics)
-        if not math.isfinite(total.item()):
+        asked_to_stop = metrics.sums.new_tensor([float(self._reporter.stop_requested())])
+        *sums, stop = self._world.sum(torch.cat([metrics.sums, asked_to_stop])).tolist()
+        self._stop = stop > 0
+        if not all(map(math.isfinite, sums)):
             raise self._non_finite("loss")
-        seconds = time.perf_counter() - started
-        self._step_metrics = metrics.result(inputs.pair_count, inputs.token_count)
-        self._step_metrics["pairs_per_second"] = inputs.pair_count / seconds
+        self._step_metrics = metrics.means(sums, inputs.pair_count, inputs.token_count)
         return total
 
     def _gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self.accelerator.no_sync(model)
+        return nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
 
     def _run_pack(self, model: nn.Module, pack: PackInput, step: StepInput, metrics: StepMetrics) -> Tensor:
         """Forward and backward of one pack; its share of the loss, scaled for the mean that ranks take."""
         batch = pack.batch.to(self.args.device)
         pairs = _with_reference(pair_logps(model(batch), batch), pack.reference)
         parts = loss_parts(self._objective, pairs, step.pair_count, step.token_count)
-        loss = parts.total * (pack.weight * self.args.world_size)
-        self.accelerator.backward(loss)
+        loss = parts.total * (pack.weight * self._world.size)
+        # DeepSpeed would divide by its accumulation steps, of which it knows nothing here.
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
         metrics.add(pairs, parts, pack.weight)
         return loss.detach()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
-        """The gradient norm, tested here because this is the last stop before the optimizer."""
-        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+        """The gradient norm, tested here because this is the last stop before the optimizer.
+
+        DeepSpeed has stepped by then, but not where it found the gradient not finite.
+        """
+        if getattr(self.optimizer.optimizer, "overflow", False):
+            raise self._non_finite("gradient")
+        # Stage 0 has clipped by now: what is left to measure is the limit.
+        plain = self._plain_norm
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm)) if plain is None else plain
         if math.isfinite(norm):
             self._skipped = 0
         elif self.accelerator.scaler is None:
@@ -218,17 +250,32 @@ class PreferenceTrainer(Trainer):
         if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
             return
         if "loss" in logs:
-            logs |= self._step_metrics
+            logs |= self._step_metrics | self._speed()
         super().log(logs, start_time)
         published = {name: float(value) for name, value in logs.items() if name != "epoch"}
         self._reporter.report(self.state.global_step, len(self._work.steps), rewrite_logs(published))
+
+    def _speed(self) -> dict[str, float]:
+        """How long the step took, its data and the report of the one before included; not evaluations, checkpoints."""
+        assert self._current is not None
+        now = time.perf_counter()
+        seconds, self._counting_from = now - self._counting_from, now
+        return {"seconds": seconds, "pairs_per_second": self._current.pair_count / seconds}
+
+    @contextmanager
+    def _not_counted(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._counting_from += time.perf_counter() - started
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Preference metrics over the evaluation pairs. Raises NonFiniteError where a log-prob is no number."""
         model = self.accelerator.unwrap_model(self.model)
         # Before the first step nothing is lost by stopping at once; later the step's checkpoint comes first.
         stop = self._reporter.stop_requested if self.state.global_step == 0 else lambda: False
-        scores = score_pairs(model, self._work.evaluation, self._work.pad_id, self._work.token_budget, stop)
+        work = self._work
+        with self._not_counted():
+            scores = score_pairs(model, work.evaluation, work.pad_id, work.token_budget, stop, self._world)
         bad = np.flatnonzero(~np.isfinite(scores.chosen + scores.rejected))
         if len(bad):
             raise NonFiniteError(
@@ -252,15 +299,17 @@ class PreferenceTrainer(Trainer):
             step=self.state.global_step,
             total_steps=len(self._work.steps),
             scheduler_steps=self.lr_scheduler.last_epoch,
-            random_state=capture_random_state(),
+            random_states=self._world.gather(capture_random_state()),
             loss_scale=scaler.state_dict() if scaler else None,
             metrics=metrics if evaluated_at == self.state.global_step else {},
         )
-        self._reporter.save(position, self._write_checkpoint)
+        with self._not_counted():
+            tensors = collect_state(self.model, self.optimizer.optimizer, keep=self._world.is_first)
+            self._reporter.save(position, lambda folder: self._write_checkpoint(folder, tensors))
 
-    def _write_checkpoint(self, folder: Path) -> None:
-        self._write_model(folder / "adapter")
-        save_state(self.accelerator.unwrap_model(self.model), self.optimizer.optimizer, folder)
+    def _write_checkpoint(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        self._write_model(folder / "adapter", masters(tensors))
+        save_state(tensors, folder)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer does, but without what bitsandbytes remembers of other runs.
@@ -279,34 +328,60 @@ class PreferenceTrainer(Trainer):
         return 0, 0
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """After the optimizer and the schedule exist, bring them to the checkpoint's position."""
+        """Bring weights, then optimizer and schedule, to the checkpoint's position."""
+        if self._resume:
+            load_parameters(self.model, self._resume[0])
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self._resume:
             folder, position = self._resume
-            load_state(self.accelerator.unwrap_model(self.model), self.optimizer.optimizer, folder)
+            load_optimizer(self.model, self.optimizer.optimizer, folder, self._world)
+            # Not its saved state: DeepSpeed leaves out parameter groups that are empty.
             for _ in range(position.scheduler_steps):
                 self.lr_scheduler.step()
             if position.loss_scale and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(position.loss_scale)
+        if self.is_deepspeed_enabled and not is_sharded(self.optimizer.optimizer):
+            self.optimizer.optimizer.register_step_pre_hook(lambda *_: self._before_plain_step())
         return prepared
 
+    def _before_plain_step(self) -> None:
+        """ZeRO stage 0 steps inside the last backward and tests no gradient, so this is the last stop before it."""
+        limit = self._max_grad_norm or math.inf
+        self._plain_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        if not math.isfinite(self._plain_norm):
+            raise self._non_finite("gradient")
+
+    @property
+    def strategy(self) -> str:
+        """How the processes share the work, read off the engine; known once training is prepared."""
+        if self.is_deepspeed_enabled:
+            return zero_strategy(self.deepspeed.zero_optimization_stage())
+        return DDP if isinstance(self.model_wrapped, DistributedDataParallel) else SINGLE
+
     def _on_start(self) -> None:
-        """Last thing before the first step: a fresh run is evaluated, a resumed one gets its random state back."""
-        if self._resume:
-            restore_random_state(self._resume[1].random_state)
-        else:
+        """Last thing before the first step: a fresh run is evaluated, a resumed one gets its random states back."""
+        self._on_ready(self.strategy)
+        states = self._resume[1].random_states if self._resume else []
+        if self._resume is None:
             self._evaluate(None, None)
+        if self._world.rank < len(states):
+            restore_random_state(states[self._world.rank])
+        elif self._world.rank > 0:
+            seed_process(self._seed, self._start, self._world.rank)
+        self._counting_from = time.perf_counter()
 
 
 class _Flow(TrainerCallback):
     """When to evaluate, save and stop."""
 
-    def __init__(self, config: TrainingConfig, reporter: Reporter, total: int, on_start: Callable[[], None]) -> None:
+    def __init__(
+        self, config: TrainingConfig, total: int, on_start: Callable[[], None], stop_agreed: Callable[[], bool]
+    ) -> None:
         self._eval_every = every_to_steps(config.eval_every, total)
         self._save_every = every_to_steps(config.checkpoint_every, total)
         self._total = total
-        self._reporter = reporter
         self._on_start = on_start
+        self._stop_agreed = stop_agreed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate, or restore the random state."""
@@ -315,19 +390,22 @@ class _Flow(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decide what follows this step; the last one is always evaluated and saved."""
         step, last = state.global_step, state.global_step >= self._total
-        stop = self._reporter.stop_requested()
+        stop = self._stop_agreed()
         control.should_evaluate = last or step % self._eval_every == 0
         control.should_save = last or stop or step % self._save_every == 0
         control.should_training_stop = last or stop
 
 
 def training_arguments(
-    config: TrainingConfig, run_dir: Path, total_steps: int, device: str, dtype: str
+    config: TrainingConfig, run_dir: Path, total_steps: int, decisions: Decisions
 ) -> TrainingArguments:
     """Our settings as the Trainer knows them; saving, evaluating and accumulating stay ours."""
-    if device == "cpu":
-        # accelerate imports DeepSpeed, which otherwise prints that it found no GPU
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    on_cpu, stage = decisions.device == "cpu", stage_of(decisions.strategy)
+    prepare_deepspeed(decisions.device)
+    # Before DeepSpeed's settings are read, or every process would believe that it is alone.
+    PartialState(cpu=on_cpu)
+    # Stage 0 would keep the norm to itself: the trainer clips there. It must be said: left out, it comes to mean 1.
+    max_grad_norm = 0.0 if stage == 0 else config.max_grad_norm
     arguments = TrainingArguments(
         output_dir=str(run_dir),
         max_steps=total_steps,
@@ -337,12 +415,15 @@ def training_arguments(
         lr_scheduler_type=_SCHEDULERS[config.schedule],
         warmup_steps=warmup_steps(config.warmup, total_steps),
         weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
+        max_grad_norm=max_grad_norm,
         optim=_OPTIMIZERS[config.optimizer],
         seed=config.seed,
-        fp16=dtype == "float16",
+        fp16=decisions.dtype == "float16",
         bf16=False,
-        use_cpu=device == "cpu",
+        use_cpu=on_cpu,
+        deepspeed=None if stage is None else deepspeed_config(stage, max_grad_norm),
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",

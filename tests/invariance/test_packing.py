@@ -158,7 +158,7 @@ def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(objective: dict[
     assert idle, "no rank was ever without work"
 
 
-CPU = Decisions("cpu", "float32", "sdpa", "padded", False, 10_000)
+CPU = Decisions("cpu", "float32", "sdpa", "padded", "single-process", False, 10_000)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.models.base import count_quantized
+from orpo_ray.models.hardware import CPU
 from orpo_ray.training.setup import settle
 
 STEPS = 3
@@ -184,7 +185,7 @@ def test_a_resumed_run_keeps_what_auto_came_to(artifact: Artifact, tmp_path: Pat
     assert run["decisions"]["tokens_per_microbatch"] == 8192
     run["decisions"]["tokens_per_microbatch"] = 333
     record.write_text(json.dumps(run), encoding="utf-8")
-    assert settle(config, artifact, lambda line: None).decisions.tokens_per_microbatch == 333
+    assert settle(config, artifact, lambda line: None, CPU).decisions.tokens_per_microbatch == 333
 
 
 # --- what a finished run leaves -------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ CONTENT = {
 
 def position(step: int, **metrics: float) -> Position:
     named = {f"eval/{name}": value for name, value in metrics.items()}
-    return Position(step, total_steps=100, scheduler_steps=step, random_state={"torch": "abc"}, metrics=named)
+    states = [{"torch": "abc"}, {"torch": "def"}]
+    return Position(step, total_steps=100, scheduler_steps=step, random_states=states, metrics=named)
 
 
 def fill(folder: Path) -> None:

@@ -337,7 +337,13 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("training.trackers=wandb", "must be a list, not 'wandb'"),
         ("adapter.dropout=1.0", "must be less than 1, not 1.0"),
         ("adapter.targets=q_proj", "must be 'all-linear' or a list, not 'q_proj'"),
-        ("scale.workers=2", "must be 'auto' or 1, not 2"),
+        ("scale.workers=0", "must be 'auto' or greater than 0, not 0"),
+        ("scale.workers=1.5", "must be 'auto' or a valid integer, not 1.5"),
+        ("scale.gpus_per_worker=2", "must be 'auto' or less than or equal to 1, not 2"),
+        ("scale.cpus_per_worker=0", "must be greater than 0, not 0"),
+        ("scale.max_failures=-1", "must be greater than or equal to 0, not -1"),
+        ("scale.deepspeed=zero", "must be 'auto' or 'none' or a section with stage, not 'zero'"),
+        ("scale.deepspeed=2", "must be 'auto' or 'none' or a section with stage, not 2"),
         ("name=a/b", "must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not 'a/b'"),
         ("name=..", "must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not '..'"),
         ("name=123", "must be text (write it in quotes), not 123"),
@@ -387,6 +393,20 @@ def test_a_missing_key_names_its_section(path):
     assert complaint(path, MINIMAL.replace("base: some/model", "quantization: none")) == says
 
 
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        ("{stage: 4}", "scale.deepspeed.stage: must be less than or equal to 3, not 4"),
+        ("{stage: -1}", "scale.deepspeed.stage: must be greater than or equal to 0, not -1"),
+        ("{stage: two}", "scale.deepspeed.stage: must be a valid integer, not 'two'"),
+        ("{}", "scale.deepspeed.stage: missing; scale.deepspeed needs it"),
+    ],
+)
+def test_a_wrong_zero_stage_is_named_inside_its_section(path, stage, says):
+    override = f"scale.deepspeed={stage}"
+    assert complaint(path, MINIMAL, override) == f"override {override!r}: {says}"
+
+
 # Rules over several keys
 
 
@@ -431,6 +451,27 @@ def test_a_missing_key_names_its_section(path):
 )
 def test_settings_that_contradict_each_other_are_refused(path, text, overrides, says):
     assert complaint(path, text, *overrides) == says
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "paged-adamw-8bit"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_8_bit_optimizers_are_refused_where_zero_would_cut_their_blocks(path, optimizer, stage):
+    says = complaint(path, MINIMAL, f"training.optimizer={optimizer}", f"scale.deepspeed={{stage: {stage}}}")
+    assert f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO stage {stage} would" in says
+    assert says.endswith("set scale.deepspeed=none, or training.optimizer=adamw")
+
+
+@pytest.mark.parametrize("deepspeed", ["auto", "none", "{stage: 0}"])
+def test_8_bit_optimizers_are_allowed_where_state_stays_whole(path, deepspeed):
+    config = load(path, MINIMAL, "training.optimizer=adamw-8bit", f"scale.deepspeed={deepspeed}")
+    assert config.training.optimizer == "adamw-8bit"
+
+
+def test_workers_and_what_they_share_are_settings(path):
+    scale = load(path, MINIMAL).scale
+    assert (scale.workers, scale.deepspeed, scale.gpus_per_worker, scale.ray) == ("auto", "auto", "auto", False)
+    scale = load(path, MINIMAL, "scale.workers=8", "scale.deepspeed.stage=3", "scale.gpus_per_worker=0.5").scale
+    assert (scale.workers, scale.deepspeed.stage, scale.gpus_per_worker) == (8, 3, 0.5)
 
 
 def test_a_config_is_frozen(path):

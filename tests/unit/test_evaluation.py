@@ -14,7 +14,7 @@ from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.setup import Decisions
 from tests.support import BASE, demo_pairs, run_config, write_pairs
 
-DECISIONS = Decisions("cpu", "float32", "sdpa", "padded", False, 512)
+DECISIONS = Decisions("cpu", "float32", "sdpa", "padded", "single-process", False, 512)
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def step_metrics(config: AnyObjectiveConfig, weights: tuple[float, ...] = (1.0,)
     metrics = StepMetrics(objective, torch.device("cpu"))
     for weight in weights:
         metrics.add(PAIRS, loss_parts(objective, PAIRS, 2, 7), weight)
-    return metrics.result(pair_count=2, token_count=7)
+    return metrics.means(metrics.sums.tolist(), pair_count=2, token_count=7)
 
 
 def test_sums_over_pairs_by_hand() -> None:
@@ -80,7 +80,7 @@ def test_two_packs_add_up() -> None:
         names = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "nll_sum")
         pack = PairLogps(*(getattr(PAIRS, name)[part] for name in names))
         metrics.add(pack, loss_parts(objective, pack, 2, 7), 1.0)
-    assert metrics.result(2, 7) == pytest.approx(step_metrics(OrpoConfig()), rel=1e-6)
+    assert metrics.means(metrics.sums.tolist(), 2, 7) == pytest.approx(step_metrics(OrpoConfig()), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def model(artifact: Artifact) -> PairModel:
     """With so much dropout that a score with it would differ."""
     config = run_config(artifact.path, adapter={"dropout": 0.9}, model={"quantization": "none"})
-    model = load_pair_model(config, Decisions("cpu", "float32", "sdpa", "padded", False, 1), lambda line: None)
+    decisions = Decisions("cpu", "float32", "sdpa", "padded", "single-process", False, 1)
+    model = load_pair_model(config, decisions, lambda line: None)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))

@@ -15,12 +15,13 @@ from tests.support import demo_pairs, run_config
     ("dtype", "expected"), [("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
 )
 def test_each_sixteen_bit_format_has_its_autocast(dtype: str, expected: torch.dtype | None):
-    assert autocast_dtype(Decisions("cpu", dtype, "sdpa", "padded", False, 512)) == expected
+    assert autocast_dtype(Decisions("cpu", dtype, "sdpa", "padded", "single-process", False, 512)) == expected
 
 
 def test_layers_compute_in_the_format_of_the_run_inside_a_foreign_autocast(tmp_path: Path):
     config = run_config(tmp_path, model={"quantization": "none"}, adapter={"kind": "none"})
-    model = load_pair_model(config, Decisions("cpu", "bfloat16", "sdpa", "padded", False, 512), lambda line: None)
+    decisions = Decisions("cpu", "bfloat16", "sdpa", "padded", "single-process", False, 512)
+    model = load_pair_model(config, decisions, lambda line: None)
     seen: list[torch.dtype] = []
     layer = model.causal_model.get_submodule("model.layers.0.mlp.up_proj")
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))

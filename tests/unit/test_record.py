@@ -14,6 +14,7 @@ from support import BASE, make_artifact, run_config, settings, train_locally
 from orpo_ray.config import RunConfig, build, dump
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError
+from orpo_ray.models.hardware import CPU
 from orpo_ray.training import record
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import settle
@@ -50,7 +51,8 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "data.max_length": (lambda t: t["data"].update(max_length=64), "64 here"),
 }
 FREE: dict[str, Callable[[dict[str, Any]], object]] = {
-    "scale.workers": lambda t: t.update(scale={"workers": 1}),
+    "scale.workers": lambda t: t.update(scale={"workers": 3}),
+    "scale.deepspeed": lambda t: t.update(scale={"deepspeed": {"stage": 3}}),
     "scale.max_failures": lambda t: t.update(scale={"max_failures": 9}),
     "training.tokens_per_microbatch": lambda t: t["training"].update(tokens_per_microbatch="auto"),
     "training.trackers": lambda t: t["training"].update(trackers=["wandb"]),
@@ -127,7 +129,7 @@ def begun(base: Path, adapter: Path, tmp_path: Path) -> tuple[RunConfig, Artifac
     config = run_config(tmp_path, model={"base": str(base)}, adapter={"init_from": str(adapter)})
     artifact = make_artifact(tmp_path, train=4, evaluation=2)
     config.run_dir.mkdir(parents=True)
-    settle(config, artifact, lambda line: None)
+    settle(config, artifact, lambda line: None, CPU)
     start_run(config)
     return config, artifact
 
@@ -148,7 +150,7 @@ def rename_a_token(base: Path) -> None:
 
 def test_the_same_inputs_go_on(begun: tuple[RunConfig, Artifact]) -> None:
     config, artifact = begun
-    identity = settle(config, artifact, lambda line: None).identity
+    identity = settle(config, artifact, lambda line: None, CPU).identity
     assert set(identity) == {"data", "tokenizer", "model.base", "adapter.init_from"}
     assert json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))["identity"] == identity
 
@@ -157,7 +159,7 @@ def test_a_run_that_lost_its_record_is_not_taken_on_trust(begun: tuple[RunConfig
     config, artifact = begun
     (config.run_dir / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"run\.json: missing"):
-        settle(config, artifact, lambda line: None)
+        settle(config, artifact, lambda line: None, CPU)
 
 
 @pytest.mark.parametrize("key", ["data", "tokenizer", "model.base", "adapter.init_from"])
@@ -176,7 +178,7 @@ def test_a_changed_input_is_refused_by_its_name(
             flip_last_byte(adapter / "adapter_model.safetensors")
     before = (config.run_dir / "run.json").read_bytes()
     with pytest.raises(ConfigError, match=rf"^{key}: not what run run began with \(\w{{16}} then, \w{{16}} now\)"):
-        settle(config, artifact, lambda line: None)
+        settle(config, artifact, lambda line: None, CPU)
     assert (config.run_dir / "run.json").read_bytes() == before
 
 
@@ -258,9 +260,9 @@ def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_facts_are_added_to_what_run_json_says(tmp_path: Path) -> None:
-    record.add_to_run(tmp_path, {"workers": 1})
+    record.add_to_run(tmp_path, {"workers": [7, 9]})
     record.add_to_run(tmp_path, {"strategy": "single-process"})
-    assert record.read_json(tmp_path / record.RUN_FILE) == {"workers": 1, "strategy": "single-process"}
+    assert record.read_json(tmp_path / record.RUN_FILE) == {"workers": [7, 9], "strategy": "single-process"}
 
 
 def metrics_file(run_dir: Path, text: str) -> LocalReporter:

@@ -1,4 +1,4 @@
-"""The cache of reference log-probs: computed when it must be, read when it can be, never trusted when it is broken."""
+"""The cache of reference log-probs: read when it can be, never trusted when it is broken."""
 
 from pathlib import Path
 from typing import Any
@@ -6,73 +6,58 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from support import make_artifact
 
-from orpo_ray.data.store import PairTable
-from orpo_ray.training import reference
-from orpo_ray.training.metrics import PairScores
-from orpo_ray.training.reference import reference_log_probs
+from orpo_ray.training.reference import ReferenceCache
 
 PAIRS = 5
 INPUTS = {"data": "a", "model.base": "b", "versions": {"torch": "1"}}
+LOG_PROBS = np.stack([-np.arange(1.0, PAIRS + 1), -10 * np.arange(1.0, PAIRS + 1)], axis=1)
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> PairTable:
-    return make_artifact(tmp_path_factory.mktemp("prepared"), train=PAIRS, evaluation=1).train
+def cache_of(folder: Path, **changed: Any) -> ReferenceCache:
+    return ReferenceCache(folder, {**INPUTS, **changed})
 
 
-class Scorer:
-    """Stands for the model: counts how often it is asked, and gives known numbers."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls = 0
-        monkeypatch.setattr(reference, "score_pairs", self.score)
-
-    def score(self, model: Any, table: PairTable, pad_id: int, token_budget: int, stop_requested: Any) -> PairScores:
-        self.calls += 1
-        chosen = -np.arange(1.0, len(table) + 1)
-        return PairScores(chosen, 10 * chosen, table.lengths[:, 1], table.lengths[:, 2])
-
-
-@pytest.fixture
-def scorer(monkeypatch: pytest.MonkeyPatch) -> Scorer:
-    return Scorer(monkeypatch)
+def test_what_was_written_is_read_back_the_same_and_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert cache_of(tmp_path / "new").read(PAIRS, said.append) is None
+    cache_of(tmp_path / "new").write(LOG_PROBS)
+    assert said == []
+    found = cache_of(tmp_path / "new").read(PAIRS, said.append)
+    assert found is not None
+    np.testing.assert_array_equal(found, LOG_PROBS)
+    assert found.dtype == LOG_PROBS.dtype
+    (file,) = (tmp_path / "new").iterdir()
+    assert file.suffix == ".safetensors", "nothing half-written stays"
+    assert said == [f"reference log-probs: reused from {file.name}"]
 
 
-def ask(table: PairTable, cache: Path, said: list[str] | None = None, **changed: Any) -> np.ndarray:
-    announce = [] if said is None else said
-    return reference_log_probs(None, table, 0, 100, cache, {**INPUTS, **changed}, announce.append)  # type: ignore[arg-type]
-
-
-def test_it_is_computed_once_and_read_back_the_same(table: PairTable, scorer: Scorer, tmp_path: Path) -> None:
-    first, second = ask(table, tmp_path), ask(table, tmp_path)
-    assert scorer.calls == 1
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, [[-n, -10 * n] for n in range(1, PAIRS + 1)])
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"], "nothing half-written stays"
-
-
-def test_any_other_input_is_another_cache(table: PairTable, scorer: Scorer, tmp_path: Path) -> None:
-    ask(table, tmp_path)
+def test_any_other_input_is_another_cache(tmp_path: Path) -> None:
+    cache_of(tmp_path).write(LOG_PROBS)
     for changed in ({"data": "x"}, {"model.base": "x"}, {"versions": {"torch": "2"}}, {"dtype": "bfloat16"}):
-        ask(table, tmp_path, **changed)
-    assert scorer.calls == len(list(tmp_path.iterdir())) == 5
+        other = cache_of(tmp_path, **changed)
+        assert other.read(PAIRS, lambda line: None) is None
+        other.write(LOG_PROBS)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_the_order_of_the_inputs_does_not_count(tmp_path: Path) -> None:
+    cache_of(tmp_path).write(LOG_PROBS)
+    backwards = ReferenceCache(tmp_path, dict(reversed(INPUTS.items())))
+    assert backwards.read(PAIRS, lambda line: None) is not None
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "not safetensors", "another name", "too few rows"])
-def test_a_damaged_file_is_announced_and_replaced(
-    damage: str, table: PairTable, scorer: Scorer, tmp_path: Path
-) -> None:
-    ask(table, tmp_path)
+def test_a_damaged_file_is_announced_and_replaced(damage: str, tmp_path: Path) -> None:
+    cache_of(tmp_path).write(LOG_PROBS)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
     break_file(file, damage)
     said: list[str] = []
-    log_probs = ask(table, tmp_path, said)
-    assert scorer.calls == 2
-    assert said[0].startswith(f"the cached reference log-probs {file.name} are damaged (")
-    assert log_probs.shape == (PAIRS, 2)
+    assert cache_of(tmp_path).read(PAIRS, said.append) is None
+    (line,) = said
+    assert line.startswith(f"the cached reference log-probs {file.name} are damaged (")
+    cache_of(tmp_path).write(LOG_PROBS)
     assert file.read_bytes() == whole
 
 

@@ -12,7 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from orpo_ray.training.state import STATE_FILE, capture_random_state, load_state, restore_random_state, save_state
+from orpo_ray.training.state import (
+    STATE_FILE,
+    capture_random_state,
+    collect_state,
+    load_optimizer,
+    load_parameters,
+    masters,
+    restore_random_state,
+    save_state,
+    seed_process,
+)
+from orpo_ray.training.world import ALONE
 
 Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -47,6 +58,15 @@ def take_steps(model: Model, optimizer: torch.optim.Optimizer, numbers: range) -
         optimizer.step()
 
 
+def save(model: Model, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    save_state(collect_state(model, optimizer, keep=True), folder)
+
+
+def load(model: Model, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    load_parameters(model, folder)
+    load_optimizer(model, optimizer, folder, ALONE)
+
+
 def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     return {key: torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
 
@@ -59,10 +79,10 @@ def test_an_optimizer_goes_on_bit_for_bit(name: str, backwards: bool, tmp_path: 
     model = Model()
     optimizer = OPTIMIZERS[name](model.trained)
     take_steps(model, optimizer, range(3))
-    save_state(model, optimizer, tmp_path)
+    save(model, optimizer, tmp_path)
     again = Model(backwards)
     resumed = OPTIMIZERS[name](again.trained)
-    load_state(again, resumed, tmp_path)
+    load(again, resumed, tmp_path)
     for side in ("large", "small"):
         before, after = state_of(optimizer, getattr(model, side)), state_of(resumed, getattr(again, side))
         assert before.keys() == after.keys()
@@ -80,7 +100,7 @@ def test_8_bit_state_stays_8_bit_on_disk(name: str, tmp_path: Path) -> None:
     model = Model()
     optimizer = OPTIMIZERS[name](model.trained)
     take_steps(model, optimizer, range(2))
-    save_state(model, optimizer, tmp_path)
+    save(model, optimizer, tmp_path)
     tensors = load_file(tmp_path / STATE_FILE)
     assert tensors["large/state1"].dtype == tensors["large/state2"].dtype == torch.uint8
     assert tensors["small/state1"].dtype == torch.float32
@@ -94,10 +114,10 @@ def test_a_parameter_that_was_never_stepped_has_only_its_value(tmp_path: Path) -
     optimizer = OPTIMIZERS["adamw"](model.trained)
     with torch.no_grad():
         model.large.fill_(2.5)
-    save_state(model, optimizer, tmp_path)
+    save(model, optimizer, tmp_path)
     again = Model()
     resumed = OPTIMIZERS["adamw"](again.trained)
-    load_state(again, resumed, tmp_path)
+    load(again, resumed, tmp_path)
     assert set(load_file(tmp_path / STATE_FILE)) == {"large/master", "small/master"}
     assert (again.large == 2.5).all()
     assert not resumed.state[again.large]
@@ -107,11 +127,34 @@ def test_state_of_a_parameter_that_is_no_longer_trained_is_an_error(tmp_path: Pa
     model = Model()
     optimizer = OPTIMIZERS["adamw"](model.trained)
     take_steps(model, optimizer, range(1))
-    save_state(model, optimizer, tmp_path)
+    save(model, optimizer, tmp_path)
     fewer = Model()
     fewer.small.requires_grad_(False)
     with pytest.raises(AssertionError, match="not trained"):
-        load_state(fewer, OPTIMIZERS["adamw"](fewer.trained), tmp_path)
+        load(fewer, OPTIMIZERS["adamw"](fewer.trained), tmp_path)
+
+
+def test_processes_that_do_not_keep_the_state_get_nothing() -> None:
+    model = Model()
+    optimizer = OPTIMIZERS["adamw"](model.trained)
+    take_steps(model, optimizer, range(1))
+    assert collect_state(model, optimizer, keep=False) == {}
+
+
+def test_collected_state_is_a_copy_whose_masters_are_the_parameters_by_name() -> None:
+    """The run may go on while it is written."""
+    model = Model()
+    optimizer = OPTIMIZERS["adamw"](model.trained)
+    take_steps(model, optimizer, range(2))
+    collected = collect_state(model, optimizer, keep=True)
+    kept = masters(collected)
+    assert kept.keys() == {"large", "small"}
+    assert torch.equal(kept["large"], model.large)
+    assert torch.equal(kept["small"], model.small)
+    before = {name: tensor.clone() for name, tensor in collected.items()}
+    take_steps(model, optimizer, range(2, 3))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in collected.items())
+    assert not torch.equal(kept["large"], model.large)
 
 
 def draws() -> list[float]:
@@ -142,3 +185,13 @@ def test_capturing_the_random_state_does_not_move_it() -> None:
     after = torch.rand(4)
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(4))
+
+
+def test_each_rank_and_each_step_seeds_its_own_numbers() -> None:
+    def after(seed: int, step: int, rank: int) -> tuple[float, ...]:
+        seed_process(seed, step, rank)
+        return tuple(draws())
+
+    places = [(seed, step, rank) for seed in (0, 1) for step in (0, 7) for rank in (1, 2)]
+    assert len({after(*place) for place in places}) == len(places)
+    assert after(1, 7, 2) == after(1, 7, 2)

@@ -1,0 +1,55 @@
+"""How large a base is, from its configuration alone: no weight is loaded."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.models.hardware import DTYPES
+from orpo_ray.models.tokenizer import base_location, explain_load_error
+
+# NF4 with double quantisation: half a byte, and an 8-bit scale for each block of 64.
+_BYTES = {"nf4": 0.5 + 1 / 64, "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of a model's parameters: in its linear layers but the head, which can be quantised, and all others.
+
+    `widths` is the sum, over those layers, of what goes in and what comes out.
+    """
+
+    linear: int
+    others: int
+    widths: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.linear + self.others
+
+    def bytes(self, quantization: str, dtype: str) -> int:
+        """Bytes that the frozen weights take in memory."""
+        plain = DTYPES[dtype].itemsize
+        return int(self.linear * _BYTES.get(quantization, plain) + self.others * plain)
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of a LoRA adapter of that rank on every linear layer but the head."""
+        return rank * self.widths
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """Count a base's parameters on torch's meta device, which holds no numbers."""
+    try:
+        found = AutoConfig.from_pretrained(base_location(config), revision=config.revision, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    head = model.get_output_embeddings()
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    linear = sum(m.weight.numel() for m in linears)
+    total = sum(p.numel() for p in model.parameters())
+    return Parameters(linear, total - linear, sum(m.in_features + m.out_features for m in linears))

@@ -1,0 +1,102 @@
+"""How workers share a model: the choice that `scale.deepspeed: auto` makes, and its reason."""
+
+from dataclasses import dataclass
+
+from orpo_ray.config import RunConfig
+from orpo_ray.config.training import DeepSpeedConfig
+
+SINGLE, DDP = "single-process", "ddp"
+
+# Bytes of float32 weight, gradient and Adam's two moments of a trained parameter.
+_WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
+_MEMORY_FOR_STATE = 0.7
+"""Share of a worker's memory that weights and optimizer state may take; the rest is for activations."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a run. `memory`: bytes of GPU memory that each has, None where they compute on CPUs."""
+
+    count: int
+    nodes: int
+    memory: int | None
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Bytes that the frozen weights take on one worker, and the number of parameters that are trained."""
+
+    frozen_bytes: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """`single-process`, `ddp` or `deepspeed-zero-0` to `-3`, and why."""
+
+    name: str
+    reason: str
+
+
+def stage_of(strategy: str) -> int | None:
+    """The ZeRO stage of a strategy, None without DeepSpeed."""
+    return int(strategy[-1]) if strategy.startswith("deepspeed") else None
+
+
+def zero_strategy(stage: int) -> str:
+    """The name of a ZeRO stage as a strategy."""
+    return f"deepspeed-zero-{stage}"
+
+
+def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: ModelSize) -> Strategy:
+    """Decide how `workers` train a model of that size. Pure; `dtype` is the one that the run computes in."""
+    asked = config.scale.deepspeed
+    if isinstance(asked, DeepSpeedConfig):
+        return Strategy(zero_strategy(asked.stage), "as configured")
+    if workers.count == 1:
+        return Strategy(SINGLE, "one worker has nothing to share")
+    if asked == "none":
+        return Strategy(DDP, "as configured")
+    if config.training.optimizer != "adamw":
+        return Strategy(DDP, f"{config.training.optimizer} keeps 8-bit blocks, which DeepSpeed cannot cut")
+    if dtype == "float16":
+        return Strategy(DDP, "float16 finds its loss scale step by step, which is tried without DeepSpeed only")
+    room = None if workers.memory is None else _MEMORY_FOR_STATE * workers.memory
+    if config.adapter.kind != "none":
+        return _for_adapter(config, workers, size, room)
+    return _for_full_training(workers, size, room)
+
+
+def _for_adapter(config: RunConfig, workers: Workers, size: ModelSize, room: float | None) -> Strategy:
+    """The base is frozen: what is shared out is small, unless the base itself does not fit."""
+    if room is not None and size.frozen_bytes > room and config.model.quantization == "none":
+        return Strategy(
+            zero_strategy(3), f"the base takes {_size(size.frozen_bytes)}, more than the {_size(room)} a worker has"
+        )
+    if workers.nodes == 1:
+        return Strategy(zero_strategy(2), "the base fits on each worker; optimizer state and gradients are shared out")
+    crossing = _size(_GRADIENT * size.trained)
+    return Strategy(DDP, f"the base fits, and {crossing} of gradients cross the network once a step, not once a pack")
+
+
+def _for_full_training(workers: Workers, size: ModelSize, room: float | None) -> Strategy:
+    """The least sharing that fits: each stage more costs more traffic."""
+    takes = {stage: bytes_of_stage(size, workers.count, stage) for stage in range(4)}
+    fitting = [stage for stage, needed in takes.items() if room is None or needed <= room]
+    stage = fitting[0] if fitting else 3
+    reason = f"weights, gradients and optimizer state take {_size(takes[stage])} on each worker"
+    if room is not None:
+        reason += f" of {_size(room)}" if fitting else f", more than the {_size(room)} there are; trying all the same"
+    return Strategy(zero_strategy(stage) if stage else DDP, reason)
+
+
+def bytes_of_stage(size: ModelSize, workers: int, stage: int) -> float:
+    """Bytes of weights, gradients and moments on each worker under a ZeRO stage (0: nothing is shared out)."""
+    moments = _MOMENTS / (workers if stage >= 1 else 1)
+    gradient = _GRADIENT / (workers if stage >= 2 else 1)
+    weight, frozen = (_WEIGHT / workers, size.frozen_bytes / workers) if stage >= 3 else (_WEIGHT, size.frozen_bytes)
+    return frozen + size.trained * (weight + gradient + moments)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
