@@ -1,75 +1,142 @@
-"""The whole way of a run for those who write Python, and for the command line: prepare, train, evaluate."""
+"""The whole way of a run for those who write Python, and for the command line: prepare, train, evaluate.
 
-from collections.abc import Sequence
+What is heavy is imported where it is used: a cluster that is too small is refused before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import DataConfig, ModelConfig, RunConfig, dump
-from orpo_ray.data.pairs import Message
-from orpo_ray.data.pipeline import prepare as prepare_pairs
-from orpo_ray.data.store import Artifact
-from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import ConfigError, ResourceError
-from orpo_ray.evaluation.evaluate import judge_model
-from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
-from orpo_ray.training import loop, record
-from orpo_ray.training.reporter import LocalReporter, Watch
-from orpo_ray.training.setup import Announce, Decisions, decide, longest_pair
-from orpo_ray.training.stop import StopSignal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orpo_ray.data.pairs import Message
+    from orpo_ray.data.store import Artifact
+    from orpo_ray.distributed.preflight import Placement
+    from orpo_ray.models.hardware import Hardware
+    from orpo_ray.training.setup import Decisions, Setup
+
+Announce = Callable[[str], None]
+Watch = Callable[[int, int, dict[str, float]], None]
 
 
 def prepare(data: DataConfig, model: ModelConfig, storage: Path, seed: int, announce: Announce = print) -> Artifact:
     """Tokenised pairs for a model, from the cache in `storage` if nothing that shapes them has changed."""
+    from orpo_ray.data.pipeline import prepare as prepare_pairs
+    from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+
     tokenizer = load_tokenizer(model, announce)
     return prepare_pairs(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, seed, announce)
 
 
 def train(
-    config: RunConfig, announce: Announce = print, watch: Watch = lambda step, total_steps, metrics: None
+    config: RunConfig,
+    announce: Announce = print,
+    watch: Watch = lambda step, total_steps, metrics: None,
+    verbose: bool = False,
 ) -> dict[str, Any]:
     """Run a config to its end and return what its result.json says.
 
     Goes on where an unfinished run of this name was; a finished one is not run again. SIGINT and SIGTERM end it with
-    a checkpoint and StoppedError.
+    a checkpoint and StoppedError. `verbose` shows what Ray's processes log.
     """
+    from orpo_ray.training import record
+
     record.refuse_changed_config(config.run_dir, config)
     finished = record.read_json(config.run_dir / record.RESULT_FILE)
     adapter = config.run_dir / "adapter"
     if finished is not None and adapter.is_dir():
         announce(_finished(config))
         return {**finished, "adapter": str(adapter)}
+    placement = _place(config, announce, verbose)
     # Before the run has a folder, so that data that is refused leaves nothing behind.
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     with record.run_lock(config.run_dir):
         record.refuse_changed_config(config.run_dir, config)  # again: another process may have begun it meanwhile
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
-        # Entered after Ray has started, which sets a SIGTERM handler of its own.
-        with StopSignal(announce) as stop:
-            reporter = LocalReporter(
-                config.run_dir,
-                keep=config.training.keep,
-                announce=announce,
-                stop_requested=lambda: stop.requested,
-                watch=watch,
-            )
-            return loop.train(config, artifact, reporter, announce)
+        _train(config, artifact, placement, announce, watch)
+    result = record.read_json(config.run_dir / record.RESULT_FILE)
+    assert result is not None, "a run that ends without an error has a result"
+    return result
+
+
+def _place(config: RunConfig, announce: Announce, verbose: bool) -> Placement:
+    from orpo_ray.distributed.preflight import place
+
+    return place(config.scale, announce, verbose)
+
+
+def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce: Announce, watch: Watch) -> None:
+    """Settle what is open, then train: in this process, or in those that Ray starts."""
+    from orpo_ray.training import loop
+    from orpo_ray.training.reporter import LocalReporter
+    from orpo_ray.training.setup import settle
+    from orpo_ray.training.stop import StopSignal
+
+    hardware = _hardware(placement)
+    # Entered after Ray has started, which sets a SIGTERM handler of its own.
+    with StopSignal(announce) as stop:
+        setup = settle(config, artifact, announce, hardware, placement.workers, placement.nodes)
+        if placement.uses_ray:
+            from orpo_ray.distributed import launch, references
+
+            def place_again() -> tuple[Placement, Setup]:
+                found = _place(config, announce, verbose=False)
+                return found, settle(config, artifact, announce, hardware, found.workers, found.nodes)
+
+            driver = launch.Driver(announce, watch, stop_requested=lambda: stop.requested)
+            references.prepare_references(config, artifact, setup, placement, driver)
+            launch.train(config, artifact, setup, placement, place_again, driver)
+            return
+        reporter = LocalReporter(
+            config.run_dir,
+            keep=config.training.keep,
+            announce=announce,
+            stop_requested=lambda: stop.requested,
+            watch=watch,
+        )
+        loop.train(config, artifact, setup, reporter, announce)
+
+
+def _hardware(placement: Placement) -> Hardware:
+    """What each worker computes on."""
+    from orpo_ray.models.hardware import CPU, probe_hardware
+
+    if not placement.gpus:
+        return CPU
+    if not placement.uses_ray:
+        return probe_hardware()
+    from orpo_ray.distributed.launch import probe_worker
+
+    return probe_worker(placement)
 
 
 def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
-    """What `train` would do: pairs prepared and the plan laid, but no model loaded and no run begun."""
+    """What `train` would do: workers placed, pairs prepared and the plan laid, but no model loaded and no run begun."""
+    from orpo_ray.training import loop, record
+    from orpo_ray.training.setup import decide, longest_pair
+
     record.refuse_changed_config(config.run_dir, config)
     if record.read_json(config.run_dir / record.RESULT_FILE) is not None:
         announce(_finished(config))
+    placement = _place(config, announce, verbose=False)
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
-    decisions = decide(config, longest_pair(artifact), record.read_run(config.run_dir).get("decisions", {}), announce)
-    steps = loop.plan_run(config, artifact.train, 1, decisions.tokens_per_microbatch)
+    before = record.read_run(config.run_dir).get("decisions", {})
+    hardware, longest = _hardware(placement), longest_pair(artifact)
+    decisions = decide(config, longest, before, announce, hardware, placement.workers, placement.nodes)
+    steps = loop.plan_run(config, artifact.train, placement.workers, decisions.tokens_per_microbatch)
     return {
         "name": config.name,
         "steps": len(steps),
         "pairs": len(artifact.train),
         "eval_pairs": len(artifact.eval),
         "artifact": str(artifact.path),
+        "workers": placement.workers,
         "decisions": asdict(decisions),
     }
 
@@ -87,6 +154,10 @@ def evaluate(
     Returns metrics by source for `base` and `trained`, and both greedy answers to the first `samples` evaluation
     prompts, or to `conversations` where they are given. `adapter` is another adapter or run to look at.
     """
+    from orpo_ray.data.tokenise import PairTokeniser
+    from orpo_ray.evaluation.evaluate import judge_model
+    from orpo_ray.models.tokenizer import load_tokenizer
+
     trained = adapter or _trained_by(config)
     tokenizer = load_tokenizer(config.model, announce)
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
@@ -112,12 +183,17 @@ def evaluate(
 
 def _decide_for_evaluation(config: RunConfig, artifact: Artifact, announce: Announce) -> Decisions:
     """The run's own number format and attention, or the nearest that this machine has."""
+    from orpo_ray.models.hardware import probe_hardware
+    from orpo_ray.training import record
+    from orpo_ray.training.setup import decide, longest_pair
+
     before = record.read_run(config.run_dir).get("decisions", {})
+    hardware = probe_hardware()
     try:
-        return decide(config, longest_pair(artifact), before, announce)
+        return decide(config, longest_pair(artifact), before, announce, hardware)
     except ResourceError as error:
         announce(f"the run's own numbers are not to be had here ({error}); evaluating in others")
-        return decide(config, longest_pair(artifact), {}, announce)
+        return decide(config, longest_pair(artifact), {}, announce, hardware)
 
 
 def _finished(config: RunConfig) -> str:
@@ -125,6 +201,8 @@ def _finished(config: RunConfig) -> str:
 
 
 def _trained_by(config: RunConfig) -> str:
+    from orpo_ray.training import record
+
     result = record.read_json(config.run_dir / record.RESULT_FILE)
     if result is None:
         raise ConfigError(f"run {config.name} in {config.storage_dir} is not finished; train it, or name an adapter")

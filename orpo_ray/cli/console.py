@@ -1,5 +1,6 @@
 """What a command says: announcements and progress on stderr, its result on stdout, library noise in a log file."""
 
+import io
 import logging
 import os
 import shutil
@@ -7,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -61,12 +62,16 @@ def check_writable(run_dir: Path) -> None:
         raise ConfigError(f"storage: {run_dir} cannot be written: {error.strerror}") from error
 
 
-def open_log() -> None:
-    """Send what libraries log and warn about to a temporary file instead of the terminal."""
+def open_log(verbose: bool = False) -> None:
+    """Send what libraries log and warn about to a temporary file instead of the terminal, or to both."""
     try:
         _log_to(Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE)
     except OSError as error:
         raise ConfigError(f"TMPDIR: the folder for temporary files cannot be written: {error.strerror}") from error
+    if verbose:
+        shown = logging.StreamHandler()
+        shown.addFilter(lambda line: line.name != _log.name)  # announced already
+        logging.getLogger().addHandler(shown)
     _log.setLevel(logging.INFO)
     logging.captureWarnings(True)
     # On a full disk every line logged would otherwise print a traceback; what cannot do without the disk tells it once.
@@ -119,6 +124,25 @@ def full_log() -> str | None:
 
 def _log_files() -> list[_LogFile]:
     return [handler for handler in logging.getLogger().handlers if isinstance(handler, _LogFile)]
+
+
+class _LogStream(io.TextIOBase):
+    """A stdout that is kept in the log."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            _log.info(text.rstrip())
+        return len(text)
+
+
+@contextmanager
+def prints_to_log(verbose: bool) -> Iterator[None]:
+    """Keep what libraries print off the terminal: Ray tells of a dead worker in a page of text. Shown if `verbose`."""
+    if verbose:
+        yield
+        return
+    with redirect_stdout(_LogStream()):
+        yield
 
 
 @contextmanager

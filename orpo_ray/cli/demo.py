@@ -31,7 +31,7 @@ def demo(
     started = time.monotonic()
     # So small a model gains nothing from more threads, and on a busy laptop they wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from orpo_ray.cli.console import announce, announce_in, check_writable, open_log
+    from orpo_ray.cli.console import announce, announce_in, check_writable, open_log, prints_to_log
     from orpo_ray.cli.demo_run import demo_outcome, next_demo, print_demo
 
     open_log()
@@ -41,7 +41,8 @@ def demo(
     from orpo_ray.cli.demo_run import judge_prompts
     from orpo_ray.cli.progress import ProgressLine
 
-    trained = api.train(config, announce_in(config.run_dir), ProgressLine())
+    with prints_to_log(verbose=False):
+        trained = api.train(config, announce_in(config.run_dir), ProgressLine())
     announce("evaluating base and adapter on wordings and fillers that never occur in training")
     prompts = [prompt["prompt"] for prompt in judge_prompts()]
     evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, announce=lambda line: None)

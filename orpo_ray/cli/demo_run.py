@@ -106,6 +106,7 @@ def demo_outcome(config: RunConfig, trained: dict[str, Any], evaluation: dict[st
         "quantized_modules": evaluation["quantized_modules"],
         "workers": trained["workers"],
         "strategy": trained["strategy"],
+        "ray_version": trained["versions"]["ray"],
         "steps": trained["steps"],
         "pairs_per_second": trained["pairs_per_second"],
     }

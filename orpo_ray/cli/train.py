@@ -12,14 +12,15 @@ def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and prepare, but do not train.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
     """Train an adapter on preference pairs; the same command resumes an unfinished run."""
-    from orpo_ray.cli.console import announce, announce_in, check_writable, open_log
+    from orpo_ray.cli.console import announce, announce_in, check_writable, open_log, prints_to_log
     from orpo_ray.config import load_config
 
     settings = load_config(config, overrides or ())
-    open_log()
+    open_log(verbose)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
 
@@ -28,7 +29,8 @@ def train(
         announce(f"the plan has {result['steps']} steps; nothing was started")
         return result
     check_writable(settings.run_dir)
-    result = api.train(settings, announce_in(settings.run_dir), ProgressLine())
+    with prints_to_log(verbose):
+        result = api.train(settings, announce_in(settings.run_dir), ProgressLine(), verbose)
     if not json:
         print(f"adapter: {result['adapter']}")
     return result

@@ -25,6 +25,7 @@ data:
   max_prompt_length: 48
 objective: {{kind: orpo, lambda: 0.5}}
 training: {{pairs_per_step: 8, max_steps: 4, eval_every: 2, checkpoint_every: 2, learning_rate: 1.0e-3}}
+scale: {{workers: 1}}
 """
 
 

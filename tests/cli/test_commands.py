@@ -252,7 +252,9 @@ def test_result_json_sums_the_run_up(finished: Finished) -> None:
     assert {"status", "name", "steps", "adapter", "metrics", "pairs_per_second", "versions"} <= set(result)
     assert (result["status"], result["name"], result["steps"]) == ("finished", "tiny", 4)
     assert result["adapter"] == str(finished.run_dir / "adapter")
-    assert (result["workers"], result["strategy"]) == (1, "single-process")
+    (worker,) = result["workers"]
+    assert isinstance(worker, int) and worker > 1
+    assert result["strategy"] == "single-process"
     assert result["pairs_per_second"] > 0
     last: dict[str, float] = {}
     for line in read_metrics(finished.run_dir):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ def test_the_demo_reports_what_is_on_disk_and_in_the_model(demo: Done) -> None:
     lines = Path(result["eval_file"]).read_text(encoding="utf-8").splitlines()
     assert len(lines) == 256
     assert all(set(json.loads(line)) == {"prompt", "chosen", "rejected"} for line in lines)
-    assert result["workers"] >= 1 and result["strategy"]
+    assert len(set(result["workers"])) == len(result["workers"]) == 2
+    assert result["strategy"] == "deepspeed-zero-2"
+    assert result["ray_version"] == version("ray")
     stored = json.loads((Path(result["adapter"]).parent / "result.json").read_text(encoding="utf-8"))
     assert (result["steps"], result["workers"]) == (stored["steps"], stored["workers"])
     assert (result["strategy"], result["adapter"]) == (stored["strategy"], stored["adapter"])
@@ -225,10 +228,19 @@ def test_the_outcome_is_read_off_the_run(judge: dict[str, Any], tmp_path: Path) 
         "samples": samples,
         "quantized_modules": 14,
     }
-    trained = {"adapter": "somewhere", "workers": 1, "strategy": "alone", "steps": 3, "pairs_per_second": 9.0}
+    trained = {
+        "adapter": "somewhere",
+        "workers": [11, 12],
+        "strategy": "deepspeed-zero-2",
+        "steps": 3,
+        "pairs_per_second": 9.0,
+        "versions": {"ray": "2.60.0"},
+    }
     outcome = demo_outcome(demo_config("orpo", str(tmp_path), "now"), trained, evaluation)
     assert (outcome["accuracy_before"], outcome["accuracy_after"]) == (0.5, 0.91)
     assert (outcome["h2_after"], outcome["h3_after"]) == (0.92, 0.93)
     assert outcome["greedy_before"] == {"good": 0, "bad": 64, "broken": 0}
     assert outcome["greedy_after"] == {"good": 60, "bad": 0, "broken": 4}
     assert (outcome["greedy_good"], outcome["quantized_modules"]) == (60, 14)
+    assert (outcome["workers"], outcome["strategy"]) == ([11, 12], "deepspeed-zero-2")
+    assert outcome["ray_version"] == "2.60.0"

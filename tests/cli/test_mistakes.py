@@ -175,6 +175,18 @@ SETTINGS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "storage cannot be made": (setting(f"storage={NO_FOLDER}"), WRONG, ("storage", NO_FOLDER)),
     "storage is empty": (setting("storage="), WRONG, ("storage",)),
     "float16 on a CPU": (setting("model.dtype=float16"), LACKING, ("model.dtype", "float16", "GPU")),
+    "no worker": (setting("scale.workers=0"), WRONG, ("scale.workers", "0")),
+    "a stage that is none": (setting("scale.deepspeed.stage=4"), WRONG, ("scale.deepspeed", "4")),
+    "more CPUs than there are": (
+        setting("scale.workers=64"),
+        LACKING,
+        ("scale.workers: 64 workers with 1 CPU each were asked for", "there is room for", " CPU, 0 GPU)"),
+    ),
+    "GPUs where there is none": (
+        setting("scale.workers=2", "scale.gpus_per_worker=1"),
+        LACKING,
+        ("2 workers with 1 CPU and 1 GPU each were asked for", "room for 0", " CPU, 0 GPU)"),
+    ),
     "flash attention on a CPU": (
         setting("model.attention=flash_attention_2"),
         LACKING,
@@ -302,7 +314,7 @@ def test_a_wrong_model(command: Command, config: Path, name: str) -> None:
     ("arguments", "told"),
     [
         (["trian"], ("trian", "did you mean train?")),
-        (["frobnicate"], ("frobnicate", "there are demo, prepare, train, evaluate, config")),
+        (["frobnicate"], ("frobnicate", "there are demo, prepare, train, evaluate, bench, config")),
         (["config", "shwo"], ("shwo", "'show'")),
         (["config"], ("Missing command", "orpo-ray config --help")),
         (["train"], ("CONFIG.yaml", "orpo-ray train --help")),

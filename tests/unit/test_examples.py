@@ -76,7 +76,7 @@ def test_the_demo_offers_what_it_has_recipes_for() -> None:
 def test_the_quickstart_is_the_demo_as_an_ordinary_config() -> None:
     quickstart = load_config(EXAMPLES / "quickstart-cpu" / "orpo.yaml")
     demo: RunConfig = demo_config("orpo", "runs", "now")
-    for section in ("adapter", "objective"):
+    for section in ("adapter", "objective", "scale"):
         assert getattr(quickstart, section) == getattr(demo, section), section
     theirs = demo.training.model_dump() | {"checkpoint_every": quickstart.training.checkpoint_every}
     assert quickstart.training.model_dump() == theirs

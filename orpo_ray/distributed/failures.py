@@ -1,0 +1,74 @@
+"""Failures told apart: what a lost worker excuses, and what would only happen again."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from ray.exceptions import RayError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from orpo_ray.errors import OrpoRayError, RunError
+
+Kind = Literal["told", "memory", "peer", "unexpected", "lost"]
+
+# How gloo and NCCL word it when the process at the other end is gone; both raise plain RuntimeErrors at times.
+_PEER_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
+_OUT_OF_MEMORY = "lower training.tokens_per_microbatch or data.max_length, or share out more with scale.deepspeed.stage"
+_KILLED_FOR_MEMORY = re.compile(r"NODE_OUT_OF_MEMORY|low on memory")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Start the workers again from the last checkpoint."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """End the run with this error."""
+
+    error: OrpoRayError
+
+
+def kind_of(error: BaseException) -> Kind:
+    """What ended a worker.
+
+    `told`: an error of ours. `memory`: out of memory. `peer`: another worker is gone. `lost`: the process itself is
+    gone. `unexpected`: any other exception.
+    """
+    if isinstance(error, OrpoRayError):
+        return "told"
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "memory"
+    if isinstance(error, RayError | WorkerHealthCheckFailedError):
+        return "memory" if _KILLED_FOR_MEMORY.search(str(error)) else "lost"
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER_GONE.search(str(error))):
+        return "peer"
+    return "unexpected"
+
+
+def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | GiveUp:
+    """What follows when workers failed; `failures` by rank.
+
+    Errors of ours and a lack of memory would come again; a dead process or server may be excused. An exception that
+    nobody foresaw counts as its own fault, unless a process died at the same time.
+    """
+    kinds = {rank: kind_of(error) for rank, error in sorted(failures.items())}
+    someone_died = not {"lost", "peer"}.isdisjoint(kinds.values())
+    for rank, kind in kinds.items():
+        error = failures[rank]
+        if isinstance(error, OrpoRayError):
+            return GiveUp(error)
+        if kind == "memory":
+            return GiveUp(RunError(f"worker {rank} ran out of memory; {_OUT_OF_MEMORY}"))
+        if kind == "unexpected" and not someone_died:
+            return GiveUp(RunError(f"worker {rank}: {type(error).__name__}: {error}"))
+    gone = [rank for rank, kind in kinds.items() if kind == "lost"]
+    reason = f"lost worker {', '.join(map(str, gone))}" if gone else "a worker was lost"
+    if retries_left > 0:
+        return Retry(reason)
+    return GiveUp(RunError(f"{reason}; no retry is left (scale.max_failures); the same command goes on"))

@@ -1,0 +1,199 @@
+"""The driver's side of a run under Ray Train: starts the workers, shows what they do, and starts them again."""
+
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+from orpo_ray.config import RunConfig
+from orpo_ray.data.store import Artifact
+from orpo_ray.distributed.failures import GiveUp, Retry, decide
+from orpo_ray.distributed.mailbox import Mailbox, Message
+from orpo_ray.distributed.preflight import Placement
+from orpo_ray.distributed.worker import Task, train_worker
+from orpo_ray.errors import OrpoRayError, ResourceError, RunError
+from orpo_ray.models.hardware import Hardware, probe_hardware
+from orpo_ray.training.record import CONFIG_FILE
+from orpo_ray.training.reporter import Watch
+from orpo_ray.training.setup import Announce, Setup
+
+_POLL_S = 0.5
+_LOST_MAILBOX_S = 60.0
+_PROBE_S = 120.0
+_GROUP_TIMEOUT_S = 1800
+"""The longest that a worker waits for the others; a checkpoint on slow storage is written in that time."""
+
+# What Ray Train keeps in a run's folder, and would go on from; ours are the manifests of the checkpoints.
+_RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
+
+_NEVER_STARTED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Workers read relative paths of the config from where the command was given.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """How the process that gave the command speaks to the user and hears a wish to stop."""
+
+    announce: Announce
+    watch: Watch
+    stop_requested: Callable[[], bool]
+
+
+def train(
+    config: RunConfig,
+    artifact: Artifact,
+    setup: Setup,
+    placement: Placement,
+    place_again: Callable[[], tuple[Placement, Setup]],
+    driver: Driver,
+) -> None:
+    """Train under Ray Train until the run is finished.
+
+    Workers that are lost are started again from the last checkpoint, `scale.max_failures` times, on what `place_again`
+    finds left of the cluster. Raises what the first worker to fail raised, StoppedError after a stop, ResourceError if
+    the workers cannot be started.
+    """
+    os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+    retries_left = config.scale.max_failures
+    while True:
+        driver.announce(
+            f"starting {placement.workers} {'workers' if placement.workers > 1 else 'worker'} under Ray Train"
+        )
+        error = _attempt(config, artifact, setup, placement, driver)
+        if error is None:
+            return
+        decision = _decide(error, placement, retries_left, is_first=retries_left == config.scale.max_failures)
+        if isinstance(decision, GiveUp):
+            raise decision.error from error
+        retries_left -= 1
+        driver.announce(f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)")
+        placement, setup = place_again()
+
+
+def _attempt(
+    config: RunConfig,
+    artifact: Artifact,
+    setup: Setup,
+    placement: Placement,
+    driver: Driver,
+) -> Exception | None:
+    """Start the workers once, and pass on their news until they end; what Ray Train raised, if anything."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # Where the driver is, so that no other server's death can take it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=64, scheduling_strategy=here).remote()
+    _forget(config.run_dir)
+    task = Task(config.run_dir / CONFIG_FILE, artifact.path, setup, Path.cwd(), mailbox)
+    fitting = _Fit(_trainer(config, placement, task))
+    fitting.start()
+    told_to_stop = False
+    try:
+        while fitting.is_alive():
+            if driver.stop_requested() and not told_to_stop:
+                mailbox.request_stop.remote()
+                told_to_stop = True
+            _pass_on(ray.get(mailbox.collect.remote(_POLL_S), timeout=_LOST_MAILBOX_S), driver)
+        _pass_on(ray.get(mailbox.collect.remote(0.0), timeout=_LOST_MAILBOX_S), driver)
+    except ray.exceptions.RayError as error:
+        raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
+    finally:
+        ray.kill(mailbox)
+    _forget(config.run_dir)
+    return fitting.error
+
+
+def _forget(run_dir: Path) -> None:
+    for name in _RAYS_OWN:
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def _pass_on(messages: list[Message], driver: Driver) -> None:
+    for message in messages:
+        if message.kind == "metrics":
+            driver.watch(*message.content)
+        else:
+            driver.announce(message.content)
+
+
+class _Fit(threading.Thread):
+    """`fit()` in a thread of its own: in the main one it would take over Ctrl-C."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(name="ray-train-fit", daemon=True)
+        self._trainer = trainer
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Wait for the workers."""
+        try:
+            self._trainer.fit()
+        except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
+            self.error = error
+
+
+def _trainer(config: RunConfig, placement: Placement, task: Task) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.train import FailureConfig, LoggingConfig, ScalingConfig
+        from ray.train import RunConfig as RayRunConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+    on_gpu = placement.gpus > 0
+    resources = {"CPU": placement.cpus, **({"GPU": placement.gpus} if on_gpu else {})}
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
+        scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources),
+        run_config=RayRunConfig(
+            # Its folder is the run's own: Ray takes note of checkpoints only where it lies above them.
+            name=config.name,
+            storage_path=str(config.storage_dir),
+            logging_config=LoggingConfig(log_level="ERROR"),
+            # Whether to start again is decided here, from what went wrong; Ray would retry a user's error too.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+        ),
+    )
+
+
+def _decide(error: Exception, placement: Placement, retries_left: int, is_first: bool) -> Retry | GiveUp:
+    """What follows from what Ray Train raised."""
+    from ray.train import ControllerError, WorkerGroupError
+
+    if isinstance(error, WorkerGroupError):
+        return decide(error.worker_failures, retries_left)
+    if isinstance(error, OrpoRayError):
+        return GiveUp(error)
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, _NEVER_STARTED):
+        # A dead server takes Ray a while to notice, so what is left of the cluster is looked at again.
+        if retries_left > 0 and not is_first:
+            return Retry("the workers could not be started again")
+        busy = f"{placement.workers} workers could not be started in time; is the cluster busy, or a server down?"
+        return GiveUp(ResourceError(busy))
+    said = " ".join(str(error).split())[:300]
+    return GiveUp(RunError(f"Ray Train failed: {said}; the same command goes on"))
+
+
+def probe_worker(placement: Placement) -> Hardware:
+    """What a worker's GPU is, asked where it is: this process may have none, or another kind."""
+    import ray
+
+    probe = ray.remote(probe_hardware).options(num_cpus=placement.cpus, num_gpus=placement.gpus)
+    try:
+        found: Hardware = ray.get(probe.remote(), timeout=_PROBE_S)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ResourceError(f"no GPU of the cluster was free within {_PROBE_S:.0f} s") from error
+    return found

@@ -1,0 +1,121 @@
+"""Where a run's workers go, decided before anything else starts; imports no torch, so that a refusal comes at once."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from orpo_ray.config import ScaleConfig
+from orpo_ray.config.training import DeepSpeedConfig
+from orpo_ray.data.pipeline import start_ray
+from orpo_ray.errors import ResourceError
+
+_CPU_WORKERS = 2
+"""What `workers: auto` means where there is no GPU."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A server of the cluster: all it has, whether in use or not."""
+
+    address: str
+    cpus: float
+    gpus: float
+    is_driver: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Workers that fit: what each takes, over how many servers, and whether Ray starts them.
+
+    Without Ray the one worker is this very process.
+    """
+
+    workers: int
+    cpus: float
+    gpus: float
+    nodes: int
+    uses_ray: bool
+
+
+def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = False) -> Placement:
+    """Look at the cluster and place the workers there. Raises ResourceError where they do not fit.
+
+    One worker that no cluster was named for needs no look: it is this process.
+    """
+    if scale.workers == 1 and not _asks_for_ray(scale) and "RAY_ADDRESS" not in os.environ:
+        return Placement(1, scale.cpus_per_worker, _local_gpus(scale), nodes=1, uses_ray=False)
+    start_ray(verbose=verbose)
+    placement = fit(scale, cluster_nodes())
+    if scale.workers == "auto":
+        what = f"{placement.gpus:g} GPU each" if placement.gpus else f"{placement.cpus:g} CPU each, no GPU in sight"
+        announce(f"workers {placement.workers}: {what}")
+    return placement
+
+
+def cluster_nodes() -> list[Node]:
+    """The living servers of the Ray cluster that this process has joined."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return [
+        Node(
+            address=node["NodeManagerAddress"],
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            is_driver=node["NodeID"] == here,
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
+    """Decide what each worker takes and how many there are. Pure; raises ResourceError where they do not fit."""
+    gpus = float(any(node.gpus for node in nodes)) if scale.gpus_per_worker == "auto" else scale.gpus_per_worker
+    cpus = scale.cpus_per_worker
+    room = [_room(node, cpus, gpus) for node in nodes]
+    wanted = scale.workers
+    if wanted == "auto":
+        wanted = max(1, sum(room) if gpus else min(_CPU_WORKERS, sum(room)))
+    if wanted > sum(room):
+        asked = f"{wanted} workers with {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "") + " each"
+        has = "; ".join(f"{node.address}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
+        raise ResourceError(
+            f"scale.workers: {asked} were asked for, but there is room for {sum(room)} ({has}); "
+            "lower scale.workers, scale.cpus_per_worker or scale.gpus_per_worker"
+        )
+    on_driver = any(node.is_driver and fits for node, fits in zip(nodes, room, strict=True))
+    return Placement(
+        workers=wanted,
+        cpus=cpus,
+        gpus=gpus,
+        nodes=_nodes_for(wanted, room),
+        uses_ray=wanted > 1 or _asks_for_ray(scale) or not on_driver,
+    )
+
+
+def _asks_for_ray(scale: ScaleConfig) -> bool:
+    """DeepSpeed wants a process group even for one worker, and Ray Train sets one up."""
+    return scale.ray or isinstance(scale.deepspeed, DeepSpeedConfig)
+
+
+def _room(node: Node, cpus: float, gpus: float) -> int:
+    """Workers that a server holds."""
+    rounding = 1e-9
+    by_cpu = int(node.cpus / cpus + rounding)
+    return min(by_cpu, int(node.gpus / gpus + rounding)) if gpus else by_cpu
+
+
+def _nodes_for(workers: int, room: Sequence[int]) -> int:
+    """The least number of servers that hold so many workers; Ray packs them so."""
+    held = 0
+    for count, fits in enumerate(sorted(room, reverse=True), start=1):
+        held += fits
+        if held >= workers:
+            return count
+    raise AssertionError("checked before: the workers fit")
+
+
+def _local_gpus(scale: ScaleConfig) -> float:
+    """GPUs that this process would train on; probed only by whoever loads torch."""
+    return 1.0 if scale.gpus_per_worker == "auto" else scale.gpus_per_worker

@@ -1,0 +1,165 @@
+"""Reference log-probs by Ray Data actors, one on each worker's share of the cluster, before training starts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ray.exceptions import RayError, RayTaskError
+
+from orpo_ray import errors
+from orpo_ray.config import RunConfig, load_resolved
+from orpo_ray.data.pipeline import quiet_context
+from orpo_ray.data.store import Artifact, open_artifact
+from orpo_ray.distributed.launch import Driver
+from orpo_ray.distributed.preflight import Placement
+from orpo_ray.distributed.worker import enter
+from orpo_ray.errors import OrpoRayError, RunError, StoppedError
+from orpo_ray.models.tokenizer import load_tokenizer, padding_id
+from orpo_ray.objectives import build_objective
+from orpo_ray.training.layout import longer_side
+from orpo_ray.training.loop import load_pair_model, reference_cache
+from orpo_ray.training.metrics import score_pack
+from orpo_ray.training.plan import cut_packs
+from orpo_ray.training.record import CONFIG_FILE
+from orpo_ray.training.setup import Setup
+from orpo_ray.training.strategy import SINGLE
+
+_BLOCKS_PER_ACTOR = 8
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What an actor is told; as for a training worker."""
+
+    config: Path
+    artifact: Path
+    setup: Setup
+    directory: Path
+
+
+def prepare_references(
+    config: RunConfig,
+    artifact: Artifact,
+    setup: Setup,
+    placement: Placement,
+    driver: Driver,
+) -> None:
+    """Have the reference log-probs of the training pairs in the cache, if the objective needs them.
+
+    Quantisation, dtype and layout are those of training. CPUs and GPUs are free again when this returns. Actors that
+    are lost are started again, `scale.max_failures` times.
+    """
+    if not build_objective(config.objective).needs_reference:
+        return
+    cache = reference_cache(config, setup)
+    if cache.read(len(artifact.train), lambda line: None) is not None:
+        return  # announced by the workers, who read it again
+    _, distinct, copies = np.unique(artifact.train.pair_ids, return_index=True, return_inverse=True)
+    actors = f"{placement.workers} actors" if placement.workers > 1 else "one actor"
+    driver.announce(f"reference log-probs: computing them once for {len(distinct)} pairs, by {actors}")
+    task = _Task(config.run_dir / CONFIG_FILE, artifact.path, setup, Path.cwd())
+    packs = cut_packs(distinct, longer_side(artifact.train.lengths), setup.decisions.tokens_per_microbatch)
+    log_probs = _compute(task, packs, len(artifact.train), placement, driver, config.scale.max_failures)
+    log_probs = log_probs[distinct][copies]
+    if not np.isfinite(log_probs).all():
+        raise RunError("a reference log-prob is not finite; there are bad numbers among the base's weights")
+    cache.write(log_probs)
+
+
+def _compute(
+    task: _Task,
+    packs: list[NDArray[np.int64]],
+    rows: int,
+    placement: Placement,
+    driver: Driver,
+    retries_left: int,
+) -> NDArray[np.float64]:
+    """Log-probs [rows, 2], those of the pairs in `packs` filled in."""
+    while True:
+        scored = np.full((rows, 2), np.nan)
+        try:
+            for batch in _score(task, packs, placement):
+                if driver.stop_requested():
+                    raise StoppedError("stopped before the first step; the same command starts again")
+                if batch["error"][0]:
+                    raise getattr(errors, batch["error"][0])(batch["message"][0])
+                scored[batch["pair"]] = np.stack([batch["chosen"], batch["rejected"]], axis=1)
+        except RayTaskError as error:
+            raise RunError(f"an actor that computes reference log-probs failed: {error.cause!r}") from error
+        except RayError as error:
+            if not retries_left:
+                raise RunError(
+                    f"actors that compute reference log-probs were lost, and no retry is left: {error}; the same "
+                    "command starts again"
+                ) from error
+            retries_left -= 1
+            driver.announce(f"an actor was lost; computing the reference log-probs again ({retries_left} retries left)")
+        else:
+            return scored
+
+
+def _score(task: _Task, packs: list[NDArray[np.int64]], placement: Placement) -> Any:
+    """Batches of scored pairs, as the actors finish them."""
+    import ray
+    import ray.data
+
+    blocks = min(len(packs), placement.workers * _BLOCKS_PER_ACTOR)
+    with quiet_context():
+        rows = ray.data.from_items([{"pack": pack.tolist()} for pack in packs], override_num_blocks=blocks)
+        scored = rows.map_batches(
+            _Scorer,
+            fn_constructor_args=(task,),
+            batch_size=None,
+            batch_format="pandas",
+            compute=ray.data.ActorPoolStrategy(size=placement.workers),
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus or None,
+            max_restarts=0,  # Ray Data's own number is endless
+            max_task_retries=0,
+        )
+        yield from scored.iter_batches(batch_size=None, batch_format="numpy")
+
+
+class _Scorer:
+    """One actor: loads the model as training will start with it, then scores packs."""
+
+    def __init__(self, task: _Task) -> None:
+        self._task = task
+        self._loaded: tuple[Any, Any, int] | None = None
+
+    def __call__(self, rows: Any) -> dict[str, Any]:
+        """Log-probs of the pairs of some packs; an error of ours as a row, since Ray Data would wrap it."""
+        try:
+            model, table, pad_id = self._load()
+            packs = [np.asarray(pack, dtype=np.int64) for pack in rows["pack"]]
+            scores = np.concatenate([score_pack(model, table, pack, pad_id) for pack in packs])
+        except OrpoRayError as error:
+            nothing = np.array([np.nan])
+            return _row([0], nothing, nothing, type(error).__name__, str(error))
+        return _row(np.concatenate(packs), scores[:, 0], scores[:, 1], "", "")
+
+    def _load(self) -> tuple[Any, Any, int]:
+        if self._loaded is None:
+            enter(self._task.directory)
+            config = load_resolved(self._task.config)
+            # One process: nothing is shared out here, whatever training does.
+            decisions = replace(self._task.setup.decisions, strategy=SINGLE)
+            model = load_pair_model(config, decisions, lambda line: None)
+            model.eval()
+            table = open_artifact(self._task.artifact).train
+            model.check_reads(table)
+            self._loaded = model, table, padding_id(load_tokenizer(config.model, lambda line: None))
+        return self._loaded
+
+
+def _row(pairs: Any, chosen: Any, rejected: Any, error: str, message: str) -> dict[str, Any]:
+    count = len(chosen)
+    return {
+        "pair": np.asarray(pairs, dtype=np.int64),
+        "chosen": chosen,
+        "rejected": rejected,
+        "error": np.array([error] * count),
+        "message": np.array([message] * count),
+    }

@@ -1,0 +1,63 @@
+"""The reporter of a Ray Train worker: files by the first rank, news to the driver, checkpoints acknowledged by Ray."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+
+from orpo_ray.distributed.mailbox import Message
+from orpo_ray.errors import RunError
+from orpo_ray.training.checkpoint import Position
+from orpo_ray.training.reporter import GroupReporter, LocalReporter, Metrics
+from orpo_ray.training.world import World
+
+_ACKNOWLEDGEMENT_S = 120.0
+
+
+class RayReporter(GroupReporter):
+    """Reports of all ranks of a worker group; each rank has one and calls it in step with the others."""
+
+    def __init__(self, local: LocalReporter, world: World, mailbox: Any) -> None:
+        super().__init__(local, world)
+        self._local = local
+        self._mailbox = mailbox
+        self._last_news: Any = None
+        self._stop = mailbox.wait_for_stop.remote() if world.is_first else None
+
+    def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
+        """Publish a step's metrics; Ray, where every report is a barrier, hears of evaluations only."""
+        super().report(step, total_steps, metrics)
+        if self._world.is_first:
+            self._last_news = self._mailbox.post.remote(Message("metrics", (step, total_steps, metrics)))
+        if any(name.startswith("eval/") for name in metrics):
+            ray.train.report(_plain(step, metrics))
+
+    def save(self, position: Position, write: Callable[[Path], None]) -> None:
+        """Write a checkpoint once, tell Ray where it lies, and go on when Ray has it on record."""
+        super().save(position, write)
+        folder = str(self._local.folder_of(position.step))
+        ray.train.report(
+            _plain(position.step, position.metrics),
+            checkpoint=Checkpoint(folder) if self._world.is_first else None,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+        on_record = ray.train.get_all_reported_checkpoints(
+            consistency_mode=CheckpointConsistencyMode.COMMITTED, timeout_s=_ACKNOWLEDGEMENT_S
+        )
+        if not any(reported.checkpoint.path == folder for reported in on_record):
+            raise RunError(f"Ray did not take note of the checkpoint of step {position.step}; it lies in {folder}")
+        if self._last_news is not None:
+            ray.get(self._last_news)  # a message that nobody waits for may die with its sender
+
+    def stop_requested(self) -> bool:
+        """Whether the driver was asked to stop; costs no message, the answer comes by itself."""
+        return self._stop is not None and bool(ray.wait([self._stop], timeout=0)[0])
+
+
+def _plain(step: int, metrics: Metrics) -> dict[str, float | None]:
+    """Numbers as Ray takes them: its own JSON has no word for those that are not finite."""
+    return {"step": step, **{name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}}

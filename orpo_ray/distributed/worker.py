@@ -1,0 +1,89 @@
+"""What runs in each Ray Train worker: the training loop, with a reporter that speaks to the driver."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train.torch
+import torch
+
+from orpo_ray.config import load_resolved
+from orpo_ray.data.store import open_artifact
+from orpo_ray.distributed.mailbox import Message
+from orpo_ray.distributed.reporter import RayReporter
+from orpo_ray.errors import RunError
+from orpo_ray.training import loop
+from orpo_ray.training.reporter import LocalReporter
+from orpo_ray.training.setup import Setup
+from orpo_ray.training.world import World, current_world
+
+_LOCK_FILE = ".workers.lock"
+_PREDECESSORS_S = 60.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a worker is told: where the resolved config and the pairs lie, what was settled, whom to tell.
+
+    `directory` is where the command was given: relative paths in the config start there.
+    """
+
+    config: Path
+    artifact: Path
+    setup: Setup
+    directory: Path
+    mailbox: Any
+
+
+def train_worker(settings: dict[str, Task]) -> None:
+    """Train as one of the group; Ray Train has set up torch.distributed before it calls this."""
+    task = settings["task"]
+    enter(task.directory)
+    config = load_resolved(task.config)
+    world = current_world()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+    def announce(line: str) -> None:
+        if world.is_first:
+            task.mailbox.post.remote(Message("announce", line))
+
+    local = LocalReporter(config.run_dir, keep=config.training.keep, announce=announce)
+    with _only_group(config.run_dir, world):
+        reporter = RayReporter(local, world, task.mailbox)
+        loop.train(config, open_artifact(task.artifact), task.setup, reporter, announce)
+
+
+def enter(directory: Path) -> None:
+    """Have relative paths mean what they mean to the driver, on servers that have its folder."""
+    if directory.is_dir():
+        os.chdir(directory)
+
+
+@contextmanager
+def _only_group(run_dir: Path, world: World) -> Iterator[None]:
+    """Keep workers apart from those of an earlier start whose driver is dead, and who have not noticed yet."""
+    if not world.is_first:
+        yield
+        return
+    with (run_dir / _LOCK_FILE).open("w") as file:
+        give_up = time.monotonic() + _PREDECESSORS_S
+        while not _try_lock(file.fileno()):
+            if time.monotonic() > give_up:
+                raise RunError(f"{run_dir}: workers of an earlier start are still writing there; end them first")
+            time.sleep(0.2)
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

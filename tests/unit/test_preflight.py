@@ -1,0 +1,175 @@
+"""Where workers go, decided from a list of servers; no Ray is started here."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from orpo_ray.config import ScaleConfig
+from orpo_ray.distributed import preflight
+from orpo_ray.distributed.preflight import Node, Placement, fit, place
+from orpo_ray.errors import ResourceError
+
+LAPTOP = [Node("127.0.0.1", cpus=2, gpus=0, is_driver=True)]
+ONE_GPU = [Node("10.0.0.1", cpus=16, gpus=1, is_driver=True)]
+SERVER = [Node("10.0.0.1", cpus=16, gpus=4, is_driver=True)]
+HEAD_AND_SERVERS = [Node("10.0.0.1", 4, 0, is_driver=True), Node("10.0.0.2", 32, 8), Node("10.0.0.3", 32, 8)]
+CPU_SERVERS = [Node("10.0.0.1", 2, 0, is_driver=True), Node("10.0.0.2", 4, 0), Node("10.0.0.3", 8, 0)]
+
+
+def scale(**settings: Any) -> ScaleConfig:
+    return ScaleConfig.model_validate(settings)
+
+
+FITS: dict[str, tuple[dict[str, Any], list[Node], Placement]] = {
+    "auto, no GPU": ({}, LAPTOP, Placement(2, 1.0, 0.0, 1, True)),
+    "auto, no GPU, one core": ({}, [Node("127.0.0.1", 1, 0, True)], Placement(1, 1.0, 0.0, 1, False)),
+    "auto, no GPU, room for many": ({}, CPU_SERVERS, Placement(2, 1.0, 0.0, 1, True)),
+    "auto, one GPU": ({}, ONE_GPU, Placement(1, 1.0, 1.0, 1, False)),
+    "auto, every GPU of a server": ({}, SERVER, Placement(4, 1.0, 1.0, 1, True)),
+    "auto, every GPU of a cluster": ({}, HEAD_AND_SERVERS, Placement(16, 1.0, 1.0, 2, True)),
+    "auto, the GPU is elsewhere": (
+        {},
+        [Node("10.0.0.1", 4, 0, True), Node("10.0.0.2", 8, 1)],
+        Placement(1, 1.0, 1.0, 1, True),
+    ),
+    "auto, halves of GPUs": ({"gpus_per_worker": 0.5}, SERVER, Placement(8, 1.0, 0.5, 1, True)),
+    "auto, thirds lose nothing to rounding": ({"gpus_per_worker": 1 / 3}, ONE_GPU, Placement(3, 1.0, 1 / 3, 1, True)),
+    "auto, CPUs bound the GPUs": ({"cpus_per_worker": 5}, SERVER, Placement(3, 5.0, 1.0, 1, True)),
+    "auto, GPUs not wanted": ({"gpus_per_worker": 0}, SERVER, Placement(2, 1.0, 0.0, 1, True)),
+    "one of many": ({"workers": 1}, SERVER, Placement(1, 1.0, 1.0, 1, False)),
+    "one, by Ray": ({"workers": 1, "ray": True}, LAPTOP, Placement(1, 1.0, 0.0, 1, True)),
+    "one, with DeepSpeed": ({"workers": 1, "deepspeed": {"stage": 2}}, LAPTOP, Placement(1, 1.0, 0.0, 1, True)),
+    "one, without DeepSpeed": ({"workers": 1, "deepspeed": "none"}, LAPTOP, Placement(1, 1.0, 0.0, 1, False)),
+    "half cores": ({"workers": 3, "cpus_per_worker": 0.5}, LAPTOP, Placement(3, 0.5, 0.0, 1, True)),
+    "tenths of cores": ({"workers": 20, "cpus_per_worker": 0.1}, LAPTOP, Placement(20, 0.1, 0.0, 1, True)),
+    "all there is": ({"workers": 2}, LAPTOP, Placement(2, 1.0, 0.0, 1, True)),
+    "over two servers": ({"workers": 9}, HEAD_AND_SERVERS, Placement(9, 1.0, 1.0, 2, True)),
+    "the largest server first": ({"workers": 8}, CPU_SERVERS, Placement(8, 1.0, 0.0, 1, True)),
+    "over all servers": ({"workers": 14}, CPU_SERVERS, Placement(14, 1.0, 0.0, 3, True)),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_workers_that_fit(name: str) -> None:
+    settings, nodes, placement = FITS[name]
+    assert fit(scale(**settings), nodes) == placement
+
+
+@pytest.mark.parametrize("nodes", [LAPTOP, SERVER, HEAD_AND_SERVERS, CPU_SERVERS])
+@pytest.mark.parametrize("settings", [{}, {"gpus_per_worker": 0}, {"cpus_per_worker": 0.5}])
+def test_auto_never_asks_for_more_than_there_is(settings: dict[str, Any], nodes: list[Node]) -> None:
+    placement = fit(scale(**settings), nodes)
+    assert placement.workers * placement.cpus <= sum(node.cpus for node in nodes)
+    assert placement.workers * placement.gpus <= sum(node.gpus for node in nodes)
+
+
+TOO_MUCH: dict[str, tuple[dict[str, Any], list[Node], tuple[str, ...]]] = {
+    "CPUs": (
+        {"workers": 64},
+        LAPTOP,
+        ("64 workers with 1 CPU each", "room for 2", "127.0.0.1: 2 CPU, 0 GPU"),
+    ),
+    "GPUs where there is none": (
+        {"workers": 2, "gpus_per_worker": 1},
+        LAPTOP,
+        ("2 workers with 1 CPU and 1 GPU each", "room for 0", "127.0.0.1: 2 CPU, 0 GPU"),
+    ),
+    "auto, GPUs where there is none": (
+        {"gpus_per_worker": 1},
+        LAPTOP,
+        ("1 workers with 1 CPU and 1 GPU each", "room for 0"),
+    ),
+    "GPUs over servers": (
+        {"workers": 17},
+        HEAD_AND_SERVERS,
+        ("17 workers", "room for 16", "10.0.0.1: 4 CPU, 0 GPU; 10.0.0.2: 32 CPU, 8 GPU; 10.0.0.3: 32 CPU, 8 GPU"),
+    ),
+    "a share of a GPU": (
+        {"workers": 9, "gpus_per_worker": 0.5},
+        SERVER,
+        ("9 workers with 1 CPU and 0.5 GPU each", "room for 8"),
+    ),
+    "a worker larger than any server": (
+        {"workers": 1, "cpus_per_worker": 9},
+        CPU_SERVERS,
+        ("1 workers with 9 CPU each", "room for 0"),
+    ),
+    "servers that only together would do": (
+        {"workers": 2, "cpus_per_worker": 5},
+        CPU_SERVERS,
+        ("2 workers with 5 CPU each", "room for 1"),
+    ),
+    "no server at all": ({}, [], ("room for 0",)),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_workers_that_do_not_fit_are_refused_with_what_was_asked_and_what_is_there(name: str) -> None:
+    settings, nodes, told = TOO_MUCH[name]
+    with pytest.raises(ResourceError) as caught:
+        fit(scale(**settings), nodes)
+    line = str(caught.value)
+    assert line.startswith("scale.workers: ") and "\n" not in line
+    for part in told:
+        assert part in line, (part, line)
+    assert caught.value.exit_code == 3
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts Ray fails the test; no cluster is named."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("Ray is started")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(preflight, "start_ray", refuse)
+
+
+@pytest.mark.parametrize("settings", [{}, {"deepspeed": "none"}, {"cpus_per_worker": 4}, {"gpus_per_worker": 0}])
+def test_one_worker_is_this_process_and_needs_no_ray(settings: dict[str, Any], no_ray: None) -> None:
+    placement = place(scale(workers=1, **settings), lambda line: None)
+    assert (placement.workers, placement.nodes, placement.uses_ray) == (1, 1, False)
+    assert (placement.gpus == 0) == ("gpus_per_worker" in settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"workers": 2}, {"workers": 1, "ray": True}, {"workers": 1, "deepspeed": {"stage": 0}}],
+    ids=str,
+)
+def test_all_else_asks_the_cluster(settings: dict[str, Any], no_ray: None) -> None:
+    with pytest.raises(AssertionError, match="Ray is started"):
+        place(scale(**settings), lambda line: None)
+
+
+def test_one_worker_of_a_named_cluster_is_placed_there(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(AssertionError, match="Ray is started"):
+        place(scale(workers=1), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "said"),
+    [
+        ({}, LAPTOP, ["workers 2: 1 CPU each, no GPU in sight"]),
+        ({}, SERVER, ["workers 4: 1 GPU each"]),
+        ({"workers": 2}, LAPTOP, []),
+    ],
+    ids=str,
+)
+def test_what_auto_came_to_is_announced(
+    settings: dict[str, Any], nodes: list[Node], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "start_ray", lambda **kwargs: None)
+    monkeypatch.setattr(preflight, "cluster_nodes", lambda: nodes)
+    heard: list[str] = []
+    place(scale(**settings), heard.append)
+    assert heard == said
+
+
+def test_a_refusal_needs_no_torch() -> None:
+    code = "import sys, orpo_ray.distributed.preflight; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
