@@ -4,13 +4,15 @@ The order: read the raw rows and hash them with the settings; a matching artifac
 Otherwise recognise, check, render and tokenise in parallel; then drop duplicates, quarantine bad rows, split, write.
 """
 
+import atexit
 import hashlib
 import logging
 import os
+import signal
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -32,6 +34,8 @@ from orpo_ray.errors import DataError, ResourceError
 
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
+_TASKS_PER_CORE = 4
+_MOST_BLOCKS = 16
 _TOP_REASONS = 3
 _RENDERERS = ("transformers", "tokenizers", "jinja2")
 _OBJECT_STORE_BYTES = (256 * 2**20, 2 * 2**30)
@@ -163,23 +167,34 @@ def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed
 def _process(sources: Sequence[_RawSource], tokenizer: Any, data: DataConfig) -> pa.Table:
     """RESULT rows of all sources, in order."""
     blocks = [block for raw in sources for block in raw.blocks]
-    _start_ray(sum(block.nbytes for block in blocks))
+    start_ray(sum(block.nbytes for block in blocks))
     import ray
 
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
     processor = ray.put(RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns))
-    with _quiet_ordered_context():
+    with quiet_context():
         # Tasks, not actors: they need no CPU of their own, and the next preparation finds the processes warm.
-        processed = ray.data.from_arrow(blocks).map_batches(
+        processed = ray.data.from_arrow(_as_tasks(blocks)).map_batches(
             partial(_process_block, processor), batch_size=None, batch_format="pyarrow"
         )
         return pa.concat_tables(processed.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
-def _process_block(processor: Any, block: pa.Table) -> pa.Table:
+def _as_tasks(blocks: Sequence[pa.Table]) -> list[pa.Table]:
+    """Consecutive blocks joined to a few tasks a core: Ray Data leaves a core idle for about 0.1 s after each task."""
+    import ray
+
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    size = min(_MOST_BLOCKS, max(1, len(blocks) // (_TASKS_PER_CORE * cores)))
+    return [pa.concat_tables(blocks[start : start + size]) for start in range(0, len(blocks), size)]
+
+
+def _process_block(processor: Any, task: pa.Table) -> pa.Table:
     """Runs in a Ray worker: one process a core, so the tokenizer must not start threads of its own."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return _get_processor(processor)(block)
+    # A block at a time: what a tokenizer returns takes many times the memory of its text.
+    blocks = (pa.Table.from_batches([batch]) for batch in task.to_batches())
+    return pa.concat_tables([_get_processor(processor)(block) for block in blocks])
 
 
 @lru_cache(maxsize=1)
@@ -192,7 +207,7 @@ def _get_processor(reference: Any) -> RowProcessor:
 
 
 @contextmanager
-def _quiet_ordered_context() -> Iterator[None]:
+def quiet_context() -> Iterator[None]:
     """Ray Data with rows kept in order, and silent but for errors; the caller's settings come back afterwards."""
     import ray
 
@@ -214,8 +229,11 @@ def _quiet_ordered_context() -> Iterator[None]:
             handler.setLevel(level)
 
 
-def _start_ray(raw_bytes: int) -> None:
-    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; nothing where it already runs."""
+def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
+    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; nothing where it already runs.
+
+    `raw_bytes`: how much data will pass through it, if known. `verbose`: show what its processes log.
+    """
     # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES: the default of Ray 2.60; older ones empty it and warn.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -223,7 +241,8 @@ def _start_ray(raw_bytes: int) -> None:
 
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    level = logging.INFO if verbose else logging.ERROR
+    quiet: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     address = os.environ.get("RAY_ADDRESS")
     if address:
         try:
@@ -233,7 +252,31 @@ def _start_ray(raw_bytes: int) -> None:
         return
     # Rows go in as text and come out as token ids; more than this spills to disk, which is slower but works.
     least, most = _OBJECT_STORE_BYTES
-    ray.init(object_store_memory=min(max(4 * raw_bytes, least), most), **quiet)
+    store = most if raw_bytes is None else min(max(4 * raw_bytes, least), most)
+    # What stops a service or a batch job sends SIGTERM to every process at once. Ray's own, which inherit this mask,
+    # must outlive it until the workers have saved their checkpoint.
+    others = _children()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        ray.init(object_store_memory=store, **quiet)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    atexit.register(_end, _children() - others)
+
+
+def _children() -> set[int]:
+    """The processes that this one has started and that have not ended."""
+    found: set[int] = set()
+    for thread in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has ended meanwhile
+            found |= {int(pid) for pid in thread.read_text().split()}
+    return found
+
+
+def _end(pids: set[int]) -> None:
+    """End Ray's processes with this one; deaf to SIGTERM, each would keep Ray's own clean-up waiting for a second."""
+    for pid in pids & _children():
+        os.kill(pid, signal.SIGKILL)
 
 
 # --- judging and writing ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
@@ -48,6 +48,13 @@ class _Rendered:
     rejected: str
 
 
+class _Cut(NamedTuple):
+    """A place in a text and in its ids."""
+
+    character: int
+    token: int
+
+
 class PairTokeniser:
     """Applies one tokenizer, whose chat template is set, to batches of pairs.
 
@@ -66,6 +73,7 @@ class PairTokeniser:
         self._bos: int | None = tokenizer.bos_token_id
         self._adds_bos = self._bos is not None and list(tokenizer("a")["input_ids"])[:1] == [self._bos]
         self._marks_start = self._finds_start_marker()
+        self._cuts = _cutting_tokens(tokenizer)
 
     @property
     def bos_id(self) -> int | None:
@@ -133,32 +141,48 @@ class PairTokeniser:
         return answer
 
     def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], list[int], list[int]]]:
-        """Prompt, chosen and rejected ids without end tokens; all texts in one or two tokenizer calls.
+        """Prompt, chosen and rejected ids without end tokens; all texts in two or three tokenizer calls.
 
-        Tokenised together with its prompt an answer comes out as it stands in context. But a merge over the boundary,
-        or another split of the prompt's last white space, would give a prompt that generation never starts from:
-        such answers are tokenised apart.
+        Tokenised together with its prompt an answer comes out as it stands in context; what stands before the prompt's
+        cut is no part of that context, and is not tokenised again. But a merge over the boundary, or another split of
+        the prompt's last white space, would give a prompt that generation never starts from: such answers are
+        tokenised apart.
         """
-        count = len(texts)
-        encoded = self._encode(
-            [t.prompt for t in texts] + [t.prompt + t.chosen for t in texts] + [t.prompt + t.rejected for t in texts]
-        )
-        prompts = encoded[:count]
-        wholes, answers = encoded[count:], [t.chosen for t in texts] + [t.rejected for t in texts]
+        prompts = self._encode([text.prompt for text in texts])
+        cuts = [self._find_cut(text.prompt, ids) for text, ids in zip(texts, prompts, strict=True)]
+        tails = [text.prompt[cut.character :] for text, cut in zip(texts, cuts, strict=True)]
+        tail_ids = [ids[cut.token :] for ids, cut in zip(prompts, cuts, strict=True)]
+        answers = [text.chosen for text in texts] + [text.rejected for text in texts]
+        wholes = self._encode([tail + answer for tail, answer in zip(tails * 2, answers, strict=True)])
         results: list[list[int]] = []
         apart: list[int] = []
-        for index, whole in enumerate(wholes):
-            prompt = prompts[index % count]
-            results.append(whole[len(prompt) :])
-            if whole[: len(prompt)] != prompt:
+        for index, (tail, whole) in enumerate(zip(tail_ids * 2, wholes, strict=True)):
+            results.append(whole[len(tail) :])
+            if whole[: len(tail)] != tail:
                 apart.append(index)
         for index, ids in zip(apart, self._encode_apart([answers[index] for index in apart]), strict=True):
             results[index] = ids
-        return list(zip(prompts, results[:count], results[count:], strict=True))
+        return list(zip(prompts, results[: len(texts)], results[len(texts) :], strict=True))
+
+    def _find_cut(self, text: str, ids: list[int]) -> _Cut:
+        """The last place in a prompt that no token crosses and no token after it looks beyond."""
+        place = next((place for place in reversed(range(len(ids))) if ids[place] in self._cuts), None)
+        if place is None:
+            return _Cut(0, 0)
+        mark = self._cuts[ids[place]]
+        # Where the text holds the mark as often as the ids do, the last of one is the last of the other.
+        return _Cut(text.rindex(mark), place) if text.count(mark) == ids.count(ids[place]) else _Cut(0, 0)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
+        if self._tokenizer.is_fast:
+            # The same ids, without all that the usual call makes beside them. Others may use this tokenizer and pad.
+            backend = self._tokenizer.backend_tokenizer
+            backend.no_padding()
+            backend.no_truncation()
+            backend.encode_special_tokens = self._tokenizer.split_special_tokens
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
         encoded = self._tokenizer(
             texts,
             add_special_tokens=False,
@@ -205,6 +229,25 @@ class PairTokeniser:
         repeated = next((i for i, (one, two) in enumerate(pairwise([*ids, -1])) if (one, two) != (self._bos,) * 2), 0)
         ids = ids[repeated:]
         return [self._bos, *ids] if self._adds_bos and ids[:1] != [self._bos] else ids
+
+
+def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
+    """Ids and texts of tokens at which a text can be cut in front, and both parts come out as in one.
+
+    Added tokens split a text before anything else is done to it, unless they are looked for after normalisation, take
+    the white space before them along, want the end of a word there, or stand inside another one.
+    """
+    if not tokenizer.is_fast or tokenizer.split_special_tokens:
+        return {}
+    added = tokenizer.added_tokens_decoder
+    everything = "\0".join(token.content for token in added.values())
+    normalises = tokenizer.backend_tokenizer.normalizer is not None
+    return {
+        token_id: token.content
+        for token_id, token in added.items()
+        if not (token.lstrip or token.single_word or (token.normalized and normalises))
+        and everything.count(token.content) == 1
+    }
 
 
 def fixed_date(tokenizer: Any) -> str | None:

@@ -20,7 +20,7 @@ LEVELS = (
     {"bench", "cli", "api", "__init__"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms} | {"jobs": len(LEVELS) - 2}
-ALSO_ALLOWED = {("cli", "api"), ("__init__", "api")}
+ALSO_ALLOWED = {("cli", "api"), ("cli", "bench"), ("__init__", "api")}
 SEEN_BY_JOBS = {"config", "errors"}
 RAY_ROOMS = {"distributed", "search", "jobs", "bench", "evaluation"}
 RAY_FILES = {f"{PACKAGE}/data/pipeline.py"}

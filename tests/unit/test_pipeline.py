@@ -391,7 +391,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", unreachable)
     with pytest.raises(ResourceError, match=r"RAY_ADDRESS \(10\.0\.0\.9:6379\) cannot be joined"):
-        pipeline._start_ray(1000)
+        pipeline.start_ray(1000)
 
 
 def test_finding_prepared_data_needs_no_ray(run: Prepare, rows: Any, shared_data: Path, tmp_path: Path) -> None:

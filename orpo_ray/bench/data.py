@@ -1,0 +1,308 @@
+"""Rows a second from a file of pairs to token ids: our preparation against TRL's own, on the same rows and cores.
+
+Both read the same JSON lines of chat messages and are timed by the clock until their result is on disk: ours reads,
+checks, hashes, renders, tokenises, drops duplicates and writes the artifact; stock reads with `datasets` and maps as
+`ORPOTrainer.__init__` does. Fresh folders each time, so that neither finds a result of before.
+
+Start-up is apart. Ours is Ray's start and what the first preparation takes longer than the later ones, once in a
+session; what a preparation costs with Ray running stays in its time. Stock's is what it takes on one row a core, mostly
+the process pools of its maps; it comes back with each call, so it is taken off each of its times.
+
+On a busy machine CPU seconds, of this process and of all that it started, tell more than the clock: `ratio_cpu`.
+"""
+
+import json
+import logging
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import version
+from importlib.resources import files
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orpo_ray.config.data import DataConfig, Source
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.data.checks import check_pair
+from orpo_ray.data.formats import read_pair
+from orpo_ray.data.pairs import Pair, Refusal
+from orpo_ray.data.pipeline import prepare
+from orpo_ray.data.rows import parse_row
+from orpo_ray.data.sources import read_rows
+from orpo_ray.errors import DataError
+from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+
+_PACKAGES = ("ray", "trl", "datasets", "transformers", "tokenizers", "pyarrow")
+
+DEMO_TOKENIZER = str(files("orpo_ray") / "demo" / "base")
+
+_SEED = 0
+_PROMPT_WORDS, _ANSWER_WORDS, _SPREAD = 100, 150, 0.5
+_INVENTED_WORDS = 6000
+_COMMON = """
+the of and to in a is that for it as was with be by on not he this are or his from at which but have an had they you
+were there one all we can her has when who will more if out so said what up its about into than them only other new
+some could time these two may then do first any my now such like our over me even most made after also did many before
+must through years where much your way well down should because each just those people how too little state good very
+make world still own see work long get here between both life being under never day same another know while last might
+us great old year off come since against go came right used take three
+"""
+_ONSETS = "b bl c ch d dr f fl g gr h j k l m n p pl pr qu r s sh st t th tr v w"
+_RHYMES = "ain al an ate ect ed ell en er est ice ide igh ile ing ion ist ive ock old ome ong oon ound ure y"
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """One preparation: seconds by the clock and of CPU, and what came out."""
+
+    seconds: float
+    cpu: float
+    pairs: int
+    tokens: int
+    dropped: dict[str, int]
+
+
+class _Stopwatch:
+    """Seconds since it was made, by the clock and of CPU."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter(), self._cpu()
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self._begin[0], self._cpu() - self._begin[1]
+
+    def _cpu(self) -> float:
+        """Of this process and its descendants, dead ones included, which count with whoever waited for them."""
+        this = psutil.Process()
+        total = 0.0
+        for process in [this, *this.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+        return total
+
+
+def bench_data(
+    rows: int,
+    tokenizer_folder: str,
+    max_length: int,
+    announce: Announce,
+    file: str | None = None,
+    repetitions: int = 3,
+) -> dict[str, Any]:
+    """Time both preparations in turns and return medians in rows a second, start-up in seconds.
+
+    `file` holds pairs in any format that `orpo-ray prepare` recognises; its bad rows are left out beforehand. Without
+    it, rows are generated. Raises DataError or ConfigError for a file or a tokenizer that cannot be used.
+    """
+    tokenizer = load_tokenizer(ModelConfig(base=tokenizer_folder), announce)
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as name:
+        folder = Path(name)
+        everything, few = folder / "pairs.jsonl", folder / "few.jsonl"
+        count = _write_rows(everything, _pairs_of(file, rows) if file else _generate(rows))
+        if count < cores:
+            raise DataError(f"{count} usable rows for {cores} cores: too few to share out")
+        _write_rows(few, _pairs_of(str(everything), cores))
+        ours = partial(_time_ours, tokenizer=tokenizer, max_length=max_length, folder=folder)
+        stock = partial(_time_stock, tokenizer=tokenizer, max_length=max_length, folder=folder, cores=cores)
+        announce(f"{count} rows on {cores} cores; starting both")
+        first_ours = _start_ray(cores) + ours(everything).seconds
+        stock(few)  # imports, which are no part of either side
+        timed, starts = [], []
+        for number in range(1, repetitions + 1):
+            timed.append((ours(everything), stock(everything)))
+            starts.append(stock(few))
+            seconds = [f"{one.seconds:.2f} s" for one in timed[-1]]
+            announce(f"{number} of {repetitions}: ours {seconds[0]}, stock {seconds[1]}")
+    settings = {"rows": count, "cores": cores, "tokenizer": tokenizer_folder, "max_length": max_length}
+    return {"name": "data", **settings, **_summarise(count, timed, first_ours, starts)}
+
+
+def _summarise(
+    rows: int, timed: list[tuple[_Timed, _Timed]], first_ours: float, starts: list[_Timed]
+) -> dict[str, Any]:
+    ours, stock = ([pair[side] for pair in timed] for side in (0, 1))
+    seconds_ours, cpu_ours = _medians(ours)
+    startup_stock, cpu_startup = _medians(starts)
+    whole_stock, cpu_stock = _medians(stock)
+    seconds_stock = whole_stock - startup_stock
+    return {
+        "ours": rows / seconds_ours,
+        "stock": rows / seconds_stock,
+        "ratio": seconds_stock / seconds_ours,
+        "startup_ours": first_ours - seconds_ours,
+        "startup_stock": startup_stock,
+        "seconds_ours": [one.seconds for one in ours],
+        "seconds_stock": [one.seconds for one in stock],
+        "cpu_seconds_ours": cpu_ours,
+        "cpu_seconds_stock": cpu_stock - cpu_startup,
+        "ratio_cpu": (cpu_stock - cpu_startup) / cpu_ours,
+        "pairs_ours": ours[0].pairs,
+        "pairs_stock": stock[0].pairs,
+        "dropped_ours": ours[0].dropped,
+        "tokens_ours": ours[0].tokens,
+        "tokens_stock": stock[0].tokens,
+        "repetitions": len(timed),
+        "device": "cpu",
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _medians(timed: list[_Timed]) -> tuple[float, float]:
+    return statistics.median(one.seconds for one in timed), statistics.median(one.cpu for one in timed)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
+    """Pairs as JSON lines of chat messages, the form that both sides understand; returns how many."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            count += 1
+            answers = ((side, getattr(pair, side)) for side in ("chosen", "rejected"))
+            row = {side: [{"role": "assistant", "content": text}] for side, text in answers}
+            file.write(json.dumps({"prompt": pair.prompt, **row}) + "\n")
+    return count
+
+
+def _pairs_of(file: str, most: int) -> Iterator[Pair]:
+    rows = (parse_row(raw.text, raw.problem) for raw in read_rows(Source(source=file)))
+    pairs = (row if isinstance(row, Refusal) else read_pair(row) for row in rows)
+    return islice((pair for pair in pairs if isinstance(pair, Pair) and check_pair(pair) is None), most)
+
+
+def _generate(rows: int) -> Iterator[Pair]:
+    """Seeded pairs with the word frequencies of prose: few words make up most of it, and there is a long tail."""
+    draw = random.Random(_SEED)
+    onsets, rhymes = _ONSETS.split(), _RHYMES.split()
+    syllables = (
+        [draw.choice(onsets) + draw.choice(rhymes) for _ in range(draw.randint(1, 3))] for _ in range(_INVENTED_WORDS)
+    )
+    words = [*_COMMON.split(), *("".join(word) for word in syllables)]
+    weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
+
+    def text(length: int) -> str:
+        count = round(length * draw.uniform(1 - _SPREAD, 1 + _SPREAD))
+        return _punctuate(draw.choices(words, cum_weights=weights, k=count), draw)
+
+    for _ in range(rows):
+        prompt = [{"role": "user", "content": text(_PROMPT_WORDS)}]
+        yield Pair(prompt, text(_ANSWER_WORDS), text(_ANSWER_WORDS))
+
+
+def _punctuate(words: list[str], draw: random.Random) -> str:
+    """Sentences of about a dozen words, with commas, and now and then a new paragraph."""
+    parts, start = [], True
+    for word in words:
+        mark = draw.choices(["", ",", ".", ".\n\n"], [84, 8, 6, 2])[0]
+        parts.append((word.capitalize() if start else word) + (mark or "") + ("" if mark.endswith("\n") else " "))
+        start = mark.startswith(".")
+    return "".join(parts).strip(" ,.\n") + "."
+
+
+# --- ours -------------------------------------------------------------------------------------------------------
+
+
+def _start_ray(cores: int) -> float:
+    """Start Ray on as many cores as stock gets, unless it runs already; returns the seconds it took."""
+    begin = time.perf_counter()
+    # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES, as in a preparation.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if not ray.is_initialized():
+        # Left to itself Ray counts the machine's cores, not those that this process may run on.
+        ray.init(address="local", num_cpus=cores, log_to_driver=False, logging_level=logging.ERROR)
+    return time.perf_counter() - begin
+
+
+def _time_ours(file: Path, tokenizer: Any, max_length: int, folder: Path) -> _Timed:
+    data = DataConfig(
+        train=(Source(source=str(file)),),
+        max_length=max_length,
+        max_prompt_length=max_length - 1,
+        max_bad_fraction=1.0,
+    )
+    storage = Path(tempfile.mkdtemp(prefix="storage-", dir=folder))
+    watch = _Stopwatch()
+    artifact = prepare(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, _SEED, lambda _: None)
+    seconds, cpu = watch.read()
+    lengths = [table.lengths for table in (artifact.train, artifact.eval)]
+    tokens = sum(int(table.sum() + table[:, 0].sum()) for table in lengths)
+    summary = artifact.summary
+    dropped = {**summary.bad, "overlong": summary.overlong, "duplicates": summary.duplicates}
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    return _Timed(seconds, cpu, len(artifact.train) + len(artifact.eval), tokens, dropped)
+
+
+# --- stock ------------------------------------------------------------------------------------------------------
+
+
+def _time_stock(file: Path, tokenizer: Any, max_length: int, folder: Path, cores: int) -> _Timed:
+    import datasets
+    import pyarrow.compute as pc
+    from trl.experimental.orpo import ORPOConfig
+
+    datasets.disable_progress_bars()
+    place = tempfile.mkdtemp(prefix="datasets-", dir=folder)
+    model, trainer = _tiny_model(), _data_part()
+    arguments = ORPOConfig(
+        output_dir=place, max_length=max_length, dataset_num_proc=cores, use_cpu=True, bf16=False, report_to="none"
+    )
+    watch = _Stopwatch()
+    rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=place)
+    mapped = trainer(
+        model=model, args=arguments, train_dataset=rows, processing_class=deepcopy(tokenizer)
+    ).train_dataset
+    seconds, cpu = watch.read()
+    sides = (mapped.data[f"{side}_input_ids"] for side in ("chosen", "rejected"))
+    tokens = sum(pc.sum(pc.list_value_length(ids)).as_py() for ids in sides)
+    return _Timed(seconds, cpu, len(mapped), tokens, {})
+
+
+@cache
+def _data_part() -> type:
+    """Stock's trainer class up to where it hands its mapped rows to the Trainer that it is built on."""
+    from trl.experimental.orpo import ORPOTrainer
+
+    (base,) = ORPOTrainer.__bases__
+
+    class KeepRows(base):  # type: ignore[misc, valid-type]
+        """Stands where the Trainer's own set-up would run, which has nothing to do with rows."""
+
+        def __init__(self, model: Any, train_dataset: Any, **_: Any) -> None:
+            self.model, self.train_dataset, self.accelerator = model, train_dataset, None
+
+    return type("DataPart", (ORPOTrainer, KeepRows), {})
+
+
+@cache
+def _tiny_model() -> Any:
+    """The trainer wants a model; of this one it reads the config alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            vocab_size=8,
+        )
+    )

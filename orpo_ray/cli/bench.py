@@ -1,0 +1,62 @@
+"""`orpo-ray bench`: how fast this is beside the stock way, measured on this machine."""
+
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False, help="Measure this machine: ours beside the stock way.")
+
+
+@app.command("data")
+def data(
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Pairs to prepare.")] = 4000,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Model or tokenizer; the demo's if not given.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=8, metavar="L", help="Tokens of prompt and answer together.")] = 2048,
+    file: Annotated[
+        str | None, typer.Option("--data", metavar="FILE", help="Pairs to prepare instead of generated ones.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """Preparation of pairs: rows a second of ours and of TRL's ORPOTrainer, same rows and cores."""
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    from orpo_ray.bench.data import DEMO_TOKENIZER, bench_data
+
+    result = bench_data(rows, tokenizer or DEMO_TOKENIZER, max_length, announce, file, repetitions)
+    if not json:
+        _print(result)
+    return result
+
+
+@app.command("ray")
+def ray(
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps to time in each run.")] = 60,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each side, in turns.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """What Ray costs: the demo's steps under Ray Train and under bare torch.distributed, two workers each."""
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    from orpo_ray.bench.ray import bench_ray
+
+    result = bench_ray(steps, rounds, announce)
+    if not json:
+        print(f"{result['workers']} workers, {result['steps']} steps each, median seconds of a step")
+        print(f"bare   {result['bare']:9.4f}\nRay    {result['ray']:9.4f}\nratio  {result['ratio']:9.3f}")
+    return result
+
+
+def _print(result: dict[str, Any]) -> None:
+    print(f"{result['rows']} rows on {result['cores']} cores, median of {result['repetitions']}")
+    print(f"{'':6} {'rows/s':>9} {'start-up s':>11} {'pairs':>8} {'tokens':>11}")
+    for side in ("ours", "stock"):
+        numbers = (f"{result[f'{what}_{side}']:>{width},}" for what, width in (("pairs", 8), ("tokens", 11)))
+        print(f"{side:6} {result[side]:9,.0f} {result[f'startup_{side}']:11.2f} {' '.join(numbers)}")
+    print(f"ratio  {result['ratio']:9.2f}   ({result['ratio_cpu']:.2f} by CPU seconds)")
+    for reason, count in result["dropped_ours"].items():
+        print(f"ours dropped {count} ({reason})")
