@@ -9,6 +9,8 @@ import hashlib
 import logging
 import os
 import signal
+import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 from orpo_ray.config.data import Columns, DataConfig, Source
@@ -37,6 +40,14 @@ _BLOCK_BYTES = 2**20
 _TASKS_PER_CORE = 4
 _MOST_BLOCKS = 16
 _TOP_REASONS = 3
+_GOODBYE_POLL_S = 0.02
+
+# A Ray of our own has no dashboard: what its processes would gather for one takes 5 % of a machine with two cores.
+_IDLE_RAY = {
+    "RAY_enable_metrics_collection": "false",
+    "RAY_event_stats": "false",
+    "RAY_task_events_report_interval_ms": "0",
+}
 _RENDERERS = ("transformers", "tokenizers", "jinja2")
 _OBJECT_STORE_BYTES = (256 * 2**20, 2 * 2**30)
 
@@ -215,6 +226,8 @@ def quiet_context() -> Iterator[None]:
         warnings.simplefilter("ignore", DeprecationWarning)  # Ray's copy reads its own deprecated settings
         context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
+    # Shares of the cluster for several operators; the only one we have would start with one task for a second.
+    context.op_resource_reservation_enabled = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     console = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
@@ -255,28 +268,37 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     store = most if raw_bytes is None else min(max(4 * raw_bytes, least), most)
     # What stops a service or a batch job sends SIGTERM to every process at once. Ray's own, which inherit this mask,
     # must outlive it until the workers have saved their checkpoint.
-    others = _children()
+    os.environ |= {name: os.environ.get(name, value) for name, value in _IDLE_RAY.items()}
+    others = psutil.Process().children()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        ray.init(object_store_memory=store, **quiet)
+        # "local": it would otherwise join whatever Ray it finds on this machine.
+        ray.init(address="local", object_store_memory=store, **quiet)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    atexit.register(_end, _children() - others)
+    leaving = threading.Event()
+    started = [child for child in psutil.Process().children() if child not in others]
+    threading.Thread(target=_end_with_driver, args=(started, leaving), daemon=True).start()
+    atexit.register(leaving.set)
 
 
-def _children() -> set[int]:
-    """The processes that this one has started and that have not ended."""
-    found: set[int] = set()
-    for thread in Path("/proc/self/task").glob("*/children"):
-        with suppress(OSError):  # a thread that has ended meanwhile
-            found |= {int(pid) for pid in thread.read_text().split()}
-    return found
+def _end_with_driver(started: list[psutil.Process], leaving: threading.Event) -> None:
+    """Kill Ray's processes, and what they started, once this one has said goodbye to them.
 
+    Deaf to SIGTERM, each would keep Ray's own clean-up waiting for a second, and some would live on for a minute.
+    """
+    import ray
 
-def _end(pids: set[int]) -> None:
-    """End Ray's processes with this one; deaf to SIGTERM, each would keep Ray's own clean-up waiting for a second."""
-    for pid in pids & _children():
-        os.kill(pid, signal.SIGKILL)
+    leaving.wait()
+    family = list(started)
+    for process in started:
+        with suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)
+    while ray.is_initialized():
+        time.sleep(_GOODBYE_POLL_S)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 # --- judging and writing ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from ray.exceptions import RayError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import RayTrainError
 
 from orpo_ray.errors import OrpoRayError, RunError
 
@@ -44,7 +44,7 @@ def kind_of(error: BaseException) -> Kind:
         return "told"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "memory"
-    if isinstance(error, RayError | WorkerHealthCheckFailedError):
+    if isinstance(error, RayError | RayTrainError):
         return "memory" if _KILLED_FOR_MEMORY.search(str(error)) else "lost"
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER_GONE.search(str(error))):
         return "peer"
@@ -54,20 +54,22 @@ def kind_of(error: BaseException) -> Kind:
 def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | GiveUp:
     """What follows when workers failed; `failures` by rank.
 
-    Errors of ours and a lack of memory would come again; a dead process or server may be excused. An exception that
-    nobody foresaw counts as its own fault, unless a process died at the same time.
+    Errors of ours and a lack of memory would come again, whatever the other workers say; a dead process or server may
+    be excused. An exception that nobody foresaw counts as its own fault, unless a process died at the same time.
     """
-    kinds = {rank: kind_of(error) for rank, error in sorted(failures.items())}
-    someone_died = not {"lost", "peer"}.isdisjoint(kinds.values())
-    for rank, kind in kinds.items():
-        error = failures[rank]
-        if isinstance(error, OrpoRayError):
-            return GiveUp(error)
-        if kind == "memory":
-            return GiveUp(RunError(f"worker {rank} ran out of memory; {_OUT_OF_MEMORY}"))
-        if kind == "unexpected" and not someone_died:
-            return GiveUp(RunError(f"worker {rank}: {type(error).__name__}: {error}"))
-    gone = [rank for rank, kind in kinds.items() if kind == "lost"]
+    ranks: dict[Kind, list[int]] = {}
+    for rank, error in sorted(failures.items()):
+        ranks.setdefault(kind_of(error), []).append(rank)
+    if "told" in ranks:
+        told = failures[ranks["told"][0]]
+        assert isinstance(told, OrpoRayError)
+        return GiveUp(told)
+    if "memory" in ranks:
+        return GiveUp(RunError(f"worker {ranks['memory'][0]} ran out of memory; {_OUT_OF_MEMORY}"))
+    if "unexpected" in ranks and not ranks.keys() & {"lost", "peer"}:
+        rank = ranks["unexpected"][0]
+        return GiveUp(RunError(f"worker {rank}: {type(failures[rank]).__name__}: {failures[rank]}"))
+    gone = ranks.get("lost")
     reason = f"lost worker {', '.join(map(str, gone))}" if gone else "a worker was lost"
     if retries_left > 0:
         return Retry(reason)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from orpo_ray.config import RunConfig
@@ -16,7 +18,7 @@ from orpo_ray.distributed.failures import GiveUp, Retry, decide
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.worker import Task, train_worker
-from orpo_ray.errors import OrpoRayError, ResourceError, RunError
+from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError
 from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.training.record import CONFIG_FILE
 from orpo_ray.training.reporter import Watch
@@ -31,10 +33,13 @@ _GROUP_TIMEOUT_S = 1800
 # What Ray Train keeps in a run's folder, and would go on from; ours are the manifests of the checkpoints.
 _RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 
-_NEVER_STARTED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+_MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, PreemptionError, RayError)
 
 _SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # How soon Ray notices a dead worker, and takes note of a checkpoint.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    # Nothing here asks for its news.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Workers read relative paths of the config from where the command was given.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -67,6 +72,8 @@ def train(
     os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
     retries_left = config.scale.max_failures
     while True:
+        if driver.stop_requested():
+            raise StoppedError("stopped; the same command goes on from the last checkpoint, if there is one")
         driver.announce(
             f"starting {placement.workers} {'workers' if placement.workers > 1 else 'worker'} under Ray Train"
         )
@@ -107,7 +114,7 @@ def _attempt(
                 told_to_stop = True
             _pass_on(ray.get(mailbox.collect.remote(_POLL_S), timeout=_LOST_MAILBOX_S), driver)
         _pass_on(ray.get(mailbox.collect.remote(0.0), timeout=_LOST_MAILBOX_S), driver)
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
     finally:
         ray.kill(mailbox)
@@ -177,12 +184,13 @@ def _decide(error: Exception, placement: Placement, retries_left: int, is_first:
         return decide(error.worker_failures, retries_left)
     if isinstance(error, OrpoRayError):
         return GiveUp(error)
-    if isinstance(error, ControllerError) and isinstance(error.controller_failure, _NEVER_STARTED):
-        # A dead server takes Ray a while to notice, so what is left of the cluster is looked at again.
-        if retries_left > 0 and not is_first:
-            return Retry("the workers could not be started again")
+    cause = error.controller_failure if isinstance(error, ControllerError) else error
+    if isinstance(cause, WorkerGroupStartupTimeoutError) and (is_first or not retries_left):
         busy = f"{placement.workers} workers could not be started in time; is the cluster busy, or a server down?"
         return GiveUp(ResourceError(busy))
+    # A dead server takes Ray a while to notice, so what is left of the cluster is looked at again.
+    if isinstance(cause, _MAY_BE_EXCUSED) and retries_left > 0:
+        return Retry("a server was lost, or its workers could not be started")
     said = " ".join(str(error).split())[:300]
     return GiveUp(RunError(f"Ray Train failed: {said}; the same command goes on"))
 

@@ -21,9 +21,9 @@ class Mailbox:
         self._news = asyncio.Event()
         self._stop = asyncio.Event()
 
-    async def post(self, message: Message) -> None:
-        """Leave a message."""
-        self._messages.append(message)
+    async def post(self, *messages: Message) -> None:
+        """Leave messages."""
+        self._messages += messages
         self._news.set()
 
     async def collect(self, wait_s: float) -> list[Message]:

@@ -1,6 +1,7 @@
 """The reporter of a Ray Train worker: files by the first rank, news to the driver, checkpoints acknowledged by Ray."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,34 @@ from orpo_ray.training.world import World
 
 _ACKNOWLEDGEMENT_S = 120.0
 
+_NEWS_EVERY_S = 0.5
+"""Steps can be short, and each message takes three processes some time."""
+
 
 class RayReporter(GroupReporter):
     """Reports of all ranks of a worker group; each rank has one and calls it in step with the others."""
 
-    def __init__(self, local: LocalReporter, world: World, mailbox: Any) -> None:
+    def __init__(
+        self, local: LocalReporter, world: World, mailbox: Any, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(local, world)
         self._local = local
         self._mailbox = mailbox
-        self._last_news: Any = None
+        self._clock = clock
+        self._news: list[Message] = []
+        self._told_at = self._looked_at = float("-inf")
         self._stop = mailbox.wait_for_stop.remote() if world.is_first else None
+        self._stop_requested = False
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Publish a step's metrics; Ray, where every report is a barrier, hears of evaluations only."""
         super().report(step, total_steps, metrics)
+        evaluated = any(name.startswith("eval/") for name in metrics)
         if self._world.is_first:
-            self._last_news = self._mailbox.post.remote(Message("metrics", (step, total_steps, metrics)))
-        if any(name.startswith("eval/") for name in metrics):
+            self._news.append(Message("metrics", (step, total_steps, metrics)))
+            if evaluated or self._clock() - self._told_at > _NEWS_EVERY_S:
+                self._tell()
+        if evaluated:
             ray.train.report(_plain(step, metrics))
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
@@ -50,12 +62,20 @@ class RayReporter(GroupReporter):
         )
         if not any(reported.checkpoint.path == folder for reported in on_record):
             raise RunError(f"Ray did not take note of the checkpoint of step {position.step}; it lies in {folder}")
-        if self._last_news is not None:
-            ray.get(self._last_news)  # a message that nobody waits for may die with its sender
+        if self._world.is_first:
+            ray.get(self._tell())  # a message that nobody waits for may die with its sender
 
     def stop_requested(self) -> bool:
-        """Whether the driver was asked to stop; costs no message, the answer comes by itself."""
-        return self._stop is not None and bool(ray.wait([self._stop], timeout=0)[0])
+        """Whether the driver was asked to stop; the answer comes by itself, and is looked for now and then."""
+        if self._stop is not None and self._clock() - self._looked_at > _NEWS_EVERY_S:
+            self._stop_requested = bool(ray.wait([self._stop], timeout=0)[0])
+            self._looked_at = self._clock()
+        return self._stop_requested
+
+    def _tell(self) -> Any:
+        told = self._mailbox.post.remote(*self._news)
+        self._news, self._told_at = [], self._clock()
+        return told
 
 
 def _plain(step: int, metrics: Metrics) -> dict[str, float | None]:

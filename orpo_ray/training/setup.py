@@ -120,8 +120,9 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
 def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
     """Hashes of all that lies behind unchanged settings: prepared pairs, tokenizer, weights, first adapter."""
     identity = {
-        "data": artifact.summary.hash,
+        # Before the data, which cannot stay the same under another tokenizer.
         "tokenizer": tokenizer_fingerprint(load_tokenizer(config.model, lambda line: None)),
+        "data": artifact.summary.hash,
         "model.base": base_fingerprint(config.model),
     }
     if config.adapter.init_from is not None:

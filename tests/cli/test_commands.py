@@ -216,8 +216,8 @@ def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
 def test_config_json_is_total(finished: Finished) -> None:
     stored = _read(finished, "config.json")
     assert stored == dump(load_config(finished.config))
-    # `search` is null, and an objective has only the keys of its own kind.
-    branches = ("search.", "objective.")
+    # `search` is null, `scale.deepspeed` is a word, and an objective has only the keys of its own kind.
+    branches = ("search.", "objective.", "scale.deepspeed.")
     assert {key for key in all_keys(RunConfig) if not key.startswith((*branches, "data.columns."))} <= _keys(stored)
     assert set(stored["objective"]) >= {"kind", "lambda", "nll_on"}
 

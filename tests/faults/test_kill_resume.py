@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from reported import comparable
 from safetensors.torch import load_file
 from support import ENVIRONMENT, read_metrics, settings
 
@@ -124,11 +125,6 @@ def assert_same_run(run_dir: Path, expected: Path, result: dict[str, Any]) -> No
 def names(folder: Path) -> list[str]:
     """What lies in a folder, hidden leftovers included."""
     return sorted(path.name for path in folder.iterdir())
-
-
-def comparable(run_dir: Path) -> list[dict[str, Any]]:
-    """All reported numbers but the speed."""
-    return [{k: v for k, v in line.items() if k != "train/pairs_per_second"} for line in read_metrics(run_dir)]
 
 
 def test_the_unbroken_run_is_one_worth_comparing_with(unbroken: dict[str, Path]) -> None:

@@ -1,31 +1,27 @@
 """A loss, a gradient or an evaluation that is no number ends the run before the optimizer touches a weight."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
+from poison import Poison, find_poison, poisoned_base, step_pairs, tokens_of
 from safetensors.torch import load_file, save_file
-from support import BASE, ENVIRONMENT, read_metrics, remember_trainers, run_config, settings, train_locally
+from support import ENVIRONMENT, read_metrics, remember_trainers, run_config, settings, train_locally
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from orpo_ray import api
 from orpo_ray.config import RunConfig
-from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import NonFiniteError
 from orpo_ray.objectives import Objective, PairLogps, build_objective
 from orpo_ray.training import loop
-from orpo_ray.training.loop import plan_run
 from orpo_ray.training.trainer import PreferenceTrainer
 
 pytestmark = pytest.mark.ray
@@ -45,11 +41,6 @@ def artifact(prepared_storage: Path) -> Artifact:
 def trainers(monkeypatch: pytest.MonkeyPatch) -> list[PreferenceTrainer]:
     """Fills with the trainers that runs make, so that their live weights can be looked at after a failure."""
     return remember_trainers(monkeypatch)
-
-
-def step_pairs(config: RunConfig, artifact: Artifact, step: int) -> list[int]:
-    """Indices of the pairs of a step, counted from 1."""
-    return plan_run(config, artifact.train, 1, 10_000)[step - 1].pairs.tolist()
 
 
 def assert_stopped(error: NonFiniteError, what: str, config: RunConfig, artifact: Artifact, step: int) -> None:
@@ -77,43 +68,6 @@ def assert_untouched(trainer: PreferenceTrainer, config: RunConfig, step: int) -
 
 
 # --- the forward pass -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Poison:
-    """A token id that stands in one training pair alone, and the step that meets it first."""
-
-    token: int
-    pair: int
-    step: int
-
-
-def find_poison(config: RunConfig, artifact: Artifact) -> Poison:
-    """A token that just one training pair and no evaluation pair holds, and not the first step."""
-    everywhere = Counter(token for table in (artifact.train, artifact.eval) for p in table for token in tokens_of(p))
-    for step in (2, 3, 4, 5):
-        for pair in step_pairs(config, artifact, step):
-            for token in tokens_of(artifact.train[pair]):
-                if everywhere[token] == 1:
-                    return Poison(token, pair, step)
-    raise AssertionError("no token is unique to a pair; take fewer or other pairs")
-
-
-def tokens_of(pair: TokenPair) -> set[int]:
-    return set(np.concatenate([pair.prompt, pair.chosen, pair.rejected]).tolist())
-
-
-def poisoned_base(folder: Path, token: int) -> Path:
-    """The demo base with an infinite embedding for one token; its head is a copy of its own, and whole."""
-    model = AutoModelForCausalLM.from_pretrained(BASE)
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    with torch.no_grad():
-        model.get_input_embeddings().weight[token] = float("inf")
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(BASE / name, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,39 @@
+"""Trains on a Ray of two servers of one core each and kills one in mid-run: `python lost_server.py CONFIG.yaml STEP`.
+
+Prints, as JSON, the result and what was announced. Both servers are raylets on this machine.
+"""
+
+import json
+import logging
+import sys
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from orpo_ray import api
+from orpo_ray.config import load_config
+
+
+def main(config_path: str, last_step: int) -> None:
+    """Train to the end; the second server dies once `last_step` is reported."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
+    second = cluster.add_node(num_cpus=1, object_store_memory=2**27)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    said: list[str] = []
+    alive = [second]
+
+    def watch(step: int, total_steps: int, metrics: dict[str, Any]) -> None:
+        if step >= last_step and alive:
+            cluster.remove_node(alive.pop(), allow_graceful=False)
+
+    try:
+        result = api.train(load_config(config_path), said.append, watch)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    print(json.dumps({"result": result, "said": said}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,529 @@
+"""Runs on two Ray workers that lose a worker, their driver or their patience; dropout, NF4 and ZeRO-2 are on.
+
+Starts of Ray Train are dear, so that one run is wounded again and again, and others share a cluster of two CPUs.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGINT, SIGKILL, SIGTERM
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from poison import find_poison, poisoned_base
+from ray_processes import ORPHANS_S, Command, Ended, Head, last_step, run, worker_pids
+from reported import comparable
+from safetensors.numpy import load_file, save_file
+from support import BASE, DEMO, read_metrics, run_config, settings
+
+from orpo_ray import api
+from orpo_ray.config import load_config
+from orpo_ray.errors import ConfigError
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+STEPS, CHECKPOINT_EVERY = 64, 4
+SCALE = {"workers": 2, "gpus_per_worker": 0, "deepspeed": {"stage": 2}, "max_failures": 1}
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+def write_config(storage: Path, name: str, **sections: Any) -> Path:
+    """The YAML of a run on two workers."""
+    tree = settings(storage, name, scale=SCALE, **sections)
+    path = storage / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A cluster that has no CPU to spare for a run of two workers."""
+    head = Head(cpus=2)
+    yield head
+    head.end()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the base that tests may change, and change back."""
+    return Path(shutil.copytree(BASE, tmp_path_factory.mktemp("own") / "base"))
+
+
+@pytest.fixture(scope="module")
+def pairs(base: Path) -> Path:
+    """A copy of the training pairs that tests may change, and change back."""
+    return Path(shutil.copy(DEMO / "train.jsonl", base.parent))
+
+
+def long_run(storage: Path, name: str, base: Path, pairs: Path) -> Path:
+    """A run that is long enough to be ended in its middle several times."""
+    training = {"max_steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, "keep": 2, "eval_every": 16}
+    data = {"train": [{"source": str(pairs), "limit": 36}]}
+    return write_config(
+        storage, name, model={"base": str(base)}, adapter={"dropout": 0.05}, data=data, training=training
+    )
+
+
+def steps_of(run_dir: Path) -> list[int]:
+    """Steps of the training metrics, as they stand in the file."""
+    return [line["step"] for line in read_metrics(run_dir) if "train/loss" in line]
+
+
+def complaint(ended: Ended, code: int) -> str:
+    """The one line with which a command failed."""
+    complaints = [line for line in ended.said if line.startswith("orpo-ray: ")]
+    assert (ended.code, complaints) == (code, ended.said[-1:]), ended.said
+    assert not any("Traceback" in line for line in ended.said)
+    return complaints[0]
+
+
+# --- a run that is left alone -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unbroken:
+    """A run that nothing happened to."""
+
+    run_dir: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared_storage: Path, base: Path, pairs: Path) -> Unbroken:
+    ended = run(long_run(prepared_storage, "ray-unbroken", base, pairs), "--json")
+    assert ended.code == 0, ended.said
+    return Unbroken(prepared_storage / "ray-unbroken", ended)
+
+
+def test_two_workers_train_and_tell_who_they_were(unbroken: Unbroken) -> None:
+    result = json.loads(unbroken.ended.out)
+    assert result == json.loads((unbroken.run_dir / "result.json").read_text(encoding="utf-8"))
+    assert len(set(result["workers"])) == 2
+    assert result["strategy"] == "deepspeed-zero-2"
+    assert result["steps"] == STEPS
+    assert steps_of(unbroken.run_dir) == list(range(1, STEPS + 1))
+    assert [line["step"] for line in read_metrics(unbroken.run_dir) if "eval/accuracy" in line] == [0, 16, 32, 48, 64]
+
+
+def test_the_terminal_shows_progress_and_nothing_that_libraries_say(unbroken: Unbroken) -> None:
+    log = (unbroken.run_dir / "run.log").read_text(encoding="utf-8")
+    progress = [line for line in unbroken.ended.said if line.startswith("step ")]
+    assert progress[-1].startswith(f"step {STEPS}/{STEPS}") and len(progress) >= 3
+    foreign = [line for line in unbroken.ended.said if line not in progress and f"orpo_ray INFO {line}" not in log]
+    assert foreign == []
+
+
+def test_a_run_leaves_no_process(unbroken: Unbroken) -> None:
+    assert unbroken.ended.left == {}
+
+
+def test_ray_leaves_nothing_of_its_own_in_the_run(unbroken: Unbroken) -> None:
+    assert {path.name for path in unbroken.run_dir.iterdir()} == {
+        *(".lock", ".workers.lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
+        *("adapter", "checkpoints", "tensorboard"),
+    }
+
+
+# --- a run that is wounded again and again ----------------------------------------------------------------------
+
+
+class Wounded:
+    """One run and the commands that brought it forward; a link is what one command left behind."""
+
+    def __init__(self, config: Path, run_dir: Path, kept: Path) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.kept = kept
+        """A storage with a copy of the run as it was after the first wounds, for other settings to go on from."""
+        self.links: dict[str, Ended] = {}
+        self.at: dict[str, int] = {}
+        """The last step on record before the wound."""
+        self._pids: list[int] = []
+
+    def in_the_middle(self, command: Command, link: str, step: int) -> list[int]:
+        """Wait until workers that are not those of the last wait have come to a step; their pids."""
+
+        def ready() -> bool:
+            pids = worker_pids(self.run_dir)
+            return bool(pids) and pids != self._pids and last_step(self.run_dir) >= step
+
+        command.wait_until(ready, f"step {step}")
+        self._pids = worker_pids(self.run_dir)
+        self.at[link] = last_step(self.run_dir)
+        return self._pids
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the checkpoints that lie there."""
+        return sorted(int(path.name[5:]) for path in (self.run_dir / "checkpoints").glob("step-*"))
+
+
+@pytest.fixture(scope="module")
+def wounded(prepared_storage: Path, base: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Wounded:
+    config = long_run(prepared_storage, "ray-wounded", base, pairs)
+    chain = Wounded(config, prepared_storage / "ray-wounded", tmp_path_factory.mktemp("kept"))
+
+    # Both workers are killed, one after the other; a single failure is excused.
+    command = Command(chain.config)
+    os.kill(chain.in_the_middle(command, "worker 1", 5)[1], SIGKILL)
+    os.kill(chain.in_the_middle(command, "worker 0", 9)[0], SIGKILL)
+    chain.links["workers"] = command.end()
+
+    shutil.copytree(chain.run_dir, chain.kept / chain.run_dir.name)
+    (chain.kept / "artifacts").symlink_to(prepared_storage / "artifacts")
+
+    command = Command(chain.config)
+    chain.in_the_middle(command, "driver", 13)
+    command.send(SIGKILL)
+    chain.links["driver"] = command.end(ORPHANS_S)
+
+    for link, step, number, to_group in (
+        ("SIGTERM", 18, SIGTERM, False),
+        ("SIGTERM to all", 30, SIGTERM, True),
+        ("SIGINT", 42, SIGINT, False),
+    ):
+        command = Command(chain.config)
+        chain.in_the_middle(command, link, step)
+        command.send(number, to_group)
+        chain.links[link] = command.end()
+
+    chain.links["end"] = run(chain.config)
+    return chain
+
+
+def resumed_at(ended: Ended) -> list[int]:
+    """The steps at which a command went on."""
+    return [int(line.split()[3]) for line in ended.said if line.startswith("resuming at step ")]
+
+
+def newest_checkpoint(step: int) -> int:
+    """The last one due by a step."""
+    return step // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+
+
+def test_a_killed_worker_is_replaced_and_a_second_one_is_one_too_many(wounded: Wounded) -> None:
+    ended = wounded.links["workers"]
+    said = [line for line in ended.said if line.startswith("lost worker")]
+    assert said == ["lost worker 1; going on from the last checkpoint (0 retries left)"]
+    (step,) = resumed_at(ended)
+    assert step in (newest_checkpoint(wounded.at["worker 1"]), newest_checkpoint(wounded.at["worker 1"] + 1))
+    line = complaint(ended, 1)
+    assert "lost worker 0; no retry is left (scale.max_failures); the same command goes on" in line
+    assert line.endswith(f"(full log: {wounded.run_dir / 'run.log'})")
+
+
+def test_a_killed_worker_is_no_reason_to_show_what_ray_says(wounded: Wounded) -> None:
+    log = (wounded.run_dir / "run.log").read_text(encoding="utf-8")
+    ours = ("step ", "orpo-ray: ", "adapter: ")
+    said = [line for ended in wounded.links.values() for line in ended.said if not line.startswith(ours)]
+    assert [line for line in said if f"orpo_ray INFO {line}" not in log] == []
+
+
+def test_a_killed_driver_takes_its_workers_with_it(wounded: Wounded) -> None:
+    assert wounded.links["driver"].code == -SIGKILL
+    (step,) = resumed_at(wounded.links["SIGTERM"])
+    assert step >= newest_checkpoint(wounded.at["driver"])
+
+
+@pytest.mark.parametrize("link", ["SIGTERM", "SIGTERM to all", "SIGINT"])
+def test_a_signal_ends_the_run_with_a_checkpoint(wounded: Wounded, link: str) -> None:
+    ended = wounded.links[link]
+    line = complaint(ended, 4)
+    assert f"{link.split()[0]}: stopping after this step with a checkpoint (again: at once)" in ended.said
+    stopped_at = int(line.removeprefix("orpo-ray: stopped at step ").split()[0])
+    assert line == f"orpo-ray: stopped at step {stopped_at} of {STEPS} with a checkpoint; the same command goes on"
+    assert wounded.at[link] <= stopped_at < STEPS
+    links = list(wounded.links)
+    assert resumed_at(wounded.links[links[links.index(link) + 1]]) == [stopped_at]
+
+
+@pytest.mark.parametrize("link", ["workers", "driver", "SIGTERM", "SIGTERM to all", "SIGINT", "end"])
+def test_no_process_outlives_a_command_however_it_ended(wounded: Wounded, link: str) -> None:
+    assert wounded.links[link].left == {}
+
+
+def test_what_was_wounded_ends_with_the_bytes_of_what_was_not(wounded: Wounded, unbroken: Unbroken) -> None:
+    assert wounded.links["end"].code == 0, wounded.links["end"].said
+    assert steps_of(wounded.run_dir) == list(range(1, STEPS + 1)), "each step once"
+    assert comparable(wounded.run_dir) == comparable(unbroken.run_dir)
+    for file in (WEIGHTS, f"checkpoints/step-{STEPS:06d}/state.safetensors"):
+        assert (wounded.run_dir / file).read_bytes() == (unbroken.run_dir / file).read_bytes(), file
+
+
+# --- going on with other settings -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(wounded: Wounded, tmp_path: Path) -> Path:
+    """The storage of a run that was begun on two workers and can go on."""
+    return Path(shutil.copytree(wounded.kept, tmp_path / "kept", symlinks=True))
+
+
+ONE_WORKER = ("scale.workers=1", "scale.deepspeed=none")
+
+
+def go_on(wounded: Wounded, storage: Path, *overrides: str) -> tuple[dict[str, Any], list[str]]:
+    """Go on in this process with changed settings; the result and what was announced."""
+    said: list[str] = []
+    config = load_config(wounded.config, [f"storage={storage}", *ONE_WORKER, *overrides])
+    return api.train(config, said.append), said
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.learning_rate=2e-3", "training.learning_rate: 0.002 here"),
+        ("objective.lambda=0.7", "objective.lambda: 0.7 here"),
+        ("objective.kind=sft", "objective.kind: 'sft' here"),
+        ("data.train.0.limit=30", "data.train.0.limit: 30 here"),
+        ("model.quantization=none", "model.quantization: 'none' here"),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(wounded: Wounded, begun: Path, override: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        go_on(wounded, begun, override)
+    assert told in str(caught.value)
+
+
+@pytest.fixture
+def restored(base: Path, pairs: Path) -> Iterator[None]:
+    """Puts base and pairs back."""
+    files = [*base.iterdir(), pairs]
+    contents = {path: path.read_bytes() for path in files}
+    yield
+    for path, content in contents.items():
+        path.write_bytes(content)
+
+
+def change_pairs(base: Path, pairs: Path) -> None:
+    lines = pairs.read_text(encoding="utf-8").splitlines(keepends=True)
+    pairs.write_text("".join([lines[40], *lines[1:]]), encoding="utf-8")
+
+
+def change_weights(base: Path, pairs: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    name = next(name for name in tensors if "q_proj" in name)
+    save_file({**tensors, name: tensors[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(base: Path, pairs: Path) -> None:
+    content = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["merges"].pop()
+    (base / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.usefixtures("ray_session", "restored")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(change_pairs, "data: not what"), (change_weights, "model.base: not what"), (change_tokenizer, "tokenizer: not")],
+)
+def test_changed_files_behind_unchanged_settings_are_refused_by_name(
+    wounded: Wounded, begun: Path, base: Path, pairs: Path, change: Any, told: str
+) -> None:
+    change(base, pairs)
+    with pytest.raises(ConfigError) as caught:
+        go_on(wounded, begun)
+    assert str(caught.value).startswith(told)
+    assert "run ray-wounded began with" in str(caught.value)
+
+
+def test_a_run_of_two_workers_goes_on_in_one_process_with_other_packs(
+    wounded: Wounded, begun: Path, unbroken: Unbroken
+) -> None:
+    result, said = go_on(wounded, begun, "training.tokens_per_microbatch=1024")
+    (step,) = (int(line.split()[3]) for line in said if line.startswith("resuming at step "))
+    assert step >= newest_checkpoint(wounded.at["worker 1"])
+    assert (result["steps"], result["strategy"], result["workers"]) == (STEPS, "single-process", [os.getpid()])
+    run_dir = begun / "ray-wounded"
+    assert steps_of(run_dir) == list(range(1, STEPS + 1))
+    ours, theirs = comparable(run_dir), comparable(unbroken.run_dir)
+    assert [line for line in ours if line["step"] <= step] == [line for line in theirs if line["step"] <= step]
+    # Dropout draws other numbers from there on: the same in distribution.
+    assert ours[-1]["eval/nll"] == pytest.approx(theirs[-1]["eval/nll"], abs=0.2)
+
+
+# --- what would only happen again -------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_ends_the_run_at_once(head: Head, prepared_storage: Path, tmp_path: Path) -> None:
+    plain = run_config(prepared_storage)
+    artifact = api.prepare(plain.data, plain.model, plain.storage_dir, plain.training.seed, lambda line: None)
+    poison = find_poison(plain, artifact)
+    poisoned = poisoned_base(tmp_path / "base", poison.token)
+    config = write_config(prepared_storage, "ray-poisoned", model={"base": str(poisoned)})
+    ended = run(config, environment=head.environment)
+    line = complaint(ended, 1)
+    assert line.startswith(f"orpo-ray: the loss of step {poison.step} is not finite")
+    assert artifact.train[poison.pair].pair_id in line
+    assert not any("retries left" in line for line in ended.said)
+    assert steps_of(prepared_storage / "ray-poisoned") == list(range(1, poison.step))
+
+
+def test_a_users_mistake_that_workers_find_ends_the_run_at_once(head: Head, prepared_storage: Path) -> None:
+    config = write_config(prepared_storage, "ray-mistaken", adapter={"targets": ["nope_proj"]})
+    ended = run(config, environment=head.environment)
+    line = complaint(ended, 2)
+    assert line.startswith("orpo-ray: adapter.targets: ") and "nope_proj" in line
+    assert not any("retries left" in line for line in ended.said)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "asked"),
+    [
+        (["scale.workers=64"], "64 workers with 1 CPU each were asked for, but there is room for 2"),
+        (["scale.gpus_per_worker=1"], "2 workers with 1 CPU and 1 GPU each were asked for, but there is room for 0"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused_before_anything_starts(
+    head: Head, prepared_storage: Path, overrides: list[str], asked: str
+) -> None:
+    config = write_config(prepared_storage, "ray-greedy")
+    began, cpu_before = time.monotonic(), os.times()
+    ended = run(config, *overrides, environment=head.environment)
+    cpu = os.times()
+    assert re.search(rf"{asked} \(\S+: 2 CPU, 0 GPU\); lower scale", complaint(ended, 3))
+    assert cpu.children_user + cpu.children_system - cpu_before.children_user - cpu_before.children_system < 10
+    assert time.monotonic() - began < 40, "ten seconds where nobody else is at work"
+    assert not (prepared_storage / "ray-greedy").exists()
+
+
+# --- reference log-probs by actors, on a cluster that is joined -------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """A DPO run whose driver is killed, and which one worker brings to its end."""
+
+    run_dir: Path
+    references: Path
+    killed: Ended
+    free_cpus: float
+    finished: Ended
+
+
+@pytest.fixture(scope="module")
+def dpo(head: Head, prepared_storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Dpo:
+    storage = tmp_path_factory.mktemp("dpo")
+    (storage / "artifacts").symlink_to(prepared_storage / "artifacts")
+    training = {"max_steps": 40, "checkpoint_every": 2, "eval_every": 40}
+    config = write_config(storage, "ray-dpo", objective={"kind": "dpo"}, training=training)
+    command = Command(config, environment=head.environment)
+    command.wait_until(lambda: last_step(storage / "ray-dpo") >= 3, "step 3")
+    command.send(SIGKILL)
+    killed = command.end()
+    free = head.free_cpus()
+    one_worker = ("scale.workers=1", "scale.ray=true", "scale.deepspeed=none")
+    finished = run(config, *one_worker, "--verbose", environment=head.environment)
+    assert finished.code == 0, finished.said
+    return Dpo(storage / "ray-dpo", storage / "references", killed, free, finished)
+
+
+def test_actors_compute_the_references_that_one_process_would(dpo: Dpo, prepared_storage: Path) -> None:
+    said = dpo.killed.said
+    assert any(line.startswith("reference log-probs: computing them once for 36 pairs, by 2 actors") for line in said)
+    (cached,) = dpo.references.iterdir()
+    by_actors = load_file(cached)["log_probs"]
+    tree = settings(
+        dpo.run_dir.parent / "alone",
+        "alone",
+        objective={"kind": "dpo"},
+        training={"max_steps": 1, "warmup": 0, "eval_every": 1},
+    )
+    (dpo.run_dir.parent / "alone").mkdir()
+    (dpo.run_dir.parent / "alone" / "artifacts").symlink_to(prepared_storage / "artifacts")
+    path = dpo.run_dir.parent / "alone.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    api.train(load_config(path), lambda line: None)
+    (alone,) = (dpo.run_dir.parent / "alone" / "references").iterdir()
+    assert alone.name == cached.name, "the same inputs, whoever computes"
+    assert by_actors.shape == (36, 2)
+    np.testing.assert_allclose(by_actors, load_file(alone)["log_probs"], rtol=1e-6)
+
+
+def test_the_first_step_is_where_policy_and_reference_are_one(dpo: Dpo) -> None:
+    first = next(line for line in read_metrics(dpo.run_dir) if "train/loss" in line)
+    assert first["step"] == 1
+    assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_next_command_reuses_the_references(dpo: Dpo) -> None:
+    said = dpo.finished.said
+    assert any("reference log-probs: reused from" in line for line in said)
+    assert not any("reference log-probs: computing" in line for line in said)
+
+
+def test_a_killed_driver_leaves_no_cpu_reserved_on_a_cluster_that_it_joined(dpo: Dpo) -> None:
+    assert dpo.killed.code == -SIGKILL
+    assert dpo.killed.left == {}
+    assert dpo.free_cpus == 2
+
+
+def test_ray_train_brings_a_single_worker_to_the_end(dpo: Dpo) -> None:
+    result = json.loads((dpo.run_dir / "result.json").read_text(encoding="utf-8"))
+    assert (result["status"], result["steps"], len(result["workers"])) == ("finished", 40, 1)
+    assert steps_of(dpo.run_dir) == list(range(1, 41))
+    (step,) = resumed_at(dpo.finished)
+    assert step >= 2
+
+
+def test_verbose_shows_what_ray_has_to_say(dpo: Dpo) -> None:
+    assert any("pid=" in line or "ray" in line.lower().split("reused")[0] for line in dpo.finished.said)
+    shown = set(dpo.finished.said) - set(dpo.killed.said)
+    assert any("Ray" in line or "(TrainController" in line or "(RayTrainWorker" in line for line in shown)
+
+
+# --- real pairs -------------------------------------------------------------------------------------------------
+
+
+def test_real_pairs_on_two_workers(head: Head, shared_data: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind_chatml_6400")
+    shape = LlamaConfig(
+        vocab_size=6400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(shape).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    names = ("hh_harmless_train.jsonl.gz", "llamafactory_dpo_en_demo.json")
+    tree = {
+        "name": "real",
+        "storage": str(tmp_path),
+        "model": {"base": str(tmp_path / "base"), "quantization": "none"},
+        "adapter": {"kind": "none"},
+        "data": {
+            "train": [{"source": str(shared_data / name)} for name in names],
+            "eval_fraction": 0.05,
+            "max_length": 512,
+            "max_prompt_length": 384,
+            "max_bad_fraction": 0.2,
+        },
+        "training": {
+            "learning_rate": 3.0e-3,
+            "max_steps": 6,
+            "pairs_per_step": 16,
+            "eval_every": 6,
+            "checkpoint_every": 6,
+        },
+        "scale": SCALE,
+    }
+    path = tmp_path / "real.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    ended = run(path, environment=head.environment)
+    assert ended.code == 0, ended.said[-1:]
+    metrics = read_metrics(tmp_path / "real")
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    losses = [line["train/loss"] for line in metrics if "train/loss" in line]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    (artifact,) = (tmp_path / "artifacts").glob("*/artifact.json")
+    sources = {source["source"]: source for source in json.loads(artifact.read_text(encoding="utf-8"))["sources"]}
+    assert all(sources[key]["kept"] > 50 for key in sources) and len(sources) == 2
