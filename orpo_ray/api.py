@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orpo_ray.config import DataConfig, ModelConfig, RunConfig, dump
+from orpo_ray.config import DataConfig, ModelConfig, RunConfig, ScaleConfig, dump
 from orpo_ray.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
     from orpo_ray.training.setup import settle
     from orpo_ray.training.stop import StopSignal
 
-    hardware = _hardware(placement)
+    hardware = _hardware(config, placement)
     # Entered after Ray has started, which sets a SIGTERM handler of its own.
     with StopSignal(announce) as stop:
         setup = settle(config, artifact, announce, hardware, placement.workers, placement.nodes)
@@ -89,9 +89,9 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
                 found = _place(config, announce, verbose=False)
                 return found, settle(config, artifact, announce, hardware, found.workers, found.nodes)
 
-            driver = launch.Driver(announce, watch, stop_requested=lambda: stop.requested)
-            references.prepare_references(config, artifact, setup, placement, driver)
-            launch.train(config, artifact, setup, placement, place_again, driver)
+            driver = launch.Driver(announce, watch, lambda: stop.requested, place_again)
+            placement, setup = references.prepare_references(config, artifact, setup, placement, driver)
+            launch.train(config, artifact, setup, placement, driver)
             return
         reporter = LocalReporter(
             config.run_dir,
@@ -103,17 +103,24 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
         loop.train(config, artifact, setup, reporter, announce)
 
 
-def _hardware(placement: Placement) -> Hardware:
+def _hardware(config: RunConfig, placement: Placement) -> Hardware:
     """What each worker computes on."""
     from orpo_ray.models.hardware import CPU, probe_hardware
 
     if not placement.gpus:
         return CPU
-    if not placement.uses_ray:
-        return probe_hardware()
-    from orpo_ray.distributed.launch import probe_worker
+    if placement.uses_ray:
+        from orpo_ray.distributed.launch import probe_worker
 
-    return probe_worker(placement)
+        found = probe_worker(placement)
+    else:
+        found = probe_hardware()
+    if found.device == "cpu" and (placement.uses_ray or config.scale.gpus_per_worker != "auto"):
+        where = "the cluster has one, but torch finds none there" if placement.uses_ray else "torch finds none here"
+        raise ResourceError(
+            f"scale.gpus_per_worker: a GPU is wanted, and {where}; set scale.gpus_per_worker=0 for CPUs"
+        )
+    return found
 
 
 def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
@@ -127,7 +134,7 @@ def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
     placement = _place(config, announce, verbose=False)
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     before = record.read_run(config.run_dir).get("decisions", {})
-    hardware, longest = _hardware(placement), longest_pair(artifact)
+    hardware, longest = _hardware(config, placement), longest_pair(artifact)
     decisions = decide(config, longest, before, announce, hardware, placement.workers, placement.nodes)
     steps = loop.plan_run(config, artifact.train, placement.workers, decisions.tokens_per_microbatch)
     return {
@@ -188,12 +195,13 @@ def _decide_for_evaluation(config: RunConfig, artifact: Artifact, announce: Anno
     from orpo_ray.training.setup import decide, longest_pair
 
     before = record.read_run(config.run_dir).get("decisions", {})
-    hardware = probe_hardware()
+    hardware, longest = probe_hardware(), longest_pair(artifact)
+    alone = config.model_copy(update={"scale": ScaleConfig(workers=1)})  # however many workers trained
     try:
-        return decide(config, longest_pair(artifact), before, announce, hardware)
+        return decide(alone, longest, before, announce, hardware)
     except ResourceError as error:
         announce(f"the run's own numbers are not to be had here ({error}); evaluating in others")
-        return decide(config, longest_pair(artifact), {}, announce, hardware)
+        return decide(alone, longest, {}, announce, hardware)
 
 
 def _finished(config: RunConfig) -> str:

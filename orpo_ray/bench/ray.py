@@ -12,7 +12,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +28,7 @@ from orpo_ray.training.record import METRICS_FILE, metric_by_step
 WORKERS = 2
 _WARM_UP_STEPS = 5
 """Steps at the start of a run in which caches fill and DeepSpeed makes its buffers."""
+_POLL_S = 0.2
 _PACKAGES = ("ray", "torch", "transformers", "deepspeed")
 
 Announce = Callable[[str], None]
@@ -91,7 +94,7 @@ def _prepare(config: Path) -> str:
 
 
 def _run(arguments: list[str]) -> str:
-    return _finish([_start([sys.executable, "-m", "orpo_ray.cli.main", *arguments], {})])
+    return _run_together([[sys.executable, "-m", "orpo_ray.cli.main", *arguments]], [{}])
 
 
 def _run_bare(config: Path, artifact: str) -> None:
@@ -100,22 +103,36 @@ def _run_bare(config: Path, artifact: str) -> None:
         port = str(probe.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(WORKERS)}
     command = [sys.executable, "-m", "orpo_ray.bench.bare", str(config), artifact]
-    _finish([_start(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(WORKERS)])
+    _run_together([command] * WORKERS, [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(WORKERS)])
 
 
-def _start(command: list[str], environment: dict[str, str]) -> "subprocess.Popen[str]":
-    # One thread a worker, which is also what Ray gives a worker of one CPU.
-    surroundings = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def _finish(processes: list["subprocess.Popen[str]"]) -> str:
-    """What the first one printed. Raises RunError where one failed."""
-    spoken = [process.communicate() for process in processes]
-    for process, (_, complaints) in zip(processes, spoken, strict=True):
-        if process.returncode:
-            raise RunError(f"a run of the benchmark failed: {complaints.strip().splitlines()[-1:]}")
-    return spoken[0][0]
+def _run_together(commands: list[list[str]], environments: list[dict[str, str]]) -> str:
+    """What the first command printed. Raises RunError where one fails, and ends the others then."""
+    with ExitStack() as stack:
+        # Files, since nobody reads while they run.
+        spoken = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        complaints = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        processes = [
+            # One thread a worker, which is also what Ray gives a worker of one CPU.
+            subprocess.Popen(command, env={**os.environ, **own, "OMP_NUM_THREADS": "1"}, stdout=out, stderr=err)
+            for command, own, out, err in zip(commands, environments, spoken, complaints, strict=True)
+        ]
+        try:
+            while any(process.poll() is None for process in processes):
+                if any(process.poll() for process in processes):
+                    break
+                time.sleep(_POLL_S)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.terminate()
+                process.wait()
+        for process, file in zip(processes, complaints, strict=True):
+            if process.returncode > 0:
+                file.seek(0)
+                raise RunError(f"a run of the benchmark failed: {file.read().strip().splitlines()[-1:]}")
+        spoken[0].seek(0)
+        return spoken[0].read()
 
 
 def _step_seconds(run_dir: Path) -> list[float]:

@@ -75,3 +75,12 @@ class ScaleConfig(Section):
     cpus_per_worker: PositiveFloat = 1.0
     deepspeed: Literal["auto", "none"] | DeepSpeedConfig = "auto"
     max_failures: int = Field(3, ge=0, description="lost workers a run survives")
+
+    @model_validator(mode="after")
+    def _a_part_of_a_gpu_serves_one_worker(self) -> Self:
+        if self.gpus_per_worker != "auto" and 0 < self.gpus_per_worker < 1 and self.workers != 1:
+            raise ValueError(
+                f"gpus_per_worker: {self.gpus_per_worker:g} would have workers share a GPU, which NCCL does not let "
+                "them; set gpus_per_worker=1, or workers=1"
+            )
+        return self

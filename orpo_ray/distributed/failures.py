@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.train.v2._internal.exceptions import RayTrainError
 
 from orpo_ray.errors import OrpoRayError, RunError
@@ -16,6 +16,9 @@ Kind = Literal["told", "memory", "peer", "unexpected", "lost"]
 
 # How gloo and NCCL word it when the process at the other end is gone; both raise plain RuntimeErrors at times.
 _PEER_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
+# Settings or a machine that will not do, told by NCCL; it would tell the same again.
+_NEVER_WORKS = re.compile(r"invalid ?usage|duplicate gpu|unhandled cuda error", re.IGNORECASE)
+_TORCH_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 _OUT_OF_MEMORY = "lower training.tokens_per_microbatch or data.max_length, or share out more with scale.deepspeed.stage"
 _KILLED_FOR_MEMORY = re.compile(r"NODE_OUT_OF_MEMORY|low on memory")
 
@@ -44,6 +47,10 @@ def kind_of(error: BaseException) -> Kind:
         return "told"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return "memory"
+    if isinstance(error, RuntimeError) and not isinstance(error, RayTrainError) and _TORCH_MEMORY.search(str(error)):
+        return "memory"
+    if is_deterministic(error):
+        return "unexpected"
     if isinstance(error, RayError | RayTrainError):
         return "memory" if _KILLED_FOR_MEMORY.search(str(error)) else "lost"
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER_GONE.search(str(error))):
@@ -51,11 +58,19 @@ def kind_of(error: BaseException) -> Kind:
     return "unexpected"
 
 
+def is_deterministic(error: BaseException) -> bool:
+    """Whether an error of Ray's or of torch.distributed tells of a mistake instead of a loss."""
+    if isinstance(error, RayTaskError | RuntimeEnvSetupError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_NEVER_WORKS.search(str(error)))
+
+
 def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | GiveUp:
     """What follows when workers failed; `failures` by rank.
 
     Errors of ours and a lack of memory would come again, whatever the other workers say; a dead process or server may
-    be excused. An exception that nobody foresaw counts as its own fault, unless a process died at the same time.
+    be excused. An exception that nobody foresaw counts as its own fault, unless a process died at the same time:
+    that others lose the connection to a worker which fails is only natural.
     """
     ranks: dict[Kind, list[int]] = {}
     for rank, error in sorted(failures.items()):
@@ -66,7 +81,7 @@ def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | 
         return GiveUp(told)
     if "memory" in ranks:
         return GiveUp(RunError(f"worker {ranks['memory'][0]} ran out of memory; {_OUT_OF_MEMORY}"))
-    if "unexpected" in ranks and not ranks.keys() & {"lost", "peer"}:
+    if "unexpected" in ranks and "lost" not in ranks:
         rank = ranks["unexpected"][0]
         return GiveUp(RunError(f"worker {rank}: {type(failures[rank]).__name__}: {failures[rank]}"))
     gone = ranks.get("lost")

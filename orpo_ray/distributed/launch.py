@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
-from orpo_ray.distributed.failures import GiveUp, Retry, decide
+from orpo_ray.distributed.failures import GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.worker import Task, train_worker
@@ -35,6 +35,8 @@ _RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 
 _MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, PreemptionError, RayError)
 
+_INTERFACES = "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
+
 _SETTINGS = {
     # How soon Ray notices a dead worker, and takes note of a checkpoint.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
@@ -48,11 +50,13 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Driver:
-    """How the process that gave the command speaks to the user and hears a wish to stop."""
+    """The process that gave the command: speaks to the user, hears a wish to stop, and looks at the cluster again."""
 
     announce: Announce
     watch: Watch
     stop_requested: Callable[[], bool]
+    place_again: Callable[[], tuple[Placement, Setup]]
+    """Where the workers go, and what follows from it, on what is left after a loss."""
 
 
 def train(
@@ -60,13 +64,12 @@ def train(
     artifact: Artifact,
     setup: Setup,
     placement: Placement,
-    place_again: Callable[[], tuple[Placement, Setup]],
     driver: Driver,
 ) -> None:
     """Train under Ray Train until the run is finished.
 
-    Workers that are lost are started again from the last checkpoint, `scale.max_failures` times, on what `place_again`
-    finds left of the cluster. Raises what the first worker to fail raised, StoppedError after a stop, ResourceError if
+    Workers that are lost are started again from the last checkpoint, `scale.max_failures` times, on what is left
+    of the cluster. Raises what the first worker to fail raised, StoppedError after a stop, ResourceError if
     the workers cannot be started.
     """
     os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
@@ -85,7 +88,7 @@ def train(
             raise decision.error from error
         retries_left -= 1
         driver.announce(f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)")
-        placement, setup = place_again()
+        placement, setup = driver.place_again()
 
 
 def _attempt(
@@ -189,10 +192,11 @@ def _decide(error: Exception, placement: Placement, retries_left: int, is_first:
         busy = f"{placement.workers} workers could not be started in time; is the cluster busy, or a server down?"
         return GiveUp(ResourceError(busy))
     # A dead server takes Ray a while to notice, so what is left of the cluster is looked at again.
-    if isinstance(cause, _MAY_BE_EXCUSED) and retries_left > 0:
+    if isinstance(cause, _MAY_BE_EXCUSED) and not is_deterministic(cause) and retries_left > 0:
         return Retry("a server was lost, or its workers could not be started")
-    said = " ".join(str(error).split())[:300]
-    return GiveUp(RunError(f"Ray Train failed: {said}; the same command goes on"))
+    said = " ".join(str(error).split())
+    hint = _INTERFACES if "onnect" in said else "the same command goes on"
+    return GiveUp(RunError(f"Ray Train failed: {said[:300]}; {hint}"))
 
 
 def probe_worker(placement: Placement) -> Hardware:

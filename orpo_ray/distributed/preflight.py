@@ -43,6 +43,9 @@ def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = F
     One worker that no cluster was named for needs no look: it is this process.
     """
     if scale.workers == 1 and not _asks_for_ray(scale) and "RAY_ADDRESS" not in os.environ:
+        cores = os.cpu_count() or 1
+        if scale.cpus_per_worker > cores:
+            raise ResourceError(f"scale.cpus_per_worker: {scale.cpus_per_worker:g}, but this machine has {cores} CPU")
         return Placement(1, scale.cpus_per_worker, _local_gpus(scale), nodes=1, uses_ray=False)
     start_ray(verbose=verbose)
     placement = fit(scale, cluster_nodes())
@@ -78,7 +81,11 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
     if wanted == "auto":
         wanted = max(1, sum(room) if gpus else min(_CPU_WORKERS, sum(room)))
     if wanted > sum(room):
-        asked = f"{wanted} workers with {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "") + " each"
+        asked = (
+            f"{wanted} {'workers' if wanted > 1 else 'worker'} with {cpus:g} CPU"
+            + (f" and {gpus:g} GPU" if gpus else "")
+            + " each"
+        )
         has = "; ".join(f"{node.address}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
         raise ResourceError(
             f"scale.workers: {asked} were asked for, but there is room for {sum(room)} ({has}); "

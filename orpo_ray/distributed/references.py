@@ -14,7 +14,7 @@ from orpo_ray.data.pipeline import quiet_context
 from orpo_ray.data.store import Artifact, open_artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
-from orpo_ray.distributed.worker import enter
+from orpo_ray.distributed.worker import enter, require_storage
 from orpo_ray.errors import OrpoRayError, RunError, StoppedError
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import build_objective
@@ -40,64 +40,58 @@ class _Task:
 
 
 def prepare_references(
-    config: RunConfig,
-    artifact: Artifact,
-    setup: Setup,
-    placement: Placement,
-    driver: Driver,
-) -> None:
+    config: RunConfig, artifact: Artifact, setup: Setup, placement: Placement, driver: Driver
+) -> tuple[Placement, Setup]:
     """Have the reference log-probs of the training pairs in the cache, if the objective needs them.
 
     Quantisation, dtype and layout are those of training. CPUs and GPUs are free again when this returns. Actors that
-    are lost are started again, `scale.max_failures` times.
+    are lost are started again, `scale.max_failures` times, on what is left of the cluster; returns where that is.
     """
     if not build_objective(config.objective).needs_reference:
-        return
+        return placement, setup
     cache = reference_cache(config, setup)
     if cache.read(len(artifact.train), lambda line: None) is not None:
-        return  # announced by the workers, who read it again
+        return placement, setup  # announced by the workers, who read it again
     _, distinct, copies = np.unique(artifact.train.pair_ids, return_index=True, return_inverse=True)
-    actors = f"{placement.workers} actors" if placement.workers > 1 else "one actor"
-    driver.announce(f"reference log-probs: computing them once for {len(distinct)} pairs, by {actors}")
     task = _Task(config.run_dir / CONFIG_FILE, artifact.path, setup, Path.cwd())
     packs = cut_packs(distinct, longer_side(artifact.train.lengths), setup.decisions.tokens_per_microbatch)
-    log_probs = _compute(task, packs, len(artifact.train), placement, driver, config.scale.max_failures)
-    log_probs = log_probs[distinct][copies]
-    if not np.isfinite(log_probs).all():
-        raise RunError("a reference log-prob is not finite; there are bad numbers among the base's weights")
-    cache.write(log_probs)
-
-
-def _compute(
-    task: _Task,
-    packs: list[NDArray[np.int64]],
-    rows: int,
-    placement: Placement,
-    driver: Driver,
-    retries_left: int,
-) -> NDArray[np.float64]:
-    """Log-probs [rows, 2], those of the pairs in `packs` filled in."""
+    retries_left = config.scale.max_failures
     while True:
-        scored = np.full((rows, 2), np.nan)
+        actors = f"{placement.workers} actors" if placement.workers > 1 else "one actor"
+        driver.announce(f"reference log-probs: computing them once for {len(distinct)} pairs, by {actors}")
         try:
-            for batch in _score(task, packs, placement):
-                if driver.stop_requested():
-                    raise StoppedError("stopped before the first step; the same command starts again")
-                if batch["error"][0]:
-                    raise getattr(errors, batch["error"][0])(batch["message"][0])
-                scored[batch["pair"]] = np.stack([batch["chosen"], batch["rejected"]], axis=1)
+            log_probs = _compute(task, packs, len(artifact.train), placement, driver)[distinct][copies]
+            break
         except RayTaskError as error:
             raise RunError(f"an actor that computes reference log-probs failed: {error.cause!r}") from error
         except RayError as error:
             if not retries_left:
                 raise RunError(
-                    f"actors that compute reference log-probs were lost, and no retry is left: {error}; the same "
-                    "command starts again"
+                    "actors that compute reference log-probs were lost, and no retry is left (scale.max_failures); "
+                    "the same command starts again"
                 ) from error
             retries_left -= 1
-            driver.announce(f"an actor was lost; computing the reference log-probs again ({retries_left} retries left)")
-        else:
-            return scored
+            driver.announce(f"an actor was lost; starting again ({retries_left} retries left)")
+            placement, setup = driver.place_again()
+    if not np.isfinite(log_probs).all():
+        raise RunError("a reference log-prob is not finite; there are bad numbers among the base's weights")
+    cache.write(log_probs)
+    return placement, setup
+
+
+def _compute(
+    task: _Task, packs: list[NDArray[np.int64]], rows: int, placement: Placement, driver: Driver
+) -> NDArray[np.float64]:
+    """Log-probs [rows, 2], those of the pairs in `packs` filled in."""
+    scored = np.full((rows, 2), np.nan)
+    for batch in _score(task, packs, placement):
+        if driver.stop_requested():
+            raise StoppedError("stopped before the first step; the same command starts again")
+        for name, message in zip(batch["error"], batch["message"], strict=True):
+            if name:
+                raise getattr(errors, name)(message)
+        scored[batch["pair"]] = np.stack([batch["chosen"], batch["rejected"]], axis=1)
+    return scored
 
 
 def _score(task: _Task, packs: list[NDArray[np.int64]], placement: Placement) -> Any:
@@ -143,6 +137,7 @@ class _Scorer:
     def _load(self) -> tuple[Any, Any, int]:
         if self._loaded is None:
             enter(self._task.directory)
+            require_storage(self._task.config)
             config = load_resolved(self._task.config)
             # One process: nothing is shared out here, whatever training does.
             decisions = replace(self._task.setup.decisions, strategy=SINGLE)

@@ -68,7 +68,9 @@ class RayReporter(GroupReporter):
     def stop_requested(self) -> bool:
         """Whether the driver was asked to stop; the answer comes by itself, and is looked for now and then."""
         if self._stop is not None and self._clock() - self._looked_at > _NEWS_EVERY_S:
-            self._stop_requested = bool(ray.wait([self._stop], timeout=0)[0])
+            heard, _ = ray.wait([self._stop], timeout=0)
+            ray.get(heard)  # raises where it is not a wish to stop, but the driver that is gone
+            self._stop_requested = bool(heard)
             self._looked_at = self._clock()
         return self._stop_requested
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from orpo_ray.config import load_resolved
 from orpo_ray.data.store import open_artifact
 from orpo_ray.distributed.mailbox import Message
 from orpo_ray.distributed.reporter import RayReporter
-from orpo_ray.errors import RunError
+from orpo_ray.errors import ConfigError, RunError
 from orpo_ray.training import loop
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import Setup
@@ -44,6 +45,7 @@ def train_worker(settings: dict[str, Task]) -> None:
     """Train as one of the group; Ray Train has set up torch.distributed before it calls this."""
     task = settings["task"]
     enter(task.directory)
+    require_storage(task.config)
     config = load_resolved(task.config)
     world = current_world()
     device = ray.train.torch.get_device()
@@ -64,6 +66,15 @@ def enter(directory: Path) -> None:
     """Have relative paths mean what they mean to the driver, on servers that have its folder."""
     if directory.is_dir():
         os.chdir(directory)
+
+
+def require_storage(config: Path) -> None:
+    """Raise ConfigError on a server that does not see what the driver wrote."""
+    if not config.exists():
+        storage = config.parent.parent
+        raise ConfigError(
+            f"storage: {storage} is not seen on server {platform.node()}; use a folder that every server sees"
+        )
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import base_location, explain_load_error
 
+# The same weights a second time, in another layout or for other programs.
+_NOT_FILES = ["consolidated*", "*/*"]
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -40,7 +42,7 @@ def load_base(
             dtype=torch.float32 if trainable else DTYPES[dtype],
             attn_implementation=attention,
             quantization_config=_quantization(config, DTYPES[dtype]),
-            device_map={"": device},
+            device_map={"": _numbered(device)},
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
@@ -54,6 +56,11 @@ def load_base(
     _keep_training_format(model)
     model.requires_grad_(trainable)
     return model
+
+
+def _numbered(device: str) -> str:
+    """This process's own GPU by number: the threads that load weights would take "cuda" for the first one."""
+    return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
 def _without_dropout(config: ModelConfig, announce: Callable[[str], None]) -> PreTrainedConfig:
@@ -112,7 +119,9 @@ def fetch_base(config: ModelConfig) -> None:
     """Have the base's files on this server, so that several processes that load it do not each download it."""
     if not Path(base_location(config)).is_dir():
         try:
-            snapshot_download(base_location(config), revision=config.revision, allow_patterns=_FILES)
+            snapshot_download(
+                base_location(config), revision=config.revision, allow_patterns=_FILES, ignore_patterns=_NOT_FILES
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(explain_load_error(config.base, "model", error)) from error
 

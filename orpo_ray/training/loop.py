@@ -149,6 +149,13 @@ def _check(model: PairModel, artifact: Artifact, decisions: Decisions) -> None:
     """Raise ConfigError where the base cannot read the pairs, or is not what the scorer takes it for."""
     for table in (artifact.train, artifact.eval):
         model.check_reads(table)
+    if stage_of(decisions.strategy) == 3 and model.scorer.head is not None:
+        raise ConfigError(
+            "adapter.targets: an adapted or quantised head is called chunk by chunk, which ZeRO stage 3 cannot keep in "
+            "step over workers; leave the head out, or set scale.deepspeed.stage=2"
+        )
+    if model.device.type != decisions.device:
+        return  # on the CPU for ZeRO-3 to take, where the GPU's attention may not run
     first = artifact.train[0]
     probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
     model.check_scorer(torch.from_numpy(probe), _SCORER_TOLERANCE[decisions.dtype])

@@ -113,7 +113,8 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
     if stage_of(strategy.name) is not None and dtype == "float16":
         raise ConfigError("scale.deepspeed: float16 trains without DeepSpeed only; use none, or model.dtype=bfloat16")
     if strategy.name != SINGLE:
-        announce(f"{workers.count} workers, {strategy.name}: {strategy.reason}")
+        who = f"{workers.count} workers" if workers.count > 1 else "one worker"
+        announce(f"{who}, {strategy.name}: {strategy.reason}")
     return strategy.name
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import set_seed
 
@@ -55,31 +56,33 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
 
     The model must train the same parameters as when they were saved.
     """
-    tensors = masters(load_file(folder / STATE_FILE))
-    for name, parameter in _trained(model):
-        with torch.no_grad():
-            parameter.copy_(tensors.pop(name))
-    assert not tensors, f"the checkpoint holds state of parameters that are not trained: {sorted(tensors)[:3]}"
+    with safe_open(folder / STATE_FILE, framework="pt") as file, torch.no_grad():
+        left = {key.removesuffix(f"/{_MASTER}") for key in file.keys() if key.endswith(f"/{_MASTER}")}  # noqa: SIM118
+        for name, parameter in _trained(model):
+            parameter.copy_(file.get_tensor(f"{name}/{_MASTER}"))  # one at a time: a whole model's take much memory
+            left.remove(name)
+    assert not left, f"the checkpoint holds state of parameters that are not trained: {sorted(left)[:3]}"
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, world: World) -> None:
     """Put optimizer state back, whatever strategy and number of processes it was saved under."""
-    tensors = load_file(folder / STATE_FILE)
-    stored: dict[str, dict[str, Tensor]] = {}
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        if key != _MASTER:
-            stored.setdefault(name, {})[key] = tensor
-    if zero.is_sharded(optimizer):
-        zero.make_state(optimizer, next(iter(stored.values()))["step"].item())
-        for name, parameter in _trained(model):
-            zero.fill_state(parameter, stored[name], world.rank, world.size)
-        return
+    sharded = zero.is_sharded(optimizer)
     if hasattr(optimizer, "check_overrides"):
         optimizer.check_overrides()  # bitsandbytes decides here which parameters keep 32-bit state
     place = {p: (g, i) for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])}
-    for name, parameter in _trained(model):
-        _fill(optimizer, parameter, place[parameter], stored.get(name, {}))
+    with safe_open(folder / STATE_FILE, framework="pt") as file:
+        keys: dict[str, list[str]] = {}
+        for full_name in file.keys():  # noqa: SIM118 - it is no dictionary
+            name, _, key = full_name.rpartition("/")
+            keys.setdefault(name, []).append(key)
+        if sharded:
+            zero.make_state(optimizer, file.get_tensor(f"{next(iter(keys))}/step").item())
+        for name, parameter in _trained(model):
+            stored = {key: file.get_tensor(f"{name}/{key}") for key in keys[name] if key != _MASTER}
+            if sharded:
+                zero.fill_state(parameter, stored, world.rank, world.size)
+            else:
+                _fill(optimizer, parameter, place[parameter], stored)
 
 
 def _to_cpu(value: Any) -> Tensor:
@@ -116,7 +119,7 @@ def capture_random_state() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, cached],
         "torch": _encode(torch.get_rng_state()),
-        "cuda": _encode(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
+        "cuda": _encode(torch.cuda.get_rng_state()) if torch.cuda.is_initialized() else None,
     }
 
 
@@ -127,7 +130,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(_decode(state["torch"]))
-    if state["cuda"] and torch.cuda.is_available():
+    if state["cuda"] and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(_decode(state["cuda"]))
 
 

@@ -69,14 +69,16 @@ def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: Model
 
 def _for_adapter(config: RunConfig, workers: Workers, size: ModelSize, room: float | None) -> Strategy:
     """The base is frozen: what is shared out is small, unless the base itself does not fit."""
-    if room is not None and size.frozen_bytes > room and config.model.quantization == "none":
-        return Strategy(
-            zero_strategy(3), f"the base takes {_size(size.frozen_bytes)}, more than the {_size(room)} a worker has"
-        )
+    base = "the base fits on each worker"
+    if room is not None and size.frozen_bytes > room:
+        base = f"the base takes {_size(size.frozen_bytes)}, more than the {_size(room)} that a worker has for it"
+        if config.model.quantization == "none":
+            return Strategy(zero_strategy(3), base)
+        base += ", and quantised every worker loads it whole whatever the stage; trying all the same"
     if workers.nodes == 1:
-        return Strategy(zero_strategy(2), "the base fits on each worker; optimizer state and gradients are shared out")
+        return Strategy(zero_strategy(2), f"{base}; optimizer state and gradients are shared out")
     crossing = _size(_GRADIENT * size.trained)
-    return Strategy(DDP, f"the base fits, and {crossing} of gradients cross the network once a step, not once a pack")
+    return Strategy(DDP, f"{base}; up to {crossing} of gradients cross the network once a step, not once a pack")
 
 
 def _for_full_training(workers: Workers, size: ModelSize, room: float | None) -> Strategy:

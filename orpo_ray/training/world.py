@@ -24,10 +24,12 @@ class World:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of every process's `values`, the same bits on each."""
-        if self.size > 1:
-            values = values.clone()
-            dist.all_reduce(values)
-        return values
+        if self.size == 1:
+            return values
+        # NCCL adds on GPUs only, and weights that ZeRO-3 has not taken yet are on the CPU.
+        shared = values.cuda() if dist.get_backend() == "nccl" else values.clone()
+        dist.all_reduce(shared)
+        return shared.to(values.device)
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, by rank; plain data only."""

@@ -72,16 +72,23 @@ def test_the_demo_says_how_it_goes_on_stderr(demo: Done) -> None:
 
 OTHERS = ("sft", "simpo", "dpo")
 IN_ONE_PROCESS = """
-import sys
-from orpo_ray.cli.main import run
+import json, sys
+from orpo_ray import api
+from orpo_ray.cli.demo_run import demo_config, demo_outcome, judge_prompts
+from orpo_ray.config import ScaleConfig
 storage, *objectives = sys.argv[1:]
-sys.exit(max(run(["demo", "--objective", name, "--json", "--storage", storage]) for name in objectives))
+prompts = [question["prompt"] for question in judge_prompts()]
+for name in objectives:
+    config = demo_config(name, storage, "0").model_copy(update={"scale": ScaleConfig(workers=1)})
+    trained = api.train(config, lambda line: None)
+    judged = api.evaluate(config, conversations=prompts, max_new_tokens=48, announce=lambda line: None)
+    print(json.dumps(demo_outcome(config, trained, judged)))
 """
 
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the demo of each other objective prints; in one process, since each start costs seconds."""
+    """What the recipe of each other objective comes to; with one worker, since each start of two costs seconds."""
     storage = str(tmp_path_factory.mktemp("others"))
     command = [sys.executable, "-c", IN_ONE_PROCESS, storage, *OTHERS]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -109,7 +116,7 @@ def test_the_other_objectives_teach_the_preference(others: dict[str, dict[str, A
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_same_command_goes_on_with_an_interrupted_demo(tmp_path: Path) -> None:
-    arguments = ("demo", "--objective", "dpo", "--json", "--storage", str(tmp_path))
+    arguments = ("demo", "--json", "--storage", str(tmp_path))
     command = [sys.executable, "-m", "orpo_ray.cli.main", *arguments]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         next(line for line in first.stderr if line.startswith("step 0/"))
@@ -118,7 +125,7 @@ def test_the_same_command_goes_on_with_an_interrupted_demo(tmp_path: Path) -> No
     assert (first.returncode, json.loads(out)["exit_code"]) == (4, 4)
     done = shell(*arguments)
     assert done.code == 0, done.err
-    (run_dir,) = tmp_path.glob("demo-dpo-*")
+    (run_dir,) = tmp_path.glob("demo-orpo-*")
     assert any(line.startswith("resuming at step") for line in done.said)
     assert done.result["adapter"] == str(run_dir / "adapter")
 

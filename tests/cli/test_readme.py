@@ -101,11 +101,13 @@ def test_commands_in_running_text_exist_and_their_settings_load(command: Command
 
 
 def test_the_yaml_of_the_readme_loads_and_is_its_example_in_short(tmp_path: Path) -> None:
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    text, scale = re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     path = tmp_path / "short.yaml"
     path.write_text(text, encoding="utf-8")
     example = load_config(ROOT / "examples" / "mistral-7b-orpo" / "orpo.yaml", ["training.epochs=null"])
     assert load_config(path) == example
+    path.write_text(text + scale, encoding="utf-8")
+    assert load_config(path) == example, "the scale that the README shows is the default"
 
 
 def test_the_python_of_the_readme_names_what_the_package_has() -> None:

@@ -15,6 +15,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from orpo_ray.errors import NonFiniteError
+from orpo_ray.models.base import load_base
+from orpo_ray.training import loop
 from orpo_ray.training.state import collect_state
 from orpo_ray.training.trainer import PreferenceTrainer
 from orpo_ray.training.world import World
@@ -86,6 +88,23 @@ def note_dropout(world: World, run_dir: Path) -> None:
         return original(self, *args, **kwargs)
 
     wrap("training_step", step)
+
+
+def note_fetches(world: World, run_dir: Path) -> None:
+    """How often this process fetched the base, and how often before the first process of its server had it."""
+    seen = {"fetches": 0, "loads_too_early": 0}
+    fetched = run_dir / "fetched"
+
+    def fetch(config: Any) -> None:
+        seen["fetches"] += 1
+        fetched.touch()
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        seen["loads_too_early"] += not fetched.exists()
+        note(world, run_dir, seen)
+        return load_base(*args, **kwargs)
+
+    loop.fetch_base, loop.load_base = fetch, load
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

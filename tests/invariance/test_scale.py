@@ -446,7 +446,7 @@ def dropout(make_lab: Callable[[], Lab]) -> Lab:
         lab.add(f"{strategy}-unbroken", 2, strategy, 3, steps=4, plant="note_dropout", **DROPOUT)
         for stop_at in (2, None):
             lab.add(strategy, 2, strategy, 3, steps=4, stop_at=stop_at, **DROPOUT)
-    lab.add("without", 2, "ddp", 3, steps=4, **PLAIN)
+    lab.add("without", 2, "ddp", 3, steps=4, plant="note_fetches", **PLAIN)
     lab.run()
     return lab
 
@@ -464,6 +464,21 @@ def test_each_rank_draws_its_own_dropout(strategy: str, dropout: Lab) -> None:
     masks = [tuple(mask) for rank in dropout.noted(f"{strategy}-unbroken", 2) for mask in rank.values()]
     assert len(masks) == 2 * 4
     assert len(set(masks)) == len(masks), "nor twice in the run"
+
+
+def test_the_base_is_fetched_once_a_server_and_not_loaded_before(dropout: Lab) -> None:
+    """Both processes are on this one."""
+    nobody_early = {"loads_too_early": 0}
+    assert dropout.noted("without", 2) == [{"fetches": 1, **nobody_early}, {"fetches": 0, **nobody_early}]
+
+
+def test_an_adapted_head_is_refused_where_workers_could_not_stay_in_step(make_lab: Callable[[], Lab]) -> None:
+    lab = make_lab()
+    adapter = {"targets": ["q_proj", "lm_head"]}
+    lab.add("head", 2, "zero-3", steps=2, **PLAIN, adapter=adapter)
+    lab.run(may_fail=["head"])
+    (raised,) = lab.raised["head"]
+    assert all(text.startswith("ConfigError: adapter.targets: an adapted or quantised head") for text in raised)
 
 
 # --- numbers that are not finite ------------------------------------------------------------------------------------

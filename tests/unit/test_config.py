@@ -470,8 +470,10 @@ def test_8_bit_optimizers_are_allowed_where_state_stays_whole(path, deepspeed):
 def test_workers_and_what_they_share_are_settings(path):
     scale = load(path, MINIMAL).scale
     assert (scale.workers, scale.deepspeed, scale.gpus_per_worker, scale.ray) == ("auto", "auto", "auto", False)
-    scale = load(path, MINIMAL, "scale.workers=8", "scale.deepspeed.stage=3", "scale.gpus_per_worker=0.5").scale
-    assert (scale.workers, scale.deepspeed.stage, scale.gpus_per_worker) == (8, 3, 0.5)
+    scale = load(path, MINIMAL, "scale.workers=8", "scale.deepspeed.stage=3", "scale.gpus_per_worker=1").scale
+    assert (scale.workers, scale.deepspeed.stage, scale.gpus_per_worker) == (8, 3, 1)
+    assert "which NCCL does not let them" in complaint(path, MINIMAL, "scale.gpus_per_worker=0.5")
+    assert load(path, MINIMAL, "scale.workers=1", "scale.gpus_per_worker=0.5").scale.gpus_per_worker == 0.5
 
 
 def test_a_config_is_frozen(path):

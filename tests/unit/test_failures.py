@@ -62,6 +62,8 @@ KINDS: dict[str, tuple[BaseException, Kind]] = {
     "torch says so itself": (dist.DistNetworkError("Broken pipe"), "peer"),
     "torch's backend": (dist.DistBackendError("NCCL timed out"), "peer"),
     "a bug": (BUG, "unexpected"),
+    "NCCL without memory": (RuntimeError("NCCL error: Cuda failure 2 'out of memory'"), "memory"),
+    "two workers on one GPU": (RuntimeError("ncclInvalidUsage: Duplicate GPU detected"), "unexpected"),
     "a bug in torch": (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "unexpected"),
     "a bug that mentions NCCL but is no failure of it": (KeyError("nccl"), "unexpected"),
     "disk": (OSError(28, "No space left on device"), "unexpected"),
@@ -81,7 +83,6 @@ RETRIED: dict[str, tuple[dict[int, BaseException], str]] = {
     "two of four": ({3: KILLED, 0: PEER_GONE, 1: KILLED, 2: PEER_GONE}, "lost worker 1, 3"),
     "only what the others saw": ({1: PEER_GONE}, "a worker was lost"),
     "a follow-up that nobody foresaw": ({0: BUG, 1: KILLED}, "lost worker 1"),
-    "a follow-up where only peers complain": ({0: BUG, 1: PEER_GONE}, "a worker was lost"),
 }
 
 
@@ -112,6 +113,11 @@ FINAL: dict[str, tuple[dict[int, BaseException], type[OrpoRayError], str]] = {
     "memory": ({1: torch.OutOfMemoryError("CUDA out of memory")}, RunError, f"worker 1 {MEMORY}"),
     "memory, others noticed": ({0: PEER_GONE, 1: MemoryError(), 2: PEER_GONE}, RunError, f"worker 1 {MEMORY}"),
     "memory of the node": ({0: PEER_GONE, 1: unhealthy(OutOfMemoryError(KILLED_FOR_MEMORY))}, RunError, MEMORY),
+    "a bug, to which others lose the connection": (
+        {0: BUG, 1: PEER_GONE},
+        RunError,
+        "worker 0: ValueError: shapes [3] and [4]",
+    ),
     "a bug": ({0: BUG, 1: BUG}, RunError, "worker 0: ValueError: shapes [3] and [4]"),
     "the first rank's": ({2: BUG, 1: KeyError("late")}, RunError, "worker 1: KeyError: 'late'"),
     "ours rather than a death": ({0: KILLED, 1: UNKNOWN_TARGET}, ConfigError, "adapter.targets"),

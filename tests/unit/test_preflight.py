@@ -34,8 +34,12 @@ FITS: dict[str, tuple[dict[str, Any], list[Node], Placement]] = {
         [Node("10.0.0.1", 4, 0, True), Node("10.0.0.2", 8, 1)],
         Placement(1, 1.0, 1.0, 1, True),
     ),
-    "auto, halves of GPUs": ({"gpus_per_worker": 0.5}, SERVER, Placement(8, 1.0, 0.5, 1, True)),
-    "auto, thirds lose nothing to rounding": ({"gpus_per_worker": 1 / 3}, ONE_GPU, Placement(3, 1.0, 1 / 3, 1, True)),
+    "auto, tenths of a CPU lose nothing to rounding": (
+        {"cpus_per_worker": 1.1, "gpus_per_worker": 0},
+        [Node("10.0.0.1", cpus=2.2, gpus=0, is_driver=True)],
+        Placement(2, 1.1, 0.0, 1, True),
+    ),
+    "one, with half a GPU": ({"workers": 1, "gpus_per_worker": 0.5}, SERVER, Placement(1, 1.0, 0.5, 1, False)),
     "auto, CPUs bound the GPUs": ({"cpus_per_worker": 5}, SERVER, Placement(3, 5.0, 1.0, 1, True)),
     "auto, GPUs not wanted": ({"gpus_per_worker": 0}, SERVER, Placement(2, 1.0, 0.0, 1, True)),
     "one of many": ({"workers": 1}, SERVER, Placement(1, 1.0, 1.0, 1, False)),
@@ -79,7 +83,7 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], list[Node], tuple[str, ...]]] = {
     "auto, GPUs where there is none": (
         {"gpus_per_worker": 1},
         LAPTOP,
-        ("1 workers with 1 CPU and 1 GPU each", "room for 0"),
+        ("1 worker with 1 CPU and 1 GPU each", "room for 0"),
     ),
     "GPUs over servers": (
         {"workers": 17},
@@ -87,14 +91,14 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], list[Node], tuple[str, ...]]] = {
         ("17 workers", "room for 16", "10.0.0.1: 4 CPU, 0 GPU; 10.0.0.2: 32 CPU, 8 GPU; 10.0.0.3: 32 CPU, 8 GPU"),
     ),
     "a share of a GPU": (
-        {"workers": 9, "gpus_per_worker": 0.5},
-        SERVER,
-        ("9 workers with 1 CPU and 0.5 GPU each", "room for 8"),
+        {"workers": 1, "gpus_per_worker": 0.5},
+        LAPTOP,
+        ("1 worker with 1 CPU and 0.5 GPU each", "room for 0"),
     ),
     "a worker larger than any server": (
         {"workers": 1, "cpus_per_worker": 9},
         CPU_SERVERS,
-        ("1 workers with 9 CPU each", "room for 0"),
+        ("1 worker with 9 CPU each", "room for 0"),
     ),
     "servers that only together would do": (
         {"workers": 2, "cpus_per_worker": 5},
@@ -128,11 +132,16 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "start_ray", refuse)
 
 
-@pytest.mark.parametrize("settings", [{}, {"deepspeed": "none"}, {"cpus_per_worker": 4}, {"gpus_per_worker": 0}])
+@pytest.mark.parametrize("settings", [{}, {"deepspeed": "none"}, {"cpus_per_worker": 0.5}, {"gpus_per_worker": 0}])
 def test_one_worker_is_this_process_and_needs_no_ray(settings: dict[str, Any], no_ray: None) -> None:
     placement = place(scale(workers=1, **settings), lambda line: None)
     assert (placement.workers, placement.nodes, placement.uses_ray) == (1, 1, False)
     assert (placement.gpus == 0) == ("gpus_per_worker" in settings)
+
+
+def test_one_worker_that_asks_for_more_than_this_machine_has_is_refused(no_ray: None) -> None:
+    with pytest.raises(ResourceError, match=r"^scale\.cpus_per_worker: 5000, but this machine has \d+ CPU$"):
+        place(scale(workers=1, cpus_per_worker=5000), lambda line: None)
 
 
 @pytest.mark.parametrize(

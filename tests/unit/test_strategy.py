@@ -57,7 +57,7 @@ def chosen(place: Workers, size: ModelSize, dtype: str = "bfloat16", deepspeed: 
         (workers(2, 16), BASE_OF_7B, PLAIN, "deepspeed-zero-3", "the base takes 14.0 GiB, more than the 11.2 GiB"),
         (workers(4, 16, nodes=2), BASE_OF_7B, PLAIN, "deepspeed-zero-3", "the base takes 14.0 GiB"),
         # Quantised weights are never cut up, so ZeRO-3 would not help.
-        (workers(2, 4), ADAPTER_OF_7B, {}, "deepspeed-zero-2", "the base fits on each worker"),
+        (workers(2, 4), ADAPTER_OF_7B, {}, "deepspeed-zero-2", "quantised every worker loads it whole"),
         (workers(2), ALL_OF_1B, FULL, DDP, "weights, gradients and optimizer state take 16.0 GiB on each worker"),
         (workers(2, 24), ALL_OF_1B, FULL, DDP, "take 16.0 GiB on each worker of 16.8 GiB"),
         (workers(2, 20), ALL_OF_1B, FULL, "deepspeed-zero-1", "take 12.0 GiB on each worker of 14.0 GiB"),

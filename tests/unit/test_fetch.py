@@ -1,0 +1,43 @@
+"""The base's files come from the hub once, of the revision that was asked for, or it is said why not."""
+
+from typing import Any
+
+import pytest
+from support import BASE
+
+from orpo_ray.config import ModelConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.models import base
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """What the hub is asked for, in place of the hub."""
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> None:
+        asked.append((name, revision))
+        assert "*.safetensors" in allow_patterns and not any("bin" in pattern for pattern in allow_patterns)
+
+    monkeypatch.setattr(base, "snapshot_download", download)
+    return asked
+
+
+def test_a_hub_name_is_fetched_at_its_revision(asked: list[Any]) -> None:
+    base.fetch_base(ModelConfig(base="someone/model", revision="v2"))
+    assert asked == [("someone/model", "v2")]
+
+
+def test_a_folder_is_not_fetched(asked: list[Any]) -> None:
+    base.fetch_base(ModelConfig(base=str(BASE)))
+    assert asked == []
+
+
+def test_a_name_that_cannot_be_fetched_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no such repository\nand many more lines")
+
+    monkeypatch.setattr(base, "snapshot_download", fail)
+    with pytest.raises(ConfigError, match=r"^model\.base: .*someone/model") as caught:
+        base.fetch_base(ModelConfig(base="someone/model"))
+    assert "\n" not in str(caught.value)
