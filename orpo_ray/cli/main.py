@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -117,6 +118,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run(sys.argv[1:])
+        # What is left is Ray's goodbye: a signal only cuts it short, the work is done.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: os._exit(code))
     except OSError as error:
         code, _ = _fail(f"the result cannot be written to stdout: {error.strerror}", UNEXPECTED)
     sys.exit(code)

@@ -17,6 +17,7 @@ class ProgressLine:
         self._clock = clock
         self._seen: dict[str, float] = {}
         self._first: tuple[int, float] | None = None
+        self._trained = 0
         self._printed_at = float("-inf")
         self._terminal = sys.stderr.isatty()
 
@@ -24,6 +25,10 @@ class ProgressLine:
         """Take in one report."""
         self._seen |= metrics
         now = self._clock()
+        if "train/loss" in metrics:
+            if step <= self._trained:  # workers were lost, and train again what they had not saved
+                self._first = None
+            self._trained = step
         if self._first is None:
             self._first = (step, now)
         evaluated = any(name.startswith("eval/") for name in metrics)

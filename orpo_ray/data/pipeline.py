@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -41,6 +42,7 @@ _TASKS_PER_CORE = 4
 _MOST_BLOCKS = 16
 _TOP_REASONS = 3
 _GOODBYE_POLL_S = 0.02
+_CONNECT_S = 5.0
 
 # A Ray of our own has no dashboard: what its processes would gather for one takes 5 % of a machine with two cores.
 _IDLE_RAY = {
@@ -258,6 +260,7 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     quiet: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        _refuse_unreachable(address)
         try:
             ray.init(**quiet)
         except ConnectionError as error:
@@ -280,6 +283,20 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     started = [child for child in psutil.Process().children() if child not in others]
     threading.Thread(target=_end_with_driver, args=(started, leaving), daemon=True).start()
     atexit.register(leaving.set)
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise ResourceError where nobody listens at HOST:PORT; Ray itself would try for minutes, deaf to signals."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise ResourceError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start it, or unset RAY_ADDRESS to use this "
+            "machine alone"
+        ) from error
 
 
 def _end_with_driver(started: list[psutil.Process], leaving: threading.Event) -> None:

@@ -100,3 +100,17 @@ def test_a_resumed_run_counts_its_time_from_where_it_went_on(clock: Clock) -> No
         clock.now += 20
         progress(92, 100, TRAINED)
     assert stderr.getvalue().splitlines()[-1].endswith("left 0:01:20")
+
+
+def test_time_lost_with_a_worker_does_not_count(clock: Clock) -> None:
+    with redirect_stderr(io.StringIO()) as stderr:
+        line = ProgressLine(clock)
+        for step in (1, 2, 3):
+            line(step, 12, TRAINED)
+            clock.now += 1
+        clock.now += 100  # workers start again, and go on from step 2
+        for step in (3, 4):
+            line(step, 12, TRAINED)
+            clock.now += 20
+        line(5, 12, TRAINED)
+    assert stderr.getvalue().splitlines()[-1].endswith("left 0:02:20"), "seven steps of twenty seconds"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -387,10 +388,22 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch: pytest.Monkey
     def unreachable(**_: object) -> None:
         raise ConnectionError("Could not find any running Ray instance.")
 
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", unreachable)
-    with pytest.raises(ResourceError, match=r"RAY_ADDRESS \(10\.0\.0\.9:6379\) cannot be joined"):
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = "{}:{}".format(*somebody.getsockname())
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ResourceError, match=rf"RAY_ADDRESS \({address}\) cannot be joined"):
+            pipeline.start_ray(1000)
+
+
+def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray tries to connect"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ResourceError, match=r"^RAY_ADDRESS: no Ray cluster answers at 127\.0\.0\.1:1 \("):
         pipeline.start_ray(1000)
 
 
