@@ -24,7 +24,7 @@ from orpo_ray.training.record import CONFIG_FILE
 from orpo_ray.training.reporter import Watch
 from orpo_ray.training.setup import Announce, Setup
 
-_POLL_S = 0.5
+_POLL_S = 1.0
 _LOST_MAILBOX_S = 60.0
 _PROBE_S = 120.0
 _GROUP_TIMEOUT_S = 1800
@@ -38,8 +38,6 @@ _MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 _INTERFACES = "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
 
 _SETTINGS = {
-    # How soon Ray notices a dead worker, and takes note of a checkpoint.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     # Nothing here asks for its news.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",

@@ -18,7 +18,7 @@ from orpo_ray.training.world import World
 
 _ACKNOWLEDGEMENT_S = 120.0
 
-_NEWS_EVERY_S = 0.5
+_NEWS_EVERY_S = 1.0
 """Steps can be short, and each message takes three processes some time."""
 
 
