@@ -17,10 +17,9 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.failures import GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
-from orpo_ray.distributed.worker import Task, train_worker
+from orpo_ray.distributed.worker import task_of, train_worker
 from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError
 from orpo_ray.models.hardware import Hardware, probe_hardware
-from orpo_ray.training.record import CONFIG_FILE
 from orpo_ray.training.reporter import Watch
 from orpo_ray.training.setup import Announce, Setup
 
@@ -104,8 +103,8 @@ def _attempt(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=64, scheduling_strategy=here).remote()
     _forget(config.run_dir)
-    task = Task(config.run_dir / CONFIG_FILE, artifact.path, setup, Path.cwd(), mailbox)
-    fitting = _Fit(_trainer(config, placement, task))
+    settings = {"task": task_of(config, artifact, setup), "mailbox": mailbox}
+    fitting = _Fit(_trainer(config, placement, settings))
     fitting.start()
     told_to_stop = False
     try:
@@ -152,7 +151,7 @@ class _Fit(threading.Thread):
             self.error = error
 
 
-def _trainer(config: RunConfig, placement: Placement, task: Task) -> Any:
+def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.train import FailureConfig, LoggingConfig, ScalingConfig
@@ -163,7 +162,7 @@ def _trainer(config: RunConfig, placement: Placement, task: Task) -> Any:
     resources = {"CPU": placement.cpus, **({"GPU": placement.gpus} if on_gpu else {})}
     return TorchTrainer(
         train_worker,
-        train_loop_config={"task": task},
+        train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RayRunConfig(

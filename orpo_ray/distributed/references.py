@@ -1,7 +1,6 @@
 """Reference log-probs by Ray Data actors, one on each worker's share of the cluster, before training starts."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,12 @@ from numpy.typing import NDArray
 from ray.exceptions import RayError, RayTaskError
 
 from orpo_ray import errors
-from orpo_ray.config import RunConfig, load_resolved
+from orpo_ray.config import RunConfig
 from orpo_ray.data.pipeline import quiet_context
 from orpo_ray.data.store import Artifact, open_artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
-from orpo_ray.distributed.worker import enter, require_storage
+from orpo_ray.distributed.worker import Task, task_of
 from orpo_ray.errors import OrpoRayError, RunError, StoppedError
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import build_objective
@@ -22,21 +21,10 @@ from orpo_ray.training.layout import longer_side
 from orpo_ray.training.loop import load_pair_model, reference_cache
 from orpo_ray.training.metrics import score_pack
 from orpo_ray.training.plan import cut_packs
-from orpo_ray.training.record import CONFIG_FILE
 from orpo_ray.training.setup import Setup
 from orpo_ray.training.strategy import SINGLE
 
 _BLOCKS_PER_ACTOR = 8
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What an actor is told; as for a training worker."""
-
-    config: Path
-    artifact: Path
-    setup: Setup
-    directory: Path
 
 
 def prepare_references(
@@ -53,7 +41,7 @@ def prepare_references(
     if cache.read(len(artifact.train), lambda line: None) is not None:
         return placement, setup  # announced by the workers, who read it again
     _, distinct, copies = np.unique(artifact.train.pair_ids, return_index=True, return_inverse=True)
-    task = _Task(config.run_dir / CONFIG_FILE, artifact.path, setup, Path.cwd())
+    task = task_of(config, artifact, setup)
     packs = cut_packs(distinct, longer_side(artifact.train.lengths), setup.decisions.tokens_per_microbatch)
     retries_left = config.scale.max_failures
     while True:
@@ -80,7 +68,7 @@ def prepare_references(
 
 
 def _compute(
-    task: _Task, packs: list[NDArray[np.int64]], rows: int, placement: Placement, driver: Driver
+    task: Task, packs: list[NDArray[np.int64]], rows: int, placement: Placement, driver: Driver
 ) -> NDArray[np.float64]:
     """Log-probs [rows, 2], those of the pairs in `packs` filled in."""
     scored = np.full((rows, 2), np.nan)
@@ -94,7 +82,7 @@ def _compute(
     return scored
 
 
-def _score(task: _Task, packs: list[NDArray[np.int64]], placement: Placement) -> Any:
+def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> Any:
     """Batches of scored pairs, as the actors finish them."""
     import ray
     import ray.data
@@ -119,7 +107,7 @@ def _score(task: _Task, packs: list[NDArray[np.int64]], placement: Placement) ->
 class _Scorer:
     """One actor: loads the model as training will start with it, then scores packs."""
 
-    def __init__(self, task: _Task) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
         self._loaded: tuple[Any, Any, int] | None = None
 
@@ -136,9 +124,7 @@ class _Scorer:
 
     def _load(self) -> tuple[Any, Any, int]:
         if self._loaded is None:
-            enter(self._task.directory)
-            require_storage(self._task.config)
-            config = load_resolved(self._task.config)
+            config = self._task.enter()
             # One process: nothing is shared out here, whatever training does.
             decisions = replace(self._task.setup.decisions, strategy=SINGLE)
             model = load_pair_model(config, decisions, lambda line: None)

@@ -1,6 +1,5 @@
 """The reporter of a Ray Train worker: files by the first rank, news to the driver, checkpoints acknowledged by Ray."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 from orpo_ray.distributed.mailbox import Message
 from orpo_ray.errors import RunError
 from orpo_ray.training.checkpoint import Position
-from orpo_ray.training.reporter import GroupReporter, LocalReporter, Metrics
+from orpo_ray.training.reporter import GroupReporter, LocalReporter, Metrics, plain_record
 from orpo_ray.training.world import World
 
 _ACKNOWLEDGEMENT_S = 120.0
@@ -46,14 +45,14 @@ class RayReporter(GroupReporter):
             if evaluated or self._clock() - self._told_at > _NEWS_EVERY_S:
                 self._tell()
         if evaluated:
-            ray.train.report(_plain(step, metrics))
+            ray.train.report(plain_record(step, metrics))
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint once, tell Ray where it lies, and go on when Ray has it on record."""
         super().save(position, write)
         folder = str(self._local.folder_of(position.step))
         ray.train.report(
-            _plain(position.step, position.metrics),
+            plain_record(position.step, position.metrics),
             checkpoint=Checkpoint(folder) if self._world.is_first else None,
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
@@ -78,8 +77,3 @@ class RayReporter(GroupReporter):
         told = self._mailbox.post.remote(*self._news)
         self._news, self._told_at = [], self._clock()
         return told
-
-
-def _plain(step: int, metrics: Metrics) -> dict[str, float | None]:
-    """Numbers as Ray takes them: its own JSON has no word for those that are not finite."""
-    return {"step": step, **{name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}}

@@ -13,12 +13,13 @@ from typing import Any
 import ray.train.torch
 import torch
 
-from orpo_ray.config import load_resolved
-from orpo_ray.data.store import open_artifact
+from orpo_ray.config import RunConfig, load_resolved
+from orpo_ray.data.store import Artifact, open_artifact
 from orpo_ray.distributed.mailbox import Message
 from orpo_ray.distributed.reporter import RayReporter
 from orpo_ray.errors import ConfigError, RunError
 from orpo_ray.training import loop
+from orpo_ray.training.record import CONFIG_FILE
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import Setup
 from orpo_ray.training.world import World, current_world
@@ -29,7 +30,7 @@ _PREDECESSORS_S = 60.0
 
 @dataclass(frozen=True)
 class Task:
-    """All that a worker is told: where the resolved config and the pairs lie, what was settled, whom to tell.
+    """What a process of a run is told, wherever Ray starts it: where resolved config and pairs lie, what was settled.
 
     `directory` is where the command was given: relative paths in the config start there.
     """
@@ -38,15 +39,34 @@ class Task:
     artifact: Path
     setup: Setup
     directory: Path
-    mailbox: Any
+
+    def enter(self) -> RunConfig:
+        """The config, its relative paths meaning what they mean to the driver on servers that have its folder.
+
+        Raises ConfigError on a server that does not see what the driver wrote.
+        """
+        if self.directory.is_dir():
+            os.chdir(self.directory)
+        if not self.config.exists():
+            storage = self.config.parent.parent
+            raise ConfigError(
+                f"storage: {storage} is not seen on server {platform.node()}; use a folder that every server sees"
+            )
+        return load_resolved(self.config)
 
 
-def train_worker(settings: dict[str, Task]) -> None:
-    """Train as one of the group; Ray Train has set up torch.distributed before it calls this."""
-    task = settings["task"]
-    enter(task.directory)
-    require_storage(task.config)
-    config = load_resolved(task.config)
+def task_of(config: RunConfig, artifact: Artifact, setup: Setup) -> Task:
+    """The task of a run whose command is given here."""
+    return Task(config.run_dir / CONFIG_FILE, artifact.path, setup, Path.cwd())
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Train as one of the group; Ray Train has set up torch.distributed before it calls this.
+
+    `settings`: the `task`, and the `mailbox` whose driver is told.
+    """
+    task, mailbox = settings["task"], settings["mailbox"]
+    config = task.enter()
     world = current_world()
     device = ray.train.torch.get_device()
     if device.type == "cuda":
@@ -54,27 +74,12 @@ def train_worker(settings: dict[str, Task]) -> None:
 
     def announce(line: str) -> None:
         if world.is_first:
-            task.mailbox.post.remote(Message("announce", line))
+            mailbox.post.remote(Message("announce", line))
 
     local = LocalReporter(config.run_dir, keep=config.training.keep, announce=announce)
     with _only_group(config.run_dir, world):
-        reporter = RayReporter(local, world, task.mailbox)
+        reporter = RayReporter(local, world, mailbox)
         loop.train(config, open_artifact(task.artifact), task.setup, reporter, announce)
-
-
-def enter(directory: Path) -> None:
-    """Have relative paths mean what they mean to the driver, on servers that have its folder."""
-    if directory.is_dir():
-        os.chdir(directory)
-
-
-def require_storage(config: Path) -> None:
-    """Raise ConfigError on a server that does not see what the driver wrote."""
-    if not config.exists():
-        storage = config.parent.parent
-        raise ConfigError(
-            f"storage: {storage} is not seen on server {platform.node()}; use a folder that every server sees"
-        )
 
 
 @contextmanager

@@ -60,9 +60,7 @@ class LocalReporter:
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, and show it to whoever watches."""
         with self._metrics_file.open("a", encoding="utf-8") as file:
-            # JSON has no word for the infinite gradient norm of a float16 step that was skipped.
-            plain = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-            file.write(json.dumps({"step": step, **plain}) + "\n")
+            file.write(json.dumps(plain_record(step, metrics)) + "\n")
         self._watch(step, total_steps, metrics)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
@@ -130,6 +128,11 @@ class GroupReporter:
     def stop_requested(self) -> bool:
         """Whether the first process was asked to stop."""
         return self._world.is_first and self._first.stop_requested()
+
+
+def plain_record(step: int, metrics: Metrics) -> dict[str, float | None]:
+    """A step for JSON, which has no word for the infinite gradient norm of a float16 step that was skipped."""
+    return {"step": step, **{name: value if math.isfinite(value) else None for name, value in metrics.items()}}
 
 
 def _make_durable(path: Path) -> None:
