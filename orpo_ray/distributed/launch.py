@@ -23,7 +23,7 @@ from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.training.reporter import Watch
 from orpo_ray.training.setup import Announce, Setup
 
-_POLL_S = 1.0
+_POLL_S = 2.0
 _LOST_MAILBOX_S = 60.0
 _PROBE_S = 120.0
 _GROUP_TIMEOUT_S = 1800
@@ -34,6 +34,7 @@ _RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 
 _MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, PreemptionError, RayError)
 
+_STOPPED = "stopped; the same command goes on from the last checkpoint, if there is one"
 _INTERFACES = "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
 
 _SETTINGS = {
@@ -73,7 +74,7 @@ def train(
     retries_left = config.scale.max_failures
     while True:
         if driver.stop_requested():
-            raise StoppedError("stopped; the same command goes on from the last checkpoint, if there is one")
+            raise StoppedError(_STOPPED)
         driver.announce(
             f"starting {placement.workers} {'workers' if placement.workers > 1 else 'worker'} under Ray Train"
         )
@@ -110,8 +111,9 @@ def _attempt(
     try:
         while fitting.is_alive():
             if driver.stop_requested() and not told_to_stop:
-                mailbox.request_stop.remote()
                 told_to_stop = True
+                if not ray.get(mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S):
+                    raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
             _pass_on(ray.get(mailbox.collect.remote(_POLL_S), timeout=_LOST_MAILBOX_S), driver)
         _pass_on(ray.get(mailbox.collect.remote(0.0), timeout=_LOST_MAILBOX_S), driver)
     except RayError as error:

@@ -20,6 +20,7 @@ class Mailbox:
         self._messages: list[Message] = []
         self._news = asyncio.Event()
         self._stop = asyncio.Event()
+        self._has_listener = False
 
     async def post(self, *messages: Message) -> None:
         """Leave messages."""
@@ -37,10 +38,12 @@ class Mailbox:
         self._news.clear()
         return messages
 
-    async def request_stop(self) -> None:
-        """Ask the workers to end with a checkpoint."""
+    async def request_stop(self) -> bool:
+        """Ask the workers to end with a checkpoint; whether one of them listens already."""
         self._stop.set()
+        return self._has_listener
 
     async def wait_for_stop(self) -> None:
         """Return when a stop is asked for."""
+        self._has_listener = True
         await self._stop.wait()

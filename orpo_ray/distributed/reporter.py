@@ -17,8 +17,9 @@ from orpo_ray.training.world import World
 
 _ACKNOWLEDGEMENT_S = 120.0
 
-_NEWS_EVERY_S = 1.0
+_NEWS_EVERY_S = 2.0
 """Steps can be short, and each message takes three processes some time."""
+_LOOK_EVERY_S = 1.0
 
 
 class RayReporter(GroupReporter):
@@ -33,7 +34,7 @@ class RayReporter(GroupReporter):
         self._clock = clock
         self._news: list[Message] = []
         self._told_at = self._looked_at = float("-inf")
-        self._stop = mailbox.wait_for_stop.remote() if world.is_first else None
+        self._stop: Any = None
         self._stop_requested = False
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
@@ -66,7 +67,9 @@ class RayReporter(GroupReporter):
 
     def stop_requested(self) -> bool:
         """Whether the driver was asked to stop; the answer comes by itself, and is looked for now and then."""
-        if self._stop is not None and self._clock() - self._looked_at > _NEWS_EVERY_S:
+        if self._world.is_first and self._clock() - self._looked_at > _LOOK_EVERY_S:
+            # The first look tells the driver that a wish to stop is heard from now on.
+            self._stop = self._stop or self._mailbox.wait_for_stop.remote()
             heard, _ = ray.wait([self._stop], timeout=0)
             ray.get(heard)  # raises where it is not a wish to stop, but the driver that is gone
             self._stop_requested = bool(heard)

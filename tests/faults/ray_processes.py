@@ -108,10 +108,14 @@ class Command:
 
         def asked() -> Any:
             found = happens()
-            assert found or self._process.poll() is None, f"ended before {what}: {self._text('err')}"
+            assert found or self._process.poll() is None, f"ended before {what}: {self.said()}"
             return found
 
         return wait_until(asked, what)
+
+    def said(self) -> str:
+        """What the command has told the user so far."""
+        return self._text("err")
 
     def send(self, number: signal.Signals, to_group: bool = False) -> None:
         """A signal to the driver, or to the whole group as a terminal or a batch system sends it."""
@@ -127,7 +131,7 @@ class Command:
         finally:
             self.processes.end()
             self._process.wait()
-        ended = Ended(code, self._text("out"), self._text("err").splitlines(), left)
+        ended = Ended(code, self._text("out"), self.said().splitlines(), left)
         shutil.rmtree(self._folder)
         return ended
 

@@ -373,6 +373,16 @@ def test_a_users_mistake_that_workers_find_ends_the_run_at_once(head: Head, prep
     assert not any("retries left" in line for line in ended.said)
 
 
+def test_a_stop_while_workers_start_ends_the_command_and_frees_the_cluster(head: Head, prepared_storage: Path) -> None:
+    command = Command(write_config(prepared_storage, "ray-hasty"), environment=head.environment)
+    command.wait_until(lambda: "starting 2 workers" in command.said(), "the workers' start")
+    command.send(SIGINT)
+    line = complaint(command.end(), 4)
+    assert line == "orpo-ray: stopped; the same command goes on from the last checkpoint, if there is one"
+    assert not (prepared_storage / "ray-hasty" / "metrics.jsonl").exists()
+    assert head.free_cpus() == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "asked"),
     [

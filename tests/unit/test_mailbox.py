@@ -77,9 +77,16 @@ def test_workers_hear_of_a_stop_whether_they_asked_before_or_after_it() -> None:
         early = asyncio.create_task(mailbox.wait_for_stop())
         await asyncio.sleep(0)
         assert not early.done()
-        await mailbox.request_stop()
+        assert await mailbox.request_stop()
         await early
         await mailbox.wait_for_stop()
+
+    asyncio.run(asyncio.wait_for(talk(), LONG_S / 2))
+
+
+def test_who_asks_for_a_stop_learns_that_no_worker_listens_yet() -> None:
+    async def talk() -> None:
+        assert not await Mailbox().request_stop()
 
     asyncio.run(asyncio.wait_for(talk(), LONG_S / 2))
 
