@@ -32,7 +32,7 @@ from orpo_ray.training.record import metric_by_step
 WORKERS = 2
 _WARM_UP_STEPS = 5
 """Steps at the start of a run in which caches fill and DeepSpeed makes its buffers."""
-_CATCH_UP_STEPS = 3
+_CATCH_UP_STEPS = 6
 """Steps at the start of a turn that are not compared: the one that was cut in two, and those in which timers that
 fell due meanwhile are served."""
 _POLL_S = 0.1
@@ -167,7 +167,11 @@ class _Group:
         return taken
 
     def _processes(self) -> list[psutil.Process]:
-        return [process for root in self._started for process in (root, *root.children(recursive=True))]
+        found = list[psutil.Process](self._started)
+        for root in self._started:
+            with suppress(psutil.NoSuchProcess):
+                found += root.children(recursive=True)
+        return found
 
     def _send(self, number: signal.Signals) -> None:
         for process in self._processes():

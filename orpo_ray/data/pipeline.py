@@ -281,8 +281,18 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     leaving = threading.Event()
     started = [child for child in psutil.Process().children() if child not in others]
+    if not verbose:
+        _end_log_monitor(started)
     threading.Thread(target=_end_with_driver, args=(started, leaving), daemon=True).start()
     atexit.register(leaving.set)
+
+
+def _end_log_monitor(started: list[psutil.Process]) -> None:
+    """End what reads the logs of Ray's processes ten times a second for a driver that does not listen."""
+    for process in started:
+        if any(part.endswith("log_monitor.py") for part in process.cmdline()):
+            process.kill()
+            process.wait()
 
 
 def _refuse_unreachable(address: str) -> None:

@@ -23,7 +23,7 @@ from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.training.reporter import Watch
 from orpo_ray.training.setup import Announce, Setup
 
-_POLL_S = 2.0
+_POLL_S = 1.0
 _LOST_MAILBOX_S = 60.0
 _PROBE_S = 120.0
 _GROUP_TIMEOUT_S = 1800
@@ -102,7 +102,7 @@ def _attempt(
 
     # Where the driver is, so that no other server's death can take it along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=64, scheduling_strategy=here).remote()
+    mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     _forget(config.run_dir)
     settings = {"task": task_of(config, artifact, setup), "mailbox": mailbox}
     fitting = _Fit(_trainer(config, placement, settings))
@@ -114,8 +114,9 @@ def _attempt(
                 told_to_stop = True
                 if not ray.get(mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S):
                     raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
-            _pass_on(ray.get(mailbox.collect.remote(_POLL_S), timeout=_LOST_MAILBOX_S), driver)
-        _pass_on(ray.get(mailbox.collect.remote(0.0), timeout=_LOST_MAILBOX_S), driver)
+            fitting.join(_POLL_S)
+            _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
+        _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
     except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
     finally:

@@ -18,8 +18,7 @@ from orpo_ray.training.world import World
 _ACKNOWLEDGEMENT_S = 120.0
 
 _NEWS_EVERY_S = 2.0
-"""Steps can be short, and each message takes three processes some time."""
-_LOOK_EVERY_S = 1.0
+"""Steps can be short, and each exchange takes three processes some time."""
 
 
 class RayReporter(GroupReporter):
@@ -33,8 +32,8 @@ class RayReporter(GroupReporter):
         self._mailbox = mailbox
         self._clock = clock
         self._news: list[Message] = []
-        self._told_at = self._looked_at = float("-inf")
-        self._stop: Any = None
+        self._told_at = float("-inf")
+        self._answer: Any = None
         self._stop_requested = False
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
@@ -43,7 +42,7 @@ class RayReporter(GroupReporter):
         evaluated = any(name.startswith("eval/") for name in metrics)
         if self._world.is_first:
             self._news.append(Message("metrics", (step, total_steps, metrics)))
-            if evaluated or self._clock() - self._told_at > _NEWS_EVERY_S:
+            if evaluated:
                 self._tell()
         if evaluated:
             ray.train.report(plain_record(step, metrics))
@@ -66,17 +65,15 @@ class RayReporter(GroupReporter):
             ray.get(self._tell())  # a message that nobody waits for may die with its sender
 
     def stop_requested(self) -> bool:
-        """Whether the driver was asked to stop; the answer comes by itself, and is looked for now and then."""
-        if self._world.is_first and self._clock() - self._looked_at > _LOOK_EVERY_S:
-            # The first look tells the driver that a wish to stop is heard from now on.
-            self._stop = self._stop or self._mailbox.wait_for_stop.remote()
-            heard, _ = ray.wait([self._stop], timeout=0)
-            ray.get(heard)  # raises where it is not a wish to stop, but the driver that is gone
-            self._stop_requested = bool(heard)
-            self._looked_at = self._clock()
+        """Whether the driver was asked to stop; it is asked now and then, and answers by the next time."""
+        if self._world.is_first and self._clock() - self._told_at > _NEWS_EVERY_S:
+            self._tell()
         return self._stop_requested
 
     def _tell(self) -> Any:
-        told = self._mailbox.post.remote(*self._news)
+        """Send what is new, and hear the answer to the last time."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._stop_requested = ray.get(self._answer)  # raises where the driver is gone
+        self._answer = self._mailbox.exchange.remote(*self._news)
         self._news, self._told_at = [], self._clock()
-        return told
+        return self._answer
