@@ -7,6 +7,7 @@ forward, backward, optimizer and report. Start-up, evaluations and checkpoints a
 """
 
 import json
+import math
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -32,55 +34,71 @@ from orpo_ray.training.record import metric_by_step
 WORKERS = 2
 _WARM_UP_STEPS = 5
 """Steps at the start of a run in which caches fill and DeepSpeed makes its buffers."""
-_CATCH_UP_STEPS = 6
-"""Steps at the start of a turn that are not compared: the one that was cut in two, and those in which timers that
-fell due meanwhile are served."""
-_POLL_S = 0.1
+_CATCH_UP_S = 1.5
+"""Time at the start of a turn that is not compared: a step was cut in two, and timers that fell due are served."""
+_ENDLESS = 100_000
+"""Steps of a run; it is ended before."""
+_POLL_S = 0.5
+_LEAVE_S = 60.0
 _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main")
 _PACKAGES = ("ray", "torch", "transformers", "deepspeed")
 
 Announce = Callable[[str], None]
 
 
-def bench_ray(steps: int, turns: int, announce: Announce) -> dict[str, Any]:
-    """Seconds of a step, bare and under Ray: the mean of each turn, the median of all turns.
+@dataclass(frozen=True)
+class _Turn:
+    """Means over the steps of one turn: seconds by the clock, and CPU seconds of all processes of the group."""
 
-    `ratio` is bare / Ray, `ratio_cpu` the same of the CPU seconds that all processes of a group took in its turns.
+    wall: float
+    cpu: float
+
+
+def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> dict[str, Any]:
+    """Seconds of a step, bare and under Ray: means over all turns, those of `starts` starts of either group.
+
+    `ratio` is bare / Ray, `error` the standard error that follows from how the pairs of turns differ, `ratio_cpu` the
+    same of the CPU seconds that all processes of a group took.
     """
-    with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as folder, ExitStack() as stack:
-        # What is stopped too late in a turn goes on for a step or two more.
-        enough = _WARM_UP_STEPS + turns * (_CATCH_UP_STEPS + steps + 3)
-        artifact = _prepare(_write_config(Path(folder), "prepare", enough))
-        groups: dict[str, _Group] = {}
-        for side, start in (("bare", _start_bare), ("ray", _start_ray)):
-            announce(f"starting the {side} workers")
-            groups[side] = stack.enter_context(start(_write_config(Path(folder), side, enough), artifact))
-            groups[side].take_turn(_WARM_UP_STEPS)
-        wall: dict[str, list[float]] = {side: [] for side in groups}
-        cpu: dict[str, list[float]] = {side: [] for side in groups}
-        for number in range(turns):
-            for side in groups if number % 2 == 0 else reversed(groups):
-                seconds, cpu_seconds = groups[side].take_turn(_CATCH_UP_STEPS + steps)
-                wall[side].append(statistics.mean(seconds[_CATCH_UP_STEPS:]))
-                cpu[side].append(cpu_seconds / len(seconds))
-            announce(f"turn {number + 1} of {turns}: {wall['bare'][-1]:.4f} s bare, {wall['ray'][-1]:.4f} s Ray")
-    bare, ray = (statistics.median(wall[side]) for side in ("bare", "ray"))
+    taken: dict[str, list[_Turn]] = {"bare": [], "ray": []}
+    for number in range(starts):
+        announce(f"start {number + 1} of {starts}")
+        with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as folder:
+            _compare(Path(folder), seconds, turns, taken, announce)
+    bare, ray = (statistics.mean(turn.wall for turn in taken[side]) for side in ("bare", "ray"))
+    bare_cpu, ray_cpu = (statistics.mean(turn.cpu for turn in taken[side]) for side in ("bare", "ray"))
+    ratios = [b.wall / r.wall for b, r in zip(taken["bare"], taken["ray"], strict=True)]
     return {
         "name": "ray",
         "ratio": bare / ray,
-        "ratio_cpu": statistics.median(cpu["bare"]) / statistics.median(cpu["ray"]),
+        "error": statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else None,
+        "ratio_cpu": bare_cpu / ray_cpu,
         "bare": bare,
         "ray": ray,
-        "turns": wall,
-        "turns_cpu": cpu,
+        "turns": {side: [turn.wall for turn in taken[side]] for side in taken},
         "workers": WORKERS,
-        "steps": steps,
+        "starts": starts,
         "device": "cpu",
         "versions": {name: version(name) for name in _PACKAGES},
     }
 
 
-def _write_config(folder: Path, name: str, steps: int) -> Path:
+def _compare(folder: Path, seconds: float, turns: int, taken: dict[str, list[_Turn]], announce: Announce) -> None:
+    """Start both groups and add their turns to `taken`."""
+    artifact = _prepare(_write_config(folder, "prepare"))
+    with ExitStack() as stack:
+        groups: dict[str, _Group] = {}
+        for side, start in (("bare", _start_bare), ("ray", _start_ray)):
+            groups[side] = stack.enter_context(start(_write_config(folder, side), artifact))
+            groups[side].warm_up()
+        for number in range(turns):
+            for side in groups if number % 2 == 0 else reversed(groups):
+                taken[side].append(groups[side].take_turn(seconds))
+            bare, ray = taken["bare"][-1], taken["ray"][-1]
+            announce(f"turn {number + 1} of {turns}: {bare.wall:.4f} s bare, {ray.wall:.4f} s Ray")
+
+
+def _write_config(folder: Path, name: str) -> Path:
     """The demo's model and pairs; one evaluation at either end, one checkpoint at the last step."""
     demo = files("orpo_ray") / "demo"
     settings = {
@@ -95,11 +113,11 @@ def _write_config(folder: Path, name: str, steps: int) -> Path:
         },
         "training": {
             "pairs_per_step": 16,
-            "max_steps": steps,
+            "max_steps": _ENDLESS,
             "eval_every": 1.0,
             "checkpoint_every": 1.0,
         },
-        "scale": {"workers": WORKERS, "gpus_per_worker": 0, "deepspeed": {"stage": 2}},
+        "scale": {"workers": WORKERS, "gpus_per_worker": 0, "deepspeed": {"stage": 2}, "max_failures": 0},
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -109,11 +127,17 @@ def _write_config(folder: Path, name: str, steps: int) -> Path:
 def _prepare(config: Path) -> str:
     """The folder of the prepared pairs, so that no run has to prepare them."""
     command = [*_COMMAND, "prepare", str(config), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"the pairs of the benchmark could not be prepared: {done.stderr.strip()}")
     prepared: str = json.loads(done.stdout)["artifact"]
     return prepared
+
+
+def _environment(**own: str) -> dict[str, str]:
+    """One thread a worker, which is also what Ray gives a worker of one CPU; a Ray of its own, which can be stopped."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**inherited, **own, "OMP_NUM_THREADS": "1"}
 
 
 def _start_ray(config: Path, artifact: str) -> "_Group":
@@ -137,33 +161,50 @@ class _Group:
     def __init__(self, config: Path, commands: list[list[str]], environments: list[dict[str, str]]) -> None:
         self._run_dir = config.with_suffix("")
         self._log = config.with_suffix(".log")
+        self._stopped: list[psutil.Process] = []
         with self._log.open("w") as log:
             self._started = [
-                # One thread a worker, which is also what Ray gives a worker of one CPU.
-                psutil.Popen(command, env={**os.environ, **own, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+                psutil.Popen(command, env=_environment(**own), stdout=log, stderr=log)
                 for command, own in zip(commands, environments, strict=True)
             ]
 
-    def take_turn(self, steps: int) -> tuple[list[float], float]:
-        """Run until `steps` more are done: the seconds of each, and the CPU seconds of all processes together."""
-        before, cpu_before = len(self._seconds()), self._cpu_seconds()
-        self._send(signal.SIGCONT)
-        while len(self._seconds()) < before + steps:
+    def warm_up(self) -> None:
+        """Run for the first steps, however long the start takes."""
+        while len(self._seconds()) < _WARM_UP_STEPS:
             self._require_life()
             time.sleep(_POLL_S)
-        self._send(signal.SIGSTOP)
-        return self._seconds()[before:], self._cpu_seconds() - cpu_before
+        self._pause()
+
+    def take_turn(self, seconds: float) -> _Turn:
+        """Run for so long. Nothing is looked at meanwhile, which would take time from the workers."""
+        self._send(signal.SIGCONT, self._stopped)
+        time.sleep(_CATCH_UP_S)
+        before, cpu_before = len(self._seconds()), self._cpu_seconds()
+        time.sleep(seconds)
+        cpu_after = self._cpu_seconds()
+        self._pause()
+        self._require_life()
+        steps = self._seconds()[before:]
+        if not steps:
+            raise RunError(f"no step ended within {seconds:g} s; give each turn more seconds")
+        lived = cpu_before.keys() & cpu_after.keys()
+        cpu = sum(cpu_after[process] - cpu_before[process] for process in lived)
+        return _Turn(statistics.mean(steps), cpu / len(steps))
+
+    def _pause(self) -> None:
+        self._stopped = self._processes()
+        self._send(signal.SIGSTOP, self._stopped)
 
     def _seconds(self) -> list[float]:
         """Seconds of all steps so far."""
         return list(metric_by_step(self._run_dir, "train/seconds").values())
 
-    def _cpu_seconds(self) -> float:
-        taken = 0.0
+    def _cpu_seconds(self) -> dict[psutil.Process, float]:
+        taken = {}
         for process in self._processes():
             with suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
-                taken += times.user + times.system
+                taken[process] = times.user + times.system
         return taken
 
     def _processes(self) -> list[psutil.Process]:
@@ -173,8 +214,8 @@ class _Group:
                 found += root.children(recursive=True)
         return found
 
-    def _send(self, number: signal.Signals) -> None:
-        for process in self._processes():
+    def _send(self, number: signal.Signals, processes: list[psutil.Process]) -> None:
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
@@ -187,9 +228,12 @@ class _Group:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._send(signal.SIGCONT)
+        # Those too that have lost their parent while they were stopped.
+        family = [*self._stopped, *self._processes()]
+        self._send(signal.SIGCONT, family)
         for process in self._started:
             if process.poll() is None:
                 process.terminate()
-        for process in self._started:
-            process.wait()
+        psutil.wait_procs(self._started, _LEAVE_S)
+        self._send(signal.SIGKILL, family)
+        psutil.wait_procs(self._started)

@@ -34,8 +34,9 @@ def data(
 
 @app.command("ray")
 def ray(
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps to time in each turn.")] = 30,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each side, one after the other.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="Length of a turn.")] = 4.0,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each side, one after the other.")] = 10,
+    starts: Annotated[int, typer.Option(min=1, help="Times that both sides are started.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
     """What Ray costs: the demo's steps under Ray Train and under bare torch.distributed, two workers each."""
@@ -44,9 +45,9 @@ def ray(
     open_log()
     from orpo_ray.bench.ray import bench_ray
 
-    result = bench_ray(steps, turns, announce)
+    result = bench_ray(seconds, turns, starts, announce)
     if not json:
-        print(f"{result['workers']} workers, seconds of a step, median of {turns} turns of {steps} steps")
+        print(f"{result['workers']} workers, seconds of a step, mean of {starts * turns} turns of {seconds:g} s")
         print(f"bare   {result['bare']:9.4f}\nRay    {result['ray']:9.4f}")
         print(f"ratio  {result['ratio']:9.3f}   ({result['ratio_cpu']:.3f} by CPU seconds)")
     return result

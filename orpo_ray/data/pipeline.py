@@ -290,9 +290,10 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
 def _end_log_monitor(started: list[psutil.Process]) -> None:
     """End what reads the logs of Ray's processes ten times a second for a driver that does not listen."""
     for process in started:
-        if any(part.endswith("log_monitor.py") for part in process.cmdline()):
-            process.kill()
-            process.wait()
+        with suppress(psutil.NoSuchProcess):
+            if any(part.endswith("log_monitor.py") for part in process.cmdline()):
+                process.kill()
+                process.wait()
 
 
 def _refuse_unreachable(address: str) -> None:

@@ -19,21 +19,18 @@ _ACKNOWLEDGEMENT_S = 120.0
 
 _NEWS_EVERY_S = 2.0
 """Steps can be short, and each exchange takes three processes some time."""
+_ANSWER_S = 0.5
 
 
 class RayReporter(GroupReporter):
     """Reports of all ranks of a worker group; each rank has one and calls it in step with the others."""
 
-    def __init__(
-        self, local: LocalReporter, world: World, mailbox: Any, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, local: LocalReporter, world: World, mailbox: Any) -> None:
         super().__init__(local, world)
         self._local = local
         self._mailbox = mailbox
-        self._clock = clock
         self._news: list[Message] = []
         self._told_at = float("-inf")
-        self._answer: Any = None
         self._stop_requested = False
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
@@ -62,18 +59,18 @@ class RayReporter(GroupReporter):
         if not any(reported.checkpoint.path == folder for reported in on_record):
             raise RunError(f"Ray did not take note of the checkpoint of step {position.step}; it lies in {folder}")
         if self._world.is_first:
-            ray.get(self._tell())  # a message that nobody waits for may die with its sender
+            self._stop_requested = ray.get(self._tell())  # a message that nobody waits for may die with its sender
 
     def stop_requested(self) -> bool:
-        """Whether the driver was asked to stop; it is asked now and then, and answers by the next time."""
-        if self._world.is_first and self._clock() - self._told_at > _NEWS_EVERY_S:
-            self._tell()
+        """Whether the driver was asked to stop; it is asked now and then, and answers at once unless it is busy."""
+        if self._world.is_first and time.monotonic() - self._told_at > _NEWS_EVERY_S:
+            answered, _ = ray.wait([self._tell()], timeout=_ANSWER_S)
+            for answer in answered:
+                self._stop_requested = ray.get(answer)  # raises where the driver is gone
         return self._stop_requested
 
     def _tell(self) -> Any:
-        """Send what is new, and hear the answer to the last time."""
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stop_requested = ray.get(self._answer)  # raises where the driver is gone
-        self._answer = self._mailbox.exchange.remote(*self._news)
-        self._news, self._told_at = [], self._clock()
-        return self._answer
+        """Send what is new; the answer says whether to stop."""
+        answer = self._mailbox.exchange.remote(*self._news)
+        self._news, self._told_at = [], time.monotonic()
+        return answer

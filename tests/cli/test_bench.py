@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from terminal import Command
 
@@ -45,6 +46,20 @@ def test_a_file_of_ones_own_gives_as_many_rows_as_it_has(command: Command, tmp_p
     assert done.code == 0
     assert "11 rows on" in done.out
     assert "ours dropped 1 (duplicates)" in done.out
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_cost_of_ray_is_that_of_its_turns_and_nothing_stays_behind(command: Command) -> None:
+    done = command("bench", "ray", "--seconds", 2, "--turns", 2, "--starts", 1, "--json")
+    result = json.loads(done.out)
+    assert done.code == 0, done.err
+    assert (result["name"], result["device"], result["workers"]) == ("ray", "cpu", 2)
+    for side in ("bare", "ray"):
+        assert len(result["turns"][side]) == 2
+        assert result[side] == pytest.approx(sum(result["turns"][side]) / 2)
+    assert result["ratio"] == pytest.approx(result["bare"] / result["ray"])
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "orpo-ray-bench-" in " ".join(p.info["cmdline"] or ())]
 
 
 @pytest.mark.parametrize(

@@ -150,11 +150,13 @@ class Wounded:
     def in_the_middle(self, command: Command, link: str, step: int) -> list[int]:
         """Wait until workers that are not those of the last wait have come to a step; their pids."""
 
-        def ready() -> bool:
-            pids = worker_pids(self.run_dir)
-            return bool(pids) and pids != self._pids and last_step(self.run_dir) >= step
+        def new_workers() -> bool:
+            return worker_pids(self.run_dir) not in ([], self._pids)
 
-        command.wait_until(ready, f"step {step}")
+        command.wait_until(new_workers, "new workers")
+        before = last_step(self.run_dir)
+        # A step of their own, so that they listen.
+        command.wait_until(lambda: last_step(self.run_dir) >= max(step, before + 1), f"step {step}")
         self._pids = worker_pids(self.run_dir)
         self.at[link] = last_step(self.run_dir)
         return self._pids
