@@ -132,7 +132,7 @@ class GroupReporter:
 
 def plain_record(step: int, metrics: Metrics) -> dict[str, float | None]:
     """A step for JSON, which has no word for the infinite gradient norm of a float16 step that was skipped."""
-    return {"step": step, **{name: value if math.isfinite(value) else None for name, value in metrics.items()}}
+    return {"step": step, **{name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}}
 
 
 def _make_durable(path: Path) -> None:

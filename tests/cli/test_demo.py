@@ -116,25 +116,18 @@ def test_the_other_objectives_teach_the_preference(others: dict[str, dict[str, A
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_same_command_goes_on_with_an_interrupted_demo(tmp_path: Path) -> None:
-    first, second = interrupted_demo(tmp_path), interrupted_demo(tmp_path)
-    stopped_at = int(first[-1].removeprefix("orpo-ray: stopped at step ").split()[0])
-    assert next(line for line in second if line.startswith("resuming at step ")).split()[3] == str(stopped_at)
-    assert len(list(tmp_path.glob("demo-orpo-*"))) == 1
-
-
-def interrupted_demo(storage: Path) -> list[str]:
-    """What a demo said that got Ctrl-C as soon as it trained."""
-    command = [sys.executable, "-m", "orpo_ray.cli.main", "demo", "--json", "--storage", str(storage)]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
-        said = []
-        for line in demo.stderr:
-            said.append(line.rstrip())
-            if line.startswith(("step 0/", "resuming at step ")):
-                break
-        demo.send_signal(signal.SIGINT)
-        out, rest = demo.communicate()
-    assert (demo.returncode, json.loads(out)["exit_code"]) == (4, 4)
-    return said + rest.splitlines()
+    arguments = ("demo", "--json", "--storage", str(tmp_path))
+    command = [sys.executable, "-m", "orpo_ray.cli.main", *arguments]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        next(line for line in first.stderr if line.startswith("step 0/"))
+        first.send_signal(signal.SIGINT)
+        out, _ = first.communicate()
+    assert (first.returncode, json.loads(out)["exit_code"]) == (4, 4)
+    done = shell(*arguments)
+    assert done.code == 0, done.err
+    (run_dir,) = tmp_path.glob("demo-orpo-*")
+    assert any(line.startswith("resuming at step") for line in done.said)
+    assert done.result["adapter"] == str(run_dir / "adapter")
 
 
 def begin_demo(storage: Path, objective: str, stamp: str, **changes: Any) -> RunConfig:
