@@ -23,6 +23,7 @@ from orpo_ray.objectives import build_objective
 from orpo_ray.training import record
 from orpo_ray.training.checkpoint import Position, read_position
 from orpo_ray.training.layout import longer_side
+from orpo_ray.training.memory import keep_freed_memory
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
 from orpo_ray.training.pair_model import PairModel
@@ -116,6 +117,8 @@ def autocast_dtype(decisions: Decisions) -> torch.dtype | None:
 def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
     """Train what is left of the plan. Raises StoppedError if the reporter asked to stop before its end."""
     config, decisions, steps = run.config, run.setup.decisions, run.steps
+    if decisions.device == "cpu":
+        keep_freed_memory()
     if run.world.local_rank == 0:
         fetch_base(config.model)
     run.world.wait()

@@ -1,0 +1,55 @@
+"""A step's memory stays with the process: seen by its page faults, in processes that have not allocated before."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is told to keep memory")
+
+PAGES = 200 * 2**20 // 4096
+# In a thread, as under Ray Train: its heaps of 64 MiB end one by one. malloc itself, since Python's objects hide much.
+STEPS = """
+import ctypes, resource, sys, threading
+from orpo_ray.training.memory import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+MIB = 2**20
+
+def step():
+    blocks = [libc.malloc(MIB) for _ in range(200)]
+    for block in blocks:
+        libc.memset(block, 1, MIB)
+    for block in reversed(blocks):
+        libc.free(block)
+
+def count():
+    step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+if "keep" in sys.argv:
+    keep_freed_memory()
+thread = threading.Thread(target=count)
+thread.start()
+thread.join()
+"""
+
+
+def page_faults_of_a_step(*arguments: str, **variables: str) -> int:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
+    command = [sys.executable, "-c", STEPS, *arguments]
+    return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def test_a_step_gets_the_memory_of_the_one_before_without_page_faults() -> None:
+    assert page_faults_of_a_step() > PAGES / 2
+    assert page_faults_of_a_step("keep") < PAGES / 100
+
+
+def test_what_the_user_told_malloc_is_left_alone() -> None:
+    assert page_faults_of_a_step("keep", MALLOC_MMAP_THRESHOLD_="65536") > PAGES / 2
