@@ -55,18 +55,21 @@ class _Turn:
 
 
 def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> dict[str, Any]:
-    """Seconds of a step, bare and under Ray: means over all turns, those of `starts` starts of either group.
+    """Seconds of a step, bare and under Ray: medians over all turns, those of `starts` starts of either group.
 
-    `ratio` is bare / Ray, `error` the standard error that follows from how the pairs of turns differ, `ratio_cpu` the
-    same of the CPU seconds that all processes of a group took.
+    `ratio` is bare / Ray, `ratio_cpu` the same of the CPU seconds that all processes of a group took. Medians, because
+    a neighbour on a shared machine can hold up a turn by a half. `error` is the standard error of the mean of the
+    ratios of each pair of turns, which such turns widen.
     """
     taken: dict[str, list[_Turn]] = {"bare": [], "ray": []}
-    for number in range(starts):
-        announce(f"start {number + 1} of {starts}")
-        with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as folder:
-            _compare(Path(folder), seconds, turns, taken, announce)
-    bare, ray = (statistics.mean(turn.wall for turn in taken[side]) for side in ("bare", "ray"))
-    bare_cpu, ray_cpu = (statistics.mean(turn.cpu for turn in taken[side]) for side in ("bare", "ray"))
+    with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as folder:
+        artifact = _prepare(_write_config(Path(folder), "prepare"))
+        for number in range(starts):
+            announce(f"start {number + 1} of {starts}")
+            configs = {side: _write_config(Path(folder), f"{side}-{number}") for side in taken}
+            _compare(configs, artifact, seconds, turns, taken, announce)
+    bare, ray = (statistics.median(turn.wall for turn in taken[side]) for side in ("bare", "ray"))
+    bare_cpu, ray_cpu = (statistics.median(turn.cpu for turn in taken[side]) for side in ("bare", "ray"))
     ratios = [b.wall / r.wall for b, r in zip(taken["bare"], taken["ray"], strict=True)]
     return {
         "name": "ray",
@@ -83,15 +86,22 @@ def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> di
     }
 
 
-def _compare(folder: Path, seconds: float, turns: int, taken: dict[str, list[_Turn]], announce: Announce) -> None:
+def _compare(
+    configs: dict[str, Path],
+    artifact: str,
+    seconds: float,
+    turns: int,
+    taken: dict[str, list[_Turn]],
+    announce: Announce,
+) -> None:
     """Start both groups and add their turns to `taken`."""
-    artifact = _prepare(_write_config(folder, "prepare"))
     with ExitStack() as stack:
         groups: dict[str, _Group] = {}
         for side, start in (("bare", _start_bare), ("ray", _start_ray)):
-            groups[side] = stack.enter_context(start(_write_config(folder, side), artifact))
+            groups[side] = stack.enter_context(start(configs[side], artifact))
             groups[side].warm_up()
         for number in range(turns):
+            # Back and forth, so that a drift of the machine's speed meets both alike.
             for side in groups if number % 2 == 0 else reversed(groups):
                 taken[side].append(groups[side].take_turn(seconds))
             bare, ray = taken["bare"][-1], taken["ray"][-1]
@@ -141,6 +151,7 @@ def _environment(**own: str) -> dict[str, str]:
 
 
 def _start_ray(config: Path, artifact: str) -> "_Group":
+    """Finds the pairs by itself."""
     return _Group(config, [[*_COMMAND, "train", str(config)]], [{}])
 
 

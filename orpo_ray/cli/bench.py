@@ -35,7 +35,7 @@ def data(
 @app.command("ray")
 def ray(
     seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="Length of a turn.")] = 4.0,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each side, one after the other.")] = 10,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each side, one after the other.")] = 16,
     starts: Annotated[int, typer.Option(min=1, help="Times that both sides are started.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def ray(
 
     result = bench_ray(seconds, turns, starts, announce)
     if not json:
-        print(f"{result['workers']} workers, seconds of a step, mean of {starts * turns} turns of {seconds:g} s")
+        print(f"{result['workers']} workers, seconds of a step, median of {starts * turns} turns of {seconds:g} s")
         print(f"bare   {result['bare']:9.4f}\nRay    {result['ray']:9.4f}")
         print(f"ratio  {result['ratio']:9.3f}   ({result['ratio_cpu']:.3f} by CPU seconds)")
     return result

@@ -287,6 +287,11 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     atexit.register(leaving.set)
 
 
+def owns_ray() -> bool:
+    """Whether the Ray that runs here was started by this process, so that nothing of it outlives this process."""
+    return any(child.name() == "raylet" for child in psutil.Process().children())
+
+
 def _end_log_monitor(started: list[psutil.Process]) -> None:
     """End what reads the logs of Ray's processes ten times a second for a driver that does not listen."""
     for process in started:

@@ -13,6 +13,7 @@ from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from orpo_ray.config import RunConfig
+from orpo_ray.data.pipeline import owns_ray
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.failures import GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.mailbox import Mailbox, Message
@@ -159,12 +160,15 @@ def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) 
         warnings.simplefilter("ignore")
         from ray.train import FailureConfig, LoggingConfig, ScalingConfig
         from ray.train import RunConfig as RayRunConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
+
+        from orpo_ray.distributed.trainer import LeanTrainer
 
     on_gpu = placement.gpus > 0
     resources = {"CPU": placement.cpus, **({"GPU": placement.gpus} if on_gpu else {})}
-    return TorchTrainer(
+    return LeanTrainer(
         train_worker,
+        owns_ray=owns_ray(),
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources),

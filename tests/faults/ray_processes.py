@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -26,6 +27,7 @@ ORPHANS_S = 75.0
 """Where the driver was killed, Ray's agents try for 60 seconds to tell a dead process of the raylet's death."""
 _MARK = "ORPO_RAY_TEST_RUN"
 _POLL_S = 0.02
+_NO_ACTORS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
 
 
 def wait_until(happens: Callable[[], Any], what: str, seconds: float = HANG_S) -> Any:
@@ -60,6 +62,11 @@ class Processes:
             except OSError:
                 continue
         return found
+
+    def actors(self) -> list[str]:
+        """Class names of the Ray actors among them."""
+        titles = re.findall(r" ray::(\w+)", "\n".join(self.left().values()))
+        return sorted(title for title in titles if title not in _NO_ACTORS)
 
     def end(self) -> None:
         """Kill those that are left, each by its pid."""

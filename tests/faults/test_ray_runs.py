@@ -145,6 +145,8 @@ class Wounded:
         self.links: dict[str, Ended] = {}
         self.at: dict[str, int] = {}
         """The last step on record before the wound."""
+        self.actors: list[str] = []
+        """Ray's, while the first workers train."""
         self._pids: list[int] = []
 
     def in_the_middle(self, command: Command, link: str, step: int) -> list[int]:
@@ -173,7 +175,9 @@ def wounded(prepared_storage: Path, base: Path, pairs: Path, tmp_path_factory: p
 
     # Both workers are killed, one after the other; a single failure is excused.
     command = Command(chain.config)
-    os.kill(chain.in_the_middle(command, "worker 1", 5)[1], SIGKILL)
+    pids = chain.in_the_middle(command, "worker 1", 5)
+    chain.actors = command.processes.actors()
+    os.kill(pids[1], SIGKILL)
     os.kill(chain.in_the_middle(command, "worker 0", 9)[0], SIGKILL)
     chain.links["workers"] = command.end()
 
@@ -218,6 +222,11 @@ def test_a_killed_worker_is_replaced_and_a_second_one_is_one_too_many(wounded: W
     line = complaint(ended, 1)
     assert "lost worker 0; no retry is left (scale.max_failures); the same command goes on" in line
     assert line.endswith(f"(full log: {wounded.run_dir / 'run.log'})")
+
+
+def test_ray_runs_no_actor_that_a_run_has_no_work_for(wounded: Wounded) -> None:
+    helpers = ["Mailbox", "SynchronizationActor", "TrainController"]
+    assert wounded.actors == sorted([*helpers, "RayTrainWorker", "RayTrainWorker"])
 
 
 def test_a_killed_worker_is_no_reason_to_show_what_ray_says(wounded: Wounded) -> None:
