@@ -21,6 +21,7 @@ from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import build_objective
 from orpo_ray.training import record
+from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, read_position
 from orpo_ray.training.layout import longer_side
 from orpo_ray.training.memory import keep_freed_memory
@@ -31,8 +32,9 @@ from orpo_ray.training.plan import Step, plan
 from orpo_ray.training.reference import ReferenceCache
 from orpo_ray.training.reporter import Reporter
 from orpo_ray.training.setup import Announce, Decisions, Setup
+from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import stage_of
-from orpo_ray.training.trainer import PreferenceTrainer, Work, training_arguments
+from orpo_ray.training.trainer import PreferenceTrainer
 from orpo_ray.training.world import World, current_world
 
 # How far the scorer's log-probs may be from those of the model's own logits.

@@ -4,32 +4,28 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from bitsandbytes.optim import GlobalOptimManager
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import rewrite_logs
 
-from orpo_ray.config import TrainingConfig, every_to_steps, warmup_steps
+from orpo_ray.config import TrainingConfig, every_to_steps
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import NonFiniteError, RunError
 from orpo_ray.objectives import Objective, PairLogps, loss_parts
 from orpo_ray.training.checkpoint import Position
-from orpo_ray.training.layout import PairBatch, collate_padded
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import Step
 from orpo_ray.training.reporter import Reporter
-from orpo_ray.training.setup import Decisions
 from orpo_ray.training.state import (
     capture_random_state,
     collect_state,
@@ -40,80 +36,13 @@ from orpo_ray.training.state import (
     save_state,
     seed_process,
 )
-from orpo_ray.training.strategy import DDP, SINGLE, stage_of, zero_strategy
+from orpo_ray.training.steps import PackInput, StepDataset, StepInput, Work
+from orpo_ray.training.strategy import DDP, SINGLE, zero_strategy
 from orpo_ray.training.world import current_world
-from orpo_ray.training.zero import deepspeed_config, is_sharded, prepare_deepspeed
+from orpo_ray.training.zero import is_sharded
 
 MAX_SKIPPED_STEPS = 20
 """float16 steps in a row that may overflow before the run is given up."""
-
-_SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-_OPTIMIZERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is trained on: the steps of the whole run and the pairs they index."""
-
-    steps: list[Step]
-    train: PairTable
-    evaluation: PairTable
-    reference: np.ndarray | None
-    """Summed reference log-probs [n, 2], chosen and rejected, where the objective needs them."""
-    pad_id: int
-    token_budget: int
-
-
-@dataclass(frozen=True)
-class PackInput:
-    """One pack as tensors, with its weight and, if needed, its reference log-probs [n, 2]."""
-
-    batch: PairBatch
-    weight: float
-    reference: Tensor | None
-
-
-@dataclass(frozen=True)
-class StepInput:
-    """This rank's packs of one optimizer step, and the counts of the whole step over all ranks."""
-
-    packs: list[PackInput]
-    pair_indices: np.ndarray
-    pair_count: int
-    token_count: int
-
-
-class StepDataset(Dataset[StepInput]):
-    """Item i is one rank's share of step `first + i`."""
-
-    def __init__(self, work: Work, objective: Objective, first: int, rank: int) -> None:
-        self._work = work
-        self._objective = objective
-        self._first = first
-        self._rank = rank
-        self._lengths = work.train.lengths
-
-    def __len__(self) -> int:
-        return len(self._work.steps) - self._first
-
-    def __getitem__(self, index: int) -> StepInput:
-        step = self._work.steps[self._first + index]
-        lengths = self._lengths[step.pairs]
-        scored = lengths[:, 1]
-        if self._objective.nll_on == "full":
-            scored = scored + lengths[:, 0] - 1
-        packs = [self._pack(pack.pairs, pack.weight) for pack in step.packs[self._rank]]
-        return StepInput(packs, step.pairs, len(step.pairs), int(scored.sum()))
-
-    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput:
-        reference = self._work.reference
-        batch = collate_padded(
-            [self._work.train[i] for i in pairs],
-            self._work.pad_id,
-            score_prompt=self._objective.nll_on == "full",
-            with_rejected=self._objective.needs_rejected,
-        )
-        return PackInput(batch, weight, None if reference is None else torch.from_numpy(reference[pairs]).float())
 
 
 class PreferenceTrainer(Trainer):
@@ -394,49 +323,6 @@ class _Flow(TrainerCallback):
         control.should_evaluate = last or step % self._eval_every == 0
         control.should_save = last or stop or step % self._save_every == 0
         control.should_training_stop = last or stop
-
-
-def training_arguments(
-    config: TrainingConfig, run_dir: Path, total_steps: int, decisions: Decisions
-) -> TrainingArguments:
-    """Our settings as the Trainer knows them; saving, evaluating and accumulating stay ours."""
-    on_cpu, stage = decisions.device == "cpu", stage_of(decisions.strategy)
-    prepare_deepspeed(decisions.device)
-    # Before DeepSpeed's settings are read, or every process would believe that it is alone.
-    PartialState(cpu=on_cpu)
-    # Stage 0 would keep the norm to itself: the trainer clips there. It must be said: left out, it comes to mean 1.
-    max_grad_norm = 0.0 if stage == 0 else config.max_grad_norm
-    arguments = TrainingArguments(
-        output_dir=str(run_dir),
-        max_steps=total_steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=_SCHEDULERS[config.schedule],
-        warmup_steps=warmup_steps(config.warmup, total_steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=max_grad_norm,
-        optim=_OPTIMIZERS[config.optimizer],
-        seed=config.seed,
-        fp16=decisions.dtype == "float16",
-        bf16=False,
-        use_cpu=on_cpu,
-        deepspeed=None if stage is None else deepspeed_config(stage, max_grad_norm),
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        eval_strategy="no",
-        disable_tqdm=True,
-        report_to=list(config.trackers) or "none",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    # On a server with several GPUs the Trainer would otherwise wrap the model in DataParallel.
-    assert arguments.device is not None, "asking for the device makes transformers count the GPUs"
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
 
 
 def _names(table: PairTable, indices: np.ndarray) -> str:

@@ -1,0 +1,57 @@
+"""Our settings in the words of the Hugging Face Trainer."""
+
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import TrainingArguments
+
+from orpo_ray.config import TrainingConfig, warmup_steps
+from orpo_ray.training.setup import Decisions
+from orpo_ray.training.strategy import stage_of
+from orpo_ray.training.zero import deepspeed_config, prepare_deepspeed
+
+_SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+_OPTIMIZERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
+
+
+def training_arguments(
+    config: TrainingConfig, run_dir: Path, total_steps: int, decisions: Decisions
+) -> TrainingArguments:
+    """Our settings as the Trainer knows them; saving, evaluating and accumulating stay ours."""
+    on_cpu, stage = decisions.device == "cpu", stage_of(decisions.strategy)
+    prepare_deepspeed(decisions.device)
+    # Before DeepSpeed's settings are read, or every process would believe that it is alone.
+    PartialState(cpu=on_cpu)
+    # Stage 0 would keep the norm to itself: the trainer clips there. It must be said: left out, it comes to mean 1.
+    max_grad_norm = 0.0 if stage == 0 else config.max_grad_norm
+    arguments = TrainingArguments(
+        output_dir=str(run_dir),
+        max_steps=total_steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[config.schedule],
+        warmup_steps=warmup_steps(config.warmup, total_steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=max_grad_norm,
+        optim=_OPTIMIZERS[config.optimizer],
+        seed=config.seed,
+        fp16=decisions.dtype == "float16",
+        bf16=False,
+        use_cpu=on_cpu,
+        deepspeed=None if stage is None else deepspeed_config(stage, max_grad_norm),
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        report_to=list(config.trackers) or "none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    # On a server with several GPUs the Trainer would otherwise wrap the model in DataParallel.
+    assert arguments.device is not None, "asking for the device makes transformers count the GPUs"
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
