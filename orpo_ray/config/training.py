@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from orpo_ray.config.section import Section
 
@@ -72,9 +72,16 @@ class ScaleConfig(Section):
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
         "auto", description="a worker uses one GPU, a part of one, or none; auto: one where there are GPUs"
     )
-    cpus_per_worker: PositiveFloat = 1.0
+    cpus_per_worker: PositiveFloat = Field(1.0, description="whole or in parts, with four decimals at most")
     deepspeed: Literal["auto", "none"] | DeepSpeedConfig = "auto"
     max_failures: int = Field(3, ge=0, description="lost workers a run survives")
+
+    @field_validator("cpus_per_worker")
+    @classmethod
+    def _ray_counts_four_decimals(cls, cpus: float) -> float:
+        if round(cpus, 4) != cpus:
+            raise ValueError(f"{cpus:g} has more than four decimals, which Ray does not count; round it")
+        return cpus
 
     @model_validator(mode="after")
     def _a_part_of_a_gpu_serves_one_worker(self) -> Self:

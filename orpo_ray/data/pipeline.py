@@ -289,7 +289,11 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
 
 def owns_ray() -> bool:
     """Whether the Ray that runs here was started by this process, so that nothing of it outlives this process."""
-    return any(child.name() == "raylet" for child in psutil.Process().children())
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == "raylet":
+                return True
+    return False
 
 
 def _end_log_monitor(started: list[psutil.Process]) -> None:

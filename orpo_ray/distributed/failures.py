@@ -20,6 +20,8 @@ _PEER_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pip
 _NEVER_WORKS = re.compile(r"invalid ?usage|duplicate gpu|unhandled cuda error", re.IGNORECASE)
 _TORCH_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 _OUT_OF_MEMORY = "lower training.tokens_per_microbatch or data.max_length, or share out more with scale.deepspeed.stage"
+INTERFACES = "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
+_TOLD_CHARACTERS = 200
 _KILLED_FOR_MEMORY = re.compile(r"NODE_OUT_OF_MEMORY|low on memory")
 
 
@@ -88,4 +90,12 @@ def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | 
     reason = f"lost worker {', '.join(map(str, gone))}" if gone else "a worker was lost"
     if retries_left > 0:
         return Retry(reason)
-    return GiveUp(RunError(f"{reason}; no retry is left (scale.max_failures); the same command goes on"))
+    heard = ""
+    if not gone and (peers := ranks.get("peer")):
+        # No process is gone: it may be the network that never let them meet.
+        heard = f" (worker {peers[0]}: {_shortened(failures[peers[0]])}; {INTERFACES})"
+    return GiveUp(RunError(f"{reason}; no retry is left (scale.max_failures); the same command goes on{heard}"))
+
+
+def _shortened(error: BaseException) -> str:
+    return " ".join(str(error).split())[:_TOLD_CHARACTERS]

@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from orpo_ray.config import RunConfig
 from orpo_ray.data.pipeline import owns_ray
 from orpo_ray.data.store import Artifact
-from orpo_ray.distributed.failures import GiveUp, Retry, decide, is_deterministic
+from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.worker import task_of, train_worker
@@ -36,7 +36,6 @@ _RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 _MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, PreemptionError, RayError)
 
 _STOPPED = "stopped; the same command goes on from the last checkpoint, if there is one"
-_INTERFACES = "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
 
 _SETTINGS = {
     # Nothing here asks for its news.
@@ -109,6 +108,7 @@ def _attempt(
     fitting = _Fit(_trainer(config, placement, settings))
     fitting.start()
     told_to_stop = False
+    room = _Room()
     try:
         while fitting.is_alive():
             if driver.stop_requested() and not told_to_stop:
@@ -116,13 +116,15 @@ def _attempt(
                 if not ray.get(mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S):
                     raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
             fitting.join(_POLL_S)
-            _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
-        _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
+            _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver, room)
+        _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver, room)
     except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
     finally:
         ray.kill(mailbox)
     _forget(config.run_dir)
+    if fitting.error:
+        room.free()
     return fitting.error
 
 
@@ -131,10 +133,26 @@ def _forget(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
-def _pass_on(messages: list[Message], driver: Driver) -> None:
+class _Room:
+    """What the workers have reserved: a controller that dies leaves it so for as long as this process lives."""
+
+    def __init__(self) -> None:
+        self.placement_group: Any = None
+
+    def free(self) -> None:
+        """Give it back, so that the next start finds room; nothing where the controller has done so."""
+        from ray.util import remove_placement_group
+
+        if self.placement_group is not None:
+            remove_placement_group(self.placement_group)
+
+
+def _pass_on(messages: list[Message], driver: Driver, room: _Room) -> None:
     for message in messages:
         if message.kind == "metrics":
             driver.watch(*message.content)
+        elif message.kind == "room":
+            room.placement_group = message.content
         else:
             driver.announce(message.content)
 
@@ -197,9 +215,9 @@ def _decide(error: Exception, placement: Placement, retries_left: int, is_first:
         return GiveUp(ResourceError(busy))
     # A dead server takes Ray a while to notice, so what is left of the cluster is looked at again.
     if isinstance(cause, _MAY_BE_EXCUSED) and not is_deterministic(cause) and retries_left > 0:
-        return Retry("a server was lost, or its workers could not be started")
+        return Retry("a server or Ray Train's controller was lost, or the workers could not be started")
     said = " ".join(str(error).split())
-    hint = _INTERFACES if "onnect" in said else "the same command goes on"
+    hint = INTERFACES if "onnect" in said else "the same command goes on"
     return GiveUp(RunError(f"Ray Train failed: {said[:300]}; {hint}"))
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Message:
-    """News from a worker: `metrics` (step, total steps, numbers) or `announce` (a line)."""
+    """News from a worker: `metrics` (step, total steps, numbers), `announce` (a line), `room` (the placement group)."""
 
-    kind: Literal["metrics", "announce"]
+    kind: Literal["metrics", "announce", "room"]
     content: Any
 
 

@@ -1,11 +1,14 @@
 """Reference log-probs by Ray Data actors, one on each worker's share of the cluster, before training starts."""
 
+import queue
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from orpo_ray import errors
 from orpo_ray.config import RunConfig
@@ -14,7 +17,7 @@ from orpo_ray.data.store import Artifact, open_artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.worker import Task, task_of
-from orpo_ray.errors import OrpoRayError, RunError, StoppedError
+from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import build_objective
 from orpo_ray.training.layout import longer_side
@@ -25,6 +28,9 @@ from orpo_ray.training.setup import Setup
 from orpo_ray.training.strategy import SINGLE
 
 _BLOCKS_PER_ACTOR = 8
+_ROOM_S = 120
+"""The longest that actors wait for CPUs and GPUs; Ray Data's own number is endless. Their imports are part of it."""
+_POLL_S = 1.0
 
 
 def prepare_references(
@@ -52,6 +58,10 @@ def prepare_references(
             break
         except RayTaskError as error:
             raise RunError(f"an actor that computes reference log-probs failed: {error.cause!r}") from error
+        except GetTimeoutError as error:
+            raise ResourceError(
+                f"no room for {actors} that compute reference log-probs within {_ROOM_S} s; is the cluster busy?"
+            ) from error
         except RayError as error:
             if not retries_left:
                 raise RunError(
@@ -72,14 +82,40 @@ def _compute(
 ) -> NDArray[np.float64]:
     """Log-probs [rows, 2], those of the pairs in `packs` filled in."""
     scored = np.full((rows, 2), np.nan)
-    for batch in _score(task, packs, placement):
-        if driver.stop_requested():
-            raise StoppedError("stopped before the first step; the same command starts again")
+    for batch in _as_they_come(_score(task, packs, placement), driver):
         for name, message in zip(batch["error"], batch["message"], strict=True):
             if name:
                 raise getattr(errors, name)(message)
         scored[batch["pair"]] = np.stack([batch["chosen"], batch["rejected"]], axis=1)
     return scored
+
+
+def _as_they_come(batches: Iterator[Any], driver: Driver) -> Iterator[Any]:
+    """The same batches, fetched by a thread of their own: a wish to stop is heard while actors wait for room, too."""
+    fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    done = object()
+
+    def fetch() -> None:
+        try:
+            for batch in batches:
+                fetched.put(batch)
+            fetched.put(done)
+        except Exception as error:  # noqa: BLE001 - handed to the thread that waits for the batches
+            fetched.put(error)
+
+    threading.Thread(target=fetch, name="reference-batches", daemon=True).start()
+    while True:
+        if driver.stop_requested():
+            raise StoppedError("stopped before the first step; the same command starts again")
+        try:
+            batch = fetched.get(timeout=_POLL_S)
+        except queue.Empty:
+            continue
+        if batch is done:
+            return
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
 
 
 def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> Any:
@@ -89,6 +125,7 @@ def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> 
 
     blocks = min(len(packs), placement.workers * _BLOCKS_PER_ACTOR)
     with quiet_context():
+        ray.data.DataContext.get_current().wait_for_min_actors_s = _ROOM_S
         rows = ray.data.from_items([{"pack": pack.tolist()} for pack in packs], override_num_blocks=blocks)
         scored = rows.map_batches(
             _Scorer,

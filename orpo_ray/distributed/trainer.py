@@ -18,8 +18,8 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 class LeanTrainer(TorchTrainer):
     """No dataset manager: the pairs are read from storage.
 
-    `owns_ray`: this process has started Ray, which ends with it. Then no cleaner of placement groups is needed, and
-    nobody who would add servers.
+    `owns_ray`: this process has started Ray, which ends with it. Then no cleaner of placement groups is needed, whose
+    work `launch` does while this process lives, and nobody who would add servers.
     """
 
     def __init__(self, *args: Any, owns_ray: bool, **options: Any) -> None:

@@ -68,6 +68,11 @@ class Processes:
         titles = re.findall(r" ray::(\w+)", "\n".join(self.left().values()))
         return sorted(title for title in titles if title not in _NO_ACTORS)
 
+    def pid_of_actor(self, title: str) -> int:
+        """The one Ray actor of a class."""
+        (pid,) = (pid for pid, command in self.left().items() if f" ray::{title}" in command)
+        return pid
+
     def end(self) -> None:
         """Kill those that are left, each by its pid."""
         deadline = time.monotonic() + LEAVE_S

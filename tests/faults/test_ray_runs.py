@@ -199,7 +199,10 @@ def wounded(prepared_storage: Path, base: Path, pairs: Path, tmp_path_factory: p
         command.send(number, to_group)
         chain.links[link] = command.end()
 
-    chain.links["end"] = run(chain.config)
+    command = Command(chain.config)
+    chain.in_the_middle(command, "controller", 50)
+    os.kill(command.processes.pid_of_actor("TrainController"), SIGKILL)
+    chain.links["end"] = command.end()
     return chain
 
 
@@ -236,6 +239,13 @@ def test_a_killed_worker_is_no_reason_to_show_what_ray_says(wounded: Wounded) ->
     assert [line for line in said if f"orpo_ray INFO {line}" not in log] == []
 
 
+def test_a_killed_controller_leaves_room_for_the_next_workers(wounded: Wounded) -> None:
+    said = wounded.links["end"].said
+    (retry,) = (line for line in said if "retries left" in line)
+    assert retry.startswith("a server or Ray Train's controller was lost") and "0 retries left" in retry
+    assert resumed_at(wounded.links["end"])[1] >= newest_checkpoint(wounded.at["controller"])
+
+
 def test_a_killed_driver_takes_its_workers_with_it(wounded: Wounded) -> None:
     assert wounded.links["driver"].code == -SIGKILL
     (step,) = resumed_at(wounded.links["SIGTERM"])
@@ -251,7 +261,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(wounded: Wounded, link: str) ->
     assert line == f"orpo-ray: stopped at step {stopped_at} of {STEPS} with a checkpoint; the same command goes on"
     assert wounded.at[link] <= stopped_at < STEPS
     links = list(wounded.links)
-    assert resumed_at(wounded.links[links[links.index(link) + 1]]) == [stopped_at]
+    assert resumed_at(wounded.links[links[links.index(link) + 1]])[0] == stopped_at
 
 
 @pytest.mark.parametrize("link", ["workers", "driver", "SIGTERM", "SIGTERM to all", "SIGINT", "end"])

@@ -102,6 +102,15 @@ def test_no_more_often_than_was_allowed(name: str) -> None:
     assert str(decision.error).startswith(f"{reason}; no retry is left (scale.max_failures)")
 
 
+def test_the_last_word_tells_what_the_workers_heard_where_none_of_them_is_gone() -> None:
+    decision = decide({1: PEER_GONE}, 0)
+    assert isinstance(decision, GiveUp)
+    assert f"(worker 1: {PEER_GONE}; servers with several network interfaces need" in str(decision.error)
+    decision = decide({0: PEER_GONE, 1: KILLED}, 0)
+    assert isinstance(decision, GiveUp)
+    assert str(decision.error).endswith("the same command goes on")
+
+
 MEMORY = "ran out of memory; lower training.tokens_per_microbatch"
 FINAL: dict[str, tuple[dict[int, BaseException], type[OrpoRayError], str]] = {
     "non-finite on every rank": ({0: NON_FINITE, 1: NON_FINITE}, NonFiniteError, "the loss of step 3"),
