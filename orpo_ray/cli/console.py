@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.record import CONFIG_FILE
+from orpo_ray.training.record import CONFIG_FILE, is_locked_by_us
 
 LOG_FILE = "run.log"
 
@@ -38,12 +38,12 @@ def fresh_line() -> str:
 def announce_in(run_dir: Path) -> Callable[[str], None]:
     """`announce` for a run, whose log moves on to the run's folder once the run has begun.
 
-    Training tells something only while it holds the run's lock, and writes the config when settings and data are fine:
-    before both, there is nothing to add to a log that may be another process's.
+    Training begins once it holds the run's lock and has written the config, settings and data being fine: before both,
+    there is nothing to add to a log that may be another process's.
     """
 
     def tell(line: str) -> None:
-        if (run_dir / CONFIG_FILE).exists():
+        if is_locked_by_us(run_dir) and (run_dir / CONFIG_FILE).exists():
             _move_log(run_dir / LOG_FILE)
         announce(line)
 

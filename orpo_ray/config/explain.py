@@ -33,7 +33,9 @@ def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
 
 def _message(model: type[BaseModel], key: Key, details: list[Any]) -> str:
     """What is wrong at one key; a field of several types brings one complaint for each."""
-    name, detail = dotted(key), details[0]
+    name = dotted(key)
+    # A broken rule was found by whichever type fits otherwise.
+    detail = next((d for d in details if d["type"] == "value_error"), details[0])
     match detail["type"]:
         case "extra_forbidden":
             return f"{name}: {_suggestion(model, key, detail['loc'])}"

@@ -43,6 +43,8 @@ _MOST_BLOCKS = 16
 _TOP_REASONS = 3
 _GOODBYE_POLL_S = 0.02
 _CONNECT_S = 5.0
+_ROOM_S = 120
+"""The longest that preparation waits for a CPU that others hold."""
 
 # A Ray of our own has no dashboard: what its processes would gather for one takes 5 % of a machine with two cores.
 _IDLE_RAY = {
@@ -87,7 +89,7 @@ def prepare(
     `tokenizer` has its chat template set; `tokenizer_fingerprint` stands for its files. `announce` gets one line for
     each thing the user should know. Ray is started if it is not running, and left running for the caller.
     Raises DataError for what cannot be read, for too many bad rows, and where no pair is left; ResourceError where
-    RAY_ADDRESS names a cluster that cannot be joined.
+    RAY_ADDRESS names a cluster that cannot be joined, or has no CPU free for minutes.
     """
     PairTokeniser(tokenizer)  # for what it refuses: a tokenizer that cannot do it is named before any file is read
     if date := fixed_date(tokenizer):
@@ -183,6 +185,7 @@ def _process(sources: Sequence[_RawSource], tokenizer: Any, data: DataConfig) ->
     start_ray(sum(block.nbytes for block in blocks))
     import ray
 
+    _wait_for_room()
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
     processor = ray.put(RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns))
     with quiet_context():
@@ -191,6 +194,22 @@ def _process(sources: Sequence[_RawSource], tokenizer: Any, data: DataConfig) ->
             partial(_process_block, processor), batch_size=None, batch_format="pyarrow"
         )
         return pa.concat_tables(processed.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+def _wait_for_room() -> None:
+    """Raise ResourceError where no CPU of a cluster becomes free in time; Ray Data itself would wait without end."""
+    import ray
+
+    try:
+        ray.get(ray.remote(_has_started).remote(), timeout=_ROOM_S)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ResourceError(
+            f"no CPU of the Ray cluster was free within {_ROOM_S} s to prepare data on; is it busy?"
+        ) from error
+
+
+def _has_started() -> bool:
+    return True
 
 
 def _as_tasks(blocks: Sequence[pa.Table]) -> list[pa.Table]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from orpo_ray.config import ScaleConfig
 from orpo_ray.config.training import DeepSpeedConfig
 from orpo_ray.data.pipeline import start_ray
-from orpo_ray.errors import ResourceError
+from orpo_ray.errors import ConfigError, ResourceError
 
 _CPU_WORKERS = 2
 """What `workers: auto` means where there is no GPU."""
@@ -47,12 +47,20 @@ def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = F
         if scale.cpus_per_worker > cores:
             raise ResourceError(f"scale.cpus_per_worker: {scale.cpus_per_worker:g}, but this machine has {cores} CPU")
         return Placement(1, scale.cpus_per_worker, _local_gpus(scale), nodes=1, uses_ray=False)
+    _refuse_first_ray_train()
     start_ray(verbose=verbose)
     placement = fit(scale, cluster_nodes())
     if scale.workers == "auto":
         what = f"{placement.gpus:g} GPU each" if placement.gpus else f"{placement.cpus:g} CPU each, no GPU in sight"
         announce(f"workers {placement.workers}: {what}")
     return placement
+
+
+def _refuse_first_ray_train() -> None:
+    """Raise ConfigError where the environment asks Ray for its first Train, which has another interface."""
+    setting = os.environ.get("RAY_TRAIN_V2_ENABLED", "1")
+    if setting not in ("1", "true", "True"):
+        raise ConfigError(f"RAY_TRAIN_V2_ENABLED={setting} in the environment turns off what training needs; unset it")
 
 
 def cluster_nodes() -> list[Node]:

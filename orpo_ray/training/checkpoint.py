@@ -7,6 +7,7 @@ step-000040/
     MANIFEST.json       size and SHA-256 of each file above
 """
 
+import errno
 import json
 import os
 import re
@@ -56,6 +57,7 @@ def save(parent: Path, position: Position, write: Callable[[Path], None]) -> Pat
         if final.exists():
             _delete(final)
         building.replace(final)
+        _sync_folders(final)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return final
@@ -154,6 +156,20 @@ def _delete(folder: Path) -> None:
 def _folders(parent: Path) -> list[Path]:
     found = (path for path in parent.glob("step-*") if _NAME.fullmatch(path.name))
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _sync_folders(checkpoint: Path) -> None:
+    """Make the names in a checkpoint, and its own, durable: after it, an older one may be deleted."""
+    inside = [path for path in checkpoint.rglob("*") if path.is_dir()]
+    for folder in [*inside, checkpoint, checkpoint.parent]:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # what some network file systems say of any folder
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

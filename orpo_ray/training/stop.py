@@ -31,7 +31,9 @@ class StopSignal:
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
-        self._announce(f"{signal.Signals(number).name}: stopping after this step with a checkpoint (again: at once)")
+        self._announce(
+            f"{signal.Signals(number).name}: stopping, with a checkpoint if training has begun (again: at once)"
+        )
 
     def _restore(self) -> None:
         for number, handler in self._former.items():

@@ -512,8 +512,14 @@ def test_changed_weights_behind_an_unchanged_setting(command: Command, config: P
 def test_a_run_that_another_process_is_at(command: Command, config: Path) -> None:
     run_dir = config.parent / "storage" / "tiny"
     with run_lock(run_dir):
+        (run_dir / ".lock").write_text("1")  # the other process's id
         one_line(command("train", config), WRONG, str(run_dir), "another process")
-    assert [path.name for path in run_dir.iterdir()] == [".lock"], "its log is not ours to write to"
+        assert [path.name for path in run_dir.iterdir()] == [".lock"], "its log is not ours to write to"
+        # Once it has begun, too: the second command announces where its workers go before it asks for the lock.
+        (run_dir / "config.json").write_text("{}")
+        one_line(command("train", config, "scale.workers=auto"), WRONG, str(run_dir), "another process")
+        assert not (run_dir / "run.log").exists()
+    (run_dir / "config.json").unlink()
     nothing_in_the_way(command, config)
 
 

@@ -1,7 +1,7 @@
-"""Asks for reference log-probs on a Ray whose CPUs others hold: `python busy_cluster.py CONFIG.yaml ROOM_S STOP`.
+"""Asks for a DPO run on a Ray whose CPUs others hold: `python busy_cluster.py CONFIG.yaml ROOM_S STOP`.
 
-Prints, as JSON, what `train` raised and how long after the actors were asked for. `STOP` is "stop" to give the process
-a Ctrl-C once they are.
+Prints, as JSON, what `train` raised and how long after the actors for reference log-probs were asked for. `STOP` is
+"stop" to give the process a Ctrl-C once they are.
 """
 
 import json
@@ -15,6 +15,7 @@ import ray
 
 from orpo_ray import api
 from orpo_ray.config import load_config
+from orpo_ray.data import pipeline
 from orpo_ray.distributed import references
 from orpo_ray.errors import OrpoRayError
 
@@ -29,7 +30,7 @@ class Hog:
 
 def main(config_path: str, room_s: str, stop: str) -> None:
     """Try to train DPO."""
-    references._ROOM_S = int(room_s)
+    pipeline._ROOM_S = references._ROOM_S = int(room_s)
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
     hogs = [ray.remote(num_cpus=1)(Hog).remote() for _ in range(2)]
     assert all(ray.get([hog.ready.remote() for hog in hogs]))

@@ -1,4 +1,4 @@
-"""Reference log-probs where nobody makes room: neither an endless wait nor a deaf one."""
+"""Preparation and reference log-probs where nobody makes room: neither an endless wait nor a deaf one."""
 
 import json
 import subprocess
@@ -32,6 +32,12 @@ def test_the_wait_for_room_has_an_end(prepared_storage: Path) -> None:
     told = outcome(prepared_storage, 3, "wait")
     assert told["kind"] == "ResourceError"
     assert "no room for 2 actors that compute reference log-probs within 3 s; is the cluster busy?" in told["message"]
+
+
+def test_preparation_waits_for_room_with_an_end(tmp_path: Path) -> None:
+    told = outcome(tmp_path, 3, "wait")
+    assert told["kind"] == "ResourceError"
+    assert told["message"] == "no CPU of the Ray cluster was free within 3 s to prepare data on; is it busy?"
 
 
 def test_a_stop_is_heard_while_actors_wait_for_room(prepared_storage: Path) -> None:

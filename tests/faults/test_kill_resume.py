@@ -196,7 +196,7 @@ def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(
     config = load_config(path)
     code, stderr = stop_after_first_step(path, number)
     assert code == 4, stderr
-    assert f"{number.name}: stopping after this step with a checkpoint" in stderr
+    assert f"{number.name}: stopping, with a checkpoint if training has begun" in stderr
     assert "Traceback" not in stderr
     (checkpoint,) = names(config.run_dir / "checkpoints")
     stopped_at = int(checkpoint.removeprefix("step-"))

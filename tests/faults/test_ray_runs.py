@@ -256,7 +256,7 @@ def test_a_killed_driver_takes_its_workers_with_it(wounded: Wounded) -> None:
 def test_a_signal_ends_the_run_with_a_checkpoint(wounded: Wounded, link: str) -> None:
     ended = wounded.links[link]
     line = complaint(ended, 4)
-    assert f"{link.split()[0]}: stopping after this step with a checkpoint (again: at once)" in ended.said
+    assert f"{link.split()[0]}: stopping, with a checkpoint if training has begun (again: at once)" in ended.said
     stopped_at = int(line.removeprefix("orpo-ray: stopped at step ").split()[0])
     assert line == f"orpo-ray: stopped at step {stopped_at} of {STEPS} with a checkpoint; the same command goes on"
     assert wounded.at[link] <= stopped_at < STEPS

@@ -1,8 +1,11 @@
 """Checkpoints: whole or not there, checked before they are trusted, kept by a policy, free of pickles."""
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -84,6 +87,28 @@ def test_the_manifest_is_written_last_and_the_folder_appears_after_it(
     save(tmp_path, position(1), fill)
     assert sorted(order[:-1]) == sorted([*(Path(name).name for name in CONTENT), "position.json"])
     assert order[-1] == MANIFEST
+
+
+def test_the_names_are_on_the_disk_before_an_older_checkpoint_may_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    opened = Path("/proc/self/fd")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((opened / str(descriptor)).readlink()))
+    folder = save(tmp_path, position(1), fill)
+    assert synced[-3:] == [folder / "adapter", folder, tmp_path]
+
+
+@pytest.mark.parametrize(("number", "is_forgiven"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_sync_folders(number: int, is_forgiven: bool, tmp_path: Path) -> None:
+    """A real failure of the disk is told; a network file system that knows no such thing serves all the same."""
+
+    def fails(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.MonkeyPatch.context() as patch, nullcontext() if is_forgiven else pytest.raises(OSError):
+        patch.setattr(os, "fsync", fails)
+        checkpoints._sync_folders(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["write", "manifest", "rename"])

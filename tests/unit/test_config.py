@@ -404,6 +404,7 @@ def test_a_missing_key_names_its_section(path):
         ("{stage: 4}", "scale.deepspeed.stage: must be less than or equal to 3, not 4"),
         ("{stage: -1}", "scale.deepspeed.stage: must be greater than or equal to 0, not -1"),
         ("{stage: two}", "scale.deepspeed.stage: must be a valid integer, not 'two'"),
+        ("{stage: true}", "scale.deepspeed: stage must be a number or text, not True"),
         ("{}", "scale.deepspeed.stage: missing; scale.deepspeed needs it"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from orpo_ray.config import ScaleConfig
 from orpo_ray.distributed import preflight
 from orpo_ray.distributed.preflight import Node, Placement, fit, place
-from orpo_ray.errors import ResourceError
+from orpo_ray.errors import ConfigError, ResourceError
 
 LAPTOP = [Node("127.0.0.1", cpus=2, gpus=0, is_driver=True)]
 ONE_GPU = [Node("10.0.0.1", cpus=16, gpus=1, is_driver=True)]
@@ -53,6 +53,13 @@ FITS: dict[str, tuple[dict[str, Any], list[Node], Placement]] = {
     "the largest server first": ({"workers": 8}, CPU_SERVERS, Placement(8, 1.0, 0.0, 1, True)),
     "over all servers": ({"workers": 14}, CPU_SERVERS, Placement(14, 1.0, 0.0, 3, True)),
 }
+
+
+def test_the_first_ray_train_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
+    monkeypatch.setattr(preflight, "start_ray", lambda **how: pytest.fail("Ray was started"))
+    with pytest.raises(ConfigError, match="RAY_TRAIN_V2_ENABLED=0 in the environment"):
+        place(scale(workers=2), pytest.fail)
 
 
 @pytest.mark.parametrize("name", FITS)

@@ -220,11 +220,13 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_process_is_refused_until_the_first_has_ended(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another process is training this run"), record.run_lock(tmp_path / "run"):
         raise AssertionError("two processes in one run")
+    assert not record.is_locked_by_us(tmp_path / "run")
+    assert (tmp_path / "run" / ".lock").read_text() == str(holder.pid)
     with record.run_lock(tmp_path / "other"):
         pass
     holder.communicate("")
     with record.run_lock(tmp_path / "run"):
-        pass
+        assert record.is_locked_by_us(tmp_path / "run")
 
 
 def test_a_killed_process_leaves_no_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:

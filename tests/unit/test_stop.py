@@ -40,7 +40,7 @@ def test_the_first_signal_asks_and_the_second_acts_as_it_always_did(number: sign
         send(number)
         assert stop.requested
         assert received == []
-        assert said == [f"{number.name}: stopping after this step with a checkpoint (again: at once)"]
+        assert said == [f"{number.name}: stopping, with a checkpoint if training has begun (again: at once)"]
         send(number)
         assert received == [number]
     assert len(said) == 1
