@@ -121,12 +121,13 @@ def test_the_same_command_goes_on_with_an_interrupted_demo(tmp_path: Path) -> No
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         next(line for line in first.stderr if line.startswith("step 0/"))
         first.send_signal(signal.SIGINT)
-        out, _ = first.communicate()
+        out, rest = first.communicate()
     assert (first.returncode, json.loads(out)["exit_code"]) == (4, 4)
     done = shell(*arguments)
     assert done.code == 0, done.err
     (run_dir,) = tmp_path.glob("demo-orpo-*")
-    assert any(line.startswith("resuming at step") for line in done.said)
+    stopped_at = rest.splitlines()[-1].removeprefix("orpo-ray: stopped at step ").split()[0]
+    assert next(line for line in done.said if line.startswith("resuming at step ")).split()[3] == stopped_at
     assert done.result["adapter"] == str(run_dir / "adapter")
 
 
