@@ -11,6 +11,11 @@ StoppedError             4  stopped on request; the same command goes on
 """
 
 
+def on_one_line(error: BaseException) -> str:
+    """What an error of a library says, which may take pages of it."""
+    return " ".join(str(error).split())
+
+
 class OrpoRayError(Exception):
     """Base of all errors that become one line on the terminal."""
 

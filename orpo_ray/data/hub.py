@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from orpo_ray.config.data import Source
-from orpo_ray.errors import DataError
+from orpo_ray.errors import DataError, on_one_line
 
 
 def read_hub(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -20,7 +20,7 @@ def read_hub(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def explain_hub_error(source: Source, error: Exception) -> str:
     """What went wrong and what to do, from whatever the hub libraries raised."""
-    name, text = source.source, " ".join(str(error).split())
+    name, text = source.source, on_one_line(error)
     chain = f"{text} {error.__cause__ or ''} {type(error).__name__}".lower()
     if "gated" in chain:
         page = f"https://huggingface.co/datasets/{name}"

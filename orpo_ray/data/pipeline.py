@@ -43,8 +43,8 @@ _MOST_BLOCKS = 16
 _TOP_REASONS = 3
 _GOODBYE_POLL_S = 0.02
 _CONNECT_S = 5.0
-_ROOM_S = 120
-"""The longest that preparation waits for a CPU that others hold."""
+ROOM_S = 120
+"""The longest that anything waits for CPUs or GPUs that others hold; what starts there, imports too, is part of it."""
 
 # A Ray of our own has no dashboard: what its processes would gather for one takes 5 % of a machine with two cores.
 _IDLE_RAY = {
@@ -200,16 +200,13 @@ def _wait_for_room() -> None:
     """Raise ResourceError where no CPU of a cluster becomes free in time; Ray Data itself would wait without end."""
     import ray
 
+    has_started = ray.remote(lambda: True)  # travels by value: no worker imports this module for it
     try:
-        ray.get(ray.remote(_has_started).remote(), timeout=_ROOM_S)
+        ray.get(has_started.remote(), timeout=ROOM_S)
     except ray.exceptions.GetTimeoutError as error:
         raise ResourceError(
-            f"no CPU of the Ray cluster was free within {_ROOM_S} s to prepare data on; is it busy?"
+            f"no CPU of the Ray cluster was free within {ROOM_S} s to prepare data on; is it busy?"
         ) from error
-
-
-def _has_started() -> bool:
-    return True
 
 
 def _as_tasks(blocks: Sequence[pa.Table]) -> list[pa.Table]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.train.v2._internal.exceptions import RayTrainError
 
-from orpo_ray.errors import OrpoRayError, RunError
+from orpo_ray.errors import OrpoRayError, RunError, on_one_line
 
 Kind = Literal["told", "memory", "peer", "unexpected", "lost"]
 
@@ -93,9 +93,5 @@ def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | 
     heard = ""
     if not gone and (peers := ranks.get("peer")):
         # No process is gone: it may be the network that never let them meet.
-        heard = f" (worker {peers[0]}: {_shortened(failures[peers[0]])}; {INTERFACES})"
+        heard = f" (worker {peers[0]}: {on_one_line(failures[peers[0]])[:_TOLD_CHARACTERS]}; {INTERFACES})"
     return GiveUp(RunError(f"{reason}; no retry is left (scale.max_failures); the same command goes on{heard}"))
-
-
-def _shortened(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_TOLD_CHARACTERS]

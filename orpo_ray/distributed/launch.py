@@ -13,20 +13,19 @@ from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from orpo_ray.config import RunConfig
-from orpo_ray.data.pipeline import owns_ray
+from orpo_ray.data.pipeline import ROOM_S, owns_ray
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.worker import task_of, train_worker
-from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError
+from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.training.reporter import Watch
 from orpo_ray.training.setup import Announce, Setup
 
 _POLL_S = 1.0
 _LOST_MAILBOX_S = 60.0
-_PROBE_S = 120.0
 _GROUP_TIMEOUT_S = 1800
 """The longest that a worker waits for the others; a checkpoint on slow storage is written in that time."""
 
@@ -216,7 +215,7 @@ def _decide(error: Exception, placement: Placement, retries_left: int, is_first:
     # A dead server takes Ray a while to notice, so what is left of the cluster is looked at again.
     if isinstance(cause, _MAY_BE_EXCUSED) and not is_deterministic(cause) and retries_left > 0:
         return Retry("a server or Ray Train's controller was lost, or the workers could not be started")
-    said = " ".join(str(error).split())
+    said = on_one_line(error)
     hint = INTERFACES if "onnect" in said else "the same command goes on"
     return GiveUp(RunError(f"Ray Train failed: {said[:300]}; {hint}"))
 
@@ -227,7 +226,7 @@ def probe_worker(placement: Placement) -> Hardware:
 
     probe = ray.remote(probe_hardware).options(num_cpus=placement.cpus, num_gpus=placement.gpus)
     try:
-        found: Hardware = ray.get(probe.remote(), timeout=_PROBE_S)
+        found: Hardware = ray.get(probe.remote(), timeout=ROOM_S)
     except ray.exceptions.GetTimeoutError as error:
-        raise ResourceError(f"no GPU of the cluster was free within {_PROBE_S:.0f} s") from error
+        raise ResourceError(f"no GPU of the cluster was free within {ROOM_S} s") from error
     return found

@@ -59,7 +59,7 @@ def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = F
 def _refuse_first_ray_train() -> None:
     """Raise ConfigError where the environment asks Ray for its first Train, which has another interface."""
     setting = os.environ.get("RAY_TRAIN_V2_ENABLED", "1")
-    if setting not in ("1", "true", "True"):
+    if setting.lower() not in ("1", "true"):
         raise ConfigError(f"RAY_TRAIN_V2_ENABLED={setting} in the environment turns off what training needs; unset it")
 
 

@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from orpo_ray import errors
 from orpo_ray.config import RunConfig
-from orpo_ray.data.pipeline import quiet_context
+from orpo_ray.data.pipeline import ROOM_S, quiet_context
 from orpo_ray.data.store import Artifact, open_artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
@@ -28,8 +28,6 @@ from orpo_ray.training.setup import Setup
 from orpo_ray.training.strategy import SINGLE
 
 _BLOCKS_PER_ACTOR = 8
-_ROOM_S = 120
-"""The longest that actors wait for CPUs and GPUs; Ray Data's own number is endless. Their imports are part of it."""
 _POLL_S = 1.0
 
 
@@ -60,7 +58,7 @@ def prepare_references(
             raise RunError(f"an actor that computes reference log-probs failed: {error.cause!r}") from error
         except GetTimeoutError as error:
             raise ResourceError(
-                f"no room for {actors} that compute reference log-probs within {_ROOM_S} s; is the cluster busy?"
+                f"no room for {actors} that compute reference log-probs within {ROOM_S} s; is the cluster busy?"
             ) from error
         except RayError as error:
             if not retries_left:
@@ -125,7 +123,7 @@ def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> 
 
     blocks = min(len(packs), placement.workers * _BLOCKS_PER_ACTOR)
     with quiet_context():
-        ray.data.DataContext.get_current().wait_for_min_actors_s = _ROOM_S
+        ray.data.DataContext.get_current().wait_for_min_actors_s = ROOM_S  # Ray Data's own number is endless
         rows = ray.data.from_items([{"pack": pack.tolist()} for pack in packs], override_num_blocks=blocks)
         scored = rows.map_batches(
             _Scorer,

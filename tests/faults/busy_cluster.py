@@ -30,7 +30,7 @@ class Hog:
 
 def main(config_path: str, room_s: str, stop: str) -> None:
     """Try to train DPO."""
-    pipeline._ROOM_S = references._ROOM_S = int(room_s)
+    pipeline.ROOM_S = references.ROOM_S = int(room_s)
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
     hogs = [ray.remote(num_cpus=1)(Hog).remote() for _ in range(2)]
     assert all(ray.get([hog.ready.remote() for hog in hogs]))
