@@ -48,21 +48,31 @@ def train(
     from orpo_ray.training import record
 
     record.refuse_changed_config(config.run_dir, config)
-    finished = record.read_json(config.run_dir / record.RESULT_FILE)
-    adapter = config.run_dir / "adapter"
-    if finished is not None and adapter.is_dir():
-        announce(_finished(config))
-        return {**finished, "adapter": str(adapter)}
+    if finished := _result_if_finished(config, announce):
+        return finished
     placement = _place(config, announce, verbose)
     # Before the run has a folder, so that data that is refused leaves nothing behind.
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     with record.run_lock(config.run_dir):
-        record.refuse_changed_config(config.run_dir, config)  # again: another process may have begun it meanwhile
+        # Again: another process may have begun the run meanwhile, or ended it.
+        record.refuse_changed_config(config.run_dir, config)
+        if finished := _result_if_finished(config, announce):
+            return finished
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
         _train(config, artifact, placement, announce, watch)
     result = record.read_json(config.run_dir / record.RESULT_FILE)
     assert result is not None, "a run that ends without an error has a result"
     return result
+
+
+def _result_if_finished(config: RunConfig, announce: Announce) -> dict[str, Any] | None:
+    from orpo_ray.training import record
+
+    result, adapter = record.read_json(config.run_dir / record.RESULT_FILE), config.run_dir / "adapter"
+    if result is None or not adapter.is_dir():
+        return None
+    announce(_finished(config))
+    return {**result, "adapter": str(adapter)}
 
 
 def _place(config: RunConfig, announce: Announce, verbose: bool) -> Placement:

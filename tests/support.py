@@ -5,7 +5,10 @@ import gc
 import importlib.resources
 import json
 import os
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,3 +188,24 @@ def remember_trainers(monkeypatch: pytest.MonkeyPatch) -> list[PreferenceTrainer
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from orpo_ray.training.record import run_lock
+with run_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked_elsewhere(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a run's lock, at most until its stdin is closed."""
+    command = [sys.executable, "-c", HOLD, str(run_dir)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()

@@ -18,7 +18,9 @@ def explain(model: type[BaseModel], error: ValidationError, places: Mapping[Key,
     here = [detail for detail, k in zip(details, keys, strict=True) if k == key]
     count = len({k[: len(key)] for k in keys if k[: len(key)] != key[: len(k)]})
     more = f" (and {count} more)" if count else ""
-    return f"{_place(key, here[0], places)}: {_message(model, key, here)}{more}"
+    # A rule that a value breaks was found by whichever type the value fits otherwise.
+    detail = next((detail for detail in here if detail["type"] == "value_error"), here[0])
+    return f"{_place(key, detail, places)}: {_message(model, key, detail, here)}{more}"
 
 
 def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
@@ -31,11 +33,9 @@ def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
     return next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
 
 
-def _message(model: type[BaseModel], key: Key, details: list[Any]) -> str:
+def _message(model: type[BaseModel], key: Key, detail: Any, details: list[Any]) -> str:
     """What is wrong at one key; a field of several types brings one complaint for each."""
     name = dotted(key)
-    # A broken rule was found by whichever type fits otherwise.
-    detail = next((d for d in details if d["type"] == "value_error"), details[0])
     match detail["type"]:
         case "extra_forbidden":
             return f"{name}: {_suggestion(model, key, detail['loc'])}"

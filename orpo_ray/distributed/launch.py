@@ -103,11 +103,11 @@ def _attempt(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     _forget(config.run_dir)
+    _free_what_dead_controllers_hold()
     settings = {"task": task_of(config, artifact, setup), "mailbox": mailbox}
     fitting = _Fit(_trainer(config, placement, settings))
     fitting.start()
     told_to_stop = False
-    room = _Room()
     try:
         while fitting.is_alive():
             if driver.stop_requested() and not told_to_stop:
@@ -115,15 +115,13 @@ def _attempt(
                 if not ray.get(mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S):
                     raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
             fitting.join(_POLL_S)
-            _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver, room)
-        _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver, room)
+            _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
+        _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
     except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
     finally:
         ray.kill(mailbox)
     _forget(config.run_dir)
-    if fitting.error:
-        room.free()
     return fitting.error
 
 
@@ -132,26 +130,27 @@ def _forget(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
-class _Room:
-    """What the workers have reserved: a controller that dies leaves it so for as long as this process lives."""
+def _free_what_dead_controllers_hold() -> None:
+    """Give back what controllers of this job had reserved for workers: Ray keeps it until their job ends, too.
 
-    def __init__(self) -> None:
-        self.placement_group: Any = None
+    Ray's public table of placement groups does not tell who made them; its records do.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    def free(self) -> None:
-        """Give it back, so that the next start finds room; nothing where the controller has done so."""
-        from ray.util import remove_placement_group
+    job = ray.get_runtime_context().get_job_id()
+    for record in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(record)
+        if group.creator_actor_dead and group.creator_job_id.hex() == job:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
-        if self.placement_group is not None:
-            remove_placement_group(self.placement_group)
 
-
-def _pass_on(messages: list[Message], driver: Driver, room: _Room) -> None:
+def _pass_on(messages: list[Message], driver: Driver) -> None:
     for message in messages:
         if message.kind == "metrics":
             driver.watch(*message.content)
-        elif message.kind == "room":
-            room.placement_group = message.content
         else:
             driver.announce(message.content)
 

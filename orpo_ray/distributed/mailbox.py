@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Message:
-    """News from a worker: `metrics` (step, total steps, numbers), `announce` (a line), `room` (the placement group)."""
+    """News from a worker: `metrics` (step, total steps, numbers) or `announce` (a line)."""
 
-    kind: Literal["metrics", "announce", "room"]
+    kind: Literal["metrics", "announce"]
     content: Any
 
 

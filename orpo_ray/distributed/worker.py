@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.train.torch
-import ray.util
 import torch
 
 from orpo_ray.config import RunConfig, load_resolved
@@ -72,8 +71,6 @@ def train_worker(settings: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world.is_first:
-        mailbox.post.remote(Message("room", ray.util.get_current_placement_group()))
 
     def announce(line: str) -> None:
         if world.is_first:

@@ -166,7 +166,7 @@ def _sync_folders(checkpoint: Path) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # what some network file systems say of any folder
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what network file systems say of any folder
                 raise
         finally:
             os.close(descriptor)

@@ -14,7 +14,8 @@ from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 
 CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
-_LOCK = ".lock"
+_locked: set[Path] = set()
+"""Folders of the runs that this process holds the lock of."""
 _PACKAGES = ("orpo-ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "deepspeed", "ray")
 
 # Settings that may change on resume: they move work and files about, but not the numbers that come out.
@@ -59,23 +60,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Keep a second process away from a run. Raises ConfigError if one is at work."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / _LOCK).open("a+") as file:
+    with (run_dir / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"{run_dir}: another process is training this run; wait for it, or choose another name"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        _locked.add(run_dir.absolute())
+        try:
+            yield
+        finally:
+            _locked.remove(run_dir.absolute())
 
 
 def is_locked_by_us(run_dir: Path) -> bool:
-    """Whether this process was the last to hold the run's lock, so that its folder may be written to."""
-    lock = run_dir / _LOCK
-    return lock.exists() and lock.read_text(encoding="ascii") == str(os.getpid())
+    """Whether this process holds the run's lock, so that its folder may be written to."""
+    return run_dir.absolute() in _locked
 
 
 def has_started(run_dir: Path) -> bool:

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from support import BASE, DEMO
+from support import BASE, DEMO, locked_elsewhere
 from terminal import ENVIRONMENT, Command, Done, Finished
 
-from orpo_ray.training.record import run_lock
+from orpo_ray import api
 
 pytestmark = pytest.mark.ray
 
@@ -511,8 +511,7 @@ def test_changed_weights_behind_an_unchanged_setting(command: Command, config: P
 
 def test_a_run_that_another_process_is_at(command: Command, config: Path) -> None:
     run_dir = config.parent / "storage" / "tiny"
-    with run_lock(run_dir):
-        (run_dir / ".lock").write_text("1")  # the other process's id
+    with locked_elsewhere(run_dir):
         one_line(command("train", config), WRONG, str(run_dir), "another process")
         assert [path.name for path in run_dir.iterdir()] == [".lock"], "its log is not ours to write to"
         # Once it has begun, too: the second command announces where its workers go before it asks for the lock.
@@ -538,6 +537,23 @@ def test_a_finished_run_whose_prepared_pairs_are_gone(command: Command, config: 
     done = command("evaluate", config, "--samples", "0", "--json")
     assert done.code == 0, done.err
     assert done.result["metrics"]["trained"]["all"]["pairs"] == 16
+
+
+def test_a_run_that_another_process_ends_meanwhile(
+    command: Command, config: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After this one has looked, and before it has the lock."""
+    prepare = api.prepare
+
+    def slowly(*arguments: Any) -> Any:
+        shutil.copytree(finished.run_dir, config.parent / "storage" / "tiny")
+        return prepare(*arguments)
+
+    monkeypatch.setattr(api, "prepare", slowly)
+    done = command("train", config)
+    assert done.code == 0
+    assert done.said[-1].startswith("run tiny is finished")
+    assert not any(line.startswith("resuming") for line in done.said)
 
 
 def test_a_finished_run_whose_adapter_is_gone(command: Command, config: Path, finished: Finished) -> None:

@@ -174,7 +174,7 @@ class Head:
     def __init__(self, cpus: int) -> None:
         # Not pytest's folder: the paths of Ray's sockets may not be longer than 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="orpo-head-"))
-        self._processes = Processes()
+        self.processes = Processes()
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32), encoding="utf-8")
@@ -194,7 +194,7 @@ class Head:
         starting = {k: v for k, v in {**ENVIRONMENT, **self.environment}.items() if k != "RAY_ADDRESS"}
         with log.open("w") as file:
             self._process = subprocess.Popen(
-                command, env={**starting, **self._processes.environment}, stdout=file, stderr=file
+                command, env={**starting, **self.processes.environment}, stdout=file, stderr=file
             )
 
         def started() -> bool:
@@ -214,7 +214,7 @@ class Head:
 
     def end(self) -> None:
         """End its processes, each by its pid, and remove its files."""
-        self._processes.end()
+        self.processes.end()
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -407,6 +407,20 @@ def test_a_stop_while_workers_start_ends_the_command_and_frees_the_cluster(head:
     assert head.free_cpus() == 2
 
 
+def test_a_controller_killed_while_workers_start_leaves_room_for_the_next(head: Head, prepared_storage: Path) -> None:
+    """Its workers have not said a word yet, and the cluster has no CPU beside theirs."""
+    training = {"max_steps": 4, "eval_every": 4, "checkpoint_every": 4}
+    config = write_config(prepared_storage, "ray-orphans", training=training)
+    command = Command(config, environment=head.environment)
+    command.wait_until(lambda: "RayTrainWorker" in head.processes.actors(), "the first worker's process")
+    assert last_step(prepared_storage / "ray-orphans") < 0
+    os.kill(head.processes.pid_of_actor("TrainController"), SIGKILL)
+    ended = command.end()
+    assert ended.code == 0, ended.said
+    assert len([line for line in ended.said if "retries left" in line]) == 1
+    assert head.free_cpus() == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "asked"),
     [

@@ -99,7 +99,7 @@ def test_the_names_are_on_the_disk_before_an_older_checkpoint_may_go(
     assert synced[-3:] == [folder / "adapter", folder, tmp_path]
 
 
-@pytest.mark.parametrize(("number", "is_forgiven"), [(errno.EINVAL, True), (errno.EIO, False)])
+@pytest.mark.parametrize(("number", "is_forgiven"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
 def test_a_file_system_that_cannot_sync_folders(number: int, is_forgiven: bool, tmp_path: Path) -> None:
     """A real failure of the disk is told; a network file system that knows no such thing serves all the same."""
 

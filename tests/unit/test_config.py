@@ -413,6 +413,12 @@ def test_a_wrong_zero_stage_is_named_inside_its_section(path, stage, says):
     assert complaint(path, MINIMAL, override) == f"override {override!r}: {says}"
 
 
+def test_the_place_is_that_of_the_value_that_the_message_names(path):
+    override = "scale.deepspeed.stage=true"
+    says = complaint(path, MINIMAL + "scale: {deepspeed: {stage: 2}}\n", override)
+    assert says == f"override {override!r}: scale.deepspeed: stage must be a number or text, not True"
+
+
 # Rules over several keys
 
 

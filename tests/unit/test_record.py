@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import BASE, make_artifact, run_config, settings, train_locally
+from support import BASE, HOLD, locked_elsewhere, make_artifact, run_config, settings, train_locally
 
 from orpo_ray.config import RunConfig, build, dump
 from orpo_ray.data.store import Artifact
@@ -195,33 +195,18 @@ def test_a_refused_run_is_left_as_it_was(tmp_path: Path) -> None:
 
 # --- one process a run ----------------------------------------------------------------------------------------------
 
-HOLD = """
-import sys
-from pathlib import Path
-from orpo_ray.training.record import run_lock
-with run_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the run's lock until its stdin is closed."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
+    with locked_elsewhere(tmp_path / "run") as process:
+        yield process
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another process is training this run"), record.run_lock(tmp_path / "run"):
         raise AssertionError("two processes in one run")
     assert not record.is_locked_by_us(tmp_path / "run")
-    assert (tmp_path / "run" / ".lock").read_text() == str(holder.pid)
     with record.run_lock(tmp_path / "other"):
         pass
     holder.communicate("")
