@@ -1,9 +1,12 @@
 """What a run is: typed, frozen settings and the YAML they come from. Imports neither torch nor ray."""
 
+from orpo_ray.config.build import build, dump
 from orpo_ray.config.data import Columns, DataConfig, Source
-from orpo_ray.config.load import build, dump, load_config, load_resolved
+from orpo_ray.config.load import load_config, load_resolved
 from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.config.run import RunConfig
+from orpo_ray.config.search import SearchConfig
+from orpo_ray.config.stages import stage_configs
 from orpo_ray.config.training import ScaleConfig, TrainingConfig, every_to_steps, warmup_steps
 
 __all__ = [
@@ -13,6 +16,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "ScaleConfig",
+    "SearchConfig",
     "Source",
     "TrainingConfig",
     "build",
@@ -20,5 +24,6 @@ __all__ = [
     "every_to_steps",
     "load_config",
     "load_resolved",
+    "stage_configs",
     "warmup_steps",
 ]

@@ -1,29 +1,16 @@
 """YAML file and dotted overrides in, a checked RunConfig out; every complaint names file, line and key."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from orpo_ray.config.explain import all_keys, dotted, explain
+from orpo_ray.config.build import build
+from orpo_ray.config.explain import dotted
 from orpo_ray.config.plain_yaml import Key, NotPlainYamlError, parse, shown
 from orpo_ray.config.run import RunConfig
+from orpo_ray.config.stages import stage_configs
 from orpo_ray.errors import ConfigError
-
-__all__ = [
-    "all_keys",
-    "build",
-    "dump",
-    "load_config",
-    "load_resolved",
-    "parse_override",
-    "read_yaml",
-    "set_dotted",
-]
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -39,7 +26,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         places = {k: p for k, p in places.items() if k[: len(key)] != key}
         for n in range(1, len(key) + 1):
             places.setdefault(key[:n], place)
-    return build(RunConfig, tree, places)
+    config = build(RunConfig, tree, places)
+    stage_configs(config, places)
+    return config
 
 
 def load_resolved(path: Path) -> RunConfig:
@@ -49,11 +38,6 @@ def load_resolved(path: Path) -> RunConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a resolved config: {error}") from error
     return build(RunConfig, tree, {(): str(path)})
-
-
-def dump(config: BaseModel) -> dict[str, Any]:
-    """The config as plain data, under the names that the YAML uses."""
-    return config.model_dump(mode="json", by_alias=True)
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
@@ -107,11 +91,3 @@ def set_dotted(tree: dict[str, Any], key: Key, value: Any) -> None:
             at[part] = value
         else:
             at = at[part]
-
-
-def build(model: type[Model], tree: Mapping[str, Any], places: Mapping[Key, str]) -> Model:
-    """Validate plain data; the first mistake becomes one ConfigError line that names its place."""
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(explain(model, error, places)) from None

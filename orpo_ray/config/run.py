@@ -1,25 +1,29 @@
 """A whole run: the sections together and the rules that span them."""
 
+import re
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.data import DataConfig
+from orpo_ray.config.explain import all_keys
 from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
-from orpo_ray.config.search import SearchConfig
+from orpo_ray.config.search import SearchConfig, refuse_field
 from orpo_ray.config.section import Section
 from orpo_ray.config.training import DeepSpeedConfig, ScaleConfig, TrainingConfig
 from orpo_ray.errors import ConfigError
 
 _FOLDERS_OF_THE_STORAGE = ("artifacts", "references")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+_NOT_OF_A_STAGE = ("name", "storage", "search", "stages")
 
 
 class RunConfig(Section):
     """Everything that decides what a run computes. Frozen and total: later stages fill in no defaults."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder of the run inside the storage")
+    name: str = Field(description="folder of the run inside the storage; a/b lies inside a")
     storage: str = Field("runs", min_length=1, description="local folder that holds runs and prepared data")
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
@@ -27,13 +31,20 @@ class RunConfig(Section):
     objective: ObjectiveConfig = OrpoConfig()
     training: TrainingConfig = TrainingConfig()
     scale: ScaleConfig = ScaleConfig()
-    search: SearchConfig | None = None
+    stages: tuple[dict[str, Any], ...] = Field(
+        (), description="settings of each stage that differ from those above; a stage starts from the one before it"
+    )
+    search: SearchConfig | None = Field(None, description="only read by `tune`")
 
     @field_validator("name")
     @classmethod
-    def _name_is_free(cls, name: str) -> str:
-        if name in _FOLDERS_OF_THE_STORAGE:
-            raise ValueError(f"{name} is a folder that all runs of a storage share; choose another name")
+    def _name_is_a_free_folder(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"must begin with a letter or digit and go on with letters, digits and . _ -, not {name!r}"
+            )
+        if (folder := name.partition("/")[0]) in _FOLDERS_OF_THE_STORAGE:
+            raise ValueError(f"{folder} is a folder that all runs of a storage share; choose another name")
         return name
 
     @model_validator(mode="before")
@@ -75,3 +86,39 @@ class RunConfig(Section):
                 "would cut through; set scale.deepspeed=none, or training.optimizer=adamw"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stages_change_sections(self) -> Self:
+        known = [name for name in type(self).model_fields if name not in _NOT_OF_A_STAGE]
+        for number, stage in enumerate(self.stages):
+            for section, content in stage.items():
+                if section not in known or not isinstance(content, dict):
+                    raise ValueError(f"stages.{number}: {section} is no section of a stage; known: {', '.join(known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _search_names_fields(self) -> Self:
+        fields = self.search.space if self.search else {}
+        stages = {name.split(".")[1] for name in fields if name.startswith("stages.")}
+        for name in fields:
+            if problem := self._refuse_search_of(name):
+                raise ValueError(f"search.space: {problem}")
+        if len(stages) > 1:
+            raise ValueError(
+                f"search.space: fields of stages {' and '.join(sorted(stages))}; search one stage at a time"
+            )
+        return self
+
+    def _refuse_search_of(self, field: str) -> str | None:
+        """Why a field cannot be searched in this run, or None if it can."""
+        known = [key for key in all_keys(type(self)) if key.partition(".")[0] not in _NOT_OF_A_STAGE]
+        if not field.startswith("stages."):
+            if self.stages and refuse_field(field, known) is None:
+                return f"{field}: the run has stages; name the stage, such as stages.0.{field}"
+            return refuse_field(field, known)
+        if not self.stages:
+            return f"{field}: the run has no stages"
+        _, number, *rest = field.split(".")
+        if not number.isdecimal() or int(number) >= len(self.stages):
+            return f"{field}: the run has {len(self.stages)} stages, named stages.0 to stages.{len(self.stages) - 1}"
+        return refuse_field(".".join(rest), known)

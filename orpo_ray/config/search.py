@@ -1,15 +1,150 @@
-"""What a search varies; only the search reads it, a training run carries it along."""
+"""What a search varies, how it chooses what to try, and when it gives a trial up; only `tune` reads it."""
 
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from orpo_ray.config.section import Section
+from orpo_ray.config.space import Domain, Options, parse_domain
+
+ACCURACY = "eval/accuracy"
+METRICS = {
+    ACCURACY: "max",
+    "eval/margin": "max",
+    "eval/log_odds_ratio": "max",
+    "eval/chosen_logp": "max",
+    "eval/nll": "min",
+}
+"""What may be searched for, and which way is better; none of them is scaled by a setting of a loss."""
+
+TRIALS = 16
+_PAIRS_STAY = "the pairs are prepared once, for all trials"
+_SAME_JUDGE = "all trials are judged at the same points of a run"
+_NOT_SEARCHED = {
+    "name": "every trial has a name of its own",
+    "storage": "all trials share one",
+    "search": "it is what searches",
+    "stages": "name a field of one stage, such as stages.1.objective.beta",
+    "scale": "it moves work about and changes no result",
+    "data": _PAIRS_STAY,
+    "model.base": _PAIRS_STAY,
+    "model.revision": _PAIRS_STAY,
+    "model.chat_template": _PAIRS_STAY,
+    "training.seed": "the luckiest seed is luck, not a setting",
+    "training.eval_every": _SAME_JUDGE,
+    "training.tokens_per_microbatch": "it changes no result",
+    "training.checkpoint_every": "it changes no result",
+    "training.keep": "it changes no result",
+    "training.trackers": "it changes no result",
+}
 
 
 class SearchConfig(Section):
-    """Dotted fields and the ranges to try."""
+    """Dotted fields and the ranges to try; `search: {trials: 16}` alone takes ranges that suit the objective."""
 
-    space: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    trials: PositiveInt = 16
-    metric: str = "eval/accuracy"
+    space: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="field: {uniform | loguniform: [low, high]}, {quniform | qloguniform: [low, high, step]} or "
+        "{choice | grid: [values]}",
+    )
+    trials: PositiveInt | None = Field(None, description=f"{TRIALS} unless the grid says how many")
+    metric: str = Field(ACCURACY, description=f"one of {', '.join(METRICS)}; ties of accuracy go by eval/margin")
+    searcher: Literal["tpe", "random", "grid"] = "tpe"
+    scheduler: Literal["asha", "none"] = Field("asha", description="asha gives up trials that are behind")
+    grace: float = Field(0.2, gt=0, le=1, description="share of a run after which a trial may be given up")
+    eta: int = Field(3, ge=2, description="about one of so many trials goes on at each rung")
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """The space, read."""
+        return {name: parse_domain(written) for name, written in self.space.items()}
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _nested_fields_are_dotted(cls, space: Any) -> Any:
+        """`search.space.objective.lambda={...}` on the command line makes sections of the dots."""
+        return _dotted(space) if isinstance(space, dict) else space
+
+    @field_validator("space")
+    @classmethod
+    def _each_range_is_one(cls, space: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, written in space.items():
+            try:
+                parse_domain(written)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return space
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_means_the_same_everywhere(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(_refusal_of_metric(metric))
+        return metric
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _no_pbt(cls, scheduler: Any) -> Any:
+        if str(scheduler).lower() in ("pbt", "pb2"):
+            raise ValueError(
+                f"{scheduler} copies the checkpoint of a better trial into a worse one, which Ray Tune skips without "
+                "an error where a trial is a Ray Train run; use asha or none"
+            )
+        return scheduler
+
+    @model_validator(mode="after")
+    def _a_grid_is_all_grid(self) -> Self:
+        domains = self.domains.values()
+        if self.searcher == "grid":
+            if not domains or any(not isinstance(domain, Options) for domain in domains):
+                raise ValueError("searcher: grid tries every combination; give each field of space {grid: [values]}")
+            if self.trials is not None and self.trials != self.trial_count:
+                raise ValueError(f"trials: the grid has {self.trial_count} points, not {self.trials}; remove trials")
+        elif any(isinstance(domain, Options) and domain.is_grid for domain in domains):
+            raise ValueError(f"space: grid is for searcher: grid; {self.searcher} draws from {{choice: [values]}}")
+        return self
+
+    @property
+    def trial_count(self) -> int:
+        """How many trials the search has."""
+        if self.searcher != "grid":
+            return self.trials or TRIALS
+        count = 1
+        for domain in self.domains.values():
+            assert isinstance(domain, Options), "checked when the section was read"
+            count *= len(domain.values)
+        return count
+
+
+def _dotted(space: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, content in space.items():
+        if isinstance(content, dict) and content and all(isinstance(inner, dict) for inner in content.values()):
+            fields |= _dotted(content, f"{prefix}{name}.")
+        else:
+            fields[f"{prefix}{name}"] = content
+    return fields
+
+
+def _refusal_of_metric(metric: str) -> str:
+    """Why a search may not go by a metric, and what to go by instead."""
+    bare = metric.rpartition("/")[2]
+    if "loss" in bare or "preference" in bare:
+        return f"{metric} is scaled by lambda or beta: the smallest weight would win; use {ACCURACY}"
+    if "reward" in metric:
+        return f"{metric} is the margin times beta: the largest beta would win; use {ACCURACY} or eval/margin"
+    near = get_close_matches(metric, METRICS, n=1, cutoff=0.5) or [m for m in METRICS if m.endswith(f"/{bare}")]
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
+    return f"{metric} is not what a search can go by; {hint}"
+
+
+def refuse_field(field: str, known: list[str]) -> str | None:
+    """Why a dotted field cannot be searched, or None if it can; `known`: all keys of a config."""
+    for prefix, reason in _NOT_SEARCHED.items():
+        if field == prefix or (prefix != "stages" and field.startswith(f"{prefix}.")):
+            return f"{field} is not searched: {reason}"
+    if field in known:
+        return None
+    near = get_close_matches(field, known, n=1) or [k for k in known if k.endswith(f".{field.rpartition('.')[2]}")]
+    return f"{field}: unknown field" + (f"; did you mean {near[0]}?" if near else "")

@@ -16,7 +16,7 @@ model: {base: some/model}
 data:
   train: [{source: pairs.jsonl}]
 """
-SECTIONS = "adapter, data, model, name, objective, scale, search, storage, training"
+SECTIONS = "adapter, data, model, name, objective, scale, search, stages, storage, training"
 MODEL_KEYS = "attention, base, chat_template, dtype, quantization, revision"
 WITH_OBJECTIVE = MINIMAL + "objective: {kind: orpo, lambda: 0.2}\n"
 
@@ -349,8 +349,9 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("scale.max_failures=-1", "must be greater than or equal to 0, not -1"),
         ("scale.deepspeed=zero", "must be 'auto' or 'none' or a section with stage, not 'zero'"),
         ("scale.deepspeed=2", "must be 'auto' or 'none' or a section with stage, not 2"),
-        ("name=a/b", "must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not 'a/b'"),
-        ("name=..", "must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$', not '..'"),
+        ("name=a/../b", "must be letters, digits and . _ - and begin with one of the first two, not 'a/../b'"),
+        ("name=..", "must be letters, digits and . _ - and begin with one of the first two, not '..'"),
+        ("name=artifacts/b", "artifacts is a folder that all runs of a storage share; choose another name"),
         ("name=123", "must be text (write it in quotes), not 123"),
         ("model.revision=1234567", "must be text (write it in quotes), not 1234567"),
         ("model.base=''", "must have at least 1 character, not ''"),

@@ -1,0 +1,88 @@
+"""What a searched field may be: a span of numbers or a list of values, as the YAML writes them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+_FORMS = {
+    "uniform": "[low, high]",
+    "loguniform": "[low, high]",
+    "quniform": "[low, high, step]",
+    "qloguniform": "[low, high, step]",
+    "choice": "a list of values",
+    "grid": "a list of values",
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Numbers from low to high, drawn evenly or, if `log`, evenly by their logarithm; multiples of `step` if set."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def settle(self, drawn: float) -> float | int:
+        """The value that a number drawn from the span stands for: itself, or the nearest multiple of the step."""
+        if self.step is None:
+            return drawn
+        # Rounding would leave 0.30000000000000004 in the YAML of the best trial.
+        value = float(f"{min(max(round(drawn / self.step) * self.step, self.low), self.high):.12g}")
+        whole = all(isinstance(number, int) for number in (self.low, self.high, self.step))
+        return int(value) if whole else value
+
+
+@dataclass(frozen=True)
+class Options:
+    """Some values, sections too; `is_grid`: each of them is tried with each of every other field."""
+
+    values: tuple[Any, ...]
+    is_grid: bool = False
+
+
+Domain = Span | Options
+
+
+def parse_domain(written: Any) -> Domain:
+    """Read `{loguniform: [0.05, 1.0]}` and its like. Raises ValueError with what is wrong and what to write."""
+    if not isinstance(written, Mapping) or len(written) != 1:
+        raise ValueError(f"write one of {', '.join(_FORMS)}, such as {{loguniform: [0.05, 1.0]}}")
+    ((kind, numbers),) = written.items()
+    if kind not in _FORMS:
+        near = get_close_matches(str(kind), _FORMS, n=1, cutoff=0.7)
+        raise ValueError(f"{kind}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(_FORMS)}"))
+    if not isinstance(numbers, list | tuple):
+        raise ValueError(f"{kind}: write {_FORMS[kind]}")
+    if kind in ("choice", "grid"):
+        return _options(kind, numbers)
+    return _span(kind, numbers)
+
+
+def _options(kind: str, values: list[Any] | tuple[Any, ...]) -> Options:
+    if not values:
+        raise ValueError(f"{kind}: no values in it")
+    if any(value in values[:index] for index, value in enumerate(values)):
+        raise ValueError(f"{kind}: a value stands in it twice")
+    return Options(tuple(values), is_grid=kind == "grid")
+
+
+def _span(kind: str, numbers: list[Any] | tuple[Any, ...]) -> Span:
+    has_step = kind.startswith("q")
+    if len(numbers) != (3 if has_step else 2) or not all(_is_number(number) for number in numbers):
+        raise ValueError(f"{kind}: write {_FORMS[kind]}")
+    low, high, step = numbers if has_step else (*numbers, None)
+    log = kind.endswith("loguniform")
+    if low >= high:
+        raise ValueError(f"{kind}: {low:g} to {high:g} is no range; write the smaller number first")
+    if log and low <= 0:
+        raise ValueError(f"{kind}: its low end is {low:g}, which has no logarithm; start above 0, or use uniform")
+    if step is not None and not 0 < step <= high - low:
+        raise ValueError(f"{kind}: the step must be above 0 and no larger than the range, not {step:g}")
+    return Span(low, high, log, step)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

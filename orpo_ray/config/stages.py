@@ -1,0 +1,63 @@
+"""A run in stages, such as SFT and then DPO, as a chain of ordinary runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from orpo_ray.config.build import build, dump
+from orpo_ray.config.plain_yaml import Key
+from orpo_ray.config.run import RunConfig
+from orpo_ray.errors import ConfigError
+
+_SHAPE = ("kind", "r", "alpha", "targets", "dora")
+
+
+def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) -> list[RunConfig]:
+    """The config of each stage: the run's own settings with the stage's in their place, inside the run's folder.
+
+    A stage starts from what the one before it made, unless it names another adapter; that is its reference too.
+    `places`: where each key was written. Raises ConfigError for a stage that cannot be, all before the first is run.
+    """
+    common = dump(config.model_copy(update={"stages": (), "search": None}))
+    stages: list[RunConfig] = []
+    for number, changes in enumerate(config.stages):
+        tree = merged(common, changes)
+        tree["name"] = f"{config.name}/{number + 1}-{tree['objective'].get('kind', 'orpo')}"
+        if stages and not changes.get("adapter", {}).get("init_from"):
+            _start_from(tree, stages[-1])
+        own = {key[2:]: place for key, place in (places or {}).items() if key[:2] == ("stages", number)}
+        stage = build(RunConfig, tree, {(): config.name, **(places or {}), **own})
+        if stages:
+            _refuse_other_shape(number, stages[-1], stage)
+        stages.append(stage)
+    return stages
+
+
+def merged(common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections with single settings replaced; an objective of another kind is replaced as a whole."""
+    tree = dict(common)
+    for section, content in changes.items():
+        before = tree[section]
+        if section == "objective" and content.get("kind", before["kind"]) != before["kind"]:
+            before = {}
+        tree[section] = {**before, **content}
+    return tree
+
+
+def _start_from(tree: dict[str, Any], former: RunConfig) -> None:
+    if tree["adapter"]["kind"] == "none":
+        tree["model"] = {**tree["model"], "base": str(former.run_dir / "adapter"), "revision": None}
+    else:
+        tree["adapter"] = {**tree["adapter"], "init_from": str(former.run_dir)}
+
+
+def _refuse_other_shape(number: int, former: RunConfig, stage: RunConfig) -> None:
+    """Raise ConfigError for an adapter that could not start from the one before, hours before it would have to."""
+    if stage.adapter.init_from not in (None, str(former.run_dir)):
+        return
+    for key in _SHAPE:
+        before, here = getattr(former.adapter, key), getattr(stage.adapter, key)
+        if before != here:
+            raise ConfigError(
+                f"stages.{number}.adapter.{key}: {here}, but the stage before it trains an adapter with {before}; "
+                "use the same value"
+            )
