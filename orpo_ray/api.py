@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orpo_ray.config import DataConfig, ModelConfig, RunConfig, ScaleConfig, dump
+from orpo_ray.config import DataConfig, ModelConfig, RunConfig, ScaleConfig, dump, stage_configs
 from orpo_ray.errors import ConfigError, ResourceError
 
 if TYPE_CHECKING:
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from orpo_ray.data.store import Artifact
     from orpo_ray.distributed.preflight import Placement
     from orpo_ray.models.hardware import Hardware
-    from orpo_ray.training.setup import Decisions, Setup
+    from orpo_ray.search.record import Search
+    from orpo_ray.search.space import Space
+    from orpo_ray.training.setup import Decisions
 
 Announce = Callable[[str], None]
 Watch = Callable[[int, int, dict[str, float]], None]
+SearchWatch = Callable[["Search"], None]
 
 
 def prepare(data: DataConfig, model: ModelConfig, storage: Path, seed: int, announce: Announce = print) -> Artifact:
@@ -43,13 +46,16 @@ def train(
     """Run a config to its end and return what its result.json says.
 
     Goes on where an unfinished run of this name was; a finished one is not run again. SIGINT and SIGTERM end it with
-    a checkpoint and StoppedError. `verbose` shows what Ray's processes log.
+    a checkpoint and StoppedError. `verbose` shows what Ray's processes log. A run in stages is its stages, one after
+    the other, each a run in the folder of the whole.
     """
     from orpo_ray.training import record
 
     record.refuse_changed_config(config.run_dir, config)
     if finished := _result_if_finished(config, announce):
         return finished
+    if config.stages:
+        return _train_in_stages(config, announce, watch, verbose)
     placement = _place(config, announce, verbose)
     # Before the run has a folder, so that data that is refused leaves nothing behind.
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
@@ -63,6 +69,87 @@ def train(
     result = record.read_json(config.run_dir / record.RESULT_FILE)
     assert result is not None, "a run that ends without an error has a result"
     return result
+
+
+def tune(
+    config: RunConfig,
+    announce: Announce = print,
+    watch: SearchWatch = lambda search: None,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Search the settings that `search` names, and return what search.json says.
+
+    Lives in the folder `search` of the run. Goes on where an unfinished search was; a finished one is not run again.
+    SIGINT and SIGTERM end it with StoppedError.
+    """
+    from orpo_ray.search.record import FOLDER, finished_search
+    from orpo_ray.search.space import resolve, settings_of, trial_config
+    from orpo_ray.training import record
+
+    name = f"{config.name}/{FOLDER}"
+    config = config.model_copy(update={"name": name, "search": settings_of(config)})
+    space = resolve(config, announce)
+    if finished := finished_search(config):
+        announce(_finished(config))
+        return asdict(finished)
+    searched = trial_config(config, space, {}, name)
+    placement = _place(searched, announce, verbose)
+    if space.stage:
+        earlier = stage_configs(config)[: space.stage]
+        _prepare_stages(config, [*earlier, searched], announce, verbose)
+        _train_stages(earlier, announce, lambda step, total_steps, metrics: None, verbose)
+    artifact = prepare(searched.data, searched.model, searched.storage_dir, searched.training.seed, announce)
+    with record.run_lock(config.run_dir):
+        # Again: another process may have begun the search meanwhile, or ended it.
+        if finished := finished_search(config):
+            announce(_finished(config))
+            return asdict(finished)
+        record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+        return asdict(_search(config, space, artifact, placement, announce, watch))
+
+
+def _search(
+    config: RunConfig,
+    space: Space,
+    artifact: Artifact,
+    placement: Placement,
+    announce: Announce,
+    watch: SearchWatch,
+) -> Search:
+    from orpo_ray.distributed.run import Ground
+    from orpo_ray.search.search import run_search
+    from orpo_ray.training.stop import StopSignal
+
+    ground = Ground(artifact, placement, _hardware(config, placement))
+    with StopSignal(announce) as stop:
+        return run_search(config, space, ground, announce, watch, lambda: stop.requested)
+
+
+def _train_in_stages(config: RunConfig, announce: Announce, watch: Watch, verbose: bool) -> dict[str, Any]:
+    from orpo_ray.training import record
+    from orpo_ray.training.stages import conclude
+
+    stages = stage_configs(config)
+    _prepare_stages(config, stages, announce, verbose)
+    with record.run_lock(config.run_dir):
+        record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+        return conclude(config, stages, _train_stages(stages, announce, watch, verbose))
+
+
+def _prepare_stages(config: RunConfig, stages: Sequence[RunConfig], announce: Announce, verbose: bool) -> None:
+    """Find out that a later stage lacks workers or pairs before the first one is trained."""
+    for stage in stages:
+        _place(stage, announce, verbose)
+        if stage.model == config.model:  # another one is made by the stage before
+            prepare(stage.data, stage.model, stage.storage_dir, stage.training.seed, lambda line: None)
+
+
+def _train_stages(stages: Sequence[RunConfig], announce: Announce, watch: Watch, verbose: bool) -> list[dict[str, Any]]:
+    results = []
+    for number, stage in enumerate(stages, start=1):
+        announce(f"stage {number} of {len(stages)}: {stage.objective.kind}, in {stage.run_dir}")
+        results.append(train(stage, announce, watch, verbose))
+    return results
 
 
 def _result_if_finished(config: RunConfig, announce: Announce) -> dict[str, Any] | None:
@@ -91,18 +178,12 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
     hardware = _hardware(config, placement)
     # Entered after Ray has started, which sets a SIGTERM handler of its own.
     with StopSignal(announce) as stop:
-        setup = settle(config, artifact, announce, hardware, placement.workers, placement.nodes)
         if placement.uses_ray:
-            from orpo_ray.distributed import launch, references
+            from orpo_ray.distributed.run import Ground, train_on
 
-            def place_again() -> tuple[Placement, Setup]:
-                found = _place(config, announce, verbose=False)
-                return found, settle(config, artifact, announce, hardware, found.workers, found.nodes)
-
-            driver = launch.Driver(announce, watch, lambda: stop.requested, place_again)
-            placement, setup = references.prepare_references(config, artifact, setup, placement, driver)
-            launch.train(config, artifact, setup, placement, driver)
+            train_on(Ground(artifact, placement, hardware), config, announce, watch, lambda: stop.requested)
             return
+        setup = settle(config, artifact, announce, hardware)
         reporter = LocalReporter(
             config.run_dir,
             keep=config.training.keep,
@@ -135,6 +216,8 @@ def _hardware(config: RunConfig, placement: Placement) -> Hardware:
 
 def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
     """What `train` would do: workers placed, pairs prepared and the plan laid, but no model loaded and no run begun."""
+    if config.stages:
+        return _plan_stages(config, announce)
     from orpo_ray.training import loop, record
     from orpo_ray.training.setup import decide, longest_pair
 
@@ -156,6 +239,17 @@ def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
         "workers": placement.workers,
         "decisions": asdict(decisions),
     }
+
+
+def _plan_stages(config: RunConfig, announce: Announce) -> dict[str, Any]:
+    planned = []
+    for number, stage in enumerate(stage_configs(config), start=1):
+        if stage.model == config.model:
+            announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}")
+            planned.append(plan_only(stage, announce))
+        else:
+            announce(f"stage {number} starts from a model that the stage before it makes; it is planned then")
+    return {"name": config.name, "steps": sum(plan["steps"] for plan in planned), "stages": planned}
 
 
 def evaluate(

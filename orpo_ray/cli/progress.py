@@ -23,8 +23,10 @@ class ProgressLine:
 
     def __call__(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
         """Take in one report."""
-        self._seen |= metrics
         now = self._clock()
+        if step == 0:  # another stage of the run begins
+            self._seen, self._first, self._trained = {}, None, 0
+        self._seen |= metrics
         if "train/loss" in metrics:
             if step <= self._trained:  # workers were lost, and train again what they had not saved
                 self._first = None

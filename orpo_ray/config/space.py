@@ -18,7 +18,7 @@ _FORMS = {
 
 @dataclass(frozen=True)
 class Span:
-    """Numbers from low to high, drawn evenly or, if `log`, evenly by their logarithm; multiples of `step` if set."""
+    """Numbers from low to high, drawn evenly, or by their logarithm; if there is a step, low plus multiples of it."""
 
     low: float
     high: float
@@ -26,13 +26,13 @@ class Span:
     step: float | None = None
 
     def settle(self, drawn: float) -> float | int:
-        """The value that a number drawn from the span stands for: itself, or the nearest multiple of the step."""
+        """The value that a number drawn from the span stands for: itself, or the nearest that steps lead to."""
         if self.step is None:
             return drawn
-        # Rounding would leave 0.30000000000000004 in the YAML of the best trial.
-        value = float(f"{min(max(round(drawn / self.step) * self.step, self.low), self.high):.12g}")
-        whole = all(isinstance(number, int) for number in (self.low, self.high, self.step))
-        return int(value) if whole else value
+        steps = min(round((drawn - self.low) / self.step), int((self.high - self.low) / self.step + 1e-9))
+        if all(isinstance(number, int) for number in (self.low, self.high, self.step)):
+            return self.low + steps * self.step
+        return float(f"{self.low + steps * self.step:.12g}")  # not 0.30000000000000004
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.training.reporter import Watch
 from orpo_ray.training.setup import Announce, Setup
 
-_POLL_S = 1.0
 _LOST_MAILBOX_S = 60.0
 _GROUP_TIMEOUT_S = 1800
 """The longest that a worker waits for the others; a checkpoint on slow storage is written in that time."""
@@ -32,6 +31,7 @@ _GROUP_TIMEOUT_S = 1800
 # What Ray Train keeps in a run's folder, and would go on from; ours are the manifests of the checkpoints.
 _RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 
+_NO_ACTOR = b"\xff" * 16
 _MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, PreemptionError, RayError)
 
 _STOPPED = "stopped; the same command goes on from the last checkpoint, if there is one"
@@ -54,6 +54,8 @@ class Driver:
     stop_requested: Callable[[], bool]
     place_again: Callable[[], tuple[Placement, Setup]]
     """Where the workers go, and what follows from it, on what is left after a loss."""
+    poll_s: float = 1.0
+    """How often it looks for news."""
 
 
 def train(
@@ -114,7 +116,7 @@ def _attempt(
                 told_to_stop = True
                 if not ray.get(mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S):
                     raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
-            fitting.join(_POLL_S)
+            fitting.join(driver.poll_s)
             _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
         _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
     except RayError as error:
@@ -143,7 +145,8 @@ def _free_what_dead_controllers_hold() -> None:
     job = ray.get_runtime_context().get_job_id()
     for record in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(record)
-        if group.creator_actor_dead and group.creator_job_id.hex() == job:
+        # What no actor has made, such as a trial's place under Tune, counts as made by a dead one.
+        if group.creator_actor_id != _NO_ACTOR and group.creator_actor_dead and group.creator_job_id.hex() == job:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
@@ -190,8 +193,8 @@ def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) 
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RayRunConfig(
             # Its folder is the run's own: Ray takes note of checkpoints only where it lies above them.
-            name=config.name,
-            storage_path=str(config.storage_dir),
+            name=config.run_dir.name,
+            storage_path=str(config.run_dir.parent),
             logging_config=LoggingConfig(log_level="ERROR"),
             # Whether to start again is decided here, from what went wrong; Ray would retry a user's error too.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),

@@ -109,6 +109,11 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
     )
 
 
+def runs_at_once(placement: Placement, nodes: Sequence[Node]) -> int:
+    """How many runs of such a placement the cluster holds, those that span servers too. Pure."""
+    return max(1, sum(_room(node, placement.cpus, placement.gpus) for node in nodes) // placement.workers)
+
+
 def _asks_for_ray(scale: ScaleConfig) -> bool:
     """DeepSpeed wants a process group even for one worker, and Ray Train sets one up."""
     return scale.ray or isinstance(scale.deepspeed, DeepSpeedConfig)

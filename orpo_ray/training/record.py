@@ -14,12 +14,14 @@ from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 
 CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
+SEARCH_FILE = "search.json"
+"""Of a search, whose folder holds its trials' runs."""
 _locked: set[Path] = set()
 """Folders of the runs that this process holds the lock of."""
 _PACKAGES = ("orpo-ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "deepspeed", "ray")
 
 # Settings that may change on resume: they move work and files about, but not the numbers that come out.
-_FREE_KEYS = ("storage", "scale.", "search", "training.tokens_per_microbatch", "training.trackers")
+FREE_KEYS = ("storage", "scale.", "search", "training.tokens_per_microbatch", "training.trackers")
 
 
 def versions() -> dict[str, str]:
@@ -81,17 +83,18 @@ def is_locked_by_us(run_dir: Path) -> bool:
 
 def has_started(run_dir: Path) -> bool:
     """Whether there is something to go on from; a run that never saved a checkpoint may begin anew."""
-    return (run_dir / RESULT_FILE).exists() or any((run_dir / "checkpoints").glob("step-*"))
+    begun = (run_dir / RESULT_FILE).exists() or (run_dir / SEARCH_FILE).exists()
+    return begun or any((run_dir / "checkpoints").glob("step-*"))
 
 
-def refuse_changed_config(run_dir: Path, config: RunConfig) -> None:
-    """Raise ConfigError if a run of this name was trained with other settings, naming the first one."""
+def refuse_changed_config(run_dir: Path, config: RunConfig, free: tuple[str, ...] = FREE_KEYS) -> None:
+    """Raise ConfigError if a run of this name was made with other settings than those in `free`, naming the first."""
     stored = read_json(run_dir / CONFIG_FILE)
     if stored is None or not has_started(run_dir):
         return
     before, now = flatten(stored), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    changed = [key for key in changed if not key.startswith(_FREE_KEYS)]
+    changed = [key for key in changed if not key.startswith(free)]
     if changed:
         key = changed[0]
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
@@ -146,6 +149,12 @@ def last_metrics(run_dir: Path) -> dict[str, float]:
         merged |= {name: value for name, value in record.items() if value is not None}
     merged.pop("step", None)
     return merged
+
+
+def evaluations(run_dir: Path) -> list[dict[str, float]]:
+    """Every evaluation of a run: its step and the numbers under `eval/`."""
+    found = [{k: v for k, v in record.items() if k == "step" or k.startswith("eval/")} for record in _metrics(run_dir)]
+    return [evaluation for evaluation in found if len(evaluation) > 1]
 
 
 def metric_by_step(run_dir: Path, name: str) -> dict[int, float]:

@@ -98,7 +98,8 @@ def test_the_line_of_a_wrong_range_is_named(path: Path) -> None:
         (Span(8, 64, step=8), 30.1, 32),
         (Span(8, 64, log=True, step=8), 8.4, 8),
         (Span(0.1, 0.7, step=0.1), 0.3000001, 0.3),
-        (Span(5, 13, step=4), 13.0, 12),
+        (Span(5, 13, step=4), 13, 13),
+        (Span(5, 14, log=True, step=4), 14.0, 13),
         (Span(0.0, 1.0), 0.123456789, 0.123456789),
     ],
 )

@@ -1,0 +1,158 @@
+"""How a search goes and what it found, as tables for people."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orpo_ray.errors import ConfigError
+from orpo_ray.search.outcome import shown_values
+from orpo_ray.search.record import FOLDER, Search, Trial, read_search
+
+_STATES = {"running": "running", "finished": "finished", "stopped": "given up", "failed": "failed"}
+_COLUMNS = ("eval/accuracy", "eval/margin", "eval/nll")
+
+
+class SearchTable:
+    """Watches a search: a table that is redrawn on a terminal, elsewhere a line for each thing that happened."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._began: tuple[float, int] | None = None
+        self._told: dict[int, tuple[str, float]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, search: Search) -> None:
+        """Take in what has changed."""
+        if self._began is None:
+            self._began = (self._clock(), steps_taken(search))
+        if self._live is not None:
+            self._live.start()
+            self._live.update(Group(table_of(search), Text(self._counts(search))), refresh=True)
+            return
+        for trial in search.trials:
+            news = (trial.state, trial.last.get("step", -1.0))
+            if self._told.get(trial.number, ("", -1.0)) != news:
+                self._told[trial.number] = news
+                print(f"{_line(trial)}  [{self._counts(search)}]", file=sys.stderr, flush=True)
+
+    def _counts(self, search: Search) -> str:
+        done = sum(trial.state != "running" for trial in search.trials)
+        left = f"{done} of {search.trial_count} trials done"
+        seconds = self._seconds_left(search)
+        if seconds is None:
+            return left
+        return f"{left}, time left about {int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{int(seconds % 60):02}"
+
+    def _seconds_left(self, search: Search) -> float | None:
+        """From the steps taken since this began, and those that ended trials took on average."""
+        assert self._began is not None
+        ended = [trial for trial in search.trials if trial.state in ("finished", "stopped")]
+        seconds, steps = self._clock() - self._began[0], steps_taken(search) - self._began[1]
+        if not ended or steps <= 0:
+            return None
+        mean = sum(trial.steps for trial in ended) / len(ended)
+        to_come = mean * (search.trial_count - sum(trial.state != "running" for trial in search.trials))
+        begun = sum(min(trial.steps, mean) for trial in search.trials if trial.state == "running")
+        return max(0.0, to_come - begun) * seconds / steps
+
+
+def steps_taken(search: Search) -> int:
+    """Steps of all trials up to their latest evaluations."""
+    return sum(trial.steps for trial in search.trials)
+
+
+def find_search(run: str) -> Search:
+    """The search of a run's folder, or in it. Raises ConfigError where there is none."""
+    folder = Path(run).expanduser()
+    for candidate in (folder / FOLDER, folder):
+        if candidate.is_dir() and (found := read_search(candidate)) is not None:
+            return found
+    raise ConfigError(
+        f"{run}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such as runs/x"
+    )
+
+
+def table_of(search: Search) -> Table:
+    """A row a trial, best first once they have ended."""
+    fields = list(dict.fromkeys(name for trial in search.trials for name in trial.values))
+    table = Table(title=f"{search.name}: {search.status}", title_justify="left")
+    table.add_column("trial", justify="right")
+    for name in _short(fields):
+        table.add_column(name, justify="right")
+    for name in ("step", *(column.removeprefix("eval/") for column in _COLUMNS)):
+        table.add_column(name, justify="right")
+    table.add_column("state")
+    for trial in search.trials:
+        numbers = [f"{trial.last[name]:.3f}" if trial.last.get(name) is not None else "" for name in _COLUMNS]
+        marked = "bold" if trial.number == search.outcome.get("best") else ""
+        values = [shown_values({name: trial.values[name]}).partition("=")[2] for name in fields]
+        table.add_row(
+            str(trial.number),
+            *values,
+            f"{trial.steps}/{trial.total_steps}",
+            *numbers,
+            _STATES[trial.state],
+            style=marked,
+        )
+    return table
+
+
+def _short(fields: list[str]) -> list[str]:
+    """Names without their sections, where these do not tell them apart."""
+    bare = [name.rpartition(".")[2] for name in fields]
+    return bare if len(set(bare)) == len(bare) else fields
+
+
+def print_search(search: Search, console: Console | None = None) -> None:
+    """The table, and, of a search that has ended, what it found."""
+    console = console or Console()
+    console.print(table_of(search))
+    for trial in search.trials:
+        if trial.error:
+            console.print(Text(f"trial {trial.number} failed: {trial.error}"))
+    if search.outcome:
+        _print_outcome(search.outcome, console)
+
+
+def _print_outcome(outcome: dict[str, Any], console: Console) -> None:
+    table = Table(title="Pareto front: nobody has both a higher accuracy and a lower NLL", title_justify="left")
+    for column in ("trial", "accuracy", "NLL of chosen", "margin", "values"):
+        table.add_column(column, justify="left" if column == "values" else "right")
+    for point in outcome["pareto"]:
+        numbers = (f"{point[name]:.3f}" for name in ("accuracy", "nll", "margin"))
+        table.add_row(str(point["trial"]), *numbers, shown_values(point["values"]))
+    console.print(table)
+    for sample in outcome["answers"]:
+        console.print(Text(sample["prompt"], style="bold"))
+        for who, text in sample.items():
+            if who != "prompt":
+                console.print(Text(f"  {who}: {text}"))
+    for line in outcome["reading"]:
+        console.print(Text(line))
+    console.print(f"config:  {outcome['config']}\nadapter: {outcome['adapter']}", soft_wrap=True)
+
+
+def _line(trial: Trial) -> str:
+    parts = [f"trial {trial.number}: {shown_values(trial.values)}"]
+    if trial.total_steps:
+        parts.append(f"step {trial.steps}/{trial.total_steps}")
+    parts += [f"{name.removeprefix('eval/')} {trial.last[name]:.3f}" for name in _COLUMNS if name in trial.last]
+    return "  ".join([*parts, _STATES[trial.state]])

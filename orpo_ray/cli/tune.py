@@ -1,0 +1,52 @@
+"""`orpo-ray tune`: find the settings of a run, or see how far a search has come."""
+
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("tune")
+def tune(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG.yaml")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    show: Annotated[
+        str | None, typer.Option("--show", metavar="RUN", help="Print a search's table from its folder, and end.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """Search lambda, learning rate or any other setting; the same command goes on with an unfinished search."""
+    from dataclasses import asdict
+
+    from orpo_ray.cli.search_table import SearchTable, find_search, print_search
+    from orpo_ray.errors import ConfigError
+    from orpo_ray.search.record import Search, Trial
+
+    if show is not None:
+        if config is not None:
+            raise ConfigError("--show RUN stands alone: it reads what a search has written, and starts nothing")
+        found = find_search(show)
+        if not json:
+            print_search(found)
+        return asdict(found)
+    if config is None:
+        raise ConfigError("name a config to search with, or a search to look at with --show RUN")
+    result = _search(config, overrides or [], verbose, SearchTable())
+    if not json:
+        print_search(Search(**{**result, "trials": [Trial(**trial) for trial in result["trials"]]}))
+    return result
+
+
+def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[str, Any]:
+    from orpo_ray.cli.console import announce_in, check_writable, open_log, prints_to_log
+    from orpo_ray.config import load_config
+
+    settings = load_config(path, overrides)
+    open_log(verbose)
+    from orpo_ray import api
+
+    check_writable(settings.run_dir)
+    with prints_to_log(verbose), table:
+        return api.tune(settings, announce_in(settings.run_dir / "search"), table, verbose)

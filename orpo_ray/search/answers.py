@@ -1,0 +1,57 @@
+"""What trials answer, in words: two of the same accuracy may differ in whether they still speak."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from orpo_ray.config import RunConfig
+from orpo_ray.data.store import Artifact
+from orpo_ray.distributed.run import Ground
+from orpo_ray.errors import StoppedError
+from orpo_ray.evaluation.evaluate import load_trained
+from orpo_ray.evaluation.generate import greedy_answers
+from orpo_ray.models.tokenizer import load_tokenizer
+from orpo_ray.training import record
+from orpo_ray.training.setup import Decisions
+from orpo_ray.training.strategy import SINGLE
+
+_PROMPTS = 4
+_MAX_NEW_TOKENS = 64
+_POLL_S = 1.0
+
+
+def answer(ground: Ground, trials: Sequence[RunConfig], stop_requested: Callable[[], bool]) -> list[dict[str, Any]]:
+    """A few held-out prompts with the greedy answers of the base and of each trial's adapter, by run name.
+
+    Computed on the room of one worker, where the trials were. Raises StoppedError on request.
+    """
+    task = ray.remote(_answer).options(num_cpus=ground.placement.cpus, num_gpus=ground.placement.gpus)
+    pending = [task.remote(ground.artifact, list(trials))]
+    while pending:
+        if stop_requested():
+            raise StoppedError("stopped; all trials have ended, and the same command goes on from there")
+        done, pending = ray.wait(pending, timeout=_POLL_S)
+    answers: list[dict[str, Any]] = ray.get(done[0])
+    return answers
+
+
+def _answer(artifact: Artifact, trials: list[RunConfig]) -> list[dict[str, Any]]:
+    tokenizer = load_tokenizer(trials[0].model, lambda line: None)
+    # From all over the held-out pairs: the sources stand one after the other.
+    spread = [len(artifact.eval) * number // _PROMPTS for number in range(_PROMPTS)]
+    prompts = [artifact.eval[index].prompt.tolist() for index in dict.fromkeys(spread)]
+
+    def said(config: RunConfig, trained: str | None) -> list[str]:
+        stored = Decisions(**record.read_run(config.run_dir)["decisions"])
+        model = load_trained(config, replace(stored, strategy=SINGLE), trained)
+        return greedy_answers(model, tokenizer, prompts, _MAX_NEW_TOKENS)
+
+    by_run = {"base": said(trials[0], None)}
+    by_run |= {config.name: said(config, str(config.run_dir / "adapter")) for config in trials}
+    shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+    return [
+        {"prompt": prompt.strip(), **{run: answers[index] for run, answers in by_run.items()}}
+        for index, prompt in enumerate(shown)
+    ]

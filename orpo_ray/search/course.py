@@ -1,0 +1,82 @@
+"""How a search goes on: which trial is next, what follows from an evaluation, what is kept of both. Knows no Ray."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.config import RunConfig
+from orpo_ray.search.record import Search, Trial
+from orpo_ray.search.space import Space, trial_config
+from orpo_ray.search.study import Study
+from orpo_ray.training.record import evaluations, metric_by_step
+
+Watch = Callable[[Search], None]
+
+
+class Course:
+    """The trials of a search, from what is on record to the last. `watch` is called after every change."""
+
+    def __init__(self, config: RunConfig, space: Space, search: Search, study: Study, watch: Watch) -> None:
+        self._config = config
+        self._space = space
+        self._search = search
+        self._study = study
+        self._watch = watch
+        self._interrupted = [trial for trial in search.trials if trial.state == "running"]
+
+    def next(self) -> tuple[Trial, RunConfig] | None:
+        """The next trial and its config: one that was interrupted, else a new one; None when all have been begun."""
+        if self._interrupted:
+            trial = self._interrupted.pop(0)
+        else:
+            number = len(self._search.trials)
+            if number >= self._search.trial_count:
+                return None
+            trial = Trial(number, f"{self._config.name}/trials/{number:03d}", self._study.draw(number))
+            self._search.trials.append(trial)
+            self._keep()
+        return trial, trial_config(self._config, self._space, trial.values, trial.run)
+
+    def evaluated(self, trial: Trial, step: int, total_steps: int, evaluation: Mapping[str, float]) -> bool:
+        """Take in an evaluation; whether the trial is given up."""
+        if not trial.note(step, total_steps, evaluation):
+            return False
+        given_up = self._study.judge(trial)
+        if given_up:
+            self._end(trial, "stopped")
+        else:
+            self._keep()
+        return given_up
+
+    def finished(self, trial: Trial) -> None:
+        """A trial was trained to its end."""
+        self._end(trial, "finished")
+
+    def failed(self, trial: Trial, error: str) -> None:
+        """A trial ended with an error; the search goes on without it."""
+        trial.error = error
+        self._end(trial, "failed")
+
+    def _end(self, trial: Trial, state: Any) -> None:
+        trial.state = state
+        self._study.end(trial)
+        self._keep()
+
+    def _keep(self) -> None:
+        self._search.write(self._config.run_dir)
+        self._watch(self._search)
+
+
+def catch_up(search: Search, storage: Path) -> None:
+    """Put on record what interrupted trials reported when nobody listened: going on, they do not report it again."""
+    for trial in search.trials:
+        if trial.state == "running" and trial.total_steps:
+            for evaluation in evaluations(storage / trial.run):
+                step = int(evaluation.pop("step"))
+                trial.note(step, trial.total_steps, evaluation)
+
+
+def count_steps(search: Search, storage: Path) -> None:
+    """Count the steps that each trial took, those after its last evaluation too."""
+    for trial in search.trials:
+        trial.steps = max(metric_by_step(storage / trial.run, "train/loss"), default=0)

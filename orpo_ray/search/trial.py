@@ -1,0 +1,74 @@
+"""One trial: a whole run under Ray Train, driven from a process that Ray Tune starts, and may end at any evaluation."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from orpo_ray.config import RunConfig, build, dump
+from orpo_ray.distributed.run import Ground, train_on
+from orpo_ray.errors import OrpoRayError
+from orpo_ray.training import record
+from orpo_ray.training.reporter import plain_record
+
+LOG_FILE = "run.log"
+# The workers train on while nobody has told them of a verdict.
+_POLL_S = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialRoom:
+    """What all trials of a search share. `directory`: where the command was given; relative paths start there."""
+
+    ground: Ground
+    directory: Path
+
+
+def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
+    """Train the run whose config is in `settings`, or go on with it, reporting each evaluation to Tune.
+
+    The last report says `finished`, or tells the `error` that ended the run: Tune hears of no exception, so that
+    what it takes for a failure is a lost process, after which it starts the trial again.
+    """
+    if room.directory.is_dir():
+        os.chdir(room.directory)
+    config = build(RunConfig, settings["config"], {(): "trial"})
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=config.run_dir / LOG_FILE,
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        force=True,
+    )
+    try:
+        with record.run_lock(config.run_dir):
+            _train(config, room.ground, _log.info)
+    except OrpoRayError as error:
+        _log.error("the trial failed", exc_info=error)
+        tune.report({"error": str(error)})
+    except Exception as error:  # noqa: BLE001 - told to the search, which goes on; the traceback is in the trial's log
+        _log.error("the trial failed", exc_info=error)
+        tune.report({"error": f"unexpected {type(error).__name__}: {error}"})
+    else:
+        tune.report({"finished": True})
+
+
+def _train(config: RunConfig, ground: Ground, announce: Callable[[str], None]) -> None:
+    record.refuse_changed_config(config.run_dir, config)
+    if record.read_json(config.run_dir / record.RESULT_FILE) is not None:
+        return  # it ended when nobody listened
+    record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+    train_on(ground, config, announce, _report_evaluation, stop_requested=lambda: False, poll_s=_POLL_S)
+
+
+def _report_evaluation(step: int, total_steps: int, metrics: dict[str, float]) -> None:
+    """Hand an evaluation to Tune. Raises SystemExit where the trial is given up, which ends its processes."""
+    evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+    if evaluation:
+        tune.report({"total_steps": total_steps, **plain_record(step, evaluation)})

@@ -1,0 +1,172 @@
+"""A course under Ray Tune: Tune starts, ends and restarts the trials' processes; what it is told comes from the course.
+
+Tune's own snapshots hold pickles, so nothing is ever read from them: they are swept away when the search ends.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+    from ray.tune.search import Searcher
+
+from orpo_ray.config import RunConfig, dump
+from orpo_ray.errors import RunError, StoppedError, on_one_line
+from orpo_ray.search.course import Course
+from orpo_ray.search.record import Trial
+from orpo_ray.search.trial import TrialRoom, run_trial
+
+_log = logging.getLogger(__name__)
+
+_FOLDER = "tune"
+_POLL_S = 0.2
+# A trial's process computes nothing: its workers take the room. Tune wants something to reserve: a byte of memory.
+_NOTHING = ({"memory": 1},)
+
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Trials read relative paths of the config from where the command was given.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def run_course(
+    config: RunConfig, course: Course, room: TrialRoom, at_once: int, stop_requested: Callable[[], bool]
+) -> None:
+    """Run the trials of a course, so many at once, until none is left. Raises StoppedError on request."""
+    os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would list failed trials once more, past our log
+    folder = config.run_dir / _FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    trials: dict[str, Trial] = {}
+    tuner = tune.Tuner(
+        tune.with_resources(partial(run_trial, room=room), tune.PlacementGroupFactory(list(_NOTHING))),
+        tune_config=tune.TuneConfig(
+            search_alg=_Searcher(course, trials),
+            scheduler=_Scheduler(course, trials),
+            max_concurrent_trials=at_once,
+            num_samples=-1,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=_FOLDER,
+            storage_path=str(config.run_dir),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
+            stop=_Stopper(stop_requested),
+        ),
+    )
+    fitting = _Fit(tuner)
+    fitting.start()
+    fitting.join()
+    shutil.rmtree(folder, ignore_errors=True)
+    if stop_requested():
+        raise StoppedError("stopped; the same command keeps finished trials and goes on with the others")
+    if fitting.error is not None:
+        said = on_one_line(fitting.error)[:300]
+        raise RunError(f"Ray Tune failed: {said}; the same command goes on") from fitting.error
+
+
+class _Fit(threading.Thread):
+    """`fit()` in a thread of its own: in the main one it would take over Ctrl-C."""
+
+    def __init__(self, tuner: tune.Tuner) -> None:
+        super().__init__(name="ray-tune-fit", daemon=True)
+        self._tuner = tuner
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Wait for the trials."""
+        try:
+            self._tuner.fit()
+        except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
+            self.error = error
+
+
+class _NotKept:
+    """Tune pickles what it is given into snapshots that nobody reads: a course, and who watches it, stay here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_NotKept, Searcher):
+    """Tells Tune the next trial of a course."""
+
+    def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
+        super().__init__()
+        self._course = course
+        self._trials = trials
+
+    def suggest(self, trial_id: str) -> Any:
+        """The settings of the next trial, or that there is none."""
+        found = self._course.next()
+        if found is None:
+            return Searcher.FINISHED
+        self._trials[trial_id], config = found
+        return {"config": dump(config)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler hears of it first."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the record of the search is its only memory."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+
+class _Scheduler(_NotKept, FIFOScheduler):  # type: ignore[misc]
+    """Takes what trials report to their course, and its verdict to Tune."""
+
+    def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
+        super().__init__()
+        self._course = course
+        self._trials = trials
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """An evaluation, the end of a run or its error."""
+        ours = self._trials[trial.trial_id]
+        if ours.state != "running":
+            return str(TrialScheduler.STOP)
+        if "error" in result:
+            self._course.failed(ours, result["error"])
+        elif "finished" in result:
+            self._course.finished(ours)
+        elif "step" in result:
+            evaluation = {name: value for name, value in result.items() if name.startswith("eval/")}
+            if self._course.evaluated(ours, result["step"], result["total_steps"], evaluation):
+                return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A trial's process was lost more often than is excused."""
+        ours = self._trials[trial.trial_id]
+        _log.error("the process of trial %d was lost", ours.number, exc_info=trial.get_error())
+        if ours.state == "running":
+            self._course.failed(ours, "its process was lost, and no retry is left (scale.max_failures)")
+
+
+class _Stopper(_NotKept, tune.Stopper):
+    """Ends all trials when the user asks; their runs go on from their checkpoints another time."""
+
+    def __init__(self, stop_requested: Callable[[], bool]) -> None:
+        self._stop_requested = stop_requested
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial by itself."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end now."""
+        return self._stop_requested()
