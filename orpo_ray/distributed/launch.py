@@ -105,7 +105,7 @@ def _attempt(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     _forget(config.run_dir)
-    _free_what_dead_controllers_hold()
+    free_what_dead_controllers_hold()
     settings = {"task": task_of(config, artifact, setup), "mailbox": mailbox}
     fitting = _Fit(_trainer(config, placement, settings))
     fitting.start()
@@ -132,7 +132,7 @@ def _forget(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
-def _free_what_dead_controllers_hold() -> None:
+def free_what_dead_controllers_hold() -> None:
     """Give back what controllers of this job had reserved for workers: Ray keeps it until their job ends, too.
 
     Ray's public table of placement groups does not tell who made them; its records do.

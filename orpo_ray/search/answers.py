@@ -8,6 +8,7 @@ import ray
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
+from orpo_ray.distributed.launch import free_what_dead_controllers_hold
 from orpo_ray.distributed.run import Ground
 from orpo_ray.errors import StoppedError
 from orpo_ray.evaluation.evaluate import load_trained
@@ -32,6 +33,7 @@ def answer(ground: Ground, trials: Sequence[RunConfig], stop_requested: Callable
     while pending:
         if stop_requested():
             raise StoppedError("stopped; all trials have ended, and the same command goes on from there")
+        free_what_dead_controllers_hold()  # those of the trials that were given up last
         done, pending = ray.wait(pending, timeout=_POLL_S)
     answers: list[dict[str, Any]] = ray.get(done[0])
     return answers

@@ -24,7 +24,7 @@ _LEARNING_RATES = {
     ("lora", True): Span(2e-5, 4e-4, log=True),
     ("lora", False): Span(1e-6, 1e-4, log=True),
     ("none", True): Span(2e-7, 1e-5, log=True),
-    ("none", False): Span(5e-8, 2e-6, log=True),
+    ("none", False): Span(2e-8, 2e-6, log=True),
 }
 """By adapter kind, and whether the loss has a likelihood term, which holds the text together at higher rates."""
 

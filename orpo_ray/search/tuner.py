@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     from ray.tune.search import Searcher
 
 from orpo_ray.config import RunConfig, dump
+from orpo_ray.distributed.launch import free_what_dead_controllers_hold
 from orpo_ray.errors import RunError, StoppedError, on_one_line
 from orpo_ray.search.course import Course
 from orpo_ray.search.record import Trial
@@ -27,7 +28,7 @@ from orpo_ray.search.trial import TrialRoom, run_trial
 _log = logging.getLogger(__name__)
 
 _FOLDER = "tune"
-_POLL_S = 0.2
+_POLL_S = 1.0
 # A trial's process computes nothing: its workers take the room. Tune wants something to reserve: a byte of memory.
 _NOTHING = ({"memory": 1},)
 
@@ -68,7 +69,10 @@ def run_course(
     )
     fitting = _Fit(tuner)
     fitting.start()
-    fitting.join()
+    while fitting.is_alive():
+        fitting.join(_POLL_S)
+        # Ray keeps the room of a trial that was given up: its controller, who had asked for it, died with it.
+        free_what_dead_controllers_hold()
     shutil.rmtree(folder, ignore_errors=True)
     if stop_requested():
         raise StoppedError("stopped; the same command keeps finished trials and goes on with the others")

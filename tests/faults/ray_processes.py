@@ -96,14 +96,16 @@ class Ended:
 
 
 class Command:
-    """`orpo-ray train` in a session of its own."""
+    """`orpo-ray train`, or another command on a config, in a session of its own."""
 
-    def __init__(self, config: Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, config: Path, *arguments: str, command: str = "train", environment: dict[str, str] | None = None
+    ) -> None:
         self.processes = Processes()
         self._folder = Path(tempfile.mkdtemp(prefix="orpo-command-"))
         with (self._folder / "out").open("w") as out, (self._folder / "err").open("w") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "orpo_ray.cli.main", "train", str(config), *arguments],
+                [sys.executable, "-m", "orpo_ray.cli.main", command, str(config), *arguments],
                 env={**ENVIRONMENT, **(environment or {}), **self.processes.environment},
                 stdout=out,
                 stderr=err,

@@ -1,0 +1,203 @@
+"""A real search that loses a worker and its driver, in which one trial fails and others are given up.
+
+Each trial is a whole run under Ray Train, with NF4 and LoRA; two run at once. Starts are dear, so that one search is
+wounded in every way, and the tests look at what it left behind.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL, SIGTERM
+from typing import Any
+
+import pytest
+import yaml
+from ray_processes import LEAVE_S, ORPHANS_S, Command, Ended, wait_until, worker_pids
+from support import read_metrics, settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+STEPS, RUNG = 20, 4
+TRIALS, FAILS = 5, 1
+# This seed draws: a high rate, a warm-up that no run could end, and three rates too low to keep up with the first.
+SEED = 210
+SPACE = {
+    "training.learning_rate": {"loguniform": [1e-5, 1e-3]},
+    "training.warmup": {"choice": [1, 2 * STEPS]},
+}
+SCALE = {"workers": 1, "gpus_per_worker": 0}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What the wounded search left behind, and what was seen on the way."""
+
+    folder: Path
+    killed: Ended
+    ended: Ended
+    at_kill: dict[str, Any]
+    record: dict[str, Any]
+    workers_of_given_up: list[int]
+    freed_while_others_ran: bool
+
+    def trial(self, number: int) -> dict[str, Any]:
+        found: dict[str, Any] = self.record["trials"][number]
+        return found
+
+    def log(self, number: int) -> str:
+        return (self.folder / "trials" / f"{number:03d}" / "run.log").read_text(encoding="utf-8")
+
+
+def write_config(storage: Path, name: str, trials: int = TRIALS, **sections: Any) -> Path:
+    training = {"max_steps": STEPS, "eval_every": RUNG, "checkpoint_every": RUNG, "seed": SEED}
+    search = {"space": SPACE, "trials": trials, "searcher": "random"}
+    common = {"objective": {"kind": "dpo"}, "scale": SCALE, "training": training, "search": search}
+    path = storage / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings(storage, name, **{**common, **sections})), encoding="utf-8")
+    return path
+
+
+def read(folder: Path) -> dict[str, Any]:
+    path = folder / "search.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"trials": []}
+
+
+def steps_of(folder: Path, number: int) -> list[float]:
+    """Steps at which a trial was evaluated, so far."""
+    trials = read(folder)["trials"]
+    return [each["step"] for each in trials[number]["evaluations"]] if number < len(trials) else []
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+
+
+def given_up(folder: Path) -> list[int]:
+    return [trial["number"] for trial in read(folder)["trials"] if trial["state"] == "stopped"]
+
+
+@pytest.fixture(scope="module")
+def storage(prepared_storage: Path) -> Iterator[Path]:
+    yield prepared_storage
+    shutil.rmtree(prepared_storage / "references", ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def searched(storage: Path) -> Searched:
+    config = write_config(storage, "searched")
+    folder = storage / "searched" / "search"
+    shutil.rmtree(storage / "references", ignore_errors=True)
+    command = Command(config, "--json", command="tune")
+    command.wait_until(lambda: RUNG in steps_of(folder, 0), "the first trial's first rung")
+    os.kill(worker_pids(folder / "trials" / "000")[0], SIGKILL)
+    (stopped,) = command.wait_until(lambda: given_up(folder)[:1], "a trial that is given up")
+    workers = worker_pids(folder / "trials" / f"{stopped:03d}")
+    wait_until(lambda: all(map(is_gone, workers)), "the end of its workers", LEAVE_S)
+    freed = not is_gone(command.pid)
+    command.wait_until(lambda: len(read(folder)["trials"]) > 3 and steps_of(folder, 3), "the fourth trial's start")
+    command.send(SIGKILL)
+    killed = command.end(ORPHANS_S)
+    at_kill = read(folder)
+    ended = Command(config, "--json", command="tune").end()
+    assert ended.code == 0, ended.said
+    return Searched(folder, killed, ended, at_kill, read(folder), workers, freed)
+
+
+def test_the_search_ends_with_every_trial_and_an_outcome(searched: Searched) -> None:
+    assert json.loads(searched.ended.out) == searched.record
+    assert searched.record["status"] == "finished"
+    states = [trial["state"] for trial in searched.record["trials"]]
+    assert states == ["finished", "failed", "stopped", "stopped", "stopped"]
+    outcome = searched.record["outcome"]
+    assert outcome["best"] == 0 and len(outcome["reading"]) == 3
+    assert Path(outcome["adapter"], "adapter_model.safetensors").is_file()
+    assert [set(sample) for sample in outcome["answers"]] == [{"prompt", "base", "trial 0"}] * 4
+
+
+def test_a_trial_whose_worker_is_killed_goes_on(searched: Searched) -> None:
+    assert "going on from the last checkpoint" in searched.log(0)
+    assert [each["step"] for each in searched.trial(0)["evaluations"]] == list(range(0, STEPS + 1, RUNG))
+
+
+def test_a_failed_trial_tells_why_and_the_others_go_on(searched: Searched) -> None:
+    assert searched.trial(FAILS)["error"] == (
+        f"training.warmup: {2 * STEPS} steps, but the run has {STEPS}; its rate would never rise"
+    )
+
+
+def test_a_trial_that_is_given_up_frees_its_workers_while_others_run(searched: Searched) -> None:
+    assert len(searched.workers_of_given_up) == 1
+    assert searched.freed_while_others_ran
+
+
+def test_a_killed_search_keeps_what_has_ended_and_goes_on_with_the_rest(searched: Searched) -> None:
+    assert searched.killed.code == -SIGKILL and not searched.killed.left
+    assert searched.at_kill["status"] == "running"
+    kept = [trial for trial in searched.at_kill["trials"] if trial["state"] != "running"]
+    assert kept and len(kept) < len(searched.at_kill["trials"])
+    for trial in kept:
+        again = searched.trial(trial["number"])
+        assert {**again, "steps": 0} == {**trial, "steps": 0}
+    begun = [trial["values"] for trial in searched.at_kill["trials"]]
+    assert begun == [trial["values"] for trial in searched.record["trials"]][: len(begun)]
+
+
+def test_pairs_are_prepared_and_reference_log_probs_computed_once(searched: Searched, storage: Path) -> None:
+    assert len(list((storage / "artifacts").iterdir())) == 1
+    assert len(list((storage / "references").iterdir())) == 1
+    computed = [line for line in searched.ended.said if "reference log-probs: computing" in line]
+    logs = [searched.log(number) for number in range(TRIALS)]
+    assert not computed and not any("reference log-probs: computing" in log for log in logs)
+    assert "reference log-probs: reused" in logs[0]
+
+
+def test_every_trial_follows_the_schedule_of_a_whole_run(searched: Searched) -> None:
+    """The rate at a step, as a share of the trial's own, is that of the trial that was trained to the end."""
+
+    def shares(number: int) -> list[float]:
+        rate = searched.trial(number)["values"]["training.learning_rate"]
+        lines = read_metrics(searched.folder / "trials" / f"{number:03d}")
+        return [line["train/learning_rate"] / rate for line in lines if "train/loss" in line]
+
+    whole = shares(0)
+    assert len(whole) == STEPS
+    for number in (2, 3, 4):
+        part = shares(number)
+        assert RUNG <= len(part) < STEPS
+        assert part == pytest.approx(whole[: len(part)])
+
+
+def test_the_best_config_trains_what_the_best_trial_trained(searched: Searched) -> None:
+    best = yaml.safe_load(Path(searched.record["outcome"]["config"]).read_text(encoding="utf-8"))
+    assert best["name"] == "searched-best"
+    assert best["training"]["learning_rate"] == searched.trial(0)["values"]["training.learning_rate"]
+    assert "search" not in best
+
+
+def test_a_finished_search_is_shown_again_by_the_same_command(searched: Searched, storage: Path) -> None:
+    again = Command(storage / "searched.yaml", command="tune").end()
+    assert again.code == 0
+    assert any("is finished" in line for line in again.said)
+    assert "Trial 0 is best" in again.out
+
+
+def test_a_trial_may_take_several_workers_and_its_search_be_told_to_stop(storage: Path) -> None:
+    scale = {"workers": 2, "cpus_per_worker": 0.5, "deepspeed": {"stage": 2}}
+    config = write_config(storage, "stopped", objective={"kind": "orpo"}, scale={**SCALE, **scale}, trials=1)
+    folder = storage / "stopped" / "search"
+    command = Command(config, command="tune")
+    command.wait_until(lambda: steps_of(folder, 0), "the first trial's start")
+    command.send(SIGTERM)
+    ended = command.end()
+    assert ended.code == 4 and not ended.left
+    assert ended.said[-1] == "orpo-ray: stopped; the same command keeps finished trials and goes on with the others"
+    assert read(folder)["status"] == "stopped"
+    run = json.loads((folder / "trials" / "000" / "run.json").read_text(encoding="utf-8"))
+    assert len(set(run["workers"])) == 2 and run["strategy"] == "deepspeed-zero-2"

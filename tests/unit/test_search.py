@@ -1,0 +1,354 @@
+"""What a search decides, without Ray: what to vary, what to try next, whom to give up, what is best, what is kept."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import run_config
+
+from orpo_ray.config import RunConfig, SearchConfig
+from orpo_ray.config.space import Domain, Options, Span
+from orpo_ray.errors import ConfigError
+from orpo_ray.search.course import Course, catch_up
+from orpo_ray.search.outcome import best_trial, pareto_front, reading
+from orpo_ray.search.record import Search, Trial, finished_search, read_search
+from orpo_ray.search.score import score
+from orpo_ray.search.space import Space, resolve, trial_config
+from orpo_ray.search.study import Study
+
+LAMBDA, RATE = "objective.lambda", "training.learning_rate"
+DOMAINS: dict[str, Domain] = {LAMBDA: Span(0.1, 2.0, log=True), RATE: Span(1e-5, 1e-3, log=True)}
+PAIRS = 512
+
+
+def evaluation(accuracy: float, margin: float = 0.1, nll: float = 1.0) -> dict[str, float]:
+    return {"eval/accuracy": accuracy, "eval/margin": margin, "eval/nll": nll}
+
+
+def finished(number: int, *numbers: float, total: int = 10) -> Trial:
+    trial = Trial(number, f"x/trials/{number:03d}", {LAMBDA: 0.1 * (number + 1)})
+    trial.note(total, total, evaluation(*numbers))
+    trial.state = "finished"
+    return trial
+
+
+# --- ranking ----------------------------------------------------------------------------------------------------
+
+
+def test_the_margin_decides_among_equal_accuracies_and_among_no_others() -> None:
+    near = [evaluation(k / PAIRS, margin) for k in (400, 401) for margin in (-50.0, -0.1, 0.0, 0.1, 50.0)]
+    scores = [score("eval/accuracy", each, PAIRS) for each in near]
+    assert scores == sorted(scores) and len(set(scores)) == len(scores)
+
+
+def test_the_score_of_other_metrics_is_the_metric_and_higher_is_better() -> None:
+    assert score("eval/margin", evaluation(0.5, 0.3), PAIRS) == 0.3
+    assert score("eval/nll", evaluation(0.5, 0.3, 2.0), PAIRS) == -2.0
+
+
+def test_a_number_that_is_not_finite_is_worse_than_all_others() -> None:
+    assert score("eval/accuracy", {"eval/accuracy": 1.0, "eval/margin": None}, PAIRS) == -math.inf
+
+
+def test_the_pareto_front_holds_those_whom_nobody_beats_in_both() -> None:
+    trials = [
+        finished(0, 0.9, 0.1, 2.0),
+        finished(1, 0.8, 0.1, 1.0),
+        finished(2, 0.8, 0.1, 1.5),  # as accurate as 1, less likely
+        finished(3, 0.95, 0.1, 3.0),
+        finished(4, 0.7, 0.1, 1.2),  # beaten by 1 in both
+        finished(5, 0.9, 0.2, 2.0),  # as 0, with a larger margin
+    ]
+    trials[3].state = "stopped"
+    assert [trial.number for trial in pareto_front(trials)] == [5, 1]
+
+
+def test_the_best_trial_came_to_its_end() -> None:
+    search = Search("x", {"metric": "eval/accuracy"}, 3, PAIRS)
+    search.trials = [finished(0, 0.9), finished(1, 0.8), finished(2, 0.99)]
+    search.trials[2].state = "stopped"
+    assert best_trial(search) is search.trials[0]
+    search.trials[0].state = "failed"
+    search.trials[1].state = "running"
+    assert best_trial(search) is None
+
+
+def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
+    search = Search("x", {"metric": "eval/accuracy"}, 4, PAIRS)
+    search.trials = [finished(0, 0.9, 0.5, 2.0), finished(1, 0.75, 0.2, 1.0), Trial(2, "", {}), Trial(3, "", {})]
+    search.trials[2].state, search.trials[2].steps = "stopped", 2
+    search.trials[3].state = "failed"
+    first, second, third = reading(search)
+    assert first.startswith("Trial 0 is best: objective.lambda=0.1 prefers the chosen answer for 90.0% of 512")
+    assert second == (
+        "2 trials were trained to the end, 1 given up early, 1 failed: 22 steps of the 40 that all would take."
+    )
+    assert third.startswith("Trial 1 keeps them likelier (NLL 1.00 against 2.00 a token) at accuracy 75.0%.")
+
+
+# --- what to vary -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("objective", "fields"),
+    [
+        ({"kind": "orpo"}, [LAMBDA, RATE]),
+        ({"kind": "dpo"}, ["objective.beta", RATE]),
+        ({"kind": "ipo"}, ["objective.beta", RATE]),
+        ({"kind": "simpo"}, ["objective.beta", "objective.gamma_beta_ratio", RATE]),
+        ({"kind": "cpo"}, ["objective.beta", RATE]),
+        ({"kind": "sft"}, [RATE]),
+    ],
+)
+def test_each_objective_has_ranges_of_its_own(tmp_path: Path, objective: dict[str, Any], fields: list[str]) -> None:
+    said: list[str] = []
+    space = resolve(run_config(tmp_path, objective=objective), said.append)
+    assert list(space.domains) == fields
+    assert all(name in said[0] for name in fields)
+
+
+def test_full_training_is_searched_at_far_lower_rates(tmp_path: Path) -> None:
+    def rates(**sections: Any) -> Span:
+        found = resolve(run_config(tmp_path, **sections), print).domains[RATE]
+        assert isinstance(found, Span)
+        return found
+
+    for kind in ("orpo", "dpo"):
+        lora = rates(objective={"kind": kind})
+        full = rates(objective={"kind": kind}, adapter={"kind": "none"}, model={"quantization": "none"})
+        assert 40 <= math.sqrt(lora.low * lora.high / (full.low * full.high)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ({"adapter.dropout": {"uniform": [0.0, 1.5]}}, "adapter.dropout: must be less than 1, not 1.5"),
+        ({"adapter.r": {"uniform": [4, 16]}}, "adapter.r: must be a valid integer"),
+        ({"training.schedule": {"choice": ["cosine", "cosin"]}}, "training.schedule: must be 'cosine', 'linear'"),
+        ({"objective.beta": {"uniform": [0.1, 0.2]}}, "orpo has no beta; remove it"),
+    ],
+)
+def test_a_range_that_leaves_what_is_valid_is_refused_on_paper(
+    tmp_path: Path, space: dict[str, Any], says: str
+) -> None:
+    config = run_config(tmp_path, search={"space": space})
+    with pytest.raises(ConfigError, match=r"search\.space: ") as caught:
+        resolve(config, print)
+    assert says in str(caught.value)
+
+
+def test_a_trial_is_the_run_with_its_values_under_a_name_of_its_own(tmp_path: Path) -> None:
+    config = run_config(tmp_path, search={"space": {LAMBDA: {"choice": [0.1, 0.7]}}})
+    space = resolve(config, print)
+    tried = trial_config(config, space, {LAMBDA: 0.7}, "run/search/trials/003")
+    assert tried.objective.lambda_ == 0.7  # type: ignore[union-attr]
+    assert tried.run_dir == tmp_path / "run" / "search" / "trials" / "003"
+    assert tried.storage_dir == config.storage_dir
+    assert tried.training == config.training and tried.search is None
+
+
+def test_a_whole_section_may_be_chosen(tmp_path: Path) -> None:
+    objectives = [{"kind": "orpo", "lambda": 0.5}, {"kind": "dpo", "beta": 0.2}]
+    config = run_config(tmp_path, search={"space": {"objective": {"choice": objectives}}})
+    space = resolve(config, print)
+    assert trial_config(config, space, {"objective": objectives[1]}, "x").objective.kind == "dpo"
+
+
+# --- what to try next, and whom to give up ----------------------------------------------------------------------
+
+
+def study(settings: SearchConfig, trials: list[Trial] | None = None, domains: dict[str, Domain] = DOMAINS) -> Study:
+    return Study(settings, domains, seed=7, pairs=PAIRS, trials=trials or [])
+
+
+def quality(values: dict[str, Any]) -> float:
+    """A made-up accuracy with its peak inside the ranges."""
+    distance = math.log(values[LAMBDA] / 0.6) ** 2 + math.log(values[RATE] / 2e-4) ** 2 / 4
+    return round(PAIRS * math.exp(-distance)) / PAIRS
+
+
+def play(settings: SearchConfig, until: int, trials: list[Trial] | None = None) -> list[Trial]:
+    """Trials one after the other, each evaluated at every tenth of its run; those of `trials` are on record."""
+    trials = list(trials or [])
+    asked = study(settings, trials)
+    for number in range(len(trials), until):
+        trial = Trial(number, "", asked.draw(number))
+        for step in range(1, 11):
+            trial.note(10 * step, 100, evaluation(quality(trial.values) * (0.5 + step / 20)))
+            if asked.judge(trial):
+                trial.state = "stopped"
+                break
+        else:
+            trial.state = "finished"
+        asked.end(trial)
+        trials.append(trial)
+    return trials
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe"])
+def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(searcher: str) -> None:
+    settings = SearchConfig(searcher=searcher, trials=20)
+    unbroken = play(settings, 20)
+    kept = json.loads(json.dumps([vars(trial) for trial in unbroken[:13]]))
+    assert play(settings, 20, [Trial(**trial) for trial in kept]) == unbroken
+
+
+def test_draws_lie_in_their_ranges_and_differ() -> None:
+    trials = play(SearchConfig(trials=20), 20)
+    assert all(0.1 <= t.values[LAMBDA] <= 2.0 and 1e-5 <= t.values[RATE] <= 1e-3 for t in trials)
+    assert len({t.values[RATE] for t in trials}) == 20
+
+
+def test_tpe_comes_nearer_to_the_peak_than_its_random_start() -> None:
+    trials = play(SearchConfig(trials=40, scheduler="none"), 40)
+    start, later = trials[:20], trials[20:]
+    assert sum(quality(t.values) for t in later) / 20 > sum(quality(t.values) for t in start) / 20
+
+
+def test_quantised_and_chosen_values_are_what_the_config_says() -> None:
+    domains: dict[str, Domain] = {
+        "adapter.r": Span(8, 64, step=8),
+        "adapter.alpha": Span(1, 100, log=True, step=0.5),
+        "adapter.targets": Options(("all-linear", ["q_proj", "v_proj"])),
+    }
+    for searcher in ("random", "tpe"):
+        asked = study(SearchConfig(searcher=searcher, trials=9), domains=domains)
+        for number in range(9):
+            values = asked.draw(number)
+            assert values["adapter.r"] in range(8, 65, 8) and isinstance(values["adapter.r"], int)
+            assert (values["adapter.alpha"] - 1) % 0.5 == 0
+            assert values["adapter.targets"] in ("all-linear", ["q_proj", "v_proj"])
+
+
+def test_a_grid_tries_every_point_once() -> None:
+    settings = SearchConfig(searcher="grid", space={LAMBDA: {"grid": [0.1, 0.5]}, RATE: {"grid": [1e-5, 1e-4, 1e-3]}})
+    asked = study(settings, domains=settings.domains)
+    points = [asked.draw(number) for number in range(settings.trial_count)]
+    assert points == [{LAMBDA: weight, RATE: rate} for weight in (0.1, 0.5) for rate in (1e-5, 1e-4, 1e-3)]
+
+
+def test_asha_gives_up_at_the_rungs_only_and_never_the_first_nor_at_the_end() -> None:
+    trials = play(SearchConfig(searcher="random", trials=30, grace=0.2, eta=3), 30)
+    assert trials[0].state == "finished"
+    assert {trial.steps for trial in trials if trial.state == "stopped"} == {20, 60}
+    assert all(trial.steps == 100 for trial in trials if trial.state == "finished")
+    steps = sum(trial.steps for trial in trials)
+    assert steps < 0.55 * 30 * 100
+
+
+def test_asha_lets_the_best_third_go_on() -> None:
+    asked = study(SearchConfig(trials=9, searcher="random", grace=0.2, eta=3))
+    accuracies = [0.5, 0.6, 0.7, 0.4, 0.9, 0.3, 0.8, 0.2, 0.95]
+    went_on = []
+    for number, accuracy in enumerate(accuracies):
+        trial = Trial(number, "", asked.draw(number))
+        trial.note(20, 100, evaluation(accuracy))
+        if not asked.judge(trial):
+            went_on.append(accuracy)
+    # One of so few, the best, until there are six; then two; then three of nine.
+    assert went_on == [0.5, 0.6, 0.7, 0.9, 0.8, 0.95]
+
+
+def test_trials_of_another_length_meet_at_the_same_share_of_their_runs() -> None:
+    asked = study(SearchConfig(trials=3, grace=0.2))
+    long, short = (Trial(number, "", asked.draw(number)) for number in range(2))
+    long.note(20, 100, evaluation(0.9))
+    assert not asked.judge(long)
+    short.note(1, 10, evaluation(0.5))
+    assert not asked.judge(short)
+    short.note(2, 10, evaluation(0.5))
+    assert asked.judge(short)
+
+
+def test_without_a_scheduler_all_come_to_their_end() -> None:
+    trials = play(SearchConfig(trials=10, scheduler="none"), 10)
+    assert {trial.state for trial in trials} == {"finished"}
+
+
+# --- the course of a search -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    (tmp_path / "run").mkdir()
+    space = {LAMBDA: {"loguniform": [0.1, 2.0]}, RATE: {"loguniform": [1e-5, 1e-3]}}
+    return run_config(tmp_path, search={"space": space, "trials": 4})
+
+
+@pytest.fixture
+def begin(config: RunConfig) -> Callable[[], tuple[Course, Search]]:
+    """A course on what is on record in the search's folder, as a new process would make it."""
+
+    def make() -> tuple[Course, Search]:
+        assert config.search is not None
+        search = read_search(config.run_dir) or Search(config.name, config.search.model_dump(), 4, PAIRS)
+        made = Study(config.search, DOMAINS, 7, PAIRS, search.trials)
+        return Course(config, Space(DOMAINS), search, made, lambda search: None), search
+
+    return make
+
+
+def test_what_happened_is_on_record_at_once(config: RunConfig, begin: Callable[[], tuple[Course, Search]]) -> None:
+    course, search = begin()
+    first = course.next()
+    assert first is not None
+    trial, tried = first
+    assert tried.run_dir == config.run_dir / "trials" / "000"
+    assert read_search(config.run_dir) == search
+    course.evaluated(trial, 2, 10, evaluation(0.9))
+    assert read_search(config.run_dir) == search
+    course.finished(trial)
+    found = read_search(config.run_dir)
+    assert found is not None and found.trials[0].state == "finished"
+
+
+def test_an_interrupted_trial_is_gone_on_with_first(begin: Callable[[], tuple[Course, Search]]) -> None:
+    course, _ = begin()
+    tried = [course.next() for _ in range(3)]
+    assert tried[1] is not None
+    course.failed(tried[1][0], "no memory")
+    again, search = begin()
+    order = [found[0].number for found in iter(again.next, None)]
+    assert order == [0, 2, 3]
+    assert search.trials[1].error == "no memory"
+
+
+def test_an_evaluation_that_comes_again_is_taken_in_once(begin: Callable[[], tuple[Course, Search]]) -> None:
+    course, _ = begin()
+    first = course.next()
+    assert first is not None
+    trial, _config = first
+    course.evaluated(trial, 0, 10, evaluation(0.5))
+    course.evaluated(trial, 5, 10, evaluation(0.9))
+    assert not course.evaluated(trial, 5, 10, evaluation(0.1))
+    assert [each["step"] for each in trial.evaluations] == [0, 5]
+    assert trial.last["eval/accuracy"] == 0.9
+
+
+def test_evaluations_that_nobody_heard_are_read_from_the_trial(tmp_path: Path) -> None:
+    trial = Trial(0, "run/trials/000", {}, total_steps=10)
+    trial.note(0, 10, evaluation(0.5))
+    folder = tmp_path / trial.run
+    folder.mkdir(parents=True)
+    lines = [{"step": 0, **evaluation(0.5)}, {"step": 1, "train/loss": 1.0}, {"step": 5, **evaluation(0.8)}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    catch_up(Search("run", {}, 1, PAIRS, trials=[trial]), tmp_path)
+    assert trial.evaluations == [{"step": 0, **evaluation(0.5)}, {"step": 5, **evaluation(0.8)}]
+
+
+def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(config: RunConfig) -> None:
+    assert config.search is not None
+    search = Search(config.name, config.search.model_dump(), 4, PAIRS, "finished", [finished(n, 0.9) for n in range(4)])
+    search.write(config.run_dir)
+    assert finished_search(config) == search
+    more = config.model_copy(update={"search": config.search.model_copy(update={"trials": 5})})
+    assert finished_search(more) is None
+
+
+def test_a_damaged_record_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text('{"name": "x", "trials": [{}]}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"search\.json: not as a search wrote it"):
+        read_search(tmp_path)
