@@ -82,17 +82,13 @@ def tune(
     Lives in the folder `search` of the run. Goes on where an unfinished search was; a finished one is not run again.
     SIGINT and SIGTERM end it with StoppedError.
     """
-    from orpo_ray.search.record import FOLDER, finished_search
-    from orpo_ray.search.space import resolve, settings_of, trial_config
+    from orpo_ray.search.record import finished_search
     from orpo_ray.training import record
 
-    name = f"{config.name}/{FOLDER}"
-    config = config.model_copy(update={"name": name, "search": settings_of(config)})
-    space = resolve(config, announce)
+    config, space, searched = _read_search(config, announce)
     if finished := finished_search(config):
         announce(_finished(config))
         return asdict(finished)
-    searched = trial_config(config, space, {}, name)
     placement = _place(searched, announce, verbose)
     if space.stage:
         earlier = stage_configs(config)[: space.stage]
@@ -106,6 +102,38 @@ def tune(
             return asdict(finished)
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
         return asdict(_search(config, space, artifact, placement, announce, watch))
+
+
+def plan_search(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
+    """What `tune` would do: how many trials of which length, how many at once, over which ranges."""
+    from orpo_ray.search.record import finished_search
+
+    config, space, searched = _read_search(config, announce)
+    if finished_search(config):
+        announce(_finished(config))
+    planned = plan_only(searched.model_copy(update={"name": f"{config.name}/trials/plan"}), announce)
+    placement = _place(searched, lambda line: None, verbose=False)
+    from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
+
+    assert config.search is not None, "a search has settings"
+    return {
+        **planned,
+        "name": config.name,
+        "trials": config.search.trial_count,
+        "at_once": min(runs_at_once(placement, cluster_nodes()), config.search.trial_count),
+        "space": {name: asdict(domain) for name, domain in space.domains.items()},
+    }
+
+
+def _read_search(config: RunConfig, announce: Announce) -> tuple[RunConfig, Space, RunConfig]:
+    """The config under the search's own name, what it varies, and the run that every trial is but for its values."""
+    from orpo_ray.search.record import FOLDER
+    from orpo_ray.search.space import resolve, settings_of, trial_config
+
+    name = f"{config.name}/{FOLDER}"
+    config = config.model_copy(update={"name": name, "search": settings_of(config)})
+    space = resolve(config, announce)
+    return config, space, trial_config(config, space, {}, name)
 
 
 def _search(

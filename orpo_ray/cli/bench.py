@@ -53,6 +53,29 @@ def ray(
     return result
 
 
+@app.command("search")
+def search(
+    seed: Annotated[int, typer.Option(min=0, help="Of data order, first adapters and draws.")] = 1,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+) -> dict[str, Any]:
+    """What a search saves: the demo's full grid of 16 trials and 16 trials of the default search, in trained steps."""
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    from orpo_ray.bench.search import bench_search
+
+    result = bench_search(seed, announce)
+    if not json:
+        print(f"{'':7} {'best accuracy':>14} {'margin':>7} {'steps':>6} {'minutes':>8}")
+        for side in ("grid", "search"):
+            numbers = (
+                f"{result[f'best_{side}']:14.3f} {result[f'margin_{side}']:7.2f} {result[f'trial_steps_{side}']:6}"
+            )
+            print(f"{side:7} {numbers} {result['seconds'][side] / 60:8.1f}")
+        print(f"ratio of steps {result['ratio']:.2f}")
+    return result
+
+
 def _print(result: dict[str, Any]) -> None:
     print(f"{result['rows']} rows on {result['cores']} cores, median of {result['repetitions']}")
     print(f"{'':6} {'rows/s':>9} {'start-up s':>11} {'pairs':>8} {'tokens':>11}")

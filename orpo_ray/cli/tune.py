@@ -14,6 +14,7 @@ def tune(
     show: Annotated[
         str | None, typer.Option("--show", metavar="RUN", help="Print a search's table from its folder, and end.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and prepare, but try nothing.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def tune(
         return asdict(found)
     if config is None:
         raise ConfigError("name a config to search with, or a search to look at with --show RUN")
+    if dry_run:
+        return _plan(config, overrides or [])
     result = _search(config, overrides or [], verbose, SearchTable())
     if not json:
         print_search(Search(**{**result, "trials": [Trial(**trial) for trial in result["trials"]]}))
@@ -50,3 +53,16 @@ def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[
     check_writable(settings.run_dir)
     with prints_to_log(verbose), table:
         return api.tune(settings, announce_in(settings.run_dir / "search"), table, verbose)
+
+
+def _plan(path: str, overrides: list[str]) -> dict[str, Any]:
+    from orpo_ray.cli.console import announce, open_log
+    from orpo_ray.config import load_config
+
+    settings = load_config(path, overrides)
+    open_log()
+    from orpo_ray import api
+
+    plan = api.plan_search(settings, announce)
+    announce(f"{plan['trials']} trials of {plan['steps']} steps, {plan['at_once']} at once; nothing was started")
+    return plan
