@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orpo_ray.api import evaluate, prepare, train
+    from orpo_ray.api import evaluate, prepare, train, tune
     from orpo_ray.config import load_config
 
-__all__ = ["evaluate", "load_config", "prepare", "train"]
+__all__ = ["evaluate", "load_config", "prepare", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -149,7 +149,7 @@ def _search(
     from orpo_ray.training.stop import StopSignal
 
     ground = Ground(artifact, placement, _hardware(config, placement))
-    with StopSignal(announce) as stop:
+    with StopSignal(announce, "stopping; trials will go on from their last checkpoints") as stop:
         return run_search(config, space, ground, announce, watch, lambda: stop.requested)
 
 

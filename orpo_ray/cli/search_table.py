@@ -18,6 +18,7 @@ from orpo_ray.search.record import FOLDER, Search, Trial, read_search
 
 _STATES = {"running": "running", "finished": "finished", "stopped": "given up", "failed": "failed"}
 _COLUMNS = ("eval/accuracy", "eval/margin", "eval/nll")
+_LINES_BESIDE_ROWS = 7
 
 
 class SearchTable:
@@ -45,7 +46,8 @@ class SearchTable:
             self._began = (self._clock(), steps_taken(search))
         if self._live is not None:
             self._live.start()
-            self._live.update(Group(table_of(search), Text(self._counts(search))), refresh=True)
+            rows = max(1, self._console.height - _LINES_BESIDE_ROWS)
+            self._live.update(Group(table_of(search, rows), Text(self._counts(search))), refresh=True)
             return
         for trial in search.trials:
             news = (trial.state, trial.last.get("step", -1.0))
@@ -90,29 +92,30 @@ def find_search(run: str) -> Search:
     )
 
 
-def table_of(search: Search) -> Table:
-    """A row a trial, best first once they have ended."""
+def table_of(search: Search, rows: int | None = None) -> Table:
+    """A row a trial; where there is room for so many `rows` only, those that are running and the latest to end."""
     fields = list(dict.fromkeys(name for trial in search.trials for name in trial.values))
     table = Table(title=f"{search.name}: {search.status}", title_justify="left")
     table.add_column("trial", justify="right")
     for name in _short(fields):
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", " "), justify="right")
     for name in ("step", *(column.removeprefix("eval/") for column in _COLUMNS)):
         table.add_column(name, justify="right")
     table.add_column("state")
-    for trial in search.trials:
+    for trial in _shown(search.trials, rows):
         numbers = [f"{trial.last[name]:.3f}" if trial.last.get(name) is not None else "" for name in _COLUMNS]
         marked = "bold" if trial.number == search.outcome.get("best") else ""
         values = [shown_values({name: trial.values[name]}).partition("=")[2] for name in fields]
-        table.add_row(
-            str(trial.number),
-            *values,
-            f"{trial.steps}/{trial.total_steps}",
-            *numbers,
-            _STATES[trial.state],
-            style=marked,
-        )
+        step = f"{trial.steps}/{trial.total_steps}" if trial.total_steps else ""
+        table.add_row(str(trial.number), *values, step, *numbers, _STATES[trial.state], style=marked)
     return table
+
+
+def _shown(trials: list[Trial], rows: int | None) -> list[Trial]:
+    if rows is None or len(trials) <= rows:
+        return trials
+    running_last = sorted(trials, key=lambda trial: trial.state == "running")
+    return sorted(running_last[-rows:], key=lambda trial: trial.number)
 
 
 def _short(fields: list[str]) -> list[str]:
@@ -154,5 +157,6 @@ def _line(trial: Trial) -> str:
     parts = [f"trial {trial.number}: {shown_values(trial.values)}"]
     if trial.total_steps:
         parts.append(f"step {trial.steps}/{trial.total_steps}")
-    parts += [f"{name.removeprefix('eval/')} {trial.last[name]:.3f}" for name in _COLUMNS if name in trial.last]
+    found = [(name.removeprefix("eval/"), trial.last.get(name)) for name in _COLUMNS]
+    parts += [f"{name} {value:.3f}" for name, value in found if value is not None]
     return "  ".join([*parts, _STATES[trial.state]])

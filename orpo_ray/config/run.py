@@ -40,9 +40,7 @@ class RunConfig(Section):
     @classmethod
     def _name_is_a_free_folder(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"must begin with a letter or digit and go on with letters, digits and . _ -, not {name!r}"
-            )
+            raise ValueError(f"must be letters, digits and . _ - and begin with one of the first two, not {name!r}")
         if (folder := name.partition("/")[0]) in _FOLDERS_OF_THE_STORAGE:
             raise ValueError(f"{folder} is a folder that all runs of a storage share; choose another name")
         return name

@@ -1,6 +1,5 @@
 """What runs in each Ray Train worker: the training loop, with a reporter that speaks to the driver."""
 
-import fcntl
 import os
 import platform
 import time
@@ -19,7 +18,7 @@ from orpo_ray.distributed.mailbox import Message
 from orpo_ray.distributed.reporter import RayReporter
 from orpo_ray.errors import ConfigError, RunError
 from orpo_ray.training import loop
-from orpo_ray.training.record import CONFIG_FILE
+from orpo_ray.training.record import CONFIG_FILE, try_lock
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import Setup
 from orpo_ray.training.world import World, current_world
@@ -90,16 +89,8 @@ def _only_group(run_dir: Path, world: World) -> Iterator[None]:
         return
     with (run_dir / _LOCK_FILE).open("w") as file:
         give_up = time.monotonic() + _PREDECESSORS_S
-        while not _try_lock(file.fileno()):
+        while not try_lock(file.fileno()):
             if time.monotonic() > give_up:
                 raise RunError(f"{run_dir}: workers of an earlier start are still writing there; end them first")
             time.sleep(0.2)
         yield
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -8,7 +8,7 @@ from orpo_ray.config import RunConfig
 from orpo_ray.search.record import Search, Trial
 from orpo_ray.search.space import Space, trial_config
 from orpo_ray.search.study import Study
-from orpo_ray.training.record import evaluations, metric_by_step
+from orpo_ray.training.record import RESULT_FILE, evaluations, metric_by_step, read_json
 
 Watch = Callable[[Search], None]
 
@@ -70,10 +70,12 @@ class Course:
 def catch_up(search: Search, storage: Path) -> None:
     """Put on record what interrupted trials reported when nobody listened: going on, they do not report it again."""
     for trial in search.trials:
-        if trial.state == "running" and trial.total_steps:
+        if trial.state != "running":
+            continue
+        result = read_json(storage / trial.run / RESULT_FILE) or {}
+        if total_steps := trial.total_steps or result.get("steps", 0):
             for evaluation in evaluations(storage / trial.run):
-                step = int(evaluation.pop("step"))
-                trial.note(step, trial.total_steps, evaluation)
+                trial.note(int(evaluation.pop("step")), total_steps, evaluation)
 
 
 def count_steps(search: Search, storage: Path) -> None:

@@ -72,4 +72,6 @@ def _short(value: Any) -> str:
 
 
 def _finished(trials: Sequence[Trial]) -> list[Trial]:
-    return [trial for trial in trials if trial.state == "finished"]
+    """Those that were trained to the end, and to numbers that are finite."""
+    needed = (ACCURACY, MARGIN, NLL)
+    return [t for t in trials if t.state == "finished" and all(t.last[name] is not None for name in needed)]

@@ -19,6 +19,9 @@ LOG_FILE = "run.log"
 # The workers train on while nobody has told them of a verdict.
 _POLL_S = 0.2
 
+_PREDECESSOR_S = 60.0
+"""Processes of a driver that was killed may take a while to notice."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -47,7 +50,7 @@ def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
         force=True,
     )
     try:
-        with record.run_lock(config.run_dir):
+        with record.run_lock(config.run_dir, _PREDECESSOR_S):
             _train(config, room.ground, _log.info)
     except OrpoRayError as error:
         _log.error("the trial failed", exc_info=error)

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from orpo_ray.errors import ConfigError
 CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
 SEARCH_FILE = "search.json"
 """Of a search, whose folder holds its trials' runs."""
+_LOCK_POLL_S = 0.2
 _locked: set[Path] = set()
 """Folders of the runs that this process holds the lock of."""
 _PACKAGES = ("orpo-ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "deepspeed", "ray")
@@ -59,21 +61,31 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """Keep a second process away from a run. Raises ConfigError if one is at work."""
+def run_lock(run_dir: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """Keep a second process away from a run. Raises ConfigError if one is still at work after that time."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{run_dir}: another process is training this run; wait for it, or choose another name"
-            ) from None
+        give_up = time.monotonic() + patience_s
+        while not try_lock(file.fileno()):
+            if time.monotonic() >= give_up:
+                raise ConfigError(
+                    f"{run_dir}: another process is training this run; wait for it, or choose another name"
+                )
+            time.sleep(_LOCK_POLL_S)
         _locked.add(run_dir.absolute())
         try:
             yield
         finally:
             _locked.remove(run_dir.absolute())
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file unless another process has; the lock goes with the file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_locked_by_us(run_dir: Path) -> bool:

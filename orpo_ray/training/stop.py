@@ -12,8 +12,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopSignal:
     """While it is entered, the first signal only sets `requested`; a second one acts as it always did."""
 
-    def __init__(self, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self, announce: Callable[[str], None], says: str = "stopping, with a checkpoint if training has begun"
+    ) -> None:
         self.requested = False
+        self._says = says
         self._announce = announce
         self._former: dict[signal.Signals, object] = {}
 
@@ -31,9 +34,7 @@ class StopSignal:
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
-        self._announce(
-            f"{signal.Signals(number).name}: stopping, with a checkpoint if training has begun (again: at once)"
-        )
+        self._announce(f"{signal.Signals(number).name}: {self._says} (again: at once)")
 
     def _restore(self) -> None:
         for number, handler in self._former.items():

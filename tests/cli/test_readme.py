@@ -11,15 +11,16 @@ from terminal import Command
 
 import orpo_ray
 from orpo_ray.cli.main import COMMANDS
-from orpo_ray.config import load_config
+from orpo_ray.config import SearchConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-READMES = ["README.md", "examples/quickstart-cpu/README.md", "examples/sft-then-dpo/README.md"]
+EXAMPLES_ON_A_CPU = ("quickstart-cpu", "sft-then-dpo", "search")
+READMES = ["README.md", *(f"examples/{name}/README.md" for name in EXAMPLES_ON_A_CPU)]
 NEEDS_THE_HUB = ["examples/mistral-7b-orpo/README.md"]
 
-FEW_STEPS = "training.max_steps=2"
-"""Appended to what is trained: the settings shown would take minutes."""
+FEW_STEPS = {"train": ["training.max_steps=2"], "tune": ["training.max_steps=2", "search.trials=1"]}
+"""Appended to what is trained and searched: the settings shown would take minutes."""
 
 
 def shown_commands(readme: Path) -> list[list[str]]:
@@ -62,10 +63,9 @@ def test_the_commands_of_a_readme(command: Command, project: Path, name: str) ->
     for words in shown_commands(ROOT / name):
         if words[0] == "make" or words[1] == "demo":
             continue
-        training = words[1] == "train"
-        done = command(*words[1:], *([FEW_STEPS] if training else []))
+        done = command(*words[1:], *(FEW_STEPS.get(words[1], []) if "--show" not in words else []))
         assert done.code == 0, f"{' '.join(words)}: {done.err}"
-        if training:
+        if words[1] == "train":
             run_dir = load_config(words[2], words[3:]).run_dir
             assert (run_dir / "adapter" / "adapter_model.safetensors").is_file()
             assert run_dir.is_relative_to(project)
@@ -101,13 +101,16 @@ def test_commands_in_running_text_exist_and_their_settings_load(command: Command
 
 
 def test_the_yaml_of_the_readme_loads_and_is_its_example_in_short(tmp_path: Path) -> None:
-    text, scale = re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    readme = README.read_text(encoding="utf-8")
+    text, search, scale = re.findall(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     path = tmp_path / "short.yaml"
     path.write_text(text, encoding="utf-8")
     example = load_config(ROOT / "examples" / "mistral-7b-orpo" / "orpo.yaml", ["training.epochs=null"])
     assert load_config(path) == example
     path.write_text(text + scale, encoding="utf-8")
     assert load_config(path) == example, "the scale that the README shows is the default"
+    path.write_text(text + search, encoding="utf-8")
+    assert load_config(path).search == SearchConfig(trials=16)
 
 
 def test_the_python_of_the_readme_names_what_the_package_has() -> None:

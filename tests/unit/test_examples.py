@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from orpo_ray.cli.demo_run import demo_config
-from orpo_ray.config import RunConfig, load_config
+from orpo_ray.config import RunConfig, load_config, stage_configs
 from orpo_ray.config.objectives import AnyObjectiveConfig
+from orpo_ray.search.space import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -48,11 +49,15 @@ def test_examples_go_to_runs_of_their_own() -> None:
 
 
 def test_the_second_stage_starts_from_the_first() -> None:
-    first, second = (load_config(EXAMPLES / "sft-then-dpo" / name) for name in ("sft.yaml", "dpo.yaml"))
-    assert second.adapter.init_from is not None
-    assert Path(second.adapter.init_from).resolve() == first.run_dir
-    assert second.adapter.model_copy(update={"init_from": None}) == first.adapter
+    first, second = stage_configs(load_config(EXAMPLES / "sft-then-dpo" / "sft-then-dpo.yaml"))
+    assert second.adapter.init_from == str(first.run_dir)
+    assert (first.objective.kind, second.objective.kind) == ("sft", "dpo")
     assert (second.model, second.data) == (first.model, first.data)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if load_config(path).search], ids=relative)
+def test_every_value_of_a_search_that_is_shown_makes_a_run(path: Path) -> None:
+    assert resolve(load_config(path), print).domains
 
 
 @pytest.mark.parametrize("kind", KINDS)

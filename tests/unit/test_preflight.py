@@ -8,7 +8,7 @@ import pytest
 
 from orpo_ray.config import ScaleConfig
 from orpo_ray.distributed import preflight
-from orpo_ray.distributed.preflight import Node, Placement, fit, place
+from orpo_ray.distributed.preflight import Node, Placement, fit, place, runs_at_once
 from orpo_ray.errors import ConfigError, ResourceError
 
 LAPTOP = [Node("127.0.0.1", cpus=2, gpus=0, is_driver=True)]
@@ -189,3 +189,26 @@ def test_what_auto_came_to_is_announced(
 def test_a_refusal_needs_no_torch() -> None:
     code = "import sys, orpo_ray.distributed.preflight; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "nodes", "at_once"),
+    [
+        (1, 1, 0, [(2, 0)], 2),
+        (2, 1, 0, [(2, 0)], 1),
+        (2, 1, 0, [(3, 0)], 1),  # one is left over
+        (2, 0.5, 0, [(2, 0)], 2),
+        (1, 1, 1, [(16, 4)], 4),
+        (1, 4, 1, [(8, 4)], 2),  # the CPUs are scarcer
+        (1, 1, 0.5, [(16, 4)], 8),
+        (4, 1, 1, [(16, 8), (16, 2)], 2),
+        (2, 1, 1, [(16, 3), (16, 3)], 3),  # the third spans both servers
+        (2, 1, 1, [(16, 2), (0, 2)], 1),
+    ],
+)
+def test_as_many_runs_at_once_as_the_cluster_holds(
+    workers: int, cpus: float, gpus: float, nodes: list[tuple[float, float]], at_once: int
+) -> None:
+    cluster = [Node(str(number), *has) for number, has in enumerate(nodes)]
+    placement = fit(ScaleConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus), cluster)
+    assert runs_at_once(placement, cluster) == at_once

@@ -66,6 +66,14 @@ def test_the_pareto_front_holds_those_whom_nobody_beats_in_both() -> None:
     assert [trial.number for trial in pareto_front(trials)] == [5, 1]
 
 
+def test_a_trial_that_ended_in_numbers_that_are_not_finite_wins_nothing() -> None:
+    broken = finished(0, 1.0)
+    broken.evaluations[-1]["eval/margin"] = None  # type: ignore[assignment]
+    search = Search("x", {"metric": "eval/accuracy"}, 2, PAIRS, trials=[broken, finished(1, 0.5)])
+    assert best_trial(search) is search.trials[1]
+    assert pareto_front(search.trials) == [search.trials[1]]
+
+
 def test_the_best_trial_came_to_its_end() -> None:
     search = Search("x", {"metric": "eval/accuracy"}, 3, PAIRS)
     search.trials = [finished(0, 0.9), finished(1, 0.8), finished(2, 0.99)]
