@@ -24,14 +24,19 @@ class Course:
         self._watch = watch
         self._interrupted = [trial for trial in search.trials if trial.state == "running"]
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to try."""
+        return not self._interrupted and len(self._search.trials) >= self._search.trial_count
+
     def next(self) -> tuple[Trial, RunConfig] | None:
         """The next trial and its config: one that was interrupted, else a new one; None when all have been begun."""
+        if self.is_over:
+            return None
         if self._interrupted:
             trial = self._interrupted.pop(0)
         else:
             number = len(self._search.trials)
-            if number >= self._search.trial_count:
-                return None
             trial = Trial(number, f"{self._config.name}/trials/{number:03d}", self._study.draw(number))
             self._search.trials.append(trial)
             self._keep()

@@ -49,7 +49,8 @@ def run_search(
     course = Course(config, space, search, study, watch)
     watch(search)
     try:
-        run_course(config, course, TrialRoom(ground, Path.cwd()), at_once, stop_requested)
+        if not course.is_over:
+            run_course(config, course, TrialRoom(ground, Path.cwd()), at_once, stop_requested)
         count_steps(search, config.storage_dir)
         _conclude(config, space, search, ground, stop_requested)
         search.status = "finished"

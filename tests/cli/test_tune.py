@@ -34,7 +34,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
             "max_length": 96,
             "max_prompt_length": 48,
         },
-        "training": {"pairs_per_step": 8, "max_steps": 3, "eval_every": 0.5, "learning_rate": 1e-3},
+        "training": {"pairs_per_step": 8, "max_steps": 3, "eval_every": 0.5, "checkpoint_every": 1.0},
         "scale": {"workers": 1, "gpus_per_worker": 0},
         "stages": [sft, orpo],
         "search": {"searcher": "grid", "space": {"stages.1.objective.lambda": {"grid": [0.1, 1.0]}}},
@@ -59,6 +59,9 @@ def test_a_field_of_one_stage_is_searched_from_the_adapter_of_the_stage_before(t
         assert tried["objective"]["lambda"] == weight and tried["training"]["max_steps"] == 2
         assert tried["adapter"]["init_from"] == str(folder / "1-sft")
         starts.add(json.loads((trial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])["eval/nll"])
+        # An evaluation reaches the search without a checkpoint.
+        assert [each["step"] for each in done.result["trials"][number]["evaluations"]] == [0, 1, 2]
+        assert [path.name for path in (trial / "checkpoints").iterdir()] == ["step-000002"]
     assert len(starts) == 1, "both begin as the first stage ended"
 
 
