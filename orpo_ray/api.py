@@ -111,7 +111,7 @@ def plan_search(config: RunConfig, announce: Announce = print) -> dict[str, Any]
     config, space, searched = _read_search(config, announce)
     if finished_search(config):
         announce(_finished(config))
-    planned = plan_only(searched.model_copy(update={"name": f"{config.name}/trials/plan"}), announce)
+    planned = _plan(_before_training(config, searched), announce)
     placement = _place(searched, lambda line: None, verbose=False)
     from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
 
@@ -160,6 +160,10 @@ def _train_in_stages(config: RunConfig, announce: Announce, watch: Watch, verbos
     stages = stage_configs(config)
     _prepare_stages(config, stages, announce, verbose)
     with record.run_lock(config.run_dir):
+        # Again: another process may have begun the run meanwhile, or ended it.
+        record.refuse_changed_config(config.run_dir, config)
+        if finished := _result_if_finished(config, announce):
+            return finished
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
         return conclude(config, stages, _train_stages(stages, announce, watch, verbose))
 
@@ -168,8 +172,19 @@ def _prepare_stages(config: RunConfig, stages: Sequence[RunConfig], announce: An
     """Find out that a later stage lacks workers or pairs before the first one is trained."""
     for stage in stages:
         _place(stage, announce, verbose)
-        if stage.model == config.model:  # another one is made by the stage before
-            prepare(stage.data, stage.model, stage.storage_dir, stage.training.seed, lambda line: None)
+        model = _before_training(config, stage).model
+        prepare(stage.data, model, stage.storage_dir, stage.training.seed, lambda line: None)
+
+
+def _before_training(config: RunConfig, stage: RunConfig) -> RunConfig:
+    """A stage that can be planned before the stages ahead of it are trained.
+
+    In full fine-tuning its base is what the stage before makes: the run's own has the same tokenizer and size.
+    """
+    if stage.adapter.kind != "none":
+        return stage
+    first = {"base": config.model.base, "revision": config.model.revision}
+    return stage.model_copy(update={"model": stage.model.model_copy(update=first)})
 
 
 def _train_stages(stages: Sequence[RunConfig], announce: Announce, watch: Watch, verbose: bool) -> list[dict[str, Any]]:
@@ -246,12 +261,18 @@ def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
     """What `train` would do: workers placed, pairs prepared and the plan laid, but no model loaded and no run begun."""
     if config.stages:
         return _plan_stages(config, announce)
-    from orpo_ray.training import loop, record
-    from orpo_ray.training.setup import decide, longest_pair
+    from orpo_ray.training import record
 
     record.refuse_changed_config(config.run_dir, config)
     if record.read_json(config.run_dir / record.RESULT_FILE) is not None:
         announce(_finished(config))
+    return _plan(config, announce)
+
+
+def _plan(config: RunConfig, announce: Announce) -> dict[str, Any]:
+    from orpo_ray.training import loop, record
+    from orpo_ray.training.setup import decide, longest_pair
+
     placement = _place(config, announce, verbose=False)
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     before = record.read_run(config.run_dir).get("decisions", {})
@@ -270,13 +291,13 @@ def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
 
 
 def _plan_stages(config: RunConfig, announce: Announce) -> dict[str, Any]:
+    from orpo_ray.training import record
+
     planned = []
     for number, stage in enumerate(stage_configs(config), start=1):
-        if stage.model == config.model:
-            announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}")
-            planned.append(plan_only(stage, announce))
-        else:
-            announce(f"stage {number} starts from a model that the stage before it makes; it is planned then")
+        announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}")
+        record.refuse_changed_config(stage.run_dir, stage)
+        planned.append(_plan(_before_training(config, stage), announce))
     return {"name": config.name, "steps": sum(plan["steps"] for plan in planned), "stages": planned}
 
 

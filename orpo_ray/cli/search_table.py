@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.errors import ConfigError
-from orpo_ray.search.outcome import shown_values
+from orpo_ray.search.outcome import shown_values, trial_steps
 from orpo_ray.search.record import FOLDER, Search, Trial, read_search
+from orpo_ray.training.record import is_locked
 
 _STATES = {"running": "running", "finished": "finished", "stopped": "given up", "failed": "failed"}
 _COLUMNS = ("eval/accuracy", "eval/margin", "eval/nll")
@@ -43,7 +44,7 @@ class SearchTable:
     def __call__(self, search: Search) -> None:
         """Take in what has changed."""
         if self._began is None:
-            self._began = (self._clock(), steps_taken(search))
+            self._began = (self._clock(), trial_steps(search.trials))
         if self._live is not None:
             self._live.start()
             rows = max(1, self._console.height - _LINES_BESIDE_ROWS)
@@ -67,7 +68,7 @@ class SearchTable:
         """From the steps taken since this began, and those that ended trials took on average."""
         assert self._began is not None
         ended = [trial for trial in search.trials if trial.state in ("finished", "stopped")]
-        seconds, steps = self._clock() - self._began[0], steps_taken(search) - self._began[1]
+        seconds, steps = self._clock() - self._began[0], trial_steps(search.trials) - self._began[1]
         if not ended or steps <= 0:
             return None
         mean = sum(trial.steps for trial in ended) / len(ended)
@@ -76,16 +77,13 @@ class SearchTable:
         return max(0.0, to_come - begun) * seconds / steps
 
 
-def steps_taken(search: Search) -> int:
-    """Steps of all trials up to their latest evaluations."""
-    return sum(trial.steps for trial in search.trials)
-
-
 def find_search(run: str) -> Search:
     """The search of a run's folder, or in it. Raises ConfigError where there is none."""
     folder = Path(run).expanduser()
     for candidate in (folder / FOLDER, folder):
         if candidate.is_dir() and (found := read_search(candidate)) is not None:
+            if found.status == "running" and not is_locked(candidate):
+                found.status = "interrupted"  # its process was killed: the same command goes on
             return found
     raise ConfigError(
         f"{run}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such as runs/x"

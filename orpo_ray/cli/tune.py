@@ -26,7 +26,7 @@ def tune(
     from orpo_ray.search.record import Search, Trial
 
     if show is not None:
-        if config is not None:
+        if config is not None or dry_run:
             raise ConfigError("--show RUN stands alone: it reads what a search has written, and starts nothing")
         found = find_search(show)
         if not json:

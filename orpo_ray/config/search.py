@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from orpo_ray.config.section import Section
-from orpo_ray.config.space import Domain, Options, parse_domain
+from orpo_ray.config.space import FORMS, Domain, Options, parse_domain
 
 ACCURACY = "eval/accuracy"
 METRICS = {
@@ -19,6 +19,7 @@ METRICS = {
 """What may be searched for, and which way is better; none of them is scaled by a setting of a loss."""
 
 TRIALS = 16
+_LARGEST_GRID = 10_000
 _PAIRS_STAY = "the pairs are prepared once, for all trials"
 _SAME_JUDGE = "all trials are judged at the same points of a run"
 _NOT_SEARCHED = {
@@ -101,6 +102,8 @@ class SearchConfig(Section):
                 raise ValueError("searcher: grid tries every combination; give each field of space {grid: [values]}")
             if self.trials is not None and self.trials != self.trial_count:
                 raise ValueError(f"trials: the grid has {self.trial_count} points, not {self.trials}; remove trials")
+            if self.trial_count > _LARGEST_GRID:
+                raise ValueError(f"space: the grid has {self.trial_count} points; {_LARGEST_GRID} is the most")
         elif any(isinstance(domain, Options) and domain.is_grid for domain in domains):
             raise ValueError(f"space: grid is for searcher: grid; {self.searcher} draws from {{choice: [values]}}")
         return self
@@ -120,7 +123,8 @@ class SearchConfig(Section):
 def _dotted(space: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, content in space.items():
-        if isinstance(content, dict) and content and all(isinstance(inner, dict) for inner in content.values()):
+        nested = isinstance(content, dict) and content and all(isinstance(inner, dict) for inner in content.values())
+        if nested and not any(form in content for form in FORMS):
             fields |= _dotted(content, f"{prefix}{name}.")
         else:
             fields[f"{prefix}{name}"] = content

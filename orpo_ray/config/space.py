@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-_FORMS = {
+FORMS = {
     "uniform": "[low, high]",
     "loguniform": "[low, high]",
     "quniform": "[low, high, step]",
@@ -49,13 +49,13 @@ Domain = Span | Options
 def parse_domain(written: Any) -> Domain:
     """Read `{loguniform: [0.05, 1.0]}` and its like. Raises ValueError with what is wrong and what to write."""
     if not isinstance(written, Mapping) or len(written) != 1:
-        raise ValueError(f"write one of {', '.join(_FORMS)}, such as {{loguniform: [0.05, 1.0]}}")
+        raise ValueError(f"write one of {', '.join(FORMS)}, such as {{loguniform: [0.05, 1.0]}}")
     ((kind, numbers),) = written.items()
-    if kind not in _FORMS:
-        near = get_close_matches(str(kind), _FORMS, n=1, cutoff=0.7)
-        raise ValueError(f"{kind}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(_FORMS)}"))
+    if kind not in FORMS:
+        near = get_close_matches(str(kind), FORMS, n=1, cutoff=0.7)
+        raise ValueError(f"{kind}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMS)}"))
     if not isinstance(numbers, list | tuple):
-        raise ValueError(f"{kind}: write {_FORMS[kind]}")
+        raise ValueError(f"{kind}: write {FORMS[kind]}")
     if kind in ("choice", "grid"):
         return _options(kind, numbers)
     return _span(kind, numbers)
@@ -72,7 +72,7 @@ def _options(kind: str, values: list[Any] | tuple[Any, ...]) -> Options:
 def _span(kind: str, numbers: list[Any] | tuple[Any, ...]) -> Span:
     has_step = kind.startswith("q")
     if len(numbers) != (3 if has_step else 2) or not all(_is_number(number) for number in numbers):
-        raise ValueError(f"{kind}: write {_FORMS[kind]}")
+        raise ValueError(f"{kind}: write {FORMS[kind]}")
     low, high, step = numbers if has_step else (*numbers, None)
     log = kind.endswith("loguniform")
     if low >= high:

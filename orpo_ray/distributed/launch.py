@@ -1,7 +1,6 @@
 """The driver's side of a run under Ray Train: starts the workers, shows what they do, and starts them again."""
 
 import os
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from orpo_ray.config import RunConfig
 from orpo_ray.data.pipeline import ROOM_S, owns_ray
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_deterministic
+from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.worker import task_of, train_worker
@@ -107,7 +107,7 @@ def _attempt(
     _forget(config.run_dir)
     free_what_dead_controllers_hold()
     settings = {"task": task_of(config, artifact, setup), "mailbox": mailbox}
-    fitting = _Fit(_trainer(config, placement, settings))
+    fitting = Fitting(_trainer(config, placement, settings))
     fitting.start()
     told_to_stop = False
     try:
@@ -156,22 +156,6 @@ def _pass_on(messages: list[Message], driver: Driver) -> None:
             driver.watch(*message.content)
         else:
             driver.announce(message.content)
-
-
-class _Fit(threading.Thread):
-    """`fit()` in a thread of its own: in the main one it would take over Ctrl-C."""
-
-    def __init__(self, trainer: Any) -> None:
-        super().__init__(name="ray-train-fit", daemon=True)
-        self._trainer = trainer
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        """Wait for the workers."""
-        try:
-            self._trainer.fit()
-        except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
-            self.error = error
 
 
 def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) -> Any:

@@ -1,16 +1,20 @@
 """What trials answer, in words: two of the same accuracy may differ in whether they still speak."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from orpo_ray.config import RunConfig
+from orpo_ray.data.pipeline import ROOM_S
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.launch import free_what_dead_controllers_hold
 from orpo_ray.distributed.run import Ground
-from orpo_ray.errors import StoppedError
+from orpo_ray.errors import ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.evaluation.evaluate import load_trained
 from orpo_ray.evaluation.generate import greedy_answers
 from orpo_ray.models.tokenizer import load_tokenizer
@@ -26,17 +30,30 @@ _POLL_S = 1.0
 def answer(ground: Ground, trials: Sequence[RunConfig], stop_requested: Callable[[], bool]) -> list[dict[str, Any]]:
     """A few held-out prompts with the greedy answers of the base and of each trial's adapter, by run name.
 
-    Computed on the room of one worker, where the trials were. Raises StoppedError on request.
+    Computed on the room of one worker, where the trials were. Raises StoppedError on request, ResourceError where no
+    room becomes free in time, RunError where a model cannot be loaded or does not answer.
     """
-    task = ray.remote(_answer).options(num_cpus=ground.placement.cpus, num_gpus=ground.placement.gpus)
-    pending = [task.remote(ground.artifact, list(trials))]
-    while pending:
+    room = {"num_cpus": ground.placement.cpus, "num_gpus": ground.placement.gpus}
+    _wait(ray.remote(lambda: None).options(**room).remote(), stop_requested, ROOM_S)
+    answers: list[dict[str, Any]] = _wait(
+        ray.remote(_answer).options(**room).remote(ground.artifact, list(trials)), stop_requested
+    )
+    return answers
+
+
+def _wait(pending: Any, stop_requested: Callable[[], bool], seconds: float = math.inf) -> Any:
+    give_up = time.monotonic() + seconds
+    while not ray.wait([pending], timeout=_POLL_S)[0]:
         if stop_requested():
             raise StoppedError("stopped; all trials have ended, and the same command goes on from there")
+        if time.monotonic() > give_up:
+            raise ResourceError(f"no room for one worker became free within {seconds:g} s; is the cluster busy?")
         free_what_dead_controllers_hold()  # those of the trials that were given up last
-        done, pending = ray.wait(pending, timeout=_POLL_S)
-    answers: list[dict[str, Any]] = ray.get(done[0])
-    return answers
+    try:
+        return ray.get(pending)
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise RunError(f"{type(cause).__name__}: {on_one_line(cause)}") from error
 
 
 def _answer(artifact: Artifact, trials: list[RunConfig]) -> list[dict[str, Any]]:

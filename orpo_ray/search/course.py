@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.config import RunConfig
+from orpo_ray.errors import ConfigError
 from orpo_ray.search.record import Search, Trial
 from orpo_ray.search.space import Space, trial_config
 from orpo_ray.search.study import Study
-from orpo_ray.training.record import RESULT_FILE, evaluations, metric_by_step, read_json
+from orpo_ray.training.record import METRICS_FILE, RESULT_FILE, evaluations, metric_by_step, read_json
 
 Watch = Callable[[Search], None]
 
@@ -30,17 +31,24 @@ class Course:
         return not self._interrupted and len(self._search.trials) >= self._search.trial_count
 
     def next(self) -> tuple[Trial, RunConfig] | None:
-        """The next trial and its config: one that was interrupted, else a new one; None when all have been begun."""
-        if self.is_over:
-            return None
-        if self._interrupted:
-            trial = self._interrupted.pop(0)
-        else:
-            number = len(self._search.trials)
-            trial = Trial(number, f"{self._config.name}/trials/{number:03d}", self._study.draw(number))
-            self._search.trials.append(trial)
-            self._keep()
-        return trial, trial_config(self._config, self._space, trial.values, trial.run)
+        """The next trial and its config: one that was interrupted, else a new one; None when all have been begun.
+
+        Values that go together in no valid run are a failed trial, and the next one follows.
+        """
+        while not self.is_over:
+            trial = self._interrupted.pop(0) if self._interrupted else self._draw()
+            try:
+                return trial, trial_config(self._config, self._space, trial.values, trial.run)
+            except ConfigError as error:
+                self.failed(trial, str(error))
+        return None
+
+    def _draw(self) -> Trial:
+        number = len(self._search.trials)
+        trial = Trial(number, f"{self._config.name}/trials/{number:03d}", self._study.draw(number))
+        self._search.trials.append(trial)
+        self._keep()
+        return trial
 
     def evaluated(self, trial: Trial, step: int, total_steps: int, evaluation: Mapping[str, float]) -> bool:
         """Take in an evaluation; whether the trial is given up."""
@@ -54,12 +62,16 @@ class Course:
         return given_up
 
     def finished(self, trial: Trial) -> None:
-        """A trial was trained to its end."""
-        self._end(trial, "finished")
+        """A trial was trained to its end, maybe when nobody listened."""
+        catch_up(trial, self._config.storage_dir / trial.run)
+        if trial.last.get("step") == trial.total_steps:
+            self._end(trial, "finished")
+        else:
+            self.failed(trial, f"{METRICS_FILE} in {trial.run} lacks the evaluation of its last step")
 
-    def failed(self, trial: Trial, error: str) -> None:
+    def failed(self, trial: Trial, error: str, may_pass: bool = False) -> None:
         """A trial ended with an error; the search goes on without it."""
-        trial.error = error
+        trial.error, trial.may_pass = error, may_pass
         self._end(trial, "failed")
 
     def _end(self, trial: Trial, state: Any) -> None:
@@ -72,18 +84,24 @@ class Course:
         self._watch(self._search)
 
 
-def catch_up(search: Search, storage: Path) -> None:
-    """Put on record what interrupted trials reported when nobody listened: going on, they do not report it again."""
+def take_up(search: Search, storage: Path) -> None:
+    """Make ready what another process has left: failures that may pass are tried again, what nobody heard is read."""
     for trial in search.trials:
-        if trial.state != "running":
-            continue
-        result = read_json(storage / trial.run / RESULT_FILE) or {}
-        if total_steps := trial.total_steps or result.get("steps", 0):
-            for evaluation in evaluations(storage / trial.run):
-                trial.note(int(evaluation.pop("step")), total_steps, evaluation)
+        if trial.state == "failed" and trial.may_pass:
+            trial.state, trial.error, trial.may_pass = "running", None, False
+        if trial.state == "running":
+            catch_up(trial, storage / trial.run)
+
+
+def catch_up(trial: Trial, run_dir: Path) -> None:
+    """Put on record what a trial reported when nobody listened: going on, it does not report it again."""
+    result = read_json(run_dir / RESULT_FILE) or {}
+    if total_steps := trial.total_steps or result.get("steps", 0):
+        for evaluation in evaluations(run_dir):
+            trial.note(int(evaluation.pop("step")), total_steps, evaluation)
 
 
 def count_steps(search: Search, storage: Path) -> None:
     """Count the steps that each trial took, those after its last evaluation too."""
     for trial in search.trials:
-        trial.steps = max(metric_by_step(storage / trial.run, "train/loss"), default=0)
+        trial.steps = max(metric_by_step(storage / trial.run, "train/loss"), default=trial.steps)

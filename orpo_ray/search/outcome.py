@@ -41,7 +41,7 @@ def reading(search: Search) -> list[str]:
     assert best is not None, "a search without a finished trial has nothing to read"
     counts = {state: sum(t.state == state for t in search.trials) for state in ("finished", "stopped", "failed")}
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    whole = search.trial_count * best.total_steps
+    whole = max(search.trial_count, len(search.trials)) * best.total_steps
     return [
         f"Trial {best.number} is best: {shown_values(best.values)} prefers the chosen answer for "
         f"{best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs, by {best.last[MARGIN]:.2f} nats a token.",
@@ -68,7 +68,7 @@ def shown_values(values: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def _finished(trials: Sequence[Trial]) -> list[Trial]:

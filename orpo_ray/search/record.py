@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from orpo_ray.config import RunConfig
 from orpo_ray.errors import ConfigError
@@ -30,6 +30,8 @@ class Trial:
     total_steps: int = 0
     evaluations: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
+    may_pass: bool = False
+    """Whether a failed trial may come through another time as it is: it lacked room, a disk or its process."""
 
     def note(self, step: int, total_steps: int, evaluation: Mapping[str, float]) -> bool:
         """Take in an evaluation; False for a step that is on record, which a resumed run comes to again."""
@@ -54,7 +56,7 @@ class Search:
     settings: dict[str, Any]
     trial_count: int
     pairs: int
-    status: Literal["running", "stopped", "finished"] = "running"
+    status: Literal["running", "interrupted", "stopped", "finished"] = "running"
     trials: list[Trial] = field(default_factory=list)
     outcome: dict[str, Any] = field(default_factory=dict)
 
@@ -75,8 +77,12 @@ def read_search(folder: Path) -> Search | None:
     if found is None:
         return None
     try:
-        return Search(**{**found, "trials": [Trial(**trial) for trial in found["trials"]]})
-    except (TypeError, KeyError) as error:
+        search = Search(**{**found, "trials": [Trial(**trial) for trial in found["trials"]]})
+        for trial in search.trials:
+            if trial.state not in get_args(State) or not isinstance(trial.values, dict):
+                raise ValueError(f"trial {trial.number}: state {trial.state!r}, values {trial.values!r}")
+        return search
+    except (TypeError, KeyError, ValueError) as error:
         raise ConfigError(f"{folder / SEARCH_FILE}: not as a search wrote it ({error})") from error
 
 

@@ -10,13 +10,14 @@ from orpo_ray.config import RunConfig, SearchConfig, dump, every_to_steps
 from orpo_ray.config.search import ACCURACY
 from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
 from orpo_ray.distributed.run import Ground, prepare_on
-from orpo_ray.errors import RunError
+from orpo_ray.errors import ResourceError, RunError
+from orpo_ray.objectives import build_objective
 from orpo_ray.search.answers import answer
-from orpo_ray.search.course import Course, Watch, catch_up, count_steps
+from orpo_ray.search.course import Course, Watch, count_steps, take_up
 from orpo_ray.search.outcome import NLL, best_trial, pareto_front, reading, shown_values, trial_steps
 from orpo_ray.search.record import FOLDER, Search, Trial, read_search
 from orpo_ray.search.score import MARGIN
-from orpo_ray.search.space import Space, settings_of, trial_config, with_values
+from orpo_ray.search.space import Space, probes, settings_of, trial_config, with_values
 from orpo_ray.search.study import Study
 from orpo_ray.search.trial import TrialRoom
 from orpo_ray.search.tuner import run_course
@@ -39,10 +40,12 @@ def run_search(
     """
     base, settings = trial_config(config, space, {}, config.name), settings_of(config)
     prepare_on(ground, base, announce, stop_requested)
+    for variant in _reference_variants(config, space):
+        prepare_on(ground, variant, lambda line: None, stop_requested)
     _announce_late_evaluations(base, settings, ground, announce)
     search = read_search(config.run_dir) or Search(config.name, dump(settings), 0, len(ground.artifact.eval))
     search.trial_count, search.status = settings.trial_count, "running"
-    catch_up(search, config.storage_dir)
+    take_up(search, config.storage_dir)
     study = Study(settings, space.domains, config.training.seed, search.pairs, search.trials)
     at_once = min(runs_at_once(ground.placement, cluster_nodes()), search.trial_count)
     announce(_plan(search, at_once, ground))
@@ -52,7 +55,9 @@ def run_search(
         if not course.is_over:
             run_course(config, course, TrialRoom(ground, Path.cwd()), at_once, stop_requested)
         count_steps(search, config.storage_dir)
-        _conclude(config, space, search, ground, stop_requested)
+        best = _best(search)
+        search.outcome = _outcome(config, search, best)
+        search.outcome["answers"] = _answers(config, space, search, best, ground, announce, stop_requested)
         search.status = "finished"
     finally:
         search.status = "stopped" if search.status == "running" else search.status
@@ -84,31 +89,68 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
     return f"{search.trial_count} trials, {at_once} at once: each takes {workers} of {each}{going_on}"
 
 
-def _conclude(
-    config: RunConfig, space: Space, search: Search, ground: Ground, stop_requested: Callable[[], bool]
-) -> None:
-    """Lay down the best trial's settings, the Pareto front, answers of its ends, and how to read them."""
+def _reference_variants(config: RunConfig, space: Space) -> list[RunConfig]:
+    """Runs whose reference log-probs some trial needs and the run itself does not make: one for each such cache."""
+    found: dict[str, RunConfig] = {}
+    for values in probes(config, space):
+        run = trial_config(config, space, values, f"{config.name}/references")
+        if build_objective(run.objective).needs_reference:
+            found.setdefault(repr((run.model, run.adapter.kind, run.adapter.init_from)), run)
+    for run in found.values():
+        run.run_dir.mkdir(parents=True, exist_ok=True)
+    return list(found.values())
+
+
+def _best(search: Search) -> Trial:
+    """The best trial. Raises RunError, or ResourceError where another time may do, if none came to its end."""
     best = best_trial(search)
-    if best is None:
-        first = next((trial for trial in search.trials if trial.error), None)
-        why = f"; trial {first.number} said: {first.error}" if first else ""
-        raise RunError(f"none of {len(search.trials)} trials came to its end{why}")
-    front = pareto_front(search.trials)
-    ends = {trial.number: trial for trial in (front[0], best, front[-1])}
-    configs = [trial_config(config, space, trial.values, trial.run) for trial in ends.values()]
+    if best is not None:
+        return best
+    failed = [trial for trial in search.trials if trial.error]
+    why = f"; trial {failed[0].number} said: {failed[0].error}" if failed else ""
+    told = f"none of {len(search.trials)} trials came to its end{why}"
+    if failed and all(trial.may_pass for trial in failed):
+        raise ResourceError(f"{told}; the same command tries them again")
+    raise RunError(told)
+
+
+def _outcome(config: RunConfig, search: Search, best: Trial) -> dict[str, Any]:
+    """What was found, with the best trial's settings laid down as a config."""
     best_yaml = config.run_dir / BEST_FILE
     best_yaml.write_text(_best_config(config, best), encoding="utf-8")
-    search.outcome = {
+    return {
         "best": best.number,
         "values": best.values,
         "metrics": best.last,
         "adapter": str(config.storage_dir / best.run / "adapter"),
         "config": str(best_yaml),
-        "pareto": [_point(trial) for trial in front],
-        "answers": _by_trial(answer(ground, configs, stop_requested), ends),
+        "pareto": [_point(trial) for trial in pareto_front(search.trials)],
+        "answers": [],
         "trial_steps": trial_steps(search.trials),
         "reading": reading(search),
     }
+
+
+def _answers(
+    config: RunConfig,
+    space: Space,
+    search: Search,
+    best: Trial,
+    ground: Ground,
+    announce: Callable[[str], None],
+    stop_requested: Callable[[], bool],
+) -> list[dict[str, Any]]:
+    """Answers of the front's ends and of the best trial; none, and said so, where they cannot be generated."""
+    front = pareto_front(search.trials)
+    ends = {trial.number: trial for trial in (front[0], best, front[-1])}
+    configs = [trial_config(config, space, trial.values, trial.run) for trial in ends.values()]
+    try:
+        answers = answer(ground, configs, stop_requested)
+    except (RunError, ResourceError) as error:
+        announce(f"the answers of the best trials could not be generated: {error}")
+        return []
+    names = {trial.run: f"trial {number}" for number, trial in ends.items()}
+    return [{names.get(key, key): text for key, text in sample.items()} for sample in answers]
 
 
 def _best_config(config: RunConfig, best: Trial) -> str:
@@ -123,9 +165,3 @@ def _best_config(config: RunConfig, best: Trial) -> str:
 def _point(trial: Trial) -> dict[str, Any]:
     numbers = {name.removeprefix("eval/"): trial.last[name] for name in (ACCURACY, NLL, MARGIN)}
     return {"trial": trial.number, "values": trial.values, **numbers}
-
-
-def _by_trial(answers: list[dict[str, Any]], ends: dict[int, Trial]) -> list[dict[str, Any]]:
-    """Answers under the numbers of the trials, not under the names of their runs."""
-    names = {trial.run: f"trial {number}" for number, trial in ends.items()}
-    return [{names.get(key, key): text for key, text in sample.items()} for sample in answers]

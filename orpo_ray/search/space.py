@@ -44,8 +44,10 @@ def resolve(config: RunConfig, announce: Callable[[str], None]) -> Space:
     if not domains:
         domains = _defaults(config)
         announce("search.space: " + "; ".join(f"{name} {_shown(domain)}" for name, domain in domains.items()))
+    # In one order however they are written: draws and grids go by it.
+    domains = dict(sorted(domains.items()))
     space = Space(domains, int(next(iter(domains)).split(".")[1]) if config.stages else None)
-    for values in _probes(search, domains):
+    for values in probes(config, space):
         trial_config(config, space, values, config.name)
     return space
 
@@ -88,12 +90,12 @@ def _defaults(config: RunConfig) -> dict[str, Domain]:
     return {prefix + name: span for name, span in fields.items()}
 
 
-def _probes(search: SearchConfig, domains: dict[str, Domain]) -> Iterator[dict[str, Any]]:
+def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
     """Values to try on paper: every point of a grid, else the ends and a point inside of each range by itself."""
-    if search.searcher == "grid":
-        yield from grid_points(domains)
+    if settings_of(config).searcher == "grid":
+        yield from grid_points(space.domains)
         return
-    for name, domain in domains.items():
+    for name, domain in space.domains.items():
         if isinstance(domain, Options):
             yield from ({name: value} for value in domain.values)
         else:

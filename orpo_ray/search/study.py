@@ -52,8 +52,11 @@ class Study:
         if self._grid:
             return self._begin(number, self._grid[number])
         self._study.sampler = self._sampler(number)
-        self._open[number] = drawn = self._study.ask(self._distributions)
-        return {name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()}
+        drawn = self._study.ask(self._distributions)
+        values = {name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()}
+        # What counts is the settled value, which is all that the record knows.
+        self._study.tell(drawn, state=TrialState.FAIL)
+        return self._begin(number, values)
 
     def judge(self, trial: Trial) -> bool:
         """Whether to give the trial up after its latest evaluation. The end of a run is never given up."""

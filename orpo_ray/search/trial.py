@@ -11,7 +11,7 @@ from ray import tune
 
 from orpo_ray.config import RunConfig, build, dump
 from orpo_ray.distributed.run import Ground, train_on
-from orpo_ray.errors import OrpoRayError
+from orpo_ray.errors import OrpoRayError, ResourceError, on_one_line
 from orpo_ray.training import record
 from orpo_ray.training.reporter import plain_record
 
@@ -36,9 +36,24 @@ class TrialRoom:
 def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
     """Train the run whose config is in `settings`, or go on with it, reporting each evaluation to Tune.
 
-    The last report says `finished`, or tells the `error` that ended the run: Tune hears of no exception, so that
-    what it takes for a failure is a lost process, after which it starts the trial again.
+    The last report says `finished`, or tells the `error` that ended the run and whether it `may_pass` without a change
+    of the config. Tune hears of no exception, so that what it takes for a failure is a lost process, after which it
+    starts the trial again.
     """
+    try:
+        _run(settings, room)
+    except OrpoRayError as error:
+        _log.error("the trial failed", exc_info=error)
+        tune.report({"error": str(error), "may_pass": isinstance(error, ResourceError)})
+    except Exception as error:  # noqa: BLE001 - told to the search, which goes on; the traceback is in the trial's log
+        _log.error("the trial failed", exc_info=error)
+        told = f"unexpected {type(error).__name__}: {on_one_line(error)}"
+        tune.report({"error": told, "may_pass": isinstance(error, OSError)})
+    else:
+        tune.report({"finished": True})
+
+
+def _run(settings: dict[str, Any], room: TrialRoom) -> None:
     if room.directory.is_dir():
         os.chdir(room.directory)
     config = build(RunConfig, settings["config"], {(): "trial"})
@@ -49,17 +64,8 @@ def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         force=True,
     )
-    try:
-        with record.run_lock(config.run_dir, _PREDECESSOR_S):
-            _train(config, room.ground, _log.info)
-    except OrpoRayError as error:
-        _log.error("the trial failed", exc_info=error)
-        tune.report({"error": str(error)})
-    except Exception as error:  # noqa: BLE001 - told to the search, which goes on; the traceback is in the trial's log
-        _log.error("the trial failed", exc_info=error)
-        tune.report({"error": f"unexpected {type(error).__name__}: {error}"})
-    else:
-        tune.report({"finished": True})
+    with record.run_lock(config.run_dir, _PREDECESSOR_S):
+        _train(config, room.ground, _log.info)
 
 
 def _train(config: RunConfig, ground: Ground, announce: Callable[[str], None]) -> None:

@@ -6,7 +6,6 @@ Tune's own snapshots hold pickles, so nothing is ever read from them: they are s
 import logging
 import os
 import shutil
-import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ with warnings.catch_warnings():
     from ray.tune.search import Searcher
 
 from orpo_ray.config import RunConfig, dump
+from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.launch import free_what_dead_controllers_hold
 from orpo_ray.errors import RunError, StoppedError, on_one_line
 from orpo_ray.search.course import Course
@@ -65,9 +65,10 @@ def run_course(
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
             stop=_Stopper(stop_requested),
+            callbacks=[_Losses(course, trials)],
         ),
     )
-    fitting = _Fit(tuner)
+    fitting = Fitting(tuner)
     fitting.start()
     while fitting.is_alive():
         fitting.join(_POLL_S)
@@ -79,22 +80,6 @@ def run_course(
     if fitting.error is not None:
         said = on_one_line(fitting.error)[:300]
         raise RunError(f"Ray Tune failed: {said}; the same command goes on") from fitting.error
-
-
-class _Fit(threading.Thread):
-    """`fit()` in a thread of its own: in the main one it would take over Ctrl-C."""
-
-    def __init__(self, tuner: tune.Tuner) -> None:
-        super().__init__(name="ray-tune-fit", daemon=True)
-        self._tuner = tuner
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        """Wait for the trials."""
-        try:
-            self._tuner.fit()
-        except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
-            self.error = error
 
 
 class _NotKept:
@@ -144,7 +129,7 @@ class _Scheduler(_NotKept, FIFOScheduler):  # type: ignore[misc]
         if ours.state != "running":
             return str(TrialScheduler.STOP)
         if "error" in result:
-            self._course.failed(ours, result["error"])
+            self._course.failed(ours, result["error"], result["may_pass"])
         elif "finished" in result:
             self._course.finished(ours)
         elif "step" in result:
@@ -153,12 +138,21 @@ class _Scheduler(_NotKept, FIFOScheduler):  # type: ignore[misc]
                 return str(TrialScheduler.STOP)
         return str(TrialScheduler.CONTINUE)
 
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """A trial's process was lost more often than is excused."""
+
+class _Losses(_NotKept, tune.Callback):
+    """Hears of trials whose process was lost once more than is excused; the scheduler is told of every loss."""
+
+    def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
+        self._course = course
+        self._trials = trials
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial will not be started again."""
         ours = self._trials[trial.trial_id]
         _log.error("the process of trial %d was lost", ours.number, exc_info=trial.get_error())
         if ours.state == "running":
-            self._course.failed(ours, "its process was lost, and no retry is left (scale.max_failures)")
+            told = "its process was lost, and no retry is left (scale.max_failures)"
+            self._course.failed(ours, told, may_pass=True)
 
 
 class _Stopper(_NotKept, tune.Stopper):

@@ -17,7 +17,7 @@ from orpo_ray.errors import ConfigError
 CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
 SEARCH_FILE = "search.json"
 """Of a search, whose folder holds its trials' runs."""
-_LOCK_POLL_S = 0.2
+_LOCK_FILE, _LOCK_POLL_S = ".lock", 0.2
 _locked: set[Path] = set()
 """Folders of the runs that this process holds the lock of."""
 _PACKAGES = ("orpo-ray", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "deepspeed", "ray")
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def run_lock(run_dir: Path, patience_s: float = 0.0) -> Iterator[None]:
     """Keep a second process away from a run. Raises ConfigError if one is still at work after that time."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
+    with (run_dir / _LOCK_FILE).open("w") as file:
         give_up = time.monotonic() + patience_s
         while not try_lock(file.fileno()):
             if time.monotonic() >= give_up:
@@ -86,6 +86,14 @@ def try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process is at work on a run."""
+    if not (run_dir / _LOCK_FILE).exists():
+        return False
+    with (run_dir / _LOCK_FILE).open("r") as file:
+        return not try_lock(file.fileno())
 
 
 def is_locked_by_us(run_dir: Path) -> bool:

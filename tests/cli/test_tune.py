@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import DEMO
+from support import DEMO, locked_elsewhere
 from terminal import Command, Done, shell
 
 from orpo_ray.cli.search_table import SearchTable
@@ -87,6 +87,16 @@ def test_a_search_is_shown_from_its_folder(command: Command, tuned: tuple[Path, 
 
 
 def test_a_running_search_is_shown_as_far_as_it_has_come(command: Command, tmp_path: Path) -> None:
+    with locked_elsewhere(tmp_path):
+        shown = shown_half_way(command, tmp_path)
+    assert "x/search: running" in shown.out and "trial 1 failed: no memory" in shown.out
+
+
+def test_a_search_whose_process_is_gone_is_not_said_to_be_running(command: Command, tmp_path: Path) -> None:
+    assert "x/search: interrupted" in shown_half_way(command, tmp_path).out
+
+
+def shown_half_way(command: Command, tmp_path: Path) -> Done:
     trial = Trial(0, "x/search/trials/000", {"objective.lambda": 0.25}, total_steps=10)
     trial.note(5, 10, {"eval/accuracy": 0.75, "eval/margin": 0.5, "eval/nll": 1.25})
     failed = Trial(1, "x/search/trials/001", {"objective.lambda": 0.5}, "failed", error="no memory")
@@ -97,7 +107,7 @@ def test_a_running_search_is_shown_as_far_as_it_has_come(command: Command, tmp_p
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
         "0", "0.25", "5/10", "0.750", "0.500", "1.250", "running",
     ]  # fmt: skip
-    assert "x/search: running" in shown.out and "trial 1 failed: no memory" in shown.out
+    return shown
 
 
 def test_progress_tells_each_event_once_and_the_time_that_is_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +152,7 @@ def test_a_dry_run_tells_what_would_be_tried(command: Command, config: Path) -> 
         ([SPACE, "search.metric=eval/loss"], "is scaled by lambda or beta"),
         ([SPACE, "search.scheduler=pbt"], "use asha or none"),
         (["--show", "runs/x"], "--show RUN stands alone"),
+        (["search.space={adapter.kind: {choice: [lora, none]}}"], "adapter.kind: none trains the base's own weights"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_starts(
@@ -158,6 +169,29 @@ def test_no_search_to_show_and_no_config_are_told(command: Command, tmp_path: Pa
     assert done.code == 2 and "no search.json here" in done.said[-1]
     done = command("tune")
     assert done.code == 2 and "name a config to search with" in done.said[-1]
+
+
+STAGES = "stages=[{objective: {kind: sft}}, {objective: {kind: orpo}, OTHER}, {objective: {kind: dpo}}]"
+FULL = ("adapter.kind=none", "model.quantization=none")
+
+
+@pytest.mark.parametrize(("other", "more"), [("model: {dtype: float32}", ()), ("training: {warmup: 1}", FULL)])
+def test_a_later_stage_without_pairs_is_refused_before_the_first_is_trained(
+    command: Command, config: Path, other: str, more: tuple[str, ...]
+) -> None:
+    other += ", data: {train: [{source: nowhere.jsonl}]}"
+    done = command("train", config, STAGES.replace("OTHER", other), *more)
+    assert done.code == 2 and "nowhere.jsonl: no such file" in done.said[-1]
+    assert not (config.parent / "storage" / "tiny").exists()
+
+
+def test_stages_of_full_fine_tuning_are_planned_before_any_is_trained(command: Command, config: Path) -> None:
+    stages = STAGES.replace("OTHER", "training: {max_steps: 3}")
+    planned = command("train", config, stages, *FULL, "--dry-run", "--json")
+    assert (planned.code, planned.result["steps"]) == (0, 4 + 3 + 4)
+    space = "search.space={stages.1.objective.lambda: {loguniform: [0.1, 1.0]}}"
+    planned = command("tune", config, stages, space, *FULL, "--dry-run", "--json")
+    assert (planned.code, planned.result["steps"]) == (0, 3)
 
 
 def test_other_settings_under_the_same_name_are_refused(command: Command, config: Path) -> None:

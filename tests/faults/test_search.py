@@ -41,6 +41,7 @@ class Searched:
     at_kill: dict[str, Any]
     record: dict[str, Any]
     workers_of_given_up: list[int]
+    running_then: list[int]
     freed_while_others_ran: bool
 
     def trial(self, number: int) -> dict[str, Any]:
@@ -101,13 +102,18 @@ def searched(storage: Path) -> Searched:
     workers = worker_pids(folder / "trials" / f"{stopped:03d}")
     wait_until(lambda: all(map(is_gone, workers)), "the end of its workers", LEAVE_S)
     freed = not is_gone(command.pid)
+    running = [trial["number"] for trial in read(folder)["trials"] if trial["state"] == "running"]
     command.wait_until(lambda: len(read(folder)["trials"]) > 3 and steps_of(folder, 3), "the fourth trial's start")
     command.send(SIGKILL)
     killed = command.end(ORPHANS_S)
     at_kill = read(folder)
-    ended = Command(config, "--json", command="tune").end()
+    command = Command(config, "--json", command="tune")
+    command.wait_until(lambda: 0 in steps_of(folder, 4), "the last trial's start")
+    lost = next(pid for pid, title in command.processes.left().items() if " ray::ImplicitFunc" in title)
+    os.kill(lost, SIGKILL)
+    ended = command.end()
     assert ended.code == 0, ended.said
-    return Searched(folder, killed, ended, at_kill, read(folder), workers, freed)
+    return Searched(folder, killed, ended, at_kill, read(folder), workers, running, freed)
 
 
 def test_the_search_ends_with_every_trial_and_an_outcome(searched: Searched) -> None:
@@ -134,7 +140,17 @@ def test_a_failed_trial_tells_why_and_the_others_go_on(searched: Searched) -> No
 
 def test_a_trial_that_is_given_up_frees_its_workers_while_others_run(searched: Searched) -> None:
     assert len(searched.workers_of_given_up) == 1
-    assert searched.freed_while_others_ran
+    assert searched.freed_while_others_ran and searched.running_then
+    # The fourth trial needed its room: the machine holds two.
+    assert searched.at_kill["trials"][3]["evaluations"]
+
+
+def test_a_trial_whose_process_is_killed_is_started_again(searched: Searched) -> None:
+    begun = [searched.log(number).count("starting 1 worker under Ray Train") for number in range(TRIALS)]
+    assert searched.log(0).count("lost worker 0") == 1
+    # In the second command some trial was begun twice, beside the one that lost its worker in the first.
+    assert max(begun[3:]) >= 2 or begun[0] >= 3
+    assert not any("process was lost" in str(trial["error"]) for trial in searched.record["trials"])
 
 
 def test_a_killed_search_keeps_what_has_ended_and_goes_on_with_the_rest(searched: Searched) -> None:

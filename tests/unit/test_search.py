@@ -12,7 +12,7 @@ from support import run_config
 from orpo_ray.config import RunConfig, SearchConfig
 from orpo_ray.config.space import Domain, Options, Span
 from orpo_ray.errors import ConfigError
-from orpo_ray.search.course import Course, catch_up
+from orpo_ray.search.course import Course, take_up
 from orpo_ray.search.outcome import best_trial, pareto_front, reading
 from orpo_ray.search.record import Search, Trial, finished_search, read_search
 from orpo_ray.search.score import score
@@ -178,10 +178,12 @@ def quality(values: dict[str, Any]) -> float:
     return round(PAIRS * math.exp(-distance)) / PAIRS
 
 
-def play(settings: SearchConfig, until: int, trials: list[Trial] | None = None) -> list[Trial]:
+def play(
+    settings: SearchConfig, until: int, trials: list[Trial] | None = None, domains: dict[str, Domain] = DOMAINS
+) -> list[Trial]:
     """Trials one after the other, each evaluated at every tenth of its run; those of `trials` are on record."""
     trials = list(trials or [])
-    asked = study(settings, trials)
+    asked = study(settings, trials, domains)
     for number in range(len(trials), until):
         trial = Trial(number, "", asked.draw(number))
         for step in range(1, 11):
@@ -199,9 +201,17 @@ def play(settings: SearchConfig, until: int, trials: list[Trial] | None = None) 
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
 def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(searcher: str) -> None:
     settings = SearchConfig(searcher=searcher, trials=20)
-    unbroken = play(settings, 20)
+    domains = {**DOMAINS, "adapter.alpha": Span(1, 100, log=True, step=5), "adapter.r": Span(8, 64, step=8)}
+    unbroken = play(settings, 20, domains=domains)
     kept = json.loads(json.dumps([vars(trial) for trial in unbroken[:13]]))
-    assert play(settings, 20, [Trial(**trial) for trial in kept]) == unbroken
+    assert play(settings, 20, [Trial(**trial) for trial in kept], domains) == unbroken
+
+
+def test_fields_are_searched_in_one_order_however_they_are_written(tmp_path: Path) -> None:
+    grids = {LAMBDA: {"grid": [0.1, 0.5]}, RATE: {"grid": [1e-5, 1e-4]}}
+    orders = [grids, dict(reversed(grids.items()))]
+    spaces = [resolve(run_config(tmp_path, search={"searcher": "grid", "space": space}), print) for space in orders]
+    assert list(spaces[0].domains) == list(spaces[1].domains)
 
 
 def test_draws_lie_in_their_ranges_and_differ() -> None:
@@ -306,7 +316,7 @@ def test_what_happened_is_on_record_at_once(config: RunConfig, begin: Callable[[
     trial, tried = first
     assert tried.run_dir == config.run_dir / "trials" / "000"
     assert read_search(config.run_dir) == search
-    course.evaluated(trial, 2, 10, evaluation(0.9))
+    course.evaluated(trial, 10, 10, evaluation(0.9))
     assert read_search(config.run_dir) == search
     course.finished(trial)
     found = read_search(config.run_dir)
@@ -322,6 +332,50 @@ def test_an_interrupted_trial_is_gone_on_with_first(begin: Callable[[], tuple[Co
     order = [found[0].number for found in iter(again.next, None)]
     assert order == [0, 2, 3]
     assert search.trials[1].error == "no memory"
+
+
+def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_follows(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    space = {"adapter.kind": {"choice": ["lora", "none"]}, "model.quantization": {"choice": ["none", "nf4"]}}
+    config = run_config(tmp_path, model={"quantization": "none"}, search={"space": space, "trials": 12})
+    assert config.search is not None
+    search = Search(config.name, config.search.model_dump(), 12, PAIRS)
+    course = Course(
+        config, resolve(config, print), search, study(config.search, domains=config.search.domains), lambda search: None
+    )
+    begun = [found[0].number for found in iter(course.next, None)]
+    failed = [trial for trial in search.trials if trial.state == "failed"]
+    assert failed and sorted(begun + [trial.number for trial in failed]) == list(range(12))
+    assert all(trial.values == {"adapter.kind": "none", "model.quantization": "nf4"} for trial in failed)
+    assert all("adapter.kind: none trains the base's own weights" in str(trial.error) for trial in failed)
+
+
+def test_what_failed_for_want_of_room_is_tried_again_and_what_was_wrong_is_not(
+    config: RunConfig, begin: Callable[[], tuple[Course, Search]]
+) -> None:
+    course, search = begin()
+    tried = [course.next() for _ in range(2)]
+    assert tried[0] is not None and tried[1] is not None
+    course.failed(tried[0][0], "the cluster is busy", may_pass=True)
+    course.failed(tried[1][0], "no such module")
+    take_up(search, config.storage_dir)
+    assert [(trial.state, trial.error) for trial in search.trials] == [("running", None), ("failed", "no such module")]
+
+
+def test_a_run_that_ended_when_nobody_listened_is_judged_by_its_own_last_evaluation(
+    config: RunConfig, begin: Callable[[], tuple[Course, Search]]
+) -> None:
+    course, _ = begin()
+    tried = [course.next() for _ in range(2)]
+    assert tried[0] is not None and tried[1] is not None
+    (heard, first), (unheard, _config) = tried[0], tried[1]
+    course.evaluated(heard, 5, 10, evaluation(0.5))
+    first.run_dir.mkdir(parents=True)
+    (first.run_dir / "metrics.jsonl").write_text(json.dumps({"step": 10, **evaluation(0.9)}) + "\n", encoding="utf-8")
+    course.finished(heard)
+    assert (heard.state, heard.last["eval/accuracy"]) == ("finished", 0.9)
+    course.finished(unheard)
+    assert unheard.state == "failed" and "lacks the evaluation of its last step" in str(unheard.error)
 
 
 def test_an_evaluation_that_comes_again_is_taken_in_once(begin: Callable[[], tuple[Course, Search]]) -> None:
@@ -343,7 +397,7 @@ def test_evaluations_that_nobody_heard_are_read_from_the_trial(tmp_path: Path) -
     folder.mkdir(parents=True)
     lines = [{"step": 0, **evaluation(0.5)}, {"step": 1, "train/loss": 1.0}, {"step": 5, **evaluation(0.8)}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    catch_up(Search("run", {}, 1, PAIRS, trials=[trial]), tmp_path)
+    take_up(Search("run", {}, 1, PAIRS, trials=[trial]), tmp_path)
     assert trial.evaluations == [{"step": 0, **evaluation(0.5)}, {"step": 5, **evaluation(0.8)}]
 
 
@@ -356,7 +410,11 @@ def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(con
     assert finished_search(more) is None
 
 
-def test_a_damaged_record_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "search.json").write_text('{"name": "x", "trials": [{}]}', encoding="utf-8")
+@pytest.mark.parametrize(
+    "trial", [{}, {"number": 0, "run": "x", "values": {}, "state": "done"}, {"number": 0, "run": "x", "values": None}]
+)
+def test_a_damaged_record_is_refused_by_name(tmp_path: Path, trial: dict[str, Any]) -> None:
+    content = {"name": "x", "settings": {}, "trial_count": 1, "pairs": 1, "trials": [trial]}
+    (tmp_path / "search.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"search\.json: not as a search wrote it"):
         read_search(tmp_path)

@@ -72,6 +72,7 @@ def test_a_range_is_read_as_it_is_written(written: dict[str, Any], domain: Span 
         ({"uniform": [True, 2]}, "uniform: write [low, high]"),
         ({"uniform": [0, float("inf")]}, "uniform: write [low, high]"),
         ({"uniform": 3}, "uniform: write [low, high]"),
+        ({"uniform": {"low": 1, "high": 2}}, "uniform: write [low, high]"),
         ({"choice": []}, "choice: no values in it"),
         ({"choice": [1, 1]}, "choice: a value stands in it twice"),
         ({"loguniforn": [1, 2]}, "loguniforn: unknown; did you mean loguniform?"),
@@ -182,6 +183,15 @@ def test_a_metric_that_means_something_else_for_every_trial_is_refused(path: Pat
         (
             "searcher: grid, trials: 3, space: {objective.lambda: {grid: [0.1, 0.2]}}",
             "search: trials: the grid has 2 points, not 3; remove trials",
+        ),
+        (
+            f"searcher: grid, space: {{objective.lambda: {{grid: {list(range(101))}}}, "
+            f"adapter.dropout: {{grid: {[number / 200 for number in range(101)]}}}}}",
+            "search: space: the grid has 10201 points; 10000 is the most",
+        ),
+        (
+            "space: {objective.lambda: {loguniform: {low: 1, high: 2}}}",
+            "search.space: objective.lambda: loguniform: write [low, high]",
         ),
         (
             "space: {objective.lambda: {grid: [0.1, 0.2]}}",
