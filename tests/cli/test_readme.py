@@ -18,6 +18,8 @@ README = ROOT / "README.md"
 EXAMPLES_ON_A_CPU = ("quickstart-cpu", "sft-then-dpo", "search")
 READMES = ["README.md", *(f"examples/{name}/README.md" for name in EXAMPLES_ON_A_CPU)]
 NEEDS_THE_HUB = ["examples/mistral-7b-orpo/README.md"]
+SCRIPTS = ["examples/paper-curves/README.md"]
+"""Their scripts train for minutes; tests of their own run what the scripts call."""
 
 FEW_STEPS = {"train": ["training.max_steps=2"], "tune": ["training.max_steps=2", "search.trials=1"]}
 """Appended to what is trained and searched: the settings shown would take minutes."""
@@ -50,10 +52,15 @@ def project(tmp_path: Path, artifacts: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_every_readme_shows_commands() -> None:
     readmes = {str(path.relative_to(ROOT)) for path in [README, *(ROOT / "examples").rglob("README.md")]}
-    assert readmes == {*READMES, *NEEDS_THE_HUB}
+    assert readmes == {*READMES, *NEEDS_THE_HUB, *SCRIPTS}
     for name in readmes:
         words = {words[0] for words in shown_commands(ROOT / name)}
-        assert words and words <= {"make", "orpo-ray"}, name
+        assert words and words <= ({"python"} if name in SCRIPTS else {"make", "orpo-ray"}), name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_that_a_readme_shows_are_there(name: str) -> None:
+    assert all((ROOT / words[1]).is_file() for words in shown_commands(ROOT / name))
 
 
 @pytest.mark.ray
