@@ -1,4 +1,4 @@
-"""What to try next and whom to give up: Optuna's samplers and its ASHA, over trials that are on record.
+"""What to try next and whom to give up: Optuna's samplers and ASHA's rungs, over trials that are on record.
 
 The study lives in memory and is made anew from the record when a search goes on. What it says then is what it would
 have said: each draw is seeded by the search's seed and the number of trials before it, and a trial's values at the
@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from orpo_ray.config import SearchConfig
 from orpo_ray.config.space import Domain, Options
 from orpo_ray.search.record import Trial
+from orpo_ray.search.rungs import Rungs
 from orpo_ray.search.score import score
 from orpo_ray.search.space import grid_points
 
 _PROGRESS = 1000
-"""Rungs count thousandths of a run: trials of another length, should they differ, meet at the same share of theirs."""
+"""Optuna counts progress in whole numbers: thousandths of a run."""
 _AT_RANDOM = 10
 """Trials before TPE draws near what was good; of fewer it would make too much (Optuna's own number)."""
 
@@ -42,7 +43,8 @@ class Study:
         self._grid = grid_points(domains) if search.searcher == "grid" else []
         self._distributions = {name: _distribution(domain) for name, domain in domains.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(direction="maximize", pruner=_pruner(search))
+        self._study = optuna.create_study(direction="maximize", pruner=NopPruner())
+        self._rungs = Rungs(search.grace, search.eta) if search.scheduler == "asha" else None
         self._open: dict[int, optuna.Trial] = {}
         for trial in trials:
             self._replay(trial)
@@ -60,11 +62,12 @@ class Study:
 
     def judge(self, trial: Trial) -> bool:
         """Whether to give the trial up after its latest evaluation. The end of a run is never given up."""
-        evaluation, judged = trial.last, self._open[trial.number]
-        progress = int(_PROGRESS * evaluation["step"] // trial.total_steps)
-        judged.report(score(self._search.metric, evaluation, self._pairs), progress)
-        given_up = judged.should_prune()  # asked in any case: this is where Optuna takes note of a rung
-        return given_up and evaluation["step"] < trial.total_steps
+        progress = trial.last["step"] / trial.total_steps
+        value = score(self._search.metric, trial.last, self._pairs)
+        # TPE learns from trials that were given up by how far they came, and how well they did there.
+        self._open[trial.number].report(value, int(_PROGRESS * progress))
+        behind = self._rungs is not None and self._rungs.gives_up(trial.number, progress, value)
+        return behind and progress < 1
 
     def end(self, trial: Trial) -> None:
         """Take in how a trial ended."""
@@ -93,12 +96,6 @@ class Study:
             return RandomSampler(seed=seed)
         # The liar keeps trials that run at the same time apart.
         return TPESampler(seed=seed, n_startup_trials=1, constant_liar=True)
-
-
-def _pruner(search: SearchConfig) -> BasePruner:
-    if search.scheduler == "none":
-        return NopPruner()
-    return SuccessiveHalvingPruner(min_resource=max(1, int(_PROGRESS * search.grace)), reduction_factor=search.eta)
 
 
 def _distribution(domain: Domain) -> BaseDistribution:

@@ -15,6 +15,7 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.search.course import Course, take_up
 from orpo_ray.search.outcome import best_trial, pareto_front, reading
 from orpo_ray.search.record import Search, Trial, finished_search, read_search
+from orpo_ray.search.rungs import Rungs
 from orpo_ray.search.score import score
 from orpo_ray.search.space import Space, resolve, trial_config
 from orpo_ray.search.study import Study
@@ -268,6 +269,44 @@ def test_asha_lets_the_best_third_go_on() -> None:
             went_on.append(accuracy)
     # One of so few, the best, until there are six; then two; then three of nine.
     assert went_on == [0.5, 0.6, 0.7, 0.9, 0.8, 0.95]
+
+
+def test_a_trial_that_was_let_on_is_given_up_when_better_ones_have_come_since() -> None:
+    asked = study(SearchConfig(trials=9, grace=0.2, eta=3))
+    first = Trial(0, "", asked.draw(0))
+    first.note(20, 100, evaluation(0.7))
+    assert not asked.judge(first)
+    for number, accuracy in enumerate((0.6, 0.8, 0.9), start=1):
+        other = Trial(number, "", asked.draw(number))
+        other.note(20, 100, evaluation(accuracy))
+        assert asked.judge(other) == (accuracy < 0.7)
+    first.note(40, 100, evaluation(0.99))
+    assert asked.judge(first), "it counts what it was at the rung"
+
+
+def test_the_end_of_a_run_is_never_given_up() -> None:
+    rungs = Rungs(grace=0.2, eta=3)
+    assert not rungs.gives_up(0, 0.2, 0.9)
+    assert rungs.gives_up(1, 0.2, 0.8)
+    asked = study(SearchConfig(trials=2))
+    best, other = (Trial(number, "", asked.draw(number)) for number in range(2))
+    best.note(10, 10, evaluation(0.9))
+    other.note(10, 10, evaluation(0.1))
+    assert not asked.judge(best) and not asked.judge(other)
+
+
+@pytest.mark.parametrize(
+    ("grace", "eta", "rungs"), [(0.2, 3, (20, 60)), (0.3, 3, (30, 90)), (0.5, 2, (50,)), (0.1, 4, (10, 40)), (1, 2, ())]
+)
+def test_rungs_lie_within_the_run(grace: float, eta: int, rungs: tuple[int, ...]) -> None:
+    """One that falls behind at a percent of its run is ended there if that is a rung, and not before the next."""
+    for behind_from in range(1, 101):
+        asked = Rungs(grace, eta)
+        for percent in range(1, 101):
+            asked.gives_up(0, percent / 100, 0.5)
+        scores = [(percent, 0.0 if percent >= behind_from else 1.0) for percent in range(1, 101)]
+        ended = next((percent for percent, value in scores if asked.gives_up(1, percent / 100, value)), None)
+        assert ended == next((rung for rung in rungs if rung >= behind_from), None)
 
 
 def test_trials_of_another_length_meet_at_the_same_share_of_their_runs() -> None:
