@@ -54,7 +54,7 @@ class SearchConfig(Section):
     searcher: Literal["tpe", "random", "grid"] = "tpe"
     scheduler: Literal["asha", "none"] = Field("asha", description="asha gives up trials that are behind")
     grace: float = Field(0.2, gt=0, le=1, description="share of a run after which a trial may be given up")
-    eta: int = Field(3, ge=2, description="about one of so many trials goes on at each rung")
+    eta: int = Field(3, ge=2, description="one of so many trials goes on past grace, and past eta times that")
 
     @property
     def domains(self) -> dict[str, Domain]:
