@@ -86,7 +86,8 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
     each = f"{placement.cpus:g} CPU" + (f" and {placement.gpus:g} GPU" if placement.gpus else "")
     done = sum(trial.state != "running" for trial in search.trials)
     going_on = f"; {done} are done" if done else ""
-    return f"{search.trial_count} trials, {at_once} at once: each takes {workers} of {each}{going_on}"
+    trials = f"{search.trial_count} {'trials' if search.trial_count > 1 else 'trial'}"
+    return f"{trials}, {at_once} at once: each takes {workers} of {each}{going_on}"
 
 
 def _reference_variants(config: RunConfig, space: Space) -> list[RunConfig]:
