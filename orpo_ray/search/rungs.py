@@ -6,26 +6,26 @@ _ROUNDING = 1e-9
 class Rungs:
     """Scores of all trials at each rung: `grace` of a run, `eta` times that, and so on to its end.
 
-    A trial goes on while it is among the best 1/eta of those that have come to each of its rungs. It is asked at every
-    evaluation, not at rungs alone: the first to come to a rung is let on with nobody to compare it with, and need not
-    be trained to its end when better ones have come since.
+    One in eta of all trials that come to the first rung goes on from it, one in eta squared from the second: the best
+    of those that came. A trial is asked at every evaluation, not at rungs alone: the first to come to a rung is let on
+    with nobody to compare it with, and need not be trained to its end when better ones have come since. The best at a
+    rung always goes on to the next, so some trial comes to its end.
     """
 
     def __init__(self, grace: float, eta: int) -> None:
         self._eta = eta
-        self._scores: dict[float, dict[int, float]] = {}
-        rung = grace
-        while rung < 1 - _ROUNDING:
-            self._scores[rung] = {}
-            rung *= eta
+        self._rungs: list[float] = []
+        while (rung := grace * eta ** len(self._rungs)) < 1 - _ROUNDING:
+            self._rungs.append(rung)
+        self._scores: list[dict[int, float]] = [{} for _ in self._rungs]
 
     def gives_up(self, trial: int, progress: float, score: float) -> bool:
         """Take in an evaluation at that share of the trial's run, higher scores being better; whether to end it."""
-        passed = [scores for rung, scores in self._scores.items() if progress > rung - _ROUNDING]
-        for scores in passed:
+        passed = sum(progress > rung - _ROUNDING for rung in self._rungs)
+        if not passed:
+            return False
+        for scores in self._scores[:passed]:
             scores.setdefault(trial, score)
-        return any(self._is_behind(trial, scores) for scores in passed)
-
-    def _is_behind(self, trial: int, scores: dict[int, float]) -> bool:
-        better = sum(other > scores[trial] for other in scores.values())
-        return better >= max(1, len(scores) // self._eta)
+        latest = self._scores[passed - 1]
+        going_on = max(1, len(self._scores[0]) // self._eta**passed)
+        return sum(other > latest[trial] for other in latest.values()) >= going_on

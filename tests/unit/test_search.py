@@ -284,6 +284,28 @@ def test_a_trial_that_was_let_on_is_given_up_when_better_ones_have_come_since() 
     assert asked.judge(first), "it counts what it was at the rung"
 
 
+def test_one_in_nine_of_all_goes_on_from_the_second_rung() -> None:
+    rungs = Rungs(grace=0.2, eta=3)
+    for number in range(9):
+        rungs.gives_up(number, 0.2, number / 10)
+    assert [rungs.gives_up(number, 0.4, 1.0) for number in range(9)] == [True] * 6 + [False] * 3
+    assert not rungs.gives_up(7, 0.6, 0.9)
+    assert not rungs.gives_up(8, 0.6, 0.95)
+    assert rungs.gives_up(7, 0.8, 1.0)
+    for number in range(9, 18):
+        rungs.gives_up(number, 0.2, 0.0)
+    assert not rungs.gives_up(7, 0.8, 1.0), "two in eighteen"
+
+
+def test_some_trial_always_comes_to_its_end() -> None:
+    rungs = Rungs(grace=0.2, eta=3)
+    assert not rungs.gives_up(0, 0.2, 0.5)
+    assert not rungs.gives_up(0, 0.6, 0.9)
+    assert not rungs.gives_up(1, 0.2, 0.8), "better at the first rung"
+    assert rungs.gives_up(1, 0.6, 0.7), "behind at the second"
+    assert not rungs.gives_up(0, 0.8, 0.9), "which counts: the other one is gone"
+
+
 def test_the_end_of_a_run_is_never_given_up() -> None:
     rungs = Rungs(grace=0.2, eta=3)
     assert not rungs.gives_up(0, 0.2, 0.9)
