@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.record import CONFIG_FILE, is_locked_by_us
-
-LOG_FILE = "run.log"
+from orpo_ray.training.record import CONFIG_FILE, LOG_FILE, is_locked_by_us
 
 _log = logging.getLogger("orpo_ray")
 

@@ -10,6 +10,11 @@ from orpo_ray.cli.console import fresh_line
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def hours_minutes_seconds(seconds: float) -> str:
+    """A length of time as h:mm:ss."""
+    return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{int(seconds % 60):02}"
+
+
 class ProgressLine:
     """Watches reported metrics; redraws one line on a terminal, elsewhere prints one now and then."""
 
@@ -56,7 +61,7 @@ class ProgressLine:
                 parts.append(f"{label} {self._seen[name]:{form}}")
         left = self._seconds_left(step, total_steps, now)
         if left is not None:
-            parts.append(f"left {int(left // 3600)}:{int(left // 60 % 60):02}:{int(left % 60):02}")
+            parts.append(f"left {hours_minutes_seconds(left)}")
         return "  ".join(parts)
 
     def _seconds_left(self, step: int, total_steps: int, now: float) -> float | None:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orpo_ray.cli.progress import hours_minutes_seconds
 from orpo_ray.errors import ConfigError
 from orpo_ray.search.outcome import shown_values, trial_steps
 from orpo_ray.search.record import FOLDER, Search, Trial, read_search
@@ -62,7 +63,7 @@ class SearchTable:
         seconds = self._seconds_left(search)
         if seconds is None:
             return left
-        return f"{left}, time left about {int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{int(seconds % 60):02}"
+        return f"{left}, time left about {hours_minutes_seconds(seconds)}"
 
     def _seconds_left(self, search: Search) -> float | None:
         """From the steps taken since this began, and those that ended trials took on average."""

@@ -49,10 +49,11 @@ def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[
     settings = load_config(path, overrides)
     open_log(verbose)
     from orpo_ray import api
+    from orpo_ray.search.record import FOLDER
 
     check_writable(settings.run_dir)
     with prints_to_log(verbose), table:
-        return api.tune(settings, announce_in(settings.run_dir / "search"), table, verbose)
+        return api.tune(settings, announce_in(settings.run_dir / FOLDER), table, verbose)
 
 
 def _plan(path: str, overrides: list[str]) -> dict[str, Any]:

@@ -34,17 +34,18 @@ def train_on(
     `watch` and `announce` are called in this thread, at most `poll_s` seconds after the news.
     """
     driver = _driver(ground, config, announce, watch, stop_requested, poll_s)
-    placement, setup = references.prepare_references(
-        config, ground.artifact, _settle(ground.placement, ground, config, announce), ground.placement, driver
-    )
+    placement, setup = _prepare(ground, config, driver)
     launch.train(config, ground.artifact, setup, placement, driver)
 
 
 def prepare_on(ground: Ground, config: RunConfig, announce: Announce, stop_requested: Callable[[], bool]) -> None:
     """Settle a run and have its reference log-probs in the cache, for others that will need the same ones."""
-    driver = _driver(ground, config, announce, lambda step, total_steps, metrics: None, stop_requested)
-    setup = _settle(ground.placement, ground, config, announce)
-    references.prepare_references(config, ground.artifact, setup, ground.placement, driver)
+    _prepare(ground, config, _driver(ground, config, announce, lambda step, total_steps, metrics: None, stop_requested))
+
+
+def _prepare(ground: Ground, config: RunConfig, driver: launch.Driver) -> tuple[Placement, Setup]:
+    setup = _settle(ground.placement, ground, config, driver.announce)
+    return references.prepare_references(config, ground.artifact, setup, ground.placement, driver)
 
 
 def _settle(placement: Placement, ground: Ground, config: RunConfig, announce: Announce) -> Setup:

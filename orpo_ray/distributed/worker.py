@@ -2,7 +2,6 @@
 
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from orpo_ray.distributed.mailbox import Message
 from orpo_ray.distributed.reporter import RayReporter
 from orpo_ray.errors import ConfigError, RunError
 from orpo_ray.training import loop
-from orpo_ray.training.record import CONFIG_FILE, try_lock
+from orpo_ray.training.record import CONFIG_FILE, lock_within
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import Setup
 from orpo_ray.training.world import World, current_world
@@ -88,9 +87,6 @@ def _only_group(run_dir: Path, world: World) -> Iterator[None]:
         yield
         return
     with (run_dir / _LOCK_FILE).open("w") as file:
-        give_up = time.monotonic() + _PREDECESSORS_S
-        while not try_lock(file.fileno()):
-            if time.monotonic() > give_up:
-                raise RunError(f"{run_dir}: workers of an earlier start are still writing there; end them first")
-            time.sleep(0.2)
+        if not lock_within(file.fileno(), _PREDECESSORS_S):
+            raise RunError(f"{run_dir}: workers of an earlier start are still writing there; end them first")
         yield

@@ -15,7 +15,6 @@ from orpo_ray.errors import OrpoRayError, ResourceError, on_one_line
 from orpo_ray.training import record
 from orpo_ray.training.reporter import plain_record
 
-LOG_FILE = "run.log"
 # The workers train on while nobody has told them of a verdict.
 _POLL_S = 0.2
 
@@ -59,7 +58,7 @@ def _run(settings: dict[str, Any], room: TrialRoom) -> None:
     config = build(RunConfig, settings["config"], {(): "trial"})
     config.run_dir.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
-        filename=config.run_dir / LOG_FILE,
+        filename=config.run_dir / record.LOG_FILE,
         level=logging.INFO,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         force=True,

@@ -17,6 +17,7 @@ from orpo_ray.errors import ConfigError
 CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
 SEARCH_FILE = "search.json"
 """Of a search, whose folder holds its trials' runs."""
+LOG_FILE = "run.log"
 _LOCK_FILE, _LOCK_POLL_S = ".lock", 0.2
 _locked: set[Path] = set()
 """Folders of the runs that this process holds the lock of."""
@@ -65,13 +66,8 @@ def run_lock(run_dir: Path, patience_s: float = 0.0) -> Iterator[None]:
     """Keep a second process away from a run. Raises ConfigError if one is still at work after that time."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / _LOCK_FILE).open("w") as file:
-        give_up = time.monotonic() + patience_s
-        while not try_lock(file.fileno()):
-            if time.monotonic() >= give_up:
-                raise ConfigError(
-                    f"{run_dir}: another process is training this run; wait for it, or choose another name"
-                )
-            time.sleep(_LOCK_POLL_S)
+        if not lock_within(file.fileno(), patience_s):
+            raise ConfigError(f"{run_dir}: another process is training this run; wait for it, or choose another name")
         _locked.add(run_dir.absolute())
         try:
             yield
@@ -79,13 +75,18 @@ def run_lock(run_dir: Path, patience_s: float = 0.0) -> Iterator[None]:
             _locked.remove(run_dir.absolute())
 
 
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file unless another process has; the lock goes with the file."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def lock_within(descriptor: int, patience_s: float) -> bool:
+    """Lock an open file, or say that another process holds it for longer than that; the lock goes with the file."""
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(_LOCK_POLL_S)
+        else:
+            return True
 
 
 def is_locked(run_dir: Path) -> bool:
@@ -93,7 +94,7 @@ def is_locked(run_dir: Path) -> bool:
     if not (run_dir / _LOCK_FILE).exists():
         return False
     with (run_dir / _LOCK_FILE).open("r") as file:
-        return not try_lock(file.fileno())
+        return not lock_within(file.fileno(), patience_s=0.0)
 
 
 def is_locked_by_us(run_dir: Path) -> bool:
