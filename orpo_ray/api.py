@@ -219,7 +219,6 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
     from orpo_ray.training.stop import StopSignal
 
     hardware = _hardware(config, placement)
-    # Entered after Ray has started, which sets a SIGTERM handler of its own.
     with StopSignal(announce) as stop:
         if placement.uses_ray:
             from orpo_ray.distributed.run import Ground, train_on

@@ -278,7 +278,8 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     if address:
         _refuse_unreachable(address)
         try:
-            ray.init(**quiet)
+            with _signals_kept():
+                ray.init(**quiet)
         except ConnectionError as error:
             raise ResourceError(f"the Ray cluster of RAY_ADDRESS ({address}) cannot be joined: {error}") from error
         return
@@ -291,8 +292,9 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     others = psutil.Process().children()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        # "local": it would otherwise join whatever Ray it finds on this machine.
-        ray.init(address="local", object_store_memory=store, **quiet)
+        with _signals_kept():
+            # "local": it would otherwise join whatever Ray it finds on this machine.
+            ray.init(address="local", object_store_memory=store, **quiet)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     leaving = threading.Event()
@@ -301,6 +303,20 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
         _end_log_monitor(started)
     threading.Thread(target=_end_with_driver, args=(started, leaving), daemon=True).start()
     atexit.register(leaving.set)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Answer SIGTERM as before `ray.init`, which puts a handler of its own there, in Python and in C.
+
+    The one in C prints a stack and sets an alarm that aborts the process three seconds later, whatever it is at.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def owns_ray() -> bool:

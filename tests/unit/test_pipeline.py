@@ -407,6 +407,23 @@ def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(mon
         pipeline.start_ray(1000)
 
 
+def test_sigterm_is_answered_by_the_programs_own_handler_where_ray_runs() -> None:
+    script = """
+import os
+import signal
+from orpo_ray.data.pipeline import start_ray
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+start_ray()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("not answered")
+except KeyboardInterrupt:
+    print(f"seconds until an abort: {signal.alarm(0)}")
+"""
+    done = python(script)
+    assert (done.stdout.strip(), done.stderr) == ("seconds until an abort: 0", "")
+
+
 def test_finding_prepared_data_needs_no_ray(run: Prepare, rows: Any, shared_data: Path, tmp_path: Path) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
     run(file)
@@ -421,8 +438,13 @@ config = DataConfig(train=[{{"source": {str(file)!r}}}], max_length=8192, max_pr
 prepare(config, tokenizer, "fingerprint", Path({str(tmp_path / "storage")!r}), 1, print)
 print("ray" in sys.modules)
 """
+    found, *_, loaded = python(script).stdout.splitlines()
+    assert found.startswith("prepared data found in")
+    assert loaded == "False"
+
+
+def python(script: str) -> subprocess.CompletedProcess[str]:
+    """What a script does in an interpreter of its own, where the project can be imported."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.splitlines()[0].startswith("prepared data found in")
-    assert done.stdout.splitlines()[-1] == "False"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
