@@ -27,6 +27,9 @@ Announce = Callable[[str], None]
 Watch = Callable[[int, int, dict[str, float]], None]
 SearchWatch = Callable[["Search"], None]
 
+_ONLOOKER_S = 1.0
+"""`tune --show` holds a search's lock for an instant, to see whether somebody else does."""
+
 
 def prepare(data: DataConfig, model: ModelConfig, storage: Path, seed: int, announce: Announce = print) -> Artifact:
     """Tokenised pairs for a model, from the cache in `storage` if nothing that shapes them has changed."""
@@ -51,6 +54,8 @@ def train(
     """
     from orpo_ray.training import record
 
+    if (config.run_dir / record.SEARCH_FILE).exists():
+        raise ConfigError(f"name: {config.run_dir} holds a search; train its best.yaml, or choose another name")
     record.refuse_changed_config(config.run_dir, config)
     if finished := _result_if_finished(config, announce):
         return finished
@@ -76,11 +81,12 @@ def tune(
     announce: Announce = print,
     watch: SearchWatch = lambda search: None,
     verbose: bool = False,
+    watch_stage: Watch = lambda step, total_steps, metrics: None,
 ) -> dict[str, Any]:
     """Search the settings that `search` names, and return what search.json says.
 
     Lives in the folder `search` of the run. Goes on where an unfinished search was; a finished one is not run again.
-    SIGINT and SIGTERM end it with StoppedError.
+    SIGINT and SIGTERM end it with StoppedError. `watch_stage` sees the stages before the one that is searched.
     """
     from orpo_ray.search.record import finished_search
     from orpo_ray.training import record
@@ -93,9 +99,9 @@ def tune(
     if space.stage:
         earlier = stage_configs(config)[: space.stage]
         _prepare_stages(config, [*earlier, searched], announce, verbose)
-        _train_stages(earlier, announce, lambda step, total_steps, metrics: None, verbose)
+        _train_stages(config, earlier, announce, watch_stage, verbose)
     artifact = prepare(searched.data, searched.model, searched.storage_dir, searched.training.seed, announce)
-    with record.run_lock(config.run_dir):
+    with record.run_lock(config.run_dir, _ONLOOKER_S):
         # Again: another process may have begun the search meanwhile, or ended it.
         if finished := finished_search(config):
             announce(_finished(config))
@@ -128,11 +134,11 @@ def plan_search(config: RunConfig, announce: Announce = print) -> dict[str, Any]
 def _read_search(config: RunConfig, announce: Announce) -> tuple[RunConfig, Space, RunConfig]:
     """The config under the search's own name, what it varies, and the run that every trial is but for its values."""
     from orpo_ray.search.record import FOLDER
-    from orpo_ray.search.space import resolve, settings_of, trial_config
+    from orpo_ray.search.space import resolve, trial_config, with_ranges
 
     name = f"{config.name}/{FOLDER}"
-    config = config.model_copy(update={"name": name, "search": settings_of(config)})
-    space = resolve(config, announce)
+    config = with_ranges(config, announce).model_copy(update={"name": name})
+    space = resolve(config)
     return config, space, trial_config(config, space, {}, name)
 
 
@@ -165,7 +171,7 @@ def _train_in_stages(config: RunConfig, announce: Announce, watch: Watch, verbos
         if finished := _result_if_finished(config, announce):
             return finished
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
-        return conclude(config, stages, _train_stages(stages, announce, watch, verbose))
+        return conclude(config, stages, _train_stages(config, stages, announce, watch, verbose))
 
 
 def _prepare_stages(config: RunConfig, stages: Sequence[RunConfig], announce: Announce, verbose: bool) -> None:
@@ -187,11 +193,19 @@ def _before_training(config: RunConfig, stage: RunConfig) -> RunConfig:
     return stage.model_copy(update={"model": stage.model.model_copy(update=first)})
 
 
-def _train_stages(stages: Sequence[RunConfig], announce: Announce, watch: Watch, verbose: bool) -> list[dict[str, Any]]:
+def _train_stages(
+    config: RunConfig, stages: Sequence[RunConfig], announce: Announce, watch: Watch, verbose: bool
+) -> list[dict[str, Any]]:
+    """Train the first stages of a run, or all of them; those that are finished are left as they are."""
+    from orpo_ray.training import record
+
     results = []
     for number, stage in enumerate(stages, start=1):
-        announce(f"stage {number} of {len(stages)}: {stage.objective.kind}, in {stage.run_dir}")
-        results.append(train(stage, announce, watch, verbose))
+        record.refuse_changed_config(stage.run_dir, stage)
+        result = _result_if_finished(stage, lambda line: None)
+        done = ", done before" if result else ""
+        announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}, in {stage.run_dir}{done}")
+        results.append(result or train(stage, announce, watch, verbose))
     return results
 
 
@@ -311,13 +325,16 @@ def evaluate(
     """Compare the base with what the run made of it, over data.eval.
 
     Returns metrics by source for `base` and `trained`, and both greedy answers to the first `samples` evaluation
-    prompts, or to `conversations` where they are given. `adapter` is another adapter or run to look at.
+    prompts, or to `conversations` where they are given. `adapter` is another adapter or run to look at. A run in
+    stages is judged by the settings of its last one.
     """
     from orpo_ray.data.tokenise import PairTokeniser
     from orpo_ray.evaluation.evaluate import judge_model
     from orpo_ray.models.tokenizer import load_tokenizer
 
-    trained = adapter or _trained_by(config)
+    trained, name = adapter or _trained_by(config), config.name
+    if config.stages:
+        config = _before_training(config, stage_configs(config)[-1])
     tokenizer = load_tokenizer(config.model, announce)
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     decisions = _decide_for_evaluation(config, artifact, announce)
@@ -332,7 +349,7 @@ def evaluate(
     shown = tokenizer.batch_decode(prompts, skip_special_tokens=True) if prompts else []
     answers = zip(shown, judged["base"].answers, judged["trained"].answers, strict=True)
     return {
-        "name": config.name,
+        "name": name,
         "adapter": trained,
         "metrics": {who: result.metrics for who, result in judged.items()},
         "quantized_modules": judged["trained"].quantized_modules,

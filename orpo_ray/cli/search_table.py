@@ -26,11 +26,10 @@ _LINES_BESIDE_ROWS = 7
 class SearchTable:
     """Watches a search: a table that is redrawn on a terminal, elsewhere a line for each thing that happened."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._began: tuple[float, int] | None = None
         self._told: dict[int, tuple[str, float]] = {}
 
     def __enter__(self) -> Self:
@@ -44,38 +43,39 @@ class SearchTable:
 
     def __call__(self, search: Search) -> None:
         """Take in what has changed."""
-        if self._began is None:
-            self._began = (self._clock(), trial_steps(search.trials))
         if self._live is not None:
             self._live.start()
             rows = max(1, self._console.height - _LINES_BESIDE_ROWS)
-            self._live.update(Group(table_of(search, rows), Text(self._counts(search))), refresh=True)
+            self._live.update(Group(table_of(search, rows), Text(_counts(search, self._clock()))), refresh=True)
             return
         for trial in search.trials:
             news = (trial.state, trial.last.get("step", -1.0))
             if self._told.get(trial.number, ("", -1.0)) != news:
                 self._told[trial.number] = news
-                print(f"{_line(trial)}  [{self._counts(search)}]", file=sys.stderr, flush=True)
+                print(f"{_line(trial)}  [{_counts(search, self._clock())}]", file=sys.stderr, flush=True)
 
-    def _counts(self, search: Search) -> str:
-        done = sum(trial.state != "running" for trial in search.trials)
-        left = f"{done} of {search.trial_count} trials done"
-        seconds = self._seconds_left(search)
-        if seconds is None:
-            return left
-        return f"{left}, time left about {hours_minutes_seconds(seconds)}"
 
-    def _seconds_left(self, search: Search) -> float | None:
-        """From the steps taken since this began, and those that ended trials took on average."""
-        assert self._began is not None
-        ended = [trial for trial in search.trials if trial.state in ("finished", "stopped")]
-        seconds, steps = self._clock() - self._began[0], trial_steps(search.trials) - self._began[1]
-        if not ended or steps <= 0:
-            return None
-        mean = sum(trial.steps for trial in ended) / len(ended)
-        to_come = mean * (search.trial_count - sum(trial.state != "running" for trial in search.trials))
-        begun = sum(min(trial.steps, mean) for trial in search.trials if trial.state == "running")
-        return max(0.0, to_come - begun) * seconds / steps
+def _counts(search: Search, now: float) -> str:
+    """Trials done and left to do, and how long these will take."""
+    done = sum(trial.state != "running" for trial in search.trials)
+    left = f"{done} of {max(search.trial_count, len(search.trials))} trials done"
+    seconds = _seconds_left(search, now)
+    return left if seconds is None else f"{left}, time left about {hours_minutes_seconds(seconds)}"
+
+
+def _seconds_left(search: Search, now: float) -> float | None:
+    """From the steps since the command was given, and those that ended trials took; none until one has finished."""
+    ended = [trial for trial in search.trials if trial.state in ("finished", "stopped")]
+    if search.began is None or not any(trial.state == "finished" for trial in ended):
+        return None
+    steps = trial_steps(search.trials) - search.began.steps
+    if steps <= 0:
+        return None
+    mean = sum(trial.steps for trial in ended) / len(ended)
+    running = [trial for trial in search.trials if trial.state == "running"]
+    # One that is past the mean was not given up, and is more likely to go on to its end.
+    begun = sum((mean if trial.steps < mean else trial.total_steps) - trial.steps for trial in running)
+    return (begun + mean * max(0, search.trial_count - len(search.trials))) * (now - search.began.at) / steps
 
 
 def find_search(run: str) -> Search:
@@ -127,6 +127,8 @@ def print_search(search: Search, console: Console | None = None) -> None:
     """The table, and, of a search that has ended, what it found."""
     console = console or Console()
     console.print(table_of(search))
+    if search.status == "running":
+        console.print(_counts(search, time.time()))
     for trial in search.trials:
         if trial.error:
             console.print(Text(f"trial {trial.number} failed: {trial.error}"))
@@ -137,7 +139,7 @@ def print_search(search: Search, console: Console | None = None) -> None:
 def _print_outcome(outcome: dict[str, Any], console: Console) -> None:
     table = Table(title="Pareto front: nobody has both a higher accuracy and a lower NLL", title_justify="left")
     for column in ("trial", "accuracy", "NLL of chosen", "margin", "values"):
-        table.add_column(column, justify="left" if column == "values" else "right")
+        table.add_column(column, justify="left" if column == "values" else "right", overflow="fold")
     for point in outcome["pareto"]:
         numbers = (f"{point[name]:.3f}" for name in ("accuracy", "nll", "margin"))
         table.add_row(str(point["trial"]), *numbers, shown_values(point["values"]))

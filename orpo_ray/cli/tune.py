@@ -23,7 +23,7 @@ def tune(
 
     from orpo_ray.cli.search_table import SearchTable, find_search, print_search
     from orpo_ray.errors import ConfigError
-    from orpo_ray.search.record import Search, Trial
+    from orpo_ray.search.record import search_of
 
     if show is not None:
         if config is not None or dry_run:
@@ -38,7 +38,7 @@ def tune(
         return _plan(config, overrides or [])
     result = _search(config, overrides or [], verbose, SearchTable())
     if not json:
-        print_search(Search(**{**result, "trials": [Trial(**trial) for trial in result["trials"]]}))
+        print_search(search_of(result))
     return result
 
 
@@ -49,11 +49,12 @@ def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[
     settings = load_config(path, overrides)
     open_log(verbose)
     from orpo_ray import api
+    from orpo_ray.cli.progress import ProgressLine
     from orpo_ray.search.record import FOLDER
 
     check_writable(settings.run_dir)
     with prints_to_log(verbose), table:
-        return api.tune(settings, announce_in(settings.run_dir / FOLDER), table, verbose)
+        return api.tune(settings, announce_in(settings.run_dir / FOLDER), table, verbose, ProgressLine())
 
 
 def _plan(path: str, overrides: list[str]) -> dict[str, Any]:

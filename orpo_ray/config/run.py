@@ -1,6 +1,7 @@
 """A whole run: the sections together and the rules that span them."""
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,8 +91,12 @@ class RunConfig(Section):
         known = [name for name in type(self).model_fields if name not in _NOT_OF_A_STAGE]
         for number, stage in enumerate(self.stages):
             for section, content in stage.items():
-                if section not in known or not isinstance(content, dict):
-                    raise ValueError(f"stages.{number}: {section} is no section of a stage; known: {', '.join(known)}")
+                if section not in known:
+                    near = get_close_matches(str(section), known, n=1)
+                    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                    raise ValueError(f"stages.{number}: {section} is no section of a stage; {hint}")
+                if not isinstance(content, dict):
+                    raise ValueError(f"stages.{number}.{section}: must be a section, not {content!r}")
         return self
 
     @model_validator(mode="after")
@@ -119,4 +124,6 @@ class RunConfig(Section):
         _, number, *rest = field.split(".")
         if not number.isdecimal() or int(number) >= len(self.stages):
             return f"{field}: the run has {len(self.stages)} stages, named stages.0 to stages.{len(self.stages) - 1}"
-        return refuse_field(".".join(rest), known)
+        if not rest:
+            return f"{field}: name a field of the stage, such as {field}.training.learning_rate"
+        return refuse_field(".".join(rest), known, f"stages.{number}.")

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from orpo_ray.config.section import Section
-from orpo_ray.config.space import FORMS, Domain, Options, parse_domain
+from orpo_ray.config.space import Domain, Options, near_form, parse_domain
 
 ACCURACY = "eval/accuracy"
 METRICS = {
@@ -44,7 +44,7 @@ _NOT_SEARCHED = {
 class SearchConfig(Section):
     """Dotted fields and the ranges to try; `search: {trials: 16}` alone takes ranges that suit the objective."""
 
-    space: dict[str, dict[str, Any]] = Field(
+    space: dict[str, Any] = Field(
         default_factory=dict,
         description="field: {uniform | loguniform: [low, high]}, {quniform | qloguniform: [low, high, step]} or "
         "{choice | grid: [values]}",
@@ -69,7 +69,7 @@ class SearchConfig(Section):
 
     @field_validator("space")
     @classmethod
-    def _each_range_is_one(cls, space: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    def _each_range_is_one(cls, space: dict[str, Any]) -> dict[str, Any]:
         for name, written in space.items():
             try:
                 parse_domain(written)
@@ -123,8 +123,7 @@ class SearchConfig(Section):
 def _dotted(space: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, content in space.items():
-        nested = isinstance(content, dict) and content and all(isinstance(inner, dict) for inner in content.values())
-        if nested and not any(form in content for form in FORMS):
+        if isinstance(content, dict) and content and not any(near_form(name) for name in content):
             fields |= _dotted(content, f"{prefix}{name}.")
         else:
             fields[f"{prefix}{name}"] = content
@@ -143,12 +142,17 @@ def _refusal_of_metric(metric: str) -> str:
     return f"{metric} is not what a search can go by; {hint}"
 
 
-def refuse_field(field: str, known: list[str]) -> str | None:
-    """Why a dotted field cannot be searched, or None if it can; `known`: all keys of a config."""
-    for prefix, reason in _NOT_SEARCHED.items():
-        if field == prefix or (prefix != "stages" and field.startswith(f"{prefix}.")):
-            return f"{field} is not searched: {reason}"
+def refuse_field(field: str, known: list[str], stage: str = "") -> str | None:
+    """Why a dotted field cannot be searched, or None if it can.
+
+    `known`: all keys of a config. `stage`: what stands before a field of a stage, such as `stages.1.`.
+    """
+    for fixed, reason in _NOT_SEARCHED.items():
+        if field == fixed or (fixed != "stages" and field.startswith(f"{fixed}.")):
+            return f"{stage}{field} is not searched: {reason}"
+        if fixed.startswith(f"{field}."):
+            return f"{stage}{field} holds {fixed}, which is not searched: {reason}; name a field of {stage}{field}"
     if field in known:
         return None
     near = get_close_matches(field, known, n=1) or [k for k in known if k.endswith(f".{field.rpartition('.')[2]}")]
-    return f"{field}: unknown field" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{stage}{field}: unknown field" + (f"; did you mean {stage}{near[0]}?" if near else "")

@@ -52,13 +52,18 @@ def parse_domain(written: Any) -> Domain:
         raise ValueError(f"write one of {', '.join(FORMS)}, such as {{loguniform: [0.05, 1.0]}}")
     ((kind, numbers),) = written.items()
     if kind not in FORMS:
-        near = get_close_matches(str(kind), FORMS, n=1, cutoff=0.7)
-        raise ValueError(f"{kind}: unknown; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMS)}"))
+        near = near_form(kind)
+        raise ValueError(f"{kind}: unknown; " + (f"did you mean {near}?" if near else f"known: {', '.join(FORMS)}"))
     if not isinstance(numbers, list | tuple):
         raise ValueError(f"{kind}: write {FORMS[kind]}")
     if kind in ("choice", "grid"):
         return _options(kind, numbers)
     return _span(kind, numbers)
+
+
+def near_form(written: Any) -> str | None:
+    """The way to write a range that a word is, or was meant to be."""
+    return next(iter(get_close_matches(str(written), FORMS, n=1, cutoff=0.7)), None)
 
 
 def _options(kind: str, values: list[Any] | tuple[Any, ...]) -> Options:
@@ -72,7 +77,7 @@ def _options(kind: str, values: list[Any] | tuple[Any, ...]) -> Options:
 def _span(kind: str, numbers: list[Any] | tuple[Any, ...]) -> Span:
     has_step = kind.startswith("q")
     if len(numbers) != (3 if has_step else 2) or not all(_is_number(number) for number in numbers):
-        raise ValueError(f"{kind}: write {FORMS[kind]}")
+        raise ValueError(f"{kind}: write {FORMS[kind]}, finite numbers without quotes")
     low, high, step = numbers if has_step else (*numbers, None)
     log = kind.endswith("loguniform")
     if low >= high:

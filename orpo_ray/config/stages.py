@@ -22,10 +22,10 @@ def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) ->
     for number, changes in enumerate(config.stages):
         tree = merged(common, changes)
         tree["name"] = f"{config.name}/{number + 1}-{tree['objective'].get('kind', 'orpo')}"
+        _refuse_other_base(number, common["model"], tree["model"])
         if stages and not changes.get("adapter", {}).get("init_from"):
             _start_from(tree, stages[-1])
-        own = {key[2:]: place for key, place in (places or {}).items() if key[:2] == ("stages", number)}
-        stage = build(RunConfig, tree, {(): config.name, **(places or {}), **own})
+        stage = build(RunConfig, tree, _places_of(number, changes, {(): config.name, **(places or {})}))
         if stages:
             _refuse_other_shape(number, stages[-1], stage)
         stages.append(stage)
@@ -36,11 +36,26 @@ def merged(common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     """Sections with single settings replaced; an objective of another kind is replaced as a whole."""
     tree = dict(common)
     for section, content in changes.items():
-        before = tree[section]
-        if section == "objective" and content.get("kind", before["kind"]) != before["kind"]:
+        before = tree.get(section, {})
+        if section == "objective" and content.get("kind", before.get("kind")) != before.get("kind"):
             before = {}
         tree[section] = {**before, **content}
     return tree
+
+
+def _places_of(number: int, changes: Mapping[str, Any], places: Mapping[Key, str]) -> dict[Key, str]:
+    """Where each key of a stage was written; where that is not known of a section, the place of the stage."""
+    written = next(places[key] for key in (("stages", number), ("stages",), ()) if key in places)
+    common = {key: place for key, place in places.items() if not key or key[0] not in changes}
+    own = {key[2:]: place for key, place in places.items() if key[:2] == ("stages", number) and len(key) > 2}
+    return {**common, **{(section,): written for section in changes}, **own}
+
+
+def _refuse_other_base(number: int, common: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a stage on a base of its own: what one stage makes of a base, the next goes on from."""
+    for key in ("base", "revision"):
+        if model[key] != common[key]:
+            raise ConfigError(f"stages.{number}.model.{key}: all stages train the run's base; set model.{key} instead")
 
 
 def _start_from(tree: dict[str, Any], former: RunConfig) -> None:

@@ -13,6 +13,9 @@ FOLDER = "search"
 """Where a search lies inside the run that it is a search for, and what its name ends with."""
 _FREE_KEYS = (*(key for key in FREE_KEYS if key != "search"), "search.trials")
 
+OUTCOME = {"best", "values", "metrics", "adapter", "config", "pareto", "answers", "trial_steps", "reading"}
+"""What the outcome of a search that has ended tells."""
+
 State = Literal["running", "finished", "stopped", "failed"]
 """`stopped`: given up by the scheduler. `running`: or interrupted, and to be gone on with."""
 
@@ -48,6 +51,14 @@ class Trial:
         return self.evaluations[-1] if self.evaluations else {}
 
 
+@dataclass(frozen=True)
+class Start:
+    """When the command that is at work was given, in seconds since 1970, and the steps that were trained by then."""
+
+    at: float
+    steps: int
+
+
 @dataclass
 class Search:
     """A search as far as it has come. `pairs`: evaluation pairs that every trial is judged by."""
@@ -59,6 +70,7 @@ class Search:
     status: Literal["running", "interrupted", "stopped", "finished"] = "running"
     trials: list[Trial] = field(default_factory=list)
     outcome: dict[str, Any] = field(default_factory=dict)
+    began: Start | None = None
 
     @property
     def metric(self) -> str:
@@ -77,13 +89,28 @@ def read_search(folder: Path) -> Search | None:
     if found is None:
         return None
     try:
-        search = Search(**{**found, "trials": [Trial(**trial) for trial in found["trials"]]})
-        for trial in search.trials:
-            if trial.state not in get_args(State) or not isinstance(trial.values, dict):
-                raise ValueError(f"trial {trial.number}: state {trial.state!r}, values {trial.values!r}")
-        return search
+        return search_of(found)
     except (TypeError, KeyError, ValueError) as error:
         raise ConfigError(f"{folder / SEARCH_FILE}: not as a search wrote it ({error})") from error
+
+
+def search_of(written: dict[str, Any]) -> Search:
+    """The search that plain data tells of. Raises TypeError, KeyError or ValueError where it tells of none."""
+    began = written.get("began")
+    search = Search(
+        **{
+            **written,
+            "trials": [Trial(**trial) for trial in written["trials"]],
+            "began": Start(**began) if began else None,
+        }
+    )
+    for trial in search.trials:
+        whole = isinstance(trial.values, dict) and all("step" in evaluation for evaluation in trial.evaluations)
+        if trial.state not in get_args(State) or not whole:
+            raise ValueError(f"trial {trial.number}: state {trial.state!r}, values {trial.values!r}")
+    if search.outcome and not search.outcome.keys() >= OUTCOME:
+        raise ValueError(f"its outcome has {', '.join(search.outcome)} only")
+    return search
 
 
 def finished_search(config: RunConfig) -> Search | None:

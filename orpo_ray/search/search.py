@@ -1,5 +1,6 @@
 """A search from its config to its outcome: what is on record is gone on with, the rest is tried."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from orpo_ray.objectives import build_objective
 from orpo_ray.search.answers import answer
 from orpo_ray.search.course import Course, Watch, count_steps, take_up
 from orpo_ray.search.outcome import NLL, best_trial, pareto_front, reading, shown_values, trial_steps
-from orpo_ray.search.record import FOLDER, Search, Trial, read_search
+from orpo_ray.search.record import FOLDER, Search, Start, Trial, read_search
 from orpo_ray.search.score import MARGIN
 from orpo_ray.search.space import Space, probes, settings_of, trial_config, with_values
 from orpo_ray.search.study import Study
@@ -44,8 +45,10 @@ def run_search(
         prepare_on(ground, variant, lambda line: None, stop_requested)
     _announce_late_evaluations(base, settings, ground, announce)
     search = read_search(config.run_dir) or Search(config.name, dump(settings), 0, len(ground.artifact.eval))
-    search.trial_count, search.status = settings.trial_count, "running"
+    search.settings, search.trial_count, search.status = dump(settings), settings.trial_count, "running"
     take_up(search, config.storage_dir)
+    search.began = Start(time.time(), trial_steps(search.trials))
+    search.write(config.run_dir)
     study = Study(settings, space.domains, config.training.seed, search.pairs, search.trials)
     at_once = min(runs_at_once(ground.placement, cluster_nodes()), search.trial_count)
     announce(_plan(search, at_once, ground))

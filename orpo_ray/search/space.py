@@ -7,24 +7,26 @@ from typing import Any
 
 from orpo_ray.config import RunConfig, SearchConfig, build, dump, stage_configs
 from orpo_ray.config.load import parse_override, set_dotted
-from orpo_ray.config.space import Domain, Options, Span
+from orpo_ray.config.plain_yaml import Key
+from orpo_ray.config.space import Domain, Options
+from orpo_ray.config.stages import merged
 
 # Ranges of the papers and of shipped recipes: ORPO arXiv:2403.07691, DPO 2305.18290, IPO 2310.12036, SimPO 2405.14734,
 # CPO 2401.08417.
-_WEIGHTS: dict[str, dict[str, Span]] = {
-    "orpo": {"objective.lambda": Span(0.1, 2.0, log=True)},
-    "dpo": {"objective.beta": Span(0.01, 0.1, log=True)},
-    "ipo": {"objective.beta": Span(0.01, 1.0, log=True)},
-    "simpo": {"objective.beta": Span(2.0, 10.0, log=True), "objective.gamma_beta_ratio": Span(0.0, 1.0)},
-    "cpo": {"objective.beta": Span(0.01, 0.1, log=True)},
+_WEIGHTS: dict[str, dict[str, Any]] = {
+    "orpo": {"objective.lambda": {"loguniform": [0.1, 2.0]}},
+    "dpo": {"objective.beta": {"loguniform": [0.01, 0.1]}},
+    "ipo": {"objective.beta": {"loguniform": [0.01, 1.0]}},
+    "simpo": {"objective.beta": {"loguniform": [2.0, 10.0]}, "objective.gamma_beta_ratio": {"uniform": [0.0, 1.0]}},
+    "cpo": {"objective.beta": {"loguniform": [0.01, 0.1]}},
     "sft": {},
 }
 _WITH_LIKELIHOOD = ("orpo", "sft", "cpo")
 _LEARNING_RATES = {
-    ("lora", True): Span(2e-5, 4e-4, log=True),
-    ("lora", False): Span(1e-6, 1e-4, log=True),
-    ("none", True): Span(2e-7, 1e-5, log=True),
-    ("none", False): Span(2e-8, 2e-6, log=True),
+    ("lora", True): {"loguniform": [2e-5, 4e-4]},
+    ("lora", False): {"loguniform": [1e-6, 1e-4]},
+    ("none", True): {"loguniform": [2e-7, 1e-5]},
+    ("none", False): {"loguniform": [2e-8, 2e-6]},
 }
 """By adapter kind, and whether the loss has a likelihood term, which holds the text together at higher rates."""
 
@@ -37,15 +39,20 @@ class Space:
     stage: int | None = None
 
 
-def resolve(config: RunConfig, announce: Callable[[str], None]) -> Space:
+def with_ranges(config: RunConfig, announce: Callable[[str], None]) -> RunConfig:
+    """The config with all that a search goes by; ranges that suit the objective, where none are written, announced."""
+    search = config.search or SearchConfig()
+    if not search.space:
+        search = search.model_copy(update={"space": _defaults(config)})
+        shown = (f"{name} {_shown(domain)}" for name, domain in search.domains.items())
+        announce(f"search.space: {'; '.join(shown)}")
+    return config.model_copy(update={"search": search})
+
+
+def resolve(config: RunConfig) -> Space:
     """What to vary. Raises ConfigError where one of the values makes no valid run."""
-    search = settings_of(config)
-    domains = search.domains
-    if not domains:
-        domains = _defaults(config)
-        announce("search.space: " + "; ".join(f"{name} {_shown(domain)}" for name, domain in domains.items()))
     # In one order however they are written: draws and grids go by it.
-    domains = dict(sorted(domains.items()))
+    domains = dict(sorted(settings_of(config).domains.items()))
     space = Space(domains, int(next(iter(domains)).split(".")[1]) if config.stages else None)
     for values in probes(config, space):
         trial_config(config, space, values, config.name)
@@ -53,15 +60,16 @@ def resolve(config: RunConfig, announce: Callable[[str], None]) -> Space:
 
 
 def settings_of(config: RunConfig) -> SearchConfig:
-    """The search section, or its defaults where the config has none."""
-    return config.search or SearchConfig()
+    """The search section of a config that `with_ranges` has completed."""
+    assert config.search is not None and config.search.space, "a search has ranges"
+    return config.search
 
 
 def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: str) -> RunConfig:
     """The run that tries `values`: the config itself, or one stage of it, under a name of its own."""
     changed = with_values(config, values)
     if space.stage is not None:
-        changed = stage_configs(changed)[space.stage]
+        changed = stage_configs(changed, {(): f"search.space: stages.{space.stage}"})[space.stage]
     # Always under Ray Train, where a trial finds its room; one worker would otherwise train in the trial's process.
     return changed.model_copy(update={"name": name, "scale": changed.scale.model_copy(update={"ray": True})})
 
@@ -70,8 +78,18 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """The config with searched fields set, and no search. Raises ConfigError where they make no valid run."""
     tree = dump(config) | {"search": None}
     for field, value in values.items():
-        set_dotted(tree, parse_override(f"{field}=")[0], value)
+        _set(tree, parse_override(f"{field}=")[0], value)
     return build(RunConfig, tree, {(): "search.space"})
+
+
+def _set(tree: dict[str, Any], key: Key, value: Any) -> None:
+    """Put a value in its place; of a section only the settings that are named change, as in a stage."""
+    if not isinstance(value, dict):
+        set_dotted(tree, key, value)
+        return
+    *stage, section = key
+    owner = tree["stages"][stage[1]] if stage else tree
+    owner.update(merged(owner, {str(section): value}))
 
 
 def grid_points(domains: dict[str, Domain]) -> list[dict[str, Any]]:
@@ -80,14 +98,14 @@ def grid_points(domains: dict[str, Domain]) -> list[dict[str, Any]]:
     return [dict(zip(domains, point, strict=True)) for point in product(*lists)]
 
 
-def _defaults(config: RunConfig) -> dict[str, Domain]:
+def _defaults(config: RunConfig) -> dict[str, dict[str, Any]]:
     kind, prefix, shown = config.objective.kind, "", config
     if config.stages:
         shown = stage_configs(config)[-1]
         kind, prefix = shown.objective.kind, f"stages.{len(config.stages) - 1}."
     rate = _LEARNING_RATES[shown.adapter.kind, kind in _WITH_LIKELIHOOD]
-    fields: dict[str, Span] = {**_WEIGHTS[kind], "training.learning_rate": rate}
-    return {prefix + name: span for name, span in fields.items()}
+    fields = {**_WEIGHTS[kind], "training.learning_rate": rate}
+    return {prefix + name: written for name, written in fields.items()}
 
 
 def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:

@@ -94,7 +94,11 @@ def is_locked(run_dir: Path) -> bool:
     if not (run_dir / _LOCK_FILE).exists():
         return False
     with (run_dir / _LOCK_FILE).open("r") as file:
-        return not lock_within(file.fileno(), patience_s=0.0)
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def is_locked_by_us(run_dir: Path) -> bool:

@@ -1,6 +1,8 @@
 """`orpo-ray tune` as a person uses it: the plan, the search, its table from storage, and what is refused before it."""
 
+import fcntl
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from support import DEMO, locked_elsewhere
 from terminal import Command, Done, shell
 
 from orpo_ray.cli.search_table import SearchTable
-from orpo_ray.search.record import Search, Trial
+from orpo_ray.search.record import Search, Start, Trial
+from orpo_ray.training.record import is_locked, run_lock
 
 pytestmark = pytest.mark.ray
 
@@ -113,7 +116,7 @@ def shown_half_way(command: Command, tmp_path: Path) -> Done:
 def test_progress_tells_each_event_once_and_the_time_that_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     table = SearchTable(clock=lambda: now[0])
-    search = Search("x", {"metric": "eval/accuracy"}, 4, 16)
+    search = Search("x", {"metric": "eval/accuracy"}, 4, 16, began=Start(0.0, 0))
     numbers = {"eval/accuracy": 0.75, "eval/margin": 0.5, "eval/nll": 1.25}
     search.trials.append(Trial(0, "", {"objective.lambda": 0.25}))
     table(search)
@@ -128,6 +131,48 @@ def test_progress_tells_each_event_once_and_the_time_that_is_left(capsys: pytest
         "trial 0: objective.lambda=0.25  step 10/10  accuracy 0.750  margin 0.500  nll 1.250  finished  "
         "[1 of 4 trials done, time left about 0:03:00]",
     ]
+
+
+def test_a_trial_that_outlived_the_others_is_expected_to_go_on_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    trials = [
+        Trial(0, "", {}, "finished", steps=100, total_steps=100),
+        Trial(1, "", {}, "stopped", steps=20, total_steps=100),
+        Trial(2, "", {}, steps=70, total_steps=100),
+    ]
+    table, search = SearchTable(clock=lambda: 190.0), Search("x", {}, 3, 16, trials=trials, began=Start(0.0, 0))
+    table(search)
+    assert "[2 of 3 trials done, time left about 0:00:30]" in capsys.readouterr().err
+    trials[0].state = "running"
+    table(search)
+    assert "time left" not in capsys.readouterr().err
+
+
+def test_a_running_search_is_shown_with_what_is_left(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Trial(0, "x/search/trials/000", {"objective.lambda": 0.25}, "finished", steps=10, total_steps=10)
+    search = Search("x/search", {"metric": "eval/accuracy"}, 4, 16, trials=[ended], began=Start(1000.0, 0))
+    search.write(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: 1060.0)
+    with run_lock(tmp_path):
+        shown = command("tune", "--show", tmp_path)
+    assert "1 of 4 trials done, time left about 0:03:00" in shown.out
+
+
+def test_looking_at_a_search_does_not_take_its_lock(tmp_path: Path) -> None:
+    with run_lock(tmp_path):
+        assert is_locked(tmp_path)
+    with (tmp_path / ".lock").open("r") as onlooker:
+        fcntl.flock(onlooker, fcntl.LOCK_SH)
+        assert not is_locked(tmp_path)
+
+
+def test_a_search_is_not_trained_over(command: Command, tmp_path: Path, config: Path) -> None:
+    folder = config.parent / "storage" / "tiny" / "search"
+    folder.mkdir(parents=True)
+    Search("tiny/search", {}, 16, 16).write(folder)
+    done = command("train", config, "name=tiny/search")
+    assert done.code == 2 and "holds a search; train its best.yaml, or choose another name" in done.said[-1]
 
 
 def test_a_dry_run_tells_what_would_be_tried(command: Command, config: Path) -> None:
@@ -151,6 +196,10 @@ def test_a_dry_run_tells_what_would_be_tried(command: Command, config: Path) -> 
         ([SPACE, "search.metric=eval/acuracy"], "did you mean eval/accuracy?"),
         ([SPACE, "search.metric=eval/loss"], "is scaled by lambda or beta"),
         ([SPACE, "search.scheduler=pbt"], "use asha or none"),
+        (
+            ["search.space={stages.1.objective.lambda: {uniform: [0, 1]}}", "stages=[{}, {objective: {kind: dpo}}]"],
+            "search.space: stages.1: objective.lambda: dpo has no lambda; remove it",
+        ),
         (["--show", "runs/x"], "--show RUN stands alone"),
         (["search.space={adapter.kind: {choice: [lora, none]}}"], "adapter.kind: none trains the base's own weights"),
     ],

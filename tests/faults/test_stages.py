@@ -11,7 +11,7 @@ import yaml
 from ray_processes import Command, Ended, last_step, run
 from reported import comparable
 from safetensors.numpy import load_file
-from support import read_metrics, settings
+from support import DEMO, read_metrics, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config
@@ -88,7 +88,7 @@ def test_the_whole_run_leaves_what_an_ordinary_one_leaves(runs: Pair) -> None:
 
 
 def test_killed_in_its_second_stage_the_run_goes_on_there(runs: Pair) -> None:
-    assert any("1-sft is finished" in line for line in runs.ended.said)
+    assert any(line.startswith("stage 1 of 2: sft") and line.endswith("1-sft, done before") for line in runs.ended.said)
     assert any("resuming at step" in line for line in runs.ended.said)
     assert files_of(runs.killed / "1-sft") == runs.first_stage_at_kill
     expected, found = (load_file(folder / "adapter" / WEIGHTS) for folder in (runs.unbroken, runs.killed))
@@ -115,3 +115,9 @@ def test_a_run_in_stages_is_evaluated_as_any_other(runs: Pair) -> None:
     assert found["adapter"] == str(runs.unbroken / "adapter")
     last = read_metrics(runs.unbroken / "2-dpo")[-1]
     assert found["metrics"]["trained"]["all"]["accuracy"] == last["eval/accuracy"]
+
+
+def test_a_run_in_stages_is_evaluated_on_what_its_last_stage_is(runs: Pair) -> None:
+    judged_by = f"stages.1.data={{eval: [{{source: {DEMO / 'h2.jsonl'}, limit: 8}}]}}"
+    config = load_config(runs.unbroken.parent / "staged.yaml", [judged_by])
+    assert "h2.jsonl" in api.evaluate(config, announce=lambda line: None)["metrics"]["trained"]

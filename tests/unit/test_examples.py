@@ -57,7 +57,7 @@ def test_the_second_stage_starts_from_the_first() -> None:
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if load_config(path).search], ids=relative)
 def test_every_value_of_a_search_that_is_shown_makes_a_run(path: Path) -> None:
-    assert resolve(load_config(path), print).domains
+    assert resolve(load_config(path)).domains
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support import run_config
 
-from orpo_ray.config import RunConfig, SearchConfig
+from orpo_ray.config import RunConfig, SearchConfig, build, dump, stage_configs
 from orpo_ray.config.space import Domain, Options, Span
 from orpo_ray.errors import ConfigError
 from orpo_ray.search.course import Course, take_up
@@ -17,7 +17,7 @@ from orpo_ray.search.outcome import best_trial, pareto_front, reading
 from orpo_ray.search.record import Search, Trial, finished_search, read_search
 from orpo_ray.search.rungs import Rungs
 from orpo_ray.search.score import score
-from orpo_ray.search.space import Space, resolve, trial_config
+from orpo_ray.search.space import Space, resolve, trial_config, with_ranges
 from orpo_ray.search.study import Study
 
 LAMBDA, RATE = "objective.lambda", "training.learning_rate"
@@ -114,14 +114,16 @@ def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
 )
 def test_each_objective_has_ranges_of_its_own(tmp_path: Path, objective: dict[str, Any], fields: list[str]) -> None:
     said: list[str] = []
-    space = resolve(run_config(tmp_path, objective=objective), said.append)
+    config = with_ranges(run_config(tmp_path, objective=objective), said.append)
+    space = resolve(config)
     assert list(space.domains) == fields
     assert all(name in said[0] for name in fields)
+    assert config.search is not None and config.search.domains == space.domains
 
 
 def test_full_training_is_searched_at_far_lower_rates(tmp_path: Path) -> None:
     def rates(**sections: Any) -> Span:
-        found = resolve(run_config(tmp_path, **sections), print).domains[RATE]
+        found = resolve(with_ranges(run_config(tmp_path, **sections), print)).domains[RATE]
         assert isinstance(found, Span)
         return found
 
@@ -137,7 +139,7 @@ def test_full_training_is_searched_at_far_lower_rates(tmp_path: Path) -> None:
         ({"adapter.dropout": {"uniform": [0.0, 1.5]}}, "adapter.dropout: must be less than 1, not 1.5"),
         ({"adapter.r": {"uniform": [4, 16]}}, "adapter.r: must be a valid integer"),
         ({"training.schedule": {"choice": ["cosine", "cosin"]}}, "training.schedule: must be 'cosine', 'linear'"),
-        ({"objective.beta": {"uniform": [0.1, 0.2]}}, "orpo has no beta; remove it"),
+        ({"objective.beta": {"uniform": [0.1, 0.2]}}, "search.space: objective.beta: orpo has no beta; remove it"),
     ],
 )
 def test_a_range_that_leaves_what_is_valid_is_refused_on_paper(
@@ -145,13 +147,13 @@ def test_a_range_that_leaves_what_is_valid_is_refused_on_paper(
 ) -> None:
     config = run_config(tmp_path, search={"space": space})
     with pytest.raises(ConfigError, match=r"search\.space: ") as caught:
-        resolve(config, print)
+        resolve(config)
     assert says in str(caught.value)
 
 
 def test_a_trial_is_the_run_with_its_values_under_a_name_of_its_own(tmp_path: Path) -> None:
     config = run_config(tmp_path, search={"space": {LAMBDA: {"choice": [0.1, 0.7]}}})
-    space = resolve(config, print)
+    space = resolve(config)
     tried = trial_config(config, space, {LAMBDA: 0.7}, "run/search/trials/003")
     assert tried.objective.lambda_ == 0.7  # type: ignore[union-attr]
     assert tried.run_dir == tmp_path / "run" / "search" / "trials" / "003"
@@ -162,8 +164,23 @@ def test_a_trial_is_the_run_with_its_values_under_a_name_of_its_own(tmp_path: Pa
 def test_a_whole_section_may_be_chosen(tmp_path: Path) -> None:
     objectives = [{"kind": "orpo", "lambda": 0.5}, {"kind": "dpo", "beta": 0.2}]
     config = run_config(tmp_path, search={"space": {"objective": {"choice": objectives}}})
-    space = resolve(config, print)
+    space = resolve(config)
     assert trial_config(config, space, {"objective": objectives[1]}, "x").objective.kind == "dpo"
+
+
+@pytest.mark.parametrize(
+    ("stages", "field"),
+    [([], "adapter"), ([{"training": {"warmup": 0.0}}, {"adapter": {"dropout": 0.3}}], "stages.1.adapter")],
+)
+def test_of_a_chosen_section_only_what_is_named_changes(
+    tmp_path: Path, stages: list[dict[str, Any]], field: str
+) -> None:
+    tree = dump(run_config(tmp_path)) | {"stages": stages}
+    tree["search"] = {"space": {field: {"choice": [{"dropout": 0.1}, {"dropout": 0.2}]}}}
+    config = build(RunConfig, tree, {(): "tests"})
+    before = stage_configs(config)[1] if stages else config
+    tried = trial_config(config, resolve(config), {field: {"dropout": 0.2}}, "x")
+    assert tried.adapter == before.adapter.model_copy(update={"dropout": 0.2})
 
 
 # --- what to try next, and whom to give up ----------------------------------------------------------------------
@@ -211,7 +228,7 @@ def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(searcher: s
 def test_fields_are_searched_in_one_order_however_they_are_written(tmp_path: Path) -> None:
     grids = {LAMBDA: {"grid": [0.1, 0.5]}, RATE: {"grid": [1e-5, 1e-4]}}
     orders = [grids, dict(reversed(grids.items()))]
-    spaces = [resolve(run_config(tmp_path, search={"searcher": "grid", "space": space}), print) for space in orders]
+    spaces = [resolve(run_config(tmp_path, search={"searcher": "grid", "space": space})) for space in orders]
     assert list(spaces[0].domains) == list(spaces[1].domains)
 
 
@@ -402,7 +419,7 @@ def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_f
     assert config.search is not None
     search = Search(config.name, config.search.model_dump(), 12, PAIRS)
     course = Course(
-        config, resolve(config, print), search, study(config.search, domains=config.search.domains), lambda search: None
+        config, resolve(config), search, study(config.search, domains=config.search.domains), lambda search: None
     )
     begun = [found[0].number for found in iter(course.next, None)]
     failed = [trial for trial in search.trials if trial.state == "failed"]
@@ -472,7 +489,13 @@ def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(con
 
 
 @pytest.mark.parametrize(
-    "trial", [{}, {"number": 0, "run": "x", "values": {}, "state": "done"}, {"number": 0, "run": "x", "values": None}]
+    "trial",
+    [
+        {},
+        {"number": 0, "run": "x", "values": {}, "state": "done"},
+        {"number": 0, "run": "x", "values": None},
+        {"number": 0, "run": "x", "values": {}, "evaluations": 3},
+    ],
 )
 def test_a_damaged_record_is_refused_by_name(tmp_path: Path, trial: dict[str, Any]) -> None:
     content = {"name": "x", "settings": {}, "trial_count": 1, "pairs": 1, "trials": [trial]}

@@ -67,10 +67,10 @@ def test_a_range_is_read_as_it_is_written(written: dict[str, Any], domain: Span 
             "qloguniform: its low end is -1, which has no logarithm; start above 0, or use uniform",
         ),
         ({"quniform": [0, 1, 0]}, "quniform: the step must be above 0 and no larger than the range, not 0"),
-        ({"quniform": [0, 1]}, "quniform: write [low, high, step]"),
-        ({"uniform": ["a", 1]}, "uniform: write [low, high]"),
-        ({"uniform": [True, 2]}, "uniform: write [low, high]"),
-        ({"uniform": [0, float("inf")]}, "uniform: write [low, high]"),
+        ({"quniform": [0, 1]}, "quniform: write [low, high, step], finite numbers without quotes"),
+        ({"uniform": ["0.1", 1]}, "uniform: write [low, high], finite numbers without quotes"),
+        ({"uniform": [True, 2]}, "uniform: write [low, high], finite numbers without quotes"),
+        ({"uniform": [0, float("inf")]}, "uniform: write [low, high], finite numbers without quotes"),
         ({"uniform": 3}, "uniform: write [low, high]"),
         ({"uniform": {"low": 1, "high": 2}}, "uniform: write [low, high]"),
         ({"choice": []}, "choice: no values in it"),
@@ -138,6 +138,11 @@ def test_a_range_given_on_the_command_line_replaces_that_of_the_file(path: Path)
         ("data.max_length", "data.max_length is not searched: the pairs are prepared once, for all trials"),
         ("model.base", "model.base is not searched: the pairs are prepared once, for all trials"),
         ("training.seed", "training.seed is not searched: the luckiest seed is luck, not a setting"),
+        (
+            "training",
+            "training holds training.seed, which is not searched: the luckiest seed is luck, not a setting; "
+            "name a field of training",
+        ),
         ("stages.0.objective.beta", "stages.0.objective.beta: the run has no stages"),
     ],
 )
@@ -194,6 +199,15 @@ def test_a_metric_that_means_something_else_for_every_trial_is_refused(path: Pat
             "search.space: objective.lambda: loguniform: write [low, high]",
         ),
         (
+            "space: {objective: {lambda: 0.3}}",
+            "search.space: objective.lambda: write one of uniform, loguniform, quniform, qloguniform, choice, grid, "
+            "such as {loguniform: [0.05, 1.0]}",
+        ),
+        (
+            "space: {objective: {lambda: {loguniforn: [1, 2]}}}",
+            "search.space: objective.lambda: loguniforn: unknown; did you mean loguniform?",
+        ),
+        (
             "space: {objective.lambda: {grid: [0.1, 0.2]}}",
             "search: space: grid is for searcher: grid; tpe draws from {choice: [values]}",
         ),
@@ -246,7 +260,12 @@ def test_full_training_hands_the_whole_model_on(path: Path) -> None:
         ("stages.1.training.max_steps=0", "training.max_steps: must be greater than 0, not 0"),
         ("stages.0.objective.lambda=1", "sft has no lambda; remove it"),
         ("stages.1.storage={}", "storage is no section of a stage"),
-        ("stages.1.trainin={}", "trainin is no section of a stage"),
+        ("stages.1.trainin={}", "trainin is no section of a stage; did you mean training?"),
+        ("stages.1.training=3", "stages.1.training: must be a section, not 3"),
+        (
+            "stages.1.model.base=other/model",
+            "stages.1.model.base: all stages train the run's base; set ",
+        ),
         ("stages.2.training.max_steps=1", "stages has 2 items, its keys are 0 to 1"),
         (
             "stages.1.adapter={r: 4}",
@@ -256,6 +275,13 @@ def test_full_training_hands_the_whole_model_on(path: Path) -> None:
 )
 def test_a_stage_that_cannot_be_is_refused_before_the_first_is_run(path: Path, override: str, says: str) -> None:
     assert says in complaint(path, RUN + STAGES, override)
+
+
+def test_a_mistake_in_stages_from_the_command_line_is_not_put_on_a_line_of_the_file(path: Path) -> None:
+    text = RUN + "training: {warmup: 0.1}\n"
+    override = "stages=[{}, {training: {learning_rat: 1}}]"
+    says = "training.learning_rat: unknown key; did you mean training.learning_rate?"
+    assert complaint(path, text, override) == f"override '{override}': {says}"
 
 
 def test_a_mistake_in_a_stage_is_found_by_its_line(path: Path) -> None:
@@ -269,7 +295,12 @@ def test_a_mistake_in_a_stage_is_found_by_its_line(path: Path) -> None:
     [
         ("objective.beta: {choice: [1]}", "objective.beta: the run has stages; name the stage, such as stages.0."),
         ("stages.2.objective.beta: {choice: [1]}", "the run has 2 stages, named stages.0 to stages.1"),
-        ("stages.1.objective.beat: {choice: [1]}", "objective.beat: unknown field; did you mean objective.beta?"),
+        (
+            "stages.1.objective.beat: {choice: [1]}",
+            "stages.1.objective.beat: unknown field; did you mean stages.1.objective.beta?",
+        ),
+        ("stages.1.training.seed: {choice: [1]}", "stages.1.training.seed is not searched: the luckiest seed"),
+        ("stages.1: {choice: [{}]}", "stages.1: name a field of the stage, such as stages.1.training.learning_rate"),
         (
             "stages.1.objective.beta: {choice: [1]}, stages.0.training.learning_rate: {choice: [1]}",
             "fields of stages 0 and 1; search one stage at a time",
