@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ gc.freeze()
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 """For processes that tests start."""
+HANG_S = 420.0
+"""Nothing waited for in tests takes that long, even on a busy machine."""
+POLL_S = 0.02
 
 DEMO = Path(str(importlib.resources.files("orpo_ray"))) / "demo"
 BASE = DEMO / "base"
@@ -209,3 +213,12 @@ def locked_elsewhere(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout.readline() == "held\n"
         yield process
         process.kill()
+
+
+def wait_until(happens: Callable[[], Any], what: str, seconds: float = HANG_S) -> Any:
+    """The first true value of a condition that is asked again and again."""
+    deadline = time.monotonic() + seconds
+    while not (found := happens()):
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(POLL_S)
+    return found

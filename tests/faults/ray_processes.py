@@ -17,26 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support import ENVIRONMENT
+from support import ENVIRONMENT, HANG_S, POLL_S, wait_until
 
-HANG_S = 420.0
-"""Nothing waited for here takes that long, even on a busy machine."""
 LEAVE_S = 20.0
 """All processes of a run that has ended are gone after a few seconds; more on a busy machine."""
 ORPHANS_S = 75.0
 """Where the driver was killed, Ray's agents try for 60 seconds to tell a dead process of the raylet's death."""
 _MARK = "ORPO_RAY_TEST_RUN"
-_POLL_S = 0.02
 _NO_ACTORS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
-
-
-def wait_until(happens: Callable[[], Any], what: str, seconds: float = HANG_S) -> Any:
-    """The first true value of a condition that is asked again and again."""
-    deadline = time.monotonic() + seconds
-    while not (found := happens()):
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(_POLL_S)
-    return found
 
 
 @dataclass
@@ -141,7 +129,7 @@ class Command:
             code = self._process.wait(HANG_S)
             deadline = time.monotonic() + leave_s
             while (left := self.processes.left()) and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+                time.sleep(POLL_S)
         finally:
             self.processes.end()
             self._process.wait()
