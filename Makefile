@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test
+.PHONY: demo test test-cluster
 
 demo: $(READY)
 	$(BIN)/orpo-ray demo
@@ -16,6 +16,10 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# As root, with Debian's iproute2, openssh-server, rsync, nftables and curl.
+test-cluster: $(READY)
+	$(BIN)/pytest -m cluster tests/cluster
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

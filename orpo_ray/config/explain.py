@@ -59,6 +59,8 @@ def _wanted(model: type[BaseModel], key: Key, detail: Any) -> str:
             return f"be a section with {', '.join(fields_at(model, key)) or 'keys'}"
         case "tuple_type":
             return "be a list"
+        case "ip_v4_address":
+            return "be an IPv4 address"
         case "too_short":
             return f"have at least {detail['ctx']['min_length']} item"
         case "string_type":

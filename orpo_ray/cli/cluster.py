@@ -1,0 +1,92 @@
+"""`orpo-ray cluster`: a Ray cluster on servers of one's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from orpo_ray.jobs.bare_metal import Server
+    from orpo_ray.jobs.hosts import HostsConfig
+    from orpo_ray.jobs.ssh import Ssh
+
+app = typer.Typer(add_completion=False, help="A Ray cluster on servers of your own, reached over SSH.")
+
+Hosts = Annotated[Path, typer.Argument(metavar="HOSTS.yaml")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+@app.command("render")
+def render(
+    hosts: Hosts,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path(),
+    json: Json = False,
+) -> dict[str, Any]:
+    """Write the launcher's YAML and the firewall's script for the servers that HOSTS.yaml names."""
+    from orpo_ray.errors import ConfigError
+    from orpo_ray.jobs.hosts import load_hosts
+    from orpo_ray.jobs.render import bare_metal
+
+    written = []
+    for name, text in bare_metal(load_hosts(hosts)).items():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out: {out / name} cannot be written: {error.strerror}") from error
+        written.append(str(out / name))
+    if not json:
+        print("\n".join(written))
+    return {"files": written}
+
+
+@app.command("up")
+def up(hosts: Hosts, json: Json = False) -> dict[str, Any]:
+    """Start Ray on every server, with a token that none can do without; the first server is the head."""
+    from orpo_ray.cli.console import announce, full_log, open_log
+    from orpo_ray.jobs import bare_metal
+
+    cluster, shell = _reach(hosts)
+    open_log()
+    log = full_log()
+    assert log is not None, "it was opened just now"
+    return _show(bare_metal.up(cluster, shell, bare_metal.RayLauncher(Path(log)), announce), json)
+
+
+@app.command("status")
+def status(hosts: Hosts, json: Json = False) -> dict[str, Any]:
+    """Which servers have joined, and what they bring."""
+    from orpo_ray.jobs import bare_metal
+
+    return _show(bare_metal.status(*_reach(hosts)), json)
+
+
+@app.command("down")
+def down(hosts: Hosts, json: Json = False) -> dict[str, Any]:
+    """Stop Ray on every server."""
+    from orpo_ray.cli.console import announce
+    from orpo_ray.errors import ResourceError
+    from orpo_ray.jobs import bare_metal
+
+    cluster, shell = _reach(hosts)
+    if missed := bare_metal.down(cluster, shell, announce):
+        raise ResourceError(f"Ray may still run on {', '.join(missed)}; the other servers have stopped")
+    return {"stopped": cluster.addresses}
+
+
+def _reach(path: Path) -> "tuple[HostsConfig, Ssh]":
+    from orpo_ray.jobs.hosts import load_hosts
+    from orpo_ray.jobs.ssh import Ssh
+
+    hosts = load_hosts(path)
+    return hosts, Ssh(hosts.ssh.user, hosts.ssh.key_file, hosts.known_hosts_file)
+
+
+def _show(servers: "list[Server]", json: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    if not json:
+        for server in servers:
+            has = f"{server.cpus:g} CPU, {server.gpus:g} GPU" if server.joined else "has not joined"
+            print(f"{server.address}: {has}")
+    return {"servers": [asdict(server) for server in servers]}

@@ -1,0 +1,25 @@
+"""The ports of a cluster's servers, each in one place: start commands and firewall are filled in from here."""
+
+GCS = 6379
+CLIENT = 10001
+DASHBOARD = 8265
+"""On the head's loopback interface only."""
+OF_EACH_SERVER = {
+    "node-manager-port": 6380,
+    "object-manager-port": 6381,
+    "runtime-env-agent-port": 6382,
+    "dashboard-agent-grpc-port": 6383,
+    "dashboard-agent-listen-port": 52365,
+    "metrics-export-port": 6384,
+}
+"""By the option of `ray start` that sets it."""
+WORKERS = (20000, 20999)
+"""One for each process of Ray that runs tasks or actors, first and last."""
+EPHEMERAL = (32768, 60999)
+"""Linux's default range, in which torch's rendezvous and gloo listen, first and last."""
+
+
+def shut_to_strangers() -> list[str]:
+    """What the firewall keeps for the peers below the ephemeral range, as nftables writes ports and ranges."""
+    single = sorted({GCS, CLIENT, DASHBOARD, *OF_EACH_SERVER.values()})
+    return [*map(str, single), f"{WORKERS[0]}-{WORKERS[1]}"]

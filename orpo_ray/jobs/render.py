@@ -1,0 +1,77 @@
+"""The files of `cluster/`, filled in."""
+
+import json
+from pathlib import Path
+from string import Template
+
+from orpo_ray.jobs import ports
+from orpo_ray.jobs.hosts import HostsConfig
+
+TOKEN_FILE = "$HOME/.ray/orpo-ray.token"
+"""The cluster's token on every server, in the home of who starts Ray there."""
+
+
+def cluster_file(name: str) -> str:
+    """The text of a file of `cluster/`: carried in the wheel, or beside the package where it is worked on."""
+    package = Path(__file__).parents[1]
+    home = next(folder for folder in (package / "cluster", package.parent / "cluster") if folder.is_dir())
+    return (home / name).read_text(encoding="utf-8")
+
+
+def bare_metal(hosts: HostsConfig) -> dict[str, str]:
+    """The files for servers of one's own, by name: what Ray's launcher reads, and the firewall's script."""
+    return {
+        f"{hosts.name}.launcher.yaml": _fill("bare-metal/launcher.yaml", _launcher(hosts)),
+        f"{hosts.name}.firewall.nft": _fill("bare-metal/firewall.nft", _firewall(hosts)),
+    }
+
+
+def _fill(name: str, values: dict[str, str]) -> str:
+    return Template(cluster_file(name)).substitute(values)
+
+
+def _launcher(hosts: HostsConfig) -> dict[str, str]:
+    return {
+        "name": hosts.name,
+        "head": str(hosts.head),
+        "workers": json.dumps([str(address) for address in hosts.workers]),
+        "worker_count": str(len(hosts.workers)),
+        "user": json.dumps(hosts.ssh.user),
+        "key": json.dumps(hosts.ssh.key),
+        "environment": hosts.environment,
+        "gcs": str(ports.GCS),
+        "client": str(ports.CLIENT),
+        "dashboard": str(ports.DASHBOARD),
+        "which_address": _which_address(hosts),
+        "settings": _SETTINGS,
+        "node_ports": _node_ports(),
+    }
+
+
+def _which_address(hosts: HostsConfig) -> str:
+    """Shell that finds out which of the cluster's addresses is this server's, and on which interface."""
+    ours = " ".join(f"-e {address}" for address in hosts.addresses)
+    return (
+        f"address=$(ip -o -4 addr show | awk '{{print $4}}' | cut -d/ -f1 | grep -Fx {ours} | head -n 1); "
+        """interface=$(ip -o -4 addr show to "$address" | awk '{print $2}' | head -n 1);"""
+    )
+
+
+# Where several interfaces lead out, gloo and NCCL would each take their own guess.
+_SETTINGS = (
+    f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN_FILE} "
+    'GLOO_SOCKET_IFNAME="$interface" NCCL_SOCKET_IFNAME="$interface";'
+)
+
+
+def _node_ports() -> str:
+    single = " ".join(f"--{option}={port}" for option, port in ports.OF_EACH_SERVER.items())
+    return f"{single} --min-worker-port={ports.WORKERS[0]} --max-worker-port={ports.WORKERS[1]}"
+
+
+def _firewall(hosts: HostsConfig) -> dict[str, str]:
+    return {
+        "peers": ", ".join(hosts.addresses),
+        "ports": ", ".join(ports.shut_to_strangers()),
+        "ephemeral": f"{ports.EPHEMERAL[0]}-{ports.EPHEMERAL[1]}",
+    }

@@ -1,0 +1,38 @@
+"""The cluster's token: whoever holds it runs any code there, so it is a file that its owner alone can read."""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from orpo_ray.errors import ConfigError
+
+_BYTES = 32
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def read_token(path: Path) -> str:
+    """The token of a file. Raises ConfigError where there is none, or where others than its owner can reach it."""
+    try:
+        mode, token = path.stat().st_mode, path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: the token cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if mode & _OTHERS:
+        raise ConfigError(f"{path}: others may read or write the token (mode {mode & 0o777:o}); chmod 600 {path}")
+    if not token or len(token.split()) > 1:
+        raise ConfigError(f"{path}: one line with the token is expected")
+    return token
+
+
+def make_token(path: Path) -> str:
+    """The token of a file, which is written with a new one if it is not there."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return read_token(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: the token cannot be written: {error.strerror}") from error
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(_BYTES) + "\n")
+    return read_token(path)

@@ -1,0 +1,154 @@
+"""Servers on one machine: each a network namespace with its own address, processes, /dev/shm, home and sshd.
+
+They meet on a bridge that this machine is on, too. The file systems are shared but for each server's home and
+Ray's temporary folder.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support import wait_until
+
+NETWORK = "10.77.0"
+GATEWAY = f"{NETWORK}.254"
+TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare", "nsenter")
+_BRIDGE = "orpo-br"
+_SSHD = """\
+ListenAddress {address}
+HostKey {folder}/host_key
+PidFile none
+AuthorizedKeysFile /root/.ssh/authorized_keys
+PasswordAuthentication no
+StrictModes no
+UsePAM no
+"""
+_BOOT = """\
+for kept in {kept}; do
+    mkdir -p {folder}/{number}/home/$kept
+    mount --bind /root/$kept {folder}/{number}/home/$kept
+done
+mount --rbind {folder}/{number}/home /root
+mount --bind {folder}/{number}/ray /tmp/ray
+mount -t tmpfs tmpfs /dev/shm
+exec {sshd} -D -e -f {folder}/{number}/sshd_config
+"""
+
+
+def missing() -> list[str]:
+    """What the servers need and this machine lacks."""
+    lacks = [tool for tool in TOOLS if _which(tool) is None]
+    return [*lacks, *([] if os.geteuid() == 0 else ["root"])]
+
+
+@dataclass
+class Lan:
+    """The servers, by number from 1; `key` is the private key that all of them let in."""
+
+    folder: Path
+    running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Path:
+        """The private key that all servers let in."""
+        return self.folder / "key"
+
+    def start(self, servers: int) -> None:
+        """Lay the bridge and boot the servers."""
+        for name in ("key", "host_key"):
+            _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name))
+        _do("ip", "link", "add", _BRIDGE, "type", "bridge")
+        _do("ip", "addr", "add", f"{GATEWAY}/24", "dev", _BRIDGE)
+        _do("ip", "link", "set", _BRIDGE, "up")
+        Path("/run/sshd").mkdir(exist_ok=True)
+        Path("/tmp/ray").mkdir(exist_ok=True)
+        for number in range(1, servers + 1):
+            self._wire(number)
+            self.boot(number)
+
+    def boot(self, number: int) -> None:
+        """Start a server that is off, and wait until it answers."""
+        home = self.folder / str(number) / "home"
+        (home / ".ssh").mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.folder / str(number) / "ray").mkdir(exist_ok=True)
+        shutil.copy(self.folder / "key.pub", home / ".ssh" / "authorized_keys")
+        told = {
+            "folder": self.folder,
+            "number": number,
+            "address": address(number),
+            "sshd": _which("sshd"),
+            "kept": _kept(),
+        }
+        (self.folder / str(number) / "sshd_config").write_text(_SSHD.format(**told), encoding="utf-8")
+        isolated = ("unshare", "--pid", "--fork", "--mount", "--kill-child", "--mount-proc")
+        command = ["ip", "netns", "exec", namespace(number), *isolated, "sh", "-ec", _BOOT.format(**told)]
+        with (self.folder / str(number) / "log").open("ab") as log:
+            self.running[number] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        wait_until(lambda: not self.ssh(number, "true").returncode, f"server {number} boots", seconds=20)
+
+    def kill(self, number: int) -> None:
+        """Cut a server's power: all its processes are gone at once."""
+        process = self.running.pop(number)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def link(self, number: int, state: str) -> None:
+        """Pull a server's cable (`down`), or put it back (`up`)."""
+        _do("ip", "link", "set", _cable(number), state)
+
+    def ssh(self, number: int, command: str) -> subprocess.CompletedProcess[str]:
+        """What a command does on a server."""
+        options = ("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
+        words = ["ssh", "-q", "-i", str(self.key), *options, f"root@{address(number)}", command]
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+
+    def stop(self) -> None:
+        """Switch everything off and take the bridge away."""
+        for number in list(self.running):
+            self.kill(number)
+        for folder in self.folder.glob("[0-9]*"):
+            _do("ip", "netns", "delete", namespace(int(folder.name)))
+        _do("ip", "link", "delete", _BRIDGE)
+
+    def _wire(self, number: int) -> None:
+        (self.folder / str(number)).mkdir()
+        inside = namespace(number)
+        _do("ip", "netns", "add", inside)
+        _do("ip", "link", "add", _cable(number), "type", "veth", "peer", "name", "eth0", "netns", inside)
+        _do("ip", "link", "set", _cable(number), "master", _BRIDGE, "up")
+        _do("ip", "-n", inside, "addr", "add", f"{address(number)}/24", "dev", "eth0")
+        for device in ("eth0", "lo"):
+            _do("ip", "-n", inside, "link", "set", device, "up")
+
+
+def address(number: int) -> str:
+    """A server's address."""
+    return f"{NETWORK}.{number}"
+
+
+def namespace(number: int) -> str:
+    """A server's network namespace."""
+    return f"orpo-server-{number}"
+
+
+def _kept() -> str:
+    """What of this machine's /root the servers need: Python, if it is there."""
+    python = Path(sys.base_prefix)
+    return str(python.relative_to("/root")) if python.is_relative_to("/root") else ""
+
+
+def _cable(number: int) -> str:
+    return f"orpo-{number}"
+
+
+def _which(tool: str) -> str | None:
+    return shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
+
+
+def _do(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not done.returncode, f"{' '.join(command)}: {done.stderr}"
