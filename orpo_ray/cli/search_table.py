@@ -74,8 +74,8 @@ def _seconds_left(search: Search, now: float) -> float | None:
     mean = sum(trial.steps for trial in ended) / len(ended)
     running = [trial for trial in search.trials if trial.state == "running"]
     # One that is past the mean was not given up, and is more likely to go on to its end.
-    begun = sum((mean if trial.steps < mean else trial.total_steps) - trial.steps for trial in running)
-    return (begun + mean * max(0, search.trial_count - len(search.trials))) * (now - search.began.at) / steps
+    to_end = sum((mean if trial.steps < mean else trial.total_steps) - trial.steps for trial in running)
+    return (to_end + mean * max(0, search.trial_count - len(search.trials))) * (now - search.began.at) / steps
 
 
 def find_search(run: str) -> Search:

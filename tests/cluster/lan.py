@@ -16,7 +16,7 @@ from support import wait_until
 
 NETWORK = "10.77.0"
 GATEWAY = f"{NETWORK}.254"
-TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare", "nsenter")
+TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare")
 _BRIDGE = "orpo-br"
 _SSHD = """\
 ListenAddress {address}
@@ -95,10 +95,6 @@ class Lan:
         process = self.running.pop(number)
         process.send_signal(signal.SIGKILL)
         process.wait()
-
-    def link(self, number: int, state: str) -> None:
-        """Pull a server's cable (`down`), or put it back (`up`)."""
-        _do("ip", "link", "set", _cable(number), state)
 
     def ssh(self, number: int, command: str) -> subprocess.CompletedProcess[str]:
         """What a command does on a server."""

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.cluster
 TRIO, STRANGER = (1, 2, 3), 4
 
 
-def cluster(command: str, hosts: Path, code: int = 0) -> Any:
+def cluster(command: str, hosts: Path, *options: str, code: int = 0) -> Any:
     """What a command about the cluster answers."""
-    words = [sys.executable, "-m", "orpo_ray.cli.main", "cluster", command, str(hosts), "--json"]
+    words = [sys.executable, "-m", "orpo_ray.cli.main", "cluster", command, str(hosts), *options, "--json"]
     done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
@@ -64,12 +64,7 @@ def test_the_token_is_its_owners_alone_and_in_no_process_list(hosts: Path, lan: 
 
 
 def test_strangers_reach_no_port_of_the_cluster_once_the_firewall_is_up(hosts: Path, lan: Lan) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "orpo_ray.cli.main", "cluster", "render", str(hosts), "--out", str(hosts.parent)],
-        check=True,
-        env=ENVIRONMENT,
-        capture_output=True,
-    )
+    cluster("render", hosts, "--out", str(hosts.parent))
     documented = [ports.GCS, ports.CLIENT, *ports.OF_EACH_SERVER.values()]
     before = open_ports(lan, documented)
     for number in TRIO:
