@@ -21,6 +21,7 @@ from support import BASE, DEMO, locked_elsewhere
 from terminal import ENVIRONMENT, Command, Done, Finished
 
 from orpo_ray import api
+from orpo_ray.cli.main import COMMANDS
 
 pytestmark = pytest.mark.ray
 
@@ -314,7 +315,7 @@ def test_a_wrong_model(command: Command, config: Path, name: str) -> None:
     ("arguments", "told"),
     [
         (["trian"], ("trian", "did you mean train?")),
-        (["frobnicate"], ("frobnicate", "there are demo, prepare, train, tune, evaluate, bench, config")),
+        (["frobnicate"], ("frobnicate", f"there are {', '.join(COMMANDS)}")),
         (["config", "shwo"], ("shwo", "'show'")),
         (["config"], ("Missing command", "orpo-ray config --help")),
         (["train"], ("CONFIG.yaml", "orpo-ray train --help")),

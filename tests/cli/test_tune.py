@@ -40,7 +40,11 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
         "training": {"pairs_per_step": 8, "max_steps": 3, "eval_every": 0.5, "checkpoint_every": 1.0},
         "scale": {"workers": 1, "gpus_per_worker": 0},
         "stages": [sft, orpo],
-        "search": {"searcher": "grid", "space": {"stages.1.objective.lambda": {"grid": [0.1, 1.0]}}},
+        "search": {
+            "searcher": "grid",
+            "scheduler": "none",
+            "space": {"stages.1.objective.lambda": {"grid": [0.1, 1.0]}},
+        },
     }
     config = folder / "staged.yaml"
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
