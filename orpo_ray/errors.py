@@ -8,6 +8,7 @@ OrpoRayError
 └── RunError             1  the run itself failed
     └── NonFiniteError      a loss or gradient that is not a number
 StoppedError             4  stopped on request; the same command goes on
+JobError                 -  a command on a cluster failed: its own exit code
 """
 
 
@@ -56,3 +57,11 @@ class StoppedError(OrpoRayError):
     """The run was asked to stop and can be resumed."""
 
     exit_code = 4
+
+
+class JobError(OrpoRayError):
+    """A command that was submitted to a cluster failed there, and told why."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -23,10 +23,9 @@ def evaluate(
     settings = load_config(config, overrides or ())
     open_log()
     from orpo_ray import api
-    from orpo_ray.cli.tables import print_answers, print_comparison
+    from orpo_ray.cli.results import print_result
 
     result = api.evaluate(settings, adapter=adapter, samples=samples, max_new_tokens=max_new_tokens, announce=announce)
     if not json:
-        print_comparison(result["metrics"])
-        print_answers(result["samples"])
+        print_result("evaluate", result)
     return result

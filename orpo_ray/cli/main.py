@@ -16,7 +16,20 @@ from typer.core import TyperCommand, TyperGroup
 from orpo_ray.cli.console import fresh_line, full_log, log_failure, stdout_for_result
 from orpo_ray.errors import OrpoRayError, RunError, StoppedError
 
-COMMANDS = ("demo", "prepare", "train", "tune", "evaluate", "cluster", "bench", "config")
+COMMANDS = (
+    "demo",
+    "prepare",
+    "train",
+    "tune",
+    "evaluate",
+    "cluster",
+    "submit",
+    "status",
+    "logs",
+    "stop",
+    "bench",
+    "config",
+)
 UNEXPECTED, WRONG_USAGE = 1, 2
 
 _INTERRUPTED = 130

@@ -34,6 +34,7 @@ def prepare(
     config = _resolve(settings or [], list(options))
     open_log()
     from orpo_ray import api
+    from orpo_ray.cli.results import print_result
 
     artifact = api.prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     if show:
@@ -41,13 +42,14 @@ def prepare(
         from orpo_ray.models.tokenizer import load_tokenizer
 
         show_artifact(artifact, load_tokenizer(config.model, lambda _: None), show, to_stderr=json)
-    if not json:
-        print(f"prepared: {artifact.path}")
-    return {
+    result = {
         "artifact": str(artifact.path),
         "quarantine": str(artifact.path / "quarantine.jsonl"),
         **{name: value for name, value in artifact.summary.to_json().items() if name not in ("settings", "files")},
     }
+    if not json:
+        print_result("prepare", result)
+    return result
 
 
 def _as_overrides(

@@ -23,6 +23,7 @@ def train(
     open_log(verbose)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
+    from orpo_ray.cli.results import print_result
 
     if dry_run:
         result = api.plan_only(settings, announce)
@@ -32,5 +33,5 @@ def train(
     with prints_to_log(verbose):
         result = api.train(settings, announce_in(settings.run_dir), ProgressLine(), verbose)
     if not json:
-        print(f"adapter: {result['adapter']}")
+        print_result("train", result)
     return result

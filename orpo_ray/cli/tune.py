@@ -21,9 +21,9 @@ def tune(
     """Search lambda, learning rate or any other setting; the same command goes on with an unfinished search."""
     from dataclasses import asdict
 
+    from orpo_ray.cli.results import print_result
     from orpo_ray.cli.search_table import SearchTable, find_search, print_search
     from orpo_ray.errors import ConfigError
-    from orpo_ray.search.record import search_of
 
     if show is not None:
         if config is not None or dry_run:
@@ -38,7 +38,7 @@ def tune(
         return _plan(config, overrides or [])
     result = _search(config, overrides or [], verbose, SearchTable())
     if not json:
-        print_search(search_of(result))
+        print_result("tune", result)
     return result
 
 

@@ -1,0 +1,35 @@
+"""`orpo-ray logs`: what a submitted run prints."""
+
+from typing import Annotated, Any
+
+import typer
+
+from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Token
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("logs")
+def logs(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
+    hosts: Hosts = None,
+    address: Address = None,
+    token: Token = None,
+    anyone: Anyone = False,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Print what a run has printed on the cluster; with --follow also what it is still to print."""
+    from orpo_ray.cli.on_cluster import jobs_of, known, patience
+    from orpo_ray.jobs.submit import follow as follow_job
+
+    lines: list[str] = []
+    show = lines.append if json else print
+    with jobs_of(hosts, address, token, anyone) as jobs:
+        job = known(jobs.find(run), run)
+        if follow:
+            job = follow_job(jobs, run, show, patience())
+        else:
+            for line in jobs.printed(run):
+                show(line)
+    return {"run": run, "state": job.state, "lines": lines}

@@ -1,0 +1,66 @@
+"""What the commands that speak to a cluster share: how it is named, and how it is reached."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from orpo_ray.jobs.job import Job, Jobs
+    from orpo_ray.jobs.ray_jobs import RayJobs
+    from orpo_ray.jobs.submit import Patience
+
+Hosts = Annotated[
+    Path | None, typer.Option("--hosts", metavar="HOSTS.yaml", help="The cluster of a hosts.yaml, reached over SSH.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="URL", help="Its dashboard, if not http://127.0.0.1:8265 on this machine."),
+]
+Token = Annotated[
+    Path | None, typer.Option("--token", metavar="FILE", help="Its token, if not in ~/.ray/orpo-ray.token.")
+]
+Anyone = Annotated[
+    bool,
+    typer.Option(
+        "--anyone-may-run-code", help="Use a cluster that wants no token, where all who reach it may do this."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+@contextmanager
+def jobs_of(
+    hosts: Path | None,
+    address: str | None,
+    token: Path | None,
+    anyone: bool,
+    ask: "Callable[[Callable[[], RayJobs]], RayJobs]" = lambda question: question(),
+) -> Iterator["Jobs"]:
+    """The jobs of the cluster that these options name; `ask` may ask again while it does not answer."""
+    from orpo_ray.jobs.reach import way_to
+
+    with way_to(hosts, address, token, anyone) as way:
+        from orpo_ray.jobs.ray_jobs import RayJobs, check_address
+
+        url = check_address(way.address)
+        yield ask(lambda: RayJobs(url, way.token, way.connect, needs_no_token=anyone))
+
+
+def patience() -> "Patience":
+    """Says on stderr what it waits for."""
+    from orpo_ray.cli.console import announce
+    from orpo_ray.jobs.submit import Patience
+
+    return Patience(announce)
+
+
+def known(job: "Job | None", run: str) -> "Job":
+    """The job of a run. Raises ConfigError where the cluster knows of none."""
+    from orpo_ray.errors import ConfigError
+
+    if job is None:
+        raise ConfigError(f"the cluster has no job of run {run}; `orpo-ray status` lists those it has")
+    return job

@@ -1,0 +1,48 @@
+"""The first thing that runs of a submitted job: is this the cluster that it was made for? Then orpo-ray takes over.
+
+Travels as a file of its own and imports nothing of orpo_ray, which may not be there: python job.py PYTHON RAY VERSION
+COMMAND... where VERSION is the version of orpo-ray that has to be installed, or - where it was sent along.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+WRONG_USAGE = 2
+ANY = "-"
+
+
+def complaint(python: str, ray: str, version: str) -> str | None:
+    """What is not as the submitter has it, or None."""
+    here = {"Python": ".".join(map(str, sys.version_info[:2])), "Ray": _installed("ray")}
+    for what, wanted in (("Python", python), ("Ray", ray)):
+        if here[what] != wanted:
+            return f"the cluster has {what} {here[what]}, but the run was submitted with {wanted}; use the same on both"
+    found = _installed("orpo-ray")
+    if version not in (ANY, found):
+        has = f"has orpo-ray {found}" if found else "has no orpo-ray"
+        return f"the cluster {has}, but the run was submitted with {version}; install it there, or use --ship-code"
+    return None
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Become the command, or end with one line."""
+    python, ray, version, *command = arguments
+    if problem := complaint(python, ray, version):
+        print(f"orpo-ray: {problem}", file=sys.stderr)
+        print(json.dumps({"error": problem, "exit_code": WRONG_USAGE}))
+        sys.exit(WRONG_USAGE)
+    os.execv(sys.executable, [sys.executable, "-m", "orpo_ray.cli.main", *command])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

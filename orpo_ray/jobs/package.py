@@ -1,0 +1,92 @@
+"""What a submitted run takes along: its resolved config, and the files that it names by relative paths."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from orpo_ray.config import RunConfig, dump, stage_configs
+from orpo_ray.errors import ConfigError
+
+CONFIG_FILE, ENTRY_FILE = "run.yaml", "job.py"
+"""Names inside the package; a run's own files must not stand in their place."""
+MOST_BYTES = 50 * 2**20
+"""The cluster's head keeps every package in its memory."""
+
+
+@dataclass(frozen=True)
+class Luggage:
+    """Files and folders to carry, by their paths relative to where the command is given, and what stays there."""
+
+    carried: tuple[str, ...]
+    left: tuple[str, ...]
+    """Absolute paths that exist here as well: they are read on the servers, where they may be others."""
+
+
+def sort_luggage(config: RunConfig, here: Path) -> Luggage:
+    """Tell what a run carries along: relative paths travel, absolute ones are the servers' own.
+
+    Raises ConfigError for a relative path that leads out of `here`, for too much, and for a storage that would lie
+    in the package.
+    """
+    _refuse_relative_storage(config.storage)
+    carried, left = [], []
+    for key, path in dict.fromkeys(_paths(config)):
+        at = Path(path)
+        if at.is_absolute() or path.startswith("~"):
+            left += [path] if at.expanduser().exists() else []
+        elif (here / at).exists():
+            if ".." in at.parts or at.parts[0] in (CONFIG_FILE, ENTRY_FILE):
+                raise ConfigError(
+                    f"{key}: {path} cannot be carried along; give the command in a folder above it, "
+                    "or name its absolute path on the servers"
+                )
+            carried.append(path)
+    size = sum(file.stat().st_size for path in carried for file in _files(here / path))
+    if size > MOST_BYTES:
+        raise ConfigError(
+            f"{', '.join(carried)}: {size / 2**20:.0f} MB are too much to carry along (at most {MOST_BYTES >> 20}); "
+            "put them where every server sees them, and name their absolute paths there"
+        )
+    return Luggage(tuple(dict.fromkeys(carried)), tuple(dict.fromkeys(left)))
+
+
+def pack(config: RunConfig, luggage: Luggage, here: Path, folder: Path) -> None:
+    """Fill an empty folder with what the job is started in."""
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("entry.py"), folder / ENTRY_FILE)
+    for path in luggage.carried:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        if (here / path).is_dir():
+            shutil.copytree(here / path, folder / path, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(here / path, folder / path)
+
+
+def _refuse_relative_storage(storage: str) -> None:
+    if "://" not in storage and not storage.startswith(("/", "~")):
+        raise ConfigError(
+            f"storage: {storage} is relative, and would be lost with the job's own folder; name s3://bucket/folder, "
+            "or the absolute path of a folder that every server sees"
+        )
+
+
+def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Every setting that may name a file or a folder."""
+    for run in (config, *stage_configs(config)):
+        for split, sources in (("train", run.data.train), ("eval", run.data.eval)):
+            for number, source in enumerate(sources):
+                yield f"data.{split}.{number}.source", source.source
+        yield "model.base", run.model.base
+        for key, path in (
+            ("model.chat_template", run.model.chat_template),
+            ("adapter.init_from", run.adapter.init_from),
+        ):
+            if path is not None:
+                yield key, path
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else iter((path,))

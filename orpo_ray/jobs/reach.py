@@ -1,0 +1,94 @@
+"""The way to a cluster's dashboard: its URL, or an SSH connection to the head, whose dashboard nobody else reaches."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from orpo_ray.errors import ConfigError
+from orpo_ray.jobs import ports
+from orpo_ray.jobs.hosts import HostsConfig, load_hosts
+from orpo_ray.jobs.job import UnreachableError
+from orpo_ray.jobs.ssh import Ssh
+from orpo_ray.jobs.token import read_token
+
+TOKEN_FILE = Path("~/.ray/orpo-ray.token")
+_LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A cluster's dashboard, the token that it wants, and what mends the way there before a request."""
+
+    address: str
+    token: str
+    connect: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def way_to(hosts: Path | None, address: str | None, token: Path | None, needs_no_token: bool) -> Iterator[Way]:
+    """The way to the cluster of a hosts.yaml, or to a dashboard's URL; to this machine's own if neither is named.
+
+    Raises ConfigError where the token cannot be read.
+    """
+    if hosts is None:
+        url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOOPBACK
+        file = token or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE.expanduser())
+        yield Way(url, "" if needs_no_token and not file.exists() else read_token(file))
+        return
+    if address is not None:
+        raise ConfigError("--hosts and --address both name a cluster; keep one of them")
+    cluster = load_hosts(hosts)
+    with _Tunnel(cluster) as tunnel:
+        yield Way(tunnel.address, read_token(token or cluster.token_file), tunnel.open)
+
+
+class _Tunnel:
+    """A port of this machine's loopback that leads to the dashboard on the head's."""
+
+    def __init__(self, hosts: HostsConfig) -> None:
+        self._hosts = hosts
+        self._port = _free_port()
+        self._process: subprocess.Popen[str] | None = None
+        self.address = f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> "_Tunnel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.communicate()
+
+    def open(self) -> None:
+        """Connect, unless the connection stands. Raises UnreachableError where it cannot be made."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        ssh = Ssh(self._hosts.ssh.user, self._hosts.ssh.key_file, self._hosts.known_hosts_file)
+        self._process = ssh.forward(str(self._hosts.head), self._port, ports.DASHBOARD)
+        while not _listens(self._process.pid, self._port):
+            try:
+                _, said = self._process.communicate(timeout=0.1)
+            except subprocess.TimeoutExpired:
+                continue
+            why = (said.strip().splitlines() or ["the connection ended"])[-1]
+            raise UnreachableError(f"{self._hosts.head}: cannot be reached as {self._hosts.ssh.user}: {why}")
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(pid: int, port: int) -> bool:
+    try:
+        connections = psutil.Process(pid).net_connections("tcp4")
+    except psutil.NoSuchProcess:
+        return False
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections)

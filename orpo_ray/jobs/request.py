@@ -1,0 +1,74 @@
+"""A command line made into a job: what runs there, with which files, under which name."""
+
+import platform
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.config import RunConfig, dump
+from orpo_ray.errors import ConfigError
+from orpo_ray.jobs.entry import ANY
+from orpo_ray.jobs.job import Submission, describe
+from orpo_ray.jobs.package import CONFIG_FILE, ENTRY_FILE, pack, sort_luggage
+from orpo_ray.jobs.secrets import refuse_secrets
+
+# A job that is stopped is given time to save its checkpoint: Ray would kill it after 3 s.
+_STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+
+
+@contextmanager
+def request(
+    command: str,
+    options: Sequence[str],
+    config: RunConfig,
+    environment: dict[str, str],
+    ship_code: bool,
+    announce: Callable[[str], None],
+) -> Iterator[Submission]:
+    """The job that runs a command on the cluster; its files lie in a folder until they are sent.
+
+    Raises ConfigError for secrets, and for files that cannot be carried along.
+    """
+    refuse_secrets(dump(config), environment)
+    here = Path.cwd()
+    luggage = sort_luggage(config, here)
+    if luggage.carried:
+        announce(f"carried along: {', '.join(luggage.carried)}")
+    if luggage.left:
+        announce(f"read on the servers, where they must be too: {', '.join(luggage.left)}")
+    with tempfile.TemporaryDirectory(prefix="orpo-ray-") as folder:
+        pack(config, luggage, here, Path(folder))
+        yield Submission(
+            run=config.name,
+            entrypoint=_entrypoint(command, options, ship_code),
+            environment={
+                "working_dir": folder,
+                "env_vars": {**environment, **_STOP},
+                **(_OUR_CODE if ship_code else {}),
+            },
+            metadata=describe(command, [*options], config),
+        )
+
+
+_OUR_CODE: dict[str, Any] = {"py_modules": [str(Path(__file__).parents[1])], "excludes": ["__pycache__"]}
+
+
+def _entrypoint(command: str, options: Sequence[str], ship_code: bool) -> str:
+    python = ".".join(platform.python_version_tuple()[:2])
+    made_for = [python, version("ray"), ANY if ship_code else version("orpo-ray")]
+    return shlex.join(["python", ENTRY_FILE, *made_for, command, CONFIG_FILE, *options, "--json"])
+
+
+def parse_environment(words: Sequence[str]) -> dict[str, str]:
+    """Variables for the job from NAME=VALUE."""
+    environment = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--env {name}: write NAME=VALUE, such as HF_HOME=/data/hub")
+        environment[name] = value
+    return environment

@@ -1,0 +1,50 @@
+"""Secrets found where they would be read by others: Ray shows a job's config and environment to all who ask."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from orpo_ray.errors import ConfigError
+
+_NAMES = re.compile(r"(?:^|[^A-Za-z])(?:api)?(TOKEN|KEY|SECRET|PASSWORD)(?:$|[^A-Za-z])", re.IGNORECASE)
+_POINTS_TO_A_FILE = re.compile(r"_(FILE|PATH)$", re.IGNORECASE)
+_INSTEAD = "put it into a file that the servers can read, and name the file's path"
+
+
+def refuse_secrets(config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Raise ConfigError where a setting or a variable holds what looks like a secret; its value is not told."""
+    for name in environment:
+        if is_secret(name):
+            raise ConfigError(f"--env {name}: a secret would be shown to all who may look at the cluster; {_INSTEAD}")
+        _refuse_url(f"--env {name}", environment[name])
+    for key, value in _leaves(config, ""):
+        if is_secret(key.rpartition(".")[2]):
+            raise ConfigError(f"{key}: a secret would be kept with the run and shown by the cluster; {_INSTEAD}")
+        _refuse_url(key, value)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable or setting of that name would hold a secret, and not the path of a file with one."""
+    return bool(_NAMES.search(re.sub(r"([a-z])([A-Z])", r"\1_\2", name))) and not _POINTS_TO_A_FILE.search(name)
+
+
+def _refuse_url(where: str, value: Any) -> None:
+    if not isinstance(value, str) or "://" not in value:
+        return
+    try:
+        url = urlsplit(value)
+    except ValueError:
+        return  # no URL; whoever reads it will say so
+    if url.password or any(is_secret(name) for name, _ in parse_qsl(url.query)):
+        raise ConfigError(f"{where}: the URL carries a secret, which the cluster would show; {_INSTEAD}")
+
+
+def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every value under its dotted key."""
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list | tuple) else None
+    if items is None:
+        yield prefix, tree
+        return
+    for name, value in items:
+        yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))

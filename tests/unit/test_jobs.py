@@ -1,0 +1,359 @@
+"""Submitting without a cluster: what travels, what is refused, what follows from what a cluster answers."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import settings
+
+from orpo_ray.config import RunConfig, build, load_config
+from orpo_ray.errors import ConfigError, ResourceError, StoppedError
+from orpo_ray.jobs import entry
+from orpo_ray.jobs.job import Job, NameTakenError, Submission, UnreachableError, decide, describe
+from orpo_ray.jobs.package import MOST_BYTES, pack, sort_luggage
+from orpo_ray.jobs.reach import way_to
+from orpo_ray.jobs.request import parse_environment, request
+from orpo_ray.jobs.secrets import is_secret, refuse_secrets
+from orpo_ray.jobs.submit import Patience, follow, stop, submit, submit_and_follow
+
+HERS = {"command": "train", "config": "a"}
+
+
+def config_of(**changes: Any) -> RunConfig:
+    return build(RunConfig, {**settings(Path("/storage")), **changes}, {(): "tests"})
+
+
+class Cluster:
+    """Jobs of a cluster that answers by a script: `down` questions go unanswered, then it is there again."""
+
+    def __init__(self, job: Job | None = None, down: int = 0, starts: int = 0) -> None:
+        self.job, self.down, self.failing_starts = job, down, starts
+        self.log: list[str | None] = []
+        """Lines of the job; None where the connection is lost."""
+        self.done: list[str] = []
+
+    def _ask(self, what: str) -> None:
+        if self.down:
+            self.down -= 1
+            raise UnreachableError("no answer")
+        self.done.append(what)
+
+    def find(self, run: str) -> Job | None:
+        self._ask("find")
+        return self.job
+
+    def all(self) -> list[Job]:
+        return [self.job] if self.job else []
+
+    def submit(self, submission: Submission) -> None:
+        self._ask("submit")
+        if self.job is not None:
+            raise NameTakenError("taken")
+        self.job = Job(submission.run, "running", submission.metadata)
+        if self.failing_starts:
+            self.failing_starts -= 1
+            self.job = replace(self.job, state="failed", message="no agent\n")
+
+    def delete(self, run: str) -> None:
+        self._ask("delete")
+        self.job = None
+
+    def stop(self, run: str) -> None:
+        self._ask("stop")
+        assert self.job is not None
+        self.job = replace(self.job, state="stopped")
+
+    def printed(self, run: str) -> list[str]:
+        return [line for line in self.log if line is not None]
+
+    def lines(self, run: str, after: int) -> Iterator[str]:
+        for number, line in enumerate(list(self.log)):
+            if line is None:
+                self.log.pop(number)
+                raise UnreachableError("cut")
+            if number >= after:
+                yield line
+        if self.job is not None and self.job.state == "running":
+            self.job = replace(self.job, state="succeeded", exit_code=0)
+
+
+class Waiting:
+    """A patience whose time passes only by its own pauses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.said: list[str] = []
+        self.patience = Patience(self.said.append, lambda: self.now, self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def asked(run: str = "run", **metadata: str) -> Submission:
+    return Submission(run, "python job.py", {}, {**HERS, **metadata})
+
+
+@pytest.mark.parametrize(
+    ("job", "decision"),
+    [
+        (None, "submit"),
+        (Job("run", "running", HERS), "attach"),
+        (Job("run", "pending", HERS), "attach"),
+        (Job("run", "succeeded", HERS), "submit again"),
+        (Job("run", "failed", {}), "submit again"),
+        (Job("run", "stopped", {"command": "tune"}), "submit again"),
+    ],
+)
+def test_what_a_submission_means(job: Job | None, decision: str) -> None:
+    assert decide(job, HERS) == decision
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({"command": "tune", "config": "a"}, "tune"),
+        ({"command": "train", "config": "b"}, "other settings"),
+        ({}, "run"),
+    ],
+)
+def test_other_work_under_the_name_is_not_taken_for_ours(metadata: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        decide(Job("run", "running", metadata), HERS)
+
+
+def test_a_job_is_known_again_by_its_settings_and_options() -> None:
+    one, other = config_of(), config_of(name="other")
+    assert describe("train", [], one) == describe("train", [], config_of())
+    assert describe("train", [], one) != describe("train", [], other)
+    assert describe("evaluate", ["--samples", "1"], one) != describe("evaluate", ["--samples", "2"], one)
+
+
+def test_submitting_waits_until_the_cluster_answers() -> None:
+    waiting, cluster = Waiting(), Cluster(down=3)
+    submit(cluster, asked(), waiting.patience)
+    assert cluster.done == ["find", "submit"]
+    assert waiting.said == [
+        "no answer; asking again until it answers",
+        "the cluster answers again",
+        "submitted run run",
+    ]
+
+
+def test_a_cluster_that_never_answers_is_given_up() -> None:
+    waiting = Waiting()
+    with pytest.raises(ResourceError, match="gave up after 10 minutes"):
+        submit(Cluster(down=10_000), asked(), waiting.patience)
+    assert 600 < waiting.now < 610
+
+
+def test_submitting_twice_is_harmless_and_says_so() -> None:
+    waiting, cluster = Waiting(), Cluster()
+    submit(cluster, asked(), waiting.patience)
+    submit(cluster, asked(), waiting.patience)
+    assert cluster.done.count("submit") == 1
+    assert waiting.said[-1] == "run run is at work on the cluster already; nothing was submitted"
+
+
+def test_of_two_submissions_at_once_one_attaches() -> None:
+    class Late(Cluster):
+        def find(self, run: str) -> Job | None:
+            found = super().find(run)
+            self.job = self.job or Job("run", "running", HERS)  # the other one's, right after the look
+            return found
+
+    cluster = Late()
+    submit(cluster, asked(), Waiting().patience)
+    with pytest.raises(ConfigError, match="other settings"):
+        submit(Late(), asked(config="b"), Waiting().patience)
+
+
+def test_a_run_that_is_over_is_submitted_again_under_its_name() -> None:
+    waiting, cluster = Waiting(), Cluster(Job("run", "failed", HERS, exit_code=1))
+    submit(cluster, asked(), waiting.patience)
+    assert cluster.done == ["find", "delete", "submit"]
+    assert "submitted before (failed)" in waiting.said[0]
+
+
+def test_every_line_is_shown_once_however_often_the_connection_is_lost() -> None:
+    waiting, cluster, shown = Waiting(), Cluster(Job("run", "running", HERS)), []
+    cluster.log = ["a", "b", None, "c", None, None, "d"]
+    job = follow(cluster, "run", shown.append, waiting.patience)
+    assert shown == ["a", "b", "c", "d"] and job.state == "succeeded"
+    assert waiting.said.count("the cluster answers again") == 2
+
+
+def test_a_cluster_that_was_started_anew_is_told_apart_from_a_lost_connection() -> None:
+    cluster = Cluster(Job("run", "running", HERS))
+    cluster.log = ["a", None]
+    shown: list[str] = []
+
+    def show(line: str) -> None:
+        shown.append(line)
+        cluster.job = None
+
+    with pytest.raises(StoppedError, match="started anew"):
+        follow(cluster, "run", show, Waiting().patience)
+    assert shown == ["a"]
+
+
+def test_what_the_cluster_fails_to_start_is_submitted_again() -> None:
+    waiting, cluster = Waiting(), Cluster(starts=2)
+    assert submit_and_follow(cluster, asked(), print, waiting.patience).exit_code == 0
+    assert cluster.done.count("submit") == 3
+    with pytest.raises(ResourceError, match="could not start run run in 5 attempts"):
+        submit_and_follow(Cluster(starts=99), asked(), print, Waiting().patience)
+
+
+def test_stopping_waits_for_the_end_and_leaves_alone_what_is_over() -> None:
+    cluster = Cluster(Job("run", "running", HERS))
+    ended = stop(cluster, "run", Waiting().patience)
+    assert ended is not None and ended.state == "stopped"
+    again = stop(cluster, "run", Waiting().patience)
+    assert again == ended and cluster.done.count("stop") == 1
+    assert stop(Cluster(), "run", Waiting().patience) is None
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "wandb_api_key", "PASSWORD", "apiKey", "key"])
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokens_per_microbatch", "HF_TOKEN_PATH", "keep", "monkey", "SSH_KEY_FILE", "tokenizer"]
+)
+def test_names_that_hold_no_secret(name: str) -> None:
+    assert not is_secret(name)
+
+
+@pytest.mark.parametrize(
+    ("tree", "environment", "where"),
+    [
+        ({}, {"HF_TOKEN": "hf_abc"}, "--env HF_TOKEN"),
+        ({}, {"PROXY": "http://me:hf_abc@proxy:8080"}, "--env PROXY"),
+        ({"tracking": [{"api_key": "hf_abc"}]}, {}, "tracking.0.api_key"),
+        ({"data": {"train": [{"source": "https://host/x.jsonl?token=hf_abc"}]}}, {}, "data.train.0.source"),
+        ({"storage": "s3://id:hf_abc@bucket/runs"}, {}, "storage"),
+    ],
+)
+def test_a_secret_is_refused_and_not_repeated(tree: dict[str, Any], environment: dict[str, str], where: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse_secrets(tree, environment)
+    assert str(refused.value).startswith(where) and "hf_abc" not in str(refused.value)
+
+
+def test_settings_and_variables_without_secrets_pass() -> None:
+    tree = {"training": {"tokens_per_microbatch": 1}, "storage": "s3://bucket/runs", "name": "http://["}
+    refuse_secrets(tree, {"HF_HOME": "/data", "AWS_SHARED_CREDENTIALS_FILE": "/root/s3"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a command is given, with pairs, a base and an answer to each kind of path."""
+    here = tmp_path / "here"
+    (here / "base").mkdir(parents=True)
+    (here / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
+    (here / "base" / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "outside.jsonl").write_text("{}\n", encoding="utf-8")
+    monkeypatch.chdir(here)
+    return here
+
+
+def naming(source: str, **changes: Any) -> RunConfig:
+    return config_of(**{"model": {"base": "base"}, "data": {"train": [{"source": source}]}, **changes})
+
+
+def test_relative_files_travel_and_absolute_ones_are_the_servers(folder: Path) -> None:
+    absolute = str(folder / "pairs.jsonl")
+    stage = {"objective": {"kind": "sft"}, "data": {"train": [{"source": "pairs.jsonl"}]}}
+    luggage = sort_luggage(naming(absolute, stages=[stage, {}]), folder)
+    assert luggage.carried == ("base", "pairs.jsonl") and luggage.left == (absolute,)
+    assert sort_luggage(naming("some/dataset"), folder).carried == ("base",)
+
+
+def test_the_package_holds_what_the_command_reads(folder: Path, tmp_path: Path) -> None:
+    config = naming("pairs.jsonl")
+    package = tmp_path / "package"
+    package.mkdir()
+    pack(config, sort_luggage(config, folder), folder, package)
+    found = sorted(str(path.relative_to(package)) for path in package.rglob("*") if path.is_file())
+    assert found == ["base/config.json", "job.py", "pairs.jsonl", "run.yaml"]
+    assert load_config(package / "run.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"data": {"train": [{"source": "../outside.jsonl"}]}},
+            "data.train.0.source: ../outside.jsonl cannot be carried",
+        ),
+        ({"storage": "runs"}, "storage: runs is relative"),
+    ],
+)
+def test_what_cannot_travel_is_refused(folder: Path, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        sort_luggage(naming("pairs.jsonl", **changes), folder)
+
+
+def test_too_much_luggage_is_refused_before_it_is_packed(folder: Path) -> None:
+    with (folder / "pairs.jsonl").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)
+    with pytest.raises(ConfigError, match="are too much to carry along"):
+        sort_luggage(naming("pairs.jsonl"), folder)
+
+
+def test_the_request_names_the_run_and_gives_a_stopped_job_time(folder: Path) -> None:
+    said: list[str] = []
+    config = naming("pairs.jsonl", name="a/b")
+    with request("evaluate", ["--samples", "2"], config, {"HF_HOME": "/hub"}, False, said.append) as submission:
+        sent = Path(submission.environment["working_dir"])
+        assert yaml.safe_load((sent / "run.yaml").read_text(encoding="utf-8"))["name"] == "a/b"
+    assert not sent.exists()
+    assert submission.run == "a/b" and submission.entrypoint.endswith(" evaluate run.yaml --samples 2 --json")
+    variables = submission.environment["env_vars"]
+    assert variables["RAY_JOB_STOP_SIGNAL"] == "SIGINT" and variables["HF_HOME"] == "/hub"
+    assert said == ["carried along: pairs.jsonl, base"]
+    with request("train", [], config, {}, True, said.append) as submission:
+        assert (Path(submission.environment["py_modules"][0]) / "jobs" / "entry.py").exists()
+
+
+@pytest.mark.parametrize("word", ["HF_HOME", "=x", "1A=x", "A B=x"])
+def test_variables_are_names_with_values(word: str) -> None:
+    assert parse_environment(["A=b=c", "B="]) == {"A": "b=c", "B": ""}
+    with pytest.raises(ConfigError, match="write NAME=VALUE"):
+        parse_environment([word])
+
+
+def test_a_job_on_another_cluster_than_it_was_made_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"ray": "2.60.0", "orpo-ray": "0.1.0"}
+    monkeypatch.setattr(entry, "_installed", installed.get)
+    here = ".".join(map(str, entry.sys.version_info[:2]))
+    assert entry.complaint(here, "2.60.0", "0.1.0") is None
+    assert entry.complaint(here, "2.60.0", entry.ANY) is None
+    assert "but the run was submitted with 3.8" in str(entry.complaint("3.8", "2.60.0", "0.1.0"))
+    assert "has Ray 2.60.0, but the run was submitted with 2.61.0" in str(entry.complaint(here, "2.61.0", "0.1.0"))
+    assert "has orpo-ray 0.1.0, but" in str(entry.complaint(here, "2.60.0", "0.2.0"))
+    installed.clear()
+    installed["ray"] = "2.60.0"
+    assert "has no orpo-ray" in str(entry.complaint(here, "2.60.0", "0.1.0"))
+
+
+def test_the_first_process_of_a_job_ends_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        entry.main(["2.7", "1.0", "-", "train", "run.yaml", "--json"])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.err.startswith("orpo-ray: the cluster has Python ")
+    assert json.loads(said.out)["exit_code"] == 2
+
+
+def test_a_cluster_is_named_once_and_its_token_is_read_first(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="keep one"), way_to(tmp_path / "hosts.yaml", "http://x", None, False):
+        pass
+    with pytest.raises(ConfigError, match="token cannot be read"), way_to(None, None, tmp_path / "none", False):
+        pass
+    with way_to(None, None, tmp_path / "none", True) as way:
+        assert way.token == ""
