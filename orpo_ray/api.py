@@ -62,6 +62,7 @@ def train(
     if config.stages:
         return _train_in_stages(config, announce, watch, verbose)
     placement = _place(config, announce, verbose)
+    _wait_for_cluster(config, placement, announce)
     # Before the run has a folder, so that data that is refused leaves nothing behind.
     artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
     with record.run_lock(config.run_dir):
@@ -70,6 +71,7 @@ def train(
         if finished := _result_if_finished(config, announce):
             return finished
         record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+        _wait_for_room(config, placement, announce)  # others may have come while the pairs were prepared
         _train(config, artifact, placement, announce, watch)
     result = record.read_json(config.run_dir / record.RESULT_FILE)
     assert result is not None, "a run that ends without an error has a result"
@@ -96,6 +98,7 @@ def tune(
         announce(_finished(config))
         return asdict(finished)
     placement = _place(searched, announce, verbose)
+    _wait_for_cluster(searched, placement, announce)
     if space.stage:
         earlier = stage_configs(config)[: space.stage]
         _prepare_stages(config, [*earlier, searched], announce, verbose)
@@ -223,6 +226,24 @@ def _place(config: RunConfig, announce: Announce, verbose: bool) -> Placement:
     from orpo_ray.distributed.preflight import place
 
     return place(config.scale, announce, verbose)
+
+
+def _wait_for_cluster(config: RunConfig, placement: Placement, announce: Announce) -> None:
+    """See that every server of a cluster is fit for the run, and wait until others leave it room."""
+    from orpo_ray.distributed.preflight import joins_cluster
+
+    if joins_cluster():
+        from orpo_ray.distributed.servers import check_servers
+
+        check_servers(config.storage_dir, announce)
+        _wait_for_room(config, placement, announce)
+
+
+def _wait_for_room(config: RunConfig, placement: Placement, announce: Announce) -> None:
+    from orpo_ray.distributed.preflight import free_nodes, joins_cluster, wait_for_room
+
+    if joins_cluster():
+        wait_for_room(placement, config.scale.queue_timeout, announce, free_nodes)
 
 
 def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce: Announce, watch: Watch) -> None:

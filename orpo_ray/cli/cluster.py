@@ -56,9 +56,10 @@ def up(hosts: Hosts, json: Json = False) -> dict[str, Any]:
 @app.command("status")
 def status(hosts: Hosts, json: Json = False) -> dict[str, Any]:
     """Which servers have joined, and what they bring."""
+    from orpo_ray.cli.console import announce
     from orpo_ray.jobs import bare_metal
 
-    return _show(bare_metal.status(*_reach(hosts)), json)
+    return _show(bare_metal.status(*_reach(hosts), announce), json)
 
 
 @app.command("down")

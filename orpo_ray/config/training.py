@@ -75,6 +75,9 @@ class ScaleConfig(Section):
     cpus_per_worker: PositiveFloat = Field(1.0, description="whole or in parts, with four decimals at most")
     deepspeed: Literal["auto", "none"] | DeepSpeedConfig = "auto"
     max_failures: int = Field(3, ge=0, description="lost workers a run survives")
+    queue_timeout: float = Field(
+        600.0, ge=0, description="seconds that a run waits for CPUs or GPUs of the cluster that others hold"
+    )
 
     @field_validator("cpus_per_worker")
     @classmethod

@@ -1,8 +1,10 @@
 """The driver's side of a run under Ray Train: starts the workers, shows what they do, and starts them again."""
 
 import os
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.mailbox import Mailbox, Message
-from orpo_ray.distributed.preflight import Placement
+from orpo_ray.distributed.preflight import Placement, joins_cluster
 from orpo_ray.distributed.worker import task_of, train_worker
 from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.hardware import Hardware, probe_hardware
@@ -33,6 +35,10 @@ _RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 
 _NO_ACTOR = b"\xff" * 16
 _MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, PreemptionError, RayError)
+
+_START_TIMEOUT, _RAYS_START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0
+_BUSY_AFTER_S = 5.0
+"""Ray finds a place that is free within a second or two."""
 
 _STOPPED = "stopped; the same command goes on from the last checkpoint, if there is one"
 
@@ -79,15 +85,33 @@ def train(
         driver.announce(
             f"starting {placement.workers} {'workers' if placement.workers > 1 else 'worker'} under Ray Train"
         )
-        error = _attempt(config, artifact, setup, placement, driver)
+        is_first = retries_left == config.scale.max_failures
+        with _patience(config.scale.queue_timeout if is_first and joins_cluster() else 0):
+            error = _attempt(config, artifact, setup, placement, driver)
         if error is None:
             return
-        decision = _decide(error, placement, retries_left, is_first=retries_left == config.scale.max_failures)
+        decision = _decide(error, placement, retries_left, is_first)
         if isinstance(decision, GiveUp):
             raise decision.error from error
         retries_left -= 1
         driver.announce(f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)")
         placement, setup = driver.place_again()
+
+
+@contextmanager
+def _patience(queue_timeout: float) -> Iterator[None]:
+    """Have Ray Train wait so long for workers that others, who came at the same moment, leave no room for.
+
+    After a loss it must not: what is left of the cluster is looked at again instead.
+    """
+    if _START_TIMEOUT in os.environ or queue_timeout <= _RAYS_START_S:
+        yield
+        return
+    os.environ[_START_TIMEOUT] = str(queue_timeout)
+    try:
+        yield
+    finally:
+        del os.environ[_START_TIMEOUT]
 
 
 def _attempt(
@@ -109,15 +133,20 @@ def _attempt(
     settings = {"task": task_of(config, artifact, setup), "mailbox": mailbox}
     fitting = Fitting(_trainer(config, placement, settings))
     fitting.start()
-    told_to_stop = False
+    told_to_stop, silent = False, True
     try:
         while fitting.is_alive():
+            if silent and _waits_for_room():
+                silent = False
+                driver.announce("the cluster is busy; the workers start when others leave them room")
             if driver.stop_requested() and not told_to_stop:
                 told_to_stop = True
                 if not ray.get(mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S):
                     raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
             fitting.join(driver.poll_s)
-            _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
+            news = ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S)
+            silent = silent and not news
+            _pass_on(news, driver)
         _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
     except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
@@ -133,21 +162,35 @@ def _forget(run_dir: Path) -> None:
 
 
 def free_what_dead_controllers_hold() -> None:
-    """Give back what controllers of this job had reserved for workers: Ray keeps it until their job ends, too.
+    """Give back what controllers of this job had reserved for workers: Ray keeps it until their job ends, too."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for group in _groups_of_controllers():
+        if group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def _waits_for_room() -> bool:
+    """Whether Ray has not found the place yet that a controller of this job asked for."""
+    pending = [group for group in _groups_of_controllers() if group.state == group.PENDING]
+    return any(time.time() - group.placement_group_creation_timestamp_ms / 1000 > _BUSY_AFTER_S for group in pending)
+
+
+def _groups_of_controllers() -> list[Any]:
+    """The places for workers that actors of this job have asked for.
 
     Ray's public table of placement groups does not tell who made them; its records do.
     """
     import ray
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     job = ray.get_runtime_context().get_job_id()
-    for record in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(record)
-        # What no actor has made, such as a trial's place under Tune, counts as made by a dead one.
-        if group.creator_actor_id != _NO_ACTOR and group.creator_actor_dead and group.creator_job_id.hex() == job:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    records = state._connect_and_get_accessor().get_placement_group_table()
+    groups = map(PlacementGroupTableData.FromString, records)
+    # What no actor has made, such as a trial's place under Tune, is not a controller's.
+    return [group for group in groups if group.creator_actor_id != _NO_ACTOR and group.creator_job_id.hex() == job]
 
 
 def _pass_on(messages: list[Message], driver: Driver) -> None:
@@ -163,8 +206,8 @@ def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) 
         warnings.simplefilter("ignore")
         from ray.train import FailureConfig, LoggingConfig, ScalingConfig
         from ray.train import RunConfig as RayRunConfig
-        from ray.train.torch import TorchConfig
 
+        from orpo_ray.distributed.network import PeerTorchConfig
         from orpo_ray.distributed.trainer import LeanTrainer
 
     on_gpu = placement.gpus > 0
@@ -173,7 +216,7 @@ def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) 
         train_worker,
         owns_ray=owns_ray(),
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
+        torch_config=PeerTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RayRunConfig(
             # Its folder is the run's own: Ray takes note of checkpoints only where it lies above them.

@@ -1,8 +1,9 @@
 """Where a run's workers go, decided before anything else starts; imports no torch, so that a refusal comes at once."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orpo_ray.config import ScaleConfig
 from orpo_ray.config.training import DeepSpeedConfig
@@ -11,6 +12,7 @@ from orpo_ray.errors import ConfigError, ResourceError
 
 _CPU_WORKERS = 2
 """What `workers: auto` means where there is no GPU."""
+_LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Placement:
 def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = False) -> Placement:
     """Look at the cluster and place the workers there. Raises ResourceError where they do not fit.
 
-    One worker that no cluster was named for needs no look: it is this process.
+    One worker that no cluster was named for needs no look: it is this process. On a cluster Ray starts that one too.
     """
-    if scale.workers == 1 and not _asks_for_ray(scale) and "RAY_ADDRESS" not in os.environ:
+    if scale.workers == 1 and not _asks_for_ray(scale) and not joins_cluster():
         cores = os.cpu_count() or 1
         if scale.cpus_per_worker > cores:
             raise ResourceError(f"scale.cpus_per_worker: {scale.cpus_per_worker:g}, but this machine has {cores} CPU")
@@ -50,10 +52,17 @@ def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = F
     _refuse_first_ray_train()
     start_ray(verbose=verbose)
     placement = fit(scale, cluster_nodes())
+    if joins_cluster():  # which counts what each run holds; this process would go uncounted
+        placement = replace(placement, uses_ray=True)
     if scale.workers == "auto":
         what = f"{placement.gpus:g} GPU each" if placement.gpus else f"{placement.cpus:g} CPU each, no GPU in sight"
         announce(f"workers {placement.workers}: {what}")
     return placement
+
+
+def joins_cluster() -> bool:
+    """Whether the environment names a Ray that others may use as well."""
+    return "RAY_ADDRESS" in os.environ
 
 
 def _refuse_first_ray_train() -> None:
@@ -89,11 +98,7 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
     if wanted == "auto":
         wanted = max(1, sum(room) if gpus else min(_CPU_WORKERS, sum(room)))
     if wanted > sum(room):
-        asked = (
-            f"{wanted} {'workers' if wanted > 1 else 'worker'} with {cpus:g} CPU"
-            + (f" and {gpus:g} GPU" if gpus else "")
-            + " each"
-        )
+        asked = _asked(wanted, cpus, gpus)
         has = "; ".join(f"{node.address}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
         raise ResourceError(
             f"scale.workers: {asked} were asked for, but there is room for {sum(room)} ({has}); "
@@ -109,9 +114,63 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
     )
 
 
+def wait_for_room(
+    placement: Placement,
+    queue_timeout: float,
+    announce: Callable[[str], None],
+    free: Callable[[], Sequence[Node]],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait until the workers' CPUs and GPUs are free, saying what for; `free`: what each server has to give just now.
+
+    Raises ResourceError where others hold them for `queue_timeout` seconds.
+    """
+    began, told = clock(), ""
+    while True:
+        nodes = free()
+        if sum(_room(node, placement.cpus, placement.gpus) for node in nodes) >= placement.workers:
+            if told:
+                announce(f"there is room now, after {clock() - began:.0f} s")
+            return
+        has = "; ".join(f"{node.address}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
+        waits = f"{_asked(placement.workers, placement.cpus, placement.gpus)}; free are {has}"
+        if clock() - began >= queue_timeout:
+            raise ResourceError(
+                f"scale.queue_timeout: no room within {queue_timeout:g} s for {waits}; "
+                "others use the cluster (`orpo-ray status`)"
+            )
+        if waits != told:
+            announce(f"the cluster is busy; waiting for room for {waits}")
+            told = waits
+        sleep(_LOOK_S)
+
+
+def free_nodes() -> list[Node]:
+    """The living servers of the cluster, with what nobody holds of them."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    return [
+        Node(
+            address=node["NodeManagerAddress"],
+            cpus=free.get(node["NodeID"], {}).get("CPU", 0.0),
+            gpus=free.get(node["NodeID"], {}).get("GPU", 0.0),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
 def runs_at_once(placement: Placement, nodes: Sequence[Node]) -> int:
     """How many runs of such a placement the cluster holds, those that span servers too. Pure."""
     return max(1, sum(_room(node, placement.cpus, placement.gpus) for node in nodes) // placement.workers)
+
+
+def _asked(workers: int, cpus: float, gpus: float) -> str:
+    gpu = f" and {gpus:g} GPU" if gpus else ""
+    return f"{workers} {'workers' if workers > 1 else 'worker'} with {cpus:g} CPU{gpu} each"
 
 
 def _asks_for_ray(scale: ScaleConfig) -> bool:

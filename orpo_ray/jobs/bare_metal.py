@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.errors import ConfigError, ResourceError, on_one_line
 from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig
 from orpo_ray.jobs.render import TOKEN_FILE, bare_metal
@@ -49,17 +49,18 @@ class Server:
 class Launcher(Protocol):
     """What starts Ray on all servers, given the launcher's YAML. Raises ResourceError where it cannot."""
 
-    def __call__(self, text: str) -> None:
-        """Start the head; the head starts the others."""
+    def __call__(self, text: str, *, keep_head: bool) -> None:
+        """Start the head, unless it is to stay as it is; the head starts the others."""
 
 
 def up(hosts: HostsConfig, shell: Shell, launch: Launcher, announce: Callable[[str], None]) -> list[Server]:
     """Give every server the token, start Ray on all of them, and wait until each has joined.
 
-    A cluster that is up stays as it is. Raises ResourceError for a server that cannot be reached or does not
-    join, ConfigError where the servers do not have the same versions.
+    Where the head is up, it and its jobs are left alone, and only servers that are missing are started. Raises
+    ResourceError for a server that cannot be reached or does not join, ConfigError where the servers do not have the
+    same versions.
     """
-    found = status(hosts, shell)
+    found = status(hosts, shell, lambda why: None)
     if all(server.joined for server in found):
         announce(f"cluster {hosts.name} is up already")
         return found
@@ -67,17 +68,19 @@ def up(hosts: HostsConfig, shell: Shell, launch: Launcher, announce: Callable[[s
     token = make_token(hosts.token_file)
     for address in hosts.addresses:
         shell.run(address, _KEEP_TOKEN, stdin=f"{token}\n")
-    announce(f"{len(hosts.addresses)} servers have the token of {hosts.token_file}; starting Ray")
-    launch(bare_metal(hosts)[f"{hosts.name}.launcher.yaml"])
+    where = ", ".join(server.address for server in found if not server.joined)
+    announce(f"{len(hosts.addresses)} servers have the token of {hosts.token_file}; starting Ray on {where}")
+    launch(bare_metal(hosts)[f"{hosts.name}.launcher.yaml"], keep_head=found[0].joined)
     return _wait_until_joined(hosts, shell)
 
 
-def status(hosts: HostsConfig, shell: Shell) -> list[Server]:
-    """Which servers have joined the cluster; none of them where the head does not answer for it."""
+def status(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) -> list[Server]:
+    """Which servers have joined the cluster; none of them, and the reason told, where the head does not answer."""
     command = f'{_AUTHENTICATED}{hosts.environment}/bin/python -c "{_NODES.format(head=f"{hosts.head}:{ports.GCS}")}"'
     try:
         joined = {address: (cpus, gpus) for address, cpus, gpus in json.loads(_last_line(shell, hosts, command))}
-    except (ResourceError, ValueError):
+    except (ResourceError, ValueError) as error:
+        announce(f"no cluster answers on the head: {on_one_line(error)}")
         joined = {}
     return [
         Server(address, True, *joined[address]) if address in joined else Server(address, joined=False)
@@ -123,7 +126,7 @@ def _refuse_other_versions(versions: dict[str, str]) -> None:
 def _wait_until_joined(hosts: HostsConfig, shell: Shell) -> list[Server]:
     deadline = time.monotonic() + _JOIN_S
     while True:
-        found = status(hosts, shell)
+        found = status(hosts, shell, lambda why: None)
         missing = [server.address for server in found if not server.joined]
         if not missing:
             return found
@@ -141,12 +144,13 @@ class RayLauncher:
 
     log: Path
 
-    def __call__(self, text: str) -> None:
-        """Start the head; the head starts the others."""
+    def __call__(self, text: str, *, keep_head: bool) -> None:
+        """Start the head, unless it is to stay as it is; the head starts the others."""
         with tempfile.TemporaryDirectory(prefix="orpo-ray-") as folder:
             config = Path(folder) / "launcher.yaml"
             config.write_text(text, encoding="utf-8")
-            self._run(["up", "--yes", "--no-config-cache", "--disable-usage-stats", str(config)])
+            keep = ["--no-restart"] if keep_head else []
+            self._run(["up", "--yes", "--no-config-cache", "--disable-usage-stats", *keep, str(config)])
 
     def _run(self, arguments: Sequence[str]) -> None:
         command = [str(Path(sys.executable).with_name("ray")), *arguments]

@@ -1,7 +1,6 @@
 """A cluster's jobs through Ray's Jobs API: its answers as ours, its failures as one line."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -148,34 +147,23 @@ class RayJobs:
             return ""
 
     def _tail(self, run: str) -> Iterator[str]:
-        loop = asyncio.new_event_loop()
-        stream = self._client.tail_job_logs(_job_id(run))
         rest = ""
         try:
-            while (chunk := loop.run_until_complete(self._next(stream))) is not None:
-                *lines, rest = (rest + chunk).split("\n")
-                yield from lines
+            with asyncio.Runner() as runner:
+                stream = self._client.tail_job_logs(_job_id(run))
+                while (chunk := runner.run(self._next(stream))) is not None:
+                    *lines, rest = (rest + chunk).split("\n")
+                    yield from lines
             if rest:
                 yield rest
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise UnreachableError(f"{self._address}: the connection is lost") from error
-        finally:
-            with contextlib.suppress(RuntimeError, aiohttp.ClientError):
-                loop.run_until_complete(stream.aclose())
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
 
     async def _next(self, stream: AsyncIterator[str]) -> str | None:
         """The next piece of a log, or None at its end; while nothing comes, the connection is tried."""
         piece = asyncio.ensure_future(anext(stream, None))
-        try:
-            while not (await asyncio.wait({piece}, timeout=_QUIET_S))[0]:
-                await asyncio.to_thread(_answers_everybody, self._address)
-        except UnreachableError:
-            piece.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await piece
-            raise
+        while not (await asyncio.wait({piece}, timeout=_QUIET_S))[0]:
+            await asyncio.to_thread(_answers_everybody, self._address)
         return piece.result()
 
 

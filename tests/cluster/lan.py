@@ -11,10 +11,13 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from support import wait_until
 
 NETWORK = "10.77.0"
+SERVERS, STRANGER = (1, 2, 3), 4
+"""By number: those of the cluster, the head first, and the one that is none of them."""
 GATEWAY = f"{NETWORK}.254"
 TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare")
 _BRIDGE = "orpo-br"
@@ -56,6 +59,25 @@ class Lan:
     def key(self) -> Path:
         """The private key that all servers let in."""
         return self.folder / "key"
+
+    def settings(self, folder: Path) -> dict[str, Any]:
+        """What a hosts.yaml says of the cluster."""
+        return {
+            "name": "trio",
+            "head": address(SERVERS[0]),
+            "workers": [address(number) for number in SERVERS[1:]],
+            "ssh": {"user": "root", "key": str(self.key)},
+            "token": str(folder / "token"),
+            "environment": sys.prefix,
+        }
+
+    def cut(self, number: int, *, off: bool) -> None:
+        """Pull a server's cable out, or put it in again."""
+        _do("ip", "link", "set", _cable(number), "down" if off else "up")
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass on the servers, which is all that a cable that is out needs."""
+        assert not self.ssh(STRANGER, f"sleep {seconds}").returncode
 
     def start(self, servers: int) -> None:
         """Lay the bridge and boot the servers."""

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import yaml
 from poison import find_poison, poisoned_base
-from ray_processes import ORPHANS_S, Command, Ended, Head, last_step, run, worker_pids
+from ray_head import ORPHANS_S, Head
+from ray_processes import Command, Ended, last_step, run, worker_pids
 from reported import comparable
 from safetensors.numpy import load_file, save_file
 from support import BASE, DEMO, read_metrics, run_config, settings

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ray_processes import LEAVE_S, ORPHANS_S, Command, Ended, worker_pids
+from ray_head import LEAVE_S, ORPHANS_S
+from ray_processes import Command, Ended, worker_pids
 from support import read_metrics, settings, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

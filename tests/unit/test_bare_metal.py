@@ -37,7 +37,8 @@ class Servers:
             return "a line of Ray's\n" + json.dumps([[server, 4, 1] for server in self.joined]) + "\n"
         return self.versions.get(address, STACK) + "\n" if "importlib.metadata" in command else ""
 
-    def launch(self, text: str) -> None:
+    def launch(self, text: str, *, keep_head: bool) -> None:
+        assert keep_head == bool(self.joined)
         provider = yaml.safe_load(text)["provider"]
         self.joined = [provider["head_ip"], *provider["worker_ips"]]
 
@@ -66,7 +67,13 @@ def test_a_cluster_that_is_up_is_left_alone(hosts: HostsConfig) -> None:
     assert not hosts.token_file.exists()
 
 
-def must_not_be_called(text: str) -> None:
+def test_a_server_that_was_lost_is_started_and_the_head_left_alone(hosts: HostsConfig) -> None:
+    servers, said = Servers(joined=[HEAD, THIRD]), list[str]()
+    assert all(server.joined for server in bare_metal.up(hosts, servers, servers.launch, said.append))
+    assert said[-1].endswith("starting Ray on 10.0.0.2")
+
+
+def must_not_be_called(text: str, *, keep_head: bool) -> None:
     pytest.fail("Ray is started")
 
 
@@ -87,7 +94,7 @@ def test_a_server_that_does_not_join_is_named(hosts: HostsConfig, monkeypatch: p
     monkeypatch.setattr(bare_metal, "_JOIN_S", 0.0)
     servers = Servers()
 
-    def launch_without_the_last(text: str) -> None:
+    def launch_without_the_last(text: str, *, keep_head: bool) -> None:
         servers.joined = [HEAD, SECOND]
 
     with pytest.raises(ResourceError, match=r"^10\.0\.0\.3 did not join within 0 s; the head's log says why"):
@@ -95,7 +102,10 @@ def test_a_server_that_does_not_join_is_named(hosts: HostsConfig, monkeypatch: p
 
 
 def test_where_the_head_is_gone_nobody_has_joined(hosts: HostsConfig) -> None:
-    assert not any(server.joined for server in bare_metal.status(hosts, Servers([HEAD, SECOND], dead={HEAD})))
+    said: list[str] = []
+    found = bare_metal.status(hosts, Servers([HEAD, SECOND], dead={HEAD}), said.append)
+    assert not any(server.joined for server in found)
+    assert said == ["no cluster answers on the head: 10.0.0.1: cannot be reached as root: No route to host"]
 
 
 def test_all_servers_that_answer_are_stopped_the_head_first(hosts: HostsConfig) -> None:

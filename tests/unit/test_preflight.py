@@ -8,7 +8,7 @@ import pytest
 
 from orpo_ray.config import ScaleConfig
 from orpo_ray.distributed import preflight
-from orpo_ray.distributed.preflight import Node, Placement, fit, place, runs_at_once
+from orpo_ray.distributed.preflight import Node, Placement, fit, place, runs_at_once, wait_for_room
 from orpo_ray.errors import ConfigError, ResourceError
 
 LAPTOP = [Node("127.0.0.1", cpus=2, gpus=0, is_driver=True)]
@@ -212,3 +212,47 @@ def test_as_many_runs_at_once_as_the_cluster_holds(
     cluster = [Node(str(number), *has) for number, has in enumerate(nodes)]
     placement = fit(ScaleConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus), cluster)
     assert runs_at_once(placement, cluster) == at_once
+
+
+class Busy:
+    """A cluster of two servers whose CPUs come free one by one, each second; the time is its own."""
+
+    def __init__(self, *free: float) -> None:
+        self.now, self.said, self._free = 0.0, [], list(free)
+
+    def free(self) -> list[Node]:
+        cpus = self._free[min(int(self.now), len(self._free) - 1)]
+        return [Node("10.0.0.1", min(cpus, 1), 0), Node("10.0.0.2", max(cpus - 1, 0), 0)]
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def wait(self, queue_timeout: float) -> None:
+        wait_for_room(
+            Placement(2, 1.0, 0.0, 1, True), queue_timeout, self.said.append, self.free, lambda: self.now, self.sleep
+        )
+
+
+def test_where_there_is_room_nothing_is_said() -> None:
+    busy = Busy(2)
+    busy.wait(0)
+    assert (busy.now, busy.said) == (0, [])
+
+
+def test_a_busy_cluster_is_waited_for_and_it_is_said_what_for() -> None:
+    busy = Busy(0, 0, 1, 1, 2)
+    busy.wait(10)
+    waiting = "the cluster is busy; waiting for room for 2 workers with 1 CPU each; free are "
+    assert busy.said == [
+        waiting + "10.0.0.1: 0 CPU, 0 GPU; 10.0.0.2: 0 CPU, 0 GPU",
+        waiting + "10.0.0.1: 1 CPU, 0 GPU; 10.0.0.2: 0 CPU, 0 GPU",
+        "there is room now, after 4 s",
+    ]
+
+
+@pytest.mark.parametrize("timeout", [0, 3])
+def test_a_cluster_that_stays_busy_is_given_up(timeout: float) -> None:
+    busy = Busy(1)
+    with pytest.raises(ResourceError, match=f"no room within {timeout} s for 2 workers with 1 CPU each") as refused:
+        busy.wait(timeout)
+    assert busy.now == timeout and refused.value.exit_code == 3

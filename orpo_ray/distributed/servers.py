@@ -1,0 +1,147 @@
+"""Is every server of a cluster fit for a run? Asked before pairs are prepared, and without holding a CPU or GPU."""
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orpo_ray.errors import ConfigError, ResourceError, on_one_line
+from orpo_ray.training.record import versions
+
+_ANSWER_S = 60.0
+_LEAST_FREE_BYTES = 2**30
+"""Below this a first checkpoint, or what Ray writes beside it, would find no room."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a server says of itself."""
+
+    address: str
+    versions: Mapping[str, str]
+    sees_storage: bool
+    free_bytes: int
+    """On the disk where Ray keeps its files there."""
+    interface: str | None
+    """The network interface that has the address; None where it lies behind another one."""
+
+
+def check_servers(storage: Path, announce: Callable[[str], None]) -> None:
+    """Ask every server of the cluster that this process has joined; one alone has nobody to disagree with.
+
+    Raises ConfigError where versions differ or the storage is not shared, ResourceError where a server does not
+    answer or its disk is full.
+    """
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    with _marker(storage) as marker:
+        reports = _ask(nodes, marker)
+    refuse_unfit(reports, versions(), storage)
+    announce(describe_network(reports))
+
+
+def refuse_unfit(reports: Sequence[Report], ours: Mapping[str, str], storage: Path) -> None:
+    """Raise for the first server that a run would fail on. Pure."""
+    for report in reports:
+        for package in sorted(ours.keys() | report.versions.keys()):
+            here, there = ours.get(package, "none"), report.versions.get(package, "none")
+            if here != there:
+                raise ConfigError(
+                    f"server {report.address} has {package} {there}, but the run's driver has {here}; "
+                    "install the same on every server"
+                )
+    if unseen := [report.address for report in reports if not report.sees_storage]:
+        raise ConfigError(
+            f"storage: {storage} is not seen on {', '.join(unseen)}; use s3://bucket/folder, or a folder that every "
+            "server shares"
+        )
+    for report in reports:
+        if report.free_bytes < _LEAST_FREE_BYTES:
+            raise ResourceError(
+                f"server {report.address} has {report.free_bytes / 2**20:.0f} MB free on Ray's disk; "
+                f"make room for {_LEAST_FREE_BYTES / 2**20:.0f} MB"
+            )
+
+
+def describe_network(reports: Sequence[Report]) -> str:
+    """One line: over which interface the servers reach each other. Pure."""
+    found = [f"{report.interface or 'an unknown interface'} on {report.address}" for report in reports]
+    return f"{len(reports)} servers agree in versions and see the storage; gloo and NCCL use {', '.join(found)}"
+
+
+def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:
+    """The network interface that has an address, given the addresses of each. Pure."""
+    return next((name for name, addresses in interfaces.items() if address in addresses), None)
+
+
+def own_interfaces() -> dict[str, list[str]]:
+    """The addresses of each of this server's interfaces."""
+    return {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
+
+
+@contextmanager
+def _marker(storage: Path) -> Iterator[Path]:
+    """A file that only who sees the driver's storage can read."""
+    marker = storage / f".seen-{uuid.uuid4().hex}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+    except OSError as error:
+        raise ConfigError(f"storage: {storage} cannot be written: {error.strerror}") from error
+    try:
+        yield marker
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def _ask(nodes: Sequence[Mapping[str, Any]], marker: Path) -> list[Report]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {
+        node["NodeManagerAddress"]: ray.remote(_report)
+        .options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        )
+        .remote(marker)
+        for node in nodes
+    }
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
+    return [_answer(address, reference) for address, reference in asked.items()]
+
+
+def _answer(address: str, reference: Any) -> Report:
+    import ray
+
+    try:
+        report: Report = ray.get(reference, timeout=0)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ResourceError(f"server {address} did not answer within {_ANSWER_S:.0f} s") from error
+    except ray.exceptions.RayTaskError as error:
+        raise ConfigError(f"server {address} cannot load orpo_ray: {on_one_line(error.cause)[:200]}") from error
+    except ray.exceptions.RayError as error:
+        raise ResourceError(f"server {address} was lost while it was asked: {on_one_line(error)[:200]}") from error
+    return report
+
+
+def _report(marker: Path) -> Report:
+    """Runs on the server that is asked."""
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    disk = ray._private.worker._global_node.get_session_dir_path()
+    return Report(
+        address=address,
+        versions=versions(),
+        sees_storage=marker.exists(),
+        free_bytes=shutil.disk_usage(disk).free,
+        interface=interface_of(address, own_interfaces()),
+    )

@@ -1,0 +1,73 @@
+"""Runs submitted to the three servers from a machine beside them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lan import SERVERS, Lan, address
+from on_trio import Given, project, steps_of, weights
+from support import wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose storage all servers share."""
+    folder = tmp_path_factory.mktemp("project")
+    return project(folder / "here", str(folder / "shared"))
+
+
+def submit(hosts: Path, config: Path, *words: str, command: str = "train") -> Given:
+    return Given("submit", command, config.name, *words, "--hosts", hosts, "--json", cwd=config.parent)
+
+
+def test_two_workers_on_two_servers_make_the_adapter_of_one_machine(hosts: Path, config: Path, tmp_path: Path) -> None:
+    done = submit(hosts, config).end()
+    assert done.code == 0, done.err
+    interfaces = ", ".join(f"eth0 on {address(number)}" for number in SERVERS)
+    assert "3 servers agree in versions and see the storage; gloo and NCCL use " in done.err
+    assert all(part in done.err for part in interfaces.split(", "))
+    here = Given(
+        "train", config.name, f"storage={tmp_path}", "scale.cpus_per_worker=1", "--json", cwd=config.parent
+    ).end()
+    assert here.code == 0, here.err
+    assert weights(done.result["adapter"]) == weights(here.result["adapter"])
+
+
+def test_of_two_runs_without_room_for_both_one_waits_and_then_runs(hosts: Path, config: Path) -> None:
+    each = ["scale.cpus_per_worker=2", "scale.workers=2"]
+    long = ["training.max_steps=30", "training.eval_every=15", "training.checkpoint_every=15"]
+    first = submit(hosts, config, "name=first", *each, *long)
+    wait_until(lambda: steps_of(config.parent.parent / "shared" / "first") >= 0, "the first one trains")
+    second = submit(hosts, config, "name=second", *each)
+    impatient = submit(hosts, config, "name=third", *each, "scale.queue_timeout=1").end()
+    assert impatient.code == 3 and "scale.queue_timeout: no room within 1 s for 2 workers with 2 CPU" in impatient.err
+    one, other = first.end(), second.end()
+    assert (one.code, other.code) == (0, 0), one.err + other.err
+    assert "the cluster is busy; waiting for room for 2 workers with 2 CPU each; free are" in other.err
+    assert "there is room now, after " in other.err
+
+
+def test_a_search_runs_on_the_cluster(hosts: Path, config: Path) -> None:
+    space = "search={searcher: grid, scheduler: none, space: {objective.lambda: {grid: [0.1, 1.0]}}}"
+    done = submit(hosts, config, "name=sought", space, "scale.workers=1", command="tune").end()
+    assert done.code == 0, done.err
+    assert [trial["state"] for trial in done.result["trials"]] == ["finished", "finished"]
+
+
+def test_a_storage_that_is_not_shared_is_refused(hosts: Path, config: Path, lan: Lan) -> None:
+    done = submit(hosts, config, "name=apart", "storage=/tmp/ray/runs").end()
+    assert done.code == 2, done.err
+    unseen = [address(number) for number in SERVERS[1:]]
+    assert "storage: /tmp/ray/runs is not seen on " in done.err and all(one in done.err for one in unseen)
+
+
+def test_the_token_is_in_no_log_and_no_process_list(hosts: Path, lan: Lan) -> None:
+    token = (hosts.parent / "token").read_text(encoding="ascii").strip()
+    for number in SERVERS:
+        found = lan.ssh(number, f"grep -rl --exclude='*.sock' {token} /tmp/ray; ps axww | grep -v grep | grep {token}")
+        assert not found.stdout, found.stdout
+    assert token not in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+    assert sys.prefix in lan.ssh(SERVERS[0], "ps axww").stdout, "the list shows whole commands"

@@ -1,0 +1,91 @@
+"""Runs on the three servers that lose one of them, its cable, or the head: they go on and end in the same bytes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lan import SERVERS, Lan
+from on_trio import Ended, Given, cluster, project, steps_of, weights
+from support import wait_until
+
+pytestmark = pytest.mark.cluster
+
+LONG = ["training.max_steps=60", "training.eval_every=30", "training.checkpoint_every=10"]
+CUT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose storage all servers share."""
+    folder = tmp_path_factory.mktemp("losses")
+    return project(folder / "here", str(folder / "shared"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(config: Path) -> str:
+    """What the run comes to on one machine that nothing happens to."""
+    words = ["train", config.name, *LONG, f"storage={config.parent}/alone", "scale.cpus_per_worker=1", "--json"]
+    done = Given(*words, cwd=config.parent).end()
+    assert done.code == 0, done.err
+    return weights(done.result["adapter"])
+
+
+def submit(hosts: Path, config: Path, name: str) -> Given:
+    return Given("submit", "train", config.name, f"name={name}", *LONG, "--hosts", hosts, "--json", cwd=config.parent)
+
+
+def run_dir(config: Path, name: str) -> Path:
+    return config.parent.parent / "shared" / name
+
+
+def worker_besides_the_head(lan: Lan) -> int:
+    """The number of a server that a worker trains on, and that is not the head."""
+    for number in SERVERS[1:]:
+        if "ray::RayTrainWorker" in lan.ssh(number, "ps axww").stdout:
+            return number
+    raise AssertionError("both workers are on the head")
+
+
+def has_checkpoint(folder: Path) -> Callable[[], bool]:
+    return lambda: any(folder.glob("checkpoints/step-*/MANIFEST.json")) and steps_of(folder) > 12
+
+
+def went_on(done: Ended, unbroken: str) -> None:
+    assert done.code == 0, done.err
+    assert any(line.startswith("resuming at step ") for line in done.err.splitlines()), done.err
+    assert weights(done.result["adapter"]) == unbroken
+
+
+def test_a_run_that_loses_a_server_goes_on_on_the_third(hosts: Path, config: Path, lan: Lan, unbroken: str) -> None:
+    run = submit(hosts, config, "killed")
+    wait_until(has_checkpoint(run_dir(config, "killed")), "a checkpoint is there")
+    lost = worker_besides_the_head(lan)
+    lan.kill(lost)
+    done = run.end()
+    went_on(done, unbroken)
+    assert "going on from the last checkpoint (2 retries left)" in done.err
+    lan.boot(lost)
+    wait_until(lambda: all(server["joined"] for server in cluster("status", hosts)["servers"]), "it is back")
+
+
+def test_a_run_survives_a_cable_that_is_out_for_a_while(hosts: Path, config: Path, lan: Lan, unbroken: str) -> None:
+    run = submit(hosts, config, "cut")
+    wait_until(has_checkpoint(run_dir(config, "cut")), "a checkpoint is there")
+    lost = worker_besides_the_head(lan)
+    lan.cut(lost, off=True)
+    lan.wait(CUT_S)
+    lan.cut(lost, off=False)
+    went_on(run.end(), unbroken)
+
+
+def test_after_a_restart_of_the_head_the_same_submit_goes_on(
+    hosts: Path, config: Path, lan: Lan, unbroken: str
+) -> None:
+    run = submit(hosts, config, "headless")
+    wait_until(has_checkpoint(run_dir(config, "headless")), "a checkpoint is there")
+    lan.kill(SERVERS[0])
+    lan.boot(SERVERS[0])
+    cluster("up", hosts)
+    told = run.end()
+    assert told.code == 4 and "the cluster was started anew and has no job headless" in told.err
+    went_on(submit(hosts, config, "headless").end(), unbroken)
