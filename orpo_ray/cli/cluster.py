@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orpo_ray.cli.rendering import Json, Out, write_files
+
 if TYPE_CHECKING:
     from orpo_ray.jobs.bare_metal import Server
     from orpo_ray.jobs.hosts import HostsConfig
@@ -13,31 +15,19 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, help="A Ray cluster on servers of your own, reached over SSH.")
 
 Hosts = Annotated[Path, typer.Argument(metavar="HOSTS.yaml")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
 @app.command("render")
 def render(
     hosts: Hosts,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")] = Path(),
+    out: Out = Path(),
     json: Json = False,
 ) -> dict[str, Any]:
     """Write the launcher's YAML and the firewall's script for the servers that HOSTS.yaml names."""
-    from orpo_ray.errors import ConfigError
     from orpo_ray.jobs.hosts import load_hosts
     from orpo_ray.jobs.render import bare_metal
 
-    written = []
-    for name, text in bare_metal(load_hosts(hosts)).items():
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / name).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--out: {out / name} cannot be written: {error.strerror}") from error
-        written.append(str(out / name))
-    if not json:
-        print("\n".join(written))
-    return {"files": written}
+    return write_files(bare_metal(load_hosts(hosts)), out, json)
 
 
 @app.command("up")

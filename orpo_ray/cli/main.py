@@ -23,6 +23,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "cluster",
+    "slurm",
     "submit",
     "status",
     "logs",

@@ -21,12 +21,13 @@ def cluster_file(name: str) -> str:
 def bare_metal(hosts: HostsConfig) -> dict[str, str]:
     """The files for servers of one's own, by name: what Ray's launcher reads, and the firewall's script."""
     return {
-        f"{hosts.name}.launcher.yaml": _fill("bare-metal/launcher.yaml", _launcher(hosts)),
-        f"{hosts.name}.firewall.nft": _fill("bare-metal/firewall.nft", _firewall(hosts)),
+        f"{hosts.name}.launcher.yaml": fill("bare-metal/launcher.yaml", _launcher(hosts)),
+        f"{hosts.name}.firewall.nft": fill("bare-metal/firewall.nft", _firewall(hosts)),
     }
 
 
-def _fill(name: str, values: dict[str, str]) -> str:
+def fill(name: str, values: dict[str, str]) -> str:
+    """A file of `cluster/` with its `$names` replaced."""
     return Template(cluster_file(name)).substitute(values)
 
 
@@ -44,7 +45,7 @@ def _launcher(hosts: HostsConfig) -> dict[str, str]:
         "dashboard": str(ports.DASHBOARD),
         "which_address": _which_address(hosts),
         "settings": _SETTINGS,
-        "node_ports": _node_ports(),
+        "node_ports": node_ports(),
     }
 
 
@@ -64,7 +65,8 @@ _SETTINGS = (
 )
 
 
-def _node_ports() -> str:
+def node_ports() -> str:
+    """The options of `ray start` that give every port of a server its place."""
     single = " ".join(f"--{option}={port}" for option, port in ports.OF_EACH_SERVER.items())
     return f"{single} --min-worker-port={ports.WORKERS[0]} --max-worker-port={ports.WORKERS[1]}"
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
+from stand_ins import stand_in
 
 from orpo_ray.errors import ConfigError
 from orpo_ray.jobs import ports
@@ -86,11 +86,6 @@ def start_on_a_server(command: str, address: str, folder: Path) -> dict[str, Any
     done = subprocess.run(["bash", "-c", here], env=environment, capture_output=True, text=True, check=True)
     told: dict[str, Any] = json.loads(done.stdout)
     return told
-
-
-def stand_in(path: Path, code: str) -> None:
-    path.write_text(f"#!{sys.executable}\nimport json, os, sys\n{code}\n", encoding="utf-8")
-    path.chmod(0o755)
 
 
 def test_no_two_ports_are_one_and_all_are_shut_to_strangers(launcher: dict[str, Any]) -> None:

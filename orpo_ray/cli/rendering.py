@@ -1,0 +1,32 @@
+"""What the commands share that write files for a scheduler or a cluster."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orpo_ray.errors import ConfigError
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+NodeCount = Annotated[int, typer.Option("--nodes", min=1, help="Machines that the workers are spread over.")]
+GpusPerNode = Annotated[int | None, typer.Option(min=0, help="Default: what scale.workers take.")]
+CpusPerNode = Annotated[int, typer.Option(min=1, help="More of them prepare pairs sooner.")]
+MemoryPerNode = Annotated[int, typer.Option(min=1, help="In GiB; every worker loads the base.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+
+
+def write_files(files: dict[str, str], out: Path, json: bool) -> dict[str, Any]:
+    """Write files by name into a folder, and say where they are. Raises ConfigError where that cannot be."""
+    written = []
+    for name, text in files.items():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out: {out / name} cannot be written: {error.strerror}") from error
+        written.append(str(out / name))
+    if not json:
+        print("\n".join(written))
+    return {"files": written}

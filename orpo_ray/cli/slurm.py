@@ -1,0 +1,49 @@
+"""`orpo-ray slurm`: runs as jobs of Slurm."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orpo_ray.cli.rendering import (
+    Config,
+    CpusPerNode,
+    GpusPerNode,
+    Json,
+    MemoryPerNode,
+    NodeCount,
+    Out,
+    Overrides,
+    write_files,
+)
+
+app = typer.Typer(add_completion=False, help="Runs as jobs of Slurm.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `render` a command of its own while it is the only one."""
+
+
+@app.command("render")
+def render(
+    config: Config,
+    overrides: Overrides = None,
+    nodes: NodeCount = 1,
+    gpus_per_node: GpusPerNode = None,
+    cpus_per_node: CpusPerNode = 8,
+    memory_per_node: MemoryPerNode = 64,
+    time: Annotated[str, typer.Option(help="Limit, after which the job comes back and goes on.")] = "24:00:00",
+    partition: Annotated[str | None, typer.Option(help="Default: the site's.")] = None,
+    out: Out = Path(),
+    json: Json = False,
+) -> dict[str, Any]:
+    """Write the file that sbatch reads to train CONFIG."""
+    from orpo_ray.config import load_config
+    from orpo_ray.jobs.nodes import nodes_for
+    from orpo_ray.jobs.slurm import Request, sbatch_file
+
+    settings = load_config(config, overrides or ())
+    asked = nodes_for(settings.scale, nodes, gpus_per_node, cpus_per_node, memory_per_node)
+    train = ["orpo-ray", "train", str(config.absolute()), *(overrides or ())]
+    return write_files(sbatch_file(settings, train, Request(asked, time, partition), Path.cwd()), out, json)

@@ -1,0 +1,77 @@
+"""A run as a Slurm job: the file that sbatch reads."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orpo_ray.config import RunConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.jobs import ports
+from orpo_ray.jobs.nodes import Nodes
+from orpo_ray.jobs.render import cluster_file, fill, node_ports
+
+_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+_PARTITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
+_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What Slurm is asked for. Raises ConfigError for what Slurm would not read."""
+
+    nodes: Nodes
+    time: str
+    partition: str | None = None
+
+    def __post_init__(self) -> None:
+        """Both stand in the script."""
+        if not _TIME.fullmatch(self.time):
+            raise ConfigError(
+                f"--time: {self.time!r} is no time of Slurm's; write minutes, hours:minutes:seconds or days-hours"
+            )
+        if self.partition is not None and not _PARTITION.fullmatch(self.partition):
+            raise ConfigError(f"--partition: {self.partition!r} is no name of a partition")
+
+
+def sbatch_file(config: RunConfig, train: Sequence[str], request: Request, folder: Path) -> dict[str, str]:
+    """The job's script, by file name. `train` is the command that trains, given in `folder`.
+
+    Raises ConfigError for storage that only one of several nodes has.
+    """
+    nodes = request.nodes
+    if nodes.count > 1 and "://" not in config.storage:
+        _refuse_local_storage(config.storage)
+    job = config.name.replace("/", "-")
+    values = {
+        "job": job,
+        "folder": shlex.quote(str(folder)),
+        "nodes": str(nodes.count),
+        "cpus": str(nodes.cpus),
+        "gpus": str(nodes.gpus),
+        "memory": str(nodes.memory_gib),
+        "time": request.time,
+        "also": _also(request),
+        "gcs": str(ports.GCS),
+        "ray_options": f"{node_ports()} --disable-usage-stats",
+        "result": shlex.quote(str(config.run_dir / "result.json")),
+        "train": shlex.join(train),
+    }
+    return {f"{job}.sbatch": fill("slurm/settings.sbatch", values) + cluster_file("slurm/run.sh")}
+
+
+def _also(request: Request) -> str:
+    """Lines for what is asked for only where it is wanted: a node without GPUs may know no such option."""
+    wanted = {"gpus-per-node": request.nodes.gpus, "partition": request.partition}
+    return "".join(f"\n#SBATCH --{option}={value}" for option, value in wanted.items() if value)
+
+
+def _refuse_local_storage(storage: str) -> None:
+    """Raise ConfigError for a folder that is another one on every node, as far as its name tells."""
+    path = Path(storage).expanduser()
+    if not path.is_absolute() or any(path.is_relative_to(folder) for folder in _LOCAL):
+        raise ConfigError(
+            f"storage: {storage} is not a folder that several nodes share, by its name; "
+            "give the absolute path of one that every node sees"
+        )

@@ -1,0 +1,41 @@
+"""`orpo-ray slurm render`: what it writes, and what it refuses in one line."""
+
+from pathlib import Path
+
+import pytest
+from terminal import Command
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "examples" / "quickstart-cpu" / "orpo.yaml"
+SLURM = ("slurm", "render", CONFIG)
+
+
+def test_the_job_of_slurm_trains_what_was_typed_from_where_it_was_typed(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    relative = CONFIG.relative_to(ROOT)
+    done = command("slurm", "render", relative, "objective.lambda=0.3", "--time", "90", "--out", tmp_path)
+    path = tmp_path / "quickstart-orpo.sbatch"
+    assert (done.code, done.out, done.err) == (0, f"{path}\n", "")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert f"#SBATCH --chdir={ROOT}" in lines and "#SBATCH --time=90" in lines
+    assert f"train=(orpo-ray train {CONFIG} objective.lambda=0.3)" in lines
+    assert f"result={ROOT}/runs/quickstart-orpo/result.json" in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((*SLURM, "--nodes", 2), "storage: runs is not a folder that several nodes share"),
+        ((*SLURM, "--time", "soon"), "--time: 'soon' is no time of Slurm's"),
+        ((*SLURM, "--nodes", 0), "Invalid value for '--nodes'"),
+        ((*SLURM, "scale.workers=auto"), "scale.workers: auto takes what is there"),
+        ((*SLURM, "scale.wrkers=2"), "override 'scale.wrkers=2': scale.wrkers: unknown key"),
+    ],
+)
+def test_a_mistake_is_one_line(command: Command, tmp_path: Path, arguments: tuple[object, ...], says: str) -> None:
+    done = command(*arguments, "--out", tmp_path / "out")
+    assert done.code == 2 and done.out == ""
+    assert done.err.startswith(f"orpo-ray: {says}") and done.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
