@@ -12,7 +12,9 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED_DATA = SHARED / "data"
+SHARED_SCHEMAS = SHARED / "schemas"
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +23,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real data files are not on this machine ({SHARED_DATA})")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def shared_schemas() -> Path:
+    """KubeRay's own schemas, which are no part of the project; see README.md beside them."""
+    if not SHARED_SCHEMAS.is_dir():
+        pytest.skip(f"KubeRay's schemas are not on this machine ({SHARED_SCHEMAS})")
+    return SHARED_SCHEMAS
 
 
 @pytest.fixture(scope="session")

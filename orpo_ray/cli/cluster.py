@@ -1,18 +1,28 @@
-"""`orpo-ray cluster`: a Ray cluster on servers of one's own."""
+"""`orpo-ray cluster`: a Ray cluster on servers of one's own, or on Kubernetes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orpo_ray.cli.rendering import Json, Out, write_files
+from orpo_ray.cli.rendering import (
+    Config,
+    CpusPerNode,
+    GpusPerNode,
+    Json,
+    MemoryPerNode,
+    NodeCount,
+    Out,
+    Overrides,
+    write_files,
+)
 
 if TYPE_CHECKING:
     from orpo_ray.jobs.bare_metal import Server
     from orpo_ray.jobs.hosts import HostsConfig
     from orpo_ray.jobs.ssh import Ssh
 
-app = typer.Typer(add_completion=False, help="A Ray cluster on servers of your own, reached over SSH.")
+app = typer.Typer(add_completion=False, help="A Ray cluster on servers of your own, over SSH, or on Kubernetes.")
 
 Hosts = Annotated[Path, typer.Argument(metavar="HOSTS.yaml")]
 
@@ -28,6 +38,30 @@ def render(
     from orpo_ray.jobs.render import bare_metal
 
     return write_files(bare_metal(load_hosts(hosts)), out, json)
+
+
+@app.command("kuberay")
+def kuberay(
+    config: Config,
+    image: Annotated[str, typer.Option(help="Made with cluster/docker/Dockerfile.")],
+    overrides: Overrides = None,
+    claim: Annotated[str | None, typer.Option(help="Volume claim that all pods mount as the storage's folder.")] = None,
+    nodes: NodeCount = 1,
+    gpus_per_node: GpusPerNode = None,
+    cpus_per_node: CpusPerNode = 8,
+    memory_per_node: MemoryPerNode = 64,
+    out: Out = Path(),
+    json: Json = False,
+) -> dict[str, Any]:
+    """Write manifests for KubeRay: a RayJob that trains CONFIG, and a RayCluster that stays."""
+    from orpo_ray.config import load_config
+    from orpo_ray.jobs.kuberay import Pods, manifests
+    from orpo_ray.jobs.nodes import nodes_for
+
+    settings = load_config(config, overrides or ())
+    asked = nodes_for(settings.scale, nodes, gpus_per_node, cpus_per_node, memory_per_node)
+    text = config.read_text(encoding="utf-8-sig")
+    return write_files(manifests(settings, text, overrides or (), Pods(asked, image, claim)), out, json)
 
 
 @app.command("up")

@@ -1,13 +1,15 @@
-"""`orpo-ray slurm render`: what it writes, and what it refuses in one line."""
+"""`orpo-ray slurm render` and `orpo-ray cluster kuberay`: what they write, and what they refuse in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from terminal import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "quickstart-cpu" / "orpo.yaml"
-SLURM = ("slurm", "render", CONFIG)
+SLURM, KUBERAY = ("slurm", "render", CONFIG), ("cluster", "kuberay", CONFIG, "--image", "orpo-ray:1")
 
 
 def test_the_job_of_slurm_trains_what_was_typed_from_where_it_was_typed(
@@ -24,6 +26,15 @@ def test_the_job_of_slurm_trains_what_was_typed_from_where_it_was_typed(
     assert f"result={ROOT}/runs/quickstart-orpo/result.json" in lines
 
 
+def test_the_manifests_hold_the_config_as_it_was_written(command: Command, tmp_path: Path) -> None:
+    done = command(*KUBERAY, "storage=/runs", "--claim", "runs", "--out", tmp_path, "--json")
+    files = [tmp_path / f"quickstart-orpo.{kind}.yaml" for kind in ("rayjob", "raycluster")]
+    assert done.code == 0 and json.loads(done.out) == {"files": [str(path) for path in files]}
+    config_map, _, job = yaml.safe_load_all(files[0].read_text(encoding="utf-8"))
+    assert config_map["data"]["config.yaml"] == CONFIG.read_text(encoding="utf-8")
+    assert job["spec"]["entrypoint"].endswith("config.yaml storage=/runs")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -32,6 +43,8 @@ def test_the_job_of_slurm_trains_what_was_typed_from_where_it_was_typed(
         ((*SLURM, "--nodes", 0), "Invalid value for '--nodes'"),
         ((*SLURM, "scale.workers=auto"), "scale.workers: auto takes what is there"),
         ((*SLURM, "scale.wrkers=2"), "override 'scale.wrkers=2': scale.wrkers: unknown key"),
+        (KUBERAY, "storage: runs would be gone with its pod"),
+        (KUBERAY[:3], "Missing option '--image'"),
     ],
 )
 def test_a_mistake_is_one_line(command: Command, tmp_path: Path, arguments: tuple[object, ...], says: str) -> None:
