@@ -21,15 +21,16 @@ address=$(getent ahostsv4 "$head" | awk '$1 !~ /^127\./ { print $1; exit }')
 interface=$(ip -o -4 addr show to "$address" | awk '{ print $2; exit }')
 [ -z "$interface" ] || export GLOO_SOCKET_IFNAME="$interface" NCCL_SOCKET_IFNAME="$interface"
 
-# From a shared disk Ray may take longer to start than the 30 s that the nodes wait for each other, in two places.
-export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 RAY_py_gcs_connect_timeout_s=300
+# From a shared disk Ray may take longer to start than the 30 s that the nodes wait for each other, in two places; in the
+# second one Ray gives up after a minute whatever it is told.
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 RAY_py_gcs_connect_timeout_s=60
 
 # Runs on the head. What Ray makes of the exit code depends on the other nodes, and on its own end.
 # shellcheck disable=SC2016
 driver='"${@:2}" & echo $! > "$1/pid"; wait $!; code=$?; echo "$code" > "$1/code"; exit "$code"'
 
-# Once the head is done, the other nodes' Ray has a minute to see it. A step does not inherit --cpus-per-task.
-srun --nodes="$nodes" --ntasks="$nodes" --cpus-per-task="$cpus" --wait=60 \
+# Once the head is done, the other nodes' Ray needs a minute to see it. A step does not inherit --cpus-per-task.
+srun --nodes="$nodes" --ntasks="$nodes" --cpus-per-task="$cpus" --wait=90 \
     ray symmetric-run --address "$address:$gcs_port" --min-nodes "$nodes" \
     --num-cpus="$cpus" --num-gpus="$gpus" "${ray_options[@]}" -- \
     env RAY_ADDRESS="$address:$gcs_port" bash -c "$driver" driver "$private" "${train[@]}" &

@@ -138,7 +138,7 @@ def test_only_what_is_asked_for_is_in_the_request() -> None:
 def test_ray_starts_on_every_node_with_a_token_of_the_job(job: Job) -> None:
     code, said = job.run(RESULT='{"status": "finished"}')
     assert code == 0, said
-    assert job.told("srun")["options"] == ["--nodes=1", "--ntasks=1", "--cpus-per-task=32", "--wait=60"]
+    assert job.told("srun")["options"] == ["--nodes=1", "--ntasks=1", "--cpus-per-task=32", "--wait=90"]
     ray = job.told("ray")
     before = ray["arguments"][: ray["arguments"].index("--")]
     assert before[:5] == ["symmetric-run", "--address", f"{ADDRESS}:6379", "--min-nodes", "1"]
@@ -149,7 +149,7 @@ def test_ray_starts_on_every_node_with_a_token_of_the_job(job: Job) -> None:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": f"{job.folder}/.orpo-ray/slurm-{JOB}/token",
         "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "300",
-        "RAY_py_gcs_connect_timeout_s": "300",
+        "RAY_py_gcs_connect_timeout_s": "60",
         "RAY_STARTS": "yes",
         "RAY_EXITS": "0",
         "GLOO_SOCKET_IFNAME": "ib0",
