@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orpo_ray.cli.on_cluster import Json
 from orpo_ray.cli.rendering import (
     Config,
     CpusPerNode,
     GpusPerNode,
-    Json,
     MemoryPerNode,
     NodeCount,
     Out,

@@ -14,7 +14,6 @@ GpusPerNode = Annotated[int | None, typer.Option(min=0, help="Default: what scal
 CpusPerNode = Annotated[int, typer.Option(min=1, help="More of them prepare pairs sooner.")]
 MemoryPerNode = Annotated[int, typer.Option(min=1, help="In GiB; every worker loads the base.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
 
 def write_files(files: dict[str, str], out: Path, json: bool) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from textwrap import indent
 
-from orpo_ray.config import RunConfig
+from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 from orpo_ray.jobs import ports
 from orpo_ray.jobs.nodes import Nodes
 from orpo_ray.jobs.render import fill
+from orpo_ray.jobs.request import STOP
+from orpo_ray.jobs.secrets import refuse_secrets
 
 TOKEN_SECRET, SECRETS = "orpo-ray-token", "orpo-ray-secrets"
 """Names of the Secrets that the pods mount; the first one's key is `auth_token`, as KubeRay wants it."""
@@ -35,8 +37,10 @@ class Pods:
 def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods) -> dict[str, str]:
     """A RayJob that trains a config, and a RayCluster that stays, by file name; `text` is the config's file.
 
-    Raises ConfigError where the run's name or its storage is of no use on Kubernetes.
+    Raises ConfigError where the run's name or its storage is of no use on Kubernetes, and for secrets: whoever may look
+    at the cluster reads the config.
     """
+    refuse_secrets(dump(config), {})
     name = _kubernetes_name(config.name)
     storage = _storage(config.storage, pods.claim)
     cluster = fill("kuberay/cluster.yaml", {"name": name, **_ports(), **_pods(pods), **storage})
@@ -90,6 +94,8 @@ def _pods(pods: Pods) -> dict[str, str]:
         "image": json.dumps(pods.image),
         "token_secret": TOKEN_SECRET,
         "secrets": SECRETS,
+        "stop_signal": STOP["RAY_JOB_STOP_SIGNAL"],
+        "stop_wait": STOP["RAY_JOB_STOP_WAIT_TIME_S"],
         "nodes": str(nodes.count),
         "cpus": str(nodes.cpus),
         "memory": str(nodes.memory_gib),

@@ -16,8 +16,8 @@ from orpo_ray.jobs.job import Submission, describe
 from orpo_ray.jobs.package import CONFIG_FILE, ENTRY_FILE, pack, sort_luggage
 from orpo_ray.jobs.secrets import refuse_secrets
 
-# A job that is stopped is given time to save its checkpoint: Ray would kill it after 3 s.
-_STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
+"""A job that is stopped is given time to save its checkpoint: Ray would kill it after 3 s."""
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def request(
             entrypoint=_entrypoint(command, options, ship_code),
             environment={
                 "working_dir": folder,
-                "env_vars": {**environment, **_STOP},
+                "env_vars": {**environment, **STOP},
                 **(_OUR_CODE if ship_code else {}),
             },
             metadata=describe(command, [*options], config),

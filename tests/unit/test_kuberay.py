@@ -222,6 +222,11 @@ def test_a_name_that_kubernetes_has_no_room_for_is_refused(name: str) -> None:
         render(name=name)
 
 
+def test_a_secret_in_the_config_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^storage: the URL carries a secret"):
+        render("s3://me:password@bucket/runs", claim=None)
+
+
 def test_the_image_is_pinned_and_its_user_is_the_pods() -> None:
     lines = (ROOT / "cluster" / "docker" / "Dockerfile").read_text(encoding="utf-8").splitlines()
     told = {word: rest for word, _, rest in (line.partition(" ") for line in lines if line)}
