@@ -46,7 +46,8 @@ _CONNECT_S = 5.0
 ROOM_S = 120
 """The longest that anything waits for CPUs or GPUs that others hold; what starts there, imports too, is part of it."""
 
-# A Ray of our own has no dashboard: what its processes would gather for one takes 5 % of a machine with two cores.
+# A Ray of our own has no dashboard: what processes would gather for one takes 5 % of a machine with two cores, and the
+# dashboard's own processes a gigabyte.
 _IDLE_RAY = {
     "RAY_enable_metrics_collection": "false",
     "RAY_event_stats": "false",
@@ -294,7 +295,7 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     try:
         with _signals_kept():
             # "local": it would otherwise join whatever Ray it finds on this machine.
-            ray.init(address="local", object_store_memory=store, **quiet)
+            ray.init(address="local", object_store_memory=store, include_dashboard=False, **quiet)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     leaving = threading.Event()
