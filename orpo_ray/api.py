@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from orpo_ray.config import DataConfig, ModelConfig, RunConfig, ScaleConfig, dump, stage_configs
+from orpo_ray.config import DataConfig, ModelConfig, RunConfig, ScaleConfig, stage_configs
+from orpo_ray.config.storage import inside, is_url
 from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.storage import LOCAL, Storage, storage_at
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,13 +33,26 @@ _ONLOOKER_S = 1.0
 """`tune --show` holds a search's lock for an instant, to see whether somebody else does."""
 
 
-def prepare(data: DataConfig, model: ModelConfig, storage: Path, seed: int, announce: Announce = print) -> Artifact:
-    """Tokenised pairs for a model, from the cache in `storage` if nothing that shapes them has changed."""
+def prepare(
+    data: DataConfig,
+    model: ModelConfig,
+    storage: Path,
+    seed: int,
+    announce: Announce = print,
+    kept_in: Storage = LOCAL,
+) -> Artifact:
+    """Tokenised pairs for a model, from the cache in `storage` if nothing that shapes them has changed.
+
+    `kept_in` is what `storage` is the local folder of, where it is a copy: `storage_at(config.storage)`.
+    """
     from orpo_ray.data.pipeline import prepare as prepare_pairs
+    from orpo_ray.models.adapter import fetch_trained
     from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 
+    if is_url(model.base):
+        fetch_trained(model.base)
     tokenizer = load_tokenizer(model, announce)
-    return prepare_pairs(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, seed, announce)
+    return prepare_pairs(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, seed, announce, kept_in)
 
 
 def train(
@@ -54,8 +69,10 @@ def train(
     """
     from orpo_ray.training import record
 
+    kept_in = storage_at(config.storage)
+    record.fetch_run(config.run_dir, kept_in)
     if (config.run_dir / record.SEARCH_FILE).exists():
-        raise ConfigError(f"name: {config.run_dir} holds a search; train its best.yaml, or choose another name")
+        raise ConfigError(f"name: {config.place} holds a search; train its best.yaml, or choose another name")
     record.refuse_changed_config(config.run_dir, config)
     if finished := _result_if_finished(config, announce):
         return finished
@@ -64,15 +81,17 @@ def train(
     placement = _place(config, announce, verbose)
     _wait_for_cluster(config, placement, announce)
     # Before the run has a folder, so that data that is refused leaves nothing behind.
-    artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+    artifact = _prepare(config, announce)
     with record.run_lock(config.run_dir):
         # Again: another process may have begun the run meanwhile, or ended it.
+        record.fetch_run(config.run_dir, kept_in)
         record.refuse_changed_config(config.run_dir, config)
         if finished := _result_if_finished(config, announce):
             return finished
-        record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+        record.write_config(config)
         _wait_for_room(config, placement, announce)  # others may have come while the pairs were prepared
         _train(config, artifact, placement, announce, watch)
+    kept_in.fetch(config.run_dir / record.RESULT_FILE)
     result = record.read_json(config.run_dir / record.RESULT_FILE)
     assert result is not None, "a run that ends without an error has a result"
     return result
@@ -94,6 +113,8 @@ def tune(
     from orpo_ray.training import record
 
     config, space, searched = _read_search(config, announce)
+    kept_in = storage_at(config.storage)
+    record.fetch_run(config.run_dir, kept_in)
     if finished := finished_search(config):
         announce(_finished(config))
         return asdict(finished)
@@ -103,21 +124,24 @@ def tune(
         earlier = stage_configs(config)[: space.stage]
         _prepare_stages(config, [*earlier, searched], announce, verbose)
         _train_stages(config, earlier, announce, watch_stage, verbose)
-    artifact = prepare(searched.data, searched.model, searched.storage_dir, searched.training.seed, announce)
+    artifact = _prepare(searched, announce)
     with record.run_lock(config.run_dir, _ONLOOKER_S):
         # Again: another process may have begun the search meanwhile, or ended it.
+        record.fetch_run(config.run_dir, kept_in)
         if finished := finished_search(config):
             announce(_finished(config))
             return asdict(finished)
-        record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+        record.write_config(config)
         return asdict(_search(config, space, artifact, placement, announce, watch))
 
 
 def plan_search(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
     """What `tune` would do: how many trials of which length, how many at once, over which ranges."""
     from orpo_ray.search.record import finished_search
+    from orpo_ray.training import record
 
     config, space, searched = _read_search(config, announce)
+    record.fetch_run(config.run_dir, storage_at(config.storage))
     if finished_search(config):
         announce(_finished(config))
     planned = _plan(_before_training(config, searched), announce)
@@ -170,10 +194,11 @@ def _train_in_stages(config: RunConfig, announce: Announce, watch: Watch, verbos
     _prepare_stages(config, stages, announce, verbose)
     with record.run_lock(config.run_dir):
         # Again: another process may have begun the run meanwhile, or ended it.
+        record.fetch_run(config.run_dir, storage_at(config.storage))
         record.refuse_changed_config(config.run_dir, config)
         if finished := _result_if_finished(config, announce):
             return finished
-        record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+        record.write_config(config)
         return conclude(config, stages, _train_stages(config, stages, announce, watch, verbose))
 
 
@@ -182,7 +207,7 @@ def _prepare_stages(config: RunConfig, stages: Sequence[RunConfig], announce: An
     for stage in stages:
         _place(stage, announce, verbose)
         model = _before_training(config, stage).model
-        prepare(stage.data, model, stage.storage_dir, stage.training.seed, lambda line: None)
+        _prepare(stage.model_copy(update={"model": model}), lambda line: None)
 
 
 def _before_training(config: RunConfig, stage: RunConfig) -> RunConfig:
@@ -204,10 +229,11 @@ def _train_stages(
 
     results = []
     for number, stage in enumerate(stages, start=1):
+        record.fetch_run(stage.run_dir, storage_at(stage.storage))
         record.refuse_changed_config(stage.run_dir, stage)
         result = _result_if_finished(stage, lambda line: None)
         done = ", done before" if result else ""
-        announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}, in {stage.run_dir}{done}")
+        announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}, in {stage.place}{done}")
         results.append(result or train(stage, announce, watch, verbose))
     return results
 
@@ -215,11 +241,16 @@ def _train_stages(
 def _result_if_finished(config: RunConfig, announce: Announce) -> dict[str, Any] | None:
     from orpo_ray.training import record
 
-    result, adapter = record.read_json(config.run_dir / record.RESULT_FILE), config.run_dir / "adapter"
-    if result is None or not adapter.is_dir():
+    result = record.read_json(config.run_dir / record.RESULT_FILE)
+    if result is None or not storage_at(config.storage).holds(config.run_dir / "adapter"):
         return None
     announce(_finished(config))
-    return {**result, "adapter": str(adapter)}
+    return {**result, "adapter": inside(config.place, "adapter")}
+
+
+def _prepare(config: RunConfig, announce: Announce) -> Artifact:
+    kept_in = storage_at(config.storage)
+    return prepare(config.data, config.model, config.storage_dir, config.training.seed, announce, kept_in)
 
 
 def _place(config: RunConfig, announce: Announce, verbose: bool) -> Placement:
@@ -235,7 +266,7 @@ def _wait_for_cluster(config: RunConfig, placement: Placement, announce: Announc
     if joins_cluster():
         from orpo_ray.distributed.servers import check_servers
 
-        check_servers(config.storage_dir, announce)
+        check_servers(config, announce)
         _wait_for_room(config, placement, announce)
 
 
@@ -267,6 +298,7 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
             announce=announce,
             stop_requested=lambda: stop.requested,
             watch=watch,
+            storage=storage_at(config.storage),
         )
         loop.train(config, artifact, setup, reporter, announce)
 
@@ -297,6 +329,7 @@ def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
         return _plan_stages(config, announce)
     from orpo_ray.training import record
 
+    record.fetch_run(config.run_dir, storage_at(config.storage))
     record.refuse_changed_config(config.run_dir, config)
     if record.read_json(config.run_dir / record.RESULT_FILE) is not None:
         announce(_finished(config))
@@ -308,7 +341,7 @@ def _plan(config: RunConfig, announce: Announce) -> dict[str, Any]:
     from orpo_ray.training.setup import decide, longest_pair
 
     placement = _place(config, announce, verbose=False)
-    artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+    artifact = _prepare(config, announce)
     before = record.read_run(config.run_dir).get("decisions", {})
     hardware, longest = _hardware(config, placement), longest_pair(artifact)
     decisions = decide(config, longest, before, announce, hardware, placement.workers, placement.nodes)
@@ -318,7 +351,7 @@ def _plan(config: RunConfig, announce: Announce) -> dict[str, Any]:
         "steps": len(steps),
         "pairs": len(artifact.train),
         "eval_pairs": len(artifact.eval),
-        "artifact": str(artifact.path),
+        "artifact": storage_at(config.storage).place_of(artifact.path),
         "workers": placement.workers,
         "decisions": asdict(decisions),
     }
@@ -330,6 +363,7 @@ def _plan_stages(config: RunConfig, announce: Announce) -> dict[str, Any]:
     planned = []
     for number, stage in enumerate(stage_configs(config), start=1):
         announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}")
+        record.fetch_run(stage.run_dir, storage_at(stage.storage))
         record.refuse_changed_config(stage.run_dir, stage)
         planned.append(_plan(_before_training(config, stage), announce))
     return {"name": config.name, "steps": sum(plan["steps"] for plan in planned), "stages": planned}
@@ -357,7 +391,7 @@ def evaluate(
     if config.stages:
         config = _before_training(config, stage_configs(config)[-1])
     tokenizer = load_tokenizer(config.model, announce)
-    artifact = prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+    artifact = _prepare(config, announce)
     decisions = _decide_for_evaluation(config, artifact, announce)
     if conversations:
         prompts = PairTokeniser(tokenizer).prompts(conversations)
@@ -384,6 +418,7 @@ def _decide_for_evaluation(config: RunConfig, artifact: Artifact, announce: Anno
     from orpo_ray.training import record
     from orpo_ray.training.setup import decide, longest_pair
 
+    record.fetch_run(config.run_dir, storage_at(config.storage))
     before = record.read_run(config.run_dir).get("decisions", {})
     hardware, longest = probe_hardware(), longest_pair(artifact)
     alone = config.model_copy(update={"scale": ScaleConfig(workers=1)})  # however many workers trained
@@ -395,13 +430,15 @@ def _decide_for_evaluation(config: RunConfig, artifact: Artifact, announce: Anno
 
 
 def _finished(config: RunConfig) -> str:
-    return f"run {config.name} is finished: {config.run_dir}; give another name to train again"
+    return f"run {config.name} is finished: {config.place}; give another name to train again"
 
 
 def _trained_by(config: RunConfig) -> str:
     from orpo_ray.training import record
 
+    record.fetch_run(config.run_dir, storage_at(config.storage))
     result = record.read_json(config.run_dir / record.RESULT_FILE)
     if result is None:
-        raise ConfigError(f"run {config.name} in {config.storage_dir} is not finished; train it, or name an adapter")
-    return str(config.run_dir / "adapter")
+        storage = config.place.removesuffix(f"/{config.name}")
+        raise ConfigError(f"run {config.name} in {storage} is not finished; train it, or name an adapter")
+    return inside(config.place, "adapter")

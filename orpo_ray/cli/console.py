@@ -12,7 +12,9 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TextIO
 
-from orpo_ray.errors import ConfigError
+from orpo_ray.config import RunConfig
+from orpo_ray.errors import ConfigError, OrpoRayError
+from orpo_ray.storage import LOCAL, Storage, storage_at
 from orpo_ray.training.record import CONFIG_FILE, LOG_FILE, is_locked_by_us
 
 _log = logging.getLogger("orpo_ray")
@@ -20,6 +22,10 @@ _log = logging.getLogger("orpo_ray")
 
 class _LogFile(logging.FileHandler):
     """The one log file of this process; told by its class from handlers that others attach."""
+
+    def __init__(self, path: Path, kept_in: Storage = LOCAL) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.kept_in = kept_in
 
 
 def announce(line: str) -> None:
@@ -33,8 +39,8 @@ def fresh_line() -> str:
     return "\r\x1b[K" if sys.stderr.isatty() else ""
 
 
-def announce_in(run_dir: Path) -> Callable[[str], None]:
-    """`announce` for a run, whose log moves on to the run's folder once the run has begun.
+def announce_in(run_dir: Path, storage: str) -> Callable[[str], None]:
+    """`announce` for a run of a storage, whose log moves on to the run's folder once the run has begun.
 
     Training begins once it holds the run's lock and has written the config, settings and data being fine: before both,
     there is nothing to add to a log that may be another process's.
@@ -42,14 +48,19 @@ def announce_in(run_dir: Path) -> Callable[[str], None]:
 
     def tell(line: str) -> None:
         if is_locked_by_us(run_dir) and (run_dir / CONFIG_FILE).exists():
-            _move_log(run_dir / LOG_FILE)
+            _move_log(run_dir / LOG_FILE, storage_at(storage))
         announce(line)
 
     return tell
 
 
-def check_writable(run_dir: Path) -> None:
-    """Raise ConfigError if a run's folder cannot be made or written; a folder that was not there is not left behind."""
+def check_writable(config: RunConfig) -> None:
+    """Raise ConfigError if a run's folder cannot be made or written; a folder that was not there is not left behind.
+
+    Raises ResourceError where the storage is on other machines and not there.
+    """
+    storage_at(config.storage).check()
+    run_dir = config.run_dir
     is_new = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -80,8 +91,8 @@ def open_log(verbose: bool = False) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _log_to(path: Path) -> None:
-    handler = _LogFile(path, encoding="utf-8")
+def _log_to(path: Path, kept_in: Storage = LOCAL) -> None:
+    handler = _LogFile(path, kept_in)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     for former in _log_files():
@@ -90,7 +101,7 @@ def _log_to(path: Path) -> None:
     root.addHandler(handler)
 
 
-def _move_log(path: Path) -> None:
+def _move_log(path: Path, kept_in: Storage) -> None:
     """Log to `path` from now on, after what the log has so far; on a full disk the log stays where it is."""
     former = full_log()
     if former is None or Path(former) == path.absolute():
@@ -98,7 +109,7 @@ def _move_log(path: Path) -> None:
     with suppress(OSError):
         with path.open("a", encoding="utf-8") as file:
             file.write(Path(former).read_text(encoding="utf-8"))
-        _log_to(path)
+        _log_to(path, kept_in)
         shutil.rmtree(Path(former).parent)
 
 
@@ -118,6 +129,19 @@ def log_failure(error: BaseException) -> None:
 def full_log() -> str | None:
     """The path of the log file, if one is open."""
     return next((handler.baseFilename for handler in _log_files()), None)
+
+
+def keep_log() -> str | None:
+    """Keep the log as the run is kept, and say where it is; it is here where the storage cannot be reached."""
+    for handler in _log_files():
+        handler.flush()
+        try:
+            handler.kept_in.store(Path(handler.baseFilename))
+        except OrpoRayError as error:
+            _log.error("the log is kept here only", exc_info=error)
+            return handler.baseFilename
+        return handler.kept_in.place_of(Path(handler.baseFilename))
+    return None
 
 
 def _log_files() -> list[_LogFile]:

@@ -36,13 +36,13 @@ def demo(
 
     open_log()
     config = next_demo(objective.value, storage)
-    check_writable(config.run_dir)
+    check_writable(config)
     from orpo_ray import api
     from orpo_ray.cli.demo_run import judge_prompts
     from orpo_ray.cli.progress import ProgressLine
 
     with prints_to_log(verbose=False):
-        trained = api.train(config, announce_in(config.run_dir), ProgressLine())
+        trained = api.train(config, announce_in(config.run_dir, config.storage), ProgressLine())
     announce("evaluating base and adapter on wordings and fillers that never occur in training")
     prompts = [prompt["prompt"] for prompt in judge_prompts()]
     evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, announce=lambda line: None)

@@ -17,10 +17,10 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
     """Compare base and trained model on the evaluation pairs: accuracy, margin, log-probs, answers."""
+    from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import announce, open_log
-    from orpo_ray.config import load_config
 
-    settings = load_config(config, overrides or ())
+    settings = load(config, overrides or ())
     open_log()
     from orpo_ray import api
     from orpo_ray.cli.results import print_result

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from orpo_ray.cli.console import fresh_line, full_log, log_failure, stdout_for_result
+from orpo_ray.cli.console import fresh_line, keep_log, log_failure, stdout_for_result
 from orpo_ray.errors import OrpoRayError, RunError, StoppedError
 
 COMMANDS = (
@@ -69,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments and "--help" not in arguments
     with stdout_for_result(as_json) as stdout:
         code, result = _invoke(list(arguments) or ["--help"])
+        keep_log()
         if as_json:
             print(json.dumps(_finite(result), allow_nan=False), file=stdout, flush=True)
     return code
@@ -94,7 +95,7 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
         return _fail(_usage(error, arguments[0]), WRONG_USAGE)
     except OrpoRayError as error:
         log_failure(error)
-        return _fail(str(error), error.exit_code, full_log() if isinstance(error, RunError) else None)
+        return _fail(str(error), error.exit_code, keep_log() if isinstance(error, RunError) else None)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as stop:
@@ -103,7 +104,7 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
         return _interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback goes to the log, its path to the user
         log_failure(error)
-        return _fail(f"unexpected {type(error).__name__}: {error}", UNEXPECTED, full_log())
+        return _fail(f"unexpected {type(error).__name__}: {error}", UNEXPECTED, keep_log())
 
 
 def _interrupted() -> tuple[int, dict[str, Any]]:

@@ -35,16 +35,19 @@ def prepare(
     open_log()
     from orpo_ray import api
     from orpo_ray.cli.results import print_result
+    from orpo_ray.storage import storage_at
 
-    artifact = api.prepare(config.data, config.model, config.storage_dir, config.training.seed, announce)
+    kept_in = storage_at(config.storage)
+    kept_in.check()
+    artifact = api.prepare(config.data, config.model, config.storage_dir, config.training.seed, announce, kept_in)
     if show:
         from orpo_ray.cli.show_pairs import show_artifact
         from orpo_ray.models.tokenizer import load_tokenizer
 
         show_artifact(artifact, load_tokenizer(config.model, lambda _: None), show, to_stderr=json)
     result = {
-        "artifact": str(artifact.path),
-        "quarantine": str(artifact.path / "quarantine.jsonl"),
+        "artifact": kept_in.place_of(artifact.path),
+        "quarantine": kept_in.place_of(artifact.path / "quarantine.jsonl"),
         **{name: value for name, value in artifact.summary.to_json().items() if name not in ("settings", "files")},
     }
     if not json:
@@ -79,11 +82,12 @@ def _parse_columns(text: str) -> dict[str, str]:
 
 def _resolve(arguments: Sequence[str], options: Sequence[str]) -> "RunConfig":
     """The config file with its overrides; without a file, the options alone make the run."""
-    from orpo_ray.config.load import build, load_config, parse_override, set_dotted
+    from orpo_ray.cli.config_file import load
+    from orpo_ray.config.load import build, parse_override, set_dotted
     from orpo_ray.config.run import RunConfig
 
     if arguments and "=" not in arguments[0]:
-        return load_config(arguments[0], [*options, *arguments[1:]])
+        return load(arguments[0], [*options, *arguments[1:]])
     given = {option.partition("=")[0] for option in options}
     if not {"model.base", "data.train"} <= given:
         raise ConfigError("prepare: name a CONFIG.yaml, or give --tokenizer DIR --train FILE --storage DIR")

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.cli.progress import hours_minutes_seconds
+from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.search.outcome import shown_values, trial_steps
 from orpo_ray.search.record import FOLDER, Search, Trial, read_search
-from orpo_ray.training.record import is_locked
+from orpo_ray.storage import storage_at
+from orpo_ray.training.record import SEARCH_FILE, is_locked
 
 _STATES = {"running": "running", "finished": "finished", "stopped": "given up", "failed": "failed"}
 _COLUMNS = ("eval/accuracy", "eval/margin", "eval/nll")
@@ -80,10 +81,13 @@ def _seconds_left(search: Search, now: float) -> float | None:
 
 def find_search(run: str) -> Search:
     """The search of a run's folder, or in it. Raises ConfigError where there is none."""
-    folder = Path(run).expanduser()
+    folder, storage = local_path(run), storage_at(run)
     for candidate in (folder / FOLDER, folder):
+        if storage.is_remote and not is_locked(candidate):
+            storage.fetch(candidate / SEARCH_FILE)
         if candidate.is_dir() and (found := read_search(candidate)) is not None:
-            if found.status == "running" and not is_locked(candidate):
+            # On which server the process of a search in a bucket is at work, if it is, nobody can tell from here.
+            if found.status == "running" and not storage.is_remote and not is_locked(candidate):
                 found.status = "interrupted"  # its process was killed: the same command goes on
             return found
     raise ConfigError(

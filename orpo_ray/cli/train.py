@@ -16,10 +16,10 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
     """Train an adapter on preference pairs; the same command resumes an unfinished run."""
+    from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import announce, announce_in, check_writable, open_log, prints_to_log
-    from orpo_ray.config import load_config
 
-    settings = load_config(config, overrides or ())
+    settings = load(config, overrides or ())
     open_log(verbose)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
@@ -29,9 +29,9 @@ def train(
         result = api.plan_only(settings, announce)
         announce(f"the plan has {result['steps']} steps; nothing was started")
         return result
-    check_writable(settings.run_dir)
+    check_writable(settings)
     with prints_to_log(verbose):
-        result = api.train(settings, announce_in(settings.run_dir), ProgressLine(), verbose)
+        result = api.train(settings, announce_in(settings.run_dir, settings.storage), ProgressLine(), verbose)
     if not json:
         print_result("train", result)
     return result

@@ -43,25 +43,26 @@ def tune(
 
 
 def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[str, Any]:
+    from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import announce_in, check_writable, open_log, prints_to_log
-    from orpo_ray.config import load_config
 
-    settings = load_config(path, overrides)
+    settings = load(path, overrides)
     open_log(verbose)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
     from orpo_ray.search.record import FOLDER
 
-    check_writable(settings.run_dir)
+    check_writable(settings)
     with prints_to_log(verbose), table:
-        return api.tune(settings, announce_in(settings.run_dir / FOLDER), table, verbose, ProgressLine())
+        tell = announce_in(settings.run_dir / FOLDER, settings.storage)
+        return api.tune(settings, tell, table, verbose, ProgressLine())
 
 
 def _plan(path: str, overrides: list[str]) -> dict[str, Any]:
+    from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import announce, open_log
-    from orpo_ray.config import load_config
 
-    settings = load_config(path, overrides)
+    settings = load(path, overrides)
     open_log()
     from orpo_ray import api
 

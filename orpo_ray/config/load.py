@@ -10,6 +10,7 @@ from orpo_ray.config.explain import dotted
 from orpo_ray.config.plain_yaml import Key, NotPlainYamlError, parse, shown
 from orpo_ray.config.run import RunConfig
 from orpo_ray.config.stages import stage_configs
+from orpo_ray.config.storage import without_secrets
 from orpo_ray.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     tree, places = read_yaml(Path(path))
     for override in overrides:
         key, value = parse_override(override)
-        place = f"override {shown(override)}"
+        place = f"override {shown(without_secrets(override))}"
         try:
             set_dotted(tree, key, value)
         except ConfigError as error:

@@ -2,20 +2,26 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from orpo_ray.config.section import Section
+from orpo_ray.config.storage import checked_place
 
 
 class ModelConfig(Section):
     """The base model, how its weights are held in memory, and how it reads a conversation."""
 
-    base: str = Field(min_length=1, description="hub name or local folder")
+    base: str = Field(min_length=1, description="hub name, folder, or s3://bucket/folder")
     revision: str | None = Field(None, description="commit or tag of a hub model")
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     chat_template: str | None = Field(None, description="path of a Jinja file that replaces the model's own template")
+
+    @field_validator("base")
+    @classmethod
+    def _base_is_no_other_url(cls, base: str) -> str:
+        return checked_place(base)
 
 
 class AdapterConfig(Section):
@@ -29,7 +35,12 @@ class AdapterConfig(Section):
         "all-linear", description="module names, or every linear layer of the body"
     )
     dora: bool = False
-    init_from: str | None = Field(None, description="adapter folder, or a finished run, to start from")
+    init_from: str | None = Field(None, description="adapter folder, or a finished run, to start from; s3:// too")
+
+    @field_validator("init_from")
+    @classmethod
+    def _adapter_is_no_other_url(cls, init_from: str | None) -> str | None:
+        return init_from if init_from is None else checked_place(init_from)
 
     @model_validator(mode="after")
     def _full_training_has_no_adapter(self) -> Self:

@@ -13,8 +13,8 @@ from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
 from orpo_ray.config.search import SearchConfig, refuse_field
 from orpo_ray.config.section import Section
+from orpo_ray.config.storage import checked_place, inside, is_url, local_path
 from orpo_ray.config.training import DeepSpeedConfig, ScaleConfig, TrainingConfig
-from orpo_ray.errors import ConfigError
 
 _FOLDERS_OF_THE_STORAGE = ("artifacts", "references")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -25,7 +25,9 @@ class RunConfig(Section):
     """Everything that decides what a run computes. Frozen and total: later stages fill in no defaults."""
 
     name: str = Field(description="folder of the run inside the storage; a/b lies inside a")
-    storage: str = Field("runs", min_length=1, description="local folder that holds runs and prepared data")
+    storage: str = Field(
+        "runs", min_length=1, description="folder that holds runs and prepared data, or s3://bucket/folder"
+    )
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig
@@ -46,6 +48,11 @@ class RunConfig(Section):
             raise ValueError(f"{folder} is a folder that all runs of a storage share; choose another name")
         return name
 
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_a_folder_or_in_a_bucket(cls, storage: str) -> str:
+        return checked_place(storage)
+
     @model_validator(mode="before")
     @classmethod
     def _objective_is_orpo_unless_named(cls, data: Any) -> Any:
@@ -57,15 +64,18 @@ class RunConfig(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Where the run's files live."""
+        """Where the run's files live on this server."""
         return self.storage_dir / self.name
 
     @property
     def storage_dir(self) -> Path:
-        """The storage as an absolute local folder. Raises ConfigError where it is none."""
-        if "://" in self.storage:
-            raise ConfigError(f"storage: {self.storage} is a URL; this version writes to a local folder only")
-        return Path(self.storage).expanduser().resolve()
+        """The storage as an absolute local folder: of a bucket, the copy that this server has."""
+        return local_path(self.storage).resolve()
+
+    @property
+    def place(self) -> str:
+        """Where the run's files are for whoever looks for them from elsewhere: the URL of a folder, or its path."""
+        return inside(self.storage if is_url(self.storage) else str(self.storage_dir), self.name)
 
     @model_validator(mode="after")
     def _full_training_needs_full_weights(self) -> Self:

@@ -6,6 +6,7 @@ from typing import Any
 from orpo_ray.config.build import build, dump
 from orpo_ray.config.plain_yaml import Key
 from orpo_ray.config.run import RunConfig
+from orpo_ray.config.storage import inside
 from orpo_ray.errors import ConfigError
 
 _SHAPE = ("kind", "r", "alpha", "targets", "dora")
@@ -60,14 +61,14 @@ def _refuse_other_base(number: int, common: Mapping[str, Any], model: Mapping[st
 
 def _start_from(tree: dict[str, Any], former: RunConfig) -> None:
     if tree["adapter"]["kind"] == "none":
-        tree["model"] = {**tree["model"], "base": str(former.run_dir / "adapter"), "revision": None}
+        tree["model"] = {**tree["model"], "base": inside(former.place, "adapter"), "revision": None}
     else:
-        tree["adapter"] = {**tree["adapter"], "init_from": str(former.run_dir)}
+        tree["adapter"] = {**tree["adapter"], "init_from": former.place}
 
 
 def _refuse_other_shape(number: int, former: RunConfig, stage: RunConfig) -> None:
     """Raise ConfigError for an adapter that could not start from the one before, hours before it would have to."""
-    if stage.adapter.init_from not in (None, str(former.run_dir)):
+    if stage.adapter.init_from not in (None, former.place):
         return
     for key in _SHAPE:
         before, here = getattr(former.adapter, key), getattr(stage.adapter, key)

@@ -31,10 +31,20 @@ from orpo_ray.data.pairs import Refusal
 from orpo_ray.data.rows import RAW, RowProcessor, lacks_columns, refuse_whole_file
 from orpo_ray.data.select import Selection, select_pairs
 from orpo_ray.data.sources import RawRow, read_rows, source_labels
-from orpo_ray.data.store import BATCH_ROWS, Artifact, Summary, content_hash, find_artifact, write_artifact
+from orpo_ray.data.store import (
+    BATCH_ROWS,
+    MANIFEST,
+    Artifact,
+    Summary,
+    artifact_path,
+    content_hash,
+    find_artifact,
+    write_artifact,
+)
 from orpo_ray.data.summary import describe, summarise
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fixed_date
 from orpo_ray.errors import DataError, ResourceError
+from orpo_ray.storage import LOCAL, Storage
 
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
@@ -84,11 +94,13 @@ def prepare(
     storage: Path,
     seed: int,
     announce: Callable[[str], None],
+    kept_in: Storage = LOCAL,
 ) -> Artifact:
     """Turn the sources of a run into tokenised pairs, or find them already made.
 
-    `tokenizer` has its chat template set; `tokenizer_fingerprint` stands for its files. `announce` gets one line for
-    each thing the user should know. Ray is started if it is not running, and left running for the caller.
+    `storage` is the local folder of what is `kept_in`. `tokenizer` has its chat template set; `tokenizer_fingerprint`
+    stands for its files. `announce` gets one line for each thing the user should know. Ray is started if it is not
+    running, and left running for the caller.
     Raises DataError for what cannot be read, for too many bad rows, and where no pair is left; ResourceError where
     RAY_ADDRESS names a cluster that cannot be joined, or has no CPU free for minutes.
     """
@@ -100,9 +112,11 @@ def prepare(
         _check_columns(sources, data.columns, announce)
     settings = _settings(data, tokenizer, tokenizer_fingerprint, seed)
     digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
+    path = artifact_path(storage, digest)
+    is_kept = kept_in.fetch_folder(path, MANIFEST)
     found = find_artifact(storage, digest, announce)
     if found is not None:
-        announce(f"prepared data found in {found.path}")
+        announce(f"prepared data found in {kept_in.place_of(found.path)}")
     else:
         for raw in sources:
             refuse_whole_file(raw.source.source, raw, data.columns)
@@ -112,7 +126,9 @@ def prepare(
         origins = [(raw.source, raw.label, raw.split) for raw in sources]
         summary = summarise(rows, selection, origins, not data.eval, digest, settings)
         _refuse_empty(summary, data)
-        found = _write(storage, summary, rows, sources, selection)
+        found, is_kept = _write(storage, summary, rows, sources, selection), False
+    if not is_kept:
+        kept_in.store_folder(path, MANIFEST)
     for line in describe(found.summary):
         announce(line)
     return found

@@ -27,6 +27,7 @@ from orpo_ray.errors import DataError
 DATA_VERSION = 2
 """Raise it when a change of code changes the tokens that come out of the same rows."""
 
+MANIFEST = "artifact.json"
 SIDES = ("prompt", "chosen", "rejected")
 SCHEMA = pa.schema([("pair_id", pa.string()), *((side, pa.list_(pa.int32())) for side in SIDES)])
 BATCH_ROWS = 8192
@@ -147,7 +148,7 @@ def find_artifact(storage: Path, digest: str, announce: Callable[[str], None]) -
 def find_damage(path: Path, digest: str) -> str | None:
     """What is wrong with the artifact's files, or None when they are whole."""
     try:
-        record = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
+        record = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if record["hash"] != digest:
             return "artifact.json belongs to other data"
         for name, expected in record["files"].items():
@@ -165,7 +166,7 @@ def find_damage(path: Path, digest: str) -> str | None:
 def open_artifact(path: Path) -> Artifact:
     """Open a finished artifact by its directory. Raises DataError when it is not one."""
     try:
-        summary = Summary(**json.loads((path / "artifact.json").read_text(encoding="utf-8")))
+        summary = Summary(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
         return Artifact(path, summary, PairTable(path / "train.arrow"), PairTable(path / "eval.arrow"))
     except (OSError, ValueError, TypeError, pa.ArrowInvalid) as error:
         raise DataError(f"{path} is not prepared data ({error}); run `orpo-ray prepare` again") from error
@@ -188,7 +189,7 @@ def write_artifact(
         _write_arrow(building / "eval.arrow", evaluation)
         _write_lines(building / "quarantine.jsonl", quarantine)
         summary = _complete(summary, building)
-        _write_durably(building / "artifact.json", json.dumps(summary.to_json(), indent=2) + "\n")
+        _write_durably(building / MANIFEST, json.dumps(summary.to_json(), indent=2) + "\n")
         _move_into_place(building, final, summary.hash)
     except OSError as error:
         raise DataError(f"cannot write the prepared data to {final}: {error.strerror or error}") from error

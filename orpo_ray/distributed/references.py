@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from orpo_ray import errors
 from orpo_ray.config import RunConfig
 from orpo_ray.data.pipeline import ROOM_S, quiet_context
-from orpo_ray.data.store import Artifact, open_artifact
+from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.worker import Task, task_of
@@ -24,7 +24,7 @@ from orpo_ray.training.layout import longer_side
 from orpo_ray.training.loop import load_pair_model, reference_cache
 from orpo_ray.training.metrics import score_pack
 from orpo_ray.training.plan import cut_packs
-from orpo_ray.training.setup import Setup
+from orpo_ray.training.setup import Setup, fetch_inputs
 from orpo_ray.training.strategy import SINGLE
 
 _BLOCKS_PER_ACTOR = 8
@@ -160,11 +160,12 @@ class _Scorer:
     def _load(self) -> tuple[Any, Any, int]:
         if self._loaded is None:
             config = self._task.enter()
+            fetch_inputs(config)
             # One process: nothing is shared out here, whatever training does.
             decisions = replace(self._task.setup.decisions, strategy=SINGLE)
             model = load_pair_model(config, decisions, lambda line: None)
             model.eval()
-            table = open_artifact(self._task.artifact).train
+            table = self._task.pairs().train
             model.check_reads(table)
             self._loaded = model, table, padding_id(load_tokenizer(config.model, lambda line: None))
         return self._loaded

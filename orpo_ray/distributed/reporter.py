@@ -11,6 +11,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 from orpo_ray.distributed.mailbox import Message
 from orpo_ray.errors import RunError
+from orpo_ray.storage import LOCAL, Storage
 from orpo_ray.training.checkpoint import Position
 from orpo_ray.training.reporter import GroupReporter, LocalReporter, Metrics, plain_record
 from orpo_ray.training.world import World
@@ -25,8 +26,8 @@ _ANSWER_S = 0.5
 class RayReporter(GroupReporter):
     """Reports of all ranks of a worker group; each rank has one and calls it in step with the others."""
 
-    def __init__(self, local: LocalReporter, world: World, mailbox: Any) -> None:
-        super().__init__(local, world)
+    def __init__(self, local: LocalReporter, world: World, mailbox: Any, storage: Storage = LOCAL) -> None:
+        super().__init__(local, world, storage)
         self._local = local
         self._mailbox = mailbox
         self._news: list[Message] = []
@@ -47,7 +48,9 @@ class RayReporter(GroupReporter):
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint once, tell Ray where it lies, and go on when Ray has it on record."""
         super().save(position, write)
-        folder = str(self._local.folder_of(position.step))
+        # Ray, which only takes note, knows the run's folder as the driver's server has it.
+        run_dir = Path(ray.train.get_context().get_storage().experiment_fs_path)
+        folder = str(run_dir / self._local.folder_of(position.step).relative_to(self._local.run_dir))
         ray.train.report(
             plain_record(position.step, position.metrics),
             checkpoint=Checkpoint(folder) if self._world.is_first else None,

@@ -5,14 +5,17 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from orpo_ray.errors import ConfigError, ResourceError, on_one_line
+from orpo_ray.config import RunConfig
+from orpo_ray.config.storage import is_url
+from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
+from orpo_ray.storage import fetched, storage_at
 from orpo_ray.training.record import versions
 
+_MARKER = "marker"
 _ANSWER_S = 60.0
 _LEAST_FREE_BYTES = 2**30
 """Below this a first checkpoint, or what Ray writes beside it, would find no room."""
@@ -31,7 +34,7 @@ class Report:
     """The network interface that has the address; None where it lies behind another one."""
 
 
-def check_servers(storage: Path, announce: Callable[[str], None]) -> None:
+def check_servers(config: RunConfig, announce: Callable[[str], None]) -> None:
     """Ask every server of the cluster that this process has joined; one alone has nobody to disagree with.
 
     Raises ConfigError where versions differ or the storage is not shared, ResourceError where a server does not
@@ -42,13 +45,13 @@ def check_servers(storage: Path, announce: Callable[[str], None]) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    with _marker(storage) as marker:
+    with _marker(config) as marker:
         reports = _ask(nodes, marker)
-    refuse_unfit(reports, versions(), storage)
+    refuse_unfit(reports, versions(), config.storage)
     announce(describe_network(reports))
 
 
-def refuse_unfit(reports: Sequence[Report], ours: Mapping[str, str], storage: Path) -> None:
+def refuse_unfit(reports: Sequence[Report], ours: Mapping[str, str], storage: str) -> None:
     """Raise for the first server that a run would fail on. Pure."""
     for report in reports:
         for package in sorted(ours.keys() | report.versions.keys()):
@@ -88,21 +91,23 @@ def own_interfaces() -> dict[str, list[str]]:
 
 
 @contextmanager
-def _marker(storage: Path) -> Iterator[Path]:
-    """A file that only who sees the driver's storage can read."""
-    marker = storage / f".seen-{uuid.uuid4().hex}"
+def _marker(config: RunConfig) -> Iterator[str]:
+    """The place of a folder that only who reaches the driver's storage can read."""
+    storage, folder = storage_at(config.storage), config.storage_dir / f".seen-{uuid.uuid4().hex}"
     try:
-        storage.mkdir(parents=True, exist_ok=True)
-        marker.touch()
+        folder.mkdir(parents=True)
+        (folder / _MARKER).touch()
     except OSError as error:
-        raise ConfigError(f"storage: {storage} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"storage: {config.storage} cannot be written: {error.strerror}") from error
     try:
-        yield marker
+        storage.store(folder / _MARKER)
+        yield storage.place_of(folder / _MARKER)
     finally:
-        marker.unlink(missing_ok=True)
+        storage.remove_folder(folder, _MARKER)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _ask(nodes: Sequence[Mapping[str, Any]], marker: Path) -> list[Report]:
+def _ask(nodes: Sequence[Mapping[str, Any]], marker: str) -> list[Report]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -126,22 +131,27 @@ def _answer(address: str, reference: Any) -> Report:
     except ray.exceptions.GetTimeoutError as error:
         raise ResourceError(f"server {address} did not answer within {_ANSWER_S:.0f} s") from error
     except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OrpoRayError):
+            raise error.cause from error
         raise ConfigError(f"server {address} cannot load orpo_ray: {on_one_line(error.cause)[:200]}") from error
     except ray.exceptions.RayError as error:
         raise ResourceError(f"server {address} was lost while it was asked: {on_one_line(error)[:200]}") from error
     return report
 
 
-def _report(marker: Path) -> Report:
+def _report(marker: str) -> Report:
     """Runs on the server that is asked."""
     import ray
 
-    address = ray.util.get_node_ip_address()
+    address, seen = ray.util.get_node_ip_address(), fetched(marker)
     disk = ray._private.worker._global_node.get_session_dir_path()
-    return Report(
+    report = Report(
         address=address,
         versions=versions(),
-        sees_storage=marker.exists(),
+        sees_storage=seen.exists(),
         free_bytes=shutil.disk_usage(disk).free,
         interface=interface_of(address, own_interfaces()),
     )
+    if is_url(marker):  # the copy here serves nobody
+        shutil.rmtree(seen.parent, ignore_errors=True)
+    return report

@@ -12,12 +12,14 @@ import ray.train.torch
 import torch
 
 from orpo_ray.config import RunConfig, load_resolved
-from orpo_ray.data.store import Artifact, open_artifact
+from orpo_ray.config.storage import inside, local_path
+from orpo_ray.data.store import MANIFEST, Artifact, open_artifact
 from orpo_ray.distributed.mailbox import Message
 from orpo_ray.distributed.reporter import RayReporter
 from orpo_ray.errors import ConfigError, RunError
+from orpo_ray.storage import fetched, fetched_folder, storage_at
 from orpo_ray.training import loop
-from orpo_ray.training.record import CONFIG_FILE, lock_within
+from orpo_ray.training.record import CONFIG_FILE, RUN_FILE, lock_within
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import Setup
 from orpo_ray.training.world import World, current_world
@@ -30,11 +32,12 @@ _PREDECESSORS_S = 60.0
 class Task:
     """What a process of a run is told, wherever Ray starts it: where resolved config and pairs lie, what was settled.
 
-    `directory` is where the command was given: relative paths in the config start there.
+    `config` and `artifact` are places, for which a server may have paths of its own. `directory` is where the command
+    was given: relative paths in the config start there.
     """
 
-    config: Path
-    artifact: Path
+    config: str
+    artifact: str
     setup: Setup
     directory: Path
 
@@ -45,17 +48,23 @@ class Task:
         """
         if self.directory.is_dir():
             os.chdir(self.directory)
-        if not self.config.exists():
-            storage = self.config.parent.parent
+        path = fetched(self.config)
+        if not path.exists():
+            storage = path.parent.parent
             raise ConfigError(
                 f"storage: {storage} is not seen on server {platform.node()}; use a folder that every server sees"
             )
-        return load_resolved(self.config)
+        return load_resolved(path)
+
+    def pairs(self) -> Artifact:
+        """The prepared pairs, fetched if they are kept elsewhere."""
+        return open_artifact(fetched_folder(self.artifact, MANIFEST))
 
 
 def task_of(config: RunConfig, artifact: Artifact, setup: Setup) -> Task:
     """The task of a run whose command is given here."""
-    return Task(config.run_dir / CONFIG_FILE, artifact.path, setup, Path.cwd())
+    artifact_place = storage_at(config.storage).place_of(artifact.path)
+    return Task(inside(config.place, CONFIG_FILE), artifact_place, setup, Path.cwd())
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -74,10 +83,21 @@ def train_worker(settings: dict[str, Any]) -> None:
         if world.is_first:
             mailbox.post.remote(Message("announce", line))
 
-    local = LocalReporter(config.run_dir, keep=config.training.keep, announce=announce)
+    storage = storage_at(config.storage)
+    local = LocalReporter(config.run_dir, keep=config.training.keep, announce=announce, storage=storage)
     with _only_group(config.run_dir, world):
-        reporter = RayReporter(local, world, mailbox)
-        loop.train(config, open_artifact(task.artifact), task.setup, reporter, announce)
+        if world.is_first:
+            storage.fetch(config.run_dir / RUN_FILE)
+        reporter = RayReporter(local, world, mailbox, storage)
+        loop.train(config, _pairs_on_each_server(task, world), task.setup, reporter, announce)
+
+
+def _pairs_on_each_server(task: Task, world: World) -> Artifact:
+    """The pairs, which one process of a server fetches for all."""
+    if world.local_rank == 0:
+        task.pairs()
+    world.wait()
+    return open_artifact(local_path(task.artifact))
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.config import RunConfig
+from orpo_ray.config.storage import local_path
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.generate import greedy_answers
 from orpo_ray.evaluation.preference import evaluate_pairs
-from orpo_ray.models.adapter import load_adapter
+from orpo_ray.models.adapter import fetch_trained, load_adapter
 from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.training.loop import autocast_dtype
@@ -47,10 +47,12 @@ def judge_model(
 def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -> PairModel:
     """The base, with the adapter in folder `trained` on it, or, for full training, the model in that folder."""
     source = config.model
+    if trained is not None:
+        fetch_trained(trained)
     if trained is not None and config.adapter.kind == "none":
-        inside_run = Path(trained).expanduser() / "adapter"
+        inside_run = local_path(trained) / "adapter"
         source = source.model_copy(
-            update={"base": str(inside_run if inside_run.is_dir() else trained), "revision": None}
+            update={"base": str(inside_run if inside_run.is_dir() else local_path(trained)), "revision": None}
         )
     base = load_base(source, decisions.device, decisions.dtype, decisions.attention, trainable=False)
     adapted = trained is not None and config.adapter.kind != "none"

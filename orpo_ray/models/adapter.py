@@ -10,7 +10,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from orpo_ray.config.model import AdapterConfig
+from orpo_ray.config.storage import inside, local_path
 from orpo_ray.errors import ConfigError
+from orpo_ray.storage import storage_at
 
 
 def attach_adapter(
@@ -35,9 +37,16 @@ def attach_adapter(
         raise ConfigError(f"adapter.targets: {str(error).splitlines()[0]}") from error
 
 
+def fetch_trained(place: str) -> None:
+    """Have on this server what a URL names: what a run has made, or a folder with an adapter or a whole model."""
+    storage, made = storage_at(place), local_path(inside(place, "adapter"))
+    if storage.is_remote:
+        storage.fetch_folder(made if storage.holds(made) else local_path(place))
+
+
 def find_adapter(path: str) -> Path:
     """The adapter folder that a path means: the folder itself, or that of a finished run."""
-    folder = Path(path).expanduser()
+    folder = local_path(path)
     for candidate in (folder, folder / "adapter"):
         if (candidate / "adapter_config.json").is_file():
             return candidate

@@ -9,6 +9,7 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config.model import ModelConfig
+from orpo_ray.config.storage import is_url, local_path
 from orpo_ray.errors import ConfigError
 
 # No space after "Assistant:": byte-level tokenizers keep a leading space with the word that follows it.
@@ -47,8 +48,11 @@ def load_tokenizer(config: ModelConfig, announce: Callable[[str], None]) -> PreT
 
 
 def base_location(config: ModelConfig) -> str:
-    """The base as transformers takes it: a hub name as it stands, a folder in the user's home with its full path."""
-    return str(Path(config.base).expanduser()) if config.base.startswith("~") else config.base
+    """The base as transformers takes it: a hub name as it stands, a folder in the user's home with its full path.
+
+    Of a URL, the copy that `fetch_trained` makes.
+    """
+    return str(local_path(config.base)) if config.base.startswith("~") or is_url(config.base) else config.base
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

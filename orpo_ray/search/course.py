@@ -9,6 +9,7 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.search.record import Search, Trial
 from orpo_ray.search.space import Space, trial_config
 from orpo_ray.search.study import Study
+from orpo_ray.storage import LOCAL, Storage, storage_at
 from orpo_ray.training.record import METRICS_FILE, RESULT_FILE, evaluations, metric_by_step, read_json
 
 Watch = Callable[[Search], None]
@@ -19,6 +20,7 @@ class Course:
 
     def __init__(self, config: RunConfig, space: Space, search: Search, study: Study, watch: Watch) -> None:
         self._config = config
+        self._kept_in = storage_at(config.storage)
         self._space = space
         self._search = search
         self._study = study
@@ -63,7 +65,7 @@ class Course:
 
     def finished(self, trial: Trial) -> None:
         """A trial was trained to its end, maybe when nobody listened."""
-        catch_up(trial, self._config.storage_dir / trial.run)
+        catch_up(trial, self._config.storage_dir / trial.run, self._kept_in)
         if trial.last.get("step") == trial.total_steps:
             self._end(trial, "finished")
         else:
@@ -80,28 +82,31 @@ class Course:
         self._keep()
 
     def _keep(self) -> None:
-        self._search.write(self._config.run_dir)
+        self._search.write(self._config.run_dir, self._kept_in)
         self._watch(self._search)
 
 
-def take_up(search: Search, storage: Path) -> None:
+def take_up(search: Search, storage: Path, kept_in: Storage = LOCAL) -> None:
     """Make ready what another process has left: failures that may pass are tried again, what nobody heard is read."""
     for trial in search.trials:
         if trial.state == "failed" and trial.may_pass:
             trial.state, trial.error, trial.may_pass = "running", None, False
         if trial.state == "running":
-            catch_up(trial, storage / trial.run)
+            catch_up(trial, storage / trial.run, kept_in)
 
 
-def catch_up(trial: Trial, run_dir: Path) -> None:
+def catch_up(trial: Trial, run_dir: Path, kept_in: Storage = LOCAL) -> None:
     """Put on record what a trial reported when nobody listened: going on, it does not report it again."""
+    for name in (RESULT_FILE, METRICS_FILE):
+        kept_in.fetch(run_dir / name)
     result = read_json(run_dir / RESULT_FILE) or {}
     if total_steps := trial.total_steps or result.get("steps", 0):
         for evaluation in evaluations(run_dir):
             trial.note(int(evaluation.pop("step")), total_steps, evaluation)
 
 
-def count_steps(search: Search, storage: Path) -> None:
+def count_steps(search: Search, storage: Path, kept_in: Storage = LOCAL) -> None:
     """Count the steps that each trial took, those after its last evaluation too."""
     for trial in search.trials:
+        kept_in.fetch(storage / trial.run / METRICS_FILE)
         trial.steps = max(metric_by_step(storage / trial.run, "train/loss"), default=trial.steps)

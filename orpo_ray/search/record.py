@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from orpo_ray.config import RunConfig
 from orpo_ray.errors import ConfigError
+from orpo_ray.storage import LOCAL, Storage
 from orpo_ray.training.record import FREE_KEYS, SEARCH_FILE, read_json, refuse_changed_config, write_json
 
 FOLDER = "search"
@@ -78,9 +79,10 @@ class Search:
         metric: str = self.settings["metric"]
         return metric
 
-    def write(self, folder: Path) -> None:
-        """Keep it, in one step."""
+    def write(self, folder: Path, storage: Storage = LOCAL) -> None:
+        """Keep it, in one step; `folder` is on this server, `storage` what it is kept in."""
         write_json(folder / SEARCH_FILE, asdict(self))
+        storage.store(folder / SEARCH_FILE)
 
 
 def read_search(folder: Path) -> Search | None:

@@ -22,6 +22,8 @@ from orpo_ray.search.space import Space, probes, settings_of, trial_config, with
 from orpo_ray.search.study import Study
 from orpo_ray.search.trial import TrialRoom
 from orpo_ray.search.tuner import run_course
+from orpo_ray.storage import storage_at
+from orpo_ray.training import record
 from orpo_ray.training.loop import plan_run
 
 BEST_FILE = "best.yaml"
@@ -42,13 +44,15 @@ def run_search(
     base, settings = trial_config(config, space, {}, config.name), settings_of(config)
     prepare_on(ground, base, announce, stop_requested)
     for variant in _reference_variants(config, space):
+        record.write_config(variant)
         prepare_on(ground, variant, lambda line: None, stop_requested)
     _announce_late_evaluations(base, settings, ground, announce)
     search = read_search(config.run_dir) or Search(config.name, dump(settings), 0, len(ground.artifact.eval))
     search.settings, search.trial_count, search.status = dump(settings), settings.trial_count, "running"
-    take_up(search, config.storage_dir)
+    kept_in = storage_at(config.storage)
+    take_up(search, config.storage_dir, kept_in)
     search.began = Start(time.time(), trial_steps(search.trials))
-    search.write(config.run_dir)
+    search.write(config.run_dir, kept_in)
     study = Study(settings, space.domains, config.training.seed, search.pairs, search.trials)
     at_once = min(runs_at_once(ground.placement, cluster_nodes()), search.trial_count)
     announce(_plan(search, at_once, ground))
@@ -56,15 +60,17 @@ def run_search(
     watch(search)
     try:
         if not course.is_over:
-            run_course(config, course, TrialRoom(ground, Path.cwd()), at_once, stop_requested)
-        count_steps(search, config.storage_dir)
+            pairs = kept_in.place_of(ground.artifact.path)
+            room = TrialRoom(pairs, ground.placement, ground.hardware, Path.cwd())
+            run_course(config, course, room, at_once, stop_requested)
+        count_steps(search, config.storage_dir, kept_in)
         best = _best(search)
         search.outcome = _outcome(config, search, best)
         search.outcome["answers"] = _answers(config, space, search, best, ground, announce, stop_requested)
         search.status = "finished"
     finally:
         search.status = "stopped" if search.status == "running" else search.status
-        search.write(config.run_dir)
+        search.write(config.run_dir, kept_in)
     watch(search)
     return search
 
@@ -100,8 +106,6 @@ def _reference_variants(config: RunConfig, space: Space) -> list[RunConfig]:
         run = trial_config(config, space, values, f"{config.name}/references")
         if build_objective(run.objective).needs_reference:
             found.setdefault(repr((run.model, run.adapter.kind, run.adapter.init_from)), run)
-    for run in found.values():
-        run.run_dir.mkdir(parents=True, exist_ok=True)
     return list(found.values())
 
 
@@ -122,12 +126,14 @@ def _outcome(config: RunConfig, search: Search, best: Trial) -> dict[str, Any]:
     """What was found, with the best trial's settings laid down as a config."""
     best_yaml = config.run_dir / BEST_FILE
     best_yaml.write_text(_best_config(config, best), encoding="utf-8")
+    storage = storage_at(config.storage)
+    storage.store(best_yaml)
     return {
         "best": best.number,
         "values": best.values,
         "metrics": best.last,
-        "adapter": str(config.storage_dir / best.run / "adapter"),
-        "config": str(best_yaml),
+        "adapter": storage.place_of(config.storage_dir / best.run / "adapter"),
+        "config": storage.place_of(best_yaml),
         "pareto": [_point(trial) for trial in pareto_front(search.trials)],
         "answers": [],
         "trial_steps": trial_steps(search.trials),

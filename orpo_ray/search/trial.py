@@ -9,9 +9,13 @@ from typing import Any
 
 from ray import tune
 
-from orpo_ray.config import RunConfig, build, dump
+from orpo_ray.config import RunConfig, build
+from orpo_ray.data.store import MANIFEST, open_artifact
+from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.run import Ground, train_on
 from orpo_ray.errors import OrpoRayError, ResourceError, on_one_line
+from orpo_ray.models.hardware import Hardware
+from orpo_ray.storage import fetched_folder, storage_at
 from orpo_ray.training import record
 from orpo_ray.training.reporter import plain_record
 
@@ -26,10 +30,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialRoom:
-    """What all trials of a search share. `directory`: where the command was given; relative paths start there."""
+    """What all trials of a search share. `directory`: where the command was given; relative paths start there.
 
-    ground: Ground
+    `artifact`: the place of the prepared pairs, whose path a trial's server may have of its own.
+    """
+
+    artifact: str
+    placement: Placement
+    hardware: Hardware
     directory: Path
+
+    def ground(self) -> Ground:
+        """What the run stands on, on this server."""
+        artifact = open_artifact(fetched_folder(self.artifact, MANIFEST))
+        return Ground(artifact, self.placement, self.hardware)
 
 
 def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
@@ -56,6 +70,8 @@ def _run(settings: dict[str, Any], room: TrialRoom) -> None:
     if room.directory.is_dir():
         os.chdir(room.directory)
     config = build(RunConfig, settings["config"], {(): "trial"})
+    storage = storage_at(config.storage)
+    record.fetch_run(config.run_dir, storage)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
         filename=config.run_dir / record.LOG_FILE,
@@ -64,14 +80,17 @@ def _run(settings: dict[str, Any], room: TrialRoom) -> None:
         force=True,
     )
     with record.run_lock(config.run_dir, _PREDECESSOR_S):
-        _train(config, room.ground, _log.info)
+        try:
+            _train(config, room.ground(), _log.info)
+        finally:
+            storage.store(config.run_dir / record.LOG_FILE)
 
 
 def _train(config: RunConfig, ground: Ground, announce: Callable[[str], None]) -> None:
     record.refuse_changed_config(config.run_dir, config)
     if record.read_json(config.run_dir / record.RESULT_FILE) is not None:
         return  # it ended when nobody listened
-    record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+    record.write_config(config)
     train_on(ground, config, announce, _report_evaluation, stop_requested=lambda: False, poll_s=_POLL_S)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from orpo_ray.models.fingerprint import file_sha256
 
-MANIFEST = "MANIFEST.json"
+MANIFEST, POSITION = "MANIFEST.json", "position.json"
 _NAME = re.compile(r"step-\d{6,}")
 
 
@@ -52,7 +52,7 @@ def save(parent: Path, position: Position, write: Callable[[Path], None]) -> Pat
     building.mkdir(parents=True)
     try:
         write(building)
-        (building / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
+        (building / POSITION).write_text(json.dumps(asdict(position)), encoding="utf-8")
         write_manifest(building)
         if final.exists():
             _delete(final)
@@ -116,18 +116,20 @@ def newest_whole(parent: Path, announce: Callable[[str], None]) -> Path | None:
 
 def read_position(folder: Path) -> Position:
     """The position that a checkpoint was written at."""
-    return Position(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
+    return Position(**json.loads((folder / POSITION).read_text(encoding="utf-8")))
 
 
-def prune(parent: Path, keep: int) -> None:
-    """Delete the checkpoints that the policy does not keep."""
+def prune(parent: Path, keep: int) -> list[Path]:
+    """Delete the checkpoints that the policy does not keep; returns where they lay."""
     folders = {int(folder.name.removeprefix("step-")): folder for folder in _folders(parent)}
     saved = []
     for step, folder in folders.items():
         metrics = _metrics(folder)
         saved.append(Saved(step, metrics.get("eval/accuracy"), metrics.get("eval/margin")))
-    for step in set(folders) - steps_to_keep(saved, keep):
-        _delete(folders[step])
+    doomed = [folders[step] for step in set(folders) - steps_to_keep(saved, keep)]
+    for folder in doomed:
+        _delete(folder)
+    return doomed
 
 
 def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from orpo_ray.config import RunConfig, warmup_steps
+from orpo_ray.config.storage import inside
 from orpo_ray.data.store import Artifact, PairTable
 from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.adapter import attach_adapter
@@ -20,6 +21,7 @@ from orpo_ray.models.base import fetch_base, load_base
 from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import build_objective
+from orpo_ray.storage import storage_at
 from orpo_ray.training import record
 from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, read_position
@@ -31,7 +33,7 @@ from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Step, plan
 from orpo_ray.training.reference import ReferenceCache
 from orpo_ray.training.reporter import Reporter
-from orpo_ray.training.setup import Announce, Decisions, Setup
+from orpo_ray.training.setup import Announce, Decisions, Setup, fetch_inputs
 from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import stage_of
 from orpo_ray.training.trainer import PreferenceTrainer
@@ -75,6 +77,8 @@ def train(config: RunConfig, artifact: Artifact, setup: Setup, reporter: Reporte
     if position:
         announce(f"resuming at step {start} of {len(steps)}")
     if start < len(steps):
+        if checkpoint:
+            reporter.bring(checkpoint)
         _run_steps(run, (checkpoint, position) if checkpoint and position else None)
     checkpoint = reporter.latest_checkpoint()
     if checkpoint is None or read_position(checkpoint).step < len(steps):
@@ -122,6 +126,7 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
     if decisions.device == "cpu":
         keep_freed_memory()
     if run.world.local_rank == 0:
+        fetch_inputs(config)
         fetch_base(config.model)
     run.world.wait()
     model = load_pair_model(config, decisions, run.announce)
@@ -141,7 +146,7 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
         reporter=run.reporter,
         write_model=lambda folder, weights: _write_model(model, tokenizer, folder, weights),
         resume=resume,
-        on_ready=lambda strategy: _note_workers(config.run_dir, strategy, run.world),
+        on_ready=lambda strategy: _note_workers(config, strategy, run.world),
         callbacks=[_tensorboard(config.run_dir, resume[1].step if resume else 0)] if run.world.is_first else [],
     )
     trainer.train()
@@ -166,11 +171,12 @@ def _check(model: PairModel, artifact: Artifact, decisions: Decisions) -> None:
     model.check_scorer(torch.from_numpy(probe), _SCORER_TOLERANCE[decisions.dtype])
 
 
-def _note_workers(run_dir: Path, strategy: str, world: World) -> None:
+def _note_workers(config: RunConfig, strategy: str, world: World) -> None:
     """Kept on disk: a run that is killed after its last checkpoint has no trainer when it is finished."""
     pids = world.gather(os.getpid())
     if world.is_first:
-        record.add_to_run(run_dir, {"workers": pids, "strategy": strategy})
+        record.add_to_run(config.run_dir, {"workers": pids, "strategy": strategy})
+        storage_at(config.storage).store(config.run_dir / record.RUN_FILE)
 
 
 def reference_cache(config: RunConfig, setup: Setup) -> ReferenceCache:
@@ -190,7 +196,7 @@ def reference_cache(config: RunConfig, setup: Setup) -> ReferenceCache:
             if name in ("torch", "transformers", "peft", "bitsandbytes")
         },
     }
-    return ReferenceCache(config.storage_dir / "references", inputs)
+    return ReferenceCache(config.storage_dir / "references", inputs, storage_at(config.storage))
 
 
 def _reference(run: _Run, model: PairModel, pad_id: int) -> np.ndarray:
@@ -226,7 +232,7 @@ def _write_model(
 
 def _tensorboard(run_dir: Path, start: int) -> TensorBoardCallback:
     """Curves hide what an earlier process wrote after its last checkpoint."""
-    return TensorBoardCallback(SummaryWriter(run_dir / "tensorboard", purge_step=start + 1 if start else 0))
+    return TensorBoardCallback(SummaryWriter(run_dir / record.TENSORBOARD, purge_step=start + 1 if start else 0))
 
 
 def _finish(run: _Run, checkpoint: Path) -> None:
@@ -242,7 +248,7 @@ def _finish(run: _Run, checkpoint: Path) -> None:
         "status": "finished",
         "name": config.name,
         "steps": len(run.steps),
-        "adapter": str(adapter),
+        "adapter": inside(config.place, "adapter"),
         "metrics": metrics,
         "pairs_per_second": _speed(config.run_dir, run.steps),
         "workers": found["workers"],
@@ -250,6 +256,10 @@ def _finish(run: _Run, checkpoint: Path) -> None:
         "versions": record.versions(),
     }
     record.write_json(config.run_dir / record.RESULT_FILE, result)
+    storage = storage_at(config.storage)
+    storage.store(*(config.run_dir / name for name in (record.METRICS_FILE, record.TENSORBOARD)))
+    storage.store_folder(adapter)
+    storage.store(config.run_dir / record.RESULT_FILE)
 
 
 def _speed(run_dir: Path, steps: list[Step]) -> float | None:

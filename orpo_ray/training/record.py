@@ -13,11 +13,15 @@ from typing import Any
 
 from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
+from orpo_ray.storage import Storage, storage_at
+from orpo_ray.training.checkpoint import MANIFEST
 
 CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
 SEARCH_FILE = "search.json"
 """Of a search, whose folder holds its trials' runs."""
 LOG_FILE = "run.log"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+_RECORDS = (CONFIG_FILE, RUN_FILE, RESULT_FILE, SEARCH_FILE, LOG_FILE)
 _LOCK_FILE, _LOCK_POLL_S = ".lock", 0.2
 _locked: set[Path] = set()
 """Folders of the runs that this process holds the lock of."""
@@ -48,6 +52,13 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
+def write_config(config: RunConfig) -> None:
+    """Keep a run's settings, for its workers and for the next start."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(config.run_dir / CONFIG_FILE, dump(config))
+    storage_at(config.storage).store(config.run_dir / CONFIG_FILE)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file that `write_json` wrote, or None if there is none yet."""
     try:
@@ -73,6 +84,19 @@ def run_lock(run_dir: Path, patience_s: float = 0.0) -> Iterator[None]:
             yield
         finally:
             _locked.remove(run_dir.absolute())
+
+
+def fetch_run(run_dir: Path, storage: Storage) -> None:
+    """Have here what the storage tells of a run, for a process that has not begun to work on it.
+
+    Where another process of this server is at work on the run, what lies here is newer, and is left alone.
+    """
+    if not storage.is_remote or (is_locked(run_dir) and not is_locked_by_us(run_dir)):
+        return
+    for name in _RECORDS:
+        storage.fetch(run_dir / name)
+    # What a checkpoint holds is fetched by who goes on from it, maybe on another server.
+    storage.fetch_folders(run_dir / CHECKPOINTS, MANIFEST, only_manifests=True)
 
 
 def lock_within(descriptor: int, patience_s: float) -> bool:
@@ -109,7 +133,7 @@ def is_locked_by_us(run_dir: Path) -> bool:
 def has_started(run_dir: Path) -> bool:
     """Whether there is something to go on from; a run that never saved a checkpoint may begin anew."""
     begun = (run_dir / RESULT_FILE).exists() or (run_dir / SEARCH_FILE).exists()
-    return begun or any((run_dir / "checkpoints").glob("step-*"))
+    return begun or any((run_dir / CHECKPOINTS).glob("step-*"))
 
 
 def refuse_changed_config(run_dir: Path, config: RunConfig, free: tuple[str, ...] = FREE_KEYS) -> None:

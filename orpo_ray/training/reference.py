@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from orpo_ray.storage import LOCAL, Storage
+
 
 class ReferenceCache:
     """Summed log-probs [n, 2] of both answers of a table's n pairs, under a hash of all that they depend on."""
 
-    def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, inputs: dict[str, Any], storage: Storage = LOCAL) -> None:
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         self._path = folder / f"{digest[:16]}.safetensors"
+        self._storage = storage
 
     def read(self, rows: int, announce: Callable[[str], None]) -> NDArray[np.float64] | None:
         """The log-probs of a table of so many pairs, or None; a damaged file is announced and counts as none."""
-        if not self._path.exists():
+        if not self._storage.holds(self._path) or not self._storage.fetch(self._path):
             return None
         try:
             log_probs: NDArray[np.float64] = load_file(self._path)["log_probs"]
@@ -40,3 +43,4 @@ class ReferenceCache:
         building = self._path.with_name(f".building-{uuid.uuid4().hex[:8]}")
         save_file({"log_probs": log_probs}, building)
         building.replace(self._path)
+        self._storage.store(self._path)

@@ -9,10 +9,12 @@ from typing import Protocol
 
 from safetensors import SafetensorError
 
+from orpo_ray.config.storage import local_path
 from orpo_ray.errors import RunError
+from orpo_ray.storage import LOCAL, Storage
 from orpo_ray.training import checkpoint as checkpoints
 from orpo_ray.training.checkpoint import Position
-from orpo_ray.training.record import METRICS_FILE, read_metrics_line
+from orpo_ray.training.record import CHECKPOINTS, METRICS_FILE, TENSORBOARD, read_metrics_line
 from orpo_ray.training.world import World
 
 Metrics = dict[str, float]
@@ -30,6 +32,9 @@ class Reporter(Protocol):
 
     def latest_checkpoint(self) -> Path | None:
         """The newest whole checkpoint to go on from."""
+
+    def bring(self, checkpoint: Path) -> None:
+        """Have all files of the latest checkpoint on this server."""
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`: they will be computed again."""
@@ -49,26 +54,35 @@ class LocalReporter:
         announce: Callable[[str], None],
         stop_requested: Callable[[], bool] = lambda: False,
         watch: Watch = lambda step, total_steps, metrics: None,
+        storage: Storage = LOCAL,
     ) -> None:
+        self.run_dir = run_dir
         self._metrics_file = run_dir / METRICS_FILE
-        self._checkpoints = run_dir / "checkpoints"
+        self._tensorboard = run_dir / TENSORBOARD
+        self._checkpoints = run_dir / CHECKPOINTS
         self._keep = keep
         self._announce = announce
         self._watch = watch
+        self._storage = storage
         self.stop_requested = stop_requested
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, and show it to whoever watches."""
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain_record(step, metrics)) + "\n")
+        if any(name.startswith("eval/") for name in metrics):
+            self._storage.store(self._metrics_file)  # a trial may be given up on it, and never come to a checkpoint
         self._watch(step, total_steps, metrics)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint beside its place, move it there, then drop those that are not kept."""
         try:
             _make_durable(self._metrics_file)
-            checkpoints.save(self._checkpoints, position, write)
-            checkpoints.prune(self._checkpoints, self._keep)
+            folder = checkpoints.save(self._checkpoints, position, write)
+            self._storage.store(self._metrics_file, self._tensorboard)
+            self._storage.store_folder(folder, checkpoints.MANIFEST)
+            for pruned in checkpoints.prune(self._checkpoints, self._keep):
+                self._storage.remove_folder(pruned, checkpoints.MANIFEST)
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"the checkpoint of step {position.step} cannot be written to {self._checkpoints}: {error}; "
@@ -81,11 +95,15 @@ class LocalReporter:
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose files are whole; damaged ones are announced and passed over."""
+        self._storage.fetch_folders(self._checkpoints, checkpoints.MANIFEST)
         return checkpoints.newest_whole(self._checkpoints, self._announce)
+
+    def bring(self, checkpoint: Path) -> None:
+        """Nothing: it is here."""
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`: they will be computed again."""
-        if not self._metrics_file.exists():
+        if not self._storage.fetch(self._metrics_file):
             return
         kept = [
             line
@@ -100,9 +118,10 @@ class LocalReporter:
 class GroupReporter:
     """One reporter for processes that train together: the first one writes, the others wait for it."""
 
-    def __init__(self, first: Reporter, world: World) -> None:
+    def __init__(self, first: Reporter, world: World, storage: Storage = LOCAL) -> None:
         self._first = first
         self._world = world
+        self._storage = storage
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Publish a step's metrics once."""
@@ -116,9 +135,27 @@ class GroupReporter:
         self._world.wait()
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, as the first process found it."""
-        found: Path | None = self._world.from_first(self._first.latest_checkpoint() if self._world.is_first else None)
-        return found
+        """The newest whole checkpoint, as the first process found it; on other servers, its position only."""
+        found = self._first.latest_checkpoint() if self._world.is_first else None
+        place = self._world.from_first(self._storage.place_of(found) if found else None)
+        if place is None:
+            return None
+        checkpoint = local_path(place)
+        if self._fetches:
+            self._storage.fetch(checkpoint / checkpoints.POSITION)
+        self._world.wait()
+        return checkpoint
+
+    def bring(self, checkpoint: Path) -> None:
+        """Have all files of the latest checkpoint on every server."""
+        if self._fetches:
+            self._storage.fetch_folder(checkpoint, checkpoints.MANIFEST)
+        self._world.wait()
+
+    @property
+    def _fetches(self) -> bool:
+        """Whether this process fetches for its server, which is not the first one's."""
+        return self._world.local_rank == 0 and not self._world.is_first
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`."""

@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orpo_ray.config import RunConfig
+from orpo_ray.config.storage import is_url
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, DataError, ResourceError
-from orpo_ray.models.adapter import find_adapter
+from orpo_ray.models.adapter import fetch_trained, find_adapter
 from orpo_ray.models.base import base_fingerprint
 from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.hardware import Hardware, choose_numerics
 from orpo_ray.models.size import count_parameters
 from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from orpo_ray.storage import storage_at
 from orpo_ray.training import record
 from orpo_ray.training.layout import longer_side
 from orpo_ray.training.strategy import SINGLE, ModelSize, Workers, choose_strategy, stage_of
@@ -53,12 +55,22 @@ def settle(
         raise DataError("no evaluation pairs are left; add rows to data.eval, or remove it to hold some out")
     _require_trackers(config)
     stored = record.read_run(config.run_dir)
+    fetch_inputs(config)
     identity = _identity(config, artifact)
     record.refuse_changed_identity(stored.get("identity", {}), config.name, identity)
     decisions = decide(config, longest_pair(artifact), stored.get("decisions", {}), announce, hardware, workers, nodes)
     content = {**stored, "identity": identity, "decisions": asdict(decisions), "versions": record.versions()}
     record.write_json(config.run_dir / record.RUN_FILE, content)
+    storage_at(config.storage).store(config.run_dir / record.RUN_FILE)
     return Setup(decisions, identity)
+
+
+def fetch_inputs(config: RunConfig) -> None:
+    """Have on this server the base and the first adapter that URLs name; what the hub has is fetched by its client."""
+    if is_url(config.model.base):
+        fetch_trained(config.model.base)
+    if config.adapter.init_from is not None:
+        fetch_trained(config.adapter.init_from)
 
 
 def longest_pair(artifact: Artifact) -> int:

@@ -171,7 +171,11 @@ SETTINGS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("adapter.kind", "int8", "model.quantization=none"),
     ),
-    "storage is a URL": (setting("storage=s3://bucket/runs"), WRONG, ("storage", "s3://bucket/runs")),
+    "storage is a web page": (
+        setting("storage=https://host/runs"),
+        WRONG,
+        ("storage", "https://", "s3://bucket/folder"),
+    ),
     "storage is a file": (setting("storage=HERE/tiny.yaml"), WRONG, ("storage", "tiny.yaml", "Not a directory")),
     "storage cannot be made": (setting(f"storage={NO_FOLDER}"), WRONG, ("storage", NO_FOLDER)),
     "storage is empty": (setting("storage="), WRONG, ("storage",)),

@@ -96,11 +96,24 @@ def test_the_example_of_the_design_loads(path):
     assert config.search.space["objective.lambda"] == {"loguniform": [0.05, 1.0]}
 
 
-def test_a_storage_url_is_refused_where_the_storage_is_used(path):
+def test_a_bucket_is_a_storage_with_a_copy_on_this_server(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = load(path, DESIGN_SECTION_4)
-    for use in ("storage_dir", "run_dir"):
-        with pytest.raises(ConfigError, match=r"^storage: s3://bucket/runs is a URL"):
-            getattr(config, use)
+    assert config.storage_dir == tmp_path / "orpo-ray" / "s3" / "bucket" / "runs"
+    assert config.run_dir == config.storage_dir / "mistral-7b-orpo"
+    assert config.place == "s3://bucket/runs/mistral-7b-orpo"
+
+
+@pytest.mark.parametrize("key", ["storage", "model.base", "adapter.init_from"])
+def test_places_on_other_kinds_of_server_are_refused(path, key):
+    with pytest.raises(ConfigError, match=rf"{key}: gs:// is not supported; use s3://bucket/folder, or a folder$"):
+        load(path, MINIMAL, f"{key}=gs://bucket/x")
+
+
+def test_a_secret_in_a_url_is_not_repeated(path):
+    with pytest.raises(ConfigError, match=r"storage: a URL carries no user or password") as raised:
+        load(path, MINIMAL, "storage=s3://AKIA:se/cret@bucket/runs")
+    assert "cret@" not in str(raised.value)
 
 
 def test_the_smallest_config_gets_the_defaults(path):

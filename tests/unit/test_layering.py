@@ -13,6 +13,7 @@ PACKAGE = "orpo_ray"
 LEVELS = (
     {"errors"},
     {"config"},
+    {"storage"},
     {"objectives", "data", "models", "planner", "report"},
     {"training"},
     {"evaluation", "distributed"},

@@ -1,7 +1,6 @@
 """What a run refuses a cluster for, decided from what its servers say of themselves."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from orpo_ray.errors import ConfigError, ResourceError
 OURS = {"python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0"}
 HEAD = Report("10.0.0.1", OURS, sees_storage=True, free_bytes=2**33, interface="eth0")
 WORKER = replace(HEAD, address="10.0.0.2", interface="eno2")
-STORAGE = Path("/data/runs")
+STORAGE = "/data/runs"
 
 
 def test_servers_that_agree_are_fit() -> None:
