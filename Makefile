@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MOTO := .moto
 
 .PHONY: demo test test-cluster
 
@@ -18,10 +19,17 @@ test: $(READY)
 	$(BIN)/pytest
 
 # As root, with Debian's iproute2, openssh-server, rsync, nftables and curl.
-test-cluster: $(READY)
+test-cluster: export OMP_NUM_THREADS = 1
+test-cluster: $(READY) $(MOTO)/.ready
 	$(BIN)/pytest -m cluster tests/cluster
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
+
+# A real S3-compatible server; its packages want an older python-dateutil than ours.
+$(MOTO)/.ready:
+	$(PYTHON) -m venv $(MOTO)
+	$(MOTO)/bin/pip install --quiet --disable-pip-version-check 'moto[server]==5.2.5'
+	touch $(MOTO)/.ready

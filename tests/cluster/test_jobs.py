@@ -1,15 +1,22 @@
 """Runs submitted to the three servers from a machine beside them."""
 
+import contextlib
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
-from lan import SERVERS, Lan, address
+from lan import GATEWAY, SERVERS, Lan, address
 from on_trio import Given, project, steps_of, weights
-from support import wait_until
+from ray_head import free_ports
+from support import ENVIRONMENT, wait_until
 
 pytestmark = pytest.mark.cluster
+
+MOTO = Path(__file__).parents[2] / ".moto" / "bin" / "moto_server"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,53 @@ def test_a_search_runs_on_the_cluster(hosts: Path, config: Path) -> None:
     done = submit(hosts, config, "name=sought", space, "scale.workers=1", command="tune").end()
     assert done.code == 0, done.err
     assert [trial["state"] for trial in done.result["trials"]] == ["finished", "finished"]
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What tells a process how to reach the bucket `runs` of a real S3-compatible server beside the cluster."""
+    if not MOTO.exists():
+        pytest.fail(f"{MOTO} is not there; make test-cluster installs it")
+    folder, port = tmp_path_factory.mktemp("bucket"), free_ports(1)[0]
+    credentials = folder / "credentials"
+    credentials.write_text("[default]\naws_access_key_id = id\naws_secret_access_key = key\n", encoding="utf-8")
+    url = f"http://{GATEWAY}:{port}"
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([MOTO, "-H", GATEWAY, "-p", str(port)], stdout=log, stderr=log)
+    try:
+        wait_until(lambda: answers(port), "the server listens")
+        urlopen(Request(f"{url}/runs", method="PUT")).close()
+        yield {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1", "AWS_SHARED_CREDENTIALS_FILE": str(credentials)}
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def answers(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        return probe.connect_ex((GATEWAY, port)) == 0
+
+
+def test_a_bucket_serves_servers_that_share_no_folder(
+    hosts: Path, config: Path, bucket: dict[str, str], tmp_path: Path
+) -> None:
+    variables = [word for name, value in bucket.items() for word in ("--env", f"{name}={value}")]
+    done = submit(hosts, config, "name=kept", "storage=s3://runs/here", *variables).end()
+    assert done.code == 0, done.err
+    assert done.result["adapter"] == "s3://runs/here/kept/adapter"
+    assert "servers agree in versions and see the storage" in done.err
+    here = Given("train", config.name, f"storage={tmp_path}", "scale.cpus_per_worker=1", "--json", cwd=config.parent)
+    fetching = "from orpo_ray.storage import fetched_folder; print(fetched_folder('s3://runs/here/kept/adapter'))"
+    fetched = subprocess.run(
+        [sys.executable, "-c", fetching],
+        env={**ENVIRONMENT, **bucket, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert weights(fetched.stdout.strip()) == weights(here.end().result["adapter"])
+    refused = submit(hosts, config, "name=none", "storage=s3://missing/here", *variables).end()
+    assert refused.code == 3 and "there is no bucket missing" in refused.err
 
 
 def test_a_storage_that_is_not_shared_is_refused(hosts: Path, config: Path, lan: Lan) -> None:
