@@ -18,7 +18,7 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# As root, with Debian's iproute2, openssh-server, rsync, nftables and curl.
+# As root, with Debian's iproute2, openssh-server, rsync, nftables, sshfs and curl.
 test-cluster: export OMP_NUM_THREADS = 1
 test-cluster: $(READY) $(MOTO)/.ready
 	$(BIN)/pytest -m cluster tests/cluster

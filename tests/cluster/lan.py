@@ -19,7 +19,7 @@ NETWORK = "10.77.0"
 SERVERS, STRANGER = (1, 2, 3), 4
 """By number: those of the cluster, the head first, and the one that is none of them."""
 GATEWAY = f"{NETWORK}.254"
-TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare")
+TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare", "sshfs", "curl")
 _BRIDGE = "orpo-br"
 _SSHD = """\
 ListenAddress {address}

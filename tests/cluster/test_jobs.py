@@ -84,6 +84,30 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         server.wait()
 
 
+@pytest.fixture(scope="module")
+def mounted(lan: Lan, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of the head's own disk, at the same path on the other servers through sshfs."""
+    folder, disk = tmp_path_factory.mktemp("mounted"), tmp_path_factory.mktemp("disk")
+    head, *others = SERVERS
+    options = f"-o reconnect -o IdentityFile={lan.key} -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    commands = {number: f"sshfs root@{address(head)}:{folder} {folder} {options}" for number in others}
+    for number, command in {head: f"mount --bind {disk} {folder}", **commands}.items():
+        done = lan.ssh(number, command)
+        assert not done.returncode, done.stderr
+    return str(folder)
+
+
+def test_a_folder_that_servers_mount_from_one_of_them(
+    hosts: Path, config: Path, mounted: str, lan: Lan, tmp_path: Path
+) -> None:
+    done = submit(hosts, config, "name=mounted", f"storage={mounted}").end()
+    assert done.code == 0, done.err
+    assert not list(Path(mounted).iterdir()), "this machine does not see it"
+    shown = lan.ssh(SERVERS[2], f"sha256sum {mounted}/mounted/adapter/adapter_model.safetensors").stdout
+    here = Given("train", config.name, f"storage={tmp_path}", "scale.cpus_per_worker=1", "--json", cwd=config.parent)
+    assert shown.split()[0] == weights(here.end().result["adapter"])
+
+
 def answers(port: int) -> bool:
     with contextlib.closing(socket.socket()) as probe:
         return probe.connect_ex((GATEWAY, port)) == 0
