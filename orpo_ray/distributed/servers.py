@@ -93,7 +93,7 @@ def own_interfaces() -> dict[str, list[str]]:
 @contextmanager
 def _marker(config: RunConfig) -> Iterator[str]:
     """The place of a folder that only who reaches the driver's storage can read."""
-    storage, folder = storage_at(config.storage), config.storage_dir / f".seen-{uuid.uuid4().hex}"
+    storage, folder = storage_at(config.storage), config.storage_dir / f"_seen-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True)
         (folder / _MARKER).touch()
