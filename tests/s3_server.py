@@ -32,6 +32,11 @@ class Bucket:
     refuses: Callable[[str, str], bool] = lambda method, key: False
     """Whether a request (method, key) is denied."""
 
+    def put(self, key: str, content: bytes) -> None:
+        """Have an object."""
+        self.objects[key] = content
+        self.written[key] = time.time()
+
     def under(self, prefix: str) -> dict[str, bytes]:
         """Objects by what follows the prefix in their keys; those that only mark a folder do not count."""
         found = {key: content for key, content in self.objects.items() if key.startswith(prefix)}
@@ -168,12 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "uploadId" in query:
             self._uploads[query["uploadId"]][int(query["partNumber"])] = body
         else:
-            self._put(key, body)
+            self._bucket.put(key, body)
         self._answer(200, ETag=_tag(body))
-
-    def _put(self, key: str, content: bytes) -> None:
-        self._bucket.objects[key] = content
-        self._bucket.written[key] = time.time()
 
     def do_POST(self) -> None:
         """The begin and the end of an object in parts, and deletions of many."""
@@ -186,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
         elif "uploadId" in query:
             parts = self._uploads.pop(query["uploadId"])
-            self._put(key, b"".join(parts[number] for number in sorted(parts)))
+            self._bucket.put(key, b"".join(parts[number] for number in sorted(parts)))
             answer = "<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
         else:
             for element in ET.fromstring(body).iter():
