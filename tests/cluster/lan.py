@@ -29,6 +29,7 @@ AuthorizedKeysFile /root/.ssh/authorized_keys
 PasswordAuthentication no
 StrictModes no
 UsePAM no
+Subsystem sftp internal-sftp
 """
 _BOOT = """\
 for kept in {kept}; do
