@@ -134,7 +134,6 @@ def full_log() -> str | None:
 def keep_log() -> str | None:
     """Keep the log as the run is kept, and say where it is; it is here where the storage cannot be reached."""
     for handler in _log_files():
-        handler.flush()
         try:
             handler.kept_in.store(Path(handler.baseFilename))
         except OrpoRayError as error:
