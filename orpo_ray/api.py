@@ -40,10 +40,12 @@ def prepare(
     seed: int,
     announce: Announce = print,
     kept_in: Storage = LOCAL,
+    queue_timeout: float = 600.0,
 ) -> Artifact:
     """Tokenised pairs for a model, from the cache in `storage` if nothing that shapes them has changed.
 
-    `kept_in` is what `storage` is the local folder of, where it is a copy: `storage_at(config.storage)`.
+    `kept_in` is what `storage` is the local folder of, where it is a copy: `storage_at(config.storage)`. On a cluster
+    a CPU that others hold is waited for `queue_timeout` seconds.
     """
     from orpo_ray.data.pipeline import prepare as prepare_pairs
     from orpo_ray.models.adapter import fetch_trained
@@ -52,7 +54,8 @@ def prepare(
     if is_url(model.base):
         fetch_trained(model.base)
     tokenizer = load_tokenizer(model, announce)
-    return prepare_pairs(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, seed, announce, kept_in)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    return prepare_pairs(data, tokenizer, fingerprint, storage, seed, announce, kept_in, queue_timeout)
 
 
 def train(
@@ -79,7 +82,7 @@ def train(
     if config.stages:
         return _train_in_stages(config, announce, watch, verbose)
     placement = _place(config, announce, verbose)
-    _wait_for_cluster(config, placement, announce)
+    _check_cluster(config, announce)
     # Before the run has a folder, so that data that is refused leaves nothing behind.
     artifact = _prepare(config, announce)
     with record.run_lock(config.run_dir):
@@ -89,7 +92,7 @@ def train(
         if finished := _result_if_finished(config, announce):
             return finished
         record.write_config(config)
-        _wait_for_room(config, placement, announce)  # others may have come while the pairs were prepared
+        _wait_for_room(config, placement, announce)
         _train(config, artifact, placement, announce, watch)
     kept_in.fetch(config.run_dir / record.RESULT_FILE)
     result = record.read_json(config.run_dir / record.RESULT_FILE)
@@ -119,7 +122,7 @@ def tune(
         announce(_finished(config))
         return asdict(finished)
     placement = _place(searched, announce, verbose)
-    _wait_for_cluster(searched, placement, announce)
+    _check_cluster(searched, announce)
     if space.stage:
         earlier = stage_configs(config)[: space.stage]
         _prepare_stages(config, [*earlier, searched], announce, verbose)
@@ -132,6 +135,7 @@ def tune(
             announce(_finished(config))
             return asdict(finished)
         record.write_config(config)
+        _wait_for_room(searched, placement, announce)
         return asdict(_search(config, space, artifact, placement, announce, watch))
 
 
@@ -249,8 +253,8 @@ def _result_if_finished(config: RunConfig, announce: Announce) -> dict[str, Any]
 
 
 def _prepare(config: RunConfig, announce: Announce) -> Artifact:
-    kept_in = storage_at(config.storage)
-    return prepare(config.data, config.model, config.storage_dir, config.training.seed, announce, kept_in)
+    kept_in, seed = storage_at(config.storage), config.training.seed
+    return prepare(config.data, config.model, config.storage_dir, seed, announce, kept_in, config.scale.queue_timeout)
 
 
 def _place(config: RunConfig, announce: Announce, verbose: bool) -> Placement:
@@ -259,15 +263,14 @@ def _place(config: RunConfig, announce: Announce, verbose: bool) -> Placement:
     return place(config.scale, announce, verbose)
 
 
-def _wait_for_cluster(config: RunConfig, placement: Placement, announce: Announce) -> None:
-    """See that every server of a cluster is fit for the run, and wait until others leave it room."""
+def _check_cluster(config: RunConfig, announce: Announce) -> None:
+    """See that every server of a cluster is fit for the run."""
     from orpo_ray.distributed.preflight import joins_cluster
 
     if joins_cluster():
         from orpo_ray.distributed.servers import check_servers
 
         check_servers(config, announce)
-        _wait_for_room(config, placement, announce)
 
 
 def _wait_for_room(config: RunConfig, placement: Placement, announce: Announce) -> None:

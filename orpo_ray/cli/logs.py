@@ -4,14 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
-from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Token
+from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Run, Token
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command("logs")
 def logs(
-    run: Annotated[str, typer.Argument(metavar="RUN")],
+    run: Run,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
     hosts: Hosts = None,
     address: Address = None,

@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from orpo_ray.jobs.ray_jobs import RayJobs
     from orpo_ray.jobs.submit import Patience
 
+
+def _named(run: str | None) -> str | None:
+    if run is not None and not run.strip("/:. "):
+        raise typer.BadParameter("must be the name of a run")
+    return run
+
+
+Run = Annotated[str, typer.Argument(metavar="RUN", callback=_named)]
+AnyRun = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="Its name; all runs if there is none.", callback=_named)
+]
 Hosts = Annotated[
     Path | None, typer.Option("--hosts", metavar="HOSTS.yaml", help="The cluster of a hosts.yaml, reached over SSH.")
 ]
@@ -40,12 +51,17 @@ def jobs_of(
     ask: "Callable[[Callable[[], RayJobs]], RayJobs]" = lambda question: question(),
 ) -> Iterator["Jobs"]:
     """The jobs of the cluster that these options name; `ask` may ask again while it does not answer."""
-    from orpo_ray.jobs.reach import way_to
+    from orpo_ray.cli.console import announce
+    from orpo_ray.jobs.reach import is_loopback, way_to
 
     with way_to(hosts, address, token, anyone) as way:
         from orpo_ray.jobs.ray_jobs import RayJobs, check_address
 
         url = check_address(way.address)
+        if url.startswith("http://") and not is_loopback(url):
+            announce(
+                f"the token travels to {url} in the clear; take --hosts, or a tunnel, on a network that is not yours"
+            )
         yield ask(lambda: RayJobs(url, way.token, way.connect, needs_no_token=anyone))
 
 

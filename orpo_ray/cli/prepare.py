@@ -39,7 +39,8 @@ def prepare(
 
     kept_in = storage_at(config.storage)
     kept_in.check()
-    artifact = api.prepare(config.data, config.model, config.storage_dir, config.training.seed, announce, kept_in)
+    seed, patience = config.training.seed, config.scale.queue_timeout
+    artifact = api.prepare(config.data, config.model, config.storage_dir, seed, announce, kept_in, patience)
     if show:
         from orpo_ray.cli.show_pairs import show_artifact
         from orpo_ray.models.tokenizer import load_tokenizer

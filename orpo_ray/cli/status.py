@@ -1,11 +1,11 @@
 """`orpo-ray status`: what runs on a cluster."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Token
+from orpo_ray.cli.on_cluster import Address, Anyone, AnyRun, Hosts, Json, Token
 
 if TYPE_CHECKING:
     from orpo_ray.jobs.job import Job
@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command("status")
 def status(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its name; all runs if there is none.")] = None,
+    run: AnyRun = None,
     hosts: Hosts = None,
     address: Address = None,
     token: Token = None,

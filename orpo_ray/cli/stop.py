@@ -1,17 +1,17 @@
 """`orpo-ray stop`: end a submitted run with a checkpoint."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Token
+from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Run, Token
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command("stop")
 def stop(
-    run: Annotated[str, typer.Argument(metavar="RUN")],
+    run: Run,
     hosts: Hosts = None,
     address: Address = None,
     token: Token = None,

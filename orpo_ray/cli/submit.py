@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+_OURS = (1, 2, 3, 4)
+"""Exit codes that a command gives itself."""
 What = Annotated[Literal["train", "tune", "prepare", "evaluate"], typer.Argument(metavar="COMMAND")]
 
 
@@ -40,6 +42,7 @@ def submit(
     from orpo_ray.cli.console import announce
     from orpo_ray.cli.follower import Follower
     from orpo_ray.cli.on_cluster import jobs_of, patience
+    from orpo_ray.cli.results import print_result
     from orpo_ray.config import load_config
     from orpo_ray.errors import StoppedError
     from orpo_ray.jobs.request import parse_environment, request
@@ -55,33 +58,38 @@ def submit(
         try:
             with jobs_of(hosts, address, token, anyone, patient.ask) as jobs:
                 if detach:
-                    submit_job(jobs, submission, patient)
-                    return {"run": submission.run, "state": "submitted"}
+                    is_new = submit_job(jobs, submission, patient)
+                    return {"run": submission.run, "state": "submitted" if is_new else "at work"}
                 job = submit_and_follow(jobs, submission, follower, patient)
         except KeyboardInterrupt:
             raise StoppedError(
-                f"no longer following; what was submitted goes on: `orpo-ray logs --follow {submission.run}` shows "
-                f"it, `orpo-ray stop {submission.run}` ends it with a checkpoint"
+                f"no longer following; what was submitted goes on: `orpo-ray logs --follow {submission.run}` shows it, "
+                f"`orpo-ray stop {submission.run}` ends it with a checkpoint"
             ) from None
         finally:
             follower.end_line()
-    return _conclude(command, job, follower, json)
+    result = _conclude(job, follower)
+    if result and not json and "--dry-run" not in words:
+        print_result(command, result)
+    return result
 
 
-def _conclude(command: str, job: "Job", follower: "Follower", json: bool) -> dict[str, Any]:
-    """The command's own result. Raises what ended it, with the command's own exit code."""
-    from orpo_ray.cli.results import print_result
+def _conclude(job: "Job", follower: "Follower") -> dict[str, Any]:
+    """The command's own result; empty if it has none. Raises what ended it, with the command's own exit code."""
     from orpo_ray.errors import JobError, RunError, StoppedError
+    from orpo_ray.jobs.job import last_line
 
     result = follower.result or {}
     told = result.get("error")
     if job.state == "stopped":
         raise StoppedError(f"run {job.run}: {told or 'stopped; the same command goes on'}")
     if job.exit_code is None:
-        raise RunError(f"run {job.run} was lost: {job.message}; the same command goes on")
+        raise RunError(f"run {job.run} was lost: {last_line(job.message)}; the same command goes on")
+    if job.exit_code in _OURS:
+        raise JobError(f"run {job.run}: {told or f'see `orpo-ray logs {job.run}`'}", job.exit_code)
     if job.exit_code:
-        told = told or f"ended with exit code {job.exit_code}; `orpo-ray logs {job.run}` shows more"
-        raise JobError(f"run {job.run}: {told}", job.exit_code)
-    if not json:
-        print_result(command, result)
+        raise RunError(
+            f"run {job.run} was ended from outside (exit code {job.exit_code}); `orpo-ray logs {job.run}` shows how "
+            "far it came, and the same command goes on"
+        )
     return result

@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from orpo_ray.errors import ConfigError
+
 SCHEME = "s3://"
 WHAT_WORKS = "use s3://bucket/folder, or a folder"
 _CREDENTIALS = "credentials and endpoint are those of the AWS SDK: ~/.aws, or AWS_... variables"
@@ -58,7 +60,10 @@ def local_path(place: str) -> Path:
     """Where a place is on this server: the path itself, or the copy of what an s3:// URL names."""
     if is_url(place):
         return mirrors() / place.removeprefix(SCHEME).rstrip("/")
-    return Path(place).expanduser()
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{place}: nobody here has that name, so there is no such home") from error
 
 
 def mirrors() -> Path:

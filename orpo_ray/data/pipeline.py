@@ -53,6 +53,8 @@ _MOST_BLOCKS = 16
 _TOP_REASONS = 3
 _GOODBYE_POLL_S = 0.02
 _CONNECT_S = 5.0
+_BUSY_AFTER_S, _START_S = 30.0, 60.0
+"""A free CPU has a process on it by then, by the latter even on a machine that is overloaded."""
 ROOM_S = 120
 """The longest that anything waits for CPUs or GPUs that others hold; what starts there, imports too, is part of it."""
 
@@ -95,6 +97,7 @@ def prepare(
     seed: int,
     announce: Callable[[str], None],
     kept_in: Storage = LOCAL,
+    queue_timeout: float = ROOM_S,
 ) -> Artifact:
     """Turn the sources of a run into tokenised pairs, or find them already made.
 
@@ -102,7 +105,7 @@ def prepare(
     stands for its files. `announce` gets one line for each thing the user should know. Ray is started if it is not
     running, and left running for the caller.
     Raises DataError for what cannot be read, for too many bad rows, and where no pair is left; ResourceError where
-    RAY_ADDRESS names a cluster that cannot be joined, or has no CPU free for minutes.
+    RAY_ADDRESS names a cluster that cannot be joined, or whose CPUs others hold for `queue_timeout` seconds.
     """
     PairTokeniser(tokenizer)  # for what it refuses: a tokenizer that cannot do it is named before any file is read
     if date := fixed_date(tokenizer):
@@ -120,7 +123,7 @@ def prepare(
     else:
         for raw in sources:
             refuse_whole_file(raw.source.source, raw, data.columns)
-        rows = _process(sources, tokenizer, data)
+        rows = _process(sources, tokenizer, data, partial(_wait_for_room, queue_timeout, announce))
         _refuse_bad_data(rows, sources, data)
         selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
         origins = [(raw.source, raw.label, raw.split) for raw in sources]
@@ -196,13 +199,15 @@ def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed
 # --- the parallel part ------------------------------------------------------------------------------------------
 
 
-def _process(sources: Sequence[_RawSource], tokenizer: Any, data: DataConfig) -> pa.Table:
+def _process(
+    sources: Sequence[_RawSource], tokenizer: Any, data: DataConfig, wait_for_room: Callable[[], None]
+) -> pa.Table:
     """RESULT rows of all sources, in order."""
     blocks = [block for raw in sources for block in raw.blocks]
     start_ray(sum(block.nbytes for block in blocks))
     import ray
 
-    _wait_for_room()
+    wait_for_room()
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
     processor = ray.put(RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns))
     with quiet_context():
@@ -213,16 +218,19 @@ def _process(sources: Sequence[_RawSource], tokenizer: Any, data: DataConfig) ->
         return pa.concat_tables(processed.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
-def _wait_for_room() -> None:
+def _wait_for_room(queue_timeout: float, announce: Callable[[str], None]) -> None:
     """Raise ResourceError where no CPU of a cluster becomes free in time; Ray Data itself would wait without end."""
     import ray
 
-    has_started = ray.remote(lambda: True)  # travels by value: no worker imports this module for it
+    has_started = ray.remote(lambda: True).remote()  # travels by value: no worker imports this module for it
+    patience = max(queue_timeout, _START_S)
+    if not ray.wait([has_started], timeout=_BUSY_AFTER_S)[0]:
+        announce("the cluster is busy; waiting for a free CPU to prepare data on")
     try:
-        ray.get(has_started.remote(), timeout=ROOM_S)
+        ray.get(has_started, timeout=patience - _BUSY_AFTER_S)
     except ray.exceptions.GetTimeoutError as error:
         raise ResourceError(
-            f"no CPU of the Ray cluster was free within {ROOM_S} s to prepare data on; is it busy?"
+            f"no CPU of the Ray cluster was free within {patience:g} s to prepare data on; is it busy?"
         ) from error
 
 

@@ -7,6 +7,7 @@ COMMAND... where VERSION is the version of orpo-ray that has to be installed, or
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"orpo-ray: {problem}", file=sys.stderr)
         print(json.dumps({"error": problem, "exit_code": WRONG_USAGE}))
         sys.exit(WRONG_USAGE)
+    # A cluster that was started in a script's background ignores SIGINT, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, "-m", "orpo_ray.cli.main", *command])
 
 

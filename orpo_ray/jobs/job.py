@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -27,6 +27,8 @@ class Job:
     message: str = ""
     submitted_at: float = 0.0
     """Seconds since 1970."""
+    started: bool = True
+    """Whether the cluster found a server for its command."""
 
     @property
     def is_over(self) -> bool:
@@ -36,7 +38,7 @@ class Job:
     @property
     def never_started(self) -> bool:
         """Whether the cluster itself failed to start the command, as it may when it has only just come up."""
-        return self.state == "failed" and self.exit_code is None
+        return self.state == "failed" and self.exit_code is None and not self.started
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Jobs(Protocol):
         """Start a job. Raises NameTakenError where the run has one."""
 
     def delete(self, run: str) -> None:
-        """Forget a job that is over, so that its run may be submitted again."""
+        """Forget a job, so that its run may be submitted again. Raises NameTakenError where it is not over."""
 
     def stop(self, run: str) -> None:
         """Ask a job to end with a checkpoint."""
@@ -76,12 +78,12 @@ class Jobs(Protocol):
 
 
 class NameTakenError(ConfigError):
-    """Another submission of the same run came first."""
+    """Another submission of the same run came in between."""
 
 
-def describe(command: str, options: list[str], config: RunConfig) -> dict[str, str]:
-    """What is kept with a job to know its like again."""
-    content = json.dumps([options, dump(config)], sort_keys=True)
+def describe(command: str, config: RunConfig, others: Sequence[Any]) -> dict[str, str]:
+    """What is kept with a job to know its like again; `others`: what else was asked for, as plain data."""
+    content = json.dumps([dump(config), others], sort_keys=True)
     return {"command": command, "config": hashlib.sha256(content.encode()).hexdigest()}
 
 
@@ -93,9 +95,11 @@ def decide(job: Job | None, metadata: Mapping[str, str]) -> Literal["submit", "a
     """
     if job is None:
         return "submit"
+    command = job.metadata.get("command")
+    if command is None:
+        raise ConfigError(f"the cluster has a job {job.run} that is no run of orpo-ray; choose another name")
     if job.is_over:
         return "submit again"
-    command = job.metadata.get("command", "another command")
     if command != metadata["command"]:
         raise ConfigError(f"run {job.run} is at work on the cluster: {command}; wait for it, or stop it")
     if job.metadata.get("config") != metadata["config"]:
@@ -103,3 +107,8 @@ def decide(job: Job | None, metadata: Mapping[str, str]) -> Literal["submit", "a
             f"run {job.run} is at work on the cluster with other settings; stop it, or choose another name"
         )
     return "attach"
+
+
+def last_line(text: str) -> str:
+    """Of what Ray tells of a failure, which begins with pages of other things."""
+    return (text.strip().splitlines() or ["it does not say why"])[-1].strip()[:300]

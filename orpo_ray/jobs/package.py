@@ -1,5 +1,6 @@
 """What a submitted run takes along: its resolved config, and the files that it names by relative paths."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from orpo_ray.errors import ConfigError
 
 CONFIG_FILE, ENTRY_FILE = "run.yaml", "job.py"
 """Names inside the package; a run's own files must not stand in their place."""
+_IGNORE_FILES = (".gitignore", ".rayignore")
 MOST_BYTES = 50 * 2**20
 """The cluster's head keeps every package in its memory."""
 
@@ -38,7 +40,7 @@ def sort_luggage(config: RunConfig, here: Path) -> Luggage:
         if at.is_absolute() or path.startswith("~"):
             left += [path] if at.expanduser().exists() else []
         elif (here / at).exists():
-            if ".." in at.parts or at.parts[0] in (CONFIG_FILE, ENTRY_FILE):
+            if not at.parts or ".." in at.parts or at.parts[0] in (CONFIG_FILE, ENTRY_FILE):
                 raise ConfigError(
                     f"{key}: {path} cannot be carried along; give the command in a folder above it, "
                     "or name its absolute path on the servers"
@@ -58,11 +60,10 @@ def pack(config: RunConfig, luggage: Luggage, here: Path, folder: Path) -> None:
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("entry.py"), folder / ENTRY_FILE)
     for path in luggage.carried:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        if (here / path).is_dir():
-            shutil.copytree(here / path, folder / path, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(here / path, folder / path)
+        for file in _files(here / path):
+            target = folder / file.relative_to(here)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def _refuse_relative_storage(storage: str) -> None:
@@ -89,4 +90,21 @@ def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    return (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else iter((path,))
+    """A file, or all files of a folder, links followed. Raises ConfigError for what cannot be carried."""
+    if not path.is_dir():
+        yield _regular(path)
+        return
+    above: set[str] = set()
+    for folder, _, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in above:
+            raise ConfigError(f"{path}: cannot be carried along: {folder} is in it twice, by a link")
+        above.add(real)
+        # Ray would leave out what these name.
+        yield from (_regular(Path(folder, name)) for name in sorted(names) if name not in _IGNORE_FILES)
+
+
+def _regular(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError(f"{path}: cannot be carried along: it is no file")
+    return path

@@ -4,18 +4,19 @@ import asyncio
 import itertools
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import requests
 from ray import __version__ as ray_version
-from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from orpo_ray.config.storage import without_secrets
 from orpo_ray.errors import ConfigError, ResourceError, on_one_line
-from orpo_ray.jobs.job import Job, NameTakenError, State, Submission, UnreachableError
+from orpo_ray.jobs.job import Job, NameTakenError, State, Submission, UnreachableError, last_line
 
 _TIMEOUT_S = (5.0, 60.0)
 """To connect, and between two pieces of an answer."""
@@ -23,6 +24,7 @@ _QUIET_S = 10.0
 """How long a job may print nothing before it is asked whether the connection still stands."""
 # They tell of every upload and every closed connection.
 _CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+_NOT_LET_IN = (401, 403)
 _BUSY = (502, 503, 504)
 _STATES: dict[JobStatus, State] = {
     JobStatus.PENDING: "pending",
@@ -31,8 +33,10 @@ _STATES: dict[JobStatus, State] = {
     JobStatus.SUCCEEDED: "succeeded",
     JobStatus.FAILED: "failed",
 }
-_STARTS_BEFORE = "starts_before"
-"""Ray appends to the log of an earlier job of the same id; so many starts in it are not this job's."""
+_LINES_BEFORE = "lines_before"
+"""Ray appends to the log of an earlier job of the same id; so many lines in it are not this job's."""
+_RAYS_OWN = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\t\w+ job_manager\.py:\d+ -- ")
+"""What Ray writes into a job's log, before or after the command's first lines."""
 
 
 class RayJobs:
@@ -49,7 +53,7 @@ class RayJobs:
         self._address, self._connect = address, connect
         for chatty in _CHATTY:
             logging.getLogger(chatty).setLevel(logging.ERROR)
-        self._starts: dict[str, int] = {}
+        self._lines_before: dict[str, int] = {}
         connect()
         is_open = _answers_everybody(address)
         if is_open and not needs_no_token:
@@ -57,7 +61,7 @@ class RayJobs:
                 f"{address}: this cluster answers without a token, so anyone who reaches it may run code there; "
                 "turn token authentication on (orpo-ray cluster up does), or add --anyone-may-run-code"
             )
-        # Ray's client lets these two override the address that it is given.
+        # Ray's client lets this variable, and RAY_ADDRESS behind it, override the address that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         headers = {} if is_open else {"Authorization": f"Bearer {token}"}
         try:
@@ -75,7 +79,7 @@ class RayJobs:
         """The job of a run, if the cluster knows of one."""
         self._connect()
         try:
-            return _job(self._client.get_job_info(_job_id(run)))
+            return _job(self._client.get_job_info(_in_url(run)))
         except RuntimeError as error:
             if " 404" in str(error):
                 return None
@@ -94,7 +98,7 @@ class RayJobs:
             self._client.submit_job(
                 entrypoint=submission.entrypoint,
                 runtime_env=dict(submission.environment),
-                metadata={**submission.metadata, _STARTS_BEFORE: str(self._starts.get(submission.run, 0))},
+                metadata={**submission.metadata, _LINES_BEFORE: str(self._lines_before.get(submission.run, 0))},
                 submission_id=_job_id(submission.run),
             )
         except RuntimeError as error:
@@ -103,26 +107,29 @@ class RayJobs:
             raise _failure(error) from error
 
     def delete(self, run: str) -> None:
-        """Forget a job that is over, so that its run may be submitted again."""
+        """Forget a job, so that its run may be submitted again. Raises NameTakenError where it is not over."""
         self._connect()
-        self._starts[run] = self._log(run).count(_marker(run))
+        self._lines_before[run] = self._log(run).count("\n")
         try:
-            self._client.delete_job(_job_id(run))
+            self._client.delete_job(_in_url(run))
         except RuntimeError as error:
-            if " 404" not in str(error):  # forgotten already, by another submission
-                raise _failure(error) from error
+            if " 404" in str(error):
+                return  # forgotten already, by another submission
+            if "non-terminal" in str(error):
+                raise NameTakenError(f"run {run} has a job on the cluster again") from error
+            raise _failure(error) from error
 
     def stop(self, run: str) -> None:
         """Ask a job to end with a checkpoint."""
         self._connect()
         try:
-            self._client.stop_job(_job_id(run))
+            self._client.stop_job(_in_url(run))
         except RuntimeError as error:
             raise _failure(error) from error
 
     def printed(self, run: str) -> list[str]:
         """What the job's command has printed so far."""
-        return list(self._since_its_start(run, iter(self._log(run).splitlines())))
+        return list(self._since_its_start(run, iter(self._log(run).removesuffix("\n").split("\n"))))
 
     def lines(self, run: str, after: int) -> Iterator[str]:
         """What the job's command prints, without the first `after` lines, until the job is over."""
@@ -132,17 +139,13 @@ class RayJobs:
         job = self.find(run)
         if job is None:
             return
-        starts, marker = int(job.metadata.get(_STARTS_BEFORE, 0)) + 1, _marker(run)
-        for line in lines:
-            if line.startswith(marker):
-                starts -= 1
-            elif starts <= 0:
-                yield line
+        before = int(job.metadata.get(_LINES_BEFORE, 0))
+        yield from (line for line in itertools.islice(lines, before, None) if not _RAYS_OWN.match(line))
 
     def _log(self, run: str) -> str:
         """The log of a run's last job; empty where there is none."""
         try:
-            return str(self._client.get_job_logs(_job_id(run)))
+            return str(self._client.get_job_logs(_in_url(run)))
         except RuntimeError:
             return ""
 
@@ -150,7 +153,7 @@ class RayJobs:
         rest = ""
         try:
             with asyncio.Runner() as runner:
-                stream = self._client.tail_job_logs(_job_id(run))
+                stream = self._client.tail_job_logs(_in_url(run))
                 while (chunk := runner.run(self._next(stream))) is not None:
                     *lines, rest = (rest + chunk).split("\n")
                     yield from lines
@@ -168,22 +171,19 @@ class RayJobs:
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]
-    """Ray's client, which would wait for ever where a link is cut."""
+    """Ray's client over requests of ours: its own would wait for ever where a link is cut."""
 
     @property
     def version(self) -> str:
         """Of Ray on the cluster."""
         return str(self._server_ray_version)
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        try:
-            response = super()._do_request(method, endpoint, timeout=_TIMEOUT_S, **options)
-        except AuthenticationError as error:
-            raise ConfigError(
-                f"{self._address}: the cluster does not take this token; is it the right file?"
-            ) from error
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise UnreachableError(f"{self._address}: no answer") from error
+    def _do_request(
+        self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None
+    ) -> requests.Response:
+        response = _ask(method, self._address, endpoint, data=data, json=json_data, headers=self._headers)
+        if response.status_code in _NOT_LET_IN:
+            raise ConfigError(f"{self._address}: the cluster does not take this token; is it the right file?")
         if response.status_code in _BUSY:
             raise UnreachableError(f"{self._address}: not ready (HTTP {response.status_code})")
         return response
@@ -191,8 +191,19 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
 
 def _answers_everybody(address: str) -> bool:
     """Whether a cluster answers a request that carries no token. Raises UnreachableError where nobody answers."""
+    return _ask("GET", address, "/api/version").ok
+
+
+def _ask(method: str, address: str, endpoint: str, **content: Any) -> requests.Response:
+    """One request, straight to the cluster: the environment's proxy would see the token, its .netrc replace it."""
     try:
-        return requests.get(f"{address}/api/version", timeout=_TIMEOUT_S[0]).ok
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.request(method, address + endpoint, timeout=_TIMEOUT_S, allow_redirects=False, **content)
+    except requests.exceptions.SSLError as error:
+        raise ConfigError(
+            f"{address}: no TLS that this machine trusts; is it http, or is a certificate missing?"
+        ) from error
     except (requests.ConnectionError, requests.Timeout) as error:
         raise UnreachableError(f"{address}: no answer") from error
     except (requests.RequestException, ValueError) as error:
@@ -200,14 +211,16 @@ def _answers_everybody(address: str) -> bool:
 
 
 def check_address(address: str) -> str:
-    """The URL of a dashboard, without what may follow host and port. Raises ConfigError where it is none."""
+    """The URL of a dashboard: scheme, host and port. Raises ConfigError where it is none."""
+    shown = without_secrets(address)
     try:
         url = urlsplit(address)
         port = url.port
     except ValueError as error:
-        raise ConfigError(f"--address {address}: {error}") from error
-    if url.scheme not in ("http", "https") or not url.hostname or url.password or url.query:
-        raise ConfigError(f"--address {address}: must be the dashboard's URL, such as http://127.0.0.1:8265")
+        raise ConfigError(f"--address {shown}: {error}") from error
+    rest = (url.username, url.password, url.path.strip("/"), url.query, url.fragment)
+    if url.scheme not in ("http", "https") or not url.hostname or any(rest):
+        raise ConfigError(f"--address {shown}: must be the dashboard's URL, such as http://127.0.0.1:8265")
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     return f"{url.scheme}://{host}" + (f":{port}" if port else "")
 
@@ -220,6 +233,7 @@ def _job(details: JobDetails) -> Job:
         exit_code=details.driver_exit_code,
         message=details.message or "",
         submitted_at=(details.start_time or 0) / 1000,
+        started=details.driver_agent_http_address is not None,
     )
 
 
@@ -228,14 +242,13 @@ def _job_id(run: str) -> str:
     return run.replace("/", ":")
 
 
-def _marker(run: str) -> str:
-    """How Ray begins the part of a log that is one start's."""
-    return f"Running entrypoint for job {_job_id(run)}: "
+def _in_url(run: str) -> str:
+    """The job's id as a part of a URL: others may have given theirs odd names."""
+    return quote(_job_id(run), safe=":")
 
 
 def _failure(error: RuntimeError) -> ResourceError:
     """What Ray's Jobs API could not do; it may be able to in a moment, when its agents have started."""
-    said = on_one_line(error)
-    if "No available agent" in said:
+    if "No available agent" in str(error):
         return UnreachableError("the cluster has no agent yet to run a job")
-    return ResourceError(f"the cluster could not do it: {said[:300]}")
+    return ResourceError(f"the cluster could not do it: {last_line(str(error))}")

@@ -6,7 +6,9 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -46,6 +48,15 @@ def way_to(hosts: Path | None, address: str | None, token: Path | None, needs_no
     cluster = load_hosts(hosts)
     with _Tunnel(cluster) as tunnel:
         yield Way(tunnel.address, read_token(token or cluster.token_file), tunnel.open)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine itself."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class _Tunnel:

@@ -33,7 +33,9 @@ def request(
 
     Raises ConfigError for secrets, and for files that cannot be carried along.
     """
-    refuse_secrets(dump(config), environment)
+    refuse_secrets(dump(config), environment, options)
+    if late := next((word for word in options if "=" in word and not word.startswith("-")), None):
+        raise ConfigError(f"{late}: settings stand before --, which only options of {command} follow")
     here = Path.cwd()
     luggage = sort_luggage(config, here)
     if luggage.carried:
@@ -50,7 +52,7 @@ def request(
                 "env_vars": {**environment, **STOP},
                 **(_OUR_CODE if ship_code else {}),
             },
-            metadata=describe(command, [*options], config),
+            metadata=describe(command, config, [[*options], environment, ship_code]),
         )
 
 

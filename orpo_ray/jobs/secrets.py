@@ -1,32 +1,38 @@
 """Secrets found where they would be read by others: Ray shows a job's config and environment to all who ask."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from orpo_ray.errors import ConfigError
 
+_VARIABLES = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_SIGNED = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|SIGNATURE|CREDENTIAL|^SIG$", re.IGNORECASE)
 _NAMES = re.compile(r"(?:^|[^A-Za-z])(?:api)?(TOKEN|KEY|SECRET|PASSWORD)(?:$|[^A-Za-z])", re.IGNORECASE)
-_POINTS_TO_A_FILE = re.compile(r"_(FILE|PATH)$", re.IGNORECASE)
+_POINTS_TO_A_FILE = re.compile(r"_(FILE|PATH)S?$", re.IGNORECASE)
 _INSTEAD = "put it into a file that the servers can read, and name the file's path"
 
 
-def refuse_secrets(config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Raise ConfigError where a setting or a variable holds what looks like a secret; its value is not told."""
-    for name in environment:
-        if is_secret(name):
+def refuse_secrets(config: Mapping[str, Any], environment: Mapping[str, str], options: Sequence[str] = ()) -> None:
+    """Raise ConfigError where a setting, variable or option holds what looks like a secret; its value is not told."""
+    for name, value in environment.items():
+        names_a_file = _POINTS_TO_A_FILE.search(name) and "/" in value
+        if _VARIABLES.search(name) and not names_a_file:
             raise ConfigError(f"--env {name}: a secret would be shown to all who may look at the cluster; {_INSTEAD}")
-        _refuse_url(f"--env {name}", environment[name])
+        _refuse_url(f"--env {name}", value)
     for key, value in _leaves(config, ""):
         if is_secret(key.rpartition(".")[2]):
             raise ConfigError(f"{key}: a secret would be kept with the run and shown by the cluster; {_INSTEAD}")
         _refuse_url(key, value)
+    for option in options:
+        _refuse_url("an option behind --", option)
 
 
-def is_secret(name: str) -> bool:
-    """Whether a variable or setting of that name would hold a secret, and not the path of a file with one."""
-    return bool(_NAMES.search(re.sub(r"([a-z])([A-Z])", r"\1_\2", name))) and not _POINTS_TO_A_FILE.search(name)
+def is_secret(setting: str) -> bool:
+    """Whether a setting of that name would hold a secret, and not the path of a file with one."""
+    words = re.sub(r"([a-z])([A-Z])", r"\1_\2", setting)
+    return bool(_NAMES.search(words)) and not _POINTS_TO_A_FILE.search(setting)
 
 
 def _refuse_url(where: str, value: Any) -> None:
@@ -36,7 +42,7 @@ def _refuse_url(where: str, value: Any) -> None:
         url = urlsplit(value)
     except ValueError:
         return  # no URL; whoever reads it will say so
-    if url.password or any(is_secret(name) for name, _ in parse_qsl(url.query)):
+    if url.username or url.password or any(_SIGNED.search(name) for name, _ in parse_qsl(url.query, True)):
         raise ConfigError(f"{where}: the URL carries a secret, which the cluster would show; {_INSTEAD}")
 
 

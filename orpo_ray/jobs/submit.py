@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from orpo_ray.errors import ResourceError, StoppedError
-from orpo_ray.jobs.job import Job, Jobs, NameTakenError, Submission, UnreachableError, decide
+from orpo_ray.jobs.job import Job, Jobs, NameTakenError, Submission, UnreachableError, decide, last_line
 
 Result = TypeVar("Result")
 
 _PATIENCE_S, _PAUSE_S = 600.0, 2.0
+_END_S = 180.0
 _STARTS = 5
 """How often the cluster may fail to start a command: it does in its first seconds, and just after a job of the name."""
 
@@ -51,24 +52,28 @@ class Patience:
         self._since = None
 
 
-def submit(jobs: Jobs, submission: Submission, patience: Patience) -> None:
-    """Start a run on the cluster, or find it at work there. Raises ConfigError where something else has its name."""
+def submit(jobs: Jobs, submission: Submission, patience: Patience) -> bool:
+    """Start a run on the cluster, or find it at work there, and say which; whether it was started.
+
+    Raises ConfigError where something else has its name.
+    """
     run = submission.run
-    job = patience.ask(lambda: jobs.find(run))
-    decision = decide(job, submission.metadata)
-    if decision == "attach":
-        patience.announce(f"run {run} is at work on the cluster already; nothing was submitted")
-        return
-    if decision == "submit again":
-        assert job is not None, "only a job that is over is submitted again"
-        patience.announce(f"run {run} was submitted before ({job.state}); submitting it again")
-        patience.ask(lambda: jobs.delete(run))
-    try:
-        patience.ask(lambda: jobs.submit(submission))
-    except NameTakenError:
-        # Of two submissions at one time the other came first; or ours did, and its answer was lost on the way.
-        decide(patience.ask(lambda: jobs.find(run)), submission.metadata)
-    patience.announce(f"submitted run {run}")
+    for _ in range(_STARTS):
+        job = patience.ask(lambda: jobs.find(run))
+        decision = decide(job, submission.metadata)
+        if decision == "attach":
+            patience.announce(f"run {run} is at work on the cluster already; nothing was submitted")
+            return False
+        try:
+            if job is not None:
+                patience.announce(f"run {run} was submitted before ({job.state}); submitting it again")
+                patience.ask(lambda: jobs.delete(run))
+            patience.ask(lambda: jobs.submit(submission))
+        except NameTakenError:
+            continue  # of two submissions at one time the other came first; or ours did, and its answer was lost
+        patience.announce(f"submitted run {run}")
+        return True
+    raise ResourceError(f"run {run} is submitted and ended again and again by others; wait for them")
 
 
 def follow(jobs: Jobs, run: str, show: Callable[[str], None], patience: Patience) -> Job:
@@ -99,7 +104,7 @@ def submit_and_follow(jobs: Jobs, submission: Submission, show: Callable[[str], 
         job = follow(jobs, submission.run, show, patience)
         if not job.never_started:
             return job
-        patience.announce(f"the cluster could not start run {job.run}: {job.message.strip().splitlines()[-1][:200]}")
+        patience.announce(f"the cluster could not start run {job.run}: {last_line(job.message)}")
         patience.sleep(_PAUSE_S)
     raise ResourceError(f"the cluster could not start run {submission.run} in {_STARTS} attempts")
 
@@ -110,8 +115,11 @@ def stop(jobs: Jobs, run: str, patience: Patience) -> Job | None:
     if job is None or job.is_over:
         return job
     patience.ask(lambda: jobs.stop(run))
-    patience.announce(f"asked run {run} to save a checkpoint and end")
+    patience.announce(f"asked run {run} to end, with a checkpoint if it trains")
+    asked = patience.clock()
     while job is not None and not job.is_over:
+        if patience.clock() - asked > _END_S:
+            raise ResourceError(f"run {run} has not ended after {_END_S / 60:.0f} minutes; `orpo-ray status` shows it")
         patience.sleep(_PAUSE_S)
         job = patience.ask(lambda: jobs.find(run))
     return job

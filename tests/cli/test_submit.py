@@ -164,6 +164,12 @@ def test_the_exit_code_is_the_commands_own(cluster: Head, project: Path) -> None
         "submit", "train", "tiny.yaml", "name=x", "data.train.0.source=/no/x.jsonl", *way(cluster), cwd=project
     )
     one_line(missing, WRONG, "run x: /no/x.jsonl: no such file")
+    planned = shell("submit", "train", "tiny.yaml", "name=x", *way(cluster), "--", "--dry-run", cwd=project)
+    assert (planned.code, planned.out) == (0, ""), planned.err
+    assert any("nothing was started" in line for line in planned.said)
+    broken = shell("submit", "prepare", "tiny.yaml", "name=y", *way(cluster), "--env", "PATH=/bin", cwd=project)
+    one_line(broken, FAILED, "run y was ended from outside (exit code 127)")
+    assert "not found" in "".join(broken.said[:-1]), "what the shell says comes before Ray's own first line"
     lacking = shell("submit", "train", "tiny.yaml", "name=x", "scale.workers=9", *way(cluster), "--json", cwd=project)
     one_line(lacking, LACKING, "scale.workers: 9 workers")
     assert lacking.result["exit_code"] == LACKING
@@ -201,6 +207,8 @@ def test_without_the_token_there_is_one_line_at_once(
         (["storage=runs"], "storage: runs is relative"),
         (["--hosts", "hosts.yaml"], "--hosts and --address both name a cluster"),
         (["--address", "ftp://x"], "--address ftp://x: must be the dashboard's URL"),
+        (["--address", "http://me:hf_abc@x:8265"], "must be the dashboard's URL"),
+        (["--", "storage=runs"], "storage=runs: settings stand before --"),
     ],
 )
 def test_refused_before_anything_is_sent(cluster: Head, project: Path, words: list[str], told: str) -> None:
@@ -253,7 +261,22 @@ def test_a_cluster_that_wants_no_token_is_refused_and_one_with_another_ray(impos
         one_line(shell("status", "--address", imposter, "--token", token.name), WRONG, "--anyone-may-run-code")
 
 
+def test_the_token_goes_straight_to_the_cluster(
+    cluster: Head, imposter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("default login me password other\n", encoding="utf-8")
+    (tmp_path / ".netrc").chmod(0o600)
+    for name, value in {"http_proxy": imposter, "HTTP_PROXY": imposter, "HOME": str(tmp_path)}.items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    shown = shell("status", *way(cluster), "--json")
+    assert shown.code == 0 and "runs" in shown.result, shown.err
+
+
 def test_a_cluster_that_is_not_there(cluster: Head) -> None:
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
     one_line(shell("status", "--address", nowhere, "--token", cluster.token), LACKING, f"{nowhere}: no answer")
+    tls = cluster.dashboard.replace("http:", "https:")
+    one_line(shell("status", "--address", tls, "--token", cluster.token), WRONG, "no TLS that this machine trusts")
     one_line(shell("stop", "nobody", *way(cluster)), WRONG, "the cluster has no job of run nobody")
+    one_line(shell("logs", "tiny?x", *way(cluster)), WRONG, "the cluster has no job of run tiny?x")
+    one_line(shell("status", "", *way(cluster)), WRONG, "must be the name of a run")

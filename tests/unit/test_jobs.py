@@ -1,6 +1,7 @@
 """Submitting without a cluster: what travels, what is refused, what follows from what a cluster answers."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,9 @@ from support import settings
 from orpo_ray.config import RunConfig, build, load_config
 from orpo_ray.errors import ConfigError, ResourceError, StoppedError
 from orpo_ray.jobs import entry
-from orpo_ray.jobs.job import Job, NameTakenError, Submission, UnreachableError, decide, describe
+from orpo_ray.jobs.job import Job, NameTakenError, Submission, UnreachableError, decide, describe, last_line
 from orpo_ray.jobs.package import MOST_BYTES, pack, sort_luggage
-from orpo_ray.jobs.reach import way_to
+from orpo_ray.jobs.reach import is_loopback, way_to
 from orpo_ray.jobs.request import parse_environment, request
 from orpo_ray.jobs.secrets import is_secret, refuse_secrets
 from orpo_ray.jobs.submit import Patience, follow, stop, submit, submit_and_follow
@@ -56,10 +57,12 @@ class Cluster:
         self.job = Job(submission.run, "running", submission.metadata)
         if self.failing_starts:
             self.failing_starts -= 1
-            self.job = replace(self.job, state="failed", message="no agent\n")
+            self.job = replace(self.job, state="failed", message="no agent\n", started=False)
 
     def delete(self, run: str) -> None:
         self._ask("delete")
+        if self.job is not None and not self.job.is_over:
+            raise NameTakenError("taken again")
         self.job = None
 
     def stop(self, run: str) -> None:
@@ -104,7 +107,7 @@ def asked(run: str = "run", **metadata: str) -> Submission:
         (Job("run", "running", HERS), "attach"),
         (Job("run", "pending", HERS), "attach"),
         (Job("run", "succeeded", HERS), "submit again"),
-        (Job("run", "failed", {}), "submit again"),
+        (Job("run", "failed", {"command": "train"}), "submit again"),
         (Job("run", "stopped", {"command": "tune"}), "submit again"),
     ],
 )
@@ -127,9 +130,9 @@ def test_other_work_under_the_name_is_not_taken_for_ours(metadata: dict[str, str
 
 def test_a_job_is_known_again_by_its_settings_and_options() -> None:
     one, other = config_of(), config_of(name="other")
-    assert describe("train", [], one) == describe("train", [], config_of())
-    assert describe("train", [], one) != describe("train", [], other)
-    assert describe("evaluate", ["--samples", "1"], one) != describe("evaluate", ["--samples", "2"], one)
+    assert describe("train", one, []) == describe("train", config_of(), [])
+    assert describe("train", one, []) != describe("train", other, [])
+    assert describe("evaluate", one, ["--samples", "1"]) != describe("evaluate", one, ["--samples", "2"])
 
 
 def test_submitting_waits_until_the_cluster_answers() -> None:
@@ -178,6 +181,32 @@ def test_a_run_that_is_over_is_submitted_again_under_its_name() -> None:
     assert "submitted before (failed)" in waiting.said[0]
 
 
+def test_a_run_that_another_submits_again_in_between_is_attached_to() -> None:
+    class Overtaken(Cluster):
+        def find(self, run: str) -> Job | None:
+            found = super().find(run)
+            self.job = Job("run", "running", HERS)  # the other one's, right after the look
+            return found
+
+    waiting, cluster = Waiting(), Overtaken(Job("run", "stopped", HERS))
+    assert not submit(cluster, asked(), waiting.patience)
+    assert cluster.done == ["find", "delete", "find"]
+    assert waiting.said[-1].endswith("nothing was submitted")
+
+
+def test_a_job_that_was_lost_in_mid_run_is_not_submitted_again_by_itself() -> None:
+    class Losing(Cluster):
+        def lines(self, run: str, after: int) -> Iterator[str]:
+            yield "step 1/9"
+            assert self.job is not None
+            self.job = replace(self.job, state="failed", message="", exit_code=None)
+
+    cluster = Losing()
+    job = submit_and_follow(cluster, asked(), print, Waiting().patience)
+    assert (job.state, job.exit_code, cluster.done.count("submit")) == ("failed", None, 1)
+    assert last_line("") == "it does not say why" and last_line("a\n b \n") == "b"
+
+
 def test_every_line_is_shown_once_however_often_the_connection_is_lost() -> None:
     waiting, cluster, shown = Waiting(), Cluster(Job("run", "running", HERS)), []
     cluster.log = ["a", "b", None, "c", None, None, "d"]
@@ -217,6 +246,15 @@ def test_stopping_waits_for_the_end_and_leaves_alone_what_is_over() -> None:
     assert stop(Cluster(), "run", Waiting().patience) is None
 
 
+def test_a_run_that_does_not_end_is_not_waited_for_without_end() -> None:
+    class Deaf(Cluster):
+        def stop(self, run: str) -> None:
+            self._ask("stop")
+
+    with pytest.raises(ResourceError, match="run run has not ended after 3 minutes"):
+        stop(Deaf(Job("run", "pending", HERS)), "run", Waiting().patience)
+
+
 @pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "wandb_api_key", "PASSWORD", "apiKey", "key"])
 def test_names_of_secrets(name: str) -> None:
     assert is_secret(name)
@@ -234,6 +272,11 @@ def test_names_that_hold_no_secret(name: str) -> None:
     [
         ({}, {"HF_TOKEN": "hf_abc"}, "--env HF_TOKEN"),
         ({}, {"PROXY": "http://me:hf_abc@proxy:8080"}, "--env PROXY"),
+        ({}, {"PGPASSWORD": "hf_abc"}, "--env PGPASSWORD"),
+        ({}, {"MYTOKENS": "hf_abc"}, "--env MYTOKENS"),
+        ({}, {"HF_TOKEN_PATH": "hf_abc"}, "--env HF_TOKEN_PATH"),
+        ({}, {"HTTPS_PROXY": "http://hf_abc@proxy"}, "--env HTTPS_PROXY"),
+        ({"data": {"eval": [{"source": "https://h/x?X-Amz-Signature=hf_abc"}]}}, {}, "data.eval.0.source"),
         ({"tracking": [{"api_key": "hf_abc"}]}, {}, "tracking.0.api_key"),
         ({"data": {"train": [{"source": "https://host/x.jsonl?token=hf_abc"}]}}, {}, "data.train.0.source"),
         ({"storage": "s3://id:hf_abc@bucket/runs"}, {}, "storage"),
@@ -247,7 +290,9 @@ def test_a_secret_is_refused_and_not_repeated(tree: dict[str, Any], environment:
 
 def test_settings_and_variables_without_secrets_pass() -> None:
     tree = {"training": {"tokens_per_microbatch": 1}, "storage": "s3://bucket/runs", "name": "http://["}
-    refuse_secrets(tree, {"HF_HOME": "/data", "AWS_SHARED_CREDENTIALS_FILE": "/root/s3"})
+    refuse_secrets(tree, {"HF_HOME": "/data", "AWS_SHARED_CREDENTIALS_FILE": "/root/s3"}, ["--samples", "2"])
+    with pytest.raises(ConfigError, match="an option behind --"):
+        refuse_secrets(tree, {}, ["--adapter", "https://me:hf_abc@host/x"])
 
 
 @pytest.fixture
@@ -258,6 +303,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (here / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
     (here / "base" / "config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "outside.jsonl").write_text("{}\n", encoding="utf-8")
+    for name, link in (("looped", "../looped"), ("dangling", "nowhere"), ("linked", "../base")):
+        (here / name).mkdir()
+        (here / name / "link").symlink_to(link)
+    (here / "base" / ".gitignore").write_text("*", encoding="utf-8")
+    os.mkfifo(here / "pipe.jsonl")
     monkeypatch.chdir(here)
     return here
 
@@ -275,12 +325,13 @@ def test_relative_files_travel_and_absolute_ones_are_the_servers(folder: Path) -
 
 
 def test_the_package_holds_what_the_command_reads(folder: Path, tmp_path: Path) -> None:
-    config = naming("pairs.jsonl")
+    config = naming("pairs.jsonl", adapter={"init_from": "linked"})
     package = tmp_path / "package"
     package.mkdir()
     pack(config, sort_luggage(config, folder), folder, package)
     found = sorted(str(path.relative_to(package)) for path in package.rglob("*") if path.is_file())
-    assert found == ["base/config.json", "job.py", "pairs.jsonl", "run.yaml"]
+    # Ray would leave out what a .gitignore names, so none travels.
+    assert found == ["base/config.json", "job.py", "linked/link/config.json", "pairs.jsonl", "run.yaml"]
     assert load_config(package / "run.yaml") == config
 
 
@@ -292,6 +343,10 @@ def test_the_package_holds_what_the_command_reads(folder: Path, tmp_path: Path) 
             "data.train.0.source: ../outside.jsonl cannot be carried",
         ),
         ({"storage": "runs"}, "storage: runs is relative"),
+        ({"model": {"base": "."}}, "model.base: . cannot be carried"),
+        ({"model": {"base": "looped"}}, "is in it twice, by a link"),
+        ({"model": {"base": "dangling"}}, "it is no file"),
+        ({"data": {"train": [{"source": "pipe.jsonl"}]}}, "it is no file"),
     ],
 )
 def test_what_cannot_travel_is_refused(folder: Path, changes: dict[str, Any], told: str) -> None:
@@ -299,11 +354,12 @@ def test_what_cannot_travel_is_refused(folder: Path, changes: dict[str, Any], to
         sort_luggage(naming("pairs.jsonl", **changes), folder)
 
 
-def test_too_much_luggage_is_refused_before_it_is_packed(folder: Path) -> None:
-    with (folder / "pairs.jsonl").open("wb") as file:
+@pytest.mark.parametrize("large", ["pairs.jsonl", "base/weights"])
+def test_too_much_luggage_is_refused_before_it_is_packed(folder: Path, large: str) -> None:
+    with (folder / large).open("wb") as file:
         file.truncate(MOST_BYTES + 1)
     with pytest.raises(ConfigError, match="are too much to carry along"):
-        sort_luggage(naming("pairs.jsonl"), folder)
+        sort_luggage(naming("pairs.jsonl", model={"base": "linked"}), folder)
 
 
 def test_the_request_names_the_run_and_gives_a_stopped_job_time(folder: Path) -> None:
@@ -351,6 +407,7 @@ def test_the_first_process_of_a_job_ends_with_one_line(capsys: pytest.CaptureFix
 
 
 def test_a_cluster_is_named_once_and_its_token_is_read_first(tmp_path: Path) -> None:
+    assert is_loopback("http://127.0.0.1:1") and is_loopback("http://localhost") and not is_loopback("http://10.0.0.1")
     with pytest.raises(ConfigError, match="keep one"), way_to(tmp_path / "hosts.yaml", "http://x", None, False):
         pass
     with pytest.raises(ConfigError, match="token cannot be read"), way_to(None, None, tmp_path / "none", False):
