@@ -106,6 +106,7 @@ class Head:
         ]  # fmt: skip
         log = self._folder / "head.log"
         starting = {k: v for k, v in {**ENVIRONMENT, **self.environment}.items() if k != "RAY_ADDRESS"}
+        starting["PATH"] = f"{Path(sys.executable).parent}:{starting['PATH']}"  # a job's `python` is found in it
         with log.open("w") as file:
             self._process = subprocess.Popen(
                 command, env={**starting, **self.processes.environment}, stdout=file, stderr=file

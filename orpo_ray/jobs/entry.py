@@ -18,6 +18,8 @@ ANY = "-"
 def complaint(python: str, ray: str, version: str) -> str | None:
     """What is not as the submitter has it, or None."""
     here = {"Python": ".".join(map(str, sys.version_info[:2])), "Ray": _installed("ray")}
+    if here["Ray"] is None:
+        return f"the cluster's python ({sys.executable}) has no Ray; start Ray with its environment first in PATH"
     for what, wanted in (("Python", python), ("Ray", ray)):
         if here[what] != wanted:
             return f"the cluster has {what} {here[what]}, but the run was submitted with {wanted}; use the same on both"

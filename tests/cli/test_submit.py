@@ -208,7 +208,7 @@ def test_without_the_token_there_is_one_line_at_once(
         (["--hosts", "hosts.yaml"], "--hosts and --address both name a cluster"),
         (["--address", "ftp://x"], "--address ftp://x: must be the dashboard's URL"),
         (["--address", "http://me:hf_abc@x:8265"], "must be the dashboard's URL"),
-        (["--", "storage=runs"], "storage=runs: settings stand before --"),
+        (["--", "--verbose", "storage=runs"], "storage=runs: settings stand before --"),
     ],
 )
 def test_refused_before_anything_is_sent(cluster: Head, project: Path, words: list[str], told: str) -> None:

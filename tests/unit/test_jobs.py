@@ -394,6 +394,7 @@ def test_a_job_on_another_cluster_than_it_was_made_for_says_so(monkeypatch: pyte
     assert "has Ray 2.60.0, but the run was submitted with 2.61.0" in str(entry.complaint(here, "2.61.0", "0.1.0"))
     assert "has orpo-ray 0.1.0, but" in str(entry.complaint(here, "2.60.0", "0.2.0"))
     installed.clear()
+    assert "has no Ray; start Ray with its environment" in str(entry.complaint(here, "2.60.0", "0.1.0"))
     installed["ray"] = "2.60.0"
     assert "has no orpo-ray" in str(entry.complaint(here, "2.60.0", "0.1.0"))
 
