@@ -47,6 +47,11 @@ class Given:
             text=True,
         )
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def end(self) -> Ended:
         """Wait for it."""
         out, err = self._process.communicate(timeout=HANG_S)

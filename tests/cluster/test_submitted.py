@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from lan import GATEWAY, SERVERS, Lan, address
 from on_trio import Given, project, steps_of, weights
@@ -55,6 +56,18 @@ def test_of_two_runs_without_room_for_both_one_waits_and_then_runs(hosts: Path, 
     assert (one.code, other.code) == (0, 0), one.err + other.err
     assert "the cluster is busy; waiting for room for 2 workers with 2 CPU each; free are" in other.err
     assert "there is room now, after " in other.err
+
+
+def test_who_follows_a_run_survives_a_broken_connection(hosts: Path, config: Path) -> None:
+    run = submit(hosts, config, "name=followed", "training.max_steps=20")
+    wait_until(lambda: steps_of(config.parent.parent / "shared" / "followed") >= 0, "it trains")
+    (tunnel,) = (child for child in psutil.Process(run.pid).children() if child.name() == "ssh")
+    tunnel.kill()
+    done = run.end()
+    assert done.code == 0, done.err
+    assert "the connection is lost; asking again until it answers" in done.err and "answers again" in done.err
+    steps = [line.split()[1] for line in done.err.splitlines() if line.startswith("step ")]
+    assert len(steps) == len(set(steps)), "no line comes twice"
 
 
 def test_a_search_runs_on_the_cluster(hosts: Path, config: Path) -> None:

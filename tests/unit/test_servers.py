@@ -1,10 +1,12 @@
 """What a run refuses a cluster for, decided from what its servers say of themselves."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from orpo_ray.distributed import network
 from orpo_ray.distributed.servers import Report, describe_network, interface_of, refuse_unfit
 from orpo_ray.errors import ConfigError, ResourceError
 
@@ -42,3 +44,26 @@ def test_the_interface_is_the_one_with_the_address_that_peers_use() -> None:
     interfaces = {"lo": ["127.0.0.1", "::1"], "docker0": ["172.17.0.1"], "eth1": ["fe80::1", "10.0.0.2"]}
     assert interface_of("10.0.0.2", interfaces) == "eth1"
     assert interface_of("203.0.113.9", interfaces) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "set_before", "found"),
+    [
+        ("10.0.0.2", None, "eth1"),
+        ("10.0.0.2", "eth7", "eth7"),  # the operator knows better
+        ("127.0.0.1", None, None),
+        ("203.0.113.9", None, None),
+    ],
+)
+def test_a_worker_names_its_interface_to_gloo_and_nccl(
+    address: str, set_before: str | None, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interfaces = {"lo": ["127.0.0.1"], "docker0": ["172.17.0.1"], "eth1": ["10.0.0.2"]}
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: address)
+    monkeypatch.setattr(network, "own_interfaces", lambda: interfaces)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(variable, set_before or "")
+        if set_before is None:
+            monkeypatch.delenv(variable)
+    network.use_peers_interface()
+    assert [os.environ.get(name) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")] == [found, found]
