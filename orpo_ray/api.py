@@ -48,14 +48,20 @@ def prepare(
     a CPU that others hold is waited for `queue_timeout` seconds.
     """
     from orpo_ray.data.pipeline import prepare as prepare_pairs
+    from orpo_ray.models.tokenizer import tokenizer_fingerprint
+
+    tokenizer = _tokenizer(model, announce)
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    return prepare_pairs(data, tokenizer, fingerprint, storage, seed, announce, kept_in, queue_timeout)
+
+
+def _tokenizer(model: ModelConfig, announce: Announce) -> Any:
     from orpo_ray.models.adapter import fetch_trained
-    from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+    from orpo_ray.models.tokenizer import load_tokenizer
 
     if is_url(model.base):
         fetch_trained(model.base)
-    tokenizer = load_tokenizer(model, announce)
-    fingerprint = tokenizer_fingerprint(tokenizer)
-    return prepare_pairs(data, tokenizer, fingerprint, storage, seed, announce, kept_in, queue_timeout)
+    return load_tokenizer(model, announce)
 
 
 def train(
@@ -195,6 +201,8 @@ def _train_in_stages(config: RunConfig, announce: Announce, watch: Watch, verbos
     from orpo_ray.training.stages import conclude
 
     stages = stage_configs(config)
+    _place(stages[0], lambda line: None, verbose)
+    _check_cluster(config, announce)
     _prepare_stages(config, stages, announce, verbose)
     with record.run_lock(config.run_dir):
         # Again: another process may have begun the run meanwhile, or ended it.
@@ -388,12 +396,11 @@ def evaluate(
     """
     from orpo_ray.data.tokenise import PairTokeniser
     from orpo_ray.evaluation.evaluate import judge_model
-    from orpo_ray.models.tokenizer import load_tokenizer
 
     trained, name = adapter or _trained_by(config), config.name
     if config.stages:
         config = _before_training(config, stage_configs(config)[-1])
-    tokenizer = load_tokenizer(config.model, announce)
+    tokenizer = _tokenizer(config.model, announce)
     artifact = _prepare(config, announce)
     decisions = _decide_for_evaluation(config, artifact, announce)
     if conversations:

@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from orpo_ray.config.storage import SCHEME, WHAT_WORKS, is_url, local_path, mirrors, refuse_url
+from orpo_ray.config.storage import SCHEME, WHAT_WORKS, is_url, local_path, mirrors, refuse_url, without_secrets
 from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
 
 _CONNECT_S, _SILENCE_S = 3, 30
@@ -172,7 +172,7 @@ class Bucket:
         if not wanted:
             return False
         for path in [path for path in folder.rglob("*") if path.is_file()]:
-            if path.relative_to(folder).as_posix() not in wanted and not path.name.startswith(_BUILDING):
+            if path.relative_to(folder).as_posix() not in wanted and not path.name.startswith("."):
                 path.unlink(missing_ok=True)
         return True
 
@@ -201,7 +201,7 @@ class Bucket:
             return bool(self._files.get_file_info(self._key(path)).type != fs.FileType.NotFound)
 
     def store(self, *paths: Path) -> None:
-        """Upload them; an object appears as a whole or not at all."""
+        """Upload them."""
         for path in paths:
             for file in _files_of(path) if path.is_dir() else [path]:
                 if file.exists():
@@ -233,9 +233,17 @@ class Bucket:
 
     def _upload(self, path: Path) -> None:
         with self._told(), path.open("rb") as source:
+            first = source.read(_BLOCK_BYTES)
             target = self._files.open_output_stream(self._key(path))
-            shutil.copyfileobj(source, target, _BLOCK_BYTES)
-            target.close()  # only here: closing is what makes the object appear
+            try:
+                target.write(first)
+                shutil.copyfileobj(source, target, _BLOCK_BYTES)
+            except BaseException:
+                # pyarrow makes an object of whatever was written, also when nobody closes the stream.
+                target.close()
+                self._files.delete_file(self._key(path))
+                raise
+            target.close()
 
     def _delete_file(self, path: Path) -> None:
         with self._told(), suppress(FileNotFoundError):
@@ -256,7 +264,7 @@ class Bucket:
 
     @property
     def _server(self) -> str:
-        return self._endpoint or "AWS"
+        return without_secrets(self._endpoint or "AWS")
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -44,11 +44,16 @@ wait "$step"
 while kill -0 "$step" 2> /dev/null; do wait "$step"; done # the trap ends a wait, not the step
 
 code=$(cat "$private/code" 2> /dev/null)
-status=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$result" 2> /dev/null)
+# What a bucket holds is not looked at from here: orpo-ray's own exit code, which is not Ray's, tells as much.
+if [ -z "$result" ]; then
+    [ "$code" != 0 ] || status=finished
+else
+    status=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$result" 2> /dev/null)
+fi
 
 # A finished run counts, whatever Ray's end was like. Code 2 refused the config: the result there is another run's.
 if [ "$status" = finished ] && [ "$code" != 2 ]; then
-    echo "finished: $result"
+    echo "finished: ${result:-the run is in its bucket}"
     exit 0
 fi
 # A run that never gets anywhere would come back for ever.
@@ -57,6 +62,6 @@ if [ -n "$time_is_up" ] && [ "$code" = 4 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 
     scontrol requeue "$SLURM_JOB_ID"
     exit 4
 fi
-echo "not finished: $result does not say so" >&2
+echo "not finished: ${result:-orpo-ray} does not say so" >&2
 [ "${code:-0}" -ne 0 ] || code=1
 exit "$code"

@@ -69,4 +69,4 @@ def local_path(place: str) -> Path:
 def mirrors() -> Path:
     """The folder of this server that holds a copy of what it uses of each bucket, under the bucket's name."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(caches).expanduser().resolve() / "orpo-ray" / "s3"
+    return (Path(caches).expanduser() / "orpo-ray" / "s3").resolve()

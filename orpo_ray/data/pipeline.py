@@ -129,7 +129,9 @@ def prepare(
         origins = [(raw.source, raw.label, raw.split) for raw in sources]
         summary = summarise(rows, selection, origins, not data.eval, digest, settings)
         _refuse_empty(summary, data)
-        found, is_kept = _write(storage, summary, rows, sources, selection), False
+        found = _write(storage, summary, rows, sources, selection)
+        # Another run may have stored the same pairs meanwhile, and its workers read them: those stay.
+        is_kept = not is_kept and kept_in.holds(path / MANIFEST)
     if not is_kept:
         kept_in.store_folder(path, MANIFEST)
     for line in describe(found.summary):

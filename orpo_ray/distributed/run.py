@@ -8,6 +8,8 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.distributed import launch, references
 from orpo_ray.distributed.preflight import Placement, place
 from orpo_ray.models.hardware import Hardware
+from orpo_ray.storage import storage_at
+from orpo_ray.training import record
 from orpo_ray.training.reporter import Watch
 from orpo_ray.training.setup import Announce, Setup, settle
 
@@ -62,6 +64,8 @@ def _driver(
 ) -> launch.Driver:
     def place_again() -> tuple[Placement, Setup]:
         found = place(config.scale, announce)
+        # The first worker may have written on another server what the run began with.
+        record.fetch_run(config.run_dir, storage_at(config.storage))
         return found, _settle(found, ground, config, announce)
 
     return launch.Driver(announce, watch, stop_requested, place_again, poll_s)

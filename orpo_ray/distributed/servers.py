@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 
 from orpo_ray.config import RunConfig
-from orpo_ray.config.storage import is_url
+from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
-from orpo_ray.storage import fetched, storage_at
+from orpo_ray.storage import storage_at
 from orpo_ray.training.record import versions
 
 _MARKER = "marker"
@@ -132,7 +132,7 @@ def _answer(address: str, reference: Any) -> Report:
         raise ResourceError(f"server {address} did not answer within {_ANSWER_S:.0f} s") from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OrpoRayError):
-            raise error.cause from error
+            raise type(error.cause)(f"server {address}: {error.cause}") from error
         raise ConfigError(f"server {address} cannot load orpo_ray: {on_one_line(error.cause)[:200]}") from error
     except ray.exceptions.RayError as error:
         raise ResourceError(f"server {address} was lost while it was asked: {on_one_line(error)[:200]}") from error
@@ -143,15 +143,12 @@ def _report(marker: str) -> Report:
     """Runs on the server that is asked."""
     import ray
 
-    address, seen = ray.util.get_node_ip_address(), fetched(marker)
+    address = ray.util.get_node_ip_address()
     disk = ray._private.worker._global_node.get_session_dir_path()
-    report = Report(
+    return Report(
         address=address,
         versions=versions(),
-        sees_storage=seen.exists(),
+        sees_storage=storage_at(marker).holds(local_path(marker)),
         free_bytes=shutil.disk_usage(disk).free,
         interface=interface_of(address, own_interfaces()),
     )
-    if is_url(marker):  # the copy here serves nobody
-        shutil.rmtree(seen.parent, ignore_errors=True)
-    return report

@@ -19,12 +19,11 @@ from orpo_ray.distributed.reporter import RayReporter
 from orpo_ray.errors import ConfigError, RunError
 from orpo_ray.storage import fetched, fetched_folder, storage_at
 from orpo_ray.training import loop
-from orpo_ray.training.record import CONFIG_FILE, RUN_FILE, lock_within
+from orpo_ray.training.record import CONFIG_FILE, RUN_FILE, WORKERS_LOCK_FILE, lock_within
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import Setup
 from orpo_ray.training.world import World, current_world
 
-_LOCK_FILE = ".workers.lock"
 _PREDECESSORS_S = 60.0
 
 
@@ -106,7 +105,7 @@ def _only_group(run_dir: Path, world: World) -> Iterator[None]:
     if not world.is_first:
         yield
         return
-    with (run_dir / _LOCK_FILE).open("w") as file:
+    with (run_dir / WORKERS_LOCK_FILE).open("w") as file:
         if not lock_within(file.fileno(), _PREDECESSORS_S):
             raise RunError(f"{run_dir}: workers of an earlier start are still writing there; end them first")
         yield

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from textwrap import indent
 
+import yaml
+
 from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 from orpo_ray.jobs import ports
@@ -41,6 +43,7 @@ def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods
     at the cluster reads the config.
     """
     refuse_secrets(dump(config), {})
+    refuse_secrets(yaml.safe_load(text), {})  # overrides may hide what the file says
     name = _kubernetes_name(config.name)
     storage = _storage(config.storage, pods.claim)
     cluster = fill("kuberay/cluster.yaml", {"name": name, **_ports(), **_pods(pods), **storage})
@@ -63,10 +66,10 @@ def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods
 def _kubernetes_name(name: str) -> str:
     """The run's name in the letters that Kubernetes allows."""
     found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if not found[:1].isalpha() or len(found) > _LONGEST_NAME:
+    if not found[:1].isalpha() or len(found) > _LONGEST_NAME or not isinstance(yaml.safe_load(found), str):
         raise ConfigError(
             f"name: {name} would be {found} on Kubernetes, where it must begin with a letter "
-            f"and have {_LONGEST_NAME} characters at most; choose another name"
+            f"have {_LONGEST_NAME} characters at most, and be no word of YAML's; choose another name"
         )
     return found
 

@@ -55,7 +55,8 @@ def sbatch_file(config: RunConfig, train: Sequence[str], request: Request, folde
         "also": _also(request),
         "gcs": str(ports.GCS),
         "ray_options": f"{node_ports()} --disable-usage-stats",
-        "result": shlex.quote(str(config.run_dir / "result.json")),
+        # Of a bucket there is but a copy, which may be an old one.
+        "result": "" if "://" in config.storage else shlex.quote(str(config.run_dir / "result.json")),
         "train": shlex.join(train),
     }
     return {f"{job}.sbatch": fill("slurm/settings.sbatch", values) + cluster_file("slurm/run.sh")}

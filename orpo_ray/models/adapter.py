@@ -10,9 +10,11 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from orpo_ray.config.model import AdapterConfig
-from orpo_ray.config.storage import inside, local_path
+from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.storage import storage_at
+
+_ADAPTER_CONFIG, _MODEL_CONFIG, _OF_A_RUN = "adapter_config.json", "config.json", "run.json"
 
 
 def attach_adapter(
@@ -39,16 +41,24 @@ def attach_adapter(
 
 def fetch_trained(place: str) -> None:
     """Have on this server what a URL names: what a run has made, or a folder with an adapter or a whole model."""
-    storage, made = storage_at(place), local_path(inside(place, "adapter"))
-    if storage.is_remote:
-        storage.fetch_folder(made if storage.holds(made) else local_path(place))
+    storage, folder = storage_at(place), local_path(place)
+    if not storage.is_remote:
+        return
+    made = folder / "adapter"
+    if any(storage.holds(made / name) for name in (_ADAPTER_CONFIG, _MODEL_CONFIG)):
+        storage.fetch_folder(made)
+    # A run has a config.json, too, and may be at work here: its folder is its own.
+    elif storage.holds(folder / _ADAPTER_CONFIG) or (
+        storage.holds(folder / _MODEL_CONFIG) and not storage.holds(folder / _OF_A_RUN)
+    ):
+        storage.fetch_folder(folder)
 
 
 def find_adapter(path: str) -> Path:
     """The adapter folder that a path means: the folder itself, or that of a finished run."""
     folder = local_path(path)
     for candidate in (folder, folder / "adapter"):
-        if (candidate / "adapter_config.json").is_file():
+        if (candidate / _ADAPTER_CONFIG).is_file():
             return candidate
     raise ConfigError(f"{path}: no adapter_config.json here or in its folder adapter/; is the run finished?")
 

@@ -22,6 +22,8 @@ SEARCH_FILE = "search.json"
 LOG_FILE = "run.log"
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 _RECORDS = (CONFIG_FILE, RUN_FILE, RESULT_FILE, SEARCH_FILE, LOG_FILE)
+WORKERS_LOCK_FILE = ".workers.lock"
+"""Of the process that writes where workers train, maybe on another server than the one that gave the command."""
 _LOCK_FILE, _LOCK_POLL_S = ".lock", 0.2
 _locked: set[Path] = set()
 """Folders of the runs that this process holds the lock of."""
@@ -91,7 +93,9 @@ def fetch_run(run_dir: Path, storage: Storage) -> None:
 
     Where another process of this server is at work on the run, what lies here is newer, and is left alone.
     """
-    if not storage.is_remote or (is_locked(run_dir) and not is_locked_by_us(run_dir)):
+    if not storage.is_remote or is_locked(run_dir, WORKERS_LOCK_FILE):
+        return
+    if is_locked(run_dir) and not is_locked_by_us(run_dir):
         return
     for name in _RECORDS:
         storage.fetch(run_dir / name)
@@ -113,11 +117,11 @@ def lock_within(descriptor: int, patience_s: float) -> bool:
             return True
 
 
-def is_locked(run_dir: Path) -> bool:
+def is_locked(run_dir: Path, lock: str = _LOCK_FILE) -> bool:
     """Whether a process is at work on a run."""
-    if not (run_dir / _LOCK_FILE).exists():
+    if not (run_dir / lock).exists():
         return False
-    with (run_dir / _LOCK_FILE).open("r") as file:
+    with (run_dir / lock).open("r") as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -109,7 +109,7 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, "it trains")
 
     attached = shell("submit", "train", *ask, "--detach", "--json", cwd=project)
-    assert (attached.code, attached.result) == (0, {"run": "team/long", "state": "submitted"})
+    assert (attached.code, attached.result) == (0, {"run": "team/long", "state": "at work"})
     assert "run team/long is at work on the cluster already; nothing was submitted" in attached.said
     other = shell("submit", "train", *ask, "training.seed=7", cwd=project)
     one_line(other, WRONG, "run team/long is at work on the cluster with other settings")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from stand_ins import stand_in
-from support import run_config, wait_until
+from support import run_config, settings, wait_until
 
-from orpo_ray.config import RunConfig, ScaleConfig
+from orpo_ray.config import RunConfig, ScaleConfig, build
 from orpo_ray.errors import ConfigError
 from orpo_ray.jobs.nodes import Nodes, nodes_for
 from orpo_ray.jobs.slurm import Request, sbatch_file
@@ -181,6 +181,18 @@ def test_result_json_says_whether_the_job_has_done_its_work(job: Job, happens: d
     assert found == code, said
     assert f"{job.folder}/result.json" in said
     assert not (job.folder / "requeued").exists()
+
+
+@pytest.mark.parametrize(
+    ("happens", "code"),
+    [({}, 0), ({"RAY_EXITS": "1"}, 0), ({"DRIVER_EXITS": "3"}, 3), ({"RAY_STARTS": "no"}, 1)],
+)
+def test_where_the_storage_is_a_bucket_orpo_ray_itself_says_it(job: Job, happens: dict[str, str], code: int) -> None:
+    config = build(RunConfig, {**settings(job.folder), "storage": "s3://bucket/runs"}, {(): "tests"})
+    (text,) = sbatch_file(config, ["orpo-ray", "train", "run.yaml"], REQUEST, job.folder).values()
+    (job.folder / "job.sbatch").write_text(text, encoding="utf-8")
+    found, said = job.run(**happens)
+    assert found == code, said
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from s3_server import Server, serve
 
 from orpo_ray.config.storage import inside, local_path, refuse_url, without_secrets
 from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.models.adapter import fetch_trained
 from orpo_ray.storage import LOCAL, fetched, storage_at
+from orpo_ray.training.record import WORKERS_LOCK_FILE, fetch_run, lock_within
 
 MANIFEST = "MANIFEST.json"
 URL = "s3://bucket/runs"
@@ -280,3 +282,48 @@ def test_endpoint_and_credentials_may_stand_in_the_files_of_the_aws_sdk(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
     storage_at(URL).check()
     assert ("PUT", server.bucket.requests[0][1]) == server.bucket.requests[0]
+
+
+# --- what others are at work on ---------------------------------------------------------------------------------
+
+
+def test_naming_a_run_as_an_adapter_leaves_its_own_files_alone(server: Server) -> None:
+    run = local_path(inside(URL, "other"))
+    run.mkdir(parents=True)
+    own = (".lock", "metrics.jsonl", "run.json", "config.json")
+    for name in own:
+        (run / name).write_text("here", encoding="utf-8")
+        server.bucket.put(f"runs/other/{name}", b"older")
+    fetch_trained(inside(URL, "other"))
+    assert texts(run) == dict.fromkeys(own, "here")
+    server.bucket.put("runs/other/adapter/adapter_config.json", b"{}")
+    fetch_trained(inside(URL, "other"))
+    assert (run / "adapter" / "adapter_config.json").read_text(encoding="utf-8") == "{}"
+
+
+def test_an_upload_that_is_interrupted_leaves_no_half_of_a_file(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = local_path(inside(URL, "run.json"))
+    path.parent.mkdir(parents=True)
+    path.write_text("{}", encoding="utf-8")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        storage_at(URL).store(path)
+    assert "runs/run.json" not in server.bucket.objects
+
+
+def test_an_onlooker_deletes_nothing_where_workers_are_at_work(server: Server) -> None:
+    run = local_path(inside(URL, "run"))
+    unsent = write_folder("run/checkpoints/step-000004", {"state.safetensors": "x"})
+    server.bucket.put("runs/run/config.json", b"{}")
+    with (run / WORKERS_LOCK_FILE).open("w") as lock:
+        assert lock_within(lock.fileno(), 0)
+        fetch_run(run, storage_at(URL))
+        assert unsent.is_dir() and not (run / "config.json").exists()
+    fetch_run(run, storage_at(URL))
+    assert not unsent.is_dir() and (run / "config.json").exists()
