@@ -30,7 +30,8 @@ class Hog:
 
 def main(config_path: str, room_s: str, stop: str) -> None:
     """Try to train DPO."""
-    pipeline.ROOM_S = references.ROOM_S = int(room_s)
+    references.ROOM_S = int(room_s)
+    pipeline._BUSY_AFTER_S = pipeline._START_S = 1.0  # nothing starts where there is no room, however long one waits
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
     hogs = [ray.remote(num_cpus=1)(Hog).remote() for _ in range(2)]
     assert all(ray.get([hog.ready.remote() for hog in hogs]))

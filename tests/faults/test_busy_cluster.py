@@ -18,7 +18,8 @@ ENDLESS_S = 600
 
 def outcome(storage: Path, room_s: int, stop: str) -> dict[str, Any]:
     """What became of a DPO run on two workers, on a Ray of two CPUs that others hold."""
-    tree = settings(storage, f"busy-{stop}", objective={"kind": "dpo"}, scale={"workers": 2, "gpus_per_worker": 0})
+    scale = {"workers": 2, "gpus_per_worker": 0, "queue_timeout": room_s}
+    tree = settings(storage, f"busy-{stop}", objective={"kind": "dpo"}, scale=scale)
     config = storage / f"busy-{stop}.yaml"
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
     command = [sys.executable, str(SCRIPT), str(config), str(room_s), stop]
