@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import DataConfig, ModelConfig, RunConfig, ScaleConfig, stage_configs
-from orpo_ray.config.storage import inside, is_url
+from orpo_ray.config.storage import inside
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.storage import LOCAL, Storage, storage_at
 
@@ -59,8 +59,7 @@ def _tokenizer(model: ModelConfig, announce: Announce) -> Any:
     from orpo_ray.models.adapter import fetch_trained
     from orpo_ray.models.tokenizer import load_tokenizer
 
-    if is_url(model.base):
-        fetch_trained(model.base)
+    fetch_trained(model.base)
     return load_tokenizer(model, announce)
 
 

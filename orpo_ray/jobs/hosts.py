@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from orpo_ray.config.build import build
 from orpo_ray.config.load import read_yaml
 from orpo_ray.config.section import Section
+from orpo_ray.jobs.token import DEFAULT_FILE
 
 # Both stand in shell commands that other programs run.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -35,7 +36,7 @@ class HostsConfig(Section):
     head: IPv4Address = Field(description="the head's address on the network that joins the servers")
     workers: tuple[IPv4Address, ...] = Field((), description="the other servers' addresses on that network")
     ssh: SshConfig = SshConfig()
-    token: str = Field("~/.ray/orpo-ray.token", description="file of the cluster's token here; made if it is not there")
+    token: str = Field(DEFAULT_FILE, description="file of the cluster's token here; made if it is not there")
     environment: str = Field("/opt/orpo-ray", description="virtual environment that holds orpo-ray on every server")
 
     @field_validator("name")

@@ -17,9 +17,8 @@ from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig, load_hosts
 from orpo_ray.jobs.job import UnreachableError
 from orpo_ray.jobs.ssh import Ssh
-from orpo_ray.jobs.token import read_token
+from orpo_ray.jobs.token import DEFAULT_FILE, read_token
 
-TOKEN_FILE = Path("~/.ray/orpo-ray.token")
 _LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
 
 
@@ -40,7 +39,7 @@ def way_to(hosts: Path | None, address: str | None, token: Path | None, needs_no
     """
     if hosts is None:
         url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOOPBACK
-        file = token or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE.expanduser())
+        file = token or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_FILE).expanduser()
         yield Way(url, "" if needs_no_token and not file.exists() else read_token(file))
         return
     if address is not None:

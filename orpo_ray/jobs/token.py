@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orpo_ray.errors import ConfigError
 
+DEFAULT_FILE = "~/.ray/orpo-ray.token"
 _BYTES = 32
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 

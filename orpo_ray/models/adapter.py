@@ -41,9 +41,10 @@ def attach_adapter(
 
 def fetch_trained(place: str) -> None:
     """Have on this server what a URL names: what a run has made, or a folder with an adapter or a whole model."""
-    storage, folder = storage_at(place), local_path(place)
+    storage = storage_at(place)
     if not storage.is_remote:
         return
+    folder = local_path(place)
     made = folder / "adapter"
     if any(storage.holds(made / name) for name in (_ADAPTER_CONFIG, _MODEL_CONFIG)):
         storage.fetch_folder(made)

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orpo_ray.config import RunConfig
-from orpo_ray.config.storage import is_url
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, DataError, ResourceError
 from orpo_ray.models.adapter import fetch_trained, find_adapter
@@ -67,8 +66,7 @@ def settle(
 
 def fetch_inputs(config: RunConfig) -> None:
     """Have on this server the base and the first adapter that URLs name; what the hub has is fetched by its client."""
-    if is_url(config.model.base):
-        fetch_trained(config.model.base)
+    fetch_trained(config.model.base)
     if config.adapter.init_from is not None:
         fetch_trained(config.adapter.init_from)
 
