@@ -348,17 +348,16 @@ def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
 
 def _plan(config: RunConfig, announce: Announce) -> dict[str, Any]:
     from orpo_ray.training import loop, record
-    from orpo_ray.training.setup import decide, longest_pair
+    from orpo_ray.training.setup import all_lengths, decide
 
     placement = _place(config, announce, verbose=False)
     artifact = _prepare(config, announce)
     before = record.read_run(config.run_dir).get("decisions", {})
-    hardware, longest = _hardware(config, placement), longest_pair(artifact)
-    decisions = decide(config, longest, before, announce, hardware, placement.workers, placement.nodes)
-    steps = loop.plan_run(config, artifact.train, placement.workers, decisions.tokens_per_microbatch)
+    hardware, lengths = _hardware(config, placement), all_lengths(artifact)
+    decisions = decide(config, lengths, before, announce, hardware, placement.workers, placement.nodes)
     return {
         "name": config.name,
-        "steps": len(steps),
+        "steps": len(loop.steps_of_run(config, len(artifact.train))),
         "pairs": len(artifact.train),
         "eval_pairs": len(artifact.eval),
         "artifact": storage_at(config.storage).place_of(artifact.path),
@@ -425,17 +424,17 @@ def _decide_for_evaluation(config: RunConfig, artifact: Artifact, announce: Anno
     """The run's own number format and attention, or the nearest that this machine has."""
     from orpo_ray.models.hardware import probe_hardware
     from orpo_ray.training import record
-    from orpo_ray.training.setup import decide, longest_pair
+    from orpo_ray.training.setup import all_lengths, decide
 
     record.fetch_run(config.run_dir, storage_at(config.storage))
     before = record.read_run(config.run_dir).get("decisions", {})
-    hardware, longest = probe_hardware(), longest_pair(artifact)
+    hardware, lengths = probe_hardware(), all_lengths(artifact)
     alone = config.model_copy(update={"scale": ScaleConfig(workers=1)})  # however many workers trained
     try:
-        return decide(alone, longest, before, announce, hardware)
+        return decide(alone, lengths, before, announce, hardware)
     except ResourceError as error:
         announce(f"the run's own numbers are not to be had here ({error}); evaluating in others")
-        return decide(alone, longest, {}, announce, hardware)
+        return decide(alone, lengths, {}, announce, hardware)
 
 
 def _finished(config: RunConfig) -> str:

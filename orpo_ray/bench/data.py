@@ -31,14 +31,11 @@ from typing import Any
 
 import psutil
 
+from orpo_ray.bench.pairs import usable_pairs
 from orpo_ray.config.data import DataConfig, Source
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.data.checks import check_pair
-from orpo_ray.data.formats import read_pair
-from orpo_ray.data.pairs import Pair, Refusal
+from orpo_ray.data.pairs import Pair
 from orpo_ray.data.pipeline import prepare
-from orpo_ray.data.rows import parse_row
-from orpo_ray.data.sources import read_rows
 from orpo_ray.errors import DataError
 from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 
@@ -112,10 +109,10 @@ def bench_data(
     with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as name:
         folder = Path(name)
         everything, few = folder / "pairs.jsonl", folder / "few.jsonl"
-        count = _write_rows(everything, _pairs_of(file, rows) if file else _generate(rows))
+        count = _write_rows(everything, islice(usable_pairs(file), rows) if file else _generate(rows))
         if count < cores:
             raise DataError(f"{count} usable rows for {cores} cores: too few to share out")
-        _write_rows(few, _pairs_of(str(everything), cores))
+        _write_rows(few, islice(usable_pairs(str(everything)), cores))
         ours = partial(_time_ours, tokenizer=tokenizer, max_length=max_length, folder=folder)
         stock = partial(_time_stock, tokenizer=tokenizer, max_length=max_length, folder=folder, cores=cores)
         announce(f"{count} rows on {cores} cores; starting both")
@@ -178,12 +175,6 @@ def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
             row = {side: [{"role": "assistant", "content": text}] for side, text in answers}
             file.write(json.dumps({"prompt": pair.prompt, **row}) + "\n")
     return count
-
-
-def _pairs_of(file: str, most: int) -> Iterator[Pair]:
-    rows = (parse_row(raw.text, raw.problem) for raw in read_rows(Source(source=file)))
-    pairs = (row if isinstance(row, Refusal) else read_pair(row) for row in rows)
-    return islice((pair for pair in pairs if isinstance(pair, Pair) and check_pair(pair) is None), most)
 
 
 def _generate(rows: int) -> Iterator[Pair]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orpo_ray.data.checks import REASONS
 from orpo_ray.data.store import Artifact
-from orpo_ray.training.layout import longer_side
+from orpo_ray.training.plan import longer_side
 
 _STYLES = {"prompt": "bright_black", "chosen": "green", "rejected": "red"}
 _BINS = 10

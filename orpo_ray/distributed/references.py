@@ -20,10 +20,10 @@ from orpo_ray.distributed.worker import Task, task_of
 from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import build_objective
-from orpo_ray.training.layout import longer_side
 from orpo_ray.training.loop import load_pair_model, reference_cache
 from orpo_ray.training.metrics import score_pack
-from orpo_ray.training.plan import cut_packs
+from orpo_ray.training.plan import cut_packs, pack_costs
+from orpo_ray.training.self_check import settle_layout
 from orpo_ray.training.setup import Setup, fetch_inputs
 from orpo_ray.training.strategy import SINGLE
 
@@ -46,7 +46,8 @@ def prepare_references(
         return placement, setup  # announced by the workers, who read it again
     _, distinct, copies = np.unique(artifact.train.pair_ids, return_index=True, return_inverse=True)
     task = task_of(config, artifact, setup)
-    packs = cut_packs(distinct, longer_side(artifact.train.lengths), setup.decisions.tokens_per_microbatch)
+    costs = pack_costs(artifact.train.lengths, setup.decisions.layout)
+    packs = cut_packs(distinct, costs, setup.decisions.tokens_per_microbatch)
     retries_left = config.scale.max_failures
     while True:
         actors = f"{placement.workers} actors" if placement.workers > 1 else "one actor"
@@ -167,7 +168,9 @@ class _Scorer:
             model.eval()
             table = self._task.pairs().train
             model.check_reads(table)
-            self._loaded = model, table, padding_id(load_tokenizer(config.model, lambda line: None))
+            pad_id = padding_id(load_tokenizer(config.model, lambda line: None))
+            settle_layout(model, decisions.layout, decisions.dtype, table, pad_id, lambda line: None)
+            self._loaded = model, table, pad_id
         return self._loaded
 
 

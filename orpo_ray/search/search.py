@@ -24,7 +24,7 @@ from orpo_ray.search.trial import TrialRoom
 from orpo_ray.search.tuner import run_course
 from orpo_ray.storage import storage_at
 from orpo_ray.training import record
-from orpo_ray.training.loop import plan_run
+from orpo_ray.training.loop import steps_of_run
 
 BEST_FILE = "best.yaml"
 
@@ -79,7 +79,7 @@ def _announce_late_evaluations(
     base: RunConfig, settings: SearchConfig, ground: Ground, announce: Callable[[str], None]
 ) -> None:
     """Say so where no evaluation lies between the grace and the end of a run: nobody could be given up."""
-    steps = len(plan_run(base, ground.artifact.train, world_size=1, token_budget=1))
+    steps = len(steps_of_run(base, len(ground.artifact.train)))
     every = every_to_steps(base.training.eval_every, steps)
     if settings.scheduler == "asha" and not any(step >= settings.grace * steps for step in range(every, steps, every)):
         announce(

@@ -1,13 +1,22 @@
-"""Pairs to tensors: chosen and rejected as rows padded on the right, and the places whose tokens are scored."""
+"""Pairs to tensors: how they are laid out for one forward pass, and the places whose tokens are scored.
+
+`padded`: chosen and rejected sides as rows, padded on the right; the plain reference. `packed`: the same sides one
+after the other in a single row, no padding. `shared-prefix`: `[prompt|chosen|rejected]...` in a single row, so that
+each prompt is computed once; the rejected answer's positions go on after the prompt, and it sees the prompt and itself.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.data.pairs import TokenPair
+from orpo_ray.training.attention import Runs
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 
@@ -16,13 +25,16 @@ PROMPT, CHOSEN, REJECTED = 0, 1, 2
 class PairBatch:
     """n pairs ready for one forward pass.
 
-    `input_ids` and `attention_mask` are [rows, T]. A scored token i of N was predicted at `positions[i]`, an index
-    into the flattened rows; it is `targets[i]`, of pair `pair[i]`, in its prompt, chosen or rejected `part[i]`.
-    `chosen_tokens` and `rejected_tokens` are the answers' lengths, [n].
+    `input_ids` are [rows, T]. Padded rows come with an `attention_mask` [rows, T]; the single row of the other layouts
+    with `position_ids` [1, T] and with the `runs` that its attention goes by. A scored token i of N was predicted at
+    `positions[i]`, an index into the flattened rows; it is `targets[i]`, of pair `pair[i]`, in its prompt, chosen or
+    rejected `part[i]`. `chosen_tokens` and `rejected_tokens` are the answers' lengths, [n].
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    runs: Runs | None
     positions: Tensor
     targets: Tensor
     pair: Tensor
@@ -32,46 +44,119 @@ class PairBatch:
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same batch on another device."""
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        return PairBatch(**moved)
+        return PairBatch(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
 
 
-def collate_padded(
-    pairs: Sequence[TokenPair], pad_id: int, *, score_prompt: bool, with_rejected: bool = True
+def _moved(value: Tensor | Runs | None, device: torch.device) -> Tensor | Runs | None:
+    """From pinned memory a copy waits for nothing."""
+    if isinstance(value, Tensor) and device.type == "cuda":
+        value = value.pin_memory()
+    return None if value is None else value.to(device, non_blocking=True)
+
+
+class _Side(NamedTuple):
+    """An answer in place: its tokens stand from `start` on in the flattened rows, its prompt from `prompt_start`."""
+
+    pair: int
+    part: int
+    prompt_start: int
+    start: int
+
+
+def collate(
+    pairs: Sequence[TokenPair], layout: str, pad_id: int, *, score_prompt: bool, with_rejected: bool = True
 ) -> PairBatch:
-    """Rows for all chosen, then all rejected sides.
+    """Pairs in one of the layouts; `pad_id` fills up the rows of the padded one.
 
     `score_prompt` adds the tokens of the chosen side's prompt (from its second on) to those that are scored.
     """
-    sides = [(CHOSEN, pair.chosen) for pair in pairs]
+    if layout == PADDED:
+        return _padded(pairs, pad_id, score_prompt, with_rejected)
+    assert layout in (PACKED, SHARED_PREFIX), layout
+    return _in_one_row(pairs, layout == SHARED_PREFIX, score_prompt, with_rejected)
+
+
+def _padded(pairs: Sequence[TokenPair], pad_id: int, score_prompt: bool, with_rejected: bool) -> PairBatch:
+    """Rows for all chosen, then all rejected sides."""
+    answers = [(CHOSEN, i, pair.chosen) for i, pair in enumerate(pairs)]
     if with_rejected:
-        sides += [(REJECTED, pair.rejected) for pair in pairs]
-    rows = [np.concatenate([pairs[i % len(pairs)].prompt, answer]) for i, (_, answer) in enumerate(sides)]
+        answers += [(REJECTED, i, pair.rejected) for i, pair in enumerate(pairs)]
+    rows = [np.concatenate([pairs[i].prompt, answer]) for _, i, answer in answers]
     width = max(len(row) for row in rows)
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     attention_mask = np.zeros((len(rows), width), dtype=np.int64)
-    scored: list[tuple[np.ndarray, np.ndarray, int, np.ndarray]] = []
-    for index, ((part, _), row) in enumerate(zip(sides, rows, strict=True)):
+    for index, row in enumerate(rows):
         input_ids[index, : len(row)] = row
         attention_mask[index, : len(row)] = 1
-        pair_index = index % len(pairs)
-        prompt_length = len(pairs[pair_index].prompt)
-        first = 1 if score_prompt and part == CHOSEN else prompt_length
-        places = np.arange(first, len(row))
-        parts = np.where(places < prompt_length, PROMPT, part)
-        scored.append((index * width + places - 1, row[first:], pair_index, parts))
-    return PairBatch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
-        positions=torch.from_numpy(np.concatenate([s[0] for s in scored])),
-        targets=torch.from_numpy(np.concatenate([s[1] for s in scored]).astype(np.int64)),
-        pair=torch.from_numpy(np.concatenate([np.full(len(s[0]), s[2]) for s in scored])),
-        part=torch.from_numpy(np.concatenate([s[3] for s in scored])),
-        chosen_tokens=torch.tensor([len(pair.chosen) for pair in pairs]),
-        rejected_tokens=torch.tensor([len(pair.rejected) for pair in pairs]),
+    sides = [
+        _Side(i, part, index * width, index * width + len(pairs[i].prompt))
+        for index, (part, i, _) in enumerate(answers)
+    ]
+    return _batch(pairs, sides, score_prompt, input_ids, attention_mask=torch.from_numpy(attention_mask))
+
+
+def _in_one_row(pairs: Sequence[TokenPair], share: bool, score_prompt: bool, with_rejected: bool) -> PairBatch:
+    """All sides one after the other; a rejected one without its prompt where that is shared."""
+    tokens: list[NDArray[np.int32]] = []
+    position_ids: list[NDArray[np.int64]] = []
+    runs: list[tuple[int, int]] = []
+    sides: list[_Side] = []
+    end = 0
+    for i, pair in enumerate(pairs):
+        prompt_length, prompt_start = len(pair.prompt), end
+        for part, answer in ((CHOSEN, pair.chosen), (REJECTED, pair.rejected))[: 1 + with_rejected]:
+            shared = prompt_length if share and part == REJECTED else 0
+            prompt_start = prompt_start if shared else end
+            tokens += [pair.prompt[shared:], answer]
+            length = prompt_length - shared + len(answer)
+            position_ids.append(np.arange(shared, shared + length))
+            runs.append((length, shared))
+            sides.append(_Side(i, part, prompt_start, end + prompt_length - shared))
+            end += length
+    return _batch(
+        pairs,
+        sides,
+        score_prompt,
+        np.concatenate(tokens)[None].astype(np.int64),
+        position_ids=torch.from_numpy(np.concatenate(position_ids)[None]),
+        runs=Runs.of(runs),
     )
 
 
-def longer_side(lengths: np.ndarray) -> np.ndarray:
-    """Tokens of a pair's longer row, [n], from its (prompt, chosen, rejected) lengths [n, 3]."""
-    return lengths[:, 0] + lengths[:, 1:].max(axis=1)
+def _batch(
+    pairs: Sequence[TokenPair],
+    sides: list[_Side],
+    score_prompt: bool,
+    input_ids: NDArray[np.int64],
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    runs: Runs | None = None,
+) -> PairBatch:
+    """The batch, with the places where each side's tokens are predicted: the answer's first at the prompt's last."""
+    positions, targets, owners, parts = [], [], [], []
+    for side in sides:
+        pair = pairs[side.pair]
+        answer, prompt_length = (pair.chosen if side.part == CHOSEN else pair.rejected), len(pair.prompt)
+        if score_prompt and side.part == CHOSEN:
+            positions.append(side.prompt_start + np.arange(prompt_length - 1))
+            targets.append(pair.prompt[1:])
+            parts.append(np.full(prompt_length - 1, PROMPT))
+            owners.append(np.full(prompt_length - 1, side.pair))
+        positions.append(
+            np.concatenate([[side.prompt_start + prompt_length - 1], side.start + np.arange(len(answer) - 1)])
+        )
+        targets.append(answer)
+        parts.append(np.full(len(answer), side.part))
+        owners.append(np.full(len(answer), side.pair))
+    return PairBatch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        runs=runs,
+        positions=torch.from_numpy(np.concatenate(positions).astype(np.int64)),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        pair=torch.from_numpy(np.concatenate(owners)),
+        part=torch.from_numpy(np.concatenate(parts)),
+        chosen_tokens=torch.tensor([len(pair.chosen) for pair in pairs]),
+        rejected_tokens=torch.tensor([len(pair.rejected) for pair in pairs]),
+    )

@@ -25,22 +25,20 @@ from orpo_ray.storage import storage_at
 from orpo_ray.training import record
 from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, read_position
-from orpo_ray.training.layout import longer_side
 from orpo_ray.training.memory import keep_freed_memory
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import Step, plan
+from orpo_ray.training.plan import PADDED, Indices, Step, cut_step, pack_costs, step_pairs
 from orpo_ray.training.reference import ReferenceCache
 from orpo_ray.training.reporter import Reporter
+from orpo_ray.training.self_check import TOLERANCE, settle_layout
 from orpo_ray.training.setup import Announce, Decisions, Setup, fetch_inputs
 from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import stage_of
 from orpo_ray.training.trainer import PreferenceTrainer
 from orpo_ray.training.world import World, current_world
 
-# How far the scorer's log-probs may be from those of the model's own logits.
-_SCORER_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
 _SCORER_TOKENS = 32
 
 
@@ -54,7 +52,8 @@ class _Run:
     reporter: Reporter
     announce: Announce
     world: World
-    steps: list[Step]
+    steps: list[Indices]
+    """The pairs of each optimizer step."""
 
 
 def train(config: RunConfig, artifact: Artifact, setup: Setup, reporter: Reporter, announce: Announce) -> None:
@@ -64,7 +63,7 @@ def train(config: RunConfig, artifact: Artifact, setup: Setup, reporter: Reporte
     if a loss or gradient went wrong, a user error if the run cannot be what the config asks for.
     """
     world = current_world()
-    steps = plan_run(config, artifact.train, world.size, setup.decisions.tokens_per_microbatch)
+    steps = steps_of_run(config, len(artifact.train))
     run = _Run(config, artifact, setup, reporter, announce, world, steps)
     if len(artifact.train) < config.training.pairs_per_step:
         announce(
@@ -87,20 +86,26 @@ def train(config: RunConfig, artifact: Artifact, setup: Setup, reporter: Reporte
         _finish(run, checkpoint)
 
 
-def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int) -> list[Step]:
-    """The optimizer steps of the whole run, epoch after epoch, cut at max_steps."""
+def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
+    """The pairs of each optimizer step of the whole run over `count` pairs, epoch after epoch, cut at max_steps."""
     settings = config.training
-    lengths = longer_side(table.lengths)
     wanted = settings.max_steps
-    steps: list[Step] = []
+    steps: list[Indices] = []
     epoch = 0
     while (len(steps) < wanted) if wanted else (epoch < (settings.epochs or 1)):
-        steps += plan(lengths, settings.pairs_per_step, world_size, token_budget, settings.seed, epoch)
+        steps += step_pairs(count, settings.pairs_per_step, settings.seed, epoch)
         epoch += 1
     steps = steps[:wanted]
     if (warmup := warmup_steps(settings.warmup, len(steps))) >= len(steps):
         raise ConfigError(f"training.warmup: {warmup} steps, but the run has {len(steps)}; its rate would never rise")
     return steps
+
+
+def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int, layout: str) -> list[Step]:
+    """The steps of the whole run with the packs of each rank."""
+    with_rejected = build_objective(config.objective).needs_rejected
+    costs = pack_costs(table.lengths, layout, with_rejected=with_rejected)
+    return [cut_step(pairs, costs, world_size, token_budget) for pairs in steps_of_run(config, len(table))]
 
 
 def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce) -> PairModel:
@@ -130,23 +135,32 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
         fetch_base(config.model)
     run.world.wait()
     model = load_pair_model(config, decisions, run.announce)
-    _check(model, run.artifact, decisions)
-    objective = build_objective(config.objective)
     tokenizer = load_tokenizer(config.model, lambda line: None)
     pad_id = padding_id(tokenizer)
-    reference = _reference(run, model, pad_id) if objective.needs_reference else None
+    _check(model, run, pad_id)
+    objective = build_objective(config.objective)
+    budget = decisions.tokens_per_microbatch
+    work = Work(
+        steps=plan_run(config, run.artifact.train, run.world.size, budget, model.layout),
+        train=run.artifact.train,
+        evaluation=run.artifact.eval,
+        reference=_reference(run, model, pad_id) if objective.needs_reference else None,
+        pad_id=pad_id,
+        layout=model.layout,
+        token_budget=budget,
+    )
     if decisions.gradient_checkpointing:
         model.causal_model.gradient_checkpointing_enable({"use_reentrant": False})
     trainer = PreferenceTrainer(
         model=model,
         objective=objective,
-        work=Work(steps, run.artifact.train, run.artifact.eval, reference, pad_id, decisions.tokens_per_microbatch),
+        work=work,
         config=config.training,
         args=training_arguments(config.training, config.run_dir, len(steps), decisions),
         reporter=run.reporter,
         write_model=lambda folder, weights: _write_model(model, tokenizer, folder, weights),
         resume=resume,
-        on_ready=lambda strategy: _note_workers(config, strategy, run.world),
+        on_ready=lambda strategy: _note_workers(config, strategy, model.layout, run.world),
         callbacks=[_tensorboard(config.run_dir, resume[1].step if resume else 0)] if run.world.is_first else [],
     )
     trainer.train()
@@ -155,8 +169,12 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
         raise StoppedError(f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on")
 
 
-def _check(model: PairModel, artifact: Artifact, decisions: Decisions) -> None:
-    """Raise ConfigError where the base cannot read the pairs, or is not what the scorer takes it for."""
+def _check(model: PairModel, run: _Run, pad_id: int) -> None:
+    """Raise ConfigError where the base cannot read the pairs, or is not what the scorer takes it for.
+
+    Settles the layout, too: the first process says how it computes attention.
+    """
+    artifact, decisions = run.artifact, run.setup.decisions
     for table in (artifact.train, artifact.eval):
         model.check_reads(table)
     if stage_of(decisions.strategy) == 3 and model.scorer.head is not None:
@@ -165,17 +183,21 @@ def _check(model: PairModel, artifact: Artifact, decisions: Decisions) -> None:
             "step over workers; leave the head out, or set scale.deepspeed.stage=2"
         )
     if model.device.type != decisions.device:
+        model.use_layout(decisions.layout)
         return  # on the CPU for ZeRO-3 to take, where the GPU's attention may not run
     first = artifact.train[0]
     probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
-    model.check_scorer(torch.from_numpy(probe), _SCORER_TOLERANCE[decisions.dtype])
+    model.check_scorer(torch.from_numpy(probe), TOLERANCE[decisions.dtype])
+    settle_layout(model, decisions.layout, decisions.dtype, artifact.train, pad_id, run.announce, run.world)
+    if model.layout != PADDED:
+        run.announce(f"attention in layout {model.layout}: {model.attention_path}")
 
 
-def _note_workers(config: RunConfig, strategy: str, world: World) -> None:
+def _note_workers(config: RunConfig, strategy: str, layout: str, world: World) -> None:
     """Kept on disk: a run that is killed after its last checkpoint has no trainer when it is finished."""
     pids = world.gather(os.getpid())
     if world.is_first:
-        record.add_to_run(config.run_dir, {"workers": pids, "strategy": strategy})
+        record.add_to_run(config.run_dir, {"workers": pids, "strategy": strategy, "layout": layout})
         storage_at(config.storage).store(config.run_dir / record.RUN_FILE)
 
 
@@ -253,6 +275,7 @@ def _finish(run: _Run, checkpoint: Path) -> None:
         "pairs_per_second": _speed(config.run_dir, run.steps),
         "workers": found["workers"],
         "strategy": found["strategy"],
+        "layout": found["layout"],
         "versions": record.versions(),
     }
     record.write_json(config.run_dir / record.RESULT_FILE, result)
@@ -262,8 +285,8 @@ def _finish(run: _Run, checkpoint: Path) -> None:
     storage.store(config.run_dir / record.RESULT_FILE)
 
 
-def _speed(run_dir: Path, steps: list[Step]) -> float | None:
+def _speed(run_dir: Path, steps: list[Indices]) -> float | None:
     """Pairs per second of training proper, over all processes that the run took, from the steps still on record."""
     speeds = record.metric_by_step(run_dir, "train/pairs_per_second")
-    sizes = {number: len(step.pairs) for number, step in enumerate(steps, start=1) if number in speeds}
+    sizes = {number: len(pairs) for number, pairs in enumerate(steps, start=1) if number in speeds}
     return sum(sizes.values()) / sum(size / speeds[number] for number, size in sizes.items()) if sizes else None

@@ -11,10 +11,10 @@ from torch import Tensor
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import StoppedError
 from orpo_ray.objectives import LossParts, Objective, PairLogps, log_odds_ratio
-from orpo_ray.training.layout import collate_padded, longer_side
+from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import cut_packs, deal
+from orpo_ray.training.plan import cut_packs, deal, pack_costs
 from orpo_ray.training.world import ALONE, World
 
 PAIR_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio")
@@ -86,8 +86,8 @@ def score_pairs(
     lengths = table.lengths
     sums = np.zeros((len(table), 2))
     _, distinct, copies = np.unique(table.pair_ids, return_index=True, return_inverse=True)
-    packs = cut_packs(distinct, longer_side(lengths), token_budget)
-    for pack in deal(packs, longer_side(lengths), world.size)[world.rank]:
+    costs = pack_costs(lengths, model.layout)
+    for pack in deal(cut_packs(distinct, costs, token_budget), costs, world.size)[world.rank]:
         if stop_requested():
             raise StoppedError("stopped before the first step; the same command starts again")
         scored = score_pack(model, table, pack.pairs, pad_id)
@@ -100,7 +100,7 @@ def score_pairs(
 
 def score_pack(model: PairModel, table: PairTable, pairs: NDArray[np.int64], pad_id: int) -> NDArray[np.float64]:
     """Summed log-probs [n, 2] of the pairs of one pack, in one forward pass; the model is evaluating."""
-    batch = collate_padded([table[i] for i in pairs], pad_id, score_prompt=False).to(model.device)
+    batch = collate([table[i] for i in pairs], model.layout, pad_id, score_prompt=False).to(model.device)
     with torch.no_grad():
         scored = pair_logps(model(batch), batch)
     log_probs: NDArray[np.float64] = torch.stack([scored.chosen, scored.rejected], dim=1).double().cpu().numpy()

@@ -7,8 +7,10 @@ from transformers import PreTrainedModel
 
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.layout import PairBatch, longer_side
+from orpo_ray.training.attention import RUNS_ATTENTION, attention_path
+from orpo_ray.training.layout import PairBatch
 from orpo_ray.training.logprobs import SelectedLogProbs
+from orpo_ray.training.plan import PADDED, longer_side
 
 
 class PairModel(nn.Module):
@@ -20,6 +22,8 @@ class PairModel(nn.Module):
         causal = self.causal_model
         text_config = causal.config.get_text_config()
         self.autocast = autocast
+        self.layout = PADDED
+        self._own_attention = causal.config._attn_implementation
         self.scorer = SelectedLogProbs(
             causal.get_output_embeddings(),
             text_config.vocab_size,
@@ -37,12 +41,29 @@ class PairModel(nn.Module):
         """Where the weights are."""
         return self.causal_model.device
 
+    @property
+    def attention_path(self) -> str:
+        """How attention over the runs of a single row is computed on this device."""
+        config = self.causal_model.config.get_text_config()
+        heads = config.num_attention_heads
+        group = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return attention_path(self.device, self.autocast or torch.float32, group, head_dim)
+
+    def use_layout(self, layout: str) -> None:
+        """Take batches of this layout from now on; a model is made for padded ones."""
+        self.layout = layout
+        self.causal_model.set_attn_implementation(self._own_attention if layout == PADDED else RUNS_ATTENTION)
+
     def forward(self, batch: PairBatch) -> Tensor:
         """Log-probs [N] of the batch's scored tokens, float32."""
+        assert (batch.runs is None) == (self.layout == PADDED), f"a batch for another layout than {self.layout}"
+        # Named only where they are: not every model knows them.
+        own = {"position_ids": batch.position_ids, "runs": batch.runs} if batch.runs else {}
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             body = self.causal_model.base_model
-            output = body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-            hidden = output.last_hidden_state.flatten(0, 1)[batch.positions]
+            output = body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **own)
+            hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
             return self.scorer(hidden, batch.targets)
 
     @property

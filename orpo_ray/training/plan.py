@@ -8,6 +8,37 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
+PADDED, PACKED, SHARED_PREFIX = "padded", "packed", "shared-prefix"
+
+
+@dataclass(frozen=True)
+class PackCosts:
+    """Tokens that pairs take: `tokens` [n] of each alone; in a `rectangular` pack all take as many as the longest."""
+
+    tokens: Indices
+    rectangular: bool
+
+    def of(self, pairs: Indices) -> int:
+        """Tokens that a pack of these pairs occupies, padding included."""
+        tokens = self.tokens[pairs]
+        return int(len(pairs) * tokens.max() if self.rectangular else tokens.sum())
+
+
+def longer_side(lengths: Indices) -> Indices:
+    """Tokens of a pair's longer row, [n], from its (prompt, chosen, rejected) lengths [n, 3]."""
+    longer: Indices = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+    return longer
+
+
+def pack_costs(lengths: Indices, layout: str, *, with_rejected: bool = True) -> PackCosts:
+    """What pairs of (prompt, chosen, rejected) lengths [n, 3] cost in a layout."""
+    prompt, chosen, rejected = lengths.T
+    if not with_rejected:
+        return PackCosts(prompt + chosen, rectangular=layout == PADDED)
+    if layout == PADDED:
+        return PackCosts(2 * longer_side(lengths), rectangular=True)
+    return PackCosts((1 if layout == SHARED_PREFIX else 2) * prompt + chosen + rejected, rectangular=False)
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -25,59 +56,76 @@ class Step:
     packs: tuple[tuple[Pack, ...], ...]
 
 
-def plan(
-    lengths: NDArray[np.int64], pairs_per_step: int, world_size: int, token_budget: int, seed: int, epoch: int
-) -> list[Step]:
-    """The steps of an epoch. Which pairs a step holds depends on neither world size nor token budget.
-
-    `lengths` [n] are the tokens of each pair's longer side; a padded pack of k pairs costs 2 * k * its longest.
-    A pair that exceeds the budget alone still gets a pack of its own.
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(len(lengths)).astype(np.int64)
-    steps = [order[start : start + pairs_per_step] for start in range(0, len(order), pairs_per_step)]
-    return [Step(pairs, deal(cut_packs(pairs, lengths, token_budget), lengths, world_size)) for pairs in steps]
+def step_pairs(count: int, pairs_per_step: int, seed: int, epoch: int) -> list[Indices]:
+    """The pairs of each optimizer step of an epoch over `count` pairs; the last step may have fewer."""
+    order = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int64)
+    return [order[start : start + pairs_per_step] for start in range(0, count, pairs_per_step)]
 
 
-def pack_cost(pairs: Indices, lengths: NDArray[np.int64]) -> int:
-    """Tokens that a padded pack occupies, padding included."""
-    return int(2 * len(pairs) * lengths[pairs].max())
+def cut_step(pairs: Indices, costs: PackCosts, world_size: int, token_budget: int) -> Step:
+    """One step's pairs as packs for each rank; a pair that exceeds the budget alone still gets a pack of its own."""
+    return Step(pairs, deal(cut_packs(pairs, costs, token_budget), costs, world_size))
 
 
-def cut_packs(pairs: Indices, lengths: NDArray[np.int64], token_budget: int) -> list[Indices]:
-    """Packs of neighbours in length, each within the budget."""
-    descending = pairs[np.argsort(-lengths[pairs], kind="stable")]
+def cut_packs(pairs: Indices, costs: PackCosts, token_budget: int) -> list[Indices]:
+    """Packs within the budget: neighbours in length where they are padded, else first-fit-decreasing."""
+    descending = pairs[np.argsort(-costs.tokens[pairs], kind="stable")]
+    if costs.rectangular:
+        return _neighbours(descending, costs.tokens, token_budget)
+    room = np.zeros(len(descending), dtype=np.int64)
+    packs: list[list[int]] = []
+    for pair in descending:
+        tokens = costs.tokens[pair]
+        fitting = np.flatnonzero(room[: len(packs)] >= tokens)
+        if len(fitting):
+            number = int(fitting[0])
+            packs[number].append(pair)
+        else:
+            number = len(packs)
+            packs.append([pair])
+            room[number] = token_budget
+        room[number] -= tokens
+    return [np.array(pack, dtype=np.int64) for pack in packs]
+
+
+def _neighbours(descending: Indices, tokens: Indices, token_budget: int) -> list[Indices]:
     packs: list[Indices] = []
     start = 0
     while start < len(descending):
-        fitting = max(1, token_budget // int(2 * lengths[descending[start]]))
+        fitting = max(1, token_budget // int(tokens[descending[start]]))
         packs.append(descending[start : start + fitting])
         start += fitting
     return packs
 
 
-def deal(packs: list[Indices], lengths: NDArray[np.int64], world_size: int) -> tuple[tuple[Pack, ...], ...]:
+def deal(packs: list[Indices], costs: PackCosts, world_size: int) -> tuple[tuple[Pack, ...], ...]:
     """Packs to ranks, balanced by cost, the same number for each, of weight 0 where a rank has none."""
-    packs = _split_to_multiple(packs, lengths, world_size)
+    packs = _split_to_multiple(packs, costs, world_size)
     per_rank = -(-len(packs) // world_size)
     ranks: list[list[Pack]] = [[] for _ in range(world_size)]
-    cost = [0] * world_size
-    for pack in sorted(packs, key=lambda pairs: -pack_cost(pairs, lengths)):
+    load = [0] * world_size
+    for pack in sorted(packs, key=lambda pairs: -costs.of(pairs)):
         open_ranks = [rank for rank in range(world_size) if len(ranks[rank]) < per_rank]
-        rank = min(open_ranks, key=lambda r: cost[r])
+        rank = min(open_ranks, key=lambda r: load[r])
         ranks[rank].append(Pack(pack))
-        cost[rank] += pack_cost(pack, lengths)
+        load[rank] += costs.of(pack)
     idle = Pack(packs[-1][-1:], weight=0.0)
     return tuple(tuple(own + [idle] * (per_rank - len(own))) for own in ranks)
 
 
-def _split_to_multiple(packs: list[Indices], lengths: NDArray[np.int64], world_size: int) -> list[Indices]:
+def _split_to_multiple(packs: list[Indices], costs: PackCosts, world_size: int) -> list[Indices]:
     """Halve the costliest packs until every rank gets as many as the others, or no pack has two pairs left."""
     packs = list(packs)
     while len(packs) % world_size:
         splittable: Sequence[int] = [i for i, pack in enumerate(packs) if len(pack) > 1]
         if not splittable:
             break
-        costliest = packs.pop(max(splittable, key=lambda i: pack_cost(packs[i], lengths)))
-        middle = len(costliest) // 2
-        packs += [costliest[:middle], costliest[middle:]]
+        costliest = packs.pop(max(splittable, key=lambda i: costs.of(packs[i])))
+        # Every second pair: both halves hold long and short ones.
+        packs += [costliest[::2], costliest[1::2]] if not costs.rectangular else _halves(costliest)
     return packs
+
+
+def _halves(pack: Indices) -> list[Indices]:
+    middle = len(pack) // 2
+    return [pack[:middle], pack[middle:]]

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, DataError, ResourceError
@@ -14,14 +16,17 @@ from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.hardware import Hardware, choose_numerics
 from orpo_ray.models.size import count_parameters
 from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from orpo_ray.models.traits import read_traits
+from orpo_ray.objectives import build_objective
 from orpo_ray.storage import storage_at
 from orpo_ray.training import record
-from orpo_ray.training.layout import longer_side
+from orpo_ray.training.layout_choice import choose_layout
+from orpo_ray.training.plan import Indices, pack_costs
 from orpo_ray.training.strategy import SINGLE, ModelSize, Workers, choose_strategy, stage_of
 
 Announce = Callable[[str], None]
 
-# Where `tokens_per_microbatch: auto` starts from, in padded tokens.
+# Where `tokens_per_microbatch: auto` starts from.
 _AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
 
 
@@ -57,7 +62,7 @@ def settle(
     fetch_inputs(config)
     identity = _identity(config, artifact)
     record.refuse_changed_identity(stored.get("identity", {}), config.name, identity)
-    decisions = decide(config, longest_pair(artifact), stored.get("decisions", {}), announce, hardware, workers, nodes)
+    decisions = decide(config, all_lengths(artifact), stored.get("decisions", {}), announce, hardware, workers, nodes)
     content = {**stored, "identity": identity, "decisions": asdict(decisions), "versions": record.versions()}
     record.write_json(config.run_dir / record.RUN_FILE, content)
     storage_at(config.storage).store(config.run_dir / record.RUN_FILE)
@@ -71,14 +76,15 @@ def fetch_inputs(config: RunConfig) -> None:
         fetch_trained(config.adapter.init_from)
 
 
-def longest_pair(artifact: Artifact) -> int:
-    """Tokens of the longest row among all pairs."""
-    return max(int(longer_side(table.lengths).max(initial=0)) for table in (artifact.train, artifact.eval))
+def all_lengths(artifact: Artifact) -> Indices:
+    """(prompt, chosen, rejected) lengths [n, 3] of all pairs that a run computes."""
+    lengths: Indices = np.concatenate([artifact.train.lengths, artifact.eval.lengths])
+    return lengths
 
 
 def decide(
     config: RunConfig,
-    longest: int,
+    lengths: Indices,
     before: dict[str, Any],
     announce: Announce,
     hardware: Hardware,
@@ -100,15 +106,28 @@ def decide(
         announce(
             f"gradient checkpointing {'on: saves memory' if checkpointing else 'off: memory is not short on a CPU'}"
         )
+    layout = _layout(config, lengths, before, announce)
+    longest = int(pack_costs(lengths, layout).tokens.max(initial=0))
     tokens = config.training.tokens_per_microbatch
     if tokens == "auto":
-        fresh = max(2 * longest, _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU)
+        fresh = max(longest, _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU)
         tokens = before.get("tokens_per_microbatch", fresh)
-        announce(f"tokens per micro-batch {tokens}: padded, both answers; the longest pair takes {2 * longest}")
-    elif tokens < 2 * longest:
-        announce(f"tokens per micro-batch {tokens}: the longest pair alone takes {2 * longest} and runs by itself")
+        announce(f"tokens per micro-batch {tokens}; the longest pair takes {longest}")
+    elif tokens < longest:
+        announce(f"tokens per micro-batch {tokens}: the longest pair alone takes {longest} and runs by itself")
     strategy = _strategy(config, Workers(workers, nodes, hardware.memory), numerics.dtype, announce)
-    return Decisions(hardware.device, numerics.dtype, numerics.attention, "padded", strategy, checkpointing, tokens)
+    return Decisions(hardware.device, numerics.dtype, numerics.attention, layout, strategy, checkpointing, tokens)
+
+
+def _layout(config: RunConfig, lengths: Indices, before: dict[str, Any], announce: Announce) -> str:
+    """How pairs stand in a micro-batch: as the run began where it goes on."""
+    if "layout" in before:
+        announce(f"layout {before['layout']}: as the run began")
+        return str(before["layout"])
+    with_rejected = build_objective(config.objective).needs_rejected
+    layout = choose_layout(config.training.layout, read_traits(config.model), lengths, with_rejected=with_rejected)
+    announce(f"layout {layout.name}: {layout.reason}")
+    return layout.name
 
 
 def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announce) -> str:

@@ -1,15 +1,17 @@
 """The planned steps as tensors: what one rank computes of each, and the counts of the whole step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import PairTable
-from orpo_ray.objectives import Objective
-from orpo_ray.training.layout import PairBatch, collate_padded
+from orpo_ray.objectives import LossParts, Objective, PairLogps, loss_parts
+from orpo_ray.training.layout import PairBatch, collate
+from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.plan import Step
 
 
@@ -23,6 +25,7 @@ class Work:
     reference: np.ndarray | None
     """Summed reference log-probs [n, 2], chosen and rejected, where the objective needs them."""
     pad_id: int
+    layout: str
     token_budget: int
 
 
@@ -60,19 +63,37 @@ class StepDataset(Dataset[StepInput]):
 
     def __getitem__(self, index: int) -> StepInput:
         step = self._work.steps[self._first + index]
-        lengths = self._lengths[step.pairs]
-        scored = lengths[:, 1]
-        if self._objective.nll_on == "full":
-            scored = scored + lengths[:, 0] - 1
         packs = [self._pack(pack.pairs, pack.weight) for pack in step.packs[self._rank]]
-        return StepInput(packs, step.pairs, len(step.pairs), int(scored.sum()))
+        return StepInput(packs, step.pairs, len(step.pairs), scored_tokens(self._lengths[step.pairs], self._objective))
 
     def _pack(self, pairs: np.ndarray, weight: float) -> PackInput:
-        reference = self._work.reference
-        batch = collate_padded(
-            [self._work.train[i] for i in pairs],
-            self._work.pad_id,
-            score_prompt=self._objective.nll_on == "full",
-            with_rejected=self._objective.needs_rejected,
-        )
+        work, reference = self._work, self._work.reference
+        batch = lay_out([work.train[i] for i in pairs], work.layout, work.pad_id, self._objective)
         return PackInput(batch, weight, None if reference is None else torch.from_numpy(reference[pairs]).float())
+
+
+def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
+    """Tokens that the NLL of a step is the mean of, from the (prompt, chosen, rejected) lengths [n, 3] of its pairs."""
+    scored = lengths[:, 1]
+    if objective.nll_on == "full":
+        scored = scored + lengths[:, 0] - 1
+    return int(scored.sum())
+
+
+def lay_out(pairs: list[TokenPair], layout: str, pad_id: int, objective: Objective) -> PairBatch:
+    """Pairs as an objective is computed on them: what it does not score takes no part."""
+    return collate(
+        pairs, layout, pad_id, score_prompt=objective.nll_on == "full", with_rejected=objective.needs_rejected
+    )
+
+
+def pack_loss(
+    model: nn.Module, objective: Objective, pack: PackInput, step: StepInput, device: torch.device
+) -> tuple[PairLogps, LossParts]:
+    """Forward pass of one pack: its pairs' log-probs and its share of the step's loss, its weight not counted."""
+    batch = pack.batch.to(device)
+    pairs = pair_logps(model(batch), batch)
+    if pack.reference is not None:
+        columns = pack.reference.to(device, non_blocking=True)
+        pairs = replace(pairs, reference_chosen=columns[:, 0], reference_rejected=columns[:, 1])
+    return pairs, loss_parts(objective, pairs, step.pair_count, step.token_count)

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from transformers.integrations import rewrite_logs
 from orpo_ray.config import TrainingConfig, every_to_steps
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import NonFiniteError, RunError
-from orpo_ray.objectives import Objective, PairLogps, loss_parts
+from orpo_ray.objectives import Objective
 from orpo_ray.training.checkpoint import Position
-from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.reporter import Reporter
@@ -36,7 +34,7 @@ from orpo_ray.training.state import (
     save_state,
     seed_process,
 )
-from orpo_ray.training.steps import PackInput, StepDataset, StepInput, Work
+from orpo_ray.training.steps import PackInput, StepDataset, StepInput, Work, pack_loss
 from orpo_ray.training.strategy import DDP, SINGLE, zero_strategy
 from orpo_ray.training.world import current_world
 from orpo_ray.training.zero import is_sharded
@@ -128,9 +126,7 @@ class PreferenceTrainer(Trainer):
 
     def _run_pack(self, model: nn.Module, pack: PackInput, step: StepInput, metrics: StepMetrics) -> Tensor:
         """Forward and backward of one pack; its share of the loss, scaled for the mean that ranks take."""
-        batch = pack.batch.to(self.args.device)
-        pairs = _with_reference(pair_logps(model(batch), batch), pack.reference)
-        parts = loss_parts(self._objective, pairs, step.pair_count, step.token_count)
+        pairs, parts = pack_loss(model, self._objective, pack, step, self.args.device)
         loss = parts.total * (pack.weight * self._world.size)
         # DeepSpeed would divide by its accumulation steps, of which it knows nothing here.
         self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
@@ -328,10 +324,3 @@ class _Flow(TrainerCallback):
 def _names(table: PairTable, indices: np.ndarray) -> str:
     ids = table.pair_ids
     return ", ".join(ids[i] for i in indices)
-
-
-def _with_reference(pairs: PairLogps, reference: Tensor | None) -> PairLogps:
-    if reference is None:
-        return pairs
-    columns = reference.to(pairs.chosen.device)
-    return replace(pairs, reference_chosen=columns[:, 0], reference_rejected=columns[:, 1])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.config import RunConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import Artifact
-from orpo_ray.training.loop import plan_run
+from orpo_ray.training.loop import steps_of_run
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Poison:
 
 def step_pairs(config: RunConfig, artifact: Artifact, step: int) -> list[int]:
     """Indices of the pairs of a step, counted from 1."""
-    return plan_run(config, artifact.train, 1, 10_000)[step - 1].pairs.tolist()
+    return steps_of_run(config, len(artifact.train))[step - 1].tolist()
 
 
 def find_poison(config: RunConfig, artifact: Artifact) -> Poison:

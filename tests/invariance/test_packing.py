@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from support import BASE, Trained, demo_pairs, make_artifact, run_config, train_locally, write_pairs
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.config.objectives import OrpoConfig
@@ -18,12 +20,14 @@ from orpo_ray.config.run import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.objectives import build_objective, loss_parts
-from orpo_ray.training.layout import collate_padded
+from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.loop import load_pair_model, plan_run
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 from orpo_ray.training.setup import Decisions
+from orpo_ray.training.trainer import PreferenceTrainer
 
 STEPS, PAIRS_PER_STEP, PAIRS = 6, 5, 22
 """The fifth step is a smaller one and ends the first epoch."""
@@ -101,19 +105,39 @@ def test_the_token_budget_does_not_change_the_run(
 
 def test_the_budgets_do_cut_steps_differently(artifact: Artifact, tmp_path: Path) -> None:
     config = run_config(tmp_path, training={"pairs_per_step": PAIRS_PER_STEP})
-    packs = [[len(step.packs[0]) for step in plan_run(config, artifact.train, 1, budget)] for budget in BUDGETS]
+    packs = [[len(step.packs[0]) for step in plan_run(config, artifact.train, 1, budget, PADDED)] for budget in BUDGETS]
     assert packs[0] == [5, 5, 5, 5, 2] * 2
     assert packs[2] == [1] * 10
     assert all(one < several <= many for many, several, one in zip(*packs, strict=True) if many > 2)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_recomputed_activations_do_not_change_the_run(quantization: str, artifact: Artifact, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_layout_does_not_change_the_run(
+    objective: str, quantization: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    """DPO's reference is computed in the layout of its run."""
+    padded, *others = [
+        train(
+            tmp_path / layout, artifact, layout, quantization,
+            objective=OBJECTIVES[objective], training={"tokens_per_microbatch": 400, "layout": layout},
+        )
+        for layout in (PADDED, PACKED, SHARED_PREFIX)
+    ]  # fmt: skip
+    for other in others:
+        assert_same_curve(padded, other)
+
+
+@pytest.mark.parametrize("layout", [PADDED, PACKED, SHARED_PREFIX])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_recomputed_activations_do_not_change_the_run(
+    quantization: str, layout: str, artifact: Artifact, tmp_path: Path
+) -> None:
     """With dropout: the recomputed forward must draw the same mask."""
     off, on = (
         train(
             tmp_path, artifact, f"checkpointing-{on}", quantization,
-            training={"gradient_checkpointing": on}, adapter={"dropout": 0.2},
+            training={"gradient_checkpointing": on, "layout": layout}, adapter={"dropout": 0.2},
         )
         for on in (False, True)
     )  # fmt: skip
@@ -141,20 +165,70 @@ def test_the_comparison_would_notice_a_wrong_scale(artifact: Artifact, tmp_path:
         assert_same_curve(one, other)
 
 
+# --- what the host waits for ----------------------------------------------------------------------------------------
+
+READS = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.nonzero,
+         torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__}  # fmt: skip
+"""What makes the host wait for a GPU until all that it was given is done."""
+
+
+class CountReads(TorchFunctionMode):
+    """Counts the host's looks at numbers of the device, in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in READS
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("layout", [PACKED, SHARED_PREFIX])
+def test_the_host_waits_once_a_step_however_many_packs_there_are(
+    layout: str, quantization: str, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In padded rows transformers looks at every mask to see whether it may be left out."""
+    seen: dict[int, tuple[int, int]] = {}
+    original = PreferenceTrainer.training_step
+
+    def counted(self: PreferenceTrainer, model: Any, inputs: Any, *args: Any) -> Tensor:
+        with CountReads() as reads, profile(activities=[ProfilerActivity.CPU]) as profiled:
+            loss = original(self, model, inputs, *args)
+        # What C++ does by itself, and what Python has it do; a list of a CPU's numbers is read without any of them.
+        reading = [event for event in profiled.events() if event.name in ("aten::_local_scalar_dense", "aten::nonzero")]
+        seen[len(inputs.packs)] = (reads.count, len(reading))
+        return loss
+
+    monkeypatch.setattr(PreferenceTrainer, "training_step", counted)
+    for budget in (40, 10_000):
+        train(
+            tmp_path, artifact, f"budget-{budget}", quantization, training={
+                "tokens_per_microbatch": budget, "layout": layout, "gradient_checkpointing": True, "max_steps": 1,
+                "warmup": 0, "eval_every": 1, "checkpoint_every": 1,
+            },
+        )  # fmt: skip
+    assert seen == {PAIRS_PER_STEP: (1, 0), 1: (1, 0)}
+
+
 # --- shares of packs and ranks --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("layout", [PADDED, PACKED, SHARED_PREFIX])
 @pytest.mark.parametrize("objective", [{"kind": "orpo", "nll_on": "full"}, {"kind": "cpo"}])
-def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(objective: dict[str, Any], artifact: Artifact) -> None:
-    """Whatever the number of ranks and the budget; packs of weight 0 add nothing."""
+def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(
+    objective: dict[str, Any], layout: str, artifact: Artifact
+) -> None:
+    """Whatever the number of ranks, the budget and the layout; packs of weight 0 add nothing."""
     config = run_config(Path("unused"), adapter={"dropout": 0.0}, objective=objective)
     model = load_pair_model(config, CPU, print).eval()
-    whole = planned_loss(model, config, artifact, world_size=1, budget=100_000)
+    whole = planned_loss(model, config, artifact, PADDED, world_size=1, budget=100_000)
     idle = 0
     for world_size, budget in ((1, 100), (3, 100), (3, 400), (5, 100_000)):
-        step = plan_run(config, artifact.train, world_size, budget)[0]
+        step = plan_run(config, artifact.train, world_size, budget, layout)[0]
         idle += sum(pack.weight == 0.0 for rank in step.packs for pack in rank)
-        assert planned_loss(model, config, artifact, world_size, budget) == pytest.approx(whole, rel=LOSS)
+        assert planned_loss(model, config, artifact, layout, world_size, budget) == pytest.approx(whole, rel=LOSS)
     assert idle, "no rank was ever without work"
 
 
@@ -162,15 +236,18 @@ CPU = Decisions("cpu", "float32", "sdpa", "padded", "single-process", False, 10_
 
 
 @torch.no_grad()
-def planned_loss(model: PairModel, config: RunConfig, artifact: Artifact, world_size: int, budget: int) -> float:
+def planned_loss(
+    model: PairModel, config: RunConfig, artifact: Artifact, layout: str, world_size: int, budget: int
+) -> float:
     """The loss of the first step as the sum of what all packs of all ranks contribute."""
     objective = build_objective(config.objective)
-    step = plan_run(config, artifact.train, world_size, budget)[0]
+    step = plan_run(config, artifact.train, world_size, budget, layout)[0]
     lengths = artifact.train.lengths[step.pairs]
     tokens = int(lengths[:, 1].sum() + ((lengths[:, 0] - 1).sum() if objective.nll_on == "full" else 0))
+    model.use_layout(layout)
     total = 0.0
     for pack in (pack for rank in step.packs for pack in rank):
-        batch = collate_padded([artifact.train[i] for i in pack.pairs], 0, score_prompt=objective.nll_on == "full")
+        batch = collate([artifact.train[i] for i in pack.pairs], layout, 0, score_prompt=objective.nll_on == "full")
         parts = loss_parts(objective, pair_logps(model(batch), batch), len(step.pairs), tokens)
         total += pack.weight * float(parts.total)
     return total
@@ -212,7 +289,7 @@ def gradients(artifact: Artifact, evaluate_first: bool) -> dict[str, Tensor]:
     if evaluate_first:
         score_pairs(model, artifact.eval, 0, 10_000)
     model.train()
-    batch = collate_padded([artifact.train[i] for i in range(4)], 0, score_prompt=False)
+    batch = collate([artifact.train[i] for i in range(4)], PADDED, 0, score_prompt=False)
     pairs = pair_logps(model(batch), batch)
     loss_parts(build_objective(OrpoConfig()), pairs, 4, int(batch.chosen_tokens.sum())).total.backward()
     return {

@@ -12,13 +12,14 @@ import torch
 import yaml
 from ranks import Job, run_jobs
 from safetensors.torch import load_file
-from support import BASE, demo_pairs, read_metrics, settings, train_locally, write_pairs
+from support import BASE, demo_pairs, layout_of, read_metrics, settings, train_locally, write_pairs
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_ray.config import RunConfig, build
 from orpo_ray.data.store import Artifact
-from orpo_ray.training.loop import plan_run
+from orpo_ray.training.loop import plan_run, steps_of_run
+from orpo_ray.training.plan import PACKED, PADDED
 
 pytestmark = pytest.mark.slow
 
@@ -141,8 +142,8 @@ def budget_of(config: RunConfig, artifact: Artifact, workers: int, packs: int) -
 
     In forty steps of other pairs each time no budget does so in all; then a few of the later ones have another number.
     """
-    for budget in (100_000, *range(2000, 32, -8)):
-        steps = plan_run(config, artifact.train, workers, budget)
+    for budget in (100_000, *range(2000, 16, -4)):
+        steps = plan_run(config, artifact.train, workers, budget, layout_of(config))
         if {len(rank) for step in steps[:STEPS] for rank in step.packs} == {packs}:
             return budget
     raise AssertionError(f"no budget gives {workers} workers {packs} packs each")
@@ -189,6 +190,11 @@ GRID = [
     for packs in (1, 3)
     for strategy in ("ddp", "zero-1", "zero-2", "zero-3")
 ]
+OTHER_LAYOUTS = [
+    (workers, strategy, layout)
+    for layout in (PADDED, PACKED)
+    for workers, strategy in ((1, "ddp"), (2, "ddp"), (2, "zero-2"), (2, "zero-3"))
+]
 ALONE, IN_STAGE_0 = "1x1-ddp", "2x3-zero-0"
 CLIPPED = {"max_grad_norm": 0.3}
 """Below the gradient norm of most steps, so that clipping must be the same everywhere too."""
@@ -201,6 +207,9 @@ def grid(make_lab: Callable[[], Lab]) -> Lab:
     options = {**PLAIN, "training": CLIPPED}
     lab.add_grid(plant="count_updates", **options)
     lab.add(IN_STAGE_0, 2, "zero-0", 3, plant="count_updates", **options)
+    for workers, strategy, layout in OTHER_LAYOUTS:
+        own = {**PLAIN, "training": {**CLIPPED, "layout": layout}}
+        lab.add(f"{layout}-{workers}-{strategy}", workers, strategy, 3, plant="count_updates", **own)
     lab.add("other-rate", 2, "zero-2", 3, **PLAIN, training={**CLIPPED, "learning_rate": 1.001e-3})
     for plant, strategy in (("update_at_every_pack", "zero-2"), ("reduce_at_every_pack", "ddp")):
         lab.add(plant, 2, strategy, 3, plant=plant, **options)
@@ -224,6 +233,14 @@ def test_the_curve_is_that_of_one_process_alone(strategy: str, grid: Lab) -> Non
     assert sum(norm > 0.3 for norm in curves["train/grad_norm"]) > STEPS / 2, "nothing is clipped"
     assert curves["train/loss"][0] - curves["train/loss"][-1] > 0.05, "nothing is learned"
     assert largest(grid, "alone", names) < TOLERANCE
+
+
+@pytest.mark.parametrize(("workers", "strategy", "layout"), OTHER_LAYOUTS)
+def test_the_curve_is_that_of_every_layout(workers: int, strategy: str, layout: str, grid: Lab) -> None:
+    name = f"{layout}-{workers}-{strategy}"
+    assert (grid.result(ALONE)["layout"], grid.result(name)["layout"]) == ("shared-prefix", layout)
+    assert grid.noted(name, workers)[0]["packs"] == 3 * STEPS
+    assert largest(grid, ALONE, [name]) < TOLERANCE
 
 
 def test_the_comparison_would_notice_a_rate_that_is_a_thousandth_off(grid: Lab) -> None:
@@ -509,8 +526,8 @@ def faults(make_lab: Callable[[], Lab]) -> Lab:
 def test_a_number_that_is_not_finite_on_one_rank_ends_the_run_on_all(fault: str, strategy: str, faults: Lab) -> None:
     name = f"{fault}-{strategy}"
     config = faults.config(name, 2, strategy, 3, steps=4, **PLAIN)
-    step = plan_run(config, faults.artifact.train, 2, config.training.tokens_per_microbatch)[2]
-    pairs = ", ".join(faults.artifact.train.pair_ids[index] for index in step.pairs)
+    third = steps_of_run(config, len(faults.artifact.train))[2]
+    pairs = ", ".join(faults.artifact.train.pair_ids[index] for index in third)
     ((first, second),) = faults.raised[name]
     what = "loss|gradient" if fault == "loss_is_nan" else "gradient"
     for raised in (first, second):
@@ -541,7 +558,7 @@ def test_a_step_with_fewer_pairs_than_workers_is_as_on_one_worker(
     lab.add("alone", **options)
     names = [lab.add(strategy, 3, strategy, **options) for strategy in ("ddp", "zero-2", "zero-3")]
     config = lab.config("unused", 3, **options)
-    steps = plan_run(config, few.train, 3, config.training.tokens_per_microbatch)
+    steps = plan_run(config, few.train, 3, config.training.tokens_per_microbatch, layout_of(config))
     assert [len(step.pairs) for step in steps] == [6, 2, 6, 2]
     assert [sorted(pack.weight for rank in step.packs for pack in rank) for step in steps[:2]] == [[1, 1, 1], [0, 1, 1]]
     lab.run()

@@ -1,4 +1,8 @@
-"""Selected, chunked log-probs against log_softmax of full logits: values and gradients, for six families of models."""
+"""Selected, chunked log-probs in every layout against log_softmax of full logits, for seven families of models.
+
+Among them grouped queries (all but GPT2), tied embeddings (Qwen2), absolute positions (GPT2), a soft cap of logits, and
+experts; values and gradients.
+"""
 
 from dataclasses import replace
 
@@ -12,9 +16,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch, collate_padded
+from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch, collate
 from orpo_ray.training.logprobs import SelectedLogProbs, pair_logps
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
 TOLERANCE = 1e-6
 VOCABULARY = 211
@@ -28,8 +33,17 @@ FAMILIES = {
     "Gemma2": {**LLAMA_LIKE, "head_dim": 8, "final_logit_softcapping": 5.0},
     "Cohere": {**LLAMA_LIKE, "logit_scale": 0.25},
     "Granite": {**LLAMA_LIKE, "logits_scaling": 3.0, "attention_multiplier": 8**-0.5},
+    "Mixtral": {**LLAMA_LIKE, "num_local_experts": 3, "num_experts_per_tok": 2},
 }
+SOFT_CAPPED = "Gemma2"
+"""Of attention, too, which no single row takes."""
+LAYOUTS = (PADDED, PACKED, SHARED_PREFIX)
+IN_LAYOUTS = [
+    (family, layout) for family in FAMILIES for layout in LAYOUTS if family != SOFT_CAPPED or layout == PADDED
+]
 LENGTHS = [(5, 3, 7), (2, 9, 1), (11, 2, 4)]  # prompt, chosen, rejected
+RAGGED = [*LENGTHS, (1, 1, 3), (1, 2, 1), (3, 1, 1)]
+"""With prompts and answers of one token."""
 
 
 def make_model(family: str) -> PreTrainedModel:
@@ -51,14 +65,19 @@ def adapted(model: PreTrainedModel, targets: str | list[str]) -> nn.Module:
     return wrapped
 
 
-def make_pairs() -> list[TokenPair]:
+def make_pairs(lengths: list[tuple[int, int, int]] = LENGTHS) -> list[TokenPair]:
     rng = np.random.default_rng(0)
-    draw = [[rng.integers(4, VOCABULARY, size=n, dtype=np.int32) for n in lengths] for lengths in LENGTHS]
+    draw = [[rng.integers(4, VOCABULARY, size=n, dtype=np.int32) for n in three] for three in lengths]
     return [TokenPair(str(i), *sides) for i, sides in enumerate(draw)]
 
 
 def make_batch() -> PairBatch:
-    return collate_padded(make_pairs(), PAD, score_prompt=True)
+    return collate(make_pairs(), PADDED, PAD, score_prompt=True)
+
+
+def in_order(log_probs: Tensor, batch: PairBatch) -> Tensor:
+    """Scored tokens as they come pair by pair and part by part, whatever the layout."""
+    return log_probs[torch.argsort(batch.pair * 3 + batch.part, stable=True)]
 
 
 def widen(batch: PairBatch, extra: int, token: int) -> PairBatch:
@@ -145,29 +164,54 @@ def test_the_head_never_sees_more_rows_than_a_chunk(grad):
 
 def test_chunks_shrink_as_the_vocabulary_grows():
     rows = {v: SelectedLogProbs(nn.Linear(4, 4), v).rows_per_chunk for v in (32_000, 256_000, 2**30)}
-    assert rows == {32_000: 1048, 256_000: 131, 2**30: 1}
+    assert rows == {32_000: 524, 256_000: 65, 2**30: 1}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def from_padded_rows(pair_model: PairModel, pairs: list[TokenPair]) -> Tensor:
+    """The oracle for every layout: full logits of padded rows, by the model's own attention."""
+    pair_model.use_layout(PADDED)
+    batch = collate(pairs, PADDED, PAD, score_prompt=True)
+    return in_order(from_full_logits(pair_model.model, batch), batch)
+
+
+def by_layout(pair_model: PairModel, layout: str, pairs: list[TokenPair]) -> Tensor:
+    pair_model.use_layout(layout)
+    batch = collate(pairs, layout, PAD, score_prompt=True)
+    return in_order(pair_model(batch), batch)
+
+
+@pytest.mark.parametrize(("family", "layout"), IN_LAYOUTS)
 @pytest.mark.parametrize("rows_per_chunk", [1, 7, 10_000])
-def test_log_probs_and_adapter_gradients_of_a_frozen_head_equal_those_of_full_logits(family, rows_per_chunk):
-    model, batch = adapted(make_model(family), "all-linear"), make_batch()
+def test_log_probs_and_adapter_gradients_of_a_frozen_head_equal_those_of_full_logits(family, layout, rows_per_chunk):
+    model, pairs = adapted(make_model(family), "all-linear"), make_pairs(RAGGED)
     pair_model = PairModel(model)
     pair_model.scorer.rows_per_chunk = rows_per_chunk
-    assert_same_values(pair_model(batch), from_full_logits(model, batch))
-    found, expected = gradients_of(model, pair_model(batch)), gradients_of(model, from_full_logits(model, batch))
-    assert_same_gradients(found, expected)
+    assert pair_model.scorer.is_frozen
+    assert_same_values(by_layout(pair_model, layout, pairs), from_padded_rows(pair_model, pairs))
+    found = gradients_of(model, by_layout(pair_model, layout, pairs))
+    assert_same_gradients(found, gradients_of(model, from_padded_rows(pair_model, pairs)))
     assert all("lora_" in name for name in found)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_recomputed_activations_give_the_same_gradients(layout):
+    model, pairs = adapted(make_model("Llama"), "all-linear"), make_pairs(RAGGED)
+    pair_model = PairModel(model)
+    model.train()
+    plain = gradients_of(model, by_layout(pair_model, layout, pairs))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_same_gradients(gradients_of(model, by_layout(pair_model, layout, pairs)), plain)
+
+
+@pytest.mark.parametrize(("family", "layout"), IN_LAYOUTS)
 @pytest.mark.parametrize("rows_per_chunk", [7, 10_000])
-def test_gradients_of_a_fully_trained_model_and_its_head_equal_those_of_full_logits(family, rows_per_chunk):
-    model, batch = make_model(family), make_batch()
+def test_gradients_of_a_fully_trained_model_and_its_head_equal_those_of_full_logits(family, layout, rows_per_chunk):
+    model, pairs = make_model(family), make_pairs(RAGGED)
     pair_model = PairModel(model)
     pair_model.scorer.rows_per_chunk = rows_per_chunk
-    found, expected = gradients_of(model, pair_model(batch)), gradients_of(model, from_full_logits(model, batch))
-    assert_same_gradients(found, expected)
+    assert not pair_model.scorer.is_frozen
+    found = gradients_of(model, by_layout(pair_model, layout, pairs))
+    assert_same_gradients(found, gradients_of(model, from_padded_rows(pair_model, pairs)))
     head = model.get_output_embeddings().weight
     assert any(parameter is head for name, parameter in model.named_parameters() if name in found)
 
@@ -196,7 +240,7 @@ def test_a_pair_scores_alike_alone_and_in_company(family):
     with torch.no_grad():
         together = pair_logps(pair_model(batch := make_batch()), batch)
         for i, pair in enumerate(pairs):
-            one = collate_padded([pair], PAD, score_prompt=True)
+            one = collate([pair], PADDED, PAD, score_prompt=True)
             alone = pair_logps(pair_model(one), one)
             for name in ("chosen", "rejected", "nll_sum", "chosen_mean", "rejected_mean"):
                 assert_same_values(getattr(alone, name)[0], getattr(together, name)[i])
@@ -221,7 +265,7 @@ def test_a_model_that_changes_its_logits_in_another_way_is_refused():
 
 def test_scored_tokens_are_the_answers_and_on_demand_the_prompt_of_the_chosen_side():
     pairs = make_pairs()
-    full, answers = make_batch(), collate_padded(pairs, PAD, score_prompt=False)
+    full, answers = make_batch(), collate(pairs, PADDED, PAD, score_prompt=False)
     counts = {part: int((full.part == part).sum()) for part in (PROMPT, CHOSEN, REJECTED)}
     assert counts == {PROMPT: 4 + 1 + 10, CHOSEN: 3 + 9 + 2, REJECTED: 7 + 1 + 4}
     assert (answers.part != PROMPT).all() and len(answers.part) == counts[CHOSEN] + counts[REJECTED]
@@ -245,7 +289,7 @@ def test_pair_sums_add_up_the_tokens_of_each_answer():
 
 
 def test_without_rejected_answers_only_the_chosen_rows_are_run():
-    batch = collate_padded(make_pairs(), PAD, score_prompt=False, with_rejected=False)
+    batch = collate(make_pairs(), PADDED, PAD, score_prompt=False, with_rejected=False)
     assert batch.input_ids.shape == (3, 13)
     assert (batch.part == CHOSEN).all()
     pair_model = PairModel(make_model("Llama"))

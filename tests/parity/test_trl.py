@@ -36,9 +36,10 @@ from orpo_ray.config.objectives import (
 )
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.objectives import PairLogps, build_objective, loss_parts
-from orpo_ray.training.layout import collate_padded
+from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
 RELATIVE = 1e-5
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
@@ -152,6 +153,7 @@ def adapter(model: PeftModel) -> dict[str, Tensor]:
 
 
 def gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
     loss.backward()
     return {name: parameter.grad.clone() for name, parameter in adapter(model).items()}
 
@@ -189,16 +191,17 @@ def token_pair(row: dict[str, Any]) -> TokenPair:
     return TokenPair("", *(np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected)))
 
 
-def ours(trainer: Trainer, case: Case) -> Outcome:
-    """The same by our collator, scorer and objective, on an equal model of our own."""
+def ours(trainer: Trainer, case: Case, layout: str = SHARED_PREFIX) -> Outcome:
+    """The same by our collator, scorer and objective on an equal model of our own; the reference in the same layout."""
     model = get_peft_model(tiny_llama(len(trainer.processing_class)), LORA)
     for name, parameter in adapter(model).items():
         parameter.data = adapter(trainer.model)[name].detach().clone()
     objective = build_objective(case.objective)
     token_pairs = [token_pair(row) for row in trainer.train_dataset]
     full = objective.nll_on == "full"
-    batch = collate_padded(token_pairs, trainer.processing_class.pad_token_id, score_prompt=full)
+    batch = collate(token_pairs, layout, trainer.processing_class.pad_token_id, score_prompt=full)
     pair_model = PairModel(model)
+    pair_model.use_layout(layout)
     pairs = pair_logps(pair_model(batch), batch)
     if objective.needs_reference:
         with torch.no_grad(), model.disable_adapter():
@@ -220,9 +223,9 @@ def trainer(case, tmp_path_factory) -> Trainer:
     return make_trainer(case, tmp_path_factory.mktemp("trl"))
 
 
-@pytest.fixture(scope="module")
-def both(case, trainer) -> tuple[Outcome, Outcome]:
-    return ours(trainer, case), theirs(trainer)
+@pytest.fixture(scope="module", params=[PADDED, PACKED, SHARED_PREFIX])
+def both(request, case, trainer) -> tuple[Outcome, Outcome]:
+    return ours(trainer, case, request.param), theirs(trainer)
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:

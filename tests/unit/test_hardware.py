@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import run_config
 
@@ -76,33 +77,41 @@ def decisions(hardware: Hardware, longest: int = 100, before: dict[str, Any] | N
     """The decisions, and what was announced with them."""
     said: list[str] = []
     config = run_config(Path("unused"), training={"tokens_per_microbatch": "auto", **training})
-    return decide(config, longest, before or {}, said.append, hardware), said
+    lengths = np.array([[longest // 2, longest // 4, longest // 4], [2, 2, 3]])
+    return decide(config, lengths, before or {}, said.append, hardware), said
 
 
 @pytest.mark.parametrize(
     ("hardware", "longest", "tokens", "checkpointing"),
-    [(CPU, 100, 8192, False), (CPU, 6000, 12_000, False), (L4, 100, 4096, True), (L4, 4096, 8192, True)],
+    [(CPU, 100, 8192, False), (CPU, 12_000, 12_000, False), (L4, 100, 4096, True), (L4, 8192, 8192, True)],
 )
 def test_auto_memory_settings_fit_the_longest_pair(
     hardware: Hardware, longest: int, tokens: int, checkpointing: bool
 ) -> None:
     decided, said = decisions(hardware, longest)
     assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (tokens, checkpointing)
-    assert (decided.device, decided.layout) == (hardware.device, "padded")
-    assert len(said) == 4, "dtype, attention, gradient checkpointing and tokens are announced"
+    assert (decided.device, decided.layout) == (hardware.device, "shared-prefix")
+    assert len(said) == 5, "dtype, attention, gradient checkpointing, layout and tokens are announced"
 
 
 def test_what_was_asked_for_is_taken_and_a_tight_budget_announced() -> None:
-    decided, said = decisions(L4, longest=100, tokens_per_microbatch=150, gradient_checkpointing=False)
-    assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (150, False)
-    assert "tokens per micro-batch 150: the longest pair alone takes 200 and runs by itself" in said
+    decided, said = decisions(L4, longest=100, tokens_per_microbatch=50, gradient_checkpointing=False)
+    assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (50, False)
+    assert "tokens per micro-batch 50: the longest pair alone takes 100 and runs by itself" in said
 
 
 def test_a_resumed_run_keeps_the_numbers_it_began_with() -> None:
-    before = {"dtype": "bfloat16", "attention": "eager", "tokens_per_microbatch": 777, "gradient_checkpointing": False}
+    before = {
+        "dtype": "bfloat16",
+        "attention": "eager",
+        "layout": "padded",
+        "tokens_per_microbatch": 777,
+        "gradient_checkpointing": False,
+    }
     decided, said = decisions(H100, before=before)
     assert (decided.dtype, decided.attention, decided.tokens_per_microbatch) == ("bfloat16", "eager", 777)
-    assert "dtype bfloat16 and attention eager: as the run began" in said
+    assert decided.layout == "padded"
+    assert {"dtype bfloat16 and attention eager: as the run began", "layout padded: as the run began"} <= set(said)
 
 
 def test_a_run_cannot_go_on_where_its_numbers_cannot_be_computed() -> None:

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from orpo_ray.data.pairs import TokenPair
-from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch, collate_padded, longer_side
+from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch, collate
 from orpo_ray.training.logprobs import pair_logps
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, pack_costs
 
 PAD = 0
+LAYOUTS = (PADDED, PACKED, SHARED_PREFIX)
 
 
 def pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> TokenPair:
@@ -25,7 +27,7 @@ def random_pairs(seed: int, count: int) -> list[TokenPair]:
 
 def test_two_pairs_written_by_hand() -> None:
     """Rows: chosen of both pairs, then rejected of both; the longest row has five tokens."""
-    batch = collate_padded(TWO, PAD, score_prompt=False)
+    batch = collate(TWO, PADDED, PAD, score_prompt=False)
     assert batch.input_ids.tolist() == [
         [11, 12, 13, 21, 22],
         [14, 23, 0, 0, 0],
@@ -42,33 +44,66 @@ def test_two_pairs_written_by_hand() -> None:
 
 
 def test_the_prompt_is_scored_once_and_from_its_second_token_on() -> None:
-    batch = collate_padded(TWO, PAD, score_prompt=True)
+    batch = collate(TWO, PADDED, PAD, score_prompt=True)
     assert batch.targets.tolist() == [12, 13, 21, 22, 23, 31, 32, 33, 34]
     assert batch.positions.tolist() == [0, 1, 2, 3, 5, 12, 15, 16, 17]
     assert batch.part.tolist() == [PROMPT, PROMPT, CHOSEN, CHOSEN, CHOSEN] + [REJECTED] * 4
 
 
 def test_without_the_rejected_side_there_are_half_the_rows() -> None:
-    batch = collate_padded(TWO, PAD, score_prompt=False, with_rejected=False)
+    batch = collate(TWO, PADDED, PAD, score_prompt=False, with_rejected=False)
     assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22], [14, 23, 0, 0, 0]]
     assert batch.targets.tolist() == [21, 22, 23]
     assert set(batch.part.tolist()) == {CHOSEN}
 
 
+def test_two_pairs_in_one_row_written_by_hand() -> None:
+    """Chosen and rejected side of each pair, one after the other."""
+    batch = collate(TWO, PACKED, PAD, score_prompt=True)
+    assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, 11, 12, 13, 31, 14, 23, 14, 32, 33, 34]]
+    assert batch.position_ids is not None and batch.runs is not None and batch.attention_mask is None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 0, 1, 2, 3]]
+    assert (batch.runs.lengths, batch.runs.shared) == ((5, 4, 2, 4), (0, 0, 0, 0))
+    assert batch.targets.tolist() == [12, 13, 21, 22, 31, 23, 32, 33, 34]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 7, 9, 11, 12, 13]
+    assert batch.pair.tolist() == [0] * 5 + [1] * 4
+    assert batch.part.tolist() == [PROMPT, PROMPT, CHOSEN, CHOSEN, REJECTED, CHOSEN, REJECTED, REJECTED, REJECTED]
+
+
+def test_two_pairs_that_share_their_prompts_written_by_hand() -> None:
+    """The first token of either answer is predicted by the prompt's last; rejected positions go on after the prompt."""
+    batch = collate(TWO, SHARED_PREFIX, PAD, score_prompt=True)
+    assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, 31, 14, 23, 32, 33, 34]]
+    assert batch.position_ids is not None and batch.runs is not None and batch.attention_mask is None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 1, 2, 3]]
+    assert (batch.runs.lengths, batch.runs.shared) == ((5, 1, 2, 3), (0, 3, 0, 1))
+    assert batch.runs.query_ends.tolist() == [0, 5, 6, 8, 11]
+    assert batch.runs.key_ends.tolist() == [0, 5, 9, 11, 15]
+    assert batch.targets.tolist() == [12, 13, 21, 22, 31, 23, 32, 33, 34]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 2, 6, 6, 8, 9]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("score_prompt", [False, True])
 @pytest.mark.parametrize("with_rejected", [False, True])
-def test_every_target_follows_the_position_that_predicts_it(score_prompt: bool, with_rejected: bool) -> None:
+def test_every_target_is_predicted_by_its_own_past(layout: str, score_prompt: bool, with_rejected: bool) -> None:
     for seed in range(50):
         pairs = random_pairs(seed, count=1 + seed % 7)
-        batch = collate_padded(pairs, PAD, score_prompt=score_prompt, with_rejected=with_rejected)
-        flat, mask = batch.input_ids.flatten(), batch.attention_mask.flatten()
-        assert torch.equal(flat[batch.positions + 1], batch.targets)
-        assert mask[batch.positions + 1].all(), "padding is never scored"
-        assert len(set(batch.positions.tolist())) == len(batch.positions), "no token is scored twice"
+        batch = collate(pairs, layout, PAD, score_prompt=score_prompt, with_rejected=with_rejected)
+        flat = batch.input_ids.flatten()
         for index, one in enumerate(pairs):
+            sides = {CHOSEN: [*one.prompt, *one.chosen], REJECTED: [*one.prompt, *one.rejected]}
             assert scored(batch, index, CHOSEN) == one.chosen.tolist()
             assert scored(batch, index, REJECTED) == (one.rejected.tolist() if with_rejected else [])
             assert scored(batch, index, PROMPT) == (one.prompt[1:].tolist() if score_prompt else [])
+            for part in (CHOSEN, REJECTED)[: 1 + with_rejected]:
+                places = batch.positions[(batch.pair == index) & (batch.part == part)]
+                assert flat[places].tolist() == sides[part][len(one.prompt) - 1 : -1], "the token before each target"
+        assert flat.numel() == pack_costs(lengths(pairs), layout, with_rejected=with_rejected).of(np.arange(len(pairs)))
+
+
+def lengths(pairs: list[TokenPair]) -> np.ndarray:
+    return np.array([[len(one.prompt), len(one.chosen), len(one.rejected)] for one in pairs])
 
 
 def scored(batch: PairBatch, index: int, part: int) -> list[int]:
@@ -79,7 +114,8 @@ def scored(batch: PairBatch, index: int, part: int) -> list[int]:
 def test_the_mask_comes_from_lengths_and_not_from_the_padding_id() -> None:
     """A real token may have the padding's id, as the end token of many models does."""
     ends_with_padding = [pair([5], [6, PAD], [PAD]), pair([5, 5, 5], [7], [8])]
-    batch = collate_padded(ends_with_padding, PAD, score_prompt=False)
+    batch = collate(ends_with_padding, PADDED, PAD, score_prompt=False)
+    assert batch.attention_mask is not None
     assert batch.attention_mask.sum().item() == 3 + 4 + 2 + 4
     assert scored(batch, 0, CHOSEN) == [6, PAD]
     assert scored(batch, 0, REJECTED) == [PAD]
@@ -87,15 +123,10 @@ def test_the_mask_comes_from_lengths_and_not_from_the_padding_id() -> None:
 
 def test_sums_of_pairs_are_those_of_their_tokens() -> None:
     """Token i has log-prob -(i + 1): see the batch above for which token is whose."""
-    batch = collate_padded(TWO, PAD, score_prompt=True)
+    batch = collate(TWO, PADDED, PAD, score_prompt=True)
     logps = pair_logps(-torch.arange(1.0, 10.0), batch)
     assert logps.chosen.tolist() == [-(3 + 4), -5]
     assert logps.rejected.tolist() == [-6, -(7 + 8 + 9)]
     assert logps.nll_sum.tolist() == [1 + 2 + 3 + 4, 5]
     assert logps.chosen_mean.tolist() == [-3.5, -5]
     assert logps.rejected_mean.tolist() == [-6, -8]
-
-
-def test_the_longer_side_is_prompt_and_longer_answer() -> None:
-    lengths = np.array([[3, 2, 1], [1, 1, 3], [5, 4, 4]])
-    assert longer_side(lengths).tolist() == [5, 4, 9]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orpo_ray.training.layout import collate_padded
+from orpo_ray.training.layout import collate
 from orpo_ray.training.loop import autocast_dtype, load_pair_model
 from orpo_ray.training.setup import Decisions
 from tests.support import demo_pairs, run_config
@@ -25,7 +25,7 @@ def test_layers_compute_in_the_format_of_the_run_inside_a_foreign_autocast(tmp_p
     seen: list[torch.dtype] = []
     layer = model.causal_model.get_submodule("model.layers.0.mlp.up_proj")
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    batch = collate_padded(demo_pairs("h1", 2), 0, score_prompt=False)
+    batch = collate(demo_pairs("h1", 2), "padded", 0, score_prompt=False)
     with torch.autocast("cpu", dtype=torch.float16):
         log_probs = model(batch)
     assert seen == [torch.bfloat16]

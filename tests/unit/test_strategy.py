@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import BASE, run_config
@@ -167,7 +168,7 @@ def test_counting_an_absent_base_is_a_mistake_of_the_user(tmp_path: Path) -> Non
 def decided(config: RunConfig, hardware: Hardware, count: int, nodes: int = 1) -> tuple[str, str]:
     """The strategy, and the last line that was announced."""
     said: list[str] = []
-    return decide(config, 10, {}, said.append, hardware, count, nodes).strategy, said[-1]
+    return decide(config, np.array([[5, 3, 5]]), {}, said.append, hardware, count, nodes).strategy, said[-1]
 
 
 def test_the_size_of_the_real_base_decides_and_the_reason_is_announced(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Models with random weights: speed and memory do not depend on what a model has learned."""
+
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+
+PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
+_POSITIONS = 8192
+
+_SMALL_LAYERS = 4
+_WIDE: dict[str, Any] = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+BASES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
+    # Mistral 7B v0.1 has a window of 4096, v0.3 none; 32k ids both.
+    "mistral-7b": (MistralForCausalLM, MistralConfig, {**_WIDE, "vocab_size": 32000, "sliding_window": None}),
+    "llama-3-8b": (LlamaForCausalLM, LlamaConfig, {**_WIDE, "vocab_size": 128256, "rope_theta": 500000.0}),
+}
+
+
+def small_llama(hidden: int, vocabulary: int, layers: int = _SMALL_LAYERS) -> PreTrainedModel:
+    """A float32 Llama for CPUs, with heads of 64 and grouped queries."""
+    heads = max(1, hidden // 64)
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=4 * hidden * 2 // 3 // 8 * 8,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=max(1, heads // 2),
+            max_position_embeddings=_POSITIONS,
+            pad_token_id=PAD_ID,
+            bos_token_id=BOS_ID,
+            eos_token_id=EOS_ID,
+        )
+    )
+
+
+def full_size(name: str, device: str) -> PreTrainedModel:
+    """One of BASES in NF4 with double quantisation, bfloat16 elsewhere."""
+    model_type, config_type, settings = BASES[name]
+    config = config_type(
+        **settings,
+        max_position_embeddings=_POSITIONS,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: PreTrainedModel = model_type._from_config(config, dtype=torch.bfloat16)
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for child, linear in list(parent.named_children()):
+            if type(linear) is nn.Linear and linear is not head:
+                setattr(parent, child, _in_nf4(linear, device))
+    return model
+
+
+def _in_nf4(linear: nn.Linear, device: str) -> Linear4bit:
+    quantised = Linear4bit(
+        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+    )
+    quantised.weight = Params4bit(
+        linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
+    )
+    return quantised.to(device)
+
+
+def with_adapter(base: PreTrainedModel) -> PeftModel:
+    """The base frozen, with LoRA of rank 16 on all linear layers, no dropout, its B matrices not zero."""
+    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
+    model = get_peft_model(base, lora)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.01 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return model

@@ -1,0 +1,71 @@
+"""The pairs that a step is measured on: of a given shape, or from a file."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import numpy as np
+
+from orpo_ray.config.data import Source
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.data.checks import check_pair
+from orpo_ray.data.formats import read_pair
+from orpo_ray.data.pairs import Pair, Refusal, TokenPair
+from orpo_ray.data.rows import parse_row
+from orpo_ray.data.sources import read_rows
+from orpo_ray.data.tokenise import PairTokeniser
+from orpo_ray.errors import DataError
+from orpo_ray.models.tokenizer import load_tokenizer
+
+Shape = tuple[int, int, int]
+"""Tokens of prompt, chosen and rejected answer."""
+
+_SPECIAL_IDS = 4
+"""Ids that no pair holds: padding, start and end among them."""
+
+
+def usable_pairs(file: str) -> Iterator[Pair]:
+    """Pairs of a file in any format that `orpo-ray prepare` recognises; its bad rows are left out."""
+    rows = (parse_row(raw.text, raw.problem) for raw in read_rows(Source(source=file)))
+    pairs = (row if isinstance(row, Refusal) else read_pair(row) for row in rows)
+    return (pair for pair in pairs if isinstance(pair, Pair) and check_pair(pair) is None)
+
+
+def pairs_of_shape(shape: Shape, count: int, ragged: float, vocabulary: int, seed: int = 0) -> list[TokenPair]:
+    """Random ids; with `ragged` r each length is drawn evenly from (1 - r) to (1 + r) times the shape's."""
+    rng = np.random.default_rng(seed)
+    low, high = (np.maximum(1, np.round(np.array(shape) * factor)).astype(int) for factor in (1 - ragged, 1 + ragged))
+    return [
+        TokenPair(
+            f"drawn:{number}",
+            *(rng.integers(_SPECIAL_IDS, vocabulary, length, dtype=np.int32) for length in rng.integers(low, high + 1)),
+        )
+        for number in range(count)
+    ]
+
+
+def pairs_of_file(
+    file: str, tokenizer_folder: str, max_length: int, count: int, vocabulary: int, announce: Callable[[str], None]
+) -> list[TokenPair]:
+    """The first pairs of a file that fit into `max_length` tokens, nothing truncated.
+
+    Their lengths are what counts: ids beyond the model's vocabulary are folded into it. Raises DataError for too few.
+    """
+    tokeniser = PairTokeniser(load_tokenizer(ModelConfig(base=tokenizer_folder), announce))
+    usable = list(islice(usable_pairs(file), 4 * count))
+    found = tokeniser.pairs(usable, [f"{file}:{number}" for number in range(len(usable))])
+    fitting = [
+        pair
+        for pair in found
+        if isinstance(pair, TokenPair) and len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= max_length
+    ][:count]
+    if len(fitting) < count:
+        raise DataError(f"{file}: {len(fitting)} pairs fit into {max_length} tokens, {count} are needed")
+    return [
+        TokenPair(pair.pair_id, *(_folded(ids, vocabulary) for ids in (pair.prompt, pair.chosen, pair.rejected)))
+        for pair in fitting
+    ]
+
+
+def _folded(ids: np.ndarray, vocabulary: int) -> np.ndarray:
+    folded: np.ndarray = (_SPECIAL_IDS + ids % (vocabulary - _SPECIAL_IDS)).astype(np.int32)
+    return folded

@@ -1,0 +1,158 @@
+"""One optimizer step's forward and backward passes, ours and stock TRL's, on one and the same model and pairs."""
+
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from orpo_ray.bench.models import PAD_ID
+from orpo_ray.config.objectives import DpoConfig, OrpoConfig
+from orpo_ray.data.pairs import TokenPair
+from orpo_ray.objectives import Objective, build_objective
+from orpo_ray.training.metrics import StepMetrics
+from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.steps import PackInput, StepInput, lay_out, pack_loss, scored_tokens
+
+OBJECTIVES: dict[str, Objective] = {
+    # TRL's ORPO takes its NLL over prompt and response.
+    "orpo": build_objective(OrpoConfig(lambda_=0.1, nll_on="full")),
+    "dpo": build_objective(DpoConfig(beta=0.1)),
+}
+_REFERENCE = (-100.0, -120.0)
+"""Summed reference log-probs of every pair: both sides read them, neither computes them."""
+
+
+class Side(Protocol):
+    """One way to compute steps."""
+
+    tokens: int
+    """Tokens that go through the model in all steps together."""
+
+    def step(self, number: int) -> Tensor:
+        """Forward and backward passes of one step; leaves gradients and returns the loss."""
+        ...
+
+
+class Ours:
+    """Our step in a layout; each step is one pack, as TRL's is one micro-batch."""
+
+    def __init__(self, model: PairModel, steps: Sequence[Sequence[TokenPair]], objective: str, layout: str) -> None:
+        self._model, self._layout, self._objective = model, layout, OBJECTIVES[objective]
+        self._steps = [self._lay_out(list(pairs)) for pairs in steps]
+        self.tokens = sum(step.packs[0].batch.input_ids.numel() for step in self._steps)
+
+    def _lay_out(self, pairs: list[TokenPair]) -> StepInput:
+        lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
+        reference = torch.tensor([_REFERENCE] * len(pairs)) if self._objective.needs_reference else None
+        batch = lay_out(pairs, self._layout, PAD_ID, self._objective)
+        tokens = scored_tokens(lengths, self._objective)
+        return StepInput([PackInput(batch, 1.0, reference)], np.arange(len(pairs)), len(pairs), tokens)
+
+    def step(self, number: int) -> Tensor:
+        """As training does it: forward, loss, backward, metrics, which the host looks at once."""
+        model, device, step = self._model, self._model.device, self._steps[number]
+        model.train()
+        model.use_layout(self._layout)
+        metrics = StepMetrics(self._objective, device)
+        for pack in step.packs:
+            pairs, parts = pack_loss(model, self._objective, pack, step, device)
+            parts.total.backward()
+            metrics.add(pairs, parts, pack.weight)
+        metrics.means(metrics.sums.tolist(), step.pair_count, step.token_count)
+        return parts.total.detach()
+
+
+class Stock:
+    """TRL's trainer as it is, given rows of token ids."""
+
+    def __init__(self, model: PeftModel, steps: Sequence[Sequence[TokenPair]], objective: str, device: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="orpo-ray-bench-")
+        build = {"orpo": _orpo_trainer, "dpo": _dpo_trainer}[objective]
+        self._trainer, rows = build(model, Path(self._folder.name), device == "cpu")
+        # What Trainer.train() would do before its first step.
+        self._model = self._trainer.accelerator.prepare(self._trainer.model)
+        self._trainer.model_wrapped = self._model
+        self._trainer.current_gradient_accumulation_steps = 1
+        self._batches = [self._trainer.data_collator([rows(pair) for pair in pairs]) for pairs in steps]
+        self.tokens = sum(self._count(batch) for batch in self._batches)
+
+    def step(self, number: int) -> Tensor:
+        """The trainer's own step, with torch's own attention."""
+        self._trainer.model.set_attn_implementation("sdpa")
+        loss: Tensor = self._trainer.training_step(self._model, dict(self._batches[number]))
+        return loss.detach()
+
+    @staticmethod
+    def _count(batch: dict[str, Any]) -> int:
+        if "chosen_input_ids" not in batch:
+            return int(batch["input_ids"].numel())
+        rows, width = 0, 0
+        for side in ("chosen", "rejected"):
+            rows += batch[f"{side}_input_ids"].shape[0]
+            width = max(width, batch[f"{side}_input_ids"].shape[1])
+        return rows * width
+
+
+def _arguments(folder: Path, on_cpu: bool) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "use_cpu": on_cpu,
+        "bf16": not on_cpu,
+        "max_length": None,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "report_to": "none",
+    }
+
+
+def _placeholder() -> tuple[Any, Any]:
+    """A data set of one row and its tokenizer: a trainer wants them, the benchmark brings its own ids."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}]
+    return Dataset.from_list(rows), AutoTokenizer.from_pretrained(str(files("orpo_ray") / "demo" / "base"))
+
+
+def _orpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> tuple[Any, Any]:
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    rows, tokenizer = _placeholder()
+    arguments = ORPOConfig(**{**_arguments(folder, on_cpu), "max_length": 8192}, beta=0.1)
+    trainer = ORPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+
+    def row(pair: TokenPair) -> dict[str, Any]:
+        prompt = pair.prompt.tolist()
+        sides: dict[str, Any] = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for side, answer in (("chosen", pair.chosen.tolist()), ("rejected", pair.rejected.tolist())):
+            sides[f"{side}_input_ids"] = prompt + answer
+            sides[f"{side}_attention_mask"] = [1] * (len(prompt) + len(answer))
+            sides[f"{side}_labels"] = [-100] * len(prompt) + answer
+        return sides
+
+    return trainer, row
+
+
+def _dpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> tuple[Any, Any]:
+    from trl import DPOConfig, DPOTrainer
+
+    rows, tokenizer = _placeholder()
+    arguments = DPOConfig(**_arguments(folder, on_cpu), beta=0.1, precompute_ref_log_probs=True)
+    trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    chosen, rejected = _REFERENCE
+
+    def row(pair: TokenPair) -> dict[str, Any]:
+        ids = {name: getattr(pair, part).tolist() for name, part in _DPO_COLUMNS.items()}
+        return {**ids, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    return trainer, row
+
+
+_DPO_COLUMNS = {"prompt_ids": "prompt", "chosen_ids": "chosen", "rejected_ids": "rejected"}

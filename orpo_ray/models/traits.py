@@ -1,0 +1,54 @@
+"""What a base's configuration says of how its layers mix tokens: which layouts of pairs it can take."""
+
+from dataclasses import dataclass
+
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.models.tokenizer import base_location, explain_load_error
+
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Of a base. `window`: tokens that a layer looks back at most, None where every layer sees all.
+
+    `own_attention`: its layers do not ask transformers' attention interface, so ours cannot stand in for theirs.
+    `recurrent`: layers carry a state from token to token. `router_loss`: its experts add a loss of their own.
+    """
+
+    own_attention: bool = False
+    recurrent: bool = False
+    soft_cap: bool = False
+    router_loss: bool = False
+    window: int | None = None
+
+
+def read_traits(config: ModelConfig) -> Traits:
+    """The traits of a base; no weight is loaded. Raises ConfigError where it has no readable configuration."""
+    try:
+        found = AutoConfig.from_pretrained(base_location(config), revision=config.revision, trust_remote_code=False)
+        model_type = AutoModelForCausalLM._model_mapping[type(found)]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    text = found.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ())
+    return Traits(
+        own_attention=not model_type._supports_attention_backend,
+        recurrent=bool(layers - _ATTENTION_LAYERS) or model_type._is_stateful,
+        soft_cap=getattr(text, "attn_logit_softcapping", None) is not None,
+        router_loss=bool(getattr(text, "output_router_logits", False)),
+        window=_window(text, layers),
+    )
+
+
+def _window(text: PreTrainedConfig, layers: set[str]) -> int | None:
+    """The narrowest window that a layer has."""
+    found = []
+    if getattr(text, "use_sliding_window", True) and (not layers or "sliding_attention" in layers):
+        found.append(getattr(text, "sliding_window", None))
+    if "chunked_attention" in layers:
+        found.append(getattr(text, "attention_chunk_size", None))
+    return min((window for window in found if window is not None), default=None)

@@ -1,0 +1,113 @@
+"""Which layout a run takes: `auto` says why, and what a base cannot take is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from support import BASE
+
+from orpo_ray.config import ModelConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.models.traits import Traits, read_traits
+from orpo_ray.training.layout_choice import choose_layout
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
+
+LENGTHS = np.array([[30, 20, 10], [40, 5, 60]])
+"""The longest row has 100 tokens; sharing prompts saves 70 of 235."""
+FREE = Traits()
+OBSTACLES = {
+    "recurrent": (Traits(recurrent=True), "carry a state"),
+    "own attention": (Traits(own_attention=True), "computes its attention in its own way"),
+    "soft cap": (Traits(soft_cap=True), "caps its attention scores"),
+    "window": (Traits(window=99), "look back 99 tokens, but the longest pair has 100"),
+}
+
+
+def choose(asked: str, traits: Traits = FREE, lengths: Any = LENGTHS, with_rejected: bool = True) -> tuple[str, str]:
+    layout = choose_layout(asked, traits, lengths, with_rejected=with_rejected)
+    return layout.name, layout.reason
+
+
+def test_auto_shares_prompts_where_nothing_speaks_against_it() -> None:
+    assert choose("auto") == (
+        SHARED_PREFIX,
+        "each prompt is computed once, which saves 30% of the tokens; no padding",
+    )
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_auto_pads_where_answers_cannot_stand_in_one_row(obstacle: str) -> None:
+    traits, reason = OBSTACLES[obstacle]
+    name, why = choose("auto", traits)
+    assert name == PADDED and reason in why
+
+
+@pytest.mark.parametrize("asked", [PACKED, SHARED_PREFIX])
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_a_single_row_is_refused_there(obstacle: str, asked: str) -> None:
+    traits, reason = OBSTACLES[obstacle]
+    with pytest.raises(ConfigError, match=rf"^training\.layout: {asked} does not fit this run: .*{reason}"):
+        choose(asked, traits)
+
+
+def test_a_window_as_wide_as_the_longest_pair_is_none() -> None:
+    assert choose("auto", Traits(window=100))[0] == SHARED_PREFIX
+
+
+def test_a_loss_of_the_router_keeps_prompts_apart() -> None:
+    traits = Traits(router_loss=True)
+    assert choose("auto", traits) == (PACKED, "no padding; prompts are not shared, as its router's loss counts tokens")
+    assert choose(PACKED, traits)[0] == PACKED
+    with pytest.raises(ConfigError, match="its router's loss counts tokens"):
+        choose(SHARED_PREFIX, traits)
+
+
+def test_one_answer_a_pair_shares_nothing() -> None:
+    assert choose("auto", with_rejected=False)[0] == PACKED
+    with pytest.raises(ConfigError, match="one answer a pair"):
+        choose(SHARED_PREFIX, with_rejected=False)
+
+
+def test_sharing_that_saves_next_to_nothing_is_left() -> None:
+    name, why = choose("auto", lengths=np.array([[1, 100, 100]]))
+    assert name == PACKED and why == "no padding; sharing prompts would save only 0.5% of the tokens"
+
+
+@pytest.mark.parametrize("asked", [PADDED, PACKED, SHARED_PREFIX])
+def test_what_was_asked_for_is_taken(asked: str) -> None:
+    assert choose(asked) == (asked, "as configured")
+
+
+# --- what a configuration says --------------------------------------------------------------------------------------
+
+SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+BASES: dict[str, tuple[dict[str, Any], Traits]] = {
+    "Llama": ({}, Traits()),
+    "GPT2": ({}, Traits()),
+    "Mistral": ({"sliding_window": 64}, Traits(window=64)),
+    "Qwen2": ({"use_sliding_window": False, "sliding_window": 64}, Traits()),
+    "Gemma2": ({"sliding_window": 32, "head_dim": 8}, Traits(soft_cap=True, window=32)),
+    "Gemma3Text": ({"sliding_window": 32, "head_dim": 8, "num_hidden_layers": 6}, Traits(window=32)),
+    "Mixtral": ({"output_router_logits": True, "sliding_window": None}, Traits(router_loss=True)),
+    "Bloom": ({}, Traits(own_attention=True)),
+    "Mamba": ({}, Traits(own_attention=True, recurrent=True)),
+    "Qwen3Next": ({}, Traits(own_attention=True, recurrent=True)),
+}
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_traits_are_read_off_the_configuration(family: str, tmp_path: Path) -> None:
+    own, expected = BASES[family]
+    getattr(transformers, f"{family}Config")(**(SIZES | own)).save_pretrained(tmp_path)
+    assert read_traits(ModelConfig(base=str(tmp_path))) == expected
+
+
+def test_the_demo_shares_its_prompts() -> None:
+    assert read_traits(ModelConfig(base=str(BASE))) == FREE
+
+
+def test_a_folder_that_is_no_base_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.base: "):
+        read_traits(ModelConfig(base=str(tmp_path)))

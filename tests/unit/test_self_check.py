@@ -1,0 +1,96 @@
+"""The check of a layout at the start of a run: where it does not fit the model, rows are padded and that is said."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from orpo_ray.data.pairs import TokenPair
+from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
+from orpo_ray.training.self_check import settle_layout
+from orpo_ray.training.world import World
+
+VOCABULARY = 97
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def pairs() -> Any:
+    """A table of some pairs; a list is one, as far as the check goes."""
+    rng = np.random.default_rng(0)
+    lengths = [(5, 3, 7), (9, 6, 1), (1, 2, 4), (12, 5, 5), (3, 3, 3)]
+    draw = [[rng.integers(4, VOCABULARY, length, dtype=np.int32) for length in three] for three in lengths]
+    return [TokenPair(str(i), *sides) for i, sides in enumerate(draw)]
+
+
+def llama() -> PairModel:
+    torch.manual_seed(0)
+    return PairModel(LlamaForCausalLM(LlamaConfig(**SIZES)))
+
+
+def settled(model: PairModel, layout: str, **options: Any) -> list[str]:
+    said: list[str] = []
+    settle_layout(model, layout, "float32", pairs(), 0, said.append, **options)
+    return said
+
+
+@pytest.mark.parametrize("layout", [PADDED, PACKED, SHARED_PREFIX])
+def test_a_layout_that_fits_is_taken_without_a_word(layout: str) -> None:
+    model = llama()
+    assert settled(model, layout) == []
+    assert model.layout == layout
+
+
+class DeafToPositions(LlamaRotaryEmbedding):
+    """Counts tokens by itself, as a model may that knows nothing of several answers in a row."""
+
+    def forward(self, x: Any, position_ids: Any) -> Any:
+        return super().forward(x, torch.arange(x.shape[1], device=x.device)[None])
+
+
+def test_other_log_probs_have_the_run_fall_back_loudly() -> None:
+    layout, model = SHARED_PREFIX, llama()
+    inner = model.causal_model.base_model
+    inner.rotary_emb = DeafToPositions(inner.config)
+    (line,) = settled(model, layout)
+    assert line.startswith(f"WARNING: layout {layout} is not right for this model, falling back to padded rows: ")
+    assert "log-probs of the first pairs differ by" in line
+    assert model.layout == PADDED
+
+
+def test_attention_that_is_more_than_causal_has_it_fall_back_too() -> None:
+    """As if a configuration had not told of its window."""
+    torch.manual_seed(0)
+    model = PairModel(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)))
+    (line,) = settled(model, SHARED_PREFIX)
+    assert "MistralAttention computes attention with a window of 6" in line
+    assert model.layout == PADDED
+
+
+@dataclass(frozen=True)
+class WithAnother(World):
+    """A world of two, in which the other process found something."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, "log-probs of the first pairs differ by 2"]
+
+
+def test_all_processes_settle_on_the_same() -> None:
+    model = llama()
+    (line,) = settled(model, SHARED_PREFIX, world=WithAnother(rank=0, size=2, local_rank=0))
+    assert line.endswith("differ by 2") and model.layout == PADDED
