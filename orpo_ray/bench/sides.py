@@ -1,5 +1,6 @@
 """One optimizer step's forward and backward passes, ours and stock TRL's, on one and the same model and pairs."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
@@ -69,18 +70,27 @@ class Ours:
         return parts.total.detach()
 
 
+class TrlTrainer:
+    """A trainer of TRL's around a model, ready for steps; `row` gives it a pair in its own form."""
+
+    def __init__(self, model: PeftModel, objective: str, device: str) -> None:
+        if device == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where it is installed, looks for others
+        self._folder = tempfile.TemporaryDirectory(prefix="orpo-ray-bench-")
+        build = {"orpo": _orpo_trainer, "dpo": _dpo_trainer}[objective]
+        self.trainer, self.row = build(model, Path(self._folder.name), device == "cpu")
+        # What Trainer.train() would do before its first step.
+        self.model = self.trainer.accelerator.prepare(self.trainer.model)
+        self.trainer.model_wrapped = self.model
+        self.trainer.current_gradient_accumulation_steps = 1
+
+
 class Stock:
     """TRL's trainer as it is, given rows of token ids."""
 
-    def __init__(self, model: PeftModel, steps: Sequence[Sequence[TokenPair]], objective: str, device: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="orpo-ray-bench-")
-        build = {"orpo": _orpo_trainer, "dpo": _dpo_trainer}[objective]
-        self._trainer, rows = build(model, Path(self._folder.name), device == "cpu")
-        # What Trainer.train() would do before its first step.
-        self._model = self._trainer.accelerator.prepare(self._trainer.model)
-        self._trainer.model_wrapped = self._model
-        self._trainer.current_gradient_accumulation_steps = 1
-        self._batches = [self._trainer.data_collator([rows(pair) for pair in pairs]) for pairs in steps]
+    def __init__(self, trainer: "TrlTrainer", steps: Sequence[Sequence[TokenPair]]) -> None:
+        self._trainer, self._model = trainer.trainer, trainer.model
+        self._batches = [self._trainer.data_collator([trainer.row(pair) for pair in pairs]) for pairs in steps]
         self.tokens = sum(self._count(batch) for batch in self._batches)
 
     def step(self, number: int) -> Tensor:
@@ -88,6 +98,10 @@ class Stock:
         self._trainer.model.set_attn_implementation("sdpa")
         loss: Tensor = self._trainer.training_step(self._model, dict(self._batches[number]))
         return loss.detach()
+
+    def forward(self, model: Any, number: int) -> Any:
+        """What the trainer makes of a model's logits: log-probs of both answers, their logits, and the NLL."""
+        return self._trainer.concatenated_forward(model, dict(self._batches[number]))
 
     @staticmethod
     def _count(batch: dict[str, Any]) -> int:

@@ -17,10 +17,12 @@ from torch import Tensor
 from orpo_ray.bench.measure import peak_memory, ratio_of, time_in_turns
 from orpo_ray.bench.models import full_size, small_llama, with_adapter
 from orpo_ray.bench.pairs import Shape, pairs_of_file, pairs_of_shape
-from orpo_ray.bench.sides import Ours, Side, Stock
+from orpo_ray.bench.sides import Ours, Side, Stock, TrlTrainer
 from orpo_ray.data.pairs import TokenPair
+from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.training.logprobs import SelectedLogProbs
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import SHARED_PREFIX
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
 STEPS = 4
 """Different steps that are measured together, so that ragged pairs come in several mixtures."""
@@ -33,8 +35,8 @@ Announce = Callable[[str], None]
 class Case:
     """What is measured. `base`: a name of BASES in NF4 on a GPU; without one a small float32 Llama."""
 
-    shape: Shape
-    pairs: int
+    shape: Shape = (256, 256, 256)
+    pairs: int = 2
     ragged: float = 0.0
     objective: str = "orpo"
     hidden: int = 256
@@ -46,64 +48,100 @@ class Case:
     base: str | None = None
 
 
-def bench_step(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
-    """Time both sides in turns. `ratio` is stock / ours, of the time of all steps; memory is that of the costliest."""
-    torch.set_num_threads(1)
-    model, steps = build(case, announce)
-    ours = Ours(pair_model(model, case), steps, case.objective, SHARED_PREFIX)
-    stock = Stock(model, steps, case.objective, case.device)
-    grouped = Stock(model, group_by_length(steps), case.objective, case.device)
-    differences = [compare(model, ours, stock, number) for number in range(len(steps))]
-    announce("loss and gradients compared; timing")
-    sides: list[Side] = [stock, ours, grouped]
-    taken = time_in_turns([lambda side=side: run_all(model, side) for side in sides], turns, case.device)
-    memory = [
-        max(peak_memory(lambda n=n, s=side: run(model, s, n), case.device) for n in range(STEPS)) for side in sides
-    ]
-    seconds = [statistics.median(times) / STEPS for times in taken]
-    return {
-        "name": "step",
-        "ratio": ratio_of(taken[0], taken[1]),
-        "ratio_grouped": ratio_of(taken[2], taken[1]),
-        "ours": seconds[1],
-        "stock": seconds[0],
-        "stock_grouped": seconds[2],
-        "tokens_ours": ours.tokens,
-        "tokens_stock": stock.tokens,
-        "tokens_stock_grouped": grouped.tokens,
-        "memory_ratio": memory[1] / memory[0],
-        "memory_ours": memory[1],
-        "memory_stock": memory[0],
-        "max_rel_loss_diff": max(loss for loss, _ in differences),
-        "max_rel_grad_diff": max(gradient for _, gradient in differences),
-        "turns": turns,
-        "device": torch.cuda.get_device_name() if case.device == "cuda" else "cpu",
-        "versions": versions(),
-    }
+@dataclass(frozen=True)
+class Measured:
+    """Of one side: seconds of all steps in each turn, and bytes of the costliest step above what was there before."""
+
+    seconds: list[float]
+    memory: int
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step, the median."""
+        return statistics.median(self.seconds) / STEPS
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that a step goes through."""
-    return {name: version(name) for name in _PACKAGES}
+class Bench:
+    """A case with its model and pairs, on which sides take turns."""
+
+    def __init__(self, case: Case, announce: Announce) -> None:
+        _refuse(case)
+        torch.set_num_threads(1)
+        self._case, self._announce = case, announce
+        base = full_size(case.base, case.device) if case.base else small_llama(case.hidden, case.vocabulary)
+        self._model: PeftModel = with_adapter(base.to(torch.device(case.device)))
+        self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._trainer = TrlTrainer(self._model, case.objective, case.device)
+        self.steps = self._pairs(base.config.vocab_size)
+
+    def _pairs(self, vocabulary: int) -> list[list[TokenPair]]:
+        case, count = self._case, STEPS * self._case.pairs
+        if case.data and case.tokenizer:
+            pairs = pairs_of_file(case.data, case.tokenizer, case.max_length, count, vocabulary, self._announce)
+        else:
+            pairs = pairs_of_shape(case.shape, count, case.ragged, vocabulary)
+        return [pairs[start : start + case.pairs] for start in range(0, count, case.pairs)]
+
+    def ours(self, layout: str = SHARED_PREFIX, *, frozen_head: bool = True) -> Ours:
+        """Our step; without `frozen_head` the head's chunks are checkpointed, as those of a trained head are."""
+        model = PairModel(self._model, torch.bfloat16 if self._case.device == "cuda" else None)
+        if not frozen_head:
+            model.scorer.__class__ = _Checkpointed
+        return Ours(model, self.steps, self._case.objective, layout)
+
+    def stock(self, *, grouped: bool = False) -> Stock:
+        """TRL's step, with the same pairs, or with them grouped by length over all steps."""
+        return Stock(self._trainer, group_by_length(self.steps) if grouped else self.steps)
+
+    def measure(self, sides: Sequence[Side], turns: int) -> list[Measured]:
+        """Time the sides in turns, then look at the memory of each."""
+        device = self._case.device
+        runs = [lambda side=side: [self.run(side, number) for number in range(STEPS)] for side in sides]
+        taken = time_in_turns(runs, turns, device)
+        memory = [
+            max(peak_memory(lambda n=n, side=side: self.run(side, n), device) for n in range(STEPS)) for side in sides
+        ]
+        return [Measured(seconds, peak) for seconds, peak in zip(taken, memory, strict=True)]
+
+    def run(self, side: Side, number: int) -> Tensor:
+        """One step, its gradients dropped before."""
+        self._model.zero_grad(set_to_none=True)
+        return side.step(number)
+
+    def differences(self, ours: Side, stock: Side) -> tuple[float, float]:
+        """The largest relative difference of a step's loss, and of its gradients as one vector."""
+        losses, gradients = zip(*(self._compare(ours, stock, number) for number in range(STEPS)), strict=True)
+        return max(losses), max(gradients)
+
+    def _compare(self, ours: Side, stock: Side, number: int) -> tuple[float, float]:
+        found: list[tuple[float, Tensor]] = []
+        for side in (stock, ours):
+            loss = float(self.run(side, number))
+            gradients = [p.grad.flatten().float() for p in self._model.parameters() if p.grad is not None]
+            found.append((loss, torch.cat(gradients)))
+        (loss, gradient), (our_loss, our_gradient) = found
+        return abs(our_loss - loss) / abs(loss), float((our_gradient - gradient).norm() / gradient.norm())
 
 
-def build(case: Case, announce: Announce) -> tuple[PeftModel, list[list[TokenPair]]]:
-    """The model, trained with checkpoints in every layer, and the pairs of each step."""
-    base = full_size(case.base, case.device) if case.base else small_llama(case.hidden, case.vocabulary)
-    model = with_adapter(base.to(case.device))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    vocabulary, count = base.config.vocab_size, STEPS * case.pairs
-    if case.data:
-        assert case.tokenizer is not None, "the command asks for it"
-        pairs = pairs_of_file(case.data, case.tokenizer, case.max_length, count, vocabulary, announce)
-    else:
-        pairs = pairs_of_shape(case.shape, count, case.ragged, vocabulary)
-    return model, [pairs[start : start + case.pairs] for start in range(0, count, case.pairs)]
+def describe(device: str) -> dict[str, Any]:
+    """What every result tells of where it was measured."""
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return {"device": name, "versions": {package: version(package) for package in _PACKAGES}}
 
 
-def pair_model(model: PeftModel, case: Case) -> PairModel:
-    """The model as our training sees it."""
-    return PairModel(model, torch.bfloat16 if case.device == "cuda" else None)
+class _Checkpointed(SelectedLogProbs):
+    @property
+    def is_frozen(self) -> bool:
+        return False
+
+
+def _refuse(case: Case) -> None:
+    if case.device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("--device: there is no CUDA device here; use cpu")
+    if case.base and case.device != "cuda":
+        raise ConfigError(f"--base: {case.base} in NF4 is measured on a GPU; add --device cuda")
+    if bool(case.data) != bool(case.tokenizer):
+        raise ConfigError("--data and --tokenizer go together: name both, or neither")
 
 
 def group_by_length(steps: Sequence[Sequence[TokenPair]]) -> list[list[TokenPair]]:
@@ -116,24 +154,80 @@ def group_by_length(steps: Sequence[Sequence[TokenPair]]) -> list[list[TokenPair
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
-def run(model: PeftModel, side: Side, number: int) -> Tensor:
-    """One step, its gradients dropped before."""
-    model.zero_grad(set_to_none=True)
-    return side.step(number)
+def bench_step(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
+    """Time both sides in turns. `ratio` is stock / ours, of the time of all steps; memory is that of the costliest.
+
+    Where lengths differ, stock is also given the same pairs grouped by length.
+    """
+    bench = Bench(case, announce)
+    ours, stock = bench.ours(), bench.stock()
+    sides: list[Side] = [stock, ours]
+    grouped = bench.stock(grouped=True)
+    if grouped.tokens != stock.tokens:
+        sides.append(grouped)
+    loss, gradient = bench.differences(ours, stock)
+    announce(f"losses differ by {loss:.1e}, gradients by {gradient:.1e}; now {turns} turns")
+    theirs, mine, *rest = bench.measure(sides, turns)
+    result = {
+        "name": "step",
+        "ratio": ratio_of(theirs.seconds, mine.seconds),
+        "ours": mine.step,
+        "stock": theirs.step,
+        "tokens_ours": ours.tokens,
+        "tokens_stock": stock.tokens,
+        "memory_ratio": mine.memory / theirs.memory,
+        "memory_ours": mine.memory,
+        "memory_stock": theirs.memory,
+        "max_rel_loss_diff": loss,
+        "max_rel_grad_diff": gradient,
+        "turns": turns,
+    }
+    for other in rest:
+        result |= {
+            "ratio_grouped": ratio_of(other.seconds, mine.seconds),
+            "stock_grouped": other.step,
+            "tokens_stock_grouped": grouped.tokens,
+        }
+    return {**result, **describe(case.device)}
 
 
-def run_all(model: PeftModel, side: Side) -> None:
-    """Every step once."""
-    for number in range(STEPS):
-        run(model, side, number)
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "selected log-probs": {"layout": PADDED, "frozen_head": False},
+    "gradient in the forward pass": {"layout": PADDED},
+    "no padding": {"layout": PACKED, "frozen_head": False},
+    "shared prompts, no padding": {"layout": SHARED_PREFIX, "frozen_head": False},
+    "all": {"layout": SHARED_PREFIX},
+}
+"""Each builds on the selected log-probs, without which there is no step of ours."""
 
 
-def compare(model: PeftModel, ours: Side, stock: Side, number: int) -> tuple[float, float]:
-    """Relative differences of a step's loss, and of all its gradients as one vector."""
-    found = []
-    for side in (stock, ours):
-        loss = run(model, side, number)
-        gradients = [p.grad.flatten().float().clone() for p in model.parameters() if p.grad is not None]
-        found.append((float(loss), torch.cat(gradients)))
-    (loss, gradient), (our_loss, our_gradient) = found
-    return abs(our_loss - loss) / abs(loss), float((our_gradient - gradient).norm() / gradient.norm())
+def bench_ablation(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
+    """Each technique alone beside stock TRL: ratios of time and memory; `ratio` and the rest are those of all."""
+    bench = Bench(case, announce)
+    stock, ours = bench.stock(), {name: bench.ours(**options) for name, options in TECHNIQUES.items()}
+    differences = {name: bench.differences(side, stock) for name, side in ours.items()}
+    announce(f"losses and gradients compared; now {turns} turns of {len(ours) + 1} sides")
+    theirs, *mine = bench.measure([stock, *ours.values()], turns)
+    techniques = {
+        name: {
+            "ratio": ratio_of(theirs.seconds, measured.seconds),
+            "seconds": measured.step,
+            "memory_ratio": measured.memory / theirs.memory,
+            "tokens": side.tokens,
+        }
+        for (name, side), measured in zip(ours.items(), mine, strict=True)
+    }
+    return {
+        "name": "ablation",
+        "ratio": techniques["all"]["ratio"],
+        "ours": techniques["all"]["seconds"],
+        "stock": theirs.step,
+        "tokens_ours": techniques["all"]["tokens"],
+        "tokens_stock": stock.tokens,
+        "memory_ratio": techniques["all"]["memory_ratio"],
+        "techniques": techniques,
+        "max_rel_loss_diff": max(loss for loss, _ in differences.values()),
+        "max_rel_grad_diff": max(gradient for _, gradient in differences.values()),
+        "turns": turns,
+        **describe(case.device),
+    }

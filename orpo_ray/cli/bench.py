@@ -1,6 +1,6 @@
 """`orpo-ray bench`: how fast this is beside the stock way, measured on this machine."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -53,6 +53,103 @@ def ray(
     return result
 
 
+Turns = Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+ShapeOption = Annotated[str, typer.Option("--shape", metavar="P/C/R", help="Tokens of prompt, chosen, rejected.")]
+Pairs = Annotated[int, typer.Option(min=1, metavar="B", help="Pairs of a step.")]
+Ragged = Annotated[
+    float, typer.Option(min=0, max=0.99, help="Lengths drawn from (1 - r) to (1 + r) times the shape's.")
+]
+Vocabulary = Annotated[int, typer.Option("--vocab", min=8, metavar="V", help="Ids of the model's vocabulary.")]
+Hidden = Annotated[int, typer.Option("--hidden", min=64, metavar="H", help="Width of the model; heads are of 64.")]
+Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Pairs of a file instead of drawn ones.")]
+Tokenizer = Annotated[str | None, typer.Option(metavar="DIR", help="Model or tokenizer that reads the file.")]
+MaxLength = Annotated[int, typer.Option(min=8, metavar="L", help="Longer pairs of the file are left out.")]
+ObjectiveOption = Annotated[Literal["orpo", "dpo"], typer.Option("--objective", help="The loss.")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")]
+Base = Annotated[
+    Literal["mistral-7b", "llama-3-8b"] | None, typer.Option(help="Random weights of this shape in NF4, on a GPU.")
+]
+
+
+@app.command("step")
+def step(
+    shape: ShapeOption = "256/256/256",
+    pairs: Pairs = 2,
+    ragged: Ragged = 0.0,
+    vocabulary: Vocabulary = 1400,
+    hidden: Hidden = 256,
+    data: Data = None,
+    tokenizer: Tokenizer = None,
+    max_length: MaxLength = 1024,
+    objective: ObjectiveOption = "orpo",
+    device: Device = "cpu",
+    base: Base = None,
+    turns: Turns = 7,
+    json: Json = False,
+) -> dict[str, Any]:
+    """A training step: ours beside stock TRL's, on the same pairs, weights, number format and checkpointing."""
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    from orpo_ray.bench.step import Case, bench_step
+
+    case = Case(_shape(shape), pairs, ragged, objective, hidden, vocabulary, data, tokenizer, max_length, device, base)
+    result = bench_step(case, turns, announce)
+    if not json:
+        _print_sides(result)
+    return result
+
+
+@app.command("ablation")
+def ablation(
+    shape: ShapeOption = "256/128/128",
+    pairs: Pairs = 4,
+    ragged: Ragged = 0.8,
+    vocabulary: Vocabulary = 1400,
+    hidden: Hidden = 256,
+    objective: ObjectiveOption = "orpo",
+    device: Device = "cpu",
+    base: Base = None,
+    turns: Turns = 7,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Each technique of the step alone, beside stock TRL's step."""
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    from orpo_ray.bench.step import Case, bench_ablation
+
+    case = Case(_shape(shape), pairs, ragged, objective, hidden, vocabulary, device=device, base=base)
+    result = bench_ablation(case, turns, announce)
+    if not json:
+        _print_sides(result)
+        for name, found in result["techniques"].items():
+            print(f"{name:30} ratio {found['ratio']:6.2f}  memory {found['memory_ratio']:5.2f}")
+    return result
+
+
+@app.command("head")
+def head(
+    vocabulary: Vocabulary = 32000,
+    hidden: Hidden = 256,
+    shape: ShapeOption = "256/256/256",
+    pairs: Pairs = 2,
+    turns: Turns = 7,
+    json: Json = False,
+) -> dict[str, Any]:
+    """The output head alone: selected log-probs beside TRL's full logits, on the same hidden states."""
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    from orpo_ray.bench.head import bench_head
+
+    result = bench_head(_shape(shape), pairs, vocabulary, hidden, turns, announce)
+    if not json:
+        _print_sides(result)
+    return result
+
+
 @app.command("search")
 def search(
     seed: Annotated[int, typer.Option(min=0, help="Of data order, first adapters and draws.")] = 1,
@@ -74,6 +171,28 @@ def search(
             print(f"{side:7} {numbers} {result['seconds'][side] / 60:8.1f}")
         print(f"ratio of steps {result['ratio']:.2f}")
     return result
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    """Three whole numbers, as 256/128/128."""
+    from orpo_ray.errors import ConfigError
+
+    parts = text.split("/")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ConfigError(f"--shape: {text}: write tokens of prompt, chosen and rejected, such as 256/128/128")
+    prompt, chosen, rejected = map(int, parts)
+    return prompt, chosen, rejected
+
+
+def _print_sides(result: dict[str, Any]) -> None:
+    print(f"{result['device']}, median of {result['turns']} turns")
+    print(f"{'':6} {'seconds':>9} {'tokens':>8} {'MiB':>7}")
+    for side in ("ours", "stock"):
+        memory = f"{result[f'memory_{side}'] / 2**20:7.0f}" if f"memory_{side}" in result else ""
+        print(f"{side:6} {result[side]:9.4f} {result[f'tokens_{side}']:8,} {memory}")
+    grouped = f" ({result['ratio_grouped']:.2f} beside pairs grouped by length)" if "ratio_grouped" in result else ""
+    print(f"ratio  {result['ratio']:9.2f}{grouped}, memory {result['memory_ratio']:.2f}")
+    print(f"differences: loss {result['max_rel_loss_diff']:.1e}, gradients {result['max_rel_grad_diff']:.1e}")
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -22,9 +22,13 @@ class _Head(NamedTuple):
     scale: float
     soft_cap: float | None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [N, V] in float32."""
-        return finish(nn.functional.linear(hidden, self.weight, self.bias), self.scale, self.soft_cap)
+    def logits(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
+        """Logits [N, V] in float32; in the memory of `into` [at least N, V] where nothing has to be converted."""
+        if into is not None and self.bias is None and hidden.dtype == self.weight.dtype == into.dtype:
+            product = torch.mm(hidden, self.weight.t(), out=into[: len(hidden)])
+        else:
+            product = nn.functional.linear(hidden, self.weight, self.bias)
+        return finish(product, self.scale, self.soft_cap)
 
 
 def finish(logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
@@ -93,9 +97,11 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: _Head, rows_per_chunk: int) -> Tensor:
         log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        # Memory that a CPU has just been given costs it more than the product that fills it.
+        kept = log_probs.new_empty(min(rows_per_chunk, len(hidden)), len(head.weight))
         for start in range(0, len(hidden), rows_per_chunk):
             rows = slice(start, start + rows_per_chunk)
-            logits, y = head.logits(hidden[rows]), targets[rows, None]
+            logits, y = head.logits(hidden[rows], kept), targets[rows, None]
             of_target, largest = logits.gather(-1, y), logits.amax(-1, keepdim=True)
             slope = None if head.soft_cap is None or gradient is None else 1 - (logits / head.soft_cap).square_()
             unscaled = logits.sub_(largest).exp_()
