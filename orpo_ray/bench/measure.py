@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from orpo_ray.errors import ResourceError
+from orpo_ray.training.memory import CpuMemory, GpuMemory
 
 Run = Callable[[], Any]
 
@@ -50,18 +52,7 @@ def _time_on_gpu(run: Run) -> float:
 
 def peak_memory(run: Run, device: str) -> int:
     """Bytes of tensors that were alive at once during a run, above what was there before it."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    alive = peak = 0
-    results: Any = recorded.profiler.kineto_results  # type: ignore[union-attr]
-    for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
+    peak = (GpuMemory() if device == "cuda" else CpuMemory()).peak_of(run)
+    if peak is None:
+        raise ResourceError("a step does not fit into the GPU's memory; take fewer or shorter pairs")
     return peak

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from orpo_ray.models.adapter import attach_adapter
 from orpo_ray.models.base import fetch_base, load_base
 from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
-from orpo_ray.objectives import build_objective
+from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.storage import storage_at
 from orpo_ray.training import record
 from orpo_ray.training.arguments import training_arguments
@@ -30,6 +30,7 @@ from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PADDED, Indices, Step, cut_step, pack_costs, step_pairs
+from orpo_ray.training.probe import Probe, memory_of, set_checkpointing, settle_budget
 from orpo_ray.training.reference import ReferenceCache
 from orpo_ray.training.reporter import Reporter
 from orpo_ray.training.self_check import TOLERANCE, settle_layout
@@ -139,6 +140,7 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
     pad_id = padding_id(tokenizer)
     _check(model, run, pad_id)
     objective = build_objective(config.objective)
+    decisions = _settle_budget(run, model, objective, pad_id)
     budget = decisions.tokens_per_microbatch
     work = Work(
         steps=plan_run(config, run.artifact.train, run.world.size, budget, model.layout),
@@ -149,8 +151,7 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
         layout=model.layout,
         token_budget=budget,
     )
-    if decisions.gradient_checkpointing:
-        model.causal_model.gradient_checkpointing_enable({"use_reentrant": False})
+    set_checkpointing(model, decisions.gradient_checkpointing)
     trainer = PreferenceTrainer(
         model=model,
         objective=objective,
@@ -191,6 +192,34 @@ def _check(model: PairModel, run: _Run, pad_id: int) -> None:
     settle_layout(model, decisions.layout, decisions.dtype, artifact.train, pad_id, run.announce, run.world)
     if model.layout != PADDED:
         run.announce(f"attention in layout {model.layout}: {model.attention_path}")
+
+
+def _settle_budget(run: _Run, model: PairModel, objective: Objective, pad_id: int) -> Decisions:
+    """The decisions with tokens and checkpointing found, where they are open, and kept for the next start.
+
+    A GPU is tried at every start: it may be another one.
+    """
+    config, decisions, world = run.config, run.setup.decisions, run.world
+    if model.device.type != decisions.device:
+        run.announce(
+            f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried, as the weights are shared out first"
+        )
+        return decisions
+    if not (decisions.find_budget or decisions.device == "cuda"):
+        return decisions
+    probe = Probe(model, objective, run.artifact.train, pad_id, memory_of(decisions.device, world))
+    decisions = settle_budget(
+        probe,
+        config.training,
+        decisions,
+        plan=lambda tokens: plan_run(config, run.artifact.train, world.size, tokens, model.layout),
+        largest_step=max(int(probe.costs.tokens[pairs].sum()) for pairs in run.steps),
+        world=world,
+        announce=run.announce,
+    )
+    if world.is_first:
+        record.add_to_run(config.run_dir, {"decisions": asdict(decisions)})
+    return decisions
 
 
 def _note_workers(config: RunConfig, strategy: str, layout: str, world: World) -> None:

@@ -1,7 +1,13 @@
-"""What a step frees stays with the process: the next step wants just as much."""
+"""The memory of this process: how much is free, what a run of something takes, and that freed blocks are kept."""
 
 import ctypes
 import os
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 # Numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -25,3 +31,47 @@ def keep_freed_memory() -> None:
     if mallopt is None or tuned or any(name.startswith("MALLOC_") for name in os.environ):
         return
     all(mallopt(option, value) for option, value in _OPTIONS.items())  # up to the first that is refused
+
+
+class CpuMemory:
+    """That of the machine, shared evenly by the processes of a run that it holds."""
+
+    def __init__(self, processes: int = 1) -> None:
+        self._processes = processes
+
+    def free(self) -> int:
+        """Bytes that tensors may still take."""
+        return psutil.virtual_memory().available // self._processes
+
+    def peak_of(self, run: Callable[[], object]) -> int | None:
+        """Bytes of tensors that were alive at once during a run, above what was there before it."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            run()
+        alive = peak = 0
+        results: Any = recorded.profiler.kineto_results  # type: ignore[union-attr]
+        for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+            alive += event.nbytes()
+            peak = max(peak, alive)
+        return peak
+
+
+class GpuMemory:
+    """That of this process's GPU."""
+
+    def free(self) -> int:
+        """Bytes that tensors may still take: the device's, and what torch keeps without using it."""
+        free, _ = torch.cuda.mem_get_info()
+        return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+
+    def peak_of(self, run: Callable[[], object]) -> int | None:
+        """Bytes of tensors that were alive at once during a run, above what was there before it; None if it failed."""
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        try:
+            run()
+            torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return None
+        return torch.cuda.max_memory_allocated() - before

@@ -26,7 +26,7 @@ from orpo_ray.training.strategy import SINGLE, ModelSize, Workers, choose_strate
 
 Announce = Callable[[str], None]
 
-# Where `tokens_per_microbatch: auto` starts from.
+# Of packs that are computed without gradients before the budget is found.
 _AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
 
 
@@ -41,6 +41,8 @@ class Decisions:
     strategy: str
     gradient_checkpointing: bool
     tokens_per_microbatch: int
+    find_budget: bool = False
+    """Whether the last two are yet to be found from the memory that is there, on the workers."""
 
 
 @dataclass(frozen=True)
@@ -100,23 +102,22 @@ def decide(
         for reason in numerics.reasons:
             announce(reason)
     on_gpu = hardware.device != "cpu"
-    checkpointing = config.training.gradient_checkpointing
-    if checkpointing == "auto":
-        checkpointing = before.get("gradient_checkpointing", on_gpu)
-        announce(
-            f"gradient checkpointing {'on: saves memory' if checkpointing else 'off: memory is not short on a CPU'}"
-        )
     layout = _layout(config, lengths, before, announce)
     longest = int(pack_costs(lengths, layout).tokens.max(initial=0))
-    tokens = config.training.tokens_per_microbatch
-    if tokens == "auto":
-        fresh = max(longest, _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU)
-        tokens = before.get("tokens_per_microbatch", fresh)
-        announce(f"tokens per micro-batch {tokens}; the longest pair takes {longest}")
-    elif tokens < longest:
+    asked = config.training.tokens_per_microbatch, config.training.gradient_checkpointing
+    fresh = max(longest, _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU)
+    tokens = before.get("tokens_per_microbatch", fresh) if asked[0] == "auto" else asked[0]
+    checkpointing = before.get("gradient_checkpointing", on_gpu) if asked[1] == "auto" else asked[1]
+    is_open = "auto" in asked and "gradient_checkpointing" not in before
+    if "auto" in asked and not is_open:
+        kept = "on" if checkpointing else "off"
+        announce(f"tokens per micro-batch {tokens}, gradient checkpointing {kept}: as the run began")
+    if tokens < longest:
         announce(f"tokens per micro-batch {tokens}: the longest pair alone takes {longest} and runs by itself")
     strategy = _strategy(config, Workers(workers, nodes, hardware.memory), numerics.dtype, announce)
-    return Decisions(hardware.device, numerics.dtype, numerics.attention, layout, strategy, checkpointing, tokens)
+    return Decisions(
+        hardware.device, numerics.dtype, numerics.attention, layout, strategy, checkpointing, tokens, is_open
+    )
 
 
 def _layout(config: RunConfig, lengths: Indices, before: dict[str, Any], announce: Announce) -> str:

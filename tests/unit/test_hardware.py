@@ -85,19 +85,31 @@ def decisions(hardware: Hardware, longest: int = 100, before: dict[str, Any] | N
     ("hardware", "longest", "tokens", "checkpointing"),
     [(CPU, 100, 8192, False), (CPU, 12_000, 12_000, False), (L4, 100, 4096, True), (L4, 8192, 8192, True)],
 )
-def test_auto_memory_settings_fit_the_longest_pair(
+def test_auto_memory_settings_are_found_where_the_run_is_and_hold_the_longest_pair_before(
     hardware: Hardware, longest: int, tokens: int, checkpointing: bool
 ) -> None:
     decided, said = decisions(hardware, longest)
     assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (tokens, checkpointing)
+    assert decided.find_budget
     assert (decided.device, decided.layout) == (hardware.device, "shared-prefix")
-    assert len(said) == 5, "dtype, attention, gradient checkpointing, layout and tokens are announced"
+    assert len(said) == 3, "dtype, attention and layout are announced"
 
 
-def test_what_was_asked_for_is_taken_and_a_tight_budget_announced() -> None:
-    decided, said = decisions(L4, longest=100, tokens_per_microbatch=50, gradient_checkpointing=False)
-    assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (50, False)
-    assert "tokens per micro-batch 50: the longest pair alone takes 100 and runs by itself" in said
+@pytest.mark.parametrize(
+    ("training", "is_open"),
+    [
+        ({"tokens_per_microbatch": 50, "gradient_checkpointing": False}, False),
+        ({"tokens_per_microbatch": 50}, True),
+        ({"gradient_checkpointing": True}, True),
+    ],
+)
+def test_what_was_asked_for_is_taken_and_a_tight_budget_announced(training: dict[str, Any], is_open: bool) -> None:
+    decided, said = decisions(L4, longest=100, **training)
+    assert decided.tokens_per_microbatch == training.get("tokens_per_microbatch", 4096)
+    assert decided.gradient_checkpointing == training.get("gradient_checkpointing", True)
+    assert decided.find_budget == is_open
+    tight = "tokens per micro-batch 50: the longest pair alone takes 100 and runs by itself"
+    assert (tight in said) == ("tokens_per_microbatch" in training)
 
 
 def test_a_resumed_run_keeps_the_numbers_it_began_with() -> None:
@@ -111,7 +123,12 @@ def test_a_resumed_run_keeps_the_numbers_it_began_with() -> None:
     decided, said = decisions(H100, before=before)
     assert (decided.dtype, decided.attention, decided.tokens_per_microbatch) == ("bfloat16", "eager", 777)
     assert decided.layout == "padded"
-    assert {"dtype bfloat16 and attention eager: as the run began", "layout padded: as the run began"} <= set(said)
+    assert not decided.find_budget
+    assert {
+        "dtype bfloat16 and attention eager: as the run began",
+        "layout padded: as the run began",
+        "tokens per micro-batch 777, gradient checkpointing off: as the run began",
+    } <= set(said)
 
 
 def test_a_run_cannot_go_on_where_its_numbers_cannot_be_computed() -> None:

@@ -1,0 +1,132 @@
+"""Finds a run's micro-batch on the device it runs on: the doing to what `budget` decides."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from orpo_ray.config.training import TrainingConfig
+from orpo_ray.data.store import PairTable
+from orpo_ray.errors import ResourceError
+from orpo_ray.objectives import Objective
+from orpo_ray.training.budget import Budget, Memory, Sizes, find_budget, sample_pack, smaller, usable
+from orpo_ray.training.memory import CpuMemory, GpuMemory
+from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import Indices, Step, pack_costs
+from orpo_ray.training.setup import Announce, Decisions
+from orpo_ray.training.steps import PackInput, StepInput, lay_out, pack_loss
+from orpo_ray.training.world import World
+
+MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
+"""Larger micro-batches gain nothing there."""
+
+
+class Probe:
+    """Runs packs of a run for the memory that they take; weights, gradients and random states stay as they were."""
+
+    def __init__(self, model: PairModel, objective: Objective, table: PairTable, pad_id: int, memory: Memory) -> None:
+        self._model, self._objective, self._table, self._pad_id = model, objective, table, pad_id
+        self._memory = memory
+        self.costs = pack_costs(table.lengths, model.layout, with_rejected=objective.needs_rejected)
+
+    def room(self) -> int:
+        """Bytes that packs may take."""
+        trained = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
+        return usable(self._memory.free(), trained)
+
+    def measure(self, tokens: int, checkpointing: bool) -> int | None:
+        """Bytes that the worst pack of so many tokens takes; None where it runs out of memory."""
+        return self.measure_pack(sample_pack(self.costs, tokens), checkpointing)
+
+    def measure_pack(self, pairs: Indices, checkpointing: bool) -> int | None:
+        """Bytes that one pack takes, forward and backward."""
+        set_checkpointing(self._model, checkpointing)
+        device = self._model.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            peak = self._memory.peak_of(lambda: self._run(pairs))
+        self._model.zero_grad(set_to_none=True)
+        return peak
+
+    def _run(self, pairs: Indices) -> None:
+        model, objective = self._model, self._objective
+        batch = lay_out([self._table[i] for i in pairs], model.layout, self._pad_id, objective)
+        reference = torch.zeros(len(pairs), 2) if objective.needs_reference else None
+        step = StepInput([PackInput(batch, 1.0, reference)], pairs, len(pairs), len(batch.targets))
+        model.train()
+        _, parts = pack_loss(model, objective, step.packs[0], step, model.device)
+        parts.total.backward()  # type: ignore[no-untyped-call]
+
+
+def set_checkpointing(model: PairModel, on: bool) -> None:
+    """Have activations recomputed in the backward pass, or kept."""
+    if on:
+        model.causal_model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.causal_model.gradient_checkpointing_disable()
+
+
+def settle_budget(
+    probe: Probe,
+    config: TrainingConfig,
+    decisions: Decisions,
+    plan: Callable[[int], list[Step]],
+    largest_step: int,
+    world: World,
+    announce: Announce,
+) -> Decisions:
+    """Find what is open of tokens and checkpointing, the same on all processes, then try the plan's largest pack.
+
+    `plan` gives the steps for a budget; `largest_step` are the tokens of the largest one. Raises ResourceError where
+    the longest pair does not fit.
+    """
+    longest = int(probe.costs.tokens.max())
+    budget = Budget(decisions.tokens_per_microbatch, decisions.gradient_checkpointing)
+    may_shrink = decisions.find_budget and config.tokens_per_microbatch == "auto"
+    if decisions.find_budget:
+        limit = MOST_TOKENS[decisions.device] if may_shrink else budget.tokens
+        sizes = Sizes(
+            longest, probe.costs.of(sample_pack(probe.costs, 2 * longest)), max(longest, min(largest_step, limit))
+        )
+        asked = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
+        found = _least(world.gather(find_budget(probe.measure, probe.room(), sizes, asked)), longest)
+        budget = found if may_shrink else replace(found, tokens=budget.tokens)
+    while True:
+        packs = (pack.pairs for step in plan(budget.tokens) for rank in step.packs for pack in rank)
+        worst = max(packs, key=probe.costs.of)
+        if all(world.gather(probe.measure_pack(worst, budget.checkpointing) is not None)):
+            break
+        tokens = smaller(budget.tokens, longest) if may_shrink else None
+        if tokens is None:
+            raise _too_large(probe.costs.of(worst))
+        budget = replace(budget, tokens=tokens)
+    kept = "recomputed (gradient checkpointing)" if budget.checkpointing else "kept"
+    announce(
+        f"tokens per micro-batch {budget.tokens}, activations {kept}; the largest one, of "
+        f"{probe.costs.of(worst)} tokens, was tried; the longest pair has {longest}"
+    )
+    return replace(
+        decisions, tokens_per_microbatch=budget.tokens, gradient_checkpointing=budget.checkpointing, find_budget=False
+    )
+
+
+def _least(budgets: list[Budget | None], longest: int) -> Budget:
+    """What every process has room for."""
+    found = [budget for budget in budgets if budget is not None]
+    if len(found) < len(budgets):
+        raise _too_large(longest)
+    return Budget(min(budget.tokens for budget in found), any(budget.checkpointing for budget in found))
+
+
+def _too_large(tokens: int) -> ResourceError:
+    return ResourceError(
+        f"training.tokens_per_microbatch: a micro-batch of {tokens} tokens does not fit into the memory that is free; "
+        "lower data.max_length or training.tokens_per_microbatch, or set training.gradient_checkpointing=true"
+    )
+
+
+def memory_of(device: str, world: World) -> Memory:
+    """The memory that this process has for itself."""
+    here = socket.gethostname()
+    return GpuMemory() if device == "cuda" else CpuMemory(world.gather(here).count(here))

@@ -1,0 +1,198 @@
+"""How tokens and checkpointing follow from the memory that is there; the memory is made up, and grows with tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import make_artifact, run_config
+
+from orpo_ray.data.store import Artifact
+from orpo_ray.errors import ResourceError
+from orpo_ray.objectives import build_objective
+from orpo_ray.training.budget import Budget, Sizes, find_budget, sample_pack, smaller, usable
+from orpo_ray.training.loop import load_pair_model, plan_run
+from orpo_ray.training.memory import CpuMemory
+from orpo_ray.training.plan import SHARED_PREFIX, PackCosts
+from orpo_ray.training.probe import Probe, settle_budget
+from orpo_ray.training.setup import Decisions
+from orpo_ray.training.world import ALONE, World
+
+KEPT, RECOMPUTED = 100, 20
+"""Bytes a token, with activations kept and recomputed."""
+SIZES = Sizes(longest=100, another=200, most=10_000)
+
+
+def measure(room: int) -> Callable[[int, bool], int | None]:
+    """A device that runs out of memory at `room`."""
+
+    def peak(tokens: int, checkpointing: bool) -> int | None:
+        taken = 1000 + tokens * (RECOMPUTED if checkpointing else KEPT)
+        return taken if taken <= room else None
+
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("room", "asked", "expected"),
+    [
+        (10_000_000, None, Budget(10_000, False)),  # more than enough
+        (1000 + KEPT * 5000, None, Budget(5000, False)),  # enough tokens to keep a GPU busy
+        (1000 + KEPT * 4000, None, Budget(10_000, True)),  # too few of them: recomputed, all fit
+        (1000 + RECOMPUTED * 700, None, Budget(700, True)),
+        (1000 + RECOMPUTED * 700, False, Budget(100, False)),  # the second pack did not fit
+        (10_000_000, True, Budget(10_000, True)),
+        (1000 + RECOMPUTED * 150, None, Budget(100, True)),  # the second pack did not fit
+        (1000 + RECOMPUTED * 99, None, None),
+        (1000 + KEPT * 99, False, None),
+    ],
+)
+def test_the_budget_is_what_fits(room: int, asked: bool | None, expected: Budget | None) -> None:
+    assert find_budget(measure(room), room, SIZES, asked) == expected
+
+
+def test_a_step_that_is_small_needs_no_more_than_its_own_tokens() -> None:
+    assert find_budget(measure(10**9), 10**9, replace(SIZES, most=300), None) == Budget(300, False)
+    assert find_budget(measure(10**9), 10**9, Sizes(100, 100, 100), None) == Budget(100, False)
+
+
+def test_optimizer_state_is_kept_room_for() -> None:
+    assert usable(free=1000, trained=0) == 900
+    assert usable(free=1000, trained=10) == 900 - 120
+
+
+def test_after_a_failure_less_is_tried_down_to_the_longest_pair() -> None:
+    assert [smaller(1000, 100), smaller(120, 100), smaller(100, 100), smaller(90, 100)] == [750, 100, None, None]
+
+
+def test_the_sample_holds_the_longest_pairs() -> None:
+    costs = PackCosts(np.array([10, 50, 30, 20]), rectangular=False)
+    assert [sample_pack(costs, tokens).tolist() for tokens in (1, 79, 80, 100, 1000)] == [
+        [1],
+        [1],
+        [1, 2],
+        [1, 2, 3],
+        [1, 2, 3, 0],
+    ]
+
+
+# --- on a model -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeMemory:
+    """Runs packs and says what they took; `fails` are the calls, counted from 0, in which memory runs out."""
+
+    tokens: Callable[[], int]
+    fails: tuple[int, ...] = ()
+    size: int = 10**9
+    seen: list[int] = field(default_factory=list)
+
+    def free(self) -> int:
+        return self.size
+
+    def peak_of(self, run: Callable[[], object]) -> int | None:
+        run()
+        self.seen.append(self.tokens())
+        return None if len(self.seen) - 1 in self.fails else 1000 * self.tokens()
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make_artifact(tmp_path_factory.mktemp("prepared"), train=12, evaluation=2)
+
+
+DECISIONS = Decisions("cpu", "float32", "sdpa", SHARED_PREFIX, "single-process", False, 8192, find_budget=True)
+
+
+class Ground:
+    """A run on the demo's model with a made-up memory."""
+
+    def __init__(self, artifact: Artifact, fails: tuple[int, ...] = (), size: int = 10**9, **training: Any) -> None:
+        settings = {"pairs_per_step": 6, "tokens_per_microbatch": "auto", **training}
+        self.config = run_config(Path("unused"), training=settings)
+        self.artifact = artifact
+        self.model = load_pair_model(self.config, DECISIONS, lambda line: None)
+        self.model.use_layout(SHARED_PREFIX)
+        self.seen: list[int] = []
+        self.model.register_forward_pre_hook(lambda module, given: self.seen.append(given[0].input_ids.numel()))
+        self.memory = FakeMemory(lambda: self.seen[-1], fails, size)
+        self.probe = Probe(self.model, build_objective(self.config.objective), artifact.train, 0, self.memory)
+        self.said: list[str] = []
+
+    def plan(self, tokens: int) -> Any:
+        return plan_run(self.config, self.artifact.train, 1, tokens, SHARED_PREFIX)
+
+    def settle(self, decisions: Decisions = DECISIONS, world: World = ALONE) -> Decisions:
+        largest = max(int(self.probe.costs.tokens[step.pairs].sum()) for step in self.plan(10**6))
+        return settle_budget(self.probe, self.config.training, decisions, self.plan, largest, world, self.said.append)
+
+
+def test_the_largest_pack_of_the_plan_is_tried_last(artifact: Artifact) -> None:
+    ground = Ground(artifact)
+    decided = ground.settle()
+    costs = ground.probe.costs
+    steps = [costs.of(step.pairs) for step in ground.plan(10**6)]
+    assert decided == replace(
+        DECISIONS, tokens_per_microbatch=max(steps), gradient_checkpointing=False, find_budget=False
+    )
+    assert ground.memory.seen == [costs.tokens.max(), ground.memory.seen[1], max(steps)]
+    assert ground.said[0].startswith(f"tokens per micro-batch {max(steps)}, activations kept; the largest one, of ")
+
+
+def test_what_did_not_fit_is_made_smaller_and_tried_again(artifact: Artifact) -> None:
+    ground = Ground(artifact, fails=(2, 3))
+    decided = ground.settle()
+    first, second, third = ground.memory.seen[2:]
+    assert first > second > third
+    assert third <= decided.tokens_per_microbatch < 0.75**2 * first + 1
+
+
+def test_not_even_the_longest_pair_is_a_resource_error(artifact: Artifact) -> None:
+    with pytest.raises(
+        ResourceError, match=r"^training\.tokens_per_microbatch: a micro-batch of \d+ tokens does not fit"
+    ):
+        Ground(artifact, size=10).settle()
+
+
+def test_what_the_user_fixed_is_not_made_smaller(artifact: Artifact) -> None:
+    fixed = replace(DECISIONS, tokens_per_microbatch=150)
+    assert Ground(artifact, tokens_per_microbatch=150).settle(fixed).tokens_per_microbatch == 150
+    with pytest.raises(ResourceError, match=r"lower data\.max_length or training\.tokens_per_microbatch"):
+        Ground(artifact, tokens_per_microbatch=150, fails=(2,)).settle(fixed)
+
+
+@dataclass(frozen=True)
+class WithAnother(World):
+    """A world of two, whose other process has room for less."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, Budget(90, True) if isinstance(value, Budget) else value]
+
+
+def test_the_least_of_all_processes_counts(artifact: Artifact) -> None:
+    decided = Ground(artifact).settle(world=WithAnother(rank=0, size=2, local_rank=0))
+    assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (90, True)
+
+
+def test_a_probe_leaves_everything_as_it_was(artifact: Artifact) -> None:
+    ground = Ground(artifact)
+    before = {name: parameter.clone() for name, parameter in ground.model.named_parameters()}
+    state = torch.get_rng_state()
+    ground.settle()
+    assert torch.equal(torch.get_rng_state(), state), "dropout was drawn from the run's own random state"
+    assert all(torch.equal(parameter, before[name]) for name, parameter in ground.model.named_parameters())
+    assert all(parameter.grad is None for parameter in ground.model.parameters())
+
+
+def test_memory_on_a_cpu_grows_with_tokens_and_shrinks_with_checkpointing(artifact: Artifact) -> None:
+    ground = Ground(artifact)
+    probe = Probe(ground.model, build_objective(ground.config.objective), artifact.train, 0, CpuMemory())
+    small, large, recomputed = (probe.measure(*case) for case in ((100, False), (400, False), (400, True)))
+    assert small is not None and large is not None and recomputed is not None
+    assert 2 < large / small < 6
+    assert recomputed < large
+    assert 0 < CpuMemory(processes=2).free() <= CpuMemory().free()
