@@ -1,12 +1,15 @@
-"""`orpo-ray bench data`: both sides prepare the same rows, and the figures fit together."""
+"""`orpo-ray bench`: both sides do the same work, and the figures fit together."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import torch
+from support import BASE, ENVIRONMENT
 from terminal import Command
 
 ROWS = 24
@@ -60,6 +63,105 @@ def test_the_cost_of_ray_is_that_of_its_turns_and_nothing_stays_behind(command: 
         assert result[side] == pytest.approx(sum(result["turns"][side]) / 2)
     assert result["ratio"] == pytest.approx(result["bare"] / result["ray"])
     assert not [p for p in psutil.process_iter(["cmdline"]) if "orpo-ray-bench-" in " ".join(p.info["cmdline"] or ())]
+
+
+KEYS = {
+    "name", "ratio", "ours", "stock", "tokens_ours", "tokens_stock", "memory_ratio", "max_rel_loss_diff",
+    "max_rel_grad_diff", "device", "versions",
+}  # fmt: skip
+SMALL = ("--hidden", 64, "--vocab", 300, "--turns", 1, "--json")
+WITHOUT_RAY = """
+import sys
+sys.modules |= dict.fromkeys(("ray", "deepspeed", "optuna"))
+from orpo_ray.cli.main import main
+main()
+"""
+"""As on a machine that has none of them."""
+
+
+def check_sides(result: dict[str, Any]) -> None:
+    """What any comparison with stock must come to."""
+    assert result.keys() >= KEYS
+    assert result["device"] == "cpu" and result["versions"]["trl"]
+    assert result["max_rel_loss_diff"] < 1e-5 and result["max_rel_grad_diff"] < 1e-4
+    # One turn each: the median is that turn, and the ratio is of the two.
+    assert result["ratio"] == pytest.approx(result["stock"] / result["ours"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["orpo", "dpo"])
+def test_a_step_is_the_same_on_both_sides_and_needs_no_ray(objective: str, tmp_path: Path) -> None:
+    """Every step holds pairs of 40 + 10 + 20 tokens; stock computes their prompts twice and pads to 60."""
+    words = ["bench", "step", "--shape", "40/10/20", "--pairs", 3, "--objective", objective, *SMALL]
+    command = [sys.executable, "-c", WITHOUT_RAY, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    check_sides(result)
+    assert result["name"] == "step"
+    assert result["tokens_ours"] == 4 * 3 * (40 + 10 + 20)
+    assert result["tokens_stock"] == 4 * 3 * 2 * 60
+    assert "ratio_grouped" not in result, "pairs of one length cannot be grouped by it"
+
+
+@pytest.mark.slow
+def test_pairs_of_a_file_are_those_that_fit(command: Command, tmp_path: Path) -> None:
+    short = [{"prompt": f"Say {n}.", "chosen": "yes " * (5 * n % 12 + 1), "rejected": "no"} for n in range(12)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [{**short[0], "chosen": "word " * 400}, *short]))
+    options = ("--data", file, "--tokenizer", BASE, "--max-length", 100)
+    done = command("bench", "step", *options, "--pairs", 3, *SMALL)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    check_sides(result)
+    assert result["tokens_stock_grouped"] < result["tokens_stock"]
+    few = command("bench", "step", *options, "--pairs", 4, *SMALL)
+    assert few.code == 2 and "12 pairs fit into 100 tokens, 16 are needed" in json.loads(few.out)["error"]
+
+
+@pytest.mark.slow
+def test_the_head_alone_scores_what_the_loss_needs(command: Command) -> None:
+    """Of 2 pairs of 8 + 8 + 8 tokens stock makes logits for 2 * 2 * 16 places, ours for 7 + 8 + 8 a pair."""
+    done = command("bench", "head", "--shape", "8/8/8", *SMALL)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    check_sides(result)
+    assert (result["tokens_ours"], result["tokens_stock"]) == (2 * 23, 64)
+    assert result["memory_ratio"] < 1
+
+
+@pytest.mark.slow
+def test_each_technique_is_measured_alone(command: Command) -> None:
+    done = command("bench", "ablation", "--shape", "30/10/10", "--pairs", 2, *SMALL)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result.keys() >= KEYS
+    assert result["max_rel_loss_diff"] < 1e-5 and result["max_rel_grad_diff"] < 1e-4
+    tokens = {name: found["tokens"] for name, found in result["techniques"].items()}
+    assert tokens["selected log-probs"] == tokens["gradient in the forward pass"] == result["tokens_stock"]
+    assert tokens["all"] == tokens["shared prompts, no padding"] < tokens["no padding"] < result["tokens_stock"]
+    assert result["techniques"]["all"]["ratio"] == result["ratio"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--shape", "12/3"], 2, "--shape: 12/3: write tokens of prompt, chosen and rejected"),
+        (["--shape", "0/3/3"], 2, "--shape"),
+        (["--objective", "kto"], 2, "--objective"),
+        (["--data", "pairs.jsonl"], 2, "--data and --tokenizer go together"),
+        (["--base", "llama-3-8b"], 2, "--base: llama-3-8b in NF4 is measured on a GPU; add --device cuda"),
+        (["--device", "cuda"], 3, "--device: there is no CUDA device here"),
+    ],
+)
+def test_a_case_that_cannot_be_measured_is_one_line(
+    command: Command, arguments: list[str], code: int, said: str
+) -> None:
+    if code == 3 and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    done = command("bench", "step", *arguments, "--json")
+    assert done.code == code
+    assert said in json.loads(done.out)["error"]
 
 
 @pytest.mark.parametrize(
