@@ -78,5 +78,5 @@ class HostsConfig(Section):
 
 def load_hosts(path: Path) -> HostsConfig:
     """Read hosts.yaml. Raises ConfigError with one line on any mistake."""
-    tree, places = read_yaml(path)
+    tree, places = read_yaml(path, "the servers are a YAML mapping with name, head and workers")
     return build(HostsConfig, tree, places)
