@@ -101,10 +101,10 @@ def down(hosts: Hosts, json: Json = False) -> dict[str, Any]:
 
 def _reach(path: Path) -> "tuple[HostsConfig, Ssh]":
     from orpo_ray.jobs.hosts import load_hosts
-    from orpo_ray.jobs.ssh import Ssh
+    from orpo_ray.jobs.ssh import ssh_to
 
     hosts = load_hosts(path)
-    return hosts, Ssh(hosts.ssh.user, hosts.ssh.key_file, hosts.known_hosts_file)
+    return hosts, ssh_to(hosts)
 
 
 def _show(servers: "list[Server]", json: bool) -> dict[str, Any]:

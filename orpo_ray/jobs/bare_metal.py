@@ -79,6 +79,8 @@ def status(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) ->
     command = f'{_AUTHENTICATED}{hosts.environment}/bin/python -c "{_NODES.format(head=f"{hosts.head}:{ports.GCS}")}"'
     try:
         joined = {address: (cpus, gpus) for address, cpus, gpus in json.loads(_last_line(shell, hosts, command))}
+    except ConfigError:
+        raise
     except (ResourceError, ValueError) as error:
         announce(f"no cluster answers on the head: {on_one_line(error)}")
         joined = {}

@@ -1,6 +1,7 @@
 """The way to a cluster's dashboard: its URL, or an SSH connection to the head, whose dashboard nobody else reaches."""
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,13 +13,16 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from orpo_ray.errors import ConfigError
+from orpo_ray.config.storage import expanded
+from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig, load_hosts
 from orpo_ray.jobs.job import UnreachableError
-from orpo_ray.jobs.ssh import Ssh
+from orpo_ray.jobs.ssh import ssh_to
 from orpo_ray.jobs.token import DEFAULT_FILE, read_token
 
+_REFUSED = re.compile(r"Permission denied|Host key verification failed|Too many authentication failures")
+"""What ssh says of a server that answers; asking it again changes nothing."""
 _LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
 
 
@@ -39,7 +43,7 @@ def way_to(hosts: Path | None, address: str | None, token: Path | None, needs_no
     """
     if hosts is None:
         url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOOPBACK
-        file = token or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_FILE).expanduser()
+        file = token or expanded(os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_FILE, "RAY_AUTH_TOKEN_PATH")
         yield Way(url, "" if needs_no_token and not file.exists() else read_token(file))
         return
     if address is not None:
@@ -76,18 +80,21 @@ class _Tunnel:
             self._process.communicate()
 
     def open(self) -> None:
-        """Connect, unless the connection stands. Raises UnreachableError where it cannot be made."""
+        """Connect, unless the connection stands.
+
+        Raises UnreachableError where it cannot be made at the moment, ResourceError where the server refuses it.
+        """
         if self._process is not None and self._process.poll() is None:
             return
-        ssh = Ssh(self._hosts.ssh.user, self._hosts.ssh.key_file, self._hosts.known_hosts_file)
-        self._process = ssh.forward(str(self._hosts.head), self._port, ports.DASHBOARD)
+        self._process = ssh_to(self._hosts).forward(str(self._hosts.head), self._port, ports.DASHBOARD)
         while not _listens(self._process.pid, self._port):
             try:
                 _, said = self._process.communicate(timeout=0.1)
             except subprocess.TimeoutExpired:
                 continue
             why = (said.strip().splitlines() or ["the connection ended"])[-1]
-            raise UnreachableError(f"{self._hosts.head}: cannot be reached as {self._hosts.ssh.user}: {why}")
+            kind = ResourceError if _REFUSED.search(why) else UnreachableError
+            raise kind(f"{self._hosts.head}: cannot be reached as {self._hosts.ssh.user}: {why}")
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from stand_ins import stand_in
 from support import settings
 
 from orpo_ray.config import RunConfig, build, load_config
@@ -20,6 +21,7 @@ from orpo_ray.jobs.reach import is_loopback, way_to
 from orpo_ray.jobs.request import parse_environment, request
 from orpo_ray.jobs.secrets import is_secret, refuse_secrets
 from orpo_ray.jobs.submit import Patience, follow, stop, submit, submit_and_follow
+from orpo_ray.jobs.token import make_token
 
 HERS = {"command": "train", "config": "a"}
 
@@ -415,3 +417,35 @@ def test_a_cluster_is_named_once_and_its_token_is_read_first(tmp_path: Path) -> 
         pass
     with way_to(None, None, tmp_path / "none", True) as way:
         assert way.token == ""
+
+
+def test_the_home_of_nobody_is_told_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~nosuchuser/token")
+    with (
+        pytest.raises(ConfigError, match=r"^RAY_AUTH_TOKEN_PATH: ~nosuchuser/token: nobody here has that name"),
+        way_to(None, None, None, False),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        ("root@10.0.0.1: Permission denied (publickey).", False),
+        ("Host key verification failed.", False),
+        ("ssh: connect to host 10.0.0.1 port 22: Connection refused", True),
+    ],
+)
+def test_a_server_that_refuses_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, again: bool
+) -> None:
+    stand_in(tmp_path / "ssh", f"sys.exit({said!r})")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    make_token(tmp_path / "token")
+    (tmp_path / "id").touch()
+    hosts = {"name": "lab", "head": "10.0.0.1", "ssh": {"key": str(tmp_path / "id")}, "token": str(tmp_path / "token")}
+    (tmp_path / "hosts.yaml").write_text(yaml.safe_dump(hosts), encoding="utf-8")
+    with way_to(tmp_path / "hosts.yaml", None, None, False) as way, pytest.raises(ResourceError) as refused:
+        way.connect()
+    assert str(refused.value) == f"10.0.0.1: cannot be reached as root: {said}"
+    assert isinstance(refused.value, UnreachableError) == again
