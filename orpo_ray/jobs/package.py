@@ -35,11 +35,11 @@ def sort_luggage(config: RunConfig, here: Path) -> Luggage:
     """
     _refuse_relative_storage(config.storage)
     carried, left = [], []
-    for key, path in dict.fromkeys(_paths(config)):
+    for key, path in dict.fromkeys(named_paths(config)):
         at = Path(path)
         if at.is_absolute() or path.startswith("~"):
-            left += [path] if at.expanduser().exists() else []
-        elif (here / at).exists():
+            left += [path] if is_here(at) else []
+        elif is_here(here / at):
             if not at.parts or ".." in at.parts or at.parts[0] in (CONFIG_FILE, ENTRY_FILE):
                 raise ConfigError(
                     f"{key}: {path} cannot be carried along; give the command in a folder above it, "
@@ -74,7 +74,15 @@ def _refuse_relative_storage(storage: str) -> None:
         )
 
 
-def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+def is_here(path: Path) -> bool:
+    """Whether a path is one of this machine; what cannot be one here may be a server's, or a name of the hub."""
+    try:
+        return path.expanduser().exists()
+    except (OSError, RuntimeError):
+        return False
+
+
+def named_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Every setting that may name a file or a folder."""
     for run in (config, *stage_configs(config)):
         for split, sources in (("train", run.data.train), ("eval", run.data.eval)):
