@@ -58,11 +58,13 @@ def jobs_of(
         from orpo_ray.jobs.ray_jobs import RayJobs, check_address
 
         url = check_address(way.address)
-        if url.startswith("http://") and not is_loopback(url):
-            announce(
-                f"the token travels to {url} in the clear; take --hosts, or a tunnel, on a network that is not yours"
-            )
-        yield ask(lambda: RayJobs(url, way.token, way.connect, needs_no_token=anyone))
+
+        def before_token() -> None:
+            if url.startswith("http://") and not is_loopback(url):
+                told = "take --hosts, or a tunnel, on a network that is not yours"
+                announce(f"the token travels to {url} in the clear; {told}")
+
+        yield ask(lambda: RayJobs(url, way.token, way.connect, before_token, needs_no_token=anyone))
 
 
 def patience() -> "Patience":

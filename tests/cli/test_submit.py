@@ -206,7 +206,7 @@ def test_without_the_token_there_is_one_line_at_once(
         (["--env", "HF_TOKEN=hf_abc"], "--env HF_TOKEN: a secret"),
         (["storage=runs"], "storage: runs is relative"),
         (["--hosts", "hosts.yaml"], "--hosts and --address both name a cluster"),
-        (["--address", "ftp://x"], "--address ftp://x: must be the dashboard's URL"),
+        (["--address", "ftp://x"], "must be the dashboard's URL"),
         (["--address", "http://me:hf_abc@x:8265"], "must be the dashboard's URL"),
         (["--", "--verbose", "storage=runs"], "storage=runs: settings stand before --"),
     ],
