@@ -16,7 +16,7 @@ from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig
 from orpo_ray.jobs.render import TOKEN_FILE, bare_metal
 from orpo_ray.jobs.ssh import Shell
-from orpo_ray.jobs.token import make_token
+from orpo_ray.jobs.token import make_token, read_token
 
 # The second one takes the head for one of the workers, and leaves the last server out (Ray 2.60).
 _FIRST_AUTOSCALER = {"RAY_UP_enable_autoscaler_v2": "0"}
@@ -72,6 +72,22 @@ def up(hosts: HostsConfig, shell: Shell, launch: Launcher, announce: Callable[[s
     announce(f"{len(hosts.addresses)} servers have the token of {hosts.token_file}; starting Ray on {where}")
     launch(bare_metal(hosts)[f"{hosts.name}.launcher.yaml"], keep_head=found[0].joined)
     return _wait_until_joined(hosts, shell)
+
+
+def plan(hosts: HostsConfig) -> dict[str, list[str]]:
+    """What `up` would do on each server, told without asking any. Raises ConfigError for a token of no use."""
+    is_new = not hosts.token_file.exists()
+    if not is_new:
+        read_token(hosts.token_file)
+    steps = [
+        f"as {hosts.ssh.user} over SSH, compare its versions with the head's",
+        f"give it {'a new token, made in' if is_new else 'the token of'} {hosts.token_file}",
+    ]
+    start = f"start Ray of {hosts.environment}"
+    head, *workers = hosts.addresses
+    return {head: [*steps, f"{start} as the head"]} | {
+        worker: [*steps, f"{start} and have it join {head}"] for worker in workers
+    }
 
 
 def status(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) -> list[Server]:

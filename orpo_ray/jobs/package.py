@@ -66,6 +66,12 @@ def pack(config: RunConfig, luggage: Luggage, here: Path, folder: Path) -> None:
             shutil.copyfile(file, target)
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """The bytes of every file that was packed, by its path in the package."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def _refuse_relative_storage(storage: str) -> None:
     if "://" not in storage and not storage.startswith(("/", "~")):
         raise ConfigError(

@@ -28,10 +28,11 @@ _LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
 
 @dataclass(frozen=True)
 class Way:
-    """A cluster's dashboard, the token that it wants, and what mends the way there before a request."""
+    """A cluster's dashboard, the token that it wants, what leads there, and what mends that before a request."""
 
     address: str
     token: str
+    through: str = ""
     connect: Callable[[], None] = lambda: None
 
 
@@ -39,7 +40,7 @@ class Way:
 def way_to(hosts: Path | None, address: str | None, token: Path | None, needs_no_token: bool) -> Iterator[Way]:
     """The way to the cluster of a hosts.yaml, or to a dashboard's URL; to this machine's own if neither is named.
 
-    Raises ConfigError where the token cannot be read.
+    Raises ConfigError where the token or the key for SSH cannot be read. Nothing is asked before `connect`.
     """
     if hosts is None:
         url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOOPBACK
@@ -50,7 +51,8 @@ def way_to(hosts: Path | None, address: str | None, token: Path | None, needs_no
         raise ConfigError("--hosts and --address both name a cluster; keep one of them")
     cluster = load_hosts(hosts)
     with _Tunnel(cluster) as tunnel:
-        yield Way(tunnel.address, read_token(token or cluster.token_file), tunnel.open)
+        through = f"{cluster.head}, over SSH as {cluster.ssh.user}"
+        yield Way(tunnel.address, read_token(token or cluster.token_file), through, tunnel.open)
 
 
 def is_loopback(url: str) -> bool:
@@ -66,7 +68,7 @@ class _Tunnel:
     """A port of this machine's loopback that leads to the dashboard on the head's."""
 
     def __init__(self, hosts: HostsConfig) -> None:
-        self._hosts = hosts
+        self._hosts, self._ssh = hosts, ssh_to(hosts)
         self._port = _free_port()
         self._process: subprocess.Popen[str] | None = None
         self.address = f"http://127.0.0.1:{self._port}"
@@ -86,7 +88,7 @@ class _Tunnel:
         """
         if self._process is not None and self._process.poll() is None:
             return
-        self._process = ssh_to(self._hosts).forward(str(self._hosts.head), self._port, ports.DASHBOARD)
+        self._process = self._ssh.forward(str(self._hosts.head), self._port, ports.DASHBOARD)
         while not _listens(self._process.pid, self._port):
             try:
                 _, said = self._process.communicate(timeout=0.1)
