@@ -203,7 +203,15 @@ class RayJobs:
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]
-    """Ray's client over requests of ours: its own would wait for ever where a link is cut."""
+    """Ray's client over requests of ours: its own would wait for ever where a link is cut.
+
+    It would also add the token that it finds by itself where it is given none.
+    """
+
+    def __init__(self, address: str, headers: dict[str, str], verify: str | bool) -> None:
+        self._ours = headers
+        super().__init__(address, headers=dict(headers), verify=verify)
+        self._headers = headers  # those of the connection for the log
 
     @property
     def version(self) -> str:
@@ -213,7 +221,7 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
     def _do_request(
         self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None
     ) -> requests.Response:
-        response = _ask(method, self._address, endpoint, data=data, json=json_data, headers=self._headers)
+        response = _ask(method, self._address, endpoint, data=data, json=json_data, headers=self._ours)
         if response.status_code in _NOT_LET_IN:
             raise ConfigError(f"{self._address}: the cluster does not take this token; is it the right file?")
         if response.status_code in _BUSY:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from ray import __version__ as ray_version
+from ray.dashboard.modules import dashboard_sdk
 
 from orpo_ray.cli import console
 from orpo_ray.cli.on_cluster import jobs_of
@@ -150,11 +151,12 @@ def test_an_open_cluster_is_sent_no_token_and_nothing_is_said_of_one(
     said: list[str] = []
     monkeypatch.setattr(console, "announce", said.append)
     monkeypatch.setattr(reach, "is_loopback", lambda url: False)
+    monkeypatch.setattr(dashboard_sdk, "get_auth_headers_if_auth_enabled", lambda _: {"Authorization": "Bearer rays"})
     token = tmp_path / "token"
     make_token(token)
-    cluster = serve(Dashboard({"/api/jobs/": (200, "[]")}, None))
+    cluster = serve(Dashboard({"/api/jobs/": (200, "[]"), "/api/jobs/run": (200, json.dumps(JOB))}, None))
     with jobs_of(None, cluster.address, token, True) as jobs:
-        assert jobs.all() == []
+        assert jobs.all() == [] and list(jobs.lines("run", after=0)) == ["one", "two"]
     assert (cluster.tokens, said) == ([], [])
     cluster.to_strangers = (401, "")
     with jobs_of(None, cluster.address, token, True) as jobs:
