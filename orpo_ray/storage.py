@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from orpo_ray.config.storage import SCHEME, WHAT_WORKS, is_url, local_path, mirrors, refuse_url, without_secrets
+from orpo_ray.config.storage import SCHEME, WHAT_WORKS, expanded, is_url, local_path, mirrors, refuse_url
 from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
 
 _CONNECT_S, _SILENCE_S = 3, 30
@@ -25,6 +25,8 @@ _FIRST_ATTEMPTS, _ATTEMPTS = 2, 8
 """A wrong address is told within seconds; once it has answered, a minute without an answer is waited through."""
 _BLOCK_BYTES = 8 * 2**20
 _BUILDING = ".fetching-"
+
+_ENDPOINT = re.compile(r"(https?://)?([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[\w./-]*)?", re.IGNORECASE | re.ASCII)
 
 _REFUSED = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|MISSING_AUTHENTICATION"
@@ -264,7 +266,7 @@ class Bucket:
 
     @property
     def _server(self) -> str:
-        return without_secrets(self._endpoint or "AWS")
+        return self._endpoint or "AWS"
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -337,17 +339,29 @@ def _connect(endpoint: str | None, attempts: int) -> Any:
 def _endpoint() -> str | None:
     """Where the AWS SDK's variables and the profile say that the server is; None for AWS itself."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        if os.environ.get(name):
-            return os.environ[name]
+        if url := os.environ.get(name):
+            return _checked_endpoint(url, name)
     profile = os.environ.get("AWS_PROFILE") or "default"
-    file = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+    file = expanded(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config", "AWS_CONFIG_FILE")
     settings = configparser.RawConfigParser()
     try:
         settings.read(file, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not as the AWS SDK wants it: {on_one_line(error)}") from error
+        # What the parser says quotes the file, which may hold keys.
+        raise ConfigError(f"{file}: not as the AWS SDK wants it: sections in brackets, with name = value") from error
     section = profile if profile == "default" else f"profile {profile}"
-    return settings.get(section, "endpoint_url", fallback=None)
+    url = settings.get(section, "endpoint_url", fallback=None)
+    return None if url is None else _checked_endpoint(url, f"{file}: endpoint_url")
+
+
+def _checked_endpoint(url: str, setting: str) -> str:
+    """The URL of a server and nothing else: it is told in every complaint, by the AWS SDK as well."""
+    if not _ENDPOINT.fullmatch(url):
+        raise ConfigError(
+            f"{setting}: must be a server's URL such as http://10.0.0.9:9000, without user, password or query; "
+            "credentials are those of the AWS SDK (~/.aws/credentials, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE)"
+        )
+    return url
 
 
 def _entries(manifest: Path) -> dict[str, Any]:

@@ -54,23 +54,35 @@ def kuberay(
     json: Json = False,
 ) -> dict[str, Any]:
     """Write manifests for KubeRay: a RayJob that trains CONFIG, and a RayCluster that stays."""
+    from orpo_ray.cli.config_file import file_of
     from orpo_ray.config import load_config
     from orpo_ray.jobs.kuberay import Pods, manifests
     from orpo_ray.jobs.nodes import nodes_for
 
-    settings = load_config(config, overrides or ())
+    file = file_of(config)
+    settings = load_config(file, overrides or ())
     asked = nodes_for(settings.scale, nodes, gpus_per_node, cpus_per_node, memory_per_node)
-    text = config.read_text(encoding="utf-8-sig")
+    text = file.read_text(encoding="utf-8-sig")
     return write_files(manifests(settings, text, overrides or (), Pods(asked, image, claim)), out, json)
 
 
 @app.command("up")
-def up(hosts: Hosts, json: Json = False) -> dict[str, Any]:
+def up(
+    hosts: Hosts,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and connect to nothing.")] = False,
+    json: Json = False,
+) -> dict[str, Any]:
     """Start Ray on every server, with a token that none can do without; the first server is the head."""
     from orpo_ray.cli.console import announce, full_log, open_log
     from orpo_ray.jobs import bare_metal
 
     cluster, shell = _reach(hosts)
+    if dry_run:
+        steps = bare_metal.plan(cluster)
+        if not json:
+            print("\n".join(f"{address}: {'; '.join(todo)}" for address, todo in steps.items()))
+        announce("nothing was started; servers that have joined already would be left alone")
+        return {"servers": [{"address": address, "steps": todo} for address, todo in steps.items()]}
     open_log()
     log = full_log()
     assert log is not None, "it was opened just now"
@@ -95,16 +107,17 @@ def down(hosts: Hosts, json: Json = False) -> dict[str, Any]:
 
     cluster, shell = _reach(hosts)
     if missed := bare_metal.down(cluster, shell, announce):
-        raise ResourceError(f"Ray may still run on {', '.join(missed)}; the other servers have stopped")
+        others = "the other servers have stopped" if len(missed) < len(cluster.addresses) else "none was reached"
+        raise ResourceError(f"Ray may still run on {', '.join(missed)}; {others}")
     return {"stopped": cluster.addresses}
 
 
 def _reach(path: Path) -> "tuple[HostsConfig, Ssh]":
     from orpo_ray.jobs.hosts import load_hosts
-    from orpo_ray.jobs.ssh import Ssh
+    from orpo_ray.jobs.ssh import ssh_to
 
     hosts = load_hosts(path)
-    return hosts, Ssh(hosts.ssh.user, hosts.ssh.key_file, hosts.known_hosts_file)
+    return hosts, ssh_to(hosts)
 
 
 def _show(servers: "list[Server]", json: bool) -> dict[str, Any]:

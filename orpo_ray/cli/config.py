@@ -17,9 +17,10 @@ def show(
     """Print every setting of a run, defaults and overrides included."""
     import yaml
 
-    from orpo_ray.config import dump, load_config
+    from orpo_ray.cli.config_file import load
+    from orpo_ray.config import dump
 
-    settings = dump(load_config(config, overrides or ()))
+    settings = dump(load(config, overrides or ()))
     if not json:
         print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), end="")
     return settings

@@ -1,5 +1,6 @@
 """What the commands that speak to a cluster share: how it is named, and how it is reached."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,11 +59,30 @@ def jobs_of(
         from orpo_ray.jobs.ray_jobs import RayJobs, check_address
 
         url = check_address(way.address)
-        if url.startswith("http://") and not is_loopback(url):
-            announce(
-                f"the token travels to {url} in the clear; take --hosts, or a tunnel, on a network that is not yours"
-            )
-        yield ask(lambda: RayJobs(url, way.token, way.connect, needs_no_token=anyone))
+
+        def before_token() -> None:
+            if url.startswith("http://") and not is_loopback(url):
+                told = "take --hosts, or a tunnel, on a network that is not yours"
+                announce(f"the token travels to {url} in the clear; {told}")
+
+        yield ask(lambda: RayJobs(url, way.token, way.connect, before_token, needs_no_token=anyone))
+
+
+def where(hosts: Path | None, address: str | None, token: Path | None, anyone: bool) -> str:
+    """The cluster that these options name, as far as this machine can tell: nothing is asked."""
+    from orpo_ray.jobs.reach import way_to
+
+    with way_to(hosts, address, token, anyone) as way:
+        from orpo_ray.jobs.ray_jobs import check_address
+
+        return way.through or check_address(way.address)
+
+
+def as_typed(hosts: Path | None, address: str | None, token: Path | None, anyone: bool) -> str:
+    """The options that name a cluster, to be told with another command, with a space before each."""
+    named = {"--hosts": hosts, "--address": address, "--token": token}
+    words = [word for option, value in named.items() if value is not None for word in (option, str(value))]
+    return "".join(f" {shlex.quote(word)}" for word in [*words, *(["--anyone-may-run-code"] if anyone else [])])
 
 
 def patience() -> "Patience":

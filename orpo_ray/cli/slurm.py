@@ -39,11 +39,14 @@ def render(
     json: Json = False,
 ) -> dict[str, Any]:
     """Write the file that sbatch reads to train CONFIG."""
-    from orpo_ray.config import load_config
+    from orpo_ray.cli.config_file import load
+    from orpo_ray.config.storage import is_url
     from orpo_ray.jobs.nodes import nodes_for
+    from orpo_ray.jobs.secrets import refuse_secrets_of_overrides
     from orpo_ray.jobs.slurm import Request, sbatch_file
 
-    settings = load_config(config, overrides or ())
+    settings = load(config, overrides or ())
     asked = nodes_for(settings.scale, nodes, gpus_per_node, cpus_per_node, memory_per_node)
-    train = ["orpo-ray", "train", str(config.absolute()), *(overrides or ())]
+    refuse_secrets_of_overrides(overrides or ())
+    train = ["orpo-ray", "train", config if is_url(config) else str(Path(config).absolute()), *(overrides or ())]
     return write_files(sbatch_file(settings, train, Request(asked, time, partition), Path.cwd()), out, json)

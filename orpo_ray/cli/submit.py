@@ -1,5 +1,7 @@
 """`orpo-ray submit`: run a command on a cluster, and follow it from here."""
 
+from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -8,7 +10,7 @@ from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Token
 
 if TYPE_CHECKING:
     from orpo_ray.cli.follower import Follower
-    from orpo_ray.jobs.job import Job
+    from orpo_ray.jobs.job import Job, Submission
 
 app = typer.Typer(add_completion=False)
 
@@ -34,47 +36,80 @@ def submit(
     ship_code: Annotated[
         bool, typer.Option("--ship-code", help="Send this orpo-ray along, instead of theirs.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and pack, say what would be sent, and connect to nothing.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="End once it is submitted; it goes on there.")] = False,
     anyone: Anyone = False,
     json: Json = False,
 ) -> dict[str, Any]:
     """Run train, tune, prepare or evaluate on a cluster; the same command attaches to it, or goes on with it."""
+    from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import announce
     from orpo_ray.cli.follower import Follower
-    from orpo_ray.cli.on_cluster import jobs_of, patience
+    from orpo_ray.cli.on_cluster import as_typed, jobs_of, patience, where
     from orpo_ray.cli.results import print_result
-    from orpo_ray.config import load_config
-    from orpo_ray.errors import StoppedError
     from orpo_ray.jobs.request import parse_environment, request
     from orpo_ray.jobs.submit import submit as submit_job
     from orpo_ray.jobs.submit import submit_and_follow
 
     words = overrides or []
     first = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
-    settings = load_config(config, words[:first])
+    settings = load(config, words[:first])
     environment = parse_environment(env or [])
-    follower, patient = Follower(), patience()
+    cluster = (hosts, address, token, anyone)
+    follower, patient, at_work = Follower(), patience(), Event()
     with request(command, words[first:], settings, environment, ship_code, announce) as submission:
+        if dry_run:
+            return _plan(submission, where(*cluster), json)
         try:
-            with jobs_of(hosts, address, token, anyone, patient.ask) as jobs:
+            with jobs_of(*cluster, patient.ask) as jobs:
                 if detach:
                     is_new = submit_job(jobs, submission, patient)
                     return {"run": submission.run, "state": "submitted" if is_new else "at work"}
-                job = submit_and_follow(jobs, submission, follower, patient)
+                job = submit_and_follow(jobs, submission, follower, patient, at_work.set)
         except KeyboardInterrupt:
-            raise StoppedError(
-                f"no longer following; what was submitted goes on: `orpo-ray logs --follow {submission.run}` shows it, "
-                f"`orpo-ray stop {submission.run}` ends it with a checkpoint"
-            ) from None
+            raise _interrupted(submission.run, as_typed(*cluster), at_work.is_set()) from None
         finally:
             follower.end_line()
-    result = _conclude(job, follower)
+    result = _conclude(job, follower, as_typed(*cluster))
     if result and not json and "--dry-run" not in words:
         print_result(command, result)
     return result
 
 
-def _conclude(job: "Job", follower: "Follower") -> dict[str, Any]:
+def _plan(submission: "Submission", cluster: str, json: bool) -> dict[str, Any]:
+    """What would be submitted, told."""
+    from orpo_ray.cli.console import announce
+    from orpo_ray.jobs.job import job_id
+    from orpo_ray.jobs.package import sizes
+
+    job, files = job_id(submission.run), sizes(Path(submission.environment["working_dir"]))
+    code = submission.environment.get("py_modules", [])
+    if not json:
+        print(f"job {job} on {cluster}: {submission.entrypoint}")
+        print("\n".join(f"{size:12,} bytes  {name}" for name, size in files.items()))
+        print("".join(f"and the code in {folder}\n" for folder in code), end="")
+    announce("nothing was submitted, and the cluster was not asked")
+    told = {"run": submission.run, "job": job, "cluster": cluster, "command": submission.entrypoint}
+    return {**told, "files": files, "code": code}
+
+
+def _interrupted(run: str, options: str, at_work: bool) -> Exception:
+    """What has become of a run that nobody waits for any more."""
+    from orpo_ray.errors import StoppedError
+
+    if not at_work:
+        return StoppedError(
+            f"interrupted before the cluster said that it has run {run}; `orpo-ray status{options}` shows what it has"
+        )
+    return StoppedError(
+        f"no longer following; what was submitted goes on: `orpo-ray logs --follow {run}{options}` shows it, "
+        f"`orpo-ray stop {run}{options}` ends it with a checkpoint"
+    )
+
+
+def _conclude(job: "Job", follower: "Follower", options: str) -> dict[str, Any]:
     """The command's own result; empty if it has none. Raises what ended it, with the command's own exit code."""
     from orpo_ray.errors import JobError, RunError, StoppedError
     from orpo_ray.jobs.job import last_line
@@ -86,10 +121,10 @@ def _conclude(job: "Job", follower: "Follower") -> dict[str, Any]:
     if job.exit_code is None:
         raise RunError(f"run {job.run} was lost: {last_line(job.message)}; the same command goes on")
     if job.exit_code in _OURS:
-        raise JobError(f"run {job.run}: {told or f'see `orpo-ray logs {job.run}`'}", job.exit_code)
+        raise JobError(f"run {job.run}: {told or f'see `orpo-ray logs {job.run}{options}`'}", job.exit_code)
     if job.exit_code:
         raise RunError(
-            f"run {job.run} was ended from outside (exit code {job.exit_code}); `orpo-ray logs {job.run}` shows how "
-            "far it came, and the same command goes on"
+            f"run {job.run} was ended from outside (exit code {job.exit_code}); `orpo-ray logs {job.run}{options}` "
+            "shows how far it came, and the same command goes on"
         )
     return result

@@ -13,6 +13,8 @@ from orpo_ray.config.stages import stage_configs
 from orpo_ray.config.storage import without_secrets
 from orpo_ray.errors import ConfigError
 
+_A_CONFIG = "a config is a YAML mapping of sections such as model, data and training"
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML and apply `key=value` overrides. Raises ConfigError with one line on any mistake."""
@@ -41,8 +43,8 @@ def load_resolved(path: Path) -> RunConfig:
     return build(RunConfig, tree, {(): str(path)})
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
-    """The YAML as plain data, and for each key the `file:line` it stands on."""
+def read_yaml(path: Path, expected: str = _A_CONFIG) -> tuple[dict[str, Any], dict[Key, str]]:
+    """The YAML as plain data, and for each key the `file:line` it stands on; `expected` is what to ask for."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:
@@ -57,7 +59,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     except NotPlainYamlError as error:
         raise ConfigError(f"{path}:{error.line or 1}: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}:1: a config is a YAML mapping of sections such as model, data and training")
+        raise ConfigError(f"{path}:1: {expected}")
     return tree, {(): str(path)} | {key: f"{path}:{line}" for key, line in lines.items()}
 
 
@@ -66,11 +68,12 @@ def parse_override(text: str) -> tuple[Key, Any]:
     name, equals, value = text.partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"override {shown(text)}: write key=value, such as training.learning_rate=3e-4")
+        told = shown(without_secrets(text))
+        raise ConfigError(f"override {told}: write key=value, such as training.learning_rate=3e-4")
     try:
         return tuple(int(part) if part.isdecimal() else part for part in parts), parse(value)[0]
     except NotPlainYamlError as error:
-        raise ConfigError(f"override {shown(text)}: {error}") from error
+        raise ConfigError(f"override {shown(without_secrets(text))}: {error}") from error
 
 
 def set_dotted(tree: dict[str, Any], key: Key, value: Any) -> None:

@@ -70,7 +70,7 @@ class RunConfig(Section):
     @property
     def storage_dir(self) -> Path:
         """The storage as an absolute local folder: of a bucket, the copy that this server has."""
-        return local_path(self.storage).resolve()
+        return local_path(self.storage, "storage").resolve()
 
     @property
     def place(self) -> str:

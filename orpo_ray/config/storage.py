@@ -14,6 +14,7 @@ WHAT_WORKS = "use s3://bucket/folder, or a folder"
 _CREDENTIALS = "credentials and endpoint are those of the AWS SDK: ~/.aws, or AWS_... variables"
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_HALF_A_URL = re.compile(r"s3:|[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9_=-][A-Za-z0-9._=-]*")
 
 
@@ -33,22 +34,31 @@ def refuse_url(url: str) -> str | None:
         return f"{scheme}:// is not supported; {WHAT_WORKS}"
     bucket, *folders = rest.rstrip("/").split("/")
     if not _BUCKET.fullmatch(bucket):
-        return f"{bucket!r} is no name of a bucket; {WHAT_WORKS}"
+        return f"what follows s3:// is no name of a bucket (3 to 63 of a-z, 0-9, . and -); {WHAT_WORKS}"
     if not all(_NAME.fullmatch(folder) for folder in folders):
-        return f"{url} has a folder that is not made of letters, digits and . _ - ="
+        return "the URL has a folder that is not made of letters, digits and . _ - ="
     return None
 
 
 def checked_place(place: str) -> str:
-    """A path, or a URL that names a place in a bucket. Raises ValueError for any other URL."""
+    """A path, or a URL that names a place in a bucket. Raises ValueError for any other URL, and for half of one."""
     if is_url(place) and (problem := refuse_url(place)):
         raise ValueError(problem)
+    if _HALF_A_URL.match(place) and not is_url(place):
+        raise ValueError(f"a URL has two slashes behind its colon; {WHAT_WORKS}")
     return place
 
 
 def without_secrets(text: str) -> str:
-    """A text for the terminal and the log, without what a URL in it may carry before its host or after a `?`."""
-    return re.sub(r"\?[^\s'\"]*", "?...", re.sub(r"://\S*@", "://...@", text)) if is_url(text) else text
+    """A text for the terminal and the log, without what a URL in it may carry before its host or after a `?`.
+
+    What stands where a port would and is none may be a password, whose `@` was forgotten.
+    """
+    if not is_url(text):
+        return text
+    text = re.sub(r"://\S*@", "://...@", text)
+    text = re.sub(r"://[^\s/'\"\[]*:(?!\d{1,5}(?:[\s/'\"?#]|$))[^\s'\"]*", "://...", text)
+    return re.sub(r"\?[^\s'\"]*", "?...", text)
 
 
 def inside(place: str, *names: str) -> str:
@@ -56,17 +66,21 @@ def inside(place: str, *names: str) -> str:
     return "/".join([place.rstrip("/"), *names]) if is_url(place) else str(Path(place, *names))
 
 
-def local_path(place: str) -> Path:
+def local_path(place: str, setting: str = "") -> Path:
     """Where a place is on this server: the path itself, or the copy of what an s3:// URL names."""
-    if is_url(place):
-        return mirrors() / place.removeprefix(SCHEME).rstrip("/")
+    return mirrors() / place.removeprefix(SCHEME).rstrip("/") if is_url(place) else expanded(place, setting)
+
+
+def expanded(path: str, setting: str = "") -> Path:
+    """A path whose ~ is read as a shell does. Raises ConfigError, naming the setting, for a home that is not here."""
     try:
-        return Path(place).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"{place}: nobody here has that name, so there is no such home") from error
+        named = f"{setting}: " if setting else ""
+        raise ConfigError(f"{named}{path}: nobody here has that name, so there is no such home") from error
 
 
 def mirrors() -> Path:
     """The folder of this server that holds a copy of what it uses of each bucket, under the bucket's name."""
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(caches).expanduser() / "orpo-ray" / "s3").resolve()
+    caches = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+    return (caches / "orpo-ray" / "s3").resolve()

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orpo_ray.config.data import Source
+from orpo_ray.config.storage import expanded
 from orpo_ray.data.hub import read_hub
 from orpo_ray.errors import DataError
 
@@ -41,7 +42,7 @@ def read_rows(source: Source) -> Iterator[RawRow]:
     if "://" in name:
         rows = _read_file(name, PurePosixPath(urlsplit(name).path).name)
     elif is_path(name):
-        path = _existing(Path(name).expanduser())
+        path = _existing(expanded(name, "source"))
         rows = _read_file(str(path), path.name)
     else:
         rows = (RawRow(index, _dump(row)) for index, row in read_hub(source))
@@ -76,7 +77,7 @@ def _label_parts(source: Source, sources: Sequence[Source]) -> tuple[str, ...]:
     name = source.source
     if "://" in name:
         return PurePosixPath(urlsplit(name).path).parts
-    return Path(name).expanduser().absolute().parts if is_path(name) else (_hub_label(source, sources),)
+    return expanded(name, "source").absolute().parts if is_path(name) else (_hub_label(source, sources),)
 
 
 def _existing(path: Path) -> Path:

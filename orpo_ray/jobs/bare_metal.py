@@ -16,7 +16,7 @@ from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig
 from orpo_ray.jobs.render import TOKEN_FILE, bare_metal
 from orpo_ray.jobs.ssh import Shell
-from orpo_ray.jobs.token import make_token
+from orpo_ray.jobs.token import make_token, read_token
 
 # The second one takes the head for one of the workers, and leaves the last server out (Ray 2.60).
 _FIRST_AUTOSCALER = {"RAY_UP_enable_autoscaler_v2": "0"}
@@ -74,11 +74,29 @@ def up(hosts: HostsConfig, shell: Shell, launch: Launcher, announce: Callable[[s
     return _wait_until_joined(hosts, shell)
 
 
+def plan(hosts: HostsConfig) -> dict[str, list[str]]:
+    """What `up` would do on each server, told without asking any. Raises ConfigError for a token of no use."""
+    is_new = not hosts.token_file.exists()
+    if not is_new:
+        read_token(hosts.token_file)
+    steps = [
+        f"as {hosts.ssh.user} over SSH, compare its versions with the head's",
+        f"give it {'a new token, made in' if is_new else 'the token of'} {hosts.token_file}",
+    ]
+    start = f"start Ray of {hosts.environment}"
+    head, *workers = hosts.addresses
+    return {head: [*steps, f"{start} as the head"]} | {
+        worker: [*steps, f"{start} and have it join {head}"] for worker in workers
+    }
+
+
 def status(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) -> list[Server]:
     """Which servers have joined the cluster; none of them, and the reason told, where the head does not answer."""
     command = f'{_AUTHENTICATED}{hosts.environment}/bin/python -c "{_NODES.format(head=f"{hosts.head}:{ports.GCS}")}"'
     try:
         joined = {address: (cpus, gpus) for address, cpus, gpus in json.loads(_last_line(shell, hosts, command))}
+    except ConfigError:
+        raise
     except (ResourceError, ValueError) as error:
         announce(f"no cluster answers on the head: {on_one_line(error)}")
         joined = {}

@@ -3,18 +3,29 @@
 import re
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from orpo_ray.config.build import build
 from orpo_ray.config.load import read_yaml
 from orpo_ray.config.section import Section
+from orpo_ray.config.storage import expanded
 from orpo_ray.jobs.token import DEFAULT_FILE
 
 # Both stand in shell commands that other programs run.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATH = re.compile(r"[~/][A-Za-z0-9._/-]*")
+
+
+def _text(address: Any) -> Any:
+    """Pydantic would take a number for an address, too."""
+    if isinstance(address, int):
+        raise ValueError(f"must be an IPv4 address, not {address}")
+    return address
+
+
+Address = Annotated[IPv4Address, BeforeValidator(_text)]
 
 
 class SshConfig(Section):
@@ -26,15 +37,15 @@ class SshConfig(Section):
     @property
     def key_file(self) -> Path:
         """The private key on this machine."""
-        return Path(self.key).expanduser()
+        return expanded(self.key, "ssh.key")
 
 
 class HostsConfig(Section):
     """A cluster of servers of one's own: what `orpo-ray cluster` starts and stops."""
 
     name: str = Field(description="of the cluster; its files are named after it")
-    head: IPv4Address = Field(description="the head's address on the network that joins the servers")
-    workers: tuple[IPv4Address, ...] = Field((), description="the other servers' addresses on that network")
+    head: Address = Field(description="the head's address on the network that joins the servers")
+    workers: tuple[Address, ...] = Field((), description="the other servers' addresses on that network")
     ssh: SshConfig = SshConfig()
     token: str = Field(DEFAULT_FILE, description="file of the cluster's token here; made if it is not there")
     environment: str = Field("/opt/orpo-ray", description="virtual environment that holds orpo-ray on every server")
@@ -53,6 +64,13 @@ class HostsConfig(Section):
             raise ValueError(f"must be an absolute path of letters, digits and . _ - /, not {path!r}")
         return path.rstrip("/")
 
+    @field_validator("token")
+    @classmethod
+    def _token_is_a_file(cls, token: str) -> str:
+        if not Path(token).name:
+            raise ValueError(f"must be the path of a file, not {token!r}")
+        return token
+
     @model_validator(mode="after")
     def _each_server_is_named_once(self) -> Self:
         for number, address in enumerate(self.workers):
@@ -63,7 +81,7 @@ class HostsConfig(Section):
     @property
     def token_file(self) -> Path:
         """Where the token is kept on this machine."""
-        return Path(self.token).expanduser()
+        return expanded(self.token, "token")
 
     @property
     def known_hosts_file(self) -> Path:
@@ -78,5 +96,5 @@ class HostsConfig(Section):
 
 def load_hosts(path: Path) -> HostsConfig:
     """Read hosts.yaml. Raises ConfigError with one line on any mistake."""
-    tree, places = read_yaml(path)
+    tree, places = read_yaml(path, "the servers are a YAML mapping with name, head and workers")
     return build(HostsConfig, tree, places)

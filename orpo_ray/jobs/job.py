@@ -81,6 +81,11 @@ class NameTakenError(ConfigError):
     """Another submission of the same run came in between."""
 
 
+def job_id(run: str) -> str:
+    """A run's name as Ray's URLs take it; no name of a run has a colon."""
+    return run.replace("/", ":")
+
+
 def describe(command: str, config: RunConfig, others: Sequence[Any]) -> dict[str, str]:
     """What is kept with a job to know its like again; `others`: what else was asked for, as plain data."""
     content = json.dumps([dump(config), others], sort_keys=True)

@@ -2,22 +2,25 @@
 
 import importlib.metadata
 import json
+import posixpath
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from textwrap import indent
 
 import yaml
 
 from orpo_ray.config import RunConfig, dump
+from orpo_ray.config.storage import is_url
 from orpo_ray.errors import ConfigError
 from orpo_ray.jobs import ports
 from orpo_ray.jobs.nodes import Nodes
+from orpo_ray.jobs.package import is_here, named_paths
 from orpo_ray.jobs.render import fill
 from orpo_ray.jobs.request import STOP
-from orpo_ray.jobs.secrets import refuse_secrets
+from orpo_ray.jobs.secrets import refuse_secrets, refuse_secrets_in_text, refuse_secrets_of_overrides
 
 TOKEN_SECRET, SECRETS = "orpo-ray-token", "orpo-ray-secrets"
 """Names of the Secrets that the pods mount; the first one's key is `auth_token`, as KubeRay wants it."""
@@ -25,27 +28,49 @@ TOKEN_SECRET, SECRETS = "orpo-ray-token", "orpo-ray-secrets"
 _LONGEST_NAME = 47
 """KubeRay appends to it, and Kubernetes allows 63."""
 _CONFIG_FILE = "/etc/orpo-ray/config/config.yaml"
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
+_CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{,251}[a-z0-9])?")
+_SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr")
+"""Folders of the image and the kernel, in which nothing is mounted."""
+_SHARED = ("home", "opt", "root", "tmp", "var")
+"""Folders in which a volume may have its own folder, but which it may not hide."""
+_FILE = re.compile(r"[.~].*|.*/.*/.*|.*\.(jsonl|json|parquet|csv)(\.gz)?", re.DOTALL)
+"""What is no name on the hub."""
 
 
 @dataclass(frozen=True)
 class Pods:
-    """What the pods are made of. `claim` is the volume claim that holds a storage that is a folder."""
+    """What the pods are made of. `claim` is the volume claim that holds a storage that is a folder.
+
+    Raises ConfigError for names that Kubernetes would not take.
+    """
 
     nodes: Nodes
     image: str
     claim: str | None
 
+    def __post_init__(self) -> None:
+        """Both stand in the manifests."""
+        if not _IMAGE.fullmatch(self.image):
+            raise ConfigError(f"--image: {self.image!r} is no name of an image")
+        if self.claim is not None and not _CLAIM.fullmatch(self.claim):
+            raise ConfigError(f"--claim: {self.claim!r} is no name of a volume claim (a-z, 0-9, . and -)")
+
 
 def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods) -> dict[str, str]:
     """A RayJob that trains a config, and a RayCluster that stays, by file name; `text` is the config's file.
 
-    Raises ConfigError where the run's name or its storage is of no use on Kubernetes, and for secrets: whoever may look
-    at the cluster reads the config.
+    Raises ConfigError where the run's name, its storage or a path is of no use on Kubernetes, and for secrets: whoever
+    may look at the cluster reads the config.
     """
     refuse_secrets(dump(config), {})
-    refuse_secrets(yaml.safe_load(text), {})  # overrides may hide what the file says
+    # Overrides may hide what the file says, or what other overrides do.
+    refuse_secrets(yaml.safe_load(text), {})
+    refuse_secrets_in_text("the config's file", text)
+    refuse_secrets_of_overrides(overrides)
     name = _kubernetes_name(config.name)
     storage = _storage(config.storage, pods.claim)
+    _refuse_files_of_this_machine(config)
     cluster = fill("kuberay/cluster.yaml", {"name": name, **_ports(), **_pods(pods), **storage})
     policy = fill("kuberay/network-policy.yaml", {"name": name, **_ports()}).rstrip()
     job = {
@@ -68,7 +93,7 @@ def _kubernetes_name(name: str) -> str:
     found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not found[:1].isalpha() or len(found) > _LONGEST_NAME or not isinstance(yaml.safe_load(found), str):
         raise ConfigError(
-            f"name: {name} would be {found} on Kubernetes, where it must begin with a letter "
+            f"name: {name} would be {found} on Kubernetes, where it must begin with a letter, "
             f"have {_LONGEST_NAME} characters at most, and be no word of YAML's; choose another name"
         )
     return found
@@ -85,9 +110,28 @@ def _storage(storage: str, claim: str | None) -> dict[str, str]:
             f"storage: {storage} would be gone with its pod; give an absolute path and the volume claim "
             "that all pods mount there (--claim), or a URL"
         )
+    _refuse_system_folder(storage)
     volume = f"\n- name: storage\n  persistentVolumeClaim:\n    claimName: {json.dumps(claim)}"
     mount = f"\n- name: storage\n  mountPath: {json.dumps(storage)}"
     return {"storage_volume": indent(volume, " " * 8), "storage_mount": indent(mount, " " * 12)}
+
+
+def _refuse_system_folder(storage: str) -> None:
+    """Raise ConfigError for a place where the volume would hide what the pods live on."""
+    first, *others = PurePosixPath(posixpath.normpath(storage)).parts[1:] or ("",)
+    if not first or first in _SYSTEM or (first in _SHARED and not others) or ":" in storage:
+        raise ConfigError(f"storage: no volume is mounted at {storage}; give a folder of its own, such as /runs")
+
+
+def _refuse_files_of_this_machine(config: RunConfig) -> None:
+    """Raise ConfigError for paths that no pod has: nothing is carried along, and pods begin in an empty home."""
+    for key, path in named_paths(config):
+        is_file = _FILE.fullmatch(path) or key in ("model.chat_template", "adapter.init_from") or is_here(Path(path))
+        if is_file and not is_url(path) and not path.startswith("/"):
+            raise ConfigError(
+                f"{key}: no pod has {path}; name a model or dataset of the hub, a URL, or an absolute path below the "
+                "storage"
+            )
 
 
 def _pods(pods: Pods) -> dict[str, str]:

@@ -35,11 +35,11 @@ def sort_luggage(config: RunConfig, here: Path) -> Luggage:
     """
     _refuse_relative_storage(config.storage)
     carried, left = [], []
-    for key, path in dict.fromkeys(_paths(config)):
+    for key, path in dict.fromkeys(named_paths(config)):
         at = Path(path)
         if at.is_absolute() or path.startswith("~"):
-            left += [path] if at.expanduser().exists() else []
-        elif (here / at).exists():
+            left += [path] if is_here(at) else []
+        elif is_here(here / at):
             if not at.parts or ".." in at.parts or at.parts[0] in (CONFIG_FILE, ENTRY_FILE):
                 raise ConfigError(
                     f"{key}: {path} cannot be carried along; give the command in a folder above it, "
@@ -66,6 +66,12 @@ def pack(config: RunConfig, luggage: Luggage, here: Path, folder: Path) -> None:
             shutil.copyfile(file, target)
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """The bytes of every file that was packed, by its path in the package."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def _refuse_relative_storage(storage: str) -> None:
     if "://" not in storage and not storage.startswith(("/", "~")):
         raise ConfigError(
@@ -74,7 +80,15 @@ def _refuse_relative_storage(storage: str) -> None:
         )
 
 
-def _paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+def is_here(path: Path) -> bool:
+    """Whether a path is one of this machine; what cannot be one here may be a server's, or a name of the hub."""
+    try:
+        return path.expanduser().exists()
+    except (OSError, RuntimeError):
+        return False
+
+
+def named_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Every setting that may name a file or a folder."""
     for run in (config, *stage_configs(config)):
         for split, sources in (("train", run.data.train), ("eval", run.data.eval)):

@@ -6,7 +6,8 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -14,9 +15,11 @@ import requests
 from ray import __version__ as ray_version
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from orpo_ray.config.storage import without_secrets
-from orpo_ray.errors import ConfigError, ResourceError, on_one_line
-from orpo_ray.jobs.job import Job, NameTakenError, State, Submission, UnreachableError, last_line
+from orpo_ray.config.storage import expanded
+from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
+from orpo_ray.jobs.job import Job, NameTakenError, State, Submission, UnreachableError, job_id, last_line
+
+Result = TypeVar("Result")
 
 _TIMEOUT_S = (5.0, 60.0)
 """To connect, and between two pieces of an answer."""
@@ -26,6 +29,12 @@ _QUIET_S = 10.0
 _CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _NOT_LET_IN = (401, 403)
 _BUSY = (502, 503, 504)
+_ODD = (ValueError, TypeError, KeyError, AttributeError)
+"""What Ray's client raises over an answer that is no JSON, or not of the shape that it expects."""
+_VERSION = "/api/version"
+_CERTIFICATES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+_NO_DASHBOARD = "answers, but not as Ray's dashboard does"
+_NO_ADDRESS = "--address (or RAY_API_SERVER_ADDRESS) must be the dashboard's URL, such as http://127.0.0.1:8265"
 _STATES: dict[JobStatus, State] = {
     JobStatus.PENDING: "pending",
     JobStatus.RUNNING: "running",
@@ -42,13 +51,20 @@ _RAYS_OWN = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\t\w
 class RayJobs:
     """The jobs of a cluster whose dashboard listens at `address`.
 
-    `connect` is called before each request, to mend a way there that has broken. `needs_no_token`: take a cluster
-    that answers everybody. Raises ConfigError for such a cluster otherwise, for a token that it does not take, and
-    for another version of Ray; UnreachableError where nobody answers.
+    `connect` is called before each request, to mend a way there that has broken; `before_token` before the token is
+    sent for the first time. `needs_no_token`: take a cluster that answers everybody. Raises ConfigError for such a
+    cluster otherwise, for a token that it does not take, for another version of Ray, and where something else than a
+    dashboard answers; UnreachableError where nobody answers.
     """
 
     def __init__(
-        self, address: str, token: str, connect: Callable[[], None] = lambda: None, *, needs_no_token: bool = False
+        self,
+        address: str,
+        token: str,
+        connect: Callable[[], None] = lambda: None,
+        before_token: Callable[[], None] = lambda: None,
+        *,
+        needs_no_token: bool = False,
     ) -> None:
         self._address, self._connect = address, connect
         for chatty in _CHATTY:
@@ -63,13 +79,17 @@ class RayJobs:
             )
         # Ray's client lets this variable, and RAY_ADDRESS behind it, override the address that it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
+        if not is_open and not token:
+            raise ConfigError(f"{address}: this cluster wants a token; name its file with --token")
+        if not is_open:
+            before_token()
         headers = {} if is_open else {"Authorization": f"Bearer {token}"}
         try:
-            self._client = _Client(address, headers=headers)
-        except ConfigError:
+            self._client = _Client(address, headers=headers, verify=_trusted(address))
+        except OrpoRayError:
             raise
-        except (KeyError, ValueError, RuntimeError, requests.HTTPError) as error:
-            raise ConfigError(f"{address}: answers, but not as Ray's dashboard does: {on_one_line(error)}") from error
+        except (*_ODD, RuntimeError, requests.HTTPError) as error:
+            raise ConfigError(f"{address}: {_NO_DASHBOARD}: {on_one_line(error)[:200]}") from error
         if self._client.version != ray_version:
             raise ConfigError(
                 f"the cluster has Ray {self._client.version}, but here is {ray_version}; use the same on both"
@@ -77,9 +97,8 @@ class RayJobs:
 
     def find(self, run: str) -> Job | None:
         """The job of a run, if the cluster knows of one."""
-        self._connect()
         try:
-            return _job(self._client.get_job_info(_in_url(run)))
+            return self._answer(lambda: _job(self._client.get_job_info(_in_url(run))))
         except RuntimeError as error:
             if " 404" in str(error):
                 return None
@@ -87,20 +106,23 @@ class RayJobs:
 
     def all(self) -> list[Job]:
         """Every job that was submitted, the latest first."""
-        self._connect()
-        found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
+        try:
+            found = self._answer(lambda: [_job(each) for each in self._client.list_jobs() if each.submission_id])
+        except RuntimeError as error:
+            raise _failure(error) from error
         return sorted(found, key=lambda job: -job.submitted_at)
 
     def submit(self, submission: Submission) -> None:
         """Start a job. Raises NameTakenError where the run has one."""
-        self._connect()
+        start = partial(
+            self._client.submit_job,
+            entrypoint=submission.entrypoint,
+            runtime_env=dict(submission.environment),
+            metadata={**submission.metadata, _LINES_BEFORE: str(self._lines_before.get(submission.run, 0))},
+            submission_id=job_id(submission.run),
+        )
         try:
-            self._client.submit_job(
-                entrypoint=submission.entrypoint,
-                runtime_env=dict(submission.environment),
-                metadata={**submission.metadata, _LINES_BEFORE: str(self._lines_before.get(submission.run, 0))},
-                submission_id=_job_id(submission.run),
-            )
+            self._answer(start)
         except RuntimeError as error:
             if "already exists" in str(error):
                 raise NameTakenError(f"run {submission.run} has a job on the cluster") from error
@@ -108,10 +130,9 @@ class RayJobs:
 
     def delete(self, run: str) -> None:
         """Forget a job, so that its run may be submitted again. Raises NameTakenError where it is not over."""
-        self._connect()
         self._lines_before[run] = self._log(run).count("\n")
         try:
-            self._client.delete_job(_in_url(run))
+            self._answer(lambda: self._client.delete_job(_in_url(run)))
         except RuntimeError as error:
             if " 404" in str(error):
                 return  # forgotten already, by another submission
@@ -121,9 +142,8 @@ class RayJobs:
 
     def stop(self, run: str) -> None:
         """Ask a job to end with a checkpoint."""
-        self._connect()
         try:
-            self._client.stop_job(_in_url(run))
+            self._answer(lambda: self._client.stop_job(_in_url(run)))
         except RuntimeError as error:
             raise _failure(error) from error
 
@@ -135,6 +155,18 @@ class RayJobs:
         """What the job's command prints, without the first `after` lines, until the job is over."""
         return itertools.islice(self._since_its_start(run, self._tail(run)), after, None)
 
+    def _answer(self, question: Callable[[], Result]) -> Result:
+        """What Ray's client finds in the cluster's answer; it trusts that this is one of Ray's."""
+        self._connect()
+        try:
+            return question()
+        except OrpoRayError:
+            raise
+        except _ODD as error:
+            raise ResourceError(
+                f"{self._address}: answers, but not as Ray's Jobs API does: {on_one_line(error)[:200]}"
+            ) from error
+
     def _since_its_start(self, run: str, lines: Iterator[str]) -> Iterator[str]:
         job = self.find(run)
         if job is None:
@@ -145,7 +177,7 @@ class RayJobs:
     def _log(self, run: str) -> str:
         """The log of a run's last job; empty where there is none."""
         try:
-            return str(self._client.get_job_logs(_in_url(run)))
+            return str(self._answer(lambda: self._client.get_job_logs(_in_url(run))))
         except RuntimeError:
             return ""
 
@@ -166,12 +198,20 @@ class RayJobs:
         """The next piece of a log, or None at its end; while nothing comes, the connection is tried."""
         piece = asyncio.ensure_future(anext(stream, None))
         while not (await asyncio.wait({piece}, timeout=_QUIET_S))[0]:
-            await asyncio.to_thread(_answers_everybody, self._address)
+            await asyncio.to_thread(_ask, "GET", self._address, _VERSION)
         return piece.result()
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]
-    """Ray's client over requests of ours: its own would wait for ever where a link is cut."""
+    """Ray's client over requests of ours: its own would wait for ever where a link is cut.
+
+    It would also add the token that it finds by itself where it is given none.
+    """
+
+    def __init__(self, address: str, headers: dict[str, str], verify: str | bool) -> None:
+        self._ours = headers
+        super().__init__(address, headers=dict(headers), verify=verify)
+        self._headers = headers  # those of the connection for the log
 
     @property
     def version(self) -> str:
@@ -181,7 +221,7 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
     def _do_request(
         self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None
     ) -> requests.Response:
-        response = _ask(method, self._address, endpoint, data=data, json=json_data, headers=self._headers)
+        response = _ask(method, self._address, endpoint, data=data, json=json_data, headers=self._ours)
         if response.status_code in _NOT_LET_IN:
             raise ConfigError(f"{self._address}: the cluster does not take this token; is it the right file?")
         if response.status_code in _BUSY:
@@ -190,19 +230,35 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
 
 
 def _answers_everybody(address: str) -> bool:
-    """Whether a cluster answers a request that carries no token. Raises UnreachableError where nobody answers."""
-    return _ask("GET", address, "/api/version").ok
+    """Whether a cluster answers a request that carries no token.
+
+    Raises UnreachableError where nobody answers, ConfigError where it is no cluster: the token is not for others.
+    """
+    response = _ask("GET", address, _VERSION)
+    if response.status_code in _NOT_LET_IN:
+        return False
+    if response.status_code in _BUSY:
+        raise UnreachableError(f"{address}: not ready (HTTP {response.status_code})")
+    try:
+        found = response.json() if response.status_code == requests.codes.ok else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("ray_version"), str):
+        raise ConfigError(f"{address}: {_NO_DASHBOARD} (HTTP {response.status_code})")
+    return True
 
 
 def _ask(method: str, address: str, endpoint: str, **content: Any) -> requests.Response:
     """One request, straight to the cluster: the environment's proxy would see the token, its .netrc replace it."""
+    trusted = _trusted(address)
     try:
         with requests.Session() as session:
-            session.trust_env = False
+            session.trust_env, session.verify = False, trusted
             return session.request(method, address + endpoint, timeout=_TIMEOUT_S, allow_redirects=False, **content)
     except requests.exceptions.SSLError as error:
         raise ConfigError(
-            f"{address}: no TLS that this machine trusts; is it http, or is a certificate missing?"
+            f"{address}: no TLS that this machine trusts; is it http, or is a certificate missing? "
+            f"({' or '.join(_CERTIFICATES)} names a file with those to trust)"
         ) from error
     except (requests.ConnectionError, requests.Timeout) as error:
         raise UnreachableError(f"{address}: no answer") from error
@@ -210,17 +266,29 @@ def _ask(method: str, address: str, endpoint: str, **content: Any) -> requests.R
         raise ConfigError(f"--address {address}: {on_one_line(error)}") from error
 
 
+def _trusted(address: str) -> str | bool:
+    """The certificates that a cluster's own has to be signed by; requests' own list where no variable names others.
+
+    The environment is not trusted otherwise, see `_ask`; the file counts for requests and for the log's connection.
+    """
+    for variable in _CERTIFICATES if address.startswith("https:") else ():
+        if place := os.environ.get(variable):
+            if not expanded(place, variable).exists():
+                raise ConfigError(f"{variable}: {place}: no such file")
+            return str(expanded(place, variable))
+    return True
+
+
 def check_address(address: str) -> str:
-    """The URL of a dashboard: scheme, host and port. Raises ConfigError where it is none."""
-    shown = without_secrets(address)
+    """The URL of a dashboard: scheme, host and port. Raises ConfigError where it is none; it may hold a secret."""
     try:
         url = urlsplit(address)
         port = url.port
-    except ValueError as error:
-        raise ConfigError(f"--address {shown}: {error}") from error
+    except ValueError:
+        raise ConfigError(_NO_ADDRESS) from None
     rest = (url.username, url.password, url.path.strip("/"), url.query, url.fragment)
-    if url.scheme not in ("http", "https") or not url.hostname or any(rest):
-        raise ConfigError(f"--address {shown}: must be the dashboard's URL, such as http://127.0.0.1:8265")
+    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or any(rest):
+        raise ConfigError(_NO_ADDRESS)
     host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
     return f"{url.scheme}://{host}" + (f":{port}" if port else "")
 
@@ -237,14 +305,9 @@ def _job(details: JobDetails) -> Job:
     )
 
 
-def _job_id(run: str) -> str:
-    """A run's name as Ray's URLs take it; no name of a run has a colon."""
-    return run.replace("/", ":")
-
-
 def _in_url(run: str) -> str:
     """The job's id as a part of a URL: others may have given theirs odd names."""
-    return quote(_job_id(run), safe=":")
+    return quote(job_id(run), safe=":")
 
 
 def _failure(error: RuntimeError) -> ResourceError:

@@ -1,6 +1,7 @@
 """The way to a cluster's dashboard: its URL, or an SSH connection to the head, whose dashboard nobody else reaches."""
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,22 +13,26 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from orpo_ray.errors import ConfigError
+from orpo_ray.config.storage import expanded
+from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig, load_hosts
 from orpo_ray.jobs.job import UnreachableError
-from orpo_ray.jobs.ssh import Ssh
+from orpo_ray.jobs.ssh import ssh_to
 from orpo_ray.jobs.token import DEFAULT_FILE, read_token
 
+_REFUSED = re.compile(r"Permission denied|Host key verification failed|Too many authentication failures")
+"""What ssh says of a server that answers; asking it again changes nothing."""
 _LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
 
 
 @dataclass(frozen=True)
 class Way:
-    """A cluster's dashboard, the token that it wants, and what mends the way there before a request."""
+    """A cluster's dashboard, the token that it wants, what leads there, and what mends that before a request."""
 
     address: str
     token: str
+    through: str = ""
     connect: Callable[[], None] = lambda: None
 
 
@@ -35,18 +40,19 @@ class Way:
 def way_to(hosts: Path | None, address: str | None, token: Path | None, needs_no_token: bool) -> Iterator[Way]:
     """The way to the cluster of a hosts.yaml, or to a dashboard's URL; to this machine's own if neither is named.
 
-    Raises ConfigError where the token cannot be read.
+    Raises ConfigError where the token or the key for SSH cannot be read. Nothing is asked before `connect`.
     """
     if hosts is None:
         url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOOPBACK
-        file = token or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_FILE).expanduser()
+        file = token or expanded(os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_FILE, "RAY_AUTH_TOKEN_PATH")
         yield Way(url, "" if needs_no_token and not file.exists() else read_token(file))
         return
     if address is not None:
         raise ConfigError("--hosts and --address both name a cluster; keep one of them")
     cluster = load_hosts(hosts)
     with _Tunnel(cluster) as tunnel:
-        yield Way(tunnel.address, read_token(token or cluster.token_file), tunnel.open)
+        through = f"{cluster.head}, over SSH as {cluster.ssh.user}"
+        yield Way(tunnel.address, read_token(token or cluster.token_file), through, tunnel.open)
 
 
 def is_loopback(url: str) -> bool:
@@ -62,7 +68,7 @@ class _Tunnel:
     """A port of this machine's loopback that leads to the dashboard on the head's."""
 
     def __init__(self, hosts: HostsConfig) -> None:
-        self._hosts = hosts
+        self._hosts, self._ssh = hosts, ssh_to(hosts)
         self._port = _free_port()
         self._process: subprocess.Popen[str] | None = None
         self.address = f"http://127.0.0.1:{self._port}"
@@ -76,18 +82,21 @@ class _Tunnel:
             self._process.communicate()
 
     def open(self) -> None:
-        """Connect, unless the connection stands. Raises UnreachableError where it cannot be made."""
+        """Connect, unless the connection stands.
+
+        Raises UnreachableError where it cannot be made at the moment, ResourceError where the server refuses it.
+        """
         if self._process is not None and self._process.poll() is None:
             return
-        ssh = Ssh(self._hosts.ssh.user, self._hosts.ssh.key_file, self._hosts.known_hosts_file)
-        self._process = ssh.forward(str(self._hosts.head), self._port, ports.DASHBOARD)
+        self._process = self._ssh.forward(str(self._hosts.head), self._port, ports.DASHBOARD)
         while not _listens(self._process.pid, self._port):
             try:
                 _, said = self._process.communicate(timeout=0.1)
             except subprocess.TimeoutExpired:
                 continue
             why = (said.strip().splitlines() or ["the connection ended"])[-1]
-            raise UnreachableError(f"{self._hosts.head}: cannot be reached as {self._hosts.ssh.user}: {why}")
+            kind = ResourceError if _REFUSED.search(why) else UnreachableError
+            raise kind(f"{self._hosts.head}: cannot be reached as {self._hosts.ssh.user}: {why}")
 
 
 def _free_port() -> int:

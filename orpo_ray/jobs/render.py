@@ -33,7 +33,7 @@ def fill(name: str, values: dict[str, str]) -> str:
 
 def _launcher(hosts: HostsConfig) -> dict[str, str]:
     return {
-        "name": hosts.name,
+        "name": json.dumps(hosts.name),
         "head": str(hosts.head),
         "workers": json.dumps([str(address) for address in hosts.workers]),
         "worker_count": str(len(hosts.workers)),

@@ -3,14 +3,22 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote
 
+from orpo_ray.config.explain import dotted
+from orpo_ray.config.load import parse_override
 from orpo_ray.errors import ConfigError
 
-_VARIABLES = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+# A word of a variable's name that is one of these, or ends with it, as PGPASSWORD does; TOKENIZERS is another word.
+_VARIABLES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?\d*(_|$)", re.IGNORECASE)
+_SWITCHES = ("", "0", "1", "true", "false", "yes", "no", "on", "off")
+"""Values that are no secret, whatever the variable is called."""
 _SIGNED = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|SIGNATURE|CREDENTIAL|^SIG$", re.IGNORECASE)
 _NAMES = re.compile(r"(?:^|[^A-Za-z])(?:api)?(TOKEN|KEY|SECRET|PASSWORD)(?:$|[^A-Za-z])", re.IGNORECASE)
 _POINTS_TO_A_FILE = re.compile(r"_(FILE|PATH)S?$", re.IGNORECASE)
+# What stands before a host: a name with a password, which may have any letters, or a name alone; no port before an @.
+_USER = re.compile(r"://([^\s/@:\[]*:(?!\d+[/?#,;])[^\s@]*|[^\s/@?#]+)@")
+_AFTER_SCHEME = re.compile(r"(?<=://)\S*")
 _INSTEAD = "put it into a file that the servers can read, and name the file's path"
 
 
@@ -18,7 +26,7 @@ def refuse_secrets(config: Mapping[str, Any], environment: Mapping[str, str], op
     """Raise ConfigError where a setting, variable or option holds what looks like a secret; its value is not told."""
     for name, value in environment.items():
         names_a_file = _POINTS_TO_A_FILE.search(name) and "/" in value
-        if _VARIABLES.search(name) and not names_a_file:
+        if _VARIABLES.search(name) and not names_a_file and value.strip().lower() not in _SWITCHES:
             raise ConfigError(f"--env {name}: a secret would be shown to all who may look at the cluster; {_INSTEAD}")
         _refuse_url(f"--env {name}", value)
     for key, value in _leaves(config, ""):
@@ -35,15 +43,24 @@ def is_secret(setting: str) -> bool:
     return bool(_NAMES.search(words)) and not _POINTS_TO_A_FILE.search(setting)
 
 
-def _refuse_url(where: str, value: Any) -> None:
-    if not isinstance(value, str) or "://" not in value:
-        return
-    try:
-        url = urlsplit(value)
-    except ValueError:
-        return  # no URL; whoever reads it will say so
-    if url.username or url.password or any(_SIGNED.search(name) for name, _ in parse_qsl(url.query, True)):
+def refuse_secrets_in_text(where: str, text: str) -> None:
+    """Raise ConfigError for a URL with a secret anywhere in a text that is kept as it was written, comments too."""
+    names = re.findall(r"[?&;]([^\s=&?;]+)=", " ".join(_AFTER_SCHEME.findall(text)))
+    if _USER.search(text) or any(_SIGNED.search(unquote(name)) for name in names):
         raise ConfigError(f"{where}: the URL carries a secret, which the cluster would show; {_INSTEAD}")
+
+
+def refuse_secrets_of_overrides(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for a secret in overrides that are kept as they were typed, though a later one hides it."""
+    for override in overrides:
+        key, value = parse_override(override)
+        refuse_secrets({dotted(key): value}, {})
+        refuse_secrets_in_text(f"override {dotted(key)}", override)
+
+
+def _refuse_url(where: str, value: Any) -> None:
+    if isinstance(value, str):
+        refuse_secrets_in_text(where, value)
 
 
 def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:

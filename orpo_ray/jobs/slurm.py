@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orpo_ray.config import RunConfig
+from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.jobs import ports
 from orpo_ray.jobs.nodes import Nodes
@@ -14,7 +15,9 @@ from orpo_ray.jobs.render import cluster_file, fill, node_ports
 
 _LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 _PARTITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
-_TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
+_TIME = re.compile(r"\d{1,9}(:\d\d){0,2}|\d{1,9}-\d{1,9}(:\d\d){0,2}", re.ASCII)
+_SHORTEST_S = 600
+"""The job is told of its end, and saves a checkpoint, five minutes before it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Request:
         if not _TIME.fullmatch(self.time):
             raise ConfigError(
                 f"--time: {self.time!r} is no time of Slurm's; write minutes, hours:minutes:seconds or days-hours"
+            )
+        if 0 < _seconds(self.time) < _SHORTEST_S:  # 0 is no limit at all
+            raise ConfigError(
+                f"--time: {self.time} is too short: a checkpoint is saved five minutes before the end; "
+                f"give {_SHORTEST_S // 60} minutes or more"
             )
         if self.partition is not None and not _PARTITION.fullmatch(self.partition):
             raise ConfigError(f"--partition: {self.partition!r} is no name of a partition")
@@ -62,6 +70,14 @@ def sbatch_file(config: RunConfig, train: Sequence[str], request: Request, folde
     return {f"{job}.sbatch": fill("slurm/settings.sbatch", values) + cluster_file("slurm/run.sh")}
 
 
+def _seconds(time: str) -> int:
+    """Minutes, minutes:seconds, hours:minutes:seconds, or days before hours, hours:minutes or hours:minutes:seconds."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    hours, minutes, seconds = ([*parts, 0, 0] if dash or len(parts) == 3 else [0, *parts, 0])[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def _also(request: Request) -> str:
     """Lines for what is asked for only where it is wanted: a node without GPUs may know no such option."""
     wanted = {"gpus-per-node": request.nodes.gpus, "partition": request.partition}
@@ -70,7 +86,7 @@ def _also(request: Request) -> str:
 
 def _refuse_local_storage(storage: str) -> None:
     """Raise ConfigError for a folder that is another one on every node, as far as its name tells."""
-    path = Path(storage).expanduser()
+    path = local_path(storage, "storage")
     if not path.is_absolute() or any(path.is_relative_to(folder) for folder in _LOCAL):
         raise ConfigError(
             f"storage: {storage} is not a folder that several nodes share, by its name; "

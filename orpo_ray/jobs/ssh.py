@@ -1,17 +1,21 @@
 """Commands on a cluster's servers, over SSH."""
 
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orpo_ray.errors import ResourceError
+from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.jobs.hosts import HostsConfig
 
 _CONNECT_S = 10
 _COMMAND_S = 120
 _NO_SSH = "ssh is not installed here; the servers are reached with it"
 _NOT_REACHED = 255
 """What ssh itself returns where there is no connection, beside the exit codes of commands."""
+_SPECIAL = re.compile(r'["\\\n]|\$\{')
+"""What ssh would not take as it stands, even between quotes."""
 
 
 class Shell(Protocol):
@@ -64,7 +68,26 @@ class Ssh:
             raise ResourceError(_NO_SSH) from error
 
     def _words(self) -> list[str]:
-        self.known_hosts.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        trust = (f"UserKnownHostsFile={self.known_hosts}", "StrictHostKeyChecking=accept-new")
+        folder = self.known_hosts.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"the folder {folder}, which holds the servers' keys, too, cannot be made: {error.strerror}"
+            raise ConfigError(f"token: {why}") from error
+        # Without quotes a path with a space would be two, and neither might hold the servers' keys.
+        known_hosts = str(self.known_hosts).replace("%", "%%")
+        trust = (f'UserKnownHostsFile="{known_hosts}"', "StrictHostKeyChecking=accept-new")
         options = ("BatchMode=yes", "IdentitiesOnly=yes", *trust, f"ConnectTimeout={_CONNECT_S}")
         return ["ssh", "-i", str(self.key), *(part for option in options for part in ("-o", option))]
+
+
+def ssh_to(hosts: HostsConfig) -> Ssh:
+    """The way to the servers of a hosts.yaml. Raises ConfigError for a key that is not here, and for odd paths."""
+    key, known_hosts = hosts.ssh.key_file, hosts.known_hosts_file
+    try:
+        key.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"ssh.key: {key} cannot be read: {error.strerror}") from error
+    if _SPECIAL.search(str(known_hosts)):
+        raise ConfigError(f'token: {known_hosts.parent}: ssh takes no path with " or \\ or ${{ in it; choose another')
+    return Ssh(hosts.ssh.user, key, known_hosts)

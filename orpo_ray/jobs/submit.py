@@ -97,10 +97,20 @@ def follow(jobs: Jobs, run: str, show: Callable[[str], None], patience: Patience
         patience.sleep(_PAUSE_S)
 
 
-def submit_and_follow(jobs: Jobs, submission: Submission, show: Callable[[str], None], patience: Patience) -> Job:
-    """Submit a run and follow it to its end; what the cluster fails to start is submitted again, a few times."""
+def submit_and_follow(
+    jobs: Jobs,
+    submission: Submission,
+    show: Callable[[str], None],
+    patience: Patience,
+    at_work: Callable[[], None] = lambda: None,
+) -> Job:
+    """Submit a run and follow it to its end; what the cluster fails to start is submitted again, a few times.
+
+    `at_work` is called once the cluster has the run.
+    """
     for _ in range(_STARTS):
         submit(jobs, submission, patience)
+        at_work()
         job = follow(jobs, submission.run, show, patience)
         if not job.never_started:
             return job

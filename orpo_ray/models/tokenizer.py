@@ -9,7 +9,7 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.config.storage import is_url, local_path
+from orpo_ray.config.storage import expanded, is_url, local_path
 from orpo_ray.errors import ConfigError
 
 # No space after "Assistant:": byte-level tokenizers keep a leading space with the word that follows it.
@@ -40,7 +40,7 @@ def load_tokenizer(config: ModelConfig, announce: Callable[[str], None]) -> PreT
             f"model.base: the tokenizer of {config.base} names no end token (eos_token); answers need one"
         )
     if config.chat_template is not None:
-        tokenizer.chat_template = _read_template(Path(config.chat_template))
+        tokenizer.chat_template = _read_template(expanded(config.chat_template, "model.chat_template"))
     elif tokenizer.chat_template is None:
         announce(f"{config.base} has no chat template: using the plain one (Human: ... Assistant: ...)")
         tokenizer.chat_template = PLAIN_TEMPLATE
@@ -85,7 +85,7 @@ def explain_load_error(base: str, part: str, error: Exception) -> str:
 
 def _read_template(path: Path) -> str:
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation_marks(text))
     except (OSError, UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
         raise ConfigError(f"model.chat_template: {path} cannot be read as a Jinja file: {error}") from error

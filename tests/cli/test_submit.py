@@ -154,9 +154,20 @@ def test_who_stops_following_does_not_stop_the_run(cluster: Head, project: Path)
     metrics = cluster.folder / "storage" / "alone" / "metrics.jsonl"
     wait_until(metrics.exists, "it trains")
     first.process.send_signal(signal.SIGINT)  # type: ignore[attr-defined]
-    one_line(first(), STOPPED, "no longer following", "orpo-ray stop alone")
+    where = " ".join(way(cluster))
+    one_line(first(), STOPPED, "no longer following", f"orpo-ray stop alone {where}`", f"logs --follow alone {where}`")
     followed = shell("logs", "alone", "--follow", *way(cluster))
     assert followed.code == 0 and json.loads(followed.out.splitlines()[-1])["status"] == "finished"
+
+
+def test_who_stops_waiting_for_a_cluster_is_not_told_of_a_run_there(cluster: Head, project: Path) -> None:
+    nowhere = ["--address", f"http://127.0.0.1:{free_ports(1)[0]}", "--token", str(cluster.token)]
+    waiting = submitting(project, "train", "tiny.yaml", *nowhere)
+    process = waiting.process  # type: ignore[attr-defined]
+    assert any("asking again" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    told = "interrupted before the cluster said that it has run tiny"
+    one_line(waiting(), STOPPED, told, f"`orpo-ray status {' '.join(nowhere)}` shows what it has")
 
 
 def test_the_exit_code_is_the_commands_own(cluster: Head, project: Path) -> None:
@@ -206,7 +217,7 @@ def test_without_the_token_there_is_one_line_at_once(
         (["--env", "HF_TOKEN=hf_abc"], "--env HF_TOKEN: a secret"),
         (["storage=runs"], "storage: runs is relative"),
         (["--hosts", "hosts.yaml"], "--hosts and --address both name a cluster"),
-        (["--address", "ftp://x"], "--address ftp://x: must be the dashboard's URL"),
+        (["--address", "ftp://x"], "must be the dashboard's URL"),
         (["--address", "http://me:hf_abc@x:8265"], "must be the dashboard's URL"),
         (["--", "--verbose", "storage=runs"], "storage=runs: settings stand before --"),
     ],

@@ -46,15 +46,19 @@ def test_two_workers_on_two_servers_make_the_adapter_of_one_machine(hosts: Path,
 
 def test_of_two_runs_without_room_for_both_one_waits_and_then_runs(hosts: Path, config: Path) -> None:
     each = ["scale.cpus_per_worker=2", "scale.workers=2"]
-    long = ["training.max_steps=30", "training.eval_every=15", "training.checkpoint_every=15"]
-    first = submit(hosts, config, "name=first", *each, *long)
+    endless = ["training.max_steps=2000", "training.eval_every=1.0", "training.checkpoint_every=1.0"]
+    first = submit(hosts, config, "name=first", *each, *endless)
     wait_until(lambda: steps_of(config.parent.parent / "shared" / "first") >= 0, "the first one trains")
     second = submit(hosts, config, "name=second", *each)
     impatient = submit(hosts, config, "name=third", *each, "scale.queue_timeout=1").end()
     assert impatient.code == 3 and "scale.queue_timeout: no room within 1 s for 2 workers with 2 CPU" in impatient.err
+    waiting = "the cluster is busy; waiting for room for 2 workers with 2 CPU each; free are"
+    wait_until(lambda: waiting in Given("logs", "second", "--hosts", hosts).end().out, "the second one waits")
+    stopped = Given("stop", "first", "--hosts", hosts).end()
+    assert stopped.code == 0, stopped.err
     one, other = first.end(), second.end()
-    assert (one.code, other.code) == (0, 0), one.err + other.err
-    assert "the cluster is busy; waiting for room for 2 workers with 2 CPU each; free are" in other.err
+    assert (one.code, other.code) == (4, 0), one.err + other.err
+    assert waiting in other.err
     assert "there is room now, after " in other.err
 
 

@@ -12,8 +12,8 @@ import yaml
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.jobs import bare_metal
 from orpo_ray.jobs.bare_metal import Server
-from orpo_ray.jobs.hosts import HostsConfig
-from orpo_ray.jobs.ssh import Ssh
+from orpo_ray.jobs.hosts import HostsConfig, SshConfig
+from orpo_ray.jobs.ssh import Ssh, ssh_to
 from orpo_ray.jobs.token import make_token, read_token
 
 HEAD, SECOND, THIRD = "10.0.0.1", "10.0.0.2", "10.0.0.3"
@@ -123,11 +123,11 @@ def test_all_servers_that_answer_are_stopped_the_head_first(hosts: HostsConfig) 
 def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ssh]:
     """Servers behind a stand-in for the ssh command, which is a shell script."""
 
-    def ssh(script: str) -> Ssh:
+    def ssh(script: str, known_hosts: Path = tmp_path / "known_hosts") -> Ssh:
         (tmp_path / "ssh").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
         (tmp_path / "ssh").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-        return Ssh("root", Path("/keys/id"), tmp_path / "known_hosts")
+        return Ssh("root", Path("/keys/id"), known_hosts)
 
     return ssh
 
@@ -135,6 +135,33 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ssh]
 def test_a_server_hears_the_command_and_its_input(ssh: Callable[[str], Ssh]) -> None:
     said = ssh('echo "$@"; cat').run(HEAD, "echo hello", stdin="the token")
     assert said.startswith("-i /keys/id -o BatchMode=yes ") and said.endswith("root@10.0.0.1 echo hello\nthe token")
+
+
+def test_the_servers_keys_are_in_the_one_file_that_is_named(
+    ssh: Callable[..., Ssh], hosts: HostsConfig, tmp_path: Path
+) -> None:
+    said = ssh('for word; do echo "$word"; done', tmp_path / "my keys %h" / "lab").run(HEAD, "true")
+    (option,) = [word for word in said.splitlines() if word.startswith("UserKnownHostsFile=")]
+    assert option == f'UserKnownHostsFile="{tmp_path}/my keys %%h/lab"'
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "${HOME}", "a\nb"])
+def test_a_folder_that_ssh_would_misread_is_refused(hosts: HostsConfig, tmp_path: Path, name: str) -> None:
+    (tmp_path / "id").touch()
+    odd = hosts.model_copy(update={"token": f"{tmp_path}/{name}/token", "ssh": SshConfig(key=str(tmp_path / "id"))})
+    with pytest.raises(ConfigError, match=r"(?s)^token: .* ssh takes no path with"):
+        ssh_to(odd)
+
+
+def test_a_key_that_is_not_here_is_named(hosts: HostsConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^ssh\.key: {tmp_path}/id cannot be read: No such file"):
+        ssh_to(hosts.model_copy(update={"ssh": SshConfig(key=str(tmp_path / "id"))}))
+
+
+def test_a_folder_for_keys_that_cannot_be_made_is_told(ssh: Callable[..., Ssh], hosts: HostsConfig) -> None:
+    for known_hosts in (Path("/etc/passwd/x"), Path("/etc/passwd/x/y")):
+        with pytest.raises(ConfigError, match=r"^token: the folder /etc/passwd.* cannot be made: "):
+            bare_metal.status(hosts, ssh("true", known_hosts), print)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,12 @@ def test_the_launcher_is_valid_by_rays_own_schema(launcher: dict[str, Any]) -> N
         jsonschema.validate({**launcher, "head_ip": "10.0.0.1"}, schema)
 
 
+@pytest.mark.parametrize("name", ["123", "null", "true", "1.5", "2026-01-01"])
+def test_a_name_stays_text(name: str) -> None:
+    hosts = HostsConfig(name=name, head="10.0.0.1")  # type: ignore[arg-type]
+    assert yaml.safe_load(bare_metal(hosts)[f"{name}.launcher.yaml"])["cluster_name"] == name
+
+
 def test_a_cluster_of_one_server_has_no_workers() -> None:
     alone = yaml.safe_load(bare_metal(HostsConfig(name="one", head="10.0.0.1"))["one.launcher.yaml"])  # type: ignore[arg-type]
     assert (alone["provider"]["worker_ips"], alone["max_workers"]) == ([], 0)
@@ -106,6 +112,9 @@ def test_no_two_ports_are_one_and_all_are_shut_to_strangers(launcher: dict[str, 
         ("workers: [10.0.0.2, 10.0.0.2]", "workers: 10.0.0.2 is named twice"),
         ("workers: [10.0.0.1]", "workers: 10.0.0.1 is named twice"),
         ("head: gpu-1", "head: must be an IPv4 address, not 'gpu-1'"),
+        ("head: 167772161", "head: must be an IPv4 address, not 167772161"),
+        ("workers: [167772162]", "workers.0: must be an IPv4 address, not 167772162"),
+        ('token: ""', "token: must be the path of a file, not ''"),
         ("wokers: [10.0.0.2]", "wokers: unknown key; did you mean workers?"),
         ("name: a b; rm", "name: must be letters, digits and . _ -"),
         ("environment: venv", "environment: must be an absolute path of letters"),
@@ -120,3 +129,18 @@ def test_a_mistake_in_hosts_yaml_is_one_line(tmp_path: Path, change: str, says: 
     with pytest.raises(ConfigError) as caught:
         load_hosts(path)
     assert str(caught.value).startswith(f"{path}:{len(kept) + 1}: {says}")
+
+
+def test_an_empty_file_is_told_what_hosts_yaml_is(tmp_path: Path) -> None:
+    (tmp_path / "hosts.yaml").touch()
+    with pytest.raises(ConfigError, match=r"hosts\.yaml:1: the servers are a YAML mapping with name, head and workers"):
+        load_hosts(tmp_path / "hosts.yaml")
+
+
+def test_the_home_of_nobody_is_told_with_its_setting() -> None:
+    lost = {"ssh": {"key": "~nosuchuser/id"}, "token": "~nosuchuser/token"}
+    hosts = HostsConfig.model_validate({"name": "trio", "head": "10.0.0.1", **lost})
+    with pytest.raises(ConfigError, match=r"^ssh\.key: ~nosuchuser/id: nobody here has that name"):
+        print(hosts.ssh.key_file)
+    with pytest.raises(ConfigError, match=r"^token: ~nosuchuser/token: nobody here has that name"):
+        print(hosts.known_hosts_file)

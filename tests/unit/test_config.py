@@ -110,10 +110,30 @@ def test_places_on_other_kinds_of_server_are_refused(path, key):
         load(path, MINIMAL, f"{key}=gs://bucket/x")
 
 
-def test_a_secret_in_a_url_is_not_repeated(path):
-    with pytest.raises(ConfigError, match=r"storage: a URL carries no user or password") as raised:
-        load(path, MINIMAL, "storage=s3://AKIA:se/cret@bucket/runs")
-    assert "cret@" not in str(raised.value)
+@pytest.mark.parametrize("key", ["storage", "model.base", "adapter.init_from"])
+@pytest.mark.parametrize("place", ["s3:/bucket/runs", "s3:bucket/x", "S3:b", "gs:/bucket/x", "file:/x"])
+def test_half_a_url_is_no_folder(path, key, place):
+    says = "a URL has two slashes behind its colon; use s3://bucket/folder, or a folder"
+    assert complaint(path, MINIMAL, f"{key}={place}") == f"override '{key}={place}': {key}: {says}"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("storage=s3://AKIA:se/cret@bucket/runs", "storage: a URL carries no user or password"),
+        ("storage=s3://AKIA:secret/runs", "storage: what follows s3:// is no name of a bucket"),
+        ("s3://AKIA:secret@bucket/runs", "write key=value"),
+        ("storage={s3://AKIA:secret@bucket/runs", "not YAML"),
+    ],
+)
+def test_a_secret_in_a_url_is_not_repeated(path, override, says):
+    said = complaint(path, MINIMAL, override)
+    assert says in said and "cret@" not in said and "secret" not in said
+
+
+def test_a_storage_in_the_home_of_nobody_is_told_with_its_key(path):
+    with pytest.raises(ConfigError, match=r"^storage: ~nosuchuser/runs: nobody here has that name"):
+        print(load(path, MINIMAL, "storage=~nosuchuser/runs").run_dir)
 
 
 def test_the_smallest_config_gets_the_defaults(path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from stand_ins import stand_in
 from support import settings
 
 from orpo_ray.config import RunConfig, build, load_config
@@ -18,8 +19,9 @@ from orpo_ray.jobs.job import Job, NameTakenError, Submission, UnreachableError,
 from orpo_ray.jobs.package import MOST_BYTES, pack, sort_luggage
 from orpo_ray.jobs.reach import is_loopback, way_to
 from orpo_ray.jobs.request import parse_environment, request
-from orpo_ray.jobs.secrets import is_secret, refuse_secrets
+from orpo_ray.jobs.secrets import is_secret, refuse_secrets, refuse_secrets_of_overrides
 from orpo_ray.jobs.submit import Patience, follow, stop, submit, submit_and_follow
+from orpo_ray.jobs.token import make_token
 
 HERS = {"command": "train", "config": "a"}
 
@@ -276,6 +278,15 @@ def test_names_that_hold_no_secret(name: str) -> None:
         ({}, {"MYTOKENS": "hf_abc"}, "--env MYTOKENS"),
         ({}, {"HF_TOKEN_PATH": "hf_abc"}, "--env HF_TOKEN_PATH"),
         ({}, {"HTTPS_PROXY": "http://hf_abc@proxy"}, "--env HTTPS_PROXY"),
+        ({}, {"AWS_SECRET_ACCESS_KEY": "hf_abc"}, "--env AWS_SECRET_ACCESS_KEY"),
+        ({}, {"WANDB_API_KEY": "hf_abc"}, "--env WANDB_API_KEY"),
+        ({}, {"APIKEY": "hf_abc"}, "--env APIKEY"),
+        ({}, {"AUTHTOKEN": "hf_abc"}, "--env AUTHTOKEN"),
+        ({}, {"MY_PASSWORDS": "hf_abc"}, "--env MY_PASSWORDS"),
+        ({}, {"TOKEN2": "hf_abc"}, "--env TOKEN2"),
+        ({}, {"JAVA_OPTS": "-Xmx1g -Dp=http://u:hf_abc@h"}, "--env JAVA_OPTS"),
+        ({}, {"URLS": "a=http://h/x,b=http://h/y?X%2DAmz-Signature=hf_abc"}, "--env URLS"),
+        ({"data": {"train": [{"source": "https://u:hf/_abc@h/x"}]}}, {}, "data.train.0.source"),
         ({"data": {"eval": [{"source": "https://h/x?X-Amz-Signature=hf_abc"}]}}, {}, "data.eval.0.source"),
         ({"tracking": [{"api_key": "hf_abc"}]}, {}, "tracking.0.api_key"),
         ({"data": {"train": [{"source": "https://host/x.jsonl?token=hf_abc"}]}}, {}, "data.train.0.source"),
@@ -291,8 +302,41 @@ def test_a_secret_is_refused_and_not_repeated(tree: dict[str, Any], environment:
 def test_settings_and_variables_without_secrets_pass() -> None:
     tree = {"training": {"tokens_per_microbatch": 1}, "storage": "s3://bucket/runs", "name": "http://["}
     refuse_secrets(tree, {"HF_HOME": "/data", "AWS_SHARED_CREDENTIALS_FILE": "/root/s3"}, ["--samples", "2"])
-    with pytest.raises(ConfigError, match="an option behind --"):
-        refuse_secrets(tree, {}, ["--adapter", "https://me:hf_abc@host/x"])
+    for option in (["--adapter", "https://me:hf_abc@host/x"], ["--adapter=https://me:hf_abc@host/x"]):
+        with pytest.raises(ConfigError, match="an option behind --"):
+            refuse_secrets(tree, {}, option)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "TOKENIZERS_PARALLELISM=false",
+        "TOKENIZERS_PARALLELISM=4",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
+        "KEYBOARD=us",
+        "SEND_KEYS=True",
+        "SHARD=http://host:80/x@y",
+        "SET=hf://datasets/team/set@main/x.parquet?page=2",
+    ],
+)
+def test_variables_that_only_look_like_secrets_pass(variable: str) -> None:
+    refuse_secrets({}, parse_environment([variable]))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.base=https://u:hf_abc@h/x", "model.base=demo"],
+        ["model.base=demo # of https://u:hf_abc@h/x"],
+        ["stages=[{api_key: hf_abc}]", "stages=[]"],
+        ["adapter.token=hf_abc"],
+    ],
+)
+def test_a_secret_that_a_later_override_hides_is_refused(overrides: list[str]) -> None:
+    refuse_secrets_of_overrides(["model.base=demo", "data.train=[{source: s3://bucket/x}]"])
+    with pytest.raises(ConfigError) as refused:
+        refuse_secrets_of_overrides(overrides)
+    assert "hf_abc" not in str(refused.value)
 
 
 @pytest.fixture
@@ -322,6 +366,12 @@ def test_relative_files_travel_and_absolute_ones_are_the_servers(folder: Path) -
     luggage = sort_luggage(naming(absolute, stages=[stage, {}]), folder)
     assert luggage.carried == ("base", "pairs.jsonl") and luggage.left == (absolute,)
     assert sort_luggage(naming("some/dataset"), folder).carried == ("base",)
+
+
+@pytest.mark.parametrize("base", ["x" * 300, "~nosuchuser/base", "/" + "x" * 300])
+def test_what_can_be_no_file_here_is_left_to_the_servers(folder: Path, base: str) -> None:
+    luggage = sort_luggage(naming("pairs.jsonl", model={"base": base}), folder)
+    assert (luggage.carried, luggage.left) == (("pairs.jsonl",), ())
 
 
 def test_the_package_holds_what_the_command_reads(folder: Path, tmp_path: Path) -> None:
@@ -415,3 +465,35 @@ def test_a_cluster_is_named_once_and_its_token_is_read_first(tmp_path: Path) -> 
         pass
     with way_to(None, None, tmp_path / "none", True) as way:
         assert way.token == ""
+
+
+def test_the_home_of_nobody_is_told_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~nosuchuser/token")
+    with (
+        pytest.raises(ConfigError, match=r"^RAY_AUTH_TOKEN_PATH: ~nosuchuser/token: nobody here has that name"),
+        way_to(None, None, None, False),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        ("root@10.0.0.1: Permission denied (publickey).", False),
+        ("Host key verification failed.", False),
+        ("ssh: connect to host 10.0.0.1 port 22: Connection refused", True),
+    ],
+)
+def test_a_server_that_refuses_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, again: bool
+) -> None:
+    stand_in(tmp_path / "ssh", f"sys.exit({said!r})")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    make_token(tmp_path / "token")
+    (tmp_path / "id").touch()
+    hosts = {"name": "lab", "head": "10.0.0.1", "ssh": {"key": str(tmp_path / "id")}, "token": str(tmp_path / "token")}
+    (tmp_path / "hosts.yaml").write_text(yaml.safe_dump(hosts), encoding="utf-8")
+    with way_to(tmp_path / "hosts.yaml", None, None, False) as way, pytest.raises(ResourceError) as refused:
+        way.connect()
+    assert str(refused.value) == f"10.0.0.1: cannot be reached as root: {said}"
+    assert isinstance(refused.value, UnreachableError) == again

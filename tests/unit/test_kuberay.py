@@ -216,15 +216,75 @@ def test_a_storage_that_would_be_lost_is_refused(storage: str, claim: str | None
         render(storage, claim=claim)
 
 
+@pytest.mark.parametrize("storage", ["/", "//", "/etc", "/etc/runs", "/dev/shm", "/x/../usr", "/tmp", "/home/", "/a:b"])
+def test_a_volume_hides_nothing_that_a_pod_needs(storage: str) -> None:
+    assert render("/var/runs") and render("/runs/") and render("/home/me/runs")
+    with pytest.raises(ConfigError, match=f"^storage: no volume is mounted at {storage}; give a folder of its own"):
+        render(storage)
+
+
+@pytest.mark.parametrize("image", ["", "a b", "-x", 'a"b'])
+def test_an_image_is_a_name(image: str) -> None:
+    assert Pods(PODS.nodes, "registry.host:5000/team/orpo-ray:1@sha256:0f", None)
+    with pytest.raises(ConfigError, match=r"^--image: .* is no name of an image"):
+        Pods(PODS.nodes, image, None)
+
+
+@pytest.mark.parametrize("claim", ["", "Runs", "a b", "-runs", "runs-", "a/b", "a" * 254])
+def test_a_claim_is_a_name_of_kubernetes(claim: str) -> None:
+    assert Pods(PODS.nodes, "orpo-ray:1", "runs.2-b")
+    with pytest.raises(ConfigError, match=r"^--claim: .* is no name of a volume claim"):
+        Pods(PODS.nodes, "orpo-ray:1", claim)
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "says"),
+    [
+        ("data", {"train": [{"source": "pairs.jsonl"}]}, "data.train.0.source: no pod has pairs.jsonl"),
+        ("data", {"train": [{"source": "tests"}]}, "data.train.0.source: no pod has tests"),
+        ("model", {"base": "./base"}, "model.base: no pod has ./base"),
+        ("model", {"base": "~/base"}, "model.base: no pod has ~/base"),
+        ("model", {"base": "a/b/c"}, "model.base: no pod has a/b/c"),
+        ("model", {"chat_template": "a b"}, "model.chat_template: no pod has a b"),
+        ("adapter", {"init_from": "runs/x"}, "adapter.init_from: no pod has runs/x"),
+    ],
+)
+def test_files_of_this_machine_are_on_no_pod(
+    section: str, keys: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=f"^{re.escape(says)}; name a model or dataset of the hub, a URL, or"):
+        manifests(run_config(Path("/runs"), **{section: keys}), CONFIG, [], PODS)
+
+
+def test_what_pods_can_reach_is_taken() -> None:
+    reached = {"train": [{"source": "team/set"}, {"source": "https://h/x.jsonl"}, {"source": "/runs/x.jsonl"}]}
+    sections: dict[str, dict[str, Any]] = {"data": reached, "model": {"base": "team/base"}}
+    assert manifests(run_config(Path("/runs"), **sections), CONFIG, [], PODS)
+
+
 @pytest.mark.parametrize("name", ["7b", "a" * 48])
 def test_a_name_that_kubernetes_has_no_room_for_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"^name: {name} would be {name} on Kubernetes"):
+    with pytest.raises(ConfigError, match=f"^name: {name} would be {name} on Kubernetes, .* a letter, have 47 char"):
         render(name=name)
 
 
 def test_a_secret_in_the_config_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^storage: the URL carries a secret"):
         render("s3://me:password@bucket/runs", claim=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "says"),
+    [
+        (CONFIG, ["model.base=https://u:secret@h/x", "model.base=demo"], "model.base: the URL carries a secret"),
+        (CONFIG + "# https://u:secret@h/x\n", [], "the config's file: the URL carries a secret"),
+    ],
+)
+def test_a_secret_that_is_hidden_is_refused(text: str, overrides: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{says}") as refused:
+        manifests(run_config(Path("/runs")), text, overrides, PODS)
+    assert "secret@" not in str(refused.value)
 
 
 def test_the_image_is_pinned_and_its_user_is_the_pods() -> None:

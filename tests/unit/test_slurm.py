@@ -236,7 +236,7 @@ def test_a_storage_that_may_be_shared_is_taken_at_its_word(storage: str) -> None
     assert render(run_config(Path("/shared")).model_copy(update={"storage": storage}))
 
 
-@pytest.mark.parametrize("time", ["90", "90:00", "24:00:00", "2-0", "2-12:30", "2-12:30:00"])
+@pytest.mark.parametrize("time", ["90", "90:00", "24:00:00", "2-0", "2-12:30", "2-12:30:00", "10", "0:10:00", "0"])
 def test_times_that_slurm_reads(time: str) -> None:
     assert f"#SBATCH --time={time}\n" in render(run_config(Path("/shared")), Request(NODES, time))
 
@@ -245,6 +245,18 @@ def test_times_that_slurm_reads(time: str) -> None:
 def test_other_times_are_refused(time: str) -> None:
     with pytest.raises(ConfigError, match=r"^--time: .* is no time of Slurm's"):
         Request(NODES, time)
+
+
+@pytest.mark.parametrize("time", ["5", "9:59", "0:05:00", "0-0:09", "00:09:59"])
+def test_a_time_that_ends_before_its_checkpoint_is_refused(time: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--time: {time} is too short: .* give 10 minutes or more"):
+        Request(NODES, time)
+
+
+def test_the_home_of_nobody_is_no_storage() -> None:
+    config = run_config(Path("/shared")).model_copy(update={"storage": "~nosuchuser/runs"})
+    with pytest.raises(ConfigError, match=r"^storage: ~nosuchuser/runs: nobody here has that name"):
+        render(config)
 
 
 def test_a_partition_is_a_name() -> None:

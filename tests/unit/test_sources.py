@@ -17,7 +17,7 @@ from orpo_ray.config.data import Source
 from orpo_ray.data.hub import explain_hub_error
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import RawRow, read_rows, source_labels
-from orpo_ray.errors import DataError
+from orpo_ray.errors import ConfigError, DataError
 
 ROW = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
 
@@ -204,6 +204,11 @@ def test_missing_file_names_the_nearest(tmp_path: Path, lines: Path) -> None:
     assert "there is no directory" in refused(tmp_path / "none" / "a.jsonl")
     assert "no such file" in refused("./train")
     assert "no such file" in refused("data/of/mine")
+
+
+def test_the_home_of_nobody() -> None:
+    with pytest.raises(ConfigError, match=r"^source: ~nosuchuser/a\.jsonl: nobody here has that name"):
+        list(read_rows(Source(source="~nosuchuser/a.jsonl")))
 
 
 def test_unknown_kind(tmp_path: Path) -> None:

@@ -67,15 +67,17 @@ def texts(folder: Path) -> dict[str, str]:
         ("http://host/bucket", "http:// is not supported; use s3://bucket/folder, or a folder"),
         ("s3://AKIA:se/cret@bucket/runs", "a URL carries no user or password; credentials and endpoint are those of"),
         ("s3://bucket/runs?secret_key=x", "a URL carries no query; credentials and endpoint are those of"),
-        ("s3://", "'' is no name of a bucket; use s3://bucket/folder"),
-        ("s3://Bucket/runs", "'Bucket' is no name of a bucket"),
+        ("s3://", "what follows s3:// is no name of a bucket (3 to 63 of a-z, 0-9, . and -); use s3://bucket/folder"),
+        ("s3://Bucket/runs", "what follows s3:// is no name of a bucket"),
+        ("s3://AKIA:secret/runs", "what follows s3:// is no name of a bucket"),
         ("s3://bucket/../runs", "has a folder that is not made of letters, digits and . _ - ="),
+        ("s3://bucket/AKIA:secret", "has a folder that is not made of letters"),
         ("s3://bucket//runs", "has a folder that is not made of letters"),
     ],
 )
 def test_other_urls_are_refused(url: str, says: str) -> None:
     assert says in (refuse_url(url) or "")
-    assert "cret" not in (refuse_url(url) or "")
+    assert "cret" not in (refuse_url(url) or "")  # nor any other part of it
     with pytest.raises(ConfigError, match=r"supported|carries|name of a bucket|folder that"):
         storage_at(url)
 
@@ -88,6 +90,9 @@ def test_a_place_in_a_bucket_is_accepted(url: str) -> None:
 def test_secrets_in_a_text_are_not_shown() -> None:
     assert without_secrets("storage=s3://AKIA:se/cret@bucket/runs?key=cret") == "storage=s3://...@bucket/runs?..."
     assert without_secrets("model.base=what?") == "model.base=what?"
+    assert without_secrets("storage='s3://AKIA:secret/runs' b") == "storage='s3://...' b", "the @ was forgotten"
+    for address in ("http://127.0.0.1:8265/x", "'http://host:80'", "http://[::1]:80/"):
+        assert without_secrets(address) == address
 
 
 def test_the_copy_of_a_bucket_lies_in_the_cache_folder_of_the_user(
@@ -98,6 +103,16 @@ def test_the_copy_of_a_bucket_lies_in_the_cache_folder_of_the_user(
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert local_path("s3://bucket/a") == tmp_path / ".cache" / "orpo-ray" / "s3" / "bucket" / "a"
     assert local_path("~/runs") == tmp_path / "runs"
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "AWS_CONFIG_FILE"])
+def test_a_home_that_is_not_here_is_told_with_the_variable_that_names_it(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv(variable, "~nosuchuser/x")
+    with pytest.raises(ConfigError, match=f"^{variable}: ~nosuchuser/x: nobody here has that name"):
+        fetched(f"{URL}/x")
 
 
 # --- files and folders ------------------------------------------------------------------------------------------
@@ -266,6 +281,41 @@ def test_a_server_that_is_not_there_is_told_within_seconds(tmp_path: Path, monke
     with pytest.raises(ResourceError, match=r"^storage: s3://bucket at http://127.0.0.1:9 cannot be used"):
         storage_at(URL).check()
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://u:secret@127.0.0.1:abc",
+        "http://127.0.0.1:9?x=secret",
+        "http://127.0.0.1:9/#secret",
+        "u:secret@127.0.0.1:9",
+        "http://u:secret",
+    ],
+)
+@pytest.mark.parametrize("in_file", [False, True])
+def test_an_endpoint_is_told_in_complaints_and_so_may_hold_no_secret(
+    endpoint: str, in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enter(monkeypatch, tmp_path / "cache")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    if in_file:
+        (tmp_path / "config").write_text(f"[default]\nendpoint_url = {endpoint}\n", encoding="utf-8")
+    else:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match=r"must be a server's URL such as http://10\.0\.0\.9:9000") as refused:
+        storage_at(URL).check()
+    assert str(refused.value).startswith(f"{tmp_path / 'config'}: endpoint_url: " if in_file else "AWS_ENDPOINT_URL: ")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_broken_file_of_the_aws_sdk_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(monkeypatch, tmp_path / "cache")
+    (tmp_path / "config").write_text("aws_secret_access_key = secret\n", encoding="utf-8")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(ConfigError, match="not as the AWS SDK wants it: sections in brackets") as refused:
+        storage_at(URL)
+    assert "secret" not in str(refused.value)
 
 
 def test_endpoint_and_credentials_may_stand_in_the_files_of_the_aws_sdk(
