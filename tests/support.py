@@ -27,7 +27,7 @@ from orpo_ray.data.store import SCHEMA, Artifact, Summary, content_hash, write_a
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.models.hardware import CPU
 from orpo_ray.training import loop, record
-from orpo_ray.training.plan import PACKED, SHARED_PREFIX
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 from orpo_ray.training.reporter import LocalReporter, Watch
 from orpo_ray.training.setup import settle
 from orpo_ray.training.trainer import PreferenceTrainer
@@ -102,6 +102,8 @@ def layout_of(config: RunConfig) -> str:
     """The layout that a run on the demo's base takes."""
     if config.training.layout != "auto":
         return config.training.layout
+    if config.training.engine == "trl":
+        return PADDED
     return PACKED if config.objective.kind == "sft" else SHARED_PREFIX
 
 

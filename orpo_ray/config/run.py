@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.data import DataConfig
+from orpo_ray.config.engine import refuse_engine
 from orpo_ray.config.explain import all_keys
 from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
@@ -94,6 +95,12 @@ class RunConfig(Section):
                 f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO stage {deepspeed.stage} "
                 "would cut through; set scale.deepspeed=none, or training.optimizer=adamw"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_computes_the_objective(self) -> Self:
+        if problem := refuse_engine(self.objective, self.training, self.adapter):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -46,7 +46,7 @@ class TrainingConfig(Section):
     layout: Literal["auto", "padded", "packed", "shared-prefix"] = Field(
         "auto", description="how pairs stand in a micro-batch; speed and memory, not results"
     )
-    engine: Literal["fast"] = "fast"
+    engine: Literal["fast", "trl"] = Field("fast", description="trl: stock TRL computes the loss, padded")
     trackers: tuple[Literal["wandb", "mlflow"], ...] = Field((), description="beside TensorBoard, which is always on")
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orpo_ray.config.objectives import AnyObjectiveConfig
-from orpo_ray.objectives import cpo, dpo, ipo, orpo, sft, simpo
+from orpo_ray.objectives import cpo, dpo, ipo, kto, orpo, sft, simpo
 from orpo_ray.objectives.base import LossParts, NllTokens, Objective, PairLogps, loss_parts
 from orpo_ray.objectives.orpo import log_odds_ratio
 
@@ -15,6 +15,7 @@ _BUILDERS: dict[str, Callable[[Any], Objective]] = {
     "simpo": simpo.build,
     "cpo": cpo.build,
     "sft": sft.build,
+    "kto": kto.build,
 }
 
 

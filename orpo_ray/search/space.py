@@ -12,7 +12,7 @@ from orpo_ray.config.space import Domain, Options
 from orpo_ray.config.stages import merged
 
 # Ranges of the papers and of shipped recipes: ORPO arXiv:2403.07691, DPO 2305.18290, IPO 2310.12036, SimPO 2405.14734,
-# CPO 2401.08417.
+# CPO 2401.08417. KTO's beta means what DPO's does (2402.01306).
 _WEIGHTS: dict[str, dict[str, Any]] = {
     "orpo": {"objective.lambda": {"loguniform": [0.1, 2.0]}},
     "dpo": {"objective.beta": {"loguniform": [0.01, 0.1]}},
@@ -20,6 +20,7 @@ _WEIGHTS: dict[str, dict[str, Any]] = {
     "simpo": {"objective.beta": {"loguniform": [2.0, 10.0]}, "objective.gamma_beta_ratio": {"uniform": [0.0, 1.0]}},
     "cpo": {"objective.beta": {"loguniform": [0.01, 0.1]}},
     "sft": {},
+    "kto": {"objective.beta": {"loguniform": [0.01, 0.1]}},
 }
 _WITH_LIKELIHOOD = ("orpo", "sft", "cpo")
 _LEARNING_RATES = {

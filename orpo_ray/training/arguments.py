@@ -1,6 +1,7 @@
 """Our settings in the words of the Hugging Face Trainer."""
 
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import TrainingArguments
@@ -15,16 +16,24 @@ _OPTIMIZERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_8bit", "paged-adamw-
 
 
 def training_arguments(
-    config: TrainingConfig, run_dir: Path, total_steps: int, decisions: Decisions
+    config: TrainingConfig,
+    run_dir: Path,
+    total_steps: int,
+    decisions: Decisions,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **own: Any,
 ) -> TrainingArguments:
-    """Our settings as the Trainer knows them; saving, evaluating and accumulating stay ours."""
+    """Our settings as the Trainer knows them; saving, evaluating and accumulating stay ours.
+
+    `kind` and `own` are for arguments that know more than the Trainer's.
+    """
     on_cpu, stage = decisions.device == "cpu", stage_of(decisions.strategy)
     prepare_deepspeed(decisions.device)
     # Before DeepSpeed's settings are read, or every process would believe that it is alone.
     PartialState(cpu=on_cpu)
     # Stage 0 would keep the norm to itself: the trainer clips there. It must be said: left out, it comes to mean 1.
     max_grad_norm = 0.0 if stage == 0 else config.max_grad_norm
-    arguments = TrainingArguments(
+    arguments = kind(
         output_dir=str(run_dir),
         max_steps=total_steps,
         per_device_train_batch_size=1,
@@ -50,6 +59,7 @@ def training_arguments(
         report_to=list(config.trackers) or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        **own,
     )
     # On a server with several GPUs the Trainer would otherwise wrap the model in DataParallel.
     assert arguments.device is not None, "asking for the device makes transformers count the GPUs"

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +121,13 @@ def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce)
     base = load_base(config.model, device, decisions.dtype, decisions.attention, trainable=full, announce=announce)
     set_seed(config.training.seed)
     model = attach_adapter(base, config.adapter, announce)
-    return PairModel(model, autocast_dtype(decisions))
+    if config.training.engine == "fast":
+        return PairModel(model, autocast_dtype(decisions))
+    from orpo_ray.training.trl_engine import TrlModel, keep_start_as_reference
+
+    if config.objective.kind == "kto" and config.adapter.init_from is not None:
+        keep_start_as_reference(model)
+    return TrlModel(model, autocast_dtype(decisions))
 
 
 def autocast_dtype(decisions: Decisions) -> torch.dtype | None:
@@ -152,7 +161,7 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
         token_budget=budget,
     )
     set_checkpointing(model, decisions.gradient_checkpointing)
-    trainer = PreferenceTrainer(
+    trainer = _trainer_type(config, tokenizer, decisions)(
         model=model,
         objective=objective,
         work=work,
@@ -168,6 +177,20 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
     done = trainer.state.global_step
     if done < len(steps):
         raise StoppedError(f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on")
+
+
+def _trainer_type(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, decisions: Decisions
+) -> Callable[..., PreferenceTrainer]:
+    """Our trainer, or the one with TRL's inside."""
+    if config.training.engine == "fast":
+        return PreferenceTrainer
+    from orpo_ray.training.trl_engine import TrlEngine
+
+    def arguments(kind: Any, folder: Path, **own: Any) -> Any:
+        return training_arguments(config.training, folder, 1, decisions, kind, **own)
+
+    return partial(TrlEngine, objective_config=config.objective, tokenizer=tokenizer, arguments=arguments)
 
 
 def _check(model: PairModel, run: _Run, pad_id: int) -> None:
@@ -200,10 +223,9 @@ def _settle_budget(run: _Run, model: PairModel, objective: Objective, pad_id: in
     A GPU is tried at every start: it may be another one.
     """
     config, decisions, world = run.config, run.setup.decisions, run.world
-    if model.device.type != decisions.device:
-        run.announce(
-            f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried, as the weights are shared out first"
-        )
+    if model.device.type != decisions.device or config.training.engine == "trl":
+        why = "TRL computes the loss" if config.training.engine == "trl" else "the weights are shared out first"
+        run.announce(f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried, as {why}")
         return decisions
     if not (decisions.find_budget or decisions.device == "cuda"):
         return decisions
@@ -276,7 +298,7 @@ def _write_model(
     """
     inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
     is_adapter = model.model is not model.causal_model
-    options = {"save_embedding_layers": False} if is_adapter else {}
+    options = {"save_embedding_layers": False, "selected_adapters": ["default"]} if is_adapter else {}
     model.model.save_pretrained(folder, state_dict=inner, **options)
     tokenizer.save_pretrained(folder)
 

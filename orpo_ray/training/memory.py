@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 # Numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -45,10 +45,12 @@ class CpuMemory:
 
     def peak_of(self, run: Callable[[], object]) -> int | None:
         """Bytes of tensors that were alive at once during a run, above what was there before it."""
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        # Its own lines about starting and stopping would go to the user.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        with profile(use_cpu=True, profile_memory=True) as recorded:
             run()
         alive = peak = 0
-        results: Any = recorded.profiler.kineto_results  # type: ignore[union-attr]
+        results: Any = recorded.kineto_results
         for event in sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
             alive += event.nbytes()
             peak = max(peak, alive)

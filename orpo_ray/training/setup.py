@@ -21,7 +21,7 @@ from orpo_ray.objectives import build_objective
 from orpo_ray.storage import storage_at
 from orpo_ray.training import record
 from orpo_ray.training.layout_choice import choose_layout
-from orpo_ray.training.plan import Indices, pack_costs
+from orpo_ray.training.plan import PADDED, Indices, pack_costs
 from orpo_ray.training.strategy import SINGLE, ModelSize, Workers, choose_strategy, stage_of
 
 Announce = Callable[[str], None]
@@ -125,6 +125,9 @@ def _layout(config: RunConfig, lengths: Indices, before: dict[str, Any], announc
     if "layout" in before:
         announce(f"layout {before['layout']}: as the run began")
         return str(before["layout"])
+    if config.training.engine == "trl":
+        announce(f"layout {PADDED}: TRL's trainers pad")
+        return PADDED
     with_rejected = build_objective(config.objective).needs_rejected
     layout = choose_layout(config.training.layout, read_traits(config.model), lengths, with_rejected=with_rejected)
     announce(f"layout {layout.name}: {layout.reason}")

@@ -85,9 +85,11 @@ class PreferenceTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[StepInput]:
         """The rest of the run, one step an item; not prepared, since that would shard it again."""
-        dataset = StepDataset(self._work, self._objective, self._start, self.args.process_index)
         # A generator of its own: drawing the loader's seed must not move the global random state.
-        return DataLoader(dataset, batch_size=1, collate_fn=lambda items: items[0], generator=torch.Generator())
+        return DataLoader(self._dataset(), batch_size=1, collate_fn=lambda items: items[0], generator=torch.Generator())
+
+    def _dataset(self) -> StepDataset:
+        return StepDataset(self._work, self._objective, self._start, self.args.process_index)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[StepInput], num_batches: int, device: torch.device
@@ -105,7 +107,7 @@ class PreferenceTrainer(Trainer):
         """Walk the packs, gradients synchronised at the last one only; returns the step's loss on this rank."""
         model.train()
         self._current = inputs
-        metrics = StepMetrics(self._objective, self.args.device)
+        metrics = self._new_metrics()
         total = torch.zeros((), device=self.args.device)
         for index, pack in enumerate(inputs.packs):
             last = index == len(inputs.packs) - 1
@@ -124,13 +126,20 @@ class PreferenceTrainer(Trainer):
     def _gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
 
+    def _new_metrics(self) -> StepMetrics:
+        return StepMetrics(self._objective, self.args.device)
+
     def _run_pack(self, model: nn.Module, pack: PackInput, step: StepInput, metrics: StepMetrics) -> Tensor:
-        """Forward and backward of one pack; its share of the loss, scaled for the mean that ranks take."""
+        """Forward and backward of one pack; its share of the loss, as `_backward` returns it."""
         pairs, parts = pack_loss(model, self._objective, pack, step, self.args.device)
-        loss = parts.total * (pack.weight * self._world.size)
+        metrics.add(pairs, parts, pack.weight)
+        return self._backward(parts.total * pack.weight)
+
+    def _backward(self, share: Tensor) -> Tensor:
+        """Backward pass of a share of the step's loss, scaled for the mean that ranks take; the scaled share."""
+        loss = share * self._world.size
         # DeepSpeed would divide by its accumulation steps, of which it knows nothing here.
         self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
-        metrics.add(pairs, parts, pack.weight)
         return loss.detach()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:

@@ -334,10 +334,10 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(path, text, says):
         ("{kind: dpo, lambda: 0.1}", "objective.lambda: dpo has no lambda; remove it"),
         ("{kind: orpo, beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
         ("{kind: sft, gamma_beta_ratio: 0.1}", "objective.gamma_beta_ratio: sft has no gamma_beta_ratio; remove it"),
-        ("{kind: kto2}", "objective.kind: 'kto2' is not one of 'orpo', 'dpo', 'ipo', 'simpo', 'cpo', 'sft'"),
+        ("{kind: kto2}", "objective.kind: 'kto2' is not one of 'orpo', 'dpo', 'ipo', 'simpo', 'cpo', 'sft', 'kto'"),
         ("{beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
-        ("orpo", "objective: must be a section with alpha, beta, gamma_beta_ratio, kind, label_smoothing, lambda, "
-                 "log_probs, nll_on, nll_weight, not 'orpo'"),
+        ("orpo", "objective: must be a section with alpha, beta, desirable_weight, gamma_beta_ratio, kind, "
+                 "label_smoothing, lambda, log_probs, nll_on, nll_weight, undesirable_weight, not 'orpo'"),
     ],
 )  # fmt: skip
 def test_settings_of_another_objective_are_refused(path, objective, says):

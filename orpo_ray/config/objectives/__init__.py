@@ -7,11 +7,12 @@ from pydantic import Field
 from orpo_ray.config.objectives.cpo import CpoConfig
 from orpo_ray.config.objectives.dpo import DpoConfig
 from orpo_ray.config.objectives.ipo import IpoConfig
+from orpo_ray.config.objectives.kto import KtoConfig
 from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.config.objectives.sft import SftConfig
 from orpo_ray.config.objectives.simpo import SimpoConfig
 
-AnyObjectiveConfig = OrpoConfig | DpoConfig | IpoConfig | SimpoConfig | CpoConfig | SftConfig
+AnyObjectiveConfig = OrpoConfig | DpoConfig | IpoConfig | SimpoConfig | CpoConfig | SftConfig | KtoConfig
 ObjectiveConfig = Annotated[AnyObjectiveConfig, Field(discriminator="kind")]
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "CpoConfig",
     "DpoConfig",
     "IpoConfig",
+    "KtoConfig",
     "ObjectiveConfig",
     "OrpoConfig",
     "SftConfig",

@@ -1,0 +1,15 @@
+"""KTO (arXiv:2402.01306): in TRL's trainer alone, which also computes its reference."""
+
+from torch import Tensor
+
+from orpo_ray.config.objectives import KtoConfig
+from orpo_ray.objectives.base import Objective, PairLogps
+
+
+def _preference(pairs: PairLogps) -> Tensor:
+    raise AssertionError("the config lets KTO run with engine: trl only")
+
+
+def build(config: KtoConfig) -> Objective:
+    """What the rest of a run needs to know of it: both answers take part."""
+    return Objective(config.kind, _preference)

@@ -1,0 +1,262 @@
+"""`engine: trl`: the loss of every pack by TRL's own trainers; data order, steps and checkpoints stay ours.
+
+Settings are translated here and nowhere else: fields keep the paper's names, and ORPO's lambda is TRL's beta. TRL's
+trainer is built around a small stand-in, since it changes the model that it is given (a second adapter, other formats);
+then it computes its loss on ours. It is stock in what it computes: padded rows, each prompt twice, full logits for ORPO
+and CPO, means of a micro-batch. A step of several packs weighs them by their pairs.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, TrainingArguments
+
+from orpo_ray.config.objectives import AnyObjectiveConfig
+from orpo_ray.data.pairs import TokenPair
+from orpo_ray.training.layout import PairBatch
+from orpo_ray.training.metrics import StepMetrics
+from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.steps import PackInput, StepDataset, StepInput
+from orpo_ray.training.trainer import PreferenceTrainer
+
+_LONGEST = 2**20
+"""Tokens that nothing is truncated to: what is too long has been dropped or cut by the preparation."""
+_FUSED_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
+REFERENCE_ADAPTER = "ref"
+"""TRL's name for the adapter that KTO compares with, where a run does not start from a fresh one."""
+
+Rows = list[dict[str, Any]]
+
+
+def to_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
+    """Rows for DPO's collator; `reference` [n, 2] are summed log-probs of the chosen and rejected answers."""
+    rows: Rows = []
+    for i, pair in enumerate(pairs):
+        row = {f"{part}_ids": getattr(pair, part).tolist() for part in ("prompt", "chosen", "rejected")}
+        if reference is not None:
+            row |= {"ref_chosen_logps": float(reference[i, 0]), "ref_rejected_logps": float(reference[i, 1])}
+        rows.append(row)
+    return rows
+
+
+def to_labelled_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
+    """Rows for the collator of ORPO and CPO: both sides whole, their prompts out of the labels."""
+    rows: Rows = []
+    for pair in pairs:
+        prompt = pair.prompt.tolist()
+        row: dict[str, Any] = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for side, answer in (("chosen", pair.chosen.tolist()), ("rejected", pair.rejected.tolist())):
+            row[f"{side}_input_ids"] = prompt + answer
+            row[f"{side}_attention_mask"] = [1] * (len(prompt) + len(answer))
+            row[f"{side}_labels"] = [-100] * len(prompt) + answer
+        rows.append(row)
+    return rows
+
+
+def to_unpaired_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
+    """The unpaired view: all chosen answers, then all rejected ones; each also with its neighbour's, as a baseline."""
+    rows: Rows = [
+        {"prompt_ids": pair.prompt.tolist(), "completion_ids": getattr(pair, side).tolist(), "label": side == "chosen"}
+        for side in ("chosen", "rejected")
+        for pair in pairs
+    ]
+    for i, row in enumerate(rows):
+        row["KL_completion_ids"] = rows[i - 1]["completion_ids"]
+    return rows
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How TRL names an objective: trainer and config by name, its settings, and its rows."""
+
+    trainer: str
+    settings: Callable[[Any], dict[str, Any]]
+    rows: Callable[[list[TokenPair], np.ndarray | None], Rows]
+
+
+_KINDS: dict[str, _Kind] = {
+    "orpo": _Kind("ORPO", lambda c: {"beta": c.lambda_, "max_length": _LONGEST}, to_labelled_rows),
+    "cpo": _Kind(
+        "CPO",
+        lambda c: {"beta": c.beta, "cpo_alpha": c.alpha, "loss_type": "sigmoid", "max_length": _LONGEST},
+        to_labelled_rows,
+    ),
+    "simpo": _Kind(
+        "CPO",
+        lambda c: {
+            "beta": c.beta,
+            "simpo_gamma": c.gamma_beta_ratio * c.beta,
+            "cpo_alpha": 0.0,
+            "loss_type": "simpo",
+            "max_length": _LONGEST,
+        },
+        to_labelled_rows,
+    ),
+    "dpo": _Kind(
+        "DPO",
+        lambda c: {
+            "beta": c.beta,
+            "label_smoothing": c.label_smoothing,
+            "loss_type": "sigmoid",
+            "max_length": None,
+        },
+        to_rows,
+    ),
+    "ipo": _Kind("DPO", lambda c: {"beta": c.beta, "loss_type": "ipo", "max_length": None}, to_rows),
+    "kto": _Kind(
+        "KTO",
+        lambda c: {
+            "beta": c.beta,
+            "desirable_weight": c.desirable_weight,
+            "undesirable_weight": c.undesirable_weight,
+            "max_length": None,
+        },
+        to_unpaired_rows,
+    ),
+}
+
+
+def _classes(name: str) -> tuple[Any, Any]:
+    """TRL's trainer and config."""
+    module = import_module(f"trl.experimental.{name.lower()}" if name in ("ORPO", "CPO") else "trl")
+    return getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config")
+
+
+class TrlModel(PairModel):
+    """The model whose forward pass of a pack is TRL's loss; batches of pairs are scored as ever."""
+
+    def __init__(self, model: Any, autocast: torch.dtype | None) -> None:
+        super().__init__(model, autocast)
+        self._loss: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
+
+    def use_loss(self, loss: Callable[[nn.Module, dict[str, Any]], Tensor]) -> None:
+        """Have packs computed by a trainer of TRL's."""
+        self._loss = loss
+
+    def forward(self, batch: PairBatch | dict[str, Any]) -> Tensor:
+        """Log-probs [N] of a batch of pairs, or the loss of one of TRL's."""
+        if isinstance(batch, PairBatch):
+            return super().forward(batch)
+        assert self._loss is not None
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self._loss(self.model, batch)
+
+
+class TrlStepDataset(StepDataset):
+    """Item i is one rank's share of step `first + i`, as TRL's collator makes it."""
+
+    def __init__(self, collate: Callable[[Rows], dict[str, Any]], rows: Callable[..., Rows], *work: Any) -> None:
+        super().__init__(*work)
+        self._collate, self._rows = collate, rows
+
+    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput:
+        reference = self._work.reference
+        rows = self._rows([self._work.train[i] for i in pairs], None if reference is None else reference[pairs])
+        return PackInput(self._collate(rows), weight * len(pairs), None)
+
+
+class _LossAlone(StepMetrics):
+    """TRL's loss tells nothing else in our terms."""
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Count one pack's share of the step's loss."""
+        self._sums = self._sums + torch.nn.functional.pad(loss.detach()[None], (len(self._sums) - 1, 0))
+
+    def means(self, sums: list[float], pair_count: int, token_count: int) -> dict[str, float]:
+        """Nothing beside the loss, which the trainer logs."""
+        return {}
+
+
+class TrlEngine(PreferenceTrainer):
+    """Trains a TrlModel on planned steps with one of TRL's trainers inside."""
+
+    def __init__(
+        self,
+        model: TrlModel,
+        objective_config: AnyObjectiveConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        arguments: Callable[..., TrainingArguments],
+        **ours: Any,
+    ) -> None:
+        super().__init__(model=model, **ours)
+        self._kind = _KINDS[objective_config.kind]
+        # After our own trainer: the first Accelerator of a process settles what DeepSpeed is to do.
+        self._inside = _build(self._kind, objective_config, tokenizer, arguments)
+        self._inside.model = model.model
+        if self._kind.trainer in ("DPO", "KTO"):
+            _fuse_head(model)
+        model.use_loss(self._inside.compute_loss)
+
+    def _dataset(self) -> StepDataset:
+        rank = self.args.process_index
+        return TrlStepDataset(
+            self._inside.data_collator, self._kind.rows, self._work, self._objective, self._start, rank
+        )
+
+    def _new_metrics(self) -> StepMetrics:
+        return _LossAlone(self._objective, self.args.device)
+
+    def _run_pack(self, model: nn.Module, pack: PackInput, step: StepInput, metrics: StepMetrics) -> Tensor:
+        """Forward and backward of one micro-batch: TRL's mean over it, weighed by its share of the step's pairs."""
+        batch: dict[str, Any] = {name: _moved(value, self.args.device) for name, value in pack.batch.items()}
+        share = model(batch) * (pack.weight / step.pair_count)
+        assert isinstance(metrics, _LossAlone)
+        metrics.add_loss(share)
+        return self._backward(share)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _build(
+    kind: _Kind,
+    config: AnyObjectiveConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: Callable[..., TrainingArguments],
+) -> Any:
+    """TRL's trainer around a model that nothing is asked of, with a data set of one row."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    trainer_type, config_type = _classes(kind.trainer)
+    rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    with tempfile.TemporaryDirectory(prefix="orpo-ray-trl-") as folder:
+        args = arguments(config_type, Path(folder), **kind.settings(config))
+        args.per_device_train_batch_size = 2  # KTO asks for more than one; no loader of its own is ever made
+        inside = trainer_type(
+            model=_stand_in(len(tokenizer)), args=args, train_dataset=rows, processing_class=tokenizer
+        )
+    # Its own way to have them computed would go over the one row; ours are in the rows of every pack.
+    inside.precompute_ref_logps = kind.trainer == "DPO"
+    return inside
+
+
+def _stand_in(vocabulary: int) -> PeftModel:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=1, **sizes))
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=["q_proj"]))
+
+
+def _fuse_head(model: TrlModel) -> None:
+    """TRL's head without full logits, which its newer trainers ask their model for."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(model.causal_model, outputs=_FUSED_OUTPUTS)
+
+
+def keep_start_as_reference(model: PeftModel) -> None:
+    """A frozen copy of the adapter that a run starts from: KTO compares with it, not with the base."""
+    model.add_adapter(REFERENCE_ADAPTER, model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", f".{REFERENCE_ADAPTER}.")).data.copy_(parameter.data)
+    model.set_adapter("default")

@@ -1,0 +1,166 @@
+"""`engine: trl`: the same run as ours where both define an objective alike, and KTO, which only TRL computes."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from support import Trained, make_artifact, run_config, train_locally
+
+from orpo_ray.config import RunConfig
+from orpo_ray.data.pairs import TokenPair
+from orpo_ray.data.store import Artifact
+from orpo_ray.errors import ConfigError
+from orpo_ray.training.trl_engine import to_unpaired_rows
+
+STEPS = 4
+LOSS, TENSOR = 1e-5, 1e-4
+"""Relative: of every step's loss and evaluation, and of the adapter's change as one vector."""
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "orpo": {"kind": "orpo", "lambda": 0.5, "nll_on": "full"},
+    "cpo": {"kind": "cpo", "alpha": 0.7},
+    "simpo": {"kind": "simpo"},
+    "dpo": {"kind": "dpo", "beta": 0.5},
+    "ipo": {"kind": "ipo", "log_probs": "token-mean"},
+}
+ONE_PACK, PACKS = 100_000, 300
+KTO = {"kind": "kto", "beta": 0.5, "undesirable_weight": 0.8}
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make_artifact(tmp_path_factory.mktemp("prepared"), train=14, evaluation=4)
+
+
+def config(storage: Path, engine: str, objective: dict[str, Any], budget: int = ONE_PACK, **sections: Any) -> RunConfig:
+    training = {
+        "engine": engine,
+        "max_steps": STEPS,
+        "pairs_per_step": 6,
+        "tokens_per_microbatch": budget,
+        "eval_every": STEPS,
+        "checkpoint_every": 2,
+        **sections.pop("training", {}),
+    }
+    adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
+    return run_config(storage, f"{objective['kind']}-{engine}", objective=objective, training=training, adapter=adapter)
+
+
+def assert_same_run(ours: Trained, theirs: Trained) -> None:
+    np.testing.assert_allclose(theirs.losses, ours.losses, rtol=LOSS)
+    for name in ("train/grad_norm", "eval/margin", "eval/nll", "eval/chosen_logp"):
+        one, other = ([line[name] for line in run.metrics if name in line] for run in (ours, theirs))
+        np.testing.assert_allclose(other, one, rtol=TENSOR, atol=LOSS)
+    assert ours.adapter.keys() == theirs.adapter.keys()
+    difference = sum(float((ours.adapter[n] - theirs.adapter[n]).square().sum()) for n in ours.adapter)
+    assert math.sqrt(difference / sum(float(t.square().sum()) for t in ours.adapter.values())) < TENSOR
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_run_is_the_same_by_either_engine(objective: str, artifact: Artifact, tmp_path: Path) -> None:
+    ours, theirs = (
+        train_locally(config(tmp_path, engine, OBJECTIVES[objective]), artifact) for engine in ("fast", "trl")
+    )
+    assert (ours.result["layout"], theirs.result["layout"]) == ("shared-prefix", "padded")
+    assert ours.losses[-1] != ours.losses[0]
+    assert_same_run(ours, theirs)
+
+
+@pytest.mark.parametrize("objective", ["simpo", "dpo", "ipo"])
+def test_a_mean_over_pairs_does_not_depend_on_packs(objective: str, artifact: Artifact, tmp_path: Path) -> None:
+    """A likelihood does: TRL takes its mean over the tokens of each micro-batch."""
+    whole = train_locally(config(tmp_path / "whole", "trl", OBJECTIVES[objective]), artifact)
+    cut = train_locally(config(tmp_path / "cut", "trl", OBJECTIVES[objective], PACKS), artifact)
+    assert_same_run(whole, cut)
+
+
+# --- KTO ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_unpaired_view_by_hand() -> None:
+    """Chosen answers first; as a baseline, each prompt also gets the answer of the row before it."""
+    pairs = [
+        TokenPair(str(i), *(np.array(ids, dtype=np.int32) for ids in sides))
+        for i, sides in enumerate([([1, 2], [3], [4, 5]), ([6], [7, 8], [9])])
+    ]
+    rows = to_unpaired_rows(pairs, None)
+    assert [row["prompt_ids"] for row in rows] == [[1, 2], [6], [1, 2], [6]]
+    assert [row["completion_ids"] for row in rows] == [[3], [7, 8], [4, 5], [9]]
+    assert [row["label"] for row in rows] == [True, True, False, False]
+    assert [row["KL_completion_ids"] for row in rows] == [[9], [3], [7, 8], [4, 5]]
+
+
+@pytest.fixture(scope="module")
+def sft(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_locally(config(tmp_path_factory.mktemp("sft"), "fast", {"kind": "sft"}), artifact).run_dir
+
+
+@pytest.mark.parametrize("start", ["fresh", "sft"])
+def test_kto_starts_from_implicit_rewards_of_zero_and_learns(
+    start: str, artifact: Artifact, sft: Path, tmp_path: Path
+) -> None:
+    """Each answer's loss is 1 - sigmoid(0), times its weight: the reference is what the run starts from."""
+    adapter = {"init_from": str(sft)} if start == "sft" else {}
+    trained = train_locally(config(tmp_path, "trl", KTO, adapter=adapter), artifact)
+    assert trained.losses[0] == pytest.approx(0.5 * (1 + 0.8) / 2, abs=1e-6)
+    assert trained.losses[-1] < trained.losses[0] - 1e-3
+    assert all("ref" not in name.split(".") for name in trained.adapter)
+    state = load_file(trained.run_dir / "checkpoints" / f"step-{STEPS:06d}" / "state.safetensors")
+    assert not [name for name in state if ".ref." in name]
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVES["dpo"], KTO], ids=["dpo", "kto"])
+def test_a_run_goes_on_exactly(objective: dict[str, Any], artifact: Artifact, tmp_path: Path) -> None:
+    class PlannedError(Exception):
+        pass
+
+    def fail(step: int, total: int, metrics: Any) -> None:
+        if step == 3 and "train/loss" in metrics:
+            raise PlannedError
+
+    whole = train_locally(config(tmp_path / "whole", "trl", objective, adapter={"dropout": 0.1}), artifact)
+    broken = config(tmp_path / "broken", "trl", objective, adapter={"dropout": 0.1})
+    with pytest.raises(PlannedError):
+        train_locally(broken, artifact, fail)
+    resumed = train_locally(broken, artifact)
+    assert "resuming at step 2 of 4" in resumed.said
+    assert resumed.losses == whole.losses
+    for name in ("adapter/adapter_model.safetensors", f"checkpoints/step-{STEPS:06d}/state.safetensors"):
+        assert (resumed.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("objective", "engine", "sections", "complaint"),
+    [
+        ({"kind": "kto"}, "fast", {}, "objective.kind: kto is computed by TRL's trainer; set training.engine=trl"),
+        ({"kind": "sft"}, "trl", {}, "objective.kind: the trainers that TRL brings to pairs have no sft"),
+        ({"kind": "orpo"}, "trl", {}, "objective.nll_on: TRL's ORPO takes the likelihood over prompt and response"),
+        ({"kind": "cpo", "nll_on": "full"}, "trl", {}, "objective.nll_on: TRL's CPO takes"),
+        ({"kind": "ipo"}, "trl", {}, "objective.log_probs: TRL's IPO takes means over tokens; set token-mean"),
+        ({"kind": "dpo", "nll_weight": 0.1}, "trl", {}, "TRL's DPO has neither nll_weight nor label_smoothing"),
+        ({"kind": "simpo"}, "trl", {"training": {"layout": "packed"}}, "training.layout: TRL's trainers pad; packed"),
+    ],
+)
+def test_what_trl_means_otherwise_is_refused(
+    objective: dict[str, Any], engine: str, sections: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config(tmp_path, engine, objective, **sections)
+    assert complaint in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_kto_of_a_whole_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.kind: TRL's KTO compares with the model below the adapter"):
+        run_config(
+            tmp_path,
+            objective=KTO,
+            training={"engine": "trl"},
+            model={"quantization": "none"},
+            adapter={"kind": "none", "r": 16, "alpha": 16},
+        )
