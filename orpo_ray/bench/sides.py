@@ -20,6 +20,7 @@ from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.training.metrics import StepMetrics
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.steps import PackInput, StepInput, lay_out, pack_loss, scored_tokens
+from orpo_ray.training.trl_engine import to_labelled_rows, to_rows
 
 OBJECTIVES: dict[str, Objective] = {
     # TRL's ORPO takes its NLL over prompt and response.
@@ -71,14 +72,14 @@ class Ours:
 
 
 class TrlTrainer:
-    """A trainer of TRL's around a model, ready for steps; `row` gives it a pair in its own form."""
+    """A trainer of TRL's around a model, ready for steps; `rows` gives it pairs in its own form."""
 
     def __init__(self, model: PeftModel, objective: str, device: str) -> None:
         if device == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where it is installed, looks for others
         self._folder = tempfile.TemporaryDirectory(prefix="orpo-ray-bench-")
-        build = {"orpo": _orpo_trainer, "dpo": _dpo_trainer}[objective]
-        self.trainer, self.row = build(model, Path(self._folder.name), device == "cpu")
+        build, self.rows = {"orpo": (_orpo_trainer, to_labelled_rows), "dpo": (_dpo_trainer, to_rows)}[objective]
+        self.trainer = build(model, Path(self._folder.name), device == "cpu")
         # What Trainer.train() would do before its first step.
         self.model = self.trainer.accelerator.prepare(self.trainer.model)
         self.trainer.model_wrapped = self.model
@@ -90,7 +91,9 @@ class Stock:
 
     def __init__(self, trainer: "TrlTrainer", steps: Sequence[Sequence[TokenPair]]) -> None:
         self._trainer, self._model = trainer.trainer, trainer.model
-        self._batches = [self._trainer.data_collator([trainer.row(pair) for pair in pairs]) for pairs in steps]
+        reference = [np.array([_REFERENCE] * len(pairs)) for pairs in steps]
+        rows = (trainer.rows(list(pairs), scores) for pairs, scores in zip(steps, reference, strict=True))
+        self._batches = [self._trainer.data_collator(batch) for batch in rows]
         self.tokens = sum(self._count(batch) for batch in self._batches)
 
     def step(self, number: int) -> Tensor:
@@ -119,7 +122,6 @@ def _arguments(folder: Path, on_cpu: bool) -> dict[str, Any]:
         "output_dir": str(folder),
         "use_cpu": on_cpu,
         "bf16": not on_cpu,
-        "max_length": None,
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "report_to": "none",
@@ -135,38 +137,17 @@ def _placeholder() -> tuple[Any, Any]:
     return Dataset.from_list(rows), AutoTokenizer.from_pretrained(str(files("orpo_ray") / "demo" / "base"))
 
 
-def _orpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> tuple[Any, Any]:
+def _orpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> Any:
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     rows, tokenizer = _placeholder()
-    arguments = ORPOConfig(**{**_arguments(folder, on_cpu), "max_length": 8192}, beta=0.1)
-    trainer = ORPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
-
-    def row(pair: TokenPair) -> dict[str, Any]:
-        prompt = pair.prompt.tolist()
-        sides: dict[str, Any] = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-        for side, answer in (("chosen", pair.chosen.tolist()), ("rejected", pair.rejected.tolist())):
-            sides[f"{side}_input_ids"] = prompt + answer
-            sides[f"{side}_attention_mask"] = [1] * (len(prompt) + len(answer))
-            sides[f"{side}_labels"] = [-100] * len(prompt) + answer
-        return sides
-
-    return trainer, row
+    arguments = ORPOConfig(**_arguments(folder, on_cpu), max_length=2**20, beta=0.1)
+    return ORPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
 
 
-def _dpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> tuple[Any, Any]:
+def _dpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> Any:
     from trl import DPOConfig, DPOTrainer
 
     rows, tokenizer = _placeholder()
-    arguments = DPOConfig(**_arguments(folder, on_cpu), beta=0.1, precompute_ref_log_probs=True)
-    trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
-    chosen, rejected = _REFERENCE
-
-    def row(pair: TokenPair) -> dict[str, Any]:
-        ids = {name: getattr(pair, part).tolist() for name, part in _DPO_COLUMNS.items()}
-        return {**ids, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-
-    return trainer, row
-
-
-_DPO_COLUMNS = {"prompt_ids": "prompt", "chosen_ids": "chosen", "rejected_ids": "rejected"}
+    arguments = DPOConfig(**_arguments(folder, on_cpu), max_length=None, beta=0.1, precompute_ref_log_probs=True)
+    return DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)

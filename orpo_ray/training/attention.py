@@ -110,13 +110,15 @@ AttentionInterface.register(RUNS_ATTENTION, attend)
 
 def _per_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, scaling: float) -> Tensor:
     """By torch's own attention, one call a run."""
-    grouped = query.shape[1] != key.shape[1]
+    group = query.shape[1] // key.shape[1]
+    if group > 1 and query.is_cuda:  # a GPU's kernels that take a mask take no groups
+        key, value, group = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), 1
     outputs = []
     for q, k, v in zip(query.split(runs.lengths, 2), runs.keys(key, 2), runs.keys(value, 2), strict=True):
         square = q.shape[2] == k.shape[2]
         mask = None if square else causal_lower_right(q.shape[2], k.shape[2])
         outputs.append(
-            scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square, scale=scaling, enable_gqa=grouped)
+            scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square, scale=scaling, enable_gqa=group > 1)
         )
     return torch.cat(outputs, 2)
 
@@ -145,8 +147,10 @@ def find_varlen(device: torch.device, dtype: torch.dtype, group: int, head_dim: 
     scaling = head_dim**-0.5
     expected = _per_run(q.float(), k.float(), v.float(), runs, scaling)[0].transpose(0, 1)
     try:
-        found = attention(*(states[0].transpose(0, 1).requires_grad_() for states in (q, k, v)), runs, scaling)
-        found.sum().backward()
+        # It may be looked for while a model evaluates.
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            found = attention(*(states[0].transpose(0, 1).requires_grad_() for states in (q, k, v)), runs, scaling)
+            found.float().sum().backward()
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None
     return attention if torch.allclose(found.float(), expected, atol=0.05, rtol=0.05) else None
