@@ -168,6 +168,9 @@ def _adapt(varlen_attn: Any) -> Varlen:
             options["scale"] = scaling
         else:
             query = query * (scaling * query.shape[-1] ** 0.5)
+        if "enable_gqa" not in known:
+            group = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         keys, values = torch.cat(runs.keys(key, 0)), torch.cat(runs.keys(value, 0))
         longest = max(runs.lengths)
         output: Tensor = varlen_attn(
