@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.attention import SDPA, Runs, attend, attention_path
+from orpo_ray.training.attention import SDPA, Runs, _adapt, attend, attention_path
 
 RUNS = {
     "one run": [(5, 0)],
@@ -105,3 +105,41 @@ def test_on_a_gpu_it_is_the_same_within_its_format(runs: list[tuple[int, int]]) 
         strict=True,
     ):
         torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.1)
+
+
+# --- the signatures that torch's varlen attention has had -----------------------------------------------------------
+
+
+def reference_kernel(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, key_ends: Tensor, scale: float) -> Tensor:
+    """What a kernel of any version computes: runs of rows, causal from their ends."""
+    outputs = []
+    for i in range(len(ends) - 1):
+        queries = q[ends[i] : ends[i + 1]].transpose(0, 1)
+        keys, values = (states[key_ends[i] : key_ends[i + 1]].transpose(0, 1) for states in (k, v))
+        mask = torch.ones(queries.shape[1], keys.shape[1], dtype=torch.bool).tril(keys.shape[1] - queries.shape[1])
+        out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
+        outputs.append(out.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def with_windows(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
+    assert window_size == (-1, 0) and enable_gqa
+    assert (max_q, max_k) == (6, 7)
+    return reference_kernel(query, key, value, cu_seq_q, cu_seq_k, scale)
+
+
+def with_a_flag(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+    assert is_causal and query.shape[1] == key.shape[1]
+    return reference_kernel(query, key, value, cu_seq_q, cu_seq_k, DIM**-0.5)
+
+
+@pytest.mark.parametrize("kernel", [with_windows, with_a_flag])
+def test_every_signature_is_given_what_it_takes(kernel: object) -> None:
+    torch.manual_seed(0)
+    runs = Runs.of([(6, 0), (3, 4), (2, 0)])
+    query, key, value = states(11, HEADS), states(11, 2), states(11, 2)
+    expected, _ = attend(nn.Identity(), query, key, value, None, runs=runs, scaling=0.3)
+    rows = [s[0].transpose(0, 1) for s in (query, key, value)]
+    torch.testing.assert_close(_adapt(kernel)(*rows, runs, 0.3), expected[0], rtol=1e-5, atol=1e-6)
