@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import EVAL_PAIRS, Trained, remember_trainers, run_config, train_locally
+from support import BASE, EVAL_PAIRS, Trained, remember_trainers, run_config, train_locally
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
+from orpo_ray.errors import ConfigError
 from orpo_ray.models.base import count_quantized
 from orpo_ray.models.hardware import CPU
+from orpo_ray.models.traits import Traits
+from orpo_ray.training import setup
 from orpo_ray.training.setup import settle
 
 STEPS = 3
@@ -135,6 +138,52 @@ def test_warmup_may_be_a_fraction(artifact: Artifact, tmp_path: Path) -> None:
     ]
 
 
+# --- layouts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that looks back 16 tokens, less than most pairs of the demo have; its weights are random."""
+    folder = tmp_path_factory.mktemp("windowed")
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = MistralForCausalLM(
+        MistralConfig(**sizes, num_key_value_heads=2, vocab_size=len(tokenizer), sliding_window=16)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_with_a_window_gets_padded_rows_and_the_reason_is_told(
+    windowed: Path, artifact: Artifact, tmp_path: Path
+) -> None:
+    kind = {"model": {"base": str(windowed), "quantization": "none"}, "objective": {"kind": "dpo"}}
+    trained = train_locally(kind_config(tmp_path, "windowed", kind), artifact)
+    assert trained.result["layout"] == "padded"
+    (line,) = (line for line in trained.said if line.startswith("layout"))
+    assert line.startswith("layout padded: layers of the base look back 16 tokens, but the longest pair has ")
+    with pytest.raises(
+        ConfigError, match=r"^training\.layout: shared-prefix does not fit this run: layers of the base"
+    ):
+        train_locally(kind_config(tmp_path, "asked", kind, layout="shared-prefix"), artifact)
+
+
+def test_a_configuration_that_does_not_tell_of_its_window_is_found_out(
+    windowed: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes on in padded rows, DPO's reference included: at step 0 the implicit rewards are 0."""
+    monkeypatch.setattr(setup, "read_traits", lambda config: Traits())
+    kind = {"model": {"base": str(windowed), "quantization": "none"}, "objective": {"kind": "dpo"}}
+    trained = train_locally(kind_config(tmp_path, "found-out", kind), artifact)
+    (warning,) = (line for line in trained.said if line.startswith("WARNING"))
+    assert "layout shared-prefix is not right for this model, falling back to padded rows" in warning
+    assert "a window of 16" in warning
+    assert trained.result["layout"] == "padded"
+    assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
 # --- going on after a failure ---------------------------------------------------------------------------------------
 
 
@@ -182,7 +231,7 @@ def test_a_resumed_run_keeps_what_auto_came_to(artifact: Artifact, tmp_path: Pat
         train_locally(config, artifact, fail_at(3))
     record = config.run_dir / "run.json"
     run = json.loads(record.read_text(encoding="utf-8"))
-    assert run["decisions"]["tokens_per_microbatch"] == 8192
+    assert run["decisions"]["tokens_per_microbatch"] > 0 and not run["decisions"]["find_budget"]
     run["decisions"]["tokens_per_microbatch"] = 333
     record.write_text(json.dumps(run), encoding="utf-8")
     assert settle(config, artifact, lambda line: None, CPU).decisions.tokens_per_microbatch == 333
