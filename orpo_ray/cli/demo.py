@@ -19,6 +19,7 @@ class ObjectiveName(StrEnum):
     SIMPO = "simpo"
     CPO = "cpo"
     SFT = "sft"
+    KTO = "kto"
 
 
 @app.command("demo")
