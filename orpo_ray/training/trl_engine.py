@@ -29,6 +29,8 @@ from orpo_ray.training.trainer import PreferenceTrainer
 
 _LONGEST = 2**20
 """Tokens that nothing is truncated to: what is too long has been dropped or cut by the preparation."""
+_FUSED = ("DPO", "KTO")
+"""Trainers that ask their model for log-probs instead of logits."""
 _FUSED_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 REFERENCE_ADAPTER = "ref"
 """TRL's name for the adapter that KTO compares with, where a run does not start from a fresh one."""
@@ -191,7 +193,7 @@ class TrlEngine(PreferenceTrainer):
         # After our own trainer: the first Accelerator of a process settles what DeepSpeed is to do.
         self._inside = _build(self._kind, objective_config, tokenizer, arguments)
         self._inside.model = model.model
-        if self._kind.trainer in ("DPO", "KTO"):
+        if self._kind.trainer in _FUSED:
             _fuse_head(model)
         model.use_loss(self._inside.compute_loss)
 
@@ -210,6 +212,8 @@ class TrlEngine(PreferenceTrainer):
         share = model(batch) * (pack.weight / step.pair_count)
         assert isinstance(metrics, _LossAlone)
         metrics.add_loss(share)
+        # What it would log itself, and clear then.
+        getattr(self._inside, "_metrics" if self._kind.trainer in _FUSED else "_stored_metrics")["train"].clear()
         return self._backward(share)
 
 

@@ -13,7 +13,7 @@ from orpo_ray.config import RunConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.trl_engine import to_unpaired_rows
+from orpo_ray.training.trl_engine import TrlEngine, to_unpaired_rows
 
 STEPS = 4
 LOSS, TENSOR = 1e-5, 1e-4
@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "ipo": {"kind": "ipo", "log_probs": "token-mean"},
 }
 ONE_PACK, PACKS = 100_000, 300
-KTO = {"kind": "kto", "beta": 0.5, "undesirable_weight": 0.8}
+KTO: dict[str, Any] = {"kind": "kto", "beta": 0.5, "undesirable_weight": 0.8}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,19 @@ def test_a_mean_over_pairs_does_not_depend_on_packs(objective: str, artifact: Ar
     whole = train_locally(config(tmp_path / "whole", "trl", OBJECTIVES[objective]), artifact)
     cut = train_locally(config(tmp_path / "cut", "trl", OBJECTIVES[objective], PACKS), artifact)
     assert_same_run(whole, cut)
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES.values(), KTO], ids=lambda objective: objective["kind"])
+def test_what_trl_would_log_is_not_kept_for_ever(
+    objective: dict[str, Any], artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[TrlEngine] = []
+    train = TrlEngine.train
+    monkeypatch.setattr(TrlEngine, "train", lambda self: (engines.append(self), train(self)))
+    train_locally(config(tmp_path, "trl", objective), artifact)
+    inside = vars(engines[0]._inside)
+    kept = [inside[name]["train"] for name in ("_metrics", "_stored_metrics") if name in inside]
+    assert kept and not any(kept)
 
 
 # --- KTO ------------------------------------------------------------------------------------------------------------
