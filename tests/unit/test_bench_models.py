@@ -1,0 +1,92 @@
+"""The models and pairs of the benchmarks: what is measured is what is said to be."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from support import BASE
+
+from orpo_ray.bench import models
+from orpo_ray.bench.models import BASES, full_size, small_llama, with_adapter
+from orpo_ray.bench.pairs import pairs_of_file, pairs_of_shape
+from orpo_ray.bench.step import Bench, Case, group_by_length
+from orpo_ray.errors import DataError
+
+TINY = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_full_size_base_is_nf4_but_for_head_and_embedding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few layers here, on a CPU: its way of quantising is that of a GPU."""
+    model_type, config_type, settings = BASES[name]
+    small = {**settings, **TINY, "num_key_value_heads": 1, "vocab_size": 100}
+    monkeypatch.setitem(models.BASES, name, (model_type, config_type, small))
+    model = full_size(name, "cpu")
+    quantised = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    assert len(quantised) == 2 * 7
+    assert all(module.weight.quant_type == "nf4" and module.weight.quant_state.nested for module in quantised)
+    assert not isinstance(model.get_output_embeddings(), Linear4bit)
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+    adapted = with_adapter(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert adapted(torch.arange(4, 20)[None]).logits.isfinite().all()
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 2 * 7 * 2 and all("lora_" in name for name in trained)
+
+
+def test_full_sizes_are_those_of_the_models_they_are_named_after() -> None:
+    """Parameters of the layers and the head, by their own numbers: 7.24 and 8.03 billion."""
+    for name, billions in (("mistral-7b", 7.24), ("llama-3-8b", 8.03)):
+        model_type, config_type, settings = BASES[name]
+        with torch.device("meta"):
+            model = model_type(config_type(**settings))
+        assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_the_head_of_the_small_model_is_about_a_tenth_of_its_work() -> None:
+    """Parameters are multiplications a token; checkpointing computes the layers once more than the head."""
+    model = small_llama(256, 1400)
+    head = model.get_output_embeddings().weight.numel()
+    layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    assert 0.05 < 2 * head / (3 * layers + 2 * head) < 0.12
+
+
+def lengths_of(pairs: Any) -> np.ndarray:
+    return np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
+
+
+def test_drawn_pairs_have_the_shape_or_lengths_around_it() -> None:
+    assert (lengths_of(pairs_of_shape((7, 5, 3), 4, 0.0, 50)) == [7, 5, 3]).all()
+    ragged = lengths_of(pairs_of_shape((100, 50, 50), 200, 0.8, 50))
+    assert (ragged.min(axis=0) >= [20, 10, 10]).all() and (ragged.max(axis=0) <= [180, 90, 90]).all()
+    assert np.abs(ragged.mean(axis=0) / [100, 50, 50] - 1).max() < 0.1
+    ids = np.concatenate([pair.prompt for pair in pairs_of_shape((100, 50, 50), 20, 0.8, 50)])
+    assert ids.min() >= 4 and ids.max() < 50
+
+
+def test_a_file_without_enough_pairs_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (pair,) = pairs_of_file(str(file), str(BASE), 100, 1, 50, lambda line: None)
+    assert max(pair.prompt.max(), pair.chosen.max()) < 50
+    with pytest.raises(DataError, match="1 pairs fit into 100 tokens, 2 are needed"):
+        pairs_of_file(str(file), str(BASE), 100, 2, 50, lambda line: None)
+
+
+def test_grouping_keeps_the_pairs_and_sorts_their_lengths() -> None:
+    steps = [pairs_of_shape((20, 10, 10), 3, 0.8, 50, seed) for seed in range(4)]
+    grouped = group_by_length(steps)
+    assert sorted(id(pair) for step in grouped for pair in step) == sorted(id(pair) for step in steps for pair in step)
+    totals = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for step in grouped for pair in step]
+    assert totals == sorted(totals) and [len(step) for step in grouped] == [3] * 4
+
+
+def test_sides_of_a_benchmark_agree_on_a_step() -> None:
+    bench = Bench(Case(shape=(12, 6, 9), pairs=2, hidden=64, vocabulary=60), lambda line: None)
+    for ours in (bench.ours(), bench.ours(frozen_head=False)):
+        loss, gradient = bench.differences(ours, bench.stock())
+        assert loss < 1e-5 and gradient < 1e-4
+    assert bench.ours(frozen_head=False).tokens == 4 * 2 * 27
