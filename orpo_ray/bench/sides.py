@@ -149,5 +149,7 @@ def _dpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> Any:
     from trl import DPOConfig, DPOTrainer
 
     rows, tokenizer = _placeholder()
-    arguments = DPOConfig(**_arguments(folder, on_cpu), max_length=None, beta=0.1, precompute_ref_log_probs=True)
-    return DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    arguments = DPOConfig(**_arguments(folder, on_cpu), max_length=None, beta=0.1)
+    trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer.precompute_ref_logps = True  # they are in the rows
+    return trainer

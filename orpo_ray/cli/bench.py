@@ -1,5 +1,6 @@
 """`orpo-ray bench`: how fast this is beside the stock way, measured on this machine."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import typer
@@ -89,9 +90,7 @@ def step(
     json: Json = False,
 ) -> dict[str, Any]:
     """A training step: ours beside stock TRL's, on the same pairs, weights, number format and checkpointing."""
-    from orpo_ray.cli.console import announce, open_log
-
-    open_log()
+    announce = _open_quiet_log()
     from orpo_ray.bench.step import Case, bench_step
 
     case = Case(_shape(shape), pairs, ragged, objective, hidden, vocabulary, data, tokenizer, max_length, device, base)
@@ -115,9 +114,7 @@ def ablation(
     json: Json = False,
 ) -> dict[str, Any]:
     """Each technique of the step alone, beside stock TRL's step."""
-    from orpo_ray.cli.console import announce, open_log
-
-    open_log()
+    announce = _open_quiet_log()
     from orpo_ray.bench.step import Case, bench_ablation
 
     case = Case(_shape(shape), pairs, ragged, objective, hidden, vocabulary, device=device, base=base)
@@ -139,9 +136,7 @@ def head(
     json: Json = False,
 ) -> dict[str, Any]:
     """The output head alone: selected log-probs beside TRL's full logits, on the same hidden states."""
-    from orpo_ray.cli.console import announce, open_log
-
-    open_log()
+    announce = _open_quiet_log()
     from orpo_ray.bench.head import bench_head
 
     result = bench_head(_shape(shape), pairs, vocabulary, hidden, turns, announce)
@@ -171,6 +166,17 @@ def search(
             print(f"{side:7} {numbers} {result['seconds'][side] / 60:8.1f}")
         print(f"ratio of steps {result['ratio']:.2f}")
     return result
+
+
+def _open_quiet_log() -> Callable[[str], None]:
+    """Where a benchmark tells how it goes; torch's own remarks on what it allocates are kept out."""
+    import os
+
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    return announce
 
 
 def _shape(text: str) -> tuple[int, int, int]:

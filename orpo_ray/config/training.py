@@ -37,7 +37,7 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
     gradient_checkpointing: Literal["auto"] | bool = Field(
-        "auto", description="recompute activations in the backward pass; auto: on a GPU"
+        "auto", description="recompute activations in the backward pass; auto: where memory is short"
     )
     eval_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
     checkpoint_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")

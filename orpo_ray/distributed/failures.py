@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.distributed as dist
 from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 from ray.train.v2._internal.exceptions import RayTrainError
 
 from orpo_ray.errors import OrpoRayError, RunError, on_one_line
+from orpo_ray.training.memory import is_out_of_memory
 
 Kind = Literal["told", "memory", "peer", "unexpected", "lost"]
 
@@ -18,7 +18,6 @@ Kind = Literal["told", "memory", "peer", "unexpected", "lost"]
 _PEER_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
 # Settings or a machine that will not do, told by NCCL; it would tell the same again.
 _NEVER_WORKS = re.compile(r"invalid ?usage|duplicate gpu|unhandled cuda error", re.IGNORECASE)
-_TORCH_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 _OUT_OF_MEMORY = "lower training.tokens_per_microbatch or data.max_length, or share out more with scale.deepspeed.stage"
 INTERFACES = "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
 _TOLD_CHARACTERS = 200
@@ -47,9 +46,7 @@ def kind_of(error: BaseException) -> Kind:
     """
     if isinstance(error, OrpoRayError):
         return "told"
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "memory"
-    if isinstance(error, RuntimeError) and not isinstance(error, RayTrainError) and _TORCH_MEMORY.search(str(error)):
+    if not isinstance(error, RayTrainError) and is_out_of_memory(error):
         return "memory"
     if is_deterministic(error):
         return "unexpected"

@@ -169,7 +169,7 @@ class _Scorer:
             table = self._task.pairs().train
             model.check_reads(table)
             pad_id = padding_id(load_tokenizer(config.model, lambda line: None))
-            settle_layout(model, decisions.layout, decisions.dtype, table, pad_id, lambda line: None)
+            settle_layout(model, decisions, table, pad_id, lambda line: None)
             self._loaded = model, table, pad_id
         return self._loaded
 

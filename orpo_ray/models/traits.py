@@ -16,7 +16,8 @@ class Traits:
     """Of a base. `window`: tokens that a layer looks back at most, None where every layer sees all.
 
     `own_attention`: its layers do not ask transformers' attention interface, so ours cannot stand in for theirs.
-    `recurrent`: layers carry a state from token to token. `router_loss`: its experts add a loss of their own.
+    `recurrent`: layers carry a state from token to token. `router_loss`: it asks for a loss of its experts' router.
+    `stretches_beyond`: tokens from which on the longest row of a batch changes the positions of all, if any.
     """
 
     own_attention: bool = False
@@ -24,6 +25,7 @@ class Traits:
     soft_cap: bool = False
     router_loss: bool = False
     window: int | None = None
+    stretches_beyond: int | None = None
 
 
 def read_traits(config: ModelConfig) -> Traits:
@@ -41,7 +43,15 @@ def read_traits(config: ModelConfig) -> Traits:
         soft_cap=getattr(text, "attn_logit_softcapping", None) is not None,
         router_loss=bool(getattr(text, "output_router_logits", False)),
         window=_window(text, layers),
+        stretches_beyond=_stretches_beyond(text),
     )
+
+
+def _stretches_beyond(text: PreTrainedConfig) -> int | None:
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return None
+    return int(rope.get("original_max_position_embeddings") or text.max_position_embeddings)
 
 
 def _window(text: PreTrainedConfig, layers: set[str]) -> int | None:

@@ -86,7 +86,9 @@ def attend(
 
     Raises ConfigError for a layer whose attention is more than causal.
     """
-    assert runs is not None and attention_mask is None and not dropout, "called by PairModel, which has checked"
+    if runs is None:
+        raise ConfigError(f"training.layout: {type(module).__name__} is not told of the runs; use layout=padded")
+    assert attention_mask is None and not dropout, "no mask is known by our name, and a base's own dropout is off"
     asked = [name for name in _UNKNOWN if others.get(name) is not None]
     if sliding_window is not None and sliding_window < runs.longest:
         asked.append(f"a window of {sliding_window}")
@@ -95,12 +97,12 @@ def attend(
             f"training.layout: {type(module).__name__} computes attention with {asked[0]}; use layout=padded"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotation leaves them in float32 under autocast
     varlen = None
-    if query.is_cuda:
-        query, key = query.to(value.dtype), key.to(value.dtype)
+    if query.is_cuda and value.shape[-1] == query.shape[-1]:
         varlen = find_varlen(query.device, value.dtype, query.shape[1] // key.shape[1], query.shape[-1])
     if varlen is None:
-        return _per_run(query, key, value, runs, scaling).transpose(1, 2), None
+        return _per_run(query, key, value, runs, scaling).transpose(1, 2).contiguous(), None
     q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     return varlen(q, k, v, runs, scaling)[None], None
 

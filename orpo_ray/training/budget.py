@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from orpo_ray.training.plan import Indices, PackCosts
+from orpo_ray.training.strategy import ModelSize, bytes_of_stage, stage_of
 
 Measure = Callable[[int, bool], int | None]
 """Bytes that a pack of so many tokens takes at once, forward and backward, with or without gradient checkpointing;
@@ -43,10 +44,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tokens of packs: of the longest pair alone, of another one with more pairs, and of the largest one of any use."""
+    """Tokens of packs: of the longest pair alone, of another one with more pairs, of a whole step, and the limit."""
 
     longest: int
     another: int
+    step: int
     most: int
 
 
@@ -55,7 +57,7 @@ def find_budget(measure: Measure, room: int, sizes: Sizes, checkpointing: bool |
 
     `checkpointing` None: activations are kept where enough tokens fit with them.
     """
-    enough = max(sizes.longest, min(sizes.most, _ENOUGH_TOKENS))
+    enough = max(sizes.longest, min(sizes.step, sizes.most, _ENOUGH_TOKENS))
     if not checkpointing:
         tokens = _find_tokens(lambda size: measure(size, False), room, sizes)
         if checkpointing is False or (tokens or 0) >= enough:
@@ -82,12 +84,15 @@ def smaller(tokens: int, longest: int) -> int | None:
     return None if tokens <= longest else max(longest, int(_SMALLER * tokens))
 
 
-def usable(free: int, trained: int) -> int:
-    """Bytes for packs where so many are free and `trained` parameters have no optimizer state yet.
+def usable(free: int, trained: int, workers: int, strategy: str) -> int:
+    """Bytes for packs where so many are free and `trained` float32 parameters have no gradient or optimizer state yet.
 
-    In float32: Adam's two moments, and the copy of the gradients that goes to the other workers.
+    What of these a worker is to hold is the strategy's; a pack that is tried alone makes all gradients, so that they
+    are counted with it.
     """
-    return int(_USABLE * free) - 3 * 4 * trained
+    weights = gradients = 4 * trained
+    state = bytes_of_stage(ModelSize(0, trained), workers, stage_of(strategy) or 0) - weights
+    return int(_USABLE * free - max(0.0, state - gradients))
 
 
 def sample_pack(costs: PackCosts, tokens: int) -> Indices:

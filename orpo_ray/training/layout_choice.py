@@ -26,7 +26,9 @@ def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected
     obstacle = _no_single_row(traits, int(longer_side(lengths).max(initial=0)))
     if asked == PADDED:
         return Layout(PADDED, "as configured")
-    no_sharing = obstacle or ("its router's loss counts tokens" if traits.router_loss else None)
+    no_sharing = obstacle or (
+        "the base asks for its router's loss, which is a mean over tokens" if traits.router_loss else None
+    )
     if asked == SHARED_PREFIX and not with_rejected:
         no_sharing = no_sharing or "the objective computes one answer a pair, so no prompt is shared"
     refused = {PACKED: obstacle, SHARED_PREFIX: no_sharing}.get(asked)
@@ -61,4 +63,9 @@ def _no_single_row(traits: Traits, longest: int) -> str | None:
         return "the base caps its attention scores"
     if traits.window is not None and traits.window < longest:
         return f"layers of the base look back {traits.window} tokens, but the longest pair has {longest}"
+    if traits.stretches_beyond is not None and traits.stretches_beyond < longest:
+        return (
+            f"a pair of more than {traits.stretches_beyond} tokens changes the positions of all that stand in its row, "
+            "and in its micro-batch; set data.max_length to that to have none"
+        )
     return None

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,9 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
     pad_id = padding_id(tokenizer)
     _check(model, run, pad_id)
     objective = build_objective(config.objective)
-    decisions = _settle_budget(run, model, objective, pad_id)
+    decisions = _settle_budget(run, replace(decisions, layout=model.layout), model, objective, pad_id)
+    if run.world.is_first:
+        record.add_to_run(config.run_dir, {"decisions": asdict(decisions)})
     budget = decisions.tokens_per_microbatch
     work = Work(
         steps=plan_run(config, run.artifact.train, run.world.size, budget, model.layout),
@@ -212,17 +214,17 @@ def _check(model: PairModel, run: _Run, pad_id: int) -> None:
     first = artifact.train[0]
     probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
     model.check_scorer(torch.from_numpy(probe), TOLERANCE[decisions.dtype])
-    settle_layout(model, decisions.layout, decisions.dtype, artifact.train, pad_id, run.announce, run.world)
+    settle_layout(model, decisions, artifact.train, pad_id, run.announce, run.world)
     if model.layout != PADDED:
-        run.announce(f"attention in layout {model.layout}: {model.attention_path}")
+        run.announce(f"attention in layout {model.layout}: {model.attention_path}, in place of {decisions.attention}")
 
 
-def _settle_budget(run: _Run, model: PairModel, objective: Objective, pad_id: int) -> Decisions:
-    """The decisions with tokens and checkpointing found, where they are open, and kept for the next start.
+def _settle_budget(run: _Run, decisions: Decisions, model: PairModel, objective: Objective, pad_id: int) -> Decisions:
+    """The decisions with tokens and checkpointing found, where they are open.
 
     A GPU is tried at every start: it may be another one.
     """
-    config, decisions, world = run.config, run.setup.decisions, run.world
+    config, world = run.config, run.world
     if model.device.type != decisions.device or config.training.engine == "trl":
         why = "TRL computes the loss" if config.training.engine == "trl" else "the weights are shared out first"
         run.announce(f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried, as {why}")
@@ -230,18 +232,15 @@ def _settle_budget(run: _Run, model: PairModel, objective: Objective, pad_id: in
     if not (decisions.find_budget or decisions.device == "cuda"):
         return decisions
     probe = Probe(model, objective, run.artifact.train, pad_id, memory_of(decisions.device, world))
-    decisions = settle_budget(
+    return settle_budget(
         probe,
         config.training,
         decisions,
         plan=lambda tokens: plan_run(config, run.artifact.train, world.size, tokens, model.layout),
-        largest_step=max(int(probe.costs.tokens[pairs].sum()) for pairs in run.steps),
+        largest_step=max(probe.costs.of(pairs) for pairs in run.steps),
         world=world,
         announce=run.announce,
     )
-    if world.is_first:
-        record.add_to_run(config.run_dir, {"decisions": asdict(decisions)})
-    return decisions
 
 
 def _note_workers(config: RunConfig, strategy: str, layout: str, world: World) -> None:

@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 import torch
 from torch.autograd.profiler import profile
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 # Numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -70,10 +73,25 @@ class GpuMemory:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        try:
-            run()
-            torch.cuda.synchronize()
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        if not _fits(run):
+            torch.cuda.empty_cache()  # after the exception, whose frames hold what was made
             return None
         return torch.cuda.max_memory_allocated() - before
+
+
+def _fits(run: Callable[[], object]) -> bool:
+    try:
+        run()
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return False
+        raise
+    return True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception tells of missing memory: torch's own, or that of a library beneath it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    )

@@ -30,10 +30,10 @@ class Probe:
         self._memory = memory
         self.costs = pack_costs(table.lengths, model.layout, with_rejected=objective.needs_rejected)
 
-    def room(self) -> int:
-        """Bytes that packs may take."""
+    def room(self, workers: int, strategy: str) -> int:
+        """Bytes that packs may take where so many workers train under a strategy."""
         trained = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
-        return usable(self._memory.free(), trained)
+        return usable(self._memory.free(), trained, workers, strategy)
 
     def measure(self, tokens: int, checkpointing: bool) -> int | None:
         """Bytes that the worst pack of so many tokens takes; None where it runs out of memory."""
@@ -85,19 +85,18 @@ def settle_budget(
     budget = Budget(decisions.tokens_per_microbatch, decisions.gradient_checkpointing)
     may_shrink = decisions.find_budget and config.tokens_per_microbatch == "auto"
     if decisions.find_budget:
-        limit = MOST_TOKENS[decisions.device] if may_shrink else budget.tokens
-        sizes = Sizes(
-            longest, probe.costs.of(sample_pack(probe.costs, 2 * longest)), max(longest, min(largest_step, limit))
-        )
+        most = max(longest, MOST_TOKENS[decisions.device] if may_shrink else budget.tokens)
+        sizes = Sizes(longest, probe.costs.of(sample_pack(probe.costs, 2 * longest)), largest_step, most)
         asked = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
-        found = _least(world.gather(find_budget(probe.measure, probe.room(), sizes, asked)), longest)
+        room = probe.room(world.size, decisions.strategy)
+        found = _least(world.gather(find_budget(probe.measure, room, sizes, asked)), longest)
         budget = found if may_shrink else replace(found, tokens=budget.tokens)
     while True:
         packs = (pack.pairs for step in plan(budget.tokens) for rank in step.packs for pack in rank)
         worst = max(packs, key=probe.costs.of)
         if all(world.gather(probe.measure_pack(worst, budget.checkpointing) is not None)):
             break
-        tokens = smaller(budget.tokens, longest) if may_shrink else None
+        tokens = smaller(probe.costs.of(worst), longest) if may_shrink else None
         if tokens is None:
             raise _too_large(probe.costs.of(worst))
         budget = replace(budget, tokens=tokens)

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import PairTable
-from orpo_ray.errors import ConfigError
+from orpo_ray.errors import on_one_line
 from orpo_ray.training.layout import collate
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PADDED
-from orpo_ray.training.setup import Announce
+from orpo_ray.training.setup import Announce, Decisions
 from orpo_ray.training.world import ALONE, World
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
@@ -18,16 +18,15 @@ _PAIRS = 4
 
 
 def settle_layout(
-    model: PairModel, layout: str, dtype: str, table: PairTable, pad_id: int, announce: Announce, world: World = ALONE
+    model: PairModel, decisions: Decisions, table: PairTable, pad_id: int, announce: Announce, world: World = ALONE
 ) -> None:
-    """Have the model take `layout`, or padded rows, said loudly, where the first pairs of a table come out otherwise.
+    """Have the model take the layout that was decided or, said loudly, padded rows where it is wrong for the model.
 
-    All processes of a world settle on the same; the model evaluates afterwards.
+    Compared are the first pairs of a table. All processes of a world settle on the same; the model evaluates after it.
     """
+    layout = decisions.layout
     if layout != PADDED:
-        problems = world.gather(
-            _problem(model, layout, [table[i] for i in range(min(_PAIRS, len(table)))], pad_id, dtype)
-        )
+        problems = world.gather(_problem(model, decisions, _first_pairs(table, decisions), pad_id))
         problem = next((found for found in problems if found), None)
         if problem:
             announce(f"WARNING: layout {layout} is not right for this model, falling back to padded rows: {problem}")
@@ -35,13 +34,25 @@ def settle_layout(
     model.use_layout(layout)
 
 
-def _problem(model: PairModel, layout: str, pairs: list[TokenPair], pad_id: int, dtype: str) -> str | None:
+def _first_pairs(table: PairTable, decisions: Decisions) -> list[TokenPair]:
+    """A few pairs, fewer where they do not fit into a micro-batch; memory has not been looked at yet."""
+    pairs = [table[i] for i in range(min(_PAIRS, len(table)))]
+    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
+    return pairs[: max(1, decisions.tokens_per_microbatch // (2 * longest))]
+
+
+def _problem(model: PairModel, decisions: Decisions, pairs: list[TokenPair], pad_id: int) -> str | None:
+    expected = _log_probs(model, PADDED, pairs, pad_id)
     try:
-        found = _log_probs(model, layout, pairs, pad_id)
-    except ConfigError as error:
-        return str(error)
-    difference = (found - _log_probs(model, PADDED, pairs, pad_id)).abs().max().item()
-    return None if difference <= TOLERANCE[dtype] else f"log-probs of the first pairs differ by {difference:.2g}"
+        found = _log_probs(model, decisions.layout, pairs, pad_id)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a model's own code may fail in any way; the run goes on without it
+        return on_one_line(error)
+    difference = (found - expected).abs().max().item()
+    return (
+        None if difference <= TOLERANCE[decisions.dtype] else f"log-probs of the first pairs differ by {difference:.2g}"
+    )
 
 
 @torch.no_grad()

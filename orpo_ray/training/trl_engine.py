@@ -8,6 +8,7 @@ and CPO, means of a micro-batch. A step of several packs weighs them by their pa
 
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 
 from orpo_ray.config.objectives import AnyObjectiveConfig
 from orpo_ray.data.pairs import TokenPair
+from orpo_ray.errors import ConfigError
+from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.training.layout import PairBatch
 from orpo_ray.training.metrics import StepMetrics
 from orpo_ray.training.pair_model import PairModel
@@ -193,6 +196,7 @@ class TrlEngine(PreferenceTrainer):
         # After our own trainer: the first Accelerator of a process settles what DeepSpeed is to do.
         self._inside = _build(self._kind, objective_config, tokenizer, arguments)
         self._inside.model = model.model
+        self._inside.accelerator = _Alone(self._inside.accelerator)
         if self._kind.trainer in _FUSED:
             _fuse_head(model)
         model.use_loss(self._inside.compute_loss)
@@ -217,6 +221,25 @@ class TrlEngine(PreferenceTrainer):
         return self._backward(share)
 
 
+class _Alone:
+    """An accelerator whose process shares nothing: what TRL gathers for its metrics would need packs of one size.
+
+    KTO's baseline is gathered, too, and is taken within the micro-batch instead.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, values: Any) -> Any:
+        """This process's values alone."""
+        return values
+
+    gather_for_metrics = gather
+
+
 def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
@@ -232,6 +255,8 @@ def _build(
 
     disable_progress_bars()
     trainer_type, config_type = _classes(kind.trainer)
+    tokenizer = deepcopy(tokenizer)  # TRL names a padding token where there is none, which the run's own must not get
+    tokenizer.pad_token_id = padding_id(tokenizer)
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with tempfile.TemporaryDirectory(prefix="orpo-ray-trl-") as folder:
         args = arguments(config_type, Path(folder), **kind.settings(config))
@@ -252,6 +277,11 @@ def _stand_in(vocabulary: int) -> PeftModel:
 
 def _fuse_head(model: TrlModel) -> None:
     """TRL's head without full logits, which its newer trainers ask their model for."""
+    if model.scorer.head is not None:
+        raise ConfigError(
+            "adapter.targets: TRL's DPO and KTO take the head's own weight and would leave its adapter out; leave the "
+            "head out, or set training.engine=fast"
+        )
     from trl.trainer.utils import add_fused_lm_head
 
     add_fused_lm_head(model.causal_model, outputs=_FUSED_OUTPUTS)
@@ -259,8 +289,13 @@ def _fuse_head(model: TrlModel) -> None:
 
 def keep_start_as_reference(model: PeftModel) -> None:
     """A frozen copy of the adapter that a run starts from: KTO compares with it, not with the base."""
-    model.add_adapter(REFERENCE_ADAPTER, model.peft_config["default"])
+    start: Any = deepcopy(model.peft_config["default"])
+    start.lora_dropout = 0.0  # it is computed in a model that trains
+    model.add_adapter(REFERENCE_ADAPTER, start)
+    copies = dict(model.named_parameters())
     for name, parameter in model.named_parameters():
-        if ".default." in name:
-            model.get_parameter(name.replace(".default.", f".{REFERENCE_ADAPTER}.")).data.copy_(parameter.data)
+        parts = name.split(".")
+        if "default" in parts:
+            copy = copies[".".join(REFERENCE_ADAPTER if part == "default" else part for part in parts)]
+            copy.data.copy_(parameter.data)
     model.set_adapter("default")

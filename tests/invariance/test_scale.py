@@ -570,6 +570,24 @@ def test_a_step_with_fewer_pairs_than_workers_is_as_on_one_worker(
     assert largest(lab, "alone", names) < TOLERANCE
 
 
+# --- TRL inside -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [{"kind": "dpo"}, {"kind": "orpo", "nll_on": "full"}, {"kind": "kto"}])
+def test_trl_trains_where_workers_have_packs_of_other_sizes(
+    objective: dict[str, Any], make_lab: Callable[[], Lab]
+) -> None:
+    """Seven pairs for two workers, and two in the last step: what TRL gathers for its metrics wants equal ones."""
+    lab = make_lab()
+    options = {**PLAIN, "objective": objective, "training": {"engine": "trl", "pairs_per_step": 7}, "steps": 4}
+    names = [lab.add(strategy, 2, strategy, **options) for strategy in ("ddp", "zero-2")]
+    lab.add("alone", **options)
+    lab.run()
+    assert largest(lab, names[0], names[1:]) < 2 * TOLERANCE
+    if objective["kind"] == "dpo":  # a mean over pairs, whatever the micro-batches
+        assert largest(lab, "alone", names) < 2 * TOLERANCE
+
+
 # --- forty steps ----------------------------------------------------------------------------------------------------
 
 

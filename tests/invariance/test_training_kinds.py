@@ -34,6 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora-int8": {"model": {"quantization": "int8"}},
     "lora-bfloat16": {"model": {"dtype": "bfloat16"}},
     "full": FULL,
+    "full-bfloat16": {"model": {"quantization": "none", "dtype": "bfloat16"}, "adapter": {"kind": "none"}},
 }
 
 
@@ -68,9 +69,9 @@ def test_every_kind_of_training_moves_its_own_weights_and_no_others(
     trained = train_locally(kind_config(tmp_path, kind, KINDS[kind]), artifact, keep_weights)
     assert all(math.isfinite(loss) for loss in trained.losses)
     model = trainers[0].model
-    assert count_quantized(model) == (28 if "nf4" in kind or "int8" in kind or "bfloat16" in kind else 0)
+    assert count_quantized(model) == (28 if "nf4" in kind or "int8" in kind or kind == "lora-bfloat16" else 0)
     moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    if kind == "full":
+    if kind.startswith("full"):
         assert moved == set(before)
     else:
         assert moved == {name for name in before if "lora_" in name}
@@ -181,6 +182,8 @@ def test_a_configuration_that_does_not_tell_of_its_window_is_found_out(
     assert "layout shared-prefix is not right for this model, falling back to padded rows" in warning
     assert "a window of 16" in warning
     assert trained.result["layout"] == "padded"
+    run = json.loads((trained.run_dir / "run.json").read_text(encoding="utf-8"))
+    assert run["decisions"]["layout"] == "padded", "it is what a resume takes, too"
     assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-6)
 
 

@@ -1,19 +1,23 @@
 """`engine: trl`: the same run as ours where both define an objective alike, and KTO, which only TRL computes."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from support import Trained, make_artifact, run_config, train_locally
+from support import BASE, Trained, make_artifact, run_config, train_locally
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.trl_engine import TrlEngine, to_unpaired_rows
+from orpo_ray.training.trl_engine import TrlEngine, keep_start_as_reference, to_unpaired_rows
 
 STEPS = 4
 LOSS, TENSOR = 1e-5, 1e-4
@@ -45,7 +49,8 @@ def config(storage: Path, engine: str, objective: dict[str, Any], budget: int = 
         **sections.pop("training", {}),
     }
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
-    return run_config(storage, f"{objective['kind']}-{engine}", objective=objective, training=training, adapter=adapter)
+    name = f"{objective['kind']}-{engine}"
+    return run_config(storage, name, objective=objective, training=training, adapter=adapter, **sections)
 
 
 def assert_same_run(ours: Trained, theirs: Trained) -> None:
@@ -110,18 +115,73 @@ def sft(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_locally(config(tmp_path_factory.mktemp("sft"), "fast", {"kind": "sft"}), artifact).run_dir
 
 
-@pytest.mark.parametrize("start", ["fresh", "sft"])
+@pytest.mark.parametrize("start", ["fresh", "sft", "sft with an embedding"])
 def test_kto_starts_from_implicit_rewards_of_zero_and_learns(
     start: str, artifact: Artifact, sft: Path, tmp_path: Path
 ) -> None:
     """Each answer's loss is 1 - sigmoid(0), times its weight: the reference is what the run starts from."""
-    adapter = {"init_from": str(sft)} if start == "sft" else {}
+    adapter: dict[str, Any] = {"init_from": str(sft)} if start == "sft" else {}
+    if start == "sft with an embedding":
+        targets = {"targets": ["q_proj", "embed_tokens"]}
+        begun = train_locally(config(tmp_path / "sft", "fast", {"kind": "sft"}, adapter=targets), artifact)
+        adapter = {**targets, "init_from": str(begun.run_dir)}
     trained = train_locally(config(tmp_path, "trl", KTO, adapter=adapter), artifact)
     assert trained.losses[0] == pytest.approx(0.5 * (1 + 0.8) / 2, abs=1e-6)
     assert trained.losses[-1] < trained.losses[0] - 1e-3
     assert all("ref" not in name.split(".") for name in trained.adapter)
     state = load_file(trained.run_dir / "checkpoints" / f"step-{STEPS:06d}" / "state.safetensors")
     assert not [name for name in state if ".ref." in name]
+
+
+def test_the_reference_of_kto_has_no_dropout() -> None:
+    """The trained adapter has, which moves its rewards; of the reference no layer drops anything."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=32))
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.5, target_modules=["q_proj"])
+    model = get_peft_model(base, lora)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    keep_start_as_reference(model)
+    model.train()
+    ids = torch.arange(1, 20)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    model.set_adapter("ref")
+    reference = model(ids).logits
+    assert torch.equal(reference, model(ids).logits)
+    model.eval()
+    model.set_adapter("default")
+    torch.testing.assert_close(model(ids).logits, reference)
+
+
+@pytest.fixture(scope="module")
+def nameless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's base with a tokenizer that names no padding token, as many do not."""
+    folder = tmp_path_factory.mktemp("nameless")
+    shutil.copytree(BASE, folder, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).pad_token is None
+    return folder
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVES["orpo"], OBJECTIVES["dpo"]], ids=["orpo", "dpo"])
+def test_a_tokenizer_without_padding_is_not_given_any(
+    objective: dict[str, Any], artifact: Artifact, nameless: Path, tmp_path: Path
+) -> None:
+    trained = train_locally(config(tmp_path, "trl", objective, model={"base": str(nameless)}), artifact)
+    assert AutoTokenizer.from_pretrained(trained.run_dir / "adapter").pad_token is None
+
+
+@pytest.mark.parametrize("objective", [OBJECTIVES["ipo"], KTO], ids=["ipo", "kto"])
+def test_an_adapted_head_is_refused_where_trl_would_leave_it_out(
+    objective: dict[str, Any], artifact: Artifact, tmp_path: Path
+) -> None:
+    adapted = config(tmp_path, "trl", objective, adapter={"targets": ["v_proj", "lm_head"]})
+    with pytest.raises(ConfigError, match=r"^adapter\.targets: TRL's DPO and KTO take the head's own weight"):
+        train_locally(adapted, artifact)
 
 
 @pytest.mark.parametrize("objective", [OBJECTIVES["dpo"], KTO], ids=["dpo", "kto"])

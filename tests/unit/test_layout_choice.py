@@ -22,6 +22,7 @@ OBSTACLES = {
     "own attention": (Traits(own_attention=True), "computes its attention in its own way"),
     "soft cap": (Traits(soft_cap=True), "caps its attention scores"),
     "window": (Traits(window=99), "look back 99 tokens, but the longest pair has 100"),
+    "positions": (Traits(stretches_beyond=99), "a pair of more than 99 tokens changes the positions of all"),
 }
 
 
@@ -58,9 +59,12 @@ def test_a_window_as_wide_as_the_longest_pair_is_none() -> None:
 
 def test_a_loss_of_the_router_keeps_prompts_apart() -> None:
     traits = Traits(router_loss=True)
-    assert choose("auto", traits) == (PACKED, "no padding; prompts are not shared, as its router's loss counts tokens")
+    assert choose("auto", traits) == (
+        PACKED,
+        "no padding; prompts are not shared, as the base asks for its router's loss, which is a mean over tokens",
+    )
     assert choose(PACKED, traits)[0] == PACKED
-    with pytest.raises(ConfigError, match="its router's loss counts tokens"):
+    with pytest.raises(ConfigError, match="the base asks for its router's loss"):
         choose(SHARED_PREFIX, traits)
 
 
@@ -92,6 +96,21 @@ BASES: dict[str, tuple[dict[str, Any], Traits]] = {
     "Gemma3Text": ({"sliding_window": 32, "head_dim": 8, "num_hidden_layers": 6}, Traits(window=32)),
     "Mixtral": ({"output_router_logits": True, "sliding_window": None}, Traits(router_loss=True)),
     "Bloom": ({}, Traits(own_attention=True)),
+    "Phi3": (
+        {
+            "max_position_embeddings": 64,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 32,
+                "long_factor": [2.0] * 4,
+                "short_factor": [1.0] * 4,
+            },
+            "pad_token_id": 0,
+        },
+        Traits(stretches_beyond=32),
+    ),
     "Mamba": ({}, Traits(own_attention=True, recurrent=True)),
     "Qwen3Next": ({}, Traits(own_attention=True, recurrent=True)),
 }

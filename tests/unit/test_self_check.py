@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 from orpo_ray.training.self_check import settle_layout
+from orpo_ray.training.setup import Decisions
 from orpo_ray.training.world import World
 
 VOCABULARY = 97
@@ -45,7 +46,8 @@ def llama() -> PairModel:
 
 def settled(model: PairModel, layout: str, **options: Any) -> list[str]:
     said: list[str] = []
-    settle_layout(model, layout, "float32", pairs(), 0, said.append, **options)
+    decisions = Decisions("cpu", "float32", "sdpa", layout, "single-process", False, options.pop("budget", 4096))
+    settle_layout(model, decisions, pairs(), 0, said.append, **options)
     return said
 
 
@@ -94,3 +96,40 @@ def test_all_processes_settle_on_the_same() -> None:
     model = llama()
     (line,) = settled(model, SHARED_PREFIX, world=WithAnother(rank=0, size=2, local_rank=0))
     assert line.endswith("differ by 2") and model.layout == PADDED
+
+
+class KeepsToItself(LlamaAttention):
+    """As layers do that hand nothing on to their attention that they do not know."""
+
+    def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
+        return super().forward(*arguments, **keywords)
+
+
+class Fails(LlamaAttention):
+    """As layers may whose code expects rows of another kind."""
+
+    def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
+        if runs is not None:
+            raise RuntimeError("view size is not\ncompatible")
+        return super().forward(*arguments, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("attention", "reason"), [(KeepsToItself, "KeepsToItself is not told of the runs"), (Fails, "view size is not")]
+)
+def test_a_model_whose_code_fails_in_a_layout_falls_back_too(attention: Any, reason: str) -> None:
+    model = llama()
+    for layer in model.causal_model.base_model.layers:
+        layer.self_attn.__class__ = attention
+    (line,) = settled(model, SHARED_PREFIX)
+    assert reason in line and "\n" not in line
+    assert model.layout == PADDED
+
+
+def test_no_more_pairs_are_compared_than_a_micro_batch_holds() -> None:
+    """The longest of the first four takes 17 tokens, a padded pair 34."""
+    model, seen = llama(), []
+    model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0].chosen_tokens)))
+    for budget in (1, 68, 4096):
+        settled(model, SHARED_PREFIX, budget=budget)
+    assert seen == [1, 1, 2, 2, 4, 4]
