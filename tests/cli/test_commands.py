@@ -66,7 +66,7 @@ def test_config_schema_is_a_json_schema_that_describes_every_setting(command: Co
     written = yaml.safe_load(config.read_text(encoding="utf-8"))
     validator.validate(written)
     validator.validate(dump(load_config(config)))
-    for wrong in ({**written, "lambda": 1}, {**written, "name": 3}, {**written, "objective": {"kind": "kto"}}):
+    for wrong in ({**written, "lambda": 1}, {**written, "name": 3}, {**written, "objective": {"kind": "rloo"}}):
         with pytest.raises(jsonschema.ValidationError):
             validator.validate(wrong)
     assert command("config", "schema", "--json").result == schema
