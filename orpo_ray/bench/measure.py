@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from orpo_ray.errors import ResourceError
 from orpo_ray.training.memory import CpuMemory, GpuMemory
@@ -32,6 +33,12 @@ def time_in_turns(runs: Sequence[Run], turns: int, device: str) -> list[list[flo
 def ratio_of(slower: Sequence[float], faster: Sequence[float]) -> float:
     """The median of how many times longer the first one took, turn by turn."""
     return statistics.median(one / other for one, other in zip(slower, faster, strict=True))
+
+
+def relative_differences(stock: tuple[float, Tensor], ours: tuple[float, Tensor]) -> tuple[float, float]:
+    """How far our (loss, gradient as one vector) is from stock's, each relative to stock's."""
+    (loss, gradient), (our_loss, our_gradient) = stock, ours
+    return abs(our_loss - loss) / abs(loss), float((our_gradient - gradient).norm() / gradient.norm())
 
 
 def _time_on_cpu(run: Run) -> float:

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from orpo_ray.bench.measure import peak_memory, ratio_of, time_in_turns
+from orpo_ray.bench.measure import peak_memory, ratio_of, relative_differences, time_in_turns
 from orpo_ray.bench.models import full_size, small_llama, with_adapter
 from orpo_ray.bench.pairs import Shape, pairs_of_file, pairs_of_shape
 from orpo_ray.bench.sides import Ours, Side, Stock, TrlTrainer
@@ -119,8 +119,7 @@ class Bench:
             loss = float(self.run(side, number))
             gradients = [p.grad.flatten().float() for p in self._model.parameters() if p.grad is not None]
             found.append((loss, torch.cat(gradients)))
-        (loss, gradient), (our_loss, our_gradient) = found
-        return abs(our_loss - loss) / abs(loss), float((our_gradient - gradient).norm() / gradient.norm())
+        return relative_differences(*found)
 
 
 def describe(device: str) -> dict[str, Any]:
