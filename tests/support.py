@@ -199,9 +199,36 @@ def remember_trainers(monkeypatch: pytest.MonkeyPatch) -> list[PreferenceTrainer
     return made
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind: its exit code and its two streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> Any:
+        """The one JSON object that is all of stdout."""
+        return json.loads(self.out)
+
+    @property
+    def said(self) -> list[str]:
+        """The lines on stderr."""
+        return self.err.splitlines()
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def last_step(run_dir: Path) -> int:
+    """The last step that a run, perhaps still at work, has reported, or -1."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return int(json.loads(whole[-1])["step"]) if whole else -1
 
 
 HOLD = """

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -19,7 +18,7 @@ from orpo_ray.data.pairs import TokenPair
 from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.training.metrics import StepMetrics
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.steps import PackInput, StepInput, lay_out, pack_loss, scored_tokens
+from orpo_ray.training.steps import pack_loss, step_of_one_pack
 from orpo_ray.training.trl_engine import to_labelled_rows, to_rows
 
 OBJECTIVES: dict[str, Objective] = {
@@ -47,15 +46,8 @@ class Ours:
 
     def __init__(self, model: PairModel, steps: Sequence[Sequence[TokenPair]], objective: str, layout: str) -> None:
         self._model, self._layout, self._objective = model, layout, OBJECTIVES[objective]
-        self._steps = [self._lay_out(list(pairs)) for pairs in steps]
+        self._steps = [step_of_one_pack(list(pairs), layout, PAD_ID, self._objective, _REFERENCE) for pairs in steps]
         self.tokens = sum(step.packs[0].batch.input_ids.numel() for step in self._steps)
-
-    def _lay_out(self, pairs: list[TokenPair]) -> StepInput:
-        lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
-        reference = torch.tensor([_REFERENCE] * len(pairs)) if self._objective.needs_reference else None
-        batch = lay_out(pairs, self._layout, PAD_ID, self._objective)
-        tokens = scored_tokens(lengths, self._objective)
-        return StepInput([PackInput(batch, 1.0, reference)], np.arange(len(pairs)), len(pairs), tokens)
 
     def step(self, number: int) -> Tensor:
         """As training does it: forward, loss, backward, metrics, which the host looks at once."""

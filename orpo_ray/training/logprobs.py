@@ -22,9 +22,15 @@ class _Head(NamedTuple):
     scale: float
     soft_cap: float | None
 
+    def buffer(self, hidden: Tensor, rows: int) -> Tensor | None:
+        """Memory for the logits of so many rows, where nothing has to be converted on the way to float32."""
+        direct = self.bias is None and hidden.dtype == self.weight.dtype == torch.float32
+        # Memory that a CPU has just been given costs it more than the product that fills it.
+        return hidden.new_empty(rows, len(self.weight)) if direct else None
+
     def logits(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
-        """Logits [N, V] in float32; in the memory of `into` [at least N, V] where nothing has to be converted."""
-        if into is not None and self.bias is None and hidden.dtype == self.weight.dtype == into.dtype:
+        """Logits [N, V] in float32; in the memory of a `buffer` of at least N rows, if there is one."""
+        if into is not None:
             product = torch.mm(hidden, self.weight.t(), out=into[: len(hidden)])
         else:
             product = nn.functional.linear(hidden, self.weight, self.bias)
@@ -97,8 +103,7 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: _Head, rows_per_chunk: int) -> Tensor:
         log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # Memory that a CPU has just been given costs it more than the product that fills it.
-        kept = log_probs.new_empty(min(rows_per_chunk, len(hidden)), len(head.weight))
+        kept = head.buffer(hidden, min(rows_per_chunk, len(hidden)))
         for start in range(0, len(hidden), rows_per_chunk):
             rows = slice(start, start + rows_per_chunk)
             logits, y = head.logits(hidden[rows], kept), targets[rows, None]

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +149,14 @@ def _run_steps(run: _Run, resume: tuple[Path, Position] | None) -> None:
     pad_id = padding_id(tokenizer)
     _check(model, run, pad_id)
     objective = build_objective(config.objective)
-    decisions = _settle_budget(run, replace(decisions, layout=model.layout), model, objective, pad_id)
+    # Cut for the largest pack first, then to be trained on: seconds for a few hundred thousand pairs.
+    plan = cache(lambda tokens: plan_run(config, run.artifact.train, run.world.size, tokens, model.layout))
+    decisions = _settle_budget(run, replace(decisions, layout=model.layout), model, objective, pad_id, plan)
     if run.world.is_first:
         record.add_to_run(config.run_dir, {"decisions": asdict(decisions)})
     budget = decisions.tokens_per_microbatch
     work = Work(
-        steps=plan_run(config, run.artifact.train, run.world.size, budget, model.layout),
+        steps=plan(budget),
         train=run.artifact.train,
         evaluation=run.artifact.eval,
         reference=_reference(run, model, pad_id) if objective.needs_reference else None,
@@ -219,7 +221,14 @@ def _check(model: PairModel, run: _Run, pad_id: int) -> None:
         run.announce(f"attention in layout {model.layout}: {model.attention_path}, in place of {decisions.attention}")
 
 
-def _settle_budget(run: _Run, decisions: Decisions, model: PairModel, objective: Objective, pad_id: int) -> Decisions:
+def _settle_budget(
+    run: _Run,
+    decisions: Decisions,
+    model: PairModel,
+    objective: Objective,
+    pad_id: int,
+    plan: Callable[[int], list[Step]],
+) -> Decisions:
     """The decisions with tokens and checkpointing found, where they are open.
 
     A GPU is tried at every start: it may be another one.
@@ -236,7 +245,7 @@ def _settle_budget(run: _Run, decisions: Decisions, model: PairModel, objective:
         probe,
         config.training,
         decisions,
-        plan=lambda tokens: plan_run(config, run.artifact.train, world.size, tokens, model.layout),
+        plan=plan,
         largest_step=max(probe.costs.of(pairs) for pairs in run.steps),
         world=world,
         announce=run.announce,

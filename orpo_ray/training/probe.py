@@ -15,7 +15,7 @@ from orpo_ray.training.memory import CpuMemory, GpuMemory
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Step, pack_costs
 from orpo_ray.training.setup import Announce, Decisions
-from orpo_ray.training.steps import PackInput, StepInput, lay_out, pack_loss
+from orpo_ray.training.steps import pack_loss, step_of_one_pack
 from orpo_ray.training.world import World
 
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
@@ -51,9 +51,7 @@ class Probe:
 
     def _run(self, pairs: Indices) -> None:
         model, objective = self._model, self._objective
-        batch = lay_out([self._table[i] for i in pairs], model.layout, self._pad_id, objective)
-        reference = torch.zeros(len(pairs), 2) if objective.needs_reference else None
-        step = StepInput([PackInput(batch, 1.0, reference)], pairs, len(pairs), len(batch.targets))
+        step = step_of_one_pack([self._table[i] for i in pairs], model.layout, self._pad_id, objective)
         model.train()
         _, parts = pack_loss(model, objective, step.packs[0], step, model.device)
         parts.total.backward()  # type: ignore[no-untyped-call]

@@ -87,6 +87,16 @@ def lay_out(pairs: list[TokenPair], layout: str, pad_id: int, objective: Objecti
     )
 
 
+def step_of_one_pack(
+    pairs: list[TokenPair], layout: str, pad_id: int, objective: Objective, reference: tuple[float, float] = (0.0, 0.0)
+) -> StepInput:
+    """Pairs as a step by themselves, outside of any plan; where log-probs of a reference are needed, all have these."""
+    lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
+    references = torch.tensor([reference] * len(pairs)) if objective.needs_reference else None
+    pack = PackInput(lay_out(pairs, layout, pad_id, objective), 1.0, references)
+    return StepInput([pack], np.arange(len(pairs)), len(pairs), scored_tokens(lengths, objective))
+
+
 def pack_loss(
     model: nn.Module, objective: Objective, pack: PackInput, step: StepInput, device: torch.device
 ) -> tuple[PairLogps, LossParts]:

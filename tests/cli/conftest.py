@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from terminal import Command, Done, Finished, shell, write_config
+from support import Done
+from terminal import Command, Finished, shell, write_config
 
 from orpo_ray.cli.main import run
 

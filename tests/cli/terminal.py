@@ -1,15 +1,16 @@
 """What the tests of the command line share: a small config, a command's outcome, a real process."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from support import BASE, DEMO
+from support import BASE, DEMO, Done
+
+FAILED, WRONG, LACKING, STOPPED = 1, 2, 3, 4
+"""Exit codes."""
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100"}
 
@@ -27,25 +28,6 @@ objective: {{kind: orpo, lambda: 0.5}}
 training: {{pairs_per_step: 8, max_steps: 4, eval_every: 2, checkpoint_every: 2, learning_rate: 1.0e-3}}
 scale: {{workers: 1}}
 """
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind: its exit code and its two streams."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def result(self) -> Any:
-        """The one JSON object that is all of stdout."""
-        return json.loads(self.out)
-
-    @property
-    def said(self) -> list[str]:
-        """The lines on stderr."""
-        return self.err.splitlines()
 
 
 Command = Callable[..., Done]
@@ -72,3 +54,22 @@ def shell(*arguments: object, cwd: Path | None = None) -> Done:
     command = [sys.executable, "-m", "orpo_ray.cli.main", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def one_line(done: Done, code: int, *told: str) -> str:
+    """The complaint of a command that failed as it should."""
+    complaints = [line for line in done.said if line.startswith("orpo-ray: ")]
+    assert (done.code, len(complaints), done.said[-1:]) == (code, 1, complaints), done.err
+    assert "Traceback" not in done.err
+    for part in told:
+        assert part in complaints[0], (part, complaints[0])
+    return complaints[0]
+
+
+def nothing_in_the_way(command: Command, config: Path) -> None:
+    """Whatever the failed command left, the run can begin, and says so."""
+    run_dir = config.parent / "storage" / "tiny"
+    left = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    assert left <= {".lock", "run.log", "config.json", "run.json"}, left
+    done = command("train", config, "--dry-run")
+    assert (done.code, done.said[-1]) == (0, "the plan has 4 steps; nothing was started"), done.err

@@ -7,8 +7,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from support import BASE, DEMO, read_metrics
-from terminal import Command, Done, Finished, shell
+from support import BASE, DEMO, Done, read_metrics
+from terminal import Command, Finished, shell
 
 import orpo_ray
 from orpo_ray.cli.main import COMMANDS

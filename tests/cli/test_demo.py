@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal import ENVIRONMENT, Done, shell
+from support import Done
+from terminal import ENVIRONMENT, shell
 
 from orpo_ray.cli.demo_run import demo_config, demo_outcome, judge_prompts, next_demo, verdict
 from orpo_ray.config import RunConfig, dump

@@ -1,6 +1,5 @@
 """Runs submitted to a Ray cluster of one machine that wants a token, as a person does it, by real commands."""
 
-import hashlib
 import http.server
 import json
 import signal
@@ -14,14 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
+from project import weights, write_project
 from ray_head import Head, free_ports
-from support import DEMO, HANG_S, wait_until
-from terminal import ENVIRONMENT, Done, shell
+from support import HANG_S, Done, wait_until
+from terminal import ENVIRONMENT, FAILED, LACKING, STOPPED, WRONG, one_line, shell
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-FAILED, WRONG, LACKING, STOPPED = 1, 2, 3, 4
 REFUSED_WITHIN_S = 5.0
 
 
@@ -41,43 +39,10 @@ def way(cluster: Head) -> list[str]:
 @pytest.fixture(scope="module")
 def project(cluster: Head) -> Path:
     """Where the commands are given: a config that names its files by relative paths."""
-    here = cluster.folder / "project"
-    (here / "demo").mkdir(parents=True)
-    for name in ("base", "train.jsonl", "h1.jsonl"):
-        (here / "demo" / name).symlink_to(DEMO / name)
-    tree = {
-        "name": "tiny",
-        "storage": str(cluster.folder / "storage"),
-        "model": {"base": "demo/base"},
-        "adapter": {"r": 4, "alpha": 8},
-        "data": {
-            "train": [{"source": "demo/train.jsonl", "limit": 48}],
-            "eval": [{"source": "demo/h1.jsonl", "limit": 16}],
-            "max_length": 96,
-            "max_prompt_length": 48,
-        },
-        "training": {
-            "pairs_per_step": 8,
-            "max_steps": 4,
-            "eval_every": 2,
-            "checkpoint_every": 2,
-            "learning_rate": 1e-3,
-        },
-        "scale": {"workers": 1, "gpus_per_worker": 0},
-    }
-    (here / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return here
-
-
-def weights(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-
-
-def one_line(done: Done, code: int, *told: str) -> None:
-    complaints = [line for line in done.said if line.startswith("orpo-ray: ")]
-    assert (done.code, len(complaints), done.said[-1:]) == (code, 1, complaints), done.err
-    for part in told:
-        assert part in complaints[0], (part, complaints[0])
+    training = {"max_steps": 4, "eval_every": 2, "checkpoint_every": 2}
+    folder = cluster.folder / "project"
+    write_project(folder, str(cluster.folder / "storage"), "tiny", 48, training, {"workers": 1})
+    return folder
 
 
 def test_a_submitted_run_is_the_run_of_this_machine(cluster: Head, project: Path) -> None:
@@ -86,7 +51,7 @@ def test_a_submitted_run_is_the_run_of_this_machine(cluster: Head, project: Path
     assert "carried along: demo/train.jsonl, demo/h1.jsonl, demo/base" in done.said
     assert any(line.startswith("step 4/4  ") for line in done.said)
     here = shell("train", "tiny.yaml", f"storage={cluster.folder / 'here'}", "--json", cwd=project)
-    assert weights(Path(done.result["adapter"])) == weights(Path(here.result["adapter"]))
+    assert weights(done.result["adapter"]) == weights(here.result["adapter"])
 
     again = shell("submit", "train", "tiny.yaml", *way(cluster), cwd=project)
     assert (again.code, again.out) == (0, f"adapter: {done.result['adapter']}\n")
@@ -127,7 +92,7 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
     assert done.code == 0, done.err
     assert any(line.startswith("resuming at step ") for line in done.said)
     whole = shell("train", *ask[:-4], f"storage={cluster.folder / 'whole'}", "--json", cwd=project)
-    assert weights(Path(done.result["adapter"])) == weights(Path(whole.result["adapter"]))
+    assert weights(done.result["adapter"]) == weights(whole.result["adapter"])
 
 
 def submitting(project: Path, *words: str) -> Callable[[], Done]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from support import DEMO, locked_elsewhere
-from terminal import Command, Done, shell
+from support import DEMO, Done, locked_elsewhere
+from terminal import Command, shell
 
 from orpo_ray.cli.search_table import SearchTable
 from orpo_ray.search.record import Search, Start, Trial

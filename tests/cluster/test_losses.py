@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from lan import SERVERS, Lan
-from on_trio import Ended, Given, cluster, project, steps_of, weights
-from support import wait_until
+from on_trio import Given, cluster, project
+from project import weights
+from support import Done, last_step, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -17,8 +18,7 @@ CUT_S = 30.0
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose storage all servers share."""
-    folder = tmp_path_factory.mktemp("losses")
-    return project(folder / "here", str(folder / "shared"))
+    return project(tmp_path_factory.mktemp("losses"))
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,12 @@ def worker_besides_the_head(lan: Lan) -> int:
 
 
 def has_checkpoint(folder: Path) -> Callable[[], bool]:
-    return lambda: any(folder.glob("checkpoints/step-*/MANIFEST.json")) and steps_of(folder) > 12
+    return lambda: any(folder.glob("checkpoints/step-*/MANIFEST.json")) and last_step(folder) > 12
 
 
-def went_on(done: Ended, unbroken: str) -> None:
+def went_on(done: Done, unbroken: str) -> None:
     assert done.code == 0, done.err
-    assert any(line.startswith("resuming at step ") for line in done.err.splitlines()), done.err
+    assert any(line.startswith("resuming at step ") for line in done.said), done.err
     assert weights(done.result["adapter"]) == unbroken
 
 

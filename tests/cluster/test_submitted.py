@@ -11,9 +11,10 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 from lan import GATEWAY, SERVERS, Lan, address
-from on_trio import Given, project, steps_of, weights
+from on_trio import Given, project
+from project import weights
 from ray_head import free_ports
-from support import ENVIRONMENT, wait_until
+from support import ENVIRONMENT, last_step, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -23,8 +24,7 @@ MOTO = Path(__file__).parents[2] / ".moto" / "bin" / "moto_server"
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose storage all servers share."""
-    folder = tmp_path_factory.mktemp("project")
-    return project(folder / "here", str(folder / "shared"))
+    return project(tmp_path_factory.mktemp("project"))
 
 
 def submit(hosts: Path, config: Path, *words: str, command: str = "train") -> Given:
@@ -48,7 +48,7 @@ def test_of_two_runs_without_room_for_both_one_waits_and_then_runs(hosts: Path, 
     each = ["scale.cpus_per_worker=2", "scale.workers=2"]
     endless = ["training.max_steps=2000", "training.eval_every=1.0", "training.checkpoint_every=1.0"]
     first = submit(hosts, config, "name=first", *each, *endless)
-    wait_until(lambda: steps_of(config.parent.parent / "shared" / "first") >= 0, "the first one trains")
+    wait_until(lambda: last_step(config.parent.parent / "shared" / "first") >= 0, "the first one trains")
     second = submit(hosts, config, "name=second", *each)
     impatient = submit(hosts, config, "name=third", *each, "scale.queue_timeout=1").end()
     assert impatient.code == 3 and "scale.queue_timeout: no room within 1 s for 2 workers with 2 CPU" in impatient.err
@@ -64,7 +64,7 @@ def test_of_two_runs_without_room_for_both_one_waits_and_then_runs(hosts: Path, 
 
 def test_who_follows_a_run_survives_a_broken_connection(hosts: Path, config: Path) -> None:
     run = submit(hosts, config, "name=followed", "training.max_steps=20")
-    wait_until(lambda: steps_of(config.parent.parent / "shared" / "followed") >= 0, "it trains")
+    wait_until(lambda: last_step(config.parent.parent / "shared" / "followed") >= 0, "it trains")
     (tunnel,) = (child for child in psutil.Process(run.pid).children() if child.name() == "ssh")
     tunnel.kill()
     done = run.end()

@@ -96,11 +96,3 @@ def worker_pids(run_dir: Path) -> list[int]:
     path = run_dir / "run.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return list(content.get("workers", []))
-
-
-def last_step(run_dir: Path) -> int:
-    """The last step that was reported, or -1."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    return int(json.loads(whole[-1])["step"]) if whole else -1

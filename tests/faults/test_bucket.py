@@ -19,6 +19,7 @@ import yaml
 from reported import comparable
 from s3_server import Server, serve
 from support import ENVIRONMENT, settings
+from two_servers import train_and_lose_one
 
 from orpo_ray import api
 from orpo_ray.cli import config_file
@@ -258,23 +259,8 @@ def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(si
     scale = {"workers": "auto", "gpus_per_worker": 0}
     training = {"max_steps": 30, "checkpoint_every": 5, "eval_every": 30}
     config = write_config(site.folder, URL, "servers", adapter={"dropout": 0.0}, training=training, scale=scale)
-    quick = {
-        "RAY_health_check_initial_delay_ms": "0",
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "1000",
-        "RAY_health_check_failure_threshold": "3",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-    }
-    done = subprocess.run(
-        [sys.executable, str(HERE / "lost_server.py"), str(config), "12", str(site.cache("other-server"))],
-        env={**ENVIRONMENT, **site.environment("driver"), **quick},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    environment = {**ENVIRONMENT, **site.environment("driver")}
+    told = train_and_lose_one(config, 12, site.cache("other-server"), environment=environment)
     assert any("lost" in line and "going on from the last checkpoint" in line for line in told["said"])
     (resumed,) = (line for line in told["said"] if line.startswith("resuming at step"))
     assert int(resumed.split()[3]) >= 10

@@ -1,27 +1,15 @@
 """A server that dies and does not come back: the run goes on by itself with the workers that fit on what is left."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from support import ENVIRONMENT, read_metrics, settings
+from support import read_metrics, settings
+from two_servers import train_and_lose_one
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 STEPS, CHECKPOINT_EVERY, DIES_AFTER = 30, 5, 12
-SCRIPT = Path(__file__).with_name("lost_server.py")
-
-# So that Ray notices within seconds that a server is gone.
-QUICK_TO_NOTICE = {
-    "RAY_health_check_initial_delay_ms": "0",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
-}
 
 
 def test_a_run_outlives_a_server(prepared_storage: Path) -> None:
@@ -33,16 +21,7 @@ def test_a_run_outlives_a_server(prepared_storage: Path) -> None:
     )
     config = prepared_storage / "lost-server.yaml"
     config.write_text(yaml.safe_dump({**tree, "scale": {"workers": "auto"}}), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(config), str(DIES_AFTER)],
-        env={**ENVIRONMENT, **QUICK_TO_NOTICE},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = train_and_lose_one(config, DIES_AFTER)
     assert "workers 2: 1 CPU each, no GPU in sight" in told["said"]
     assert any("lost" in line and "going on from the last checkpoint" in line for line in told["said"])
     assert "workers 1: 1 CPU each, no GPU in sight" in told["said"]

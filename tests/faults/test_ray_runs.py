@@ -20,10 +20,10 @@ import pytest
 import yaml
 from poison import find_poison, poisoned_base
 from ray_head import ORPHANS_S, Head
-from ray_processes import Command, Ended, last_step, run, worker_pids
+from ray_processes import Command, Ended, run, worker_pids
 from reported import comparable
 from safetensors.numpy import load_file, save_file
-from support import BASE, DEMO, read_metrics, run_config, settings
+from support import BASE, DEMO, last_step, read_metrics, run_config, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ray_processes import Command, Ended, last_step, run
+from ray_processes import Command, Ended, run
 from reported import comparable
 from safetensors.numpy import load_file
-from support import DEMO, read_metrics, settings
+from support import DEMO, last_step, read_metrics, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config
