@@ -31,13 +31,12 @@ from typing import Any
 
 import psutil
 
-from orpo_ray.bench.pairs import usable_pairs
+from orpo_ray.bench.pairs import tokenizer_at, usable_pairs
 from orpo_ray.config.data import DataConfig, Source
-from orpo_ray.config.model import ModelConfig
 from orpo_ray.data.pairs import Pair
 from orpo_ray.data.pipeline import prepare
 from orpo_ray.errors import DataError
-from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from orpo_ray.models.tokenizer import tokenizer_fingerprint
 
 _PACKAGES = ("ray", "trl", "datasets", "transformers", "tokenizers", "pyarrow")
 
@@ -104,7 +103,7 @@ def bench_data(
     `file` holds pairs in any format that `orpo-ray prepare` recognises; its bad rows are left out beforehand. Without
     it, rows are generated. Raises DataError or ConfigError for a file or a tokenizer that cannot be used.
     """
-    tokenizer = load_tokenizer(ModelConfig(base=tokenizer_folder), announce)
+    tokenizer = tokenizer_at(tokenizer_folder, announce)
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as name:
         folder = Path(name)

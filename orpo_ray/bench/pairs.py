@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.config.data import Source
 from orpo_ray.config.model import ModelConfig
@@ -13,7 +14,7 @@ from orpo_ray.data.pairs import Pair, Refusal, TokenPair
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows
 from orpo_ray.data.tokenise import PairTokeniser
-from orpo_ray.errors import DataError
+from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.tokenizer import load_tokenizer
 
 Shape = tuple[int, int, int]
@@ -28,6 +29,14 @@ def usable_pairs(file: str) -> Iterator[Pair]:
     rows = (parse_row(raw.text, raw.problem) for raw in read_rows(Source(source=file)))
     pairs = (row if isinstance(row, Refusal) else read_pair(row) for row in rows)
     return (pair for pair in pairs if isinstance(pair, Pair) and check_pair(pair) is None)
+
+
+def tokenizer_at(folder: str, announce: Callable[[str], None]) -> PreTrainedTokenizerBase:
+    """The tokenizer that `--tokenizer` names. Raises ConfigError for one that cannot be loaded."""
+    try:
+        return load_tokenizer(ModelConfig(base=folder), announce)
+    except ConfigError as error:
+        raise ConfigError(f"--tokenizer: {str(error).removeprefix('model.base: ')}") from error
 
 
 def pairs_of_shape(shape: Shape, count: int, ragged: float, vocabulary: int, seed: int = 0) -> list[TokenPair]:
@@ -50,7 +59,7 @@ def pairs_of_file(
 
     Their lengths are what counts: ids beyond the model's vocabulary are folded into it. Raises DataError for too few.
     """
-    tokeniser = PairTokeniser(load_tokenizer(ModelConfig(base=tokenizer_folder), announce))
+    tokeniser = PairTokeniser(tokenizer_at(tokenizer_folder, announce))
     usable = list(islice(usable_pairs(file), 4 * count))
     found = tokeniser.pairs(usable, [f"{file}:{number}" for number in range(len(usable))])
     fitting = [

@@ -101,7 +101,7 @@ def settle_budget(
     kept = "recomputed (gradient checkpointing)" if budget.checkpointing else "kept"
     announce(
         f"tokens per micro-batch {budget.tokens}, activations {kept}; the largest one, of "
-        f"{probe.costs.of(worst)} tokens, was tried; the longest pair has {longest}"
+        f"{probe.costs.of(worst)} tokens, was tried; the longest training pair has {longest}"
     )
     return replace(
         decisions, tokens_per_microbatch=budget.tokens, gradient_checkpointing=budget.checkpointing, find_budget=False

@@ -198,6 +198,7 @@ class TrlEngine(PreferenceTrainer):
         self._inside.model = model.model
         self._inside.accelerator = _Alone(self._inside.accelerator)
         if self._kind.trainer in _FUSED:
+            _refuse_adapted_head(model, objective_config.kind)
             _fuse_head(model)
         model.use_loss(self._inside.compute_loss)
 
@@ -275,13 +276,18 @@ def _stand_in(vocabulary: int) -> PeftModel:
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=["q_proj"]))
 
 
+def _refuse_adapted_head(model: TrlModel, objective: str) -> None:
+    if model.scorer.head is None:
+        return
+    instead = "" if objective == "kto" else ", or set training.engine=fast"
+    raise ConfigError(
+        "adapter.targets: TRL's DPO and KTO take the head's own weight and would leave its adapter out; leave the head "
+        f"out{instead}"
+    )
+
+
 def _fuse_head(model: TrlModel) -> None:
     """TRL's head without full logits, which its newer trainers ask their model for."""
-    if model.scorer.head is not None:
-        raise ConfigError(
-            "adapter.targets: TRL's DPO and KTO take the head's own weight and would leave its adapter out; leave the "
-            "head out, or set training.engine=fast"
-        )
     from trl.trainer.utils import add_fused_lm_head
 
     add_fused_lm_head(model.causal_model, outputs=_FUSED_OUTPUTS)

@@ -169,7 +169,7 @@ def test_a_case_that_cannot_be_measured_is_one_line(
     [
         (["--rows", "0"], "--rows"),
         (["--max-length", "3"], "--max-length"),
-        (["--tokenizer", "./no-such"], "no folder ./no-such"),
+        (["--tokenizer", "./no-such"], "--tokenizer: no folder ./no-such"),
         (["--data", "./no-such.jsonl"], "no-such.jsonl: no such file"),
     ],
 )
