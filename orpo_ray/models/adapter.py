@@ -36,7 +36,10 @@ def attach_adapter(
     try:
         return get_peft_model(base, lora)
     except ValueError as error:
-        raise ConfigError(f"adapter.targets: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        # PEFT wraps the weights of experts that are no modules of their own, and cannot drop out what goes into them.
+        setting = "dropout: set it to 0" if "lora_dropout" in reason else "targets"
+        raise ConfigError(f"adapter.{setting}: {reason}") from error
 
 
 def fetch_trained(place: str) -> None:

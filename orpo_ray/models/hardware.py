@@ -1,6 +1,7 @@
 """What the machine can compute with, and which number format and attention a run takes there."""
 
 import importlib.util
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from orpo_ray.errors import ResourceError
 
 # Compute capability that flash-attn 2 needs: Ampere and later.
 _FLASH_ATTENTION_FROM = (8, 0)
+
+ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
+"""Ways in which transformers computes attention, the best first."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,8 +58,11 @@ def probe_hardware() -> Hardware:
     )
 
 
-def choose_numerics(config: ModelConfig, hardware: Hardware) -> Numerics:
-    """Decide dtype and attention. Raises ResourceError if the config names what the machine cannot do."""
+def choose_numerics(config: ModelConfig, hardware: Hardware, known: Collection[str] = ATTENTIONS) -> Numerics:
+    """Decide dtype and attention, of those `known` to the base.
+
+    Raises ResourceError if the config names what the machine cannot do.
+    """
     on_gpu = hardware.device != "cpu"
     dtype, why_dtype = config.dtype, "as configured"
     if dtype == "auto":
@@ -68,10 +75,18 @@ def choose_numerics(config: ModelConfig, hardware: Hardware) -> Numerics:
     attention, why_attention = config.attention, "as configured"
     flash_fits = hardware.flash_attention and dtype != "float32"
     if attention == "auto":
-        attention = "flash_attention_2" if flash_fits else "sdpa"
-        why_attention = "flash-attn is installed" if flash_fits else "torch's own attention"
+        attention, why_attention = _best_attention(flash_fits, known)
     if attention == "flash_attention_2" and not flash_fits:
         raise ResourceError(
             "model.attention: flash_attention_2 needs a GPU, a 16-bit dtype and the flash-attn package; use auto"
         )
     return Numerics(dtype, attention, (f"dtype {dtype}: {why_dtype}", f"attention {attention}: {why_attention}"))
+
+
+def _best_attention(flash_fits: bool, known: Collection[str]) -> tuple[str, str]:
+    """The best attention that machine and base have, and why."""
+    if flash_fits and "flash_attention_2" in known:
+        return "flash_attention_2", "flash-attn is installed"
+    if "sdpa" in known:
+        return "sdpa", "torch's own attention"
+    return "eager", "the base knows no other that is here"

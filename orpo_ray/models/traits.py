@@ -1,11 +1,13 @@
-"""What a base's configuration says of how its layers mix tokens: which layouts of pairs it can take."""
+"""What a base's configuration says of how its layers mix tokens: the layouts of pairs and the attention it takes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ConfigError
+from orpo_ray.models.hardware import ATTENTIONS
 from orpo_ray.models.tokenizer import base_location, explain_load_error
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -18,6 +20,7 @@ class Traits:
     `own_attention`: its layers do not ask transformers' attention interface, so ours cannot stand in for theirs.
     `recurrent`: layers carry a state from token to token. `router_loss`: it asks for a loss of its experts' router.
     `stretches_beyond`: tokens from which on the longest row of a batch changes the positions of all, if any.
+    `attentions`: those of ATTENTIONS that its layers know.
     """
 
     own_attention: bool = False
@@ -26,15 +29,18 @@ class Traits:
     router_loss: bool = False
     window: int | None = None
     stretches_beyond: int | None = None
+    attentions: tuple[str, ...] = ATTENTIONS
 
 
 def read_traits(config: ModelConfig) -> Traits:
     """The traits of a base; no weight is loaded. Raises ConfigError where it has no readable configuration."""
     try:
         found = AutoConfig.from_pretrained(base_location(config), revision=config.revision, trust_remote_code=False)
-        model_type = AutoModelForCausalLM._model_mapping[type(found)]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    if type(found) not in AutoModelForCausalLM._model_mapping:
+        raise ConfigError(f"model.base: {config.base} is of type {found.model_type}, which is no causal language model")
+    model_type = AutoModelForCausalLM._model_mapping[type(found)]
     text = found.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
     return Traits(
@@ -44,7 +50,16 @@ def read_traits(config: ModelConfig) -> Traits:
         router_loss=bool(getattr(text, "output_router_logits", False)),
         window=_window(text, layers),
         stretches_beyond=_stretches_beyond(text),
+        attentions=tuple(_attentions(model_type)),
     )
+
+
+def _attentions(model_type: type[PreTrainedModel]) -> Iterator[str]:
+    if model_type._supports_flash_attn:
+        yield "flash_attention_2"
+    if model_type._supports_sdpa:
+        yield "sdpa"
+    yield "eager"
 
 
 def _stretches_beyond(text: PreTrainedConfig) -> int | None:

@@ -16,7 +16,7 @@ from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.hardware import Hardware, choose_numerics
 from orpo_ray.models.size import count_parameters
 from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
-from orpo_ray.models.traits import read_traits
+from orpo_ray.models.traits import Traits, read_traits
 from orpo_ray.objectives import build_objective
 from orpo_ray.storage import storage_at
 from orpo_ray.training import record
@@ -95,14 +95,15 @@ def decide(
 ) -> Decisions:
     """Give every `auto` its value: the one of `before` where a run goes on, otherwise what fits the hardware."""
     recorded = {key: before[key] for key in ("dtype", "attention") if key in before}
-    numerics = choose_numerics(config.model.model_copy(update=recorded), hardware)
+    traits = read_traits(config.model)
+    numerics = choose_numerics(config.model.model_copy(update=recorded), hardware, traits.attentions)
     if recorded:
         announce(f"dtype {numerics.dtype} and attention {numerics.attention}: as the run began")
     else:
         for reason in numerics.reasons:
             announce(reason)
     on_gpu = hardware.device != "cpu"
-    layout = _layout(config, lengths, before, announce)
+    layout = _layout(config, traits, lengths, before, announce)
     longest = int(pack_costs(lengths, layout).tokens.max(initial=0))
     asked = config.training.tokens_per_microbatch, config.training.gradient_checkpointing
     fresh = max(longest, _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU)
@@ -120,7 +121,7 @@ def decide(
     )
 
 
-def _layout(config: RunConfig, lengths: Indices, before: dict[str, Any], announce: Announce) -> str:
+def _layout(config: RunConfig, traits: Traits, lengths: Indices, before: dict[str, Any], announce: Announce) -> str:
     """How pairs stand in a micro-batch: as the run began where it goes on."""
     if "layout" in before:
         announce(f"layout {before['layout']}: as the run began")
@@ -129,7 +130,7 @@ def _layout(config: RunConfig, lengths: Indices, before: dict[str, Any], announc
         announce(f"layout {PADDED}: TRL's trainers pad")
         return PADDED
     with_rejected = build_objective(config.objective).needs_rejected
-    layout = choose_layout(config.training.layout, read_traits(config.model), lengths, with_rejected=with_rejected)
+    layout = choose_layout(config.training.layout, traits, lengths, with_rejected=with_rejected)
     announce(f"layout {layout.name}: {layout.reason}")
     return layout.name
 

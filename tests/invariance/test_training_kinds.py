@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support import BASE, EVAL_PAIRS, Trained, remember_trainers, run_config, train_locally
 from torch import Tensor
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
@@ -142,19 +142,36 @@ def test_warmup_may_be_a_fraction(artifact: Artifact, tmp_path: Path) -> None:
 # --- layouts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base that looks back 16 tokens, less than most pairs of the demo have; its weights are random."""
-    folder = tmp_path_factory.mktemp("windowed")
+def random_base(folder: Path, kind: str, **own: Any) -> Path:
+    """A small base of a kind, with random weights, that reads what the demo's reads."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = MistralForCausalLM(
-        MistralConfig(**sizes, num_key_value_heads=2, vocab_size=len(tokenizer), sliding_window=16)
-    )
-    model.save_pretrained(folder)
+    config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=2, vocab_size=len(tokenizer), **own)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that looks back 16 tokens, less than most pairs of the demo have."""
+    return random_base(tmp_path_factory.mktemp("windowed"), "mistral", sliding_window=16)
+
+
+def test_a_base_without_torchs_own_attention_trains_with_what_it_has(artifact: Artifact, tmp_path: Path) -> None:
+    base = random_base(tmp_path / "base", "gemma2", head_dim=8)
+    trained = train_locally(kind_config(tmp_path, "capped", {"model": {**PLAIN, "base": str(base)}}), artifact)
+    assert "attention eager: the base knows no other that is here" in trained.said
+    assert "layout padded: the base caps its attention scores" in trained.said
+
+
+def test_dropout_that_experts_do_not_have_is_refused_under_its_name(artifact: Artifact, tmp_path: Path) -> None:
+    base = random_base(tmp_path / "base", "mixtral", num_local_experts=2)
+    kind: dict[str, Any] = {"model": {**PLAIN, "base": str(base)}}
+    with pytest.raises(ConfigError, match=r"^adapter\.dropout: set it to 0: "):
+        train_locally(kind_config(tmp_path, "experts", kind), artifact)
+    assert train_locally(kind_config(tmp_path, "experts", {**kind, "adapter": {"dropout": 0.0}}), artifact).losses
 
 
 def test_a_base_with_a_window_gets_padded_rows_and_the_reason_is_told(

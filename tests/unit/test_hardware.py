@@ -49,6 +49,19 @@ def test_auto_takes_the_best_that_the_machine_has(
 
 
 @pytest.mark.parametrize(
+    ("hardware", "known", "chosen"),
+    [
+        (H100, ("flash_attention_2", "eager"), "flash_attention_2"),
+        (H100, ("sdpa", "eager"), "sdpa"),
+        (L4, ("flash_attention_2", "eager"), "eager"),
+        (CPU, ("eager",), "eager"),
+    ],
+)
+def test_auto_takes_an_attention_that_the_base_knows(hardware: Hardware, known: tuple[str, ...], chosen: str) -> None:
+    assert choose_numerics(model(), hardware, known).attention == chosen
+
+
+@pytest.mark.parametrize(
     ("hardware", "dtype", "attention", "complaint"),
     [
         (CPU, "float16", "auto", "model.dtype: float16 trains only on a GPU"),

@@ -86,16 +86,17 @@ def test_what_was_asked_for_is_taken(asked: str) -> None:
 
 # --- what a configuration says --------------------------------------------------------------------------------------
 
+NO_SDPA = ("flash_attention_2", "eager")
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 BASES: dict[str, tuple[dict[str, Any], Traits]] = {
     "Llama": ({}, Traits()),
     "GPT2": ({}, Traits()),
     "Mistral": ({"sliding_window": 64}, Traits(window=64)),
     "Qwen2": ({"use_sliding_window": False, "sliding_window": 64}, Traits()),
-    "Gemma2": ({"sliding_window": 32, "head_dim": 8}, Traits(soft_cap=True, window=32)),
+    "Gemma2": ({"sliding_window": 32, "head_dim": 8}, Traits(soft_cap=True, window=32, attentions=NO_SDPA)),
     "Gemma3Text": ({"sliding_window": 32, "head_dim": 8, "num_hidden_layers": 6}, Traits(window=32)),
     "Mixtral": ({"output_router_logits": True, "sliding_window": None}, Traits(router_loss=True)),
-    "Bloom": ({}, Traits(own_attention=True)),
+    "Bloom": ({}, Traits(own_attention=True, attentions=("eager",))),
     "Phi3": (
         {
             "max_position_embeddings": 64,
@@ -111,7 +112,7 @@ BASES: dict[str, tuple[dict[str, Any], Traits]] = {
         },
         Traits(stretches_beyond=32),
     ),
-    "Mamba": ({}, Traits(own_attention=True, recurrent=True)),
+    "Mamba": ({}, Traits(own_attention=True, recurrent=True, attentions=("eager",))),
     "Qwen3Next": ({}, Traits(own_attention=True, recurrent=True)),
 }
 
@@ -125,6 +126,12 @@ def test_traits_are_read_off_the_configuration(family: str, tmp_path: Path) -> N
 
 def test_the_demo_shares_its_prompts() -> None:
     assert read_traits(ModelConfig(base=str(BASE))) == FREE
+
+
+def test_an_encoder_with_a_decoder_is_no_base(tmp_path: Path) -> None:
+    transformers.T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model\.base: .* is of type t5, which is no causal language model$"):
+        read_traits(ModelConfig(base=str(tmp_path)))
 
 
 def test_a_folder_that_is_no_base_is_refused(tmp_path: Path) -> None:
