@@ -244,7 +244,11 @@ MODELS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "only pickled weights": (base(only_pickle), WRONG, ("model.base", "safetensors")),
     "no config.json": (base(unlink("config.json")), WRONG, ("model.base", "config.json")),
     "unknown architecture": (base(edit_json("config.json", model_type="nope")), WRONG, ("model.base", "nope")),
-    "not a language model": (base(edit_json("config.json", model_type="vit")), WRONG, ("model.base", "ViT")),
+    "not a language model": (
+        base(edit_json("config.json", model_type="vit")),
+        WRONG,
+        ("model.base", "of type vit, which is no causal language model"),
+    ),
     "missing template": (setting("model.chat_template=HERE/none.jinja"), WRONG, ("model.chat_template", "none.jinja")),
     "template is a folder": (setting("model.chat_template=HERE"), WRONG, ("model.chat_template",)),
     "template does not parse": (
