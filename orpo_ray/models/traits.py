@@ -55,7 +55,9 @@ def read_traits(config: ModelConfig) -> Traits:
 
 
 def _attentions(model_type: type[PreTrainedModel]) -> Iterator[str]:
-    if model_type._supports_flash_attn:
+    # None: every kernel will do; a base that names its own would have them fetched in place of flash-attn.
+    kernels = getattr(model_type, "_compatible_flash_implementations", None)
+    if model_type._supports_flash_attn and (kernels is None or "flash_attention_2" in kernels):
         yield "flash_attention_2"
     if model_type._supports_sdpa:
         yield "sdpa"

@@ -87,15 +87,13 @@ def attend(
     Raises ConfigError for a layer whose attention is more than causal.
     """
     if runs is None:
-        raise ConfigError(f"training.layout: {type(module).__name__} is not told of the runs; use layout=padded")
+        raise ConfigError(f"training.layout: {type(module).__name__} is not told of the runs; use padded")
     assert attention_mask is None and not dropout, "no mask is known by our name, and a base's own dropout is off"
     asked = [name for name in _UNKNOWN if others.get(name) is not None]
     if sliding_window is not None and sliding_window < runs.longest:
         asked.append(f"a window of {sliding_window}")
     if asked:
-        raise ConfigError(
-            f"training.layout: {type(module).__name__} computes attention with {asked[0]}; use layout=padded"
-        )
+        raise ConfigError(f"training.layout: {type(module).__name__} computes attention with {asked[0]}; use padded")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotation leaves them in float32 under autocast
     varlen = None

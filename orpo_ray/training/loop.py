@@ -123,11 +123,13 @@ def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce)
     model = attach_adapter(base, config.adapter, announce)
     if config.training.engine == "fast":
         return PairModel(model, autocast_dtype(decisions))
-    from orpo_ray.training.trl_engine import TrlModel, keep_start_as_reference
+    from orpo_ray.training.trl_engine import TrlModel, keep_start_as_reference, refuse_adapted_head
 
     if config.objective.kind == "kto" and config.adapter.init_from is not None:
         keep_start_as_reference(model)
-    return TrlModel(model, autocast_dtype(decisions))
+    trl_model = TrlModel(model, autocast_dtype(decisions))
+    refuse_adapted_head(trl_model, config.objective.kind)
+    return trl_model
 
 
 def autocast_dtype(decisions: Decisions) -> torch.dtype | None:

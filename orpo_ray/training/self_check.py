@@ -7,6 +7,7 @@ from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import on_one_line
 from orpo_ray.training.layout import collate
+from orpo_ray.training.memory import is_out_of_memory
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PADDED
 from orpo_ray.training.setup import Announce, Decisions
@@ -15,6 +16,8 @@ from orpo_ray.training.world import ALONE, World
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
 """How far the log-prob of a token may be off, by the format that the model computes in."""
 _PAIRS = 4
+_GPU_FAILED = "CUDA error"
+"""A device that has failed once computes nothing more in this process, in no layout."""
 
 
 def settle_layout(
@@ -45,10 +48,10 @@ def _problem(model: PairModel, decisions: Decisions, pairs: list[TokenPair], pad
     expected = _log_probs(model, PADDED, pairs, pad_id)
     try:
         found = _log_probs(model, decisions.layout, pairs, pad_id)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a model's own code may fail in any way; the run goes on without it
-        return on_one_line(error)
+    except Exception as error:
+        if is_out_of_memory(error) or _GPU_FAILED in str(error):
+            raise
+        return on_one_line(error) or type(error).__name__
     difference = (found - expected).abs().max().item()
     return (
         None if difference <= TOLERANCE[decisions.dtype] else f"log-probs of the first pairs differ by {difference:.2g}"

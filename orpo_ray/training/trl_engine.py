@@ -198,7 +198,6 @@ class TrlEngine(PreferenceTrainer):
         self._inside.model = model.model
         self._inside.accelerator = _Alone(self._inside.accelerator)
         if self._kind.trainer in _FUSED:
-            _refuse_adapted_head(model, objective_config.kind)
             _fuse_head(model)
         model.use_loss(self._inside.compute_loss)
 
@@ -276,8 +275,9 @@ def _stand_in(vocabulary: int) -> PeftModel:
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=["q_proj"]))
 
 
-def _refuse_adapted_head(model: TrlModel, objective: str) -> None:
-    if model.scorer.head is None:
+def refuse_adapted_head(model: TrlModel, objective: str) -> None:
+    """Raise ConfigError where TRL would compute an objective without the adapter of the head."""
+    if model.scorer.head is None or _KINDS[objective].trainer not in _FUSED:
         return
     instead = "" if objective == "kto" else ", or set training.engine=fast"
     raise ConfigError(

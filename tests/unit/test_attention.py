@@ -69,7 +69,7 @@ def test_without_a_scale_it_is_that_of_the_head() -> None:
 )
 def test_what_it_does_not_compute_is_refused(asked: dict[str, object], complaint: str) -> None:
     query = states(9, 1)
-    with pytest.raises(ConfigError, match=rf"^training\.layout: {complaint}; use layout=padded"):
+    with pytest.raises(ConfigError, match=rf"^training\.layout: {complaint}; use padded"):
         attend(nn.Identity(), query, query, query, None, runs=Runs.of([(6, 0), (3, 4)]), **({"scaling": 1.0} | asked))
 
 

@@ -64,11 +64,11 @@ def test_a_step_that_is_small_needs_no_more_than_its_own_tokens_to_keep_activati
 @pytest.mark.parametrize(
     ("workers", "strategy", "held"),
     [
-        (1, "single-process", 8),  # bytes a parameter: Adam's two moments
-        (2, "ddp", 8),
-        (4, "deepspeed-zero-1", 2),
-        (4, "deepspeed-zero-2", 0),  # 2 of moments and 1 of gradients; trying a pack makes 4 of them
-        (4, "deepspeed-zero-3", 0),
+        (1, "single-process", 12),  # bytes a parameter: its gradient, and Adam's two moments
+        (2, "ddp", 16),  # and the copy of the gradient that is exchanged
+        (4, "deepspeed-zero-1", 6),
+        (4, "deepspeed-zero-2", 3),
+        (4, "deepspeed-zero-3", 0),  # 4 in all, and 4 are taken already: the whole weight
     ],
 )
 def test_optimizer_state_is_kept_room_for_as_the_strategy_shares_it_out(workers: int, strategy: str, held: int) -> None:

@@ -96,6 +96,10 @@ BASES: dict[str, tuple[dict[str, Any], Traits]] = {
     "Gemma2": ({"sliding_window": 32, "head_dim": 8}, Traits(soft_cap=True, window=32, attentions=NO_SDPA)),
     "Gemma3Text": ({"sliding_window": 32, "head_dim": 8, "num_hidden_layers": 6}, Traits(window=32)),
     "Mixtral": ({"output_router_logits": True, "sliding_window": None}, Traits(router_loss=True)),
+    "GptOss": (
+        {"sliding_window": 32, "head_dim": 8, "num_local_experts": 2},
+        Traits(window=32, attentions=("eager",)),
+    ),
     "Bloom": ({}, Traits(own_attention=True, attentions=("eager",))),
     "Phi3": (
         {

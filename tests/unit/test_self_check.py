@@ -114,8 +114,31 @@ class Fails(LlamaAttention):
         return super().forward(*arguments, **keywords)
 
 
+class Asserts(LlamaAttention):
+    """As layers may, without a word."""
+
+    def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
+        if runs is not None:
+            raise AssertionError
+        return super().forward(*arguments, **keywords)
+
+
+class RunsOut(LlamaAttention):
+    """As any layer may, in whatever layout."""
+
+    def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
+        if runs is not None:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return super().forward(*arguments, **keywords)
+
+
 @pytest.mark.parametrize(
-    ("attention", "reason"), [(KeepsToItself, "KeepsToItself is not told of the runs"), (Fails, "view size is not")]
+    ("attention", "reason"),
+    [
+        (KeepsToItself, "KeepsToItself is not told of the runs"),
+        (Fails, "view size is not"),
+        (Asserts, "AssertionError"),
+    ],
 )
 def test_a_model_whose_code_fails_in_a_layout_falls_back_too(attention: Any, reason: str) -> None:
     model = llama()
@@ -124,6 +147,14 @@ def test_a_model_whose_code_fails_in_a_layout_falls_back_too(attention: Any, rea
     (line,) = settled(model, SHARED_PREFIX)
     assert reason in line and "\n" not in line
     assert model.layout == PADDED
+
+
+def test_missing_memory_says_nothing_of_the_layout() -> None:
+    model = llama()
+    for layer in model.causal_model.base_model.layers:
+        layer.self_attn.__class__ = RunsOut
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        settled(model, SHARED_PREFIX)
 
 
 def test_no_more_pairs_are_compared_than_a_micro_batch_holds() -> None:
