@@ -58,4 +58,4 @@ def test_help_loads_nothing_heavy():
 
 
 def test_help_takes_under_four_fifths_of_a_second():
-    assert any(cpu_seconds(HELP) < 0.8 for _ in range(9)), "a busy machine slows some of them, not all"
+    assert min(cpu_seconds(HELP) for _ in range(3)) < 0.8

@@ -105,54 +105,42 @@ class KeepsToItself(LlamaAttention):
         return super().forward(*arguments, **keywords)
 
 
-class Fails(LlamaAttention):
-    """As layers may whose code expects rows of another kind."""
+def failing(error: Exception) -> type[LlamaAttention]:
+    """As layers may be whose code expects rows of another kind, or that find no memory."""
 
-    def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
-        if runs is not None:
-            raise RuntimeError("view size is not\ncompatible")
-        return super().forward(*arguments, **keywords)
+    class Fails(LlamaAttention):
+        def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
+            if runs is not None:
+                raise error
+            return super().forward(*arguments, **keywords)
 
-
-class Asserts(LlamaAttention):
-    """As layers may, without a word."""
-
-    def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
-        if runs is not None:
-            raise AssertionError
-        return super().forward(*arguments, **keywords)
+    return Fails
 
 
-class RunsOut(LlamaAttention):
-    """As any layer may, in whatever layout."""
-
-    def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
-        if runs is not None:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return super().forward(*arguments, **keywords)
+def llama_with(attention: type[LlamaAttention]) -> PairModel:
+    model = llama()
+    for layer in model.causal_model.base_model.layers:
+        layer.self_attn.__class__ = attention
+    return model
 
 
 @pytest.mark.parametrize(
     ("attention", "reason"),
     [
         (KeepsToItself, "KeepsToItself is not told of the runs"),
-        (Fails, "view size is not"),
-        (Asserts, "AssertionError"),
+        (failing(RuntimeError("view size is not\ncompatible")), "view size is not"),
+        (failing(AssertionError()), "AssertionError"),
     ],
 )
 def test_a_model_whose_code_fails_in_a_layout_falls_back_too(attention: Any, reason: str) -> None:
-    model = llama()
-    for layer in model.causal_model.base_model.layers:
-        layer.self_attn.__class__ = attention
+    model = llama_with(attention)
     (line,) = settled(model, SHARED_PREFIX)
     assert reason in line and "\n" not in line
     assert model.layout == PADDED
 
 
 def test_missing_memory_says_nothing_of_the_layout() -> None:
-    model = llama()
-    for layer in model.causal_model.base_model.layers:
-        layer.self_attn.__class__ = RunsOut
+    model = llama_with(failing(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         settled(model, SHARED_PREFIX)
 
