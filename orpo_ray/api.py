@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orpo_ray.models.hardware import Hardware
     from orpo_ray.search.record import Search
     from orpo_ray.search.space import Space
-    from orpo_ray.training.setup import Decisions
+    from orpo_ray.training.decisions import Decisions
 
 Announce = Callable[[str], None]
 Watch = Callable[[int, int, dict[str, float]], None]
@@ -56,8 +56,8 @@ def prepare(
 
 
 def _tokenizer(model: ModelConfig, announce: Announce) -> Any:
-    from orpo_ray.models.adapter import fetch_trained
     from orpo_ray.models.tokenizer import load_tokenizer
+    from orpo_ray.models.trained import fetch_trained
 
     fetch_trained(model.base)
     return load_tokenizer(model, announce)
@@ -289,9 +289,6 @@ def _wait_for_room(config: RunConfig, placement: Placement, announce: Announce) 
 
 def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce: Announce, watch: Watch) -> None:
     """Settle what is open, then train: in this process, or in those that Ray starts."""
-    from orpo_ray.training import loop
-    from orpo_ray.training.reporter import LocalReporter
-    from orpo_ray.training.setup import settle
     from orpo_ray.training.stop import StopSignal
 
     hardware = _hardware(config, placement)
@@ -301,6 +298,10 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
 
             train_on(Ground(artifact, placement, hardware), config, announce, watch, lambda: stop.requested)
             return
+        from orpo_ray.training import loop
+        from orpo_ray.training.reporter import LocalReporter
+        from orpo_ray.training.setup import settle
+
         setup = settle(config, artifact, announce, hardware)
         reporter = LocalReporter(
             config.run_dir,
@@ -347,7 +348,8 @@ def plan_only(config: RunConfig, announce: Announce = print) -> dict[str, Any]:
 
 
 def _plan(config: RunConfig, announce: Announce) -> dict[str, Any]:
-    from orpo_ray.training import loop, record
+    from orpo_ray.training import record
+    from orpo_ray.training.run_plan import steps_of_run
     from orpo_ray.training.setup import all_lengths, decide
 
     placement = _place(config, announce, verbose=False)
@@ -357,7 +359,7 @@ def _plan(config: RunConfig, announce: Announce) -> dict[str, Any]:
     decisions = decide(config, lengths, before, announce, hardware, placement.workers, placement.nodes)
     return {
         "name": config.name,
-        "steps": len(loop.steps_of_run(config, len(artifact.train))),
+        "steps": len(steps_of_run(config, len(artifact.train))),
         "pairs": len(artifact.train),
         "eval_pairs": len(artifact.eval),
         "artifact": storage_at(config.storage).place_of(artifact.path),

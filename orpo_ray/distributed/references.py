@@ -3,7 +3,6 @@
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,12 @@ from orpo_ray.data.pipeline import ROOM_S, quiet_context
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
-from orpo_ray.distributed.worker import Task, task_of
-from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError
-from orpo_ray.models.tokenizer import load_tokenizer, padding_id
+from orpo_ray.distributed.task import Task, task_of
+from orpo_ray.errors import ResourceError, RunError, StoppedError
 from orpo_ray.objectives import build_objective
-from orpo_ray.training.loop import load_pair_model, reference_cache
-from orpo_ray.training.metrics import score_pack
+from orpo_ray.training.decisions import Setup
 from orpo_ray.training.plan import cut_packs, pack_costs
-from orpo_ray.training.self_check import settle_layout
-from orpo_ray.training.setup import Setup, fetch_inputs
-from orpo_ray.training.strategy import SINGLE
+from orpo_ray.training.reference import reference_cache
 
 _BLOCKS_PER_ACTOR = 8
 _POLL_S = 1.0
@@ -122,12 +117,14 @@ def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> 
     import ray
     import ray.data
 
+    from orpo_ray.distributed.scorer import Scorer
+
     blocks = min(len(packs), placement.workers * _BLOCKS_PER_ACTOR)
     with quiet_context():
         ray.data.DataContext.get_current().wait_for_min_actors_s = ROOM_S  # Ray Data's own number is endless
         rows = ray.data.from_items([{"pack": pack.tolist()} for pack in packs], override_num_blocks=blocks)
         scored = rows.map_batches(
-            _Scorer,
+            Scorer,
             fn_constructor_args=(task,),
             batch_size=None,
             batch_format="pandas",
@@ -138,48 +135,3 @@ def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> 
             max_task_retries=0,
         )
         yield from scored.iter_batches(batch_size=None, batch_format="numpy")
-
-
-class _Scorer:
-    """One actor: loads the model as training will start with it, then scores packs."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._loaded: tuple[Any, Any, int] | None = None
-
-    def __call__(self, rows: Any) -> dict[str, Any]:
-        """Log-probs of the pairs of some packs; an error of ours as a row, since Ray Data would wrap it."""
-        try:
-            model, table, pad_id = self._load()
-            packs = [np.asarray(pack, dtype=np.int64) for pack in rows["pack"]]
-            scores = np.concatenate([score_pack(model, table, pack, pad_id) for pack in packs])
-        except OrpoRayError as error:
-            nothing = np.array([np.nan])
-            return _row([0], nothing, nothing, type(error).__name__, str(error))
-        return _row(np.concatenate(packs), scores[:, 0], scores[:, 1], "", "")
-
-    def _load(self) -> tuple[Any, Any, int]:
-        if self._loaded is None:
-            config = self._task.enter()
-            fetch_inputs(config)
-            # One process: nothing is shared out here, whatever training does.
-            decisions = replace(self._task.setup.decisions, strategy=SINGLE)
-            model = load_pair_model(config, decisions, lambda line: None)
-            model.eval()
-            table = self._task.pairs().train
-            model.check_reads(table)
-            pad_id = padding_id(load_tokenizer(config.model, lambda line: None))
-            settle_layout(model, decisions, table, pad_id, lambda line: None)
-            self._loaded = model, table, pad_id
-        return self._loaded
-
-
-def _row(pairs: Any, chosen: Any, rejected: Any, error: str, message: str) -> dict[str, Any]:
-    count = len(chosen)
-    return {
-        "pair": np.asarray(pairs, dtype=np.int64),
-        "chosen": chosen,
-        "rejected": rejected,
-        "error": np.array([error] * count),
-        "message": np.array([message] * count),
-    }

@@ -10,8 +10,9 @@ from orpo_ray.distributed.preflight import Placement, place
 from orpo_ray.models.hardware import Hardware
 from orpo_ray.storage import storage_at
 from orpo_ray.training import record
+from orpo_ray.training.decisions import Setup
 from orpo_ray.training.reporter import Watch
-from orpo_ray.training.setup import Announce, Setup, settle
+from orpo_ray.training.setup import Announce, settle
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from orpo_ray.config.storage import local_path
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.generate import greedy_answers
 from orpo_ray.evaluation.preference import evaluate_pairs
-from orpo_ray.models.adapter import fetch_trained, load_adapter
+from orpo_ray.models.adapter import load_adapter
 from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.models.tokenizer import padding_id
+from orpo_ray.models.trained import fetch_trained
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.loop import autocast_dtype
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.setup import Decisions
 
 
 @dataclass(frozen=True)

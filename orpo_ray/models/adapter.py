@@ -10,11 +10,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from orpo_ray.config.model import AdapterConfig
-from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError
-from orpo_ray.storage import storage_at
-
-_ADAPTER_CONFIG, _MODEL_CONFIG, _OF_A_RUN = "adapter_config.json", "config.json", "run.json"
+from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
 
 
 def attach_adapter(
@@ -40,31 +37,6 @@ def attach_adapter(
         # PEFT wraps the weights of experts that are no modules of their own, and cannot drop out what goes into them.
         setting = "dropout: set it to 0" if "lora_dropout" in reason else "targets"
         raise ConfigError(f"adapter.{setting}: {reason}") from error
-
-
-def fetch_trained(place: str) -> None:
-    """Have on this server what a URL names: what a run has made, or a folder with an adapter or a whole model."""
-    storage = storage_at(place)
-    if not storage.is_remote:
-        return
-    folder = local_path(place)
-    made = folder / "adapter"
-    if any(storage.holds(made / name) for name in (_ADAPTER_CONFIG, _MODEL_CONFIG)):
-        storage.fetch_folder(made)
-    # A run has a config.json, too, and may be at work here: its folder is its own.
-    elif storage.holds(folder / _ADAPTER_CONFIG) or (
-        storage.holds(folder / _MODEL_CONFIG) and not storage.holds(folder / _OF_A_RUN)
-    ):
-        storage.fetch_folder(folder)
-
-
-def find_adapter(path: str) -> Path:
-    """The adapter folder that a path means: the folder itself, or that of a finished run."""
-    folder = local_path(path)
-    for candidate in (folder, folder / "adapter"):
-        if (candidate / _ADAPTER_CONFIG).is_file():
-            return candidate
-    raise ConfigError(f"{path}: no adapter_config.json here or in its folder adapter/; is the run finished?")
 
 
 def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool, dropout: float = 0.0) -> PeftModel:
@@ -93,7 +65,7 @@ def _continue_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Ca
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
     """What PEFT wrote about an adapter. Raises ConfigError if it is broken or tells of something else than LoRA."""
     try:
-        found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         kind = found.get("peft_type")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{folder}: adapter_config.json cannot be read: {error}") from error

@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ConfigError, ResourceError
-from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import base_location, explain_load_error
 
@@ -76,20 +75,6 @@ def _without_dropout(config: ModelConfig, announce: Callable[[str], None]) -> Pr
     if rates:
         announce(f"the base's own dropout is switched off: {', '.join(sorted(rates))}")
     return found
-
-
-def base_fingerprint(config: ModelConfig) -> str:
-    """What identifies the base's weights: the commit of a hub model, the content hash of a local folder."""
-    local = Path(base_location(config))
-    if local.is_dir():
-        return folder_fingerprint(local, ("*.safetensors", "config.json"))
-    try:
-        hub_config = AutoConfig.from_pretrained(
-            base_location(config), revision=config.revision, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
-    return f"{config.base}@{hub_config._commit_hash}"
 
 
 def _refuse_incomplete(base: str, model: torch.nn.Module, loading: dict[str, Any]) -> None:

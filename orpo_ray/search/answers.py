@@ -16,12 +16,11 @@ from orpo_ray.data.store import MANIFEST, open_artifact
 from orpo_ray.distributed.launch import free_what_dead_controllers_hold
 from orpo_ray.distributed.run import Ground
 from orpo_ray.errors import ResourceError, RunError, StoppedError, on_one_line
-from orpo_ray.evaluation.evaluate import load_trained
-from orpo_ray.evaluation.generate import greedy_answers
 from orpo_ray.models.tokenizer import load_tokenizer
 from orpo_ray.storage import fetched_folder, storage_at
 from orpo_ray.training import record
-from orpo_ray.training.setup import Decisions, fetch_inputs
+from orpo_ray.training.decisions import Decisions
+from orpo_ray.training.setup import fetch_inputs
 from orpo_ray.training.strategy import SINGLE
 
 _PROMPTS = 4
@@ -60,6 +59,10 @@ def _wait(pending: Any, stop_requested: Callable[[], bool], seconds: float = mat
 
 
 def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, Any]]:
+    # Here, as the search itself loads no model.
+    from orpo_ray.evaluation.evaluate import load_trained
+    from orpo_ray.evaluation.generate import greedy_answers
+
     artifact = open_artifact(fetched_folder(place, MANIFEST))
     fetch_inputs(trials[0])
     tokenizer = load_tokenizer(trials[0].model, lambda line: None)

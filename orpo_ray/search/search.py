@@ -24,7 +24,7 @@ from orpo_ray.search.trial import TrialRoom
 from orpo_ray.search.tuner import run_course
 from orpo_ray.storage import storage_at
 from orpo_ray.training import record
-from orpo_ray.training.loop import steps_of_run
+from orpo_ray.training.run_plan import steps_of_run
 
 BEST_FILE = "best.yaml"
 

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from orpo_ray.config import TrainingConfig, warmup_steps
-from orpo_ray.training.setup import Decisions
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.strategy import stage_of
 from orpo_ray.training.zero import deepspeed_config, prepare_deepspeed
 

@@ -15,9 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from orpo_ray.config import RunConfig, warmup_steps
+from orpo_ray.config import RunConfig
 from orpo_ray.config.storage import inside
-from orpo_ray.data.store import Artifact, PairTable
+from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.adapter import attach_adapter
 from orpo_ray.models.base import fetch_base, load_base
@@ -28,16 +28,18 @@ from orpo_ray.storage import storage_at
 from orpo_ray.training import record
 from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, read_position
+from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.memory import keep_freed_memory
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import PADDED, Indices, Step, cut_step, pack_costs, step_pairs
+from orpo_ray.training.plan import PADDED, Indices, Step
 from orpo_ray.training.probe import Probe, memory_of, set_checkpointing, settle_budget
-from orpo_ray.training.reference import ReferenceCache
+from orpo_ray.training.reference import reference_cache
 from orpo_ray.training.reporter import Reporter
+from orpo_ray.training.run_plan import plan_run, steps_of_run
 from orpo_ray.training.self_check import TOLERANCE, settle_layout
-from orpo_ray.training.setup import Announce, Decisions, Setup, fetch_inputs
+from orpo_ray.training.setup import Announce, fetch_inputs
 from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import stage_of
 from orpo_ray.training.trainer import PreferenceTrainer
@@ -88,28 +90,6 @@ def train(config: RunConfig, artifact: Artifact, setup: Setup, reporter: Reporte
         raise RunError("the checkpoint of the last step is damaged; the same command trains again what it held")
     if world.is_first:
         _finish(run, checkpoint)
-
-
-def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
-    """The pairs of each optimizer step of the whole run over `count` pairs, epoch after epoch, cut at max_steps."""
-    settings = config.training
-    wanted = settings.max_steps
-    steps: list[Indices] = []
-    epoch = 0
-    while (len(steps) < wanted) if wanted else (epoch < (settings.epochs or 1)):
-        steps += step_pairs(count, settings.pairs_per_step, settings.seed, epoch)
-        epoch += 1
-    steps = steps[:wanted]
-    if (warmup := warmup_steps(settings.warmup, len(steps))) >= len(steps):
-        raise ConfigError(f"training.warmup: {warmup} steps, but the run has {len(steps)}; its rate would never rise")
-    return steps
-
-
-def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int, layout: str) -> list[Step]:
-    """The steps of the whole run with the packs of each rank."""
-    with_rejected = build_objective(config.objective).needs_rejected
-    costs = pack_costs(table.lengths, layout, with_rejected=with_rejected)
-    return [cut_step(pairs, costs, world_size, token_budget) for pairs in steps_of_run(config, len(table))]
 
 
 def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce) -> PairModel:
@@ -260,26 +240,6 @@ def _note_workers(config: RunConfig, strategy: str, layout: str, world: World) -
     if world.is_first:
         record.add_to_run(config.run_dir, {"workers": pids, "strategy": strategy, "layout": layout})
         storage_at(config.storage).store(config.run_dir / record.RUN_FILE)
-
-
-def reference_cache(config: RunConfig, setup: Setup) -> ReferenceCache:
-    """Where the reference log-probs of a run are kept, under all that they depend on."""
-    decisions = setup.decisions
-    inputs = {
-        **setup.identity,
-        "quantization": config.model.quantization,
-        "dtype": decisions.dtype,
-        "attention": decisions.attention,
-        "layout": decisions.layout,
-        "device": decisions.device,
-        "full_training": config.adapter.kind == "none",
-        "versions": {
-            name: v
-            for name, v in record.versions().items()
-            if name in ("torch", "transformers", "peft", "bitsandbytes")
-        },
-    }
-    return ReferenceCache(config.storage_dir / "references", inputs, storage_at(config.storage))
 
 
 def _reference(run: _Run, model: PairModel, pad_id: int) -> np.ndarray:

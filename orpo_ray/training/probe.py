@@ -11,10 +11,11 @@ from orpo_ray.data.store import PairTable
 from orpo_ray.errors import ResourceError
 from orpo_ray.objectives import Objective
 from orpo_ray.training.budget import Budget, Memory, Sizes, find_budget, sample_pack, smaller, usable
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.memory import CpuMemory, GpuMemory
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Step, pack_costs
-from orpo_ray.training.setup import Announce, Decisions
+from orpo_ray.training.setup import Announce
 from orpo_ray.training.steps import pack_loss, step_of_one_pack
 from orpo_ray.training.world import World
 

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from orpo_ray.storage import LOCAL, Storage
+from orpo_ray.config import RunConfig
+from orpo_ray.storage import LOCAL, Storage, storage_at
+from orpo_ray.training.decisions import Setup
+from orpo_ray.training.record import versions
+
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+"""Those that compute the log-probs."""
 
 
 class ReferenceCache:
@@ -44,3 +50,19 @@ class ReferenceCache:
         save_file({"log_probs": log_probs}, building)
         building.replace(self._path)
         self._storage.store(self._path)
+
+
+def reference_cache(config: RunConfig, setup: Setup) -> ReferenceCache:
+    """Where the reference log-probs of a run are kept, under all that they depend on."""
+    decisions = setup.decisions
+    inputs = {
+        **setup.identity,
+        "quantization": config.model.quantization,
+        "dtype": decisions.dtype,
+        "attention": decisions.attention,
+        "layout": decisions.layout,
+        "device": decisions.device,
+        "full_training": config.adapter.kind == "none",
+        "versions": {name: version for name, version in versions().items() if name in _LIBRARIES},
+    }
+    return ReferenceCache(config.storage_dir / "references", inputs, storage_at(config.storage))

@@ -6,11 +6,12 @@ from torch import Tensor
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import on_one_line
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.layout import collate
 from orpo_ray.training.memory import is_out_of_memory
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PADDED
-from orpo_ray.training.setup import Announce, Decisions
+from orpo_ray.training.setup import Announce
 from orpo_ray.training.world import ALONE, World
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}

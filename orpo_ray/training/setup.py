@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,16 @@ import numpy as np
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, DataError, ResourceError
-from orpo_ray.models.adapter import fetch_trained, find_adapter
-from orpo_ray.models.base import base_fingerprint
-from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.hardware import Hardware, choose_numerics
+from orpo_ray.models.identity import adapter_fingerprint, base_fingerprint
 from orpo_ray.models.size import count_parameters
 from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from orpo_ray.models.trained import fetch_trained
 from orpo_ray.models.traits import Traits, read_traits
 from orpo_ray.objectives import build_objective
 from orpo_ray.storage import storage_at
 from orpo_ray.training import record
+from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.layout_choice import choose_layout
 from orpo_ray.training.plan import PADDED, Indices, pack_costs
 from orpo_ray.training.strategy import SINGLE, ModelSize, Workers, choose_strategy, stage_of
@@ -28,29 +28,6 @@ Announce = Callable[[str], None]
 
 # Of packs that are computed without gradients before the budget is found.
 _AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """What `auto` came to. Written to run.json; all but `strategy` are taken from there when the run is resumed."""
-
-    device: str
-    dtype: str
-    attention: str
-    layout: str
-    strategy: str
-    gradient_checkpointing: bool
-    tokens_per_microbatch: int
-    find_budget: bool = False
-    """Whether the last two are yet to be found from the memory that is there, on the workers."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The settled inputs of a run, plain data: identity holds what a resume must find unchanged."""
-
-    decisions: Decisions
-    identity: dict[str, str]
 
 
 def settle(
@@ -163,11 +140,6 @@ def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
     if config.adapter.init_from is not None:
         identity["adapter.init_from"] = adapter_fingerprint(config.adapter.init_from)
     return identity
-
-
-def adapter_fingerprint(path: str) -> str:
-    """Content hash of an adapter's weights and shape."""
-    return folder_fingerprint(find_adapter(path), ("adapter_model.safetensors", "adapter_config.json"))
 
 
 def _require_trackers(config: RunConfig) -> None:

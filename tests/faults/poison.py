@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.config import RunConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import Artifact
-from orpo_ray.training.loop import steps_of_run
+from orpo_ray.training.run_plan import steps_of_run
 
 
 @dataclass(frozen=True)

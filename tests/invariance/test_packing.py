@@ -20,13 +20,14 @@ from orpo_ray.config.run import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.objectives import build_objective, loss_parts
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
-from orpo_ray.training.loop import load_pair_model, plan_run
+from orpo_ray.training.loop import load_pair_model
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
-from orpo_ray.training.setup import Decisions
+from orpo_ray.training.run_plan import plan_run
 from orpo_ray.training.trainer import PreferenceTrainer
 
 STEPS, PAIRS_PER_STEP, PAIRS = 6, 5, 22

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_ray.config import RunConfig, build
 from orpo_ray.data.store import Artifact
-from orpo_ray.training.loop import plan_run, steps_of_run
 from orpo_ray.training.plan import PACKED, PADDED
+from orpo_ray.training.run_plan import plan_run, steps_of_run
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from orpo_ray.config import AdapterConfig
 from orpo_ray.errors import ConfigError
-from orpo_ray.models.adapter import attach_adapter, find_adapter, load_adapter
+from orpo_ray.models.adapter import attach_adapter, load_adapter
+from orpo_ray.models.trained import find_adapter
 
 LAYERS, LINEAR = 2, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -14,11 +14,12 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ResourceError
 from orpo_ray.objectives import build_objective
 from orpo_ray.training.budget import Budget, Sizes, find_budget, sample_pack, smaller, usable
-from orpo_ray.training.loop import load_pair_model, plan_run
+from orpo_ray.training.decisions import Decisions
+from orpo_ray.training.loop import load_pair_model
 from orpo_ray.training.memory import CpuMemory
 from orpo_ray.training.plan import SHARED_PREFIX, PackCosts
 from orpo_ray.training.probe import Probe, settle_budget
-from orpo_ray.training.setup import Decisions
+from orpo_ray.training.run_plan import plan_run
 from orpo_ray.training.world import ALONE, World
 
 KEPT, RECOMPUTED = 100, 20

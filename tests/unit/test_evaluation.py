@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 from orpo_ray.evaluation.evaluate import judge_model, load_trained
 from orpo_ray.evaluation.generate import greedy_answers
 from orpo_ray.evaluation.preference import evaluate_pairs
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.setup import Decisions
 from tests.support import BASE, demo_pairs, run_config, write_pairs
 
 DECISIONS = Decisions("cpu", "float32", "sdpa", "padded", "single-process", False, 512)

@@ -11,10 +11,10 @@ from support import make_artifact, run_config
 from orpo_ray.config.objectives import AnyObjectiveConfig, CpoConfig, DpoConfig, OrpoConfig, SftConfig, SimpoConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.objectives import PairLogps, build_objective, loss_parts
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.loop import load_pair_model
 from orpo_ray.training.metrics import PAIR_METRICS, PairScores, StepMetrics, pair_metrics, score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.setup import Decisions
 
 PAIRS = PairLogps(
     chosen=torch.tensor([-2.0, -9.0]),

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.layout import collate
 from orpo_ray.training.loop import autocast_dtype, load_pair_model
-from orpo_ray.training.setup import Decisions
 from tests.support import demo_pairs, run_config
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from orpo_ray.config import RunConfig, build
-from orpo_ray.training.loop import plan_run, steps_of_run
 from orpo_ray.training.plan import (
     PACKED,
     PADDED,
@@ -25,6 +24,7 @@ from orpo_ray.training.plan import (
     pack_costs,
     step_pairs,
 )
+from orpo_ray.training.run_plan import plan_run, steps_of_run
 
 CASES = 300
 

@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from orpo_ray.data.pairs import TokenPair
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 from orpo_ray.training.self_check import settle_layout
-from orpo_ray.training.setup import Decisions
 from orpo_ray.training.world import World
 
 VOCABULARY = 97

@@ -13,7 +13,7 @@ from s3_server import Server, serve
 
 from orpo_ray.config.storage import inside, local_path, refuse_url, without_secrets
 from orpo_ray.errors import ConfigError, ResourceError
-from orpo_ray.models.adapter import fetch_trained
+from orpo_ray.models.trained import fetch_trained
 from orpo_ray.storage import LOCAL, fetched, storage_at
 from orpo_ray.training.record import WORKERS_LOCK_FILE, fetch_run, lock_within
 

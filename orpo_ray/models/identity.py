@@ -1,0 +1,30 @@
+"""What identifies the models that a run starts from, so that a run that goes on notices others; no weight is loaded."""
+
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.models.fingerprint import folder_fingerprint
+from orpo_ray.models.tokenizer import base_location, explain_load_error
+from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
+
+
+def base_fingerprint(config: ModelConfig) -> str:
+    """What identifies the base's weights: the commit of a hub model, the content hash of a local folder."""
+    local = Path(base_location(config))
+    if local.is_dir():
+        return folder_fingerprint(local, ("*.safetensors", "config.json"))
+    try:
+        hub_config = AutoConfig.from_pretrained(
+            base_location(config), revision=config.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    return f"{config.base}@{hub_config._commit_hash}"
+
+
+def adapter_fingerprint(path: str) -> str:
+    """Content hash of an adapter's weights and shape."""
+    return folder_fingerprint(find_adapter(path), ("adapter_model.safetensors", ADAPTER_CONFIG))

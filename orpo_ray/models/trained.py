@@ -1,0 +1,36 @@
+"""Where a model lies that was trained before: an adapter, or a whole model, of a run or in a folder of its own."""
+
+from pathlib import Path
+
+from orpo_ray.config.storage import local_path
+from orpo_ray.errors import ConfigError
+from orpo_ray.storage import storage_at
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""What PEFT writes beside an adapter's weights."""
+_MODEL_CONFIG, _OF_A_RUN = "config.json", "run.json"
+
+
+def fetch_trained(place: str) -> None:
+    """Have on this server what a URL names: what a run has made, or a folder with an adapter or a whole model."""
+    storage = storage_at(place)
+    if not storage.is_remote:
+        return
+    folder = local_path(place)
+    made = folder / "adapter"
+    if any(storage.holds(made / name) for name in (ADAPTER_CONFIG, _MODEL_CONFIG)):
+        storage.fetch_folder(made)
+    # A run has a config.json, too, and may be at work here: its folder is its own.
+    elif storage.holds(folder / ADAPTER_CONFIG) or (
+        storage.holds(folder / _MODEL_CONFIG) and not storage.holds(folder / _OF_A_RUN)
+    ):
+        storage.fetch_folder(folder)
+
+
+def find_adapter(path: str) -> Path:
+    """The adapter folder that a path means: the folder itself, or that of a finished run."""
+    folder = local_path(path)
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / ADAPTER_CONFIG).is_file():
+            return candidate
+    raise ConfigError(f"{path}: no adapter_config.json here or in its folder adapter/; is the run finished?")

@@ -1,0 +1,29 @@
+"""What a run's settings make of the plan: the steps of all its epochs, and how each is cut into packs."""
+
+from orpo_ray.config import RunConfig, warmup_steps
+from orpo_ray.data.store import PairTable
+from orpo_ray.errors import ConfigError
+from orpo_ray.objectives import build_objective
+from orpo_ray.training.plan import Indices, Step, cut_step, pack_costs, step_pairs
+
+
+def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
+    """The pairs of each optimizer step of the whole run over `count` pairs, epoch after epoch, cut at max_steps."""
+    settings = config.training
+    wanted = settings.max_steps
+    steps: list[Indices] = []
+    epoch = 0
+    while (len(steps) < wanted) if wanted else (epoch < (settings.epochs or 1)):
+        steps += step_pairs(count, settings.pairs_per_step, settings.seed, epoch)
+        epoch += 1
+    steps = steps[:wanted]
+    if (warmup := warmup_steps(settings.warmup, len(steps))) >= len(steps):
+        raise ConfigError(f"training.warmup: {warmup} steps, but the run has {len(steps)}; its rate would never rise")
+    return steps
+
+
+def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int, layout: str) -> list[Step]:
+    """The steps of the whole run with the packs of each rank."""
+    with_rejected = build_objective(config.objective).needs_rejected
+    costs = pack_costs(table.lengths, layout, with_rejected=with_rejected)
+    return [cut_step(pairs, costs, world_size, token_budget) for pairs in steps_of_run(config, len(table))]
