@@ -17,6 +17,28 @@ SHARED_DATA = SHARED / "data"
 SHARED_SCHEMAS = SHARED / "schemas"
 
 
+class TellAtOnce:
+    """Failures as they come: a run that its time limit ends never gets to pytest's own report."""
+
+    def __init__(self, writer: pytest.TerminalReporter) -> None:
+        self._writer = writer
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print what a test failed with."""
+        if report.failed:
+            self._writer.write_line("")
+            self._writer.write_line(f"{report.nodeid}: {report.when}", red=True)
+            self._writer.write_line(report.longreprtext)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Takes pytest's reporter, which is there by now; processes that pytest-xdist starts have none."""
+    writer = config.pluginmanager.getplugin("terminalreporter")
+    if writer is not None:
+        config.pluginmanager.register(TellAtOnce(writer))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real preference files and tokenizers, which are no part of the project; see MANIFEST.md beside them."""

@@ -1,4 +1,9 @@
-"""What a command says: announcements and progress on stderr, its result on stdout, library noise in a log file."""
+"""What a command says: announcements and progress on stderr, its result on stdout, library noise in a log file.
+
+Rooms of the package are imported where they are used: --help needs none of them.
+"""
+
+from __future__ import annotations
 
 import io
 import logging
@@ -10,20 +15,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from orpo_ray.config import RunConfig
 from orpo_ray.errors import ConfigError, OrpoRayError
-from orpo_ray.storage import LOCAL, Storage, storage_at
-from orpo_ray.training.record import CONFIG_FILE, LOG_FILE, is_locked_by_us
+
+if TYPE_CHECKING:
+    from orpo_ray.config import RunConfig
+    from orpo_ray.storage import Storage
 
 _log = logging.getLogger("orpo_ray")
 
 
 class _LogFile(logging.FileHandler):
-    """The one log file of this process; told by its class from handlers that others attach."""
+    """The one log file of this process; told by its class from handlers that others attach.
 
-    def __init__(self, path: Path, kept_in: Storage = LOCAL) -> None:
+    `kept_in` is where the log of a run belongs, None while there is no run yet.
+    """
+
+    def __init__(self, path: Path, kept_in: Storage | None = None) -> None:
         super().__init__(path, encoding="utf-8")
         self.kept_in = kept_in
 
@@ -45,6 +54,8 @@ def announce_in(run_dir: Path, storage: str) -> Callable[[str], None]:
     Training begins once it holds the run's lock and has written the config, settings and data being fine: before both,
     there is nothing to add to a log that may be another process's.
     """
+    from orpo_ray.storage import storage_at
+    from orpo_ray.training.record import CONFIG_FILE, LOG_FILE, is_locked_by_us
 
     def tell(line: str) -> None:
         if is_locked_by_us(run_dir) and (run_dir / CONFIG_FILE).exists():
@@ -59,6 +70,8 @@ def check_writable(config: RunConfig) -> None:
 
     Raises ResourceError where the storage is on other machines and not there.
     """
+    from orpo_ray.storage import storage_at
+
     storage_at(config.storage).check()
     run_dir = config.run_dir
     is_new = not run_dir.exists()
@@ -73,6 +86,8 @@ def check_writable(config: RunConfig) -> None:
 
 def open_log(verbose: bool = False) -> None:
     """Send what libraries log and warn about to a temporary file instead of the terminal, or to both."""
+    from orpo_ray.training.record import LOG_FILE
+
     try:
         _log_to(Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE)
     except OSError as error:
@@ -91,7 +106,7 @@ def open_log(verbose: bool = False) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _log_to(path: Path, kept_in: Storage = LOCAL) -> None:
+def _log_to(path: Path, kept_in: Storage | None = None) -> None:
     handler = _LogFile(path, kept_in)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
@@ -134,6 +149,8 @@ def full_log() -> str | None:
 def keep_log() -> str | None:
     """Keep the log as the run is kept, and say where it is; it is here where the storage cannot be reached."""
     for handler in _log_files():
+        if handler.kept_in is None:
+            return handler.baseFilename
         try:
             handler.kept_in.store(Path(handler.baseFilename))
         except OrpoRayError as error:

@@ -9,6 +9,8 @@ import pytest
 
 HEAVY = {"torch", "ray", "transformers"}
 LIGHT_MODULES = ["orpo_ray", "orpo_ray.errors", "orpo_ray.config", "orpo_ray.config.load", "orpo_ray.cli.main"]
+COMPUTING = {"peft", "bitsandbytes", "datasets"}
+"""What only a process that loads a model needs."""
 LIGHT_WHEN_THERE = ["orpo_ray.planner", "orpo_ray.report"]
 HELP = [sys.executable, "-m", "orpo_ray.cli.main", "--help"]
 
@@ -49,12 +51,23 @@ def test_importing_loads_nothing_heavy(module):
     assert loaded_by(f"import {module}") & HEAVY == set()
 
 
+def test_what_rays_controller_is_told_loads_nothing_heavy():
+    assert loaded_by("import orpo_ray.distributed.task") & (HEAVY | COMPUTING) == set()
+
+
+@pytest.mark.parametrize("module", ["orpo_ray.distributed.run", "orpo_ray.search.search", "orpo_ray.search.trial"])
+def test_a_process_that_only_looks_after_workers_loads_nothing_to_compute_with(module):
+    loaded = loaded_by(f"import {module}")
+    assert "ray" in loaded
+    assert loaded & COMPUTING == set()
+
+
 def test_the_check_sees_a_heavy_import():
     assert "torch" in loaded_by("import sys, types; sys.modules['torch.nn'] = types.ModuleType('torch.nn')")
 
 
 def test_help_loads_nothing_heavy():
-    assert loaded_by(RUN_HELP, "--help") & HEAVY == set()
+    assert loaded_by(RUN_HELP, "--help") & (HEAVY | {"pydantic"}) == set()
 
 
 def test_help_takes_under_four_fifths_of_a_second():
