@@ -10,13 +10,15 @@ MOTO := .moto
 demo: $(READY)
 	$(BIN)/orpo-ray demo
 
-# One thread: on small shared machines two threads of torch get in each other's way.
+# One thread: on small shared machines two threads of torch get in each other's way. What starts processes of its own
+# comes last, one test at a time.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/parity tests/invariance
+	$(BIN)/pytest tests/cli tests/faults
 
 # As root, with Debian's iproute2, openssh-server, rsync, nftables, sshfs and curl.
 test-cluster: export OMP_NUM_THREADS = 1
