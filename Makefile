@@ -1,11 +1,12 @@
-# Two commands: `make demo` and `make test`. Each makes .venv first if there is none yet.
+# Two commands: `make demo` and `make test`. Each makes .venv first if there is none yet. `make test-long` has the tests
+# that `make test` leaves out for the time they take.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MOTO := .moto
 
-.PHONY: demo test test-cluster
+.PHONY: demo test test-long test-cluster
 
 demo: $(READY)
 	$(BIN)/orpo-ray demo
@@ -19,6 +20,10 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/parity tests/invariance
 	$(BIN)/pytest tests/cli tests/faults
+
+test-long: export OMP_NUM_THREADS = 1
+test-long: $(READY)
+	$(BIN)/pytest -m long tests/cli tests/faults
 
 # As root, with Debian's iproute2, openssh-server, rsync, nftables, sshfs and curl.
 test-cluster: export OMP_NUM_THREADS = 1

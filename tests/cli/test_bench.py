@@ -51,6 +51,7 @@ def test_a_file_of_ones_own_gives_as_many_rows_as_it_has(command: Command, tmp_p
     assert "ours dropped 1 (duplicates)" in done.out
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_cost_of_ray_is_that_of_its_turns_and_nothing_stays_behind(command: Command) -> None:

@@ -97,6 +97,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     return dict(zip(OTHERS, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OTHERS)
@@ -114,6 +115,7 @@ def test_the_other_objectives_teach_the_preference(others: dict[str, dict[str, A
 # --- going on ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_same_command_goes_on_with_an_interrupted_demo(tmp_path: Path) -> None:

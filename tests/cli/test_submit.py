@@ -64,6 +64,7 @@ def test_a_submitted_run_is_the_run_of_this_machine(cluster: Head, project: Path
     assert len(judged.result["samples"]) == 1 and judged.result["metrics"]["trained"]["h1.jsonl"]["pairs"] == 16
 
 
+@pytest.mark.long
 def test_a_run_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_again(
     cluster: Head, project: Path
 ) -> None:
@@ -151,6 +152,7 @@ def test_the_exit_code_is_the_commands_own(cluster: Head, project: Path) -> None
     assert lacking.result["exit_code"] == LACKING
 
 
+@pytest.mark.long
 def test_the_code_of_this_machine_is_sent_where_asked(cluster: Head, project: Path) -> None:
     done = shell("submit", "prepare", "tiny.yaml", "name=sent", *way(cluster), "--ship-code", "--json", cwd=project)
     assert done.code == 0 and done.result["train"] == 48, done.err

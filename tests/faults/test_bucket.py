@@ -254,6 +254,7 @@ def test_a_stale_and_tampered_copy_does_not_win(site: Site, killed_again: RunCon
 # --- several servers --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(site: Site, trained: Trained) -> None:
     """Two raylets with copies of their own; the run goes on on what is left, from the bucket."""
     scale = {"workers": "auto", "gpus_per_worker": 0}
@@ -273,6 +274,7 @@ def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(si
 # --- a search ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_search_is_shown_and_its_best_run_used_on_another_server(site: Site, trained: Trained) -> None:
     search = {"space": {"objective.lambda": {"grid": [0.1, 0.5]}}, "searcher": "grid", "scheduler": "none"}
     scale = {"workers": 1, "gpus_per_worker": 0}

@@ -373,6 +373,7 @@ def test_a_run_of_two_workers_goes_on_in_one_process_with_other_packs(
 # --- what would only happen again -------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_ends_the_run_at_once(head: Head, prepared_storage: Path, tmp_path: Path) -> None:
     plain = run_config(prepared_storage)
     artifact = api.prepare(plain.data, plain.model, plain.storage_dir, plain.training.seed, lambda line: None)
@@ -405,6 +406,7 @@ def test_a_stop_while_workers_start_ends_the_command_and_frees_the_cluster(head:
     assert head.free_cpus() == 2
 
 
+@pytest.mark.long
 def test_a_controller_killed_while_workers_start_leaves_room_for_the_next(head: Head, prepared_storage: Path) -> None:
     """Its workers have not said a word yet, and the cluster has no CPU beside theirs."""
     training = {"max_steps": 4, "eval_every": 4, "checkpoint_every": 4}
@@ -470,6 +472,7 @@ def dpo(head: Head, prepared_storage: Path, tmp_path_factory: pytest.TempPathFac
     return Dpo(storage / "ray-dpo", storage / "references", killed, free, finished)
 
 
+@pytest.mark.long
 def test_actors_compute_the_references_that_one_process_would(dpo: Dpo, prepared_storage: Path) -> None:
     said = dpo.killed.said
     assert any(line.startswith("reference log-probs: computing them once for 36 pairs, by 2 actors") for line in said)
@@ -492,24 +495,28 @@ def test_actors_compute_the_references_that_one_process_would(dpo: Dpo, prepared
     np.testing.assert_allclose(by_actors, load_file(alone)["log_probs"], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_the_first_step_is_where_policy_and_reference_are_one(dpo: Dpo) -> None:
     first = next(line for line in read_metrics(dpo.run_dir) if "train/loss" in line)
     assert first["step"] == 1
     assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
+@pytest.mark.long
 def test_the_next_command_reuses_the_references(dpo: Dpo) -> None:
     said = dpo.finished.said
     assert any("reference log-probs: reused from" in line for line in said)
     assert not any("reference log-probs: computing" in line for line in said)
 
 
+@pytest.mark.long
 def test_a_killed_driver_leaves_no_cpu_reserved_on_a_cluster_that_it_joined(dpo: Dpo) -> None:
     assert dpo.killed.code == -SIGKILL
     assert dpo.killed.left == {}
     assert dpo.free_cpus == 2
 
 
+@pytest.mark.long
 def test_ray_train_brings_a_single_worker_to_the_end(dpo: Dpo) -> None:
     result = json.loads((dpo.run_dir / "result.json").read_text(encoding="utf-8"))
     assert (result["status"], result["steps"], len(result["workers"])) == ("finished", 40, 1)
@@ -518,6 +525,7 @@ def test_ray_train_brings_a_single_worker_to_the_end(dpo: Dpo) -> None:
     assert step >= 2
 
 
+@pytest.mark.long
 def test_verbose_shows_what_ray_has_to_say(dpo: Dpo) -> None:
     assert any("pid=" in line or "ray" in line.lower().split("reused")[0] for line in dpo.finished.said)
     shown = set(dpo.finished.said) - set(dpo.killed.said)
@@ -527,6 +535,7 @@ def test_verbose_shows_what_ray_has_to_say(dpo: Dpo) -> None:
 # --- real pairs -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_real_pairs_on_two_workers(head: Head, shared_data: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

@@ -208,6 +208,7 @@ def test_a_finished_search_is_shown_again_by_the_same_command(searched: Searched
     assert "Trial 0 is best" in again.out
 
 
+@pytest.mark.long
 def test_a_trial_may_take_several_workers_and_its_search_be_told_to_stop(storage: Path) -> None:
     scale = {"workers": 2, "cpus_per_worker": 0.5, "deepspeed": {"stage": 2}}
     config = write_config(storage, "stopped", objective={"kind": "orpo"}, scale={**SCALE, **scale}, trials=1)
