@@ -11,15 +11,15 @@ MOTO := .moto
 demo: $(READY)
 	$(BIN)/orpo-ray demo
 
-# One thread: on small shared machines two threads of torch get in each other's way. What starts processes of its own
-# comes last, one test at a time.
+# One thread: on small shared machines two threads of torch get in each other's way. Two processes share the first tests;
+# those that run and time whole commands come one at a time, whatever became of the others.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/parity tests/invariance
-	$(BIN)/pytest tests/cli tests/faults
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/parity tests/invariance; first=$$?; \
+	$(BIN)/pytest tests/cli tests/faults && exit $$first
 
 test-long: export OMP_NUM_THREADS = 1
 test-long: $(READY)

@@ -292,16 +292,17 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
     from orpo_ray.training.stop import StopSignal
 
     hardware = _hardware(config, placement)
-    with StopSignal(announce) as stop:
-        if placement.uses_ray:
-            from orpo_ray.distributed.run import Ground, train_on
+    if placement.uses_ray:
+        from orpo_ray.distributed.run import Ground, train_on
 
+        with StopSignal(announce) as stop:
             train_on(Ground(artifact, placement, hardware), config, announce, watch, lambda: stop.requested)
-            return
-        from orpo_ray.training import loop
-        from orpo_ray.training.reporter import LocalReporter
-        from orpo_ray.training.setup import settle
+        return
+    from orpo_ray.training import loop
+    from orpo_ray.training.reporter import LocalReporter
+    from orpo_ray.training.setup import settle
 
+    with StopSignal(announce) as stop:
         setup = settle(config, artifact, announce, hardware)
         reporter = LocalReporter(
             config.run_dir,

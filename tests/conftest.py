@@ -29,6 +29,9 @@ class TellAtOnce:
             self._writer.write_line("")
             self._writer.write_line(f"{report.nodeid}: {report.when}", red=True)
             self._writer.write_line(report.longreprtext)
+            for title, text in report.sections:
+                self._writer.write_line(f"{title}:")
+                self._writer.write_line(text)
 
 
 @pytest.hookimpl(trylast=True)

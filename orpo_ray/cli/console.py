@@ -1,6 +1,6 @@
 """What a command says: announcements and progress on stderr, its result on stdout, library noise in a log file.
 
-Rooms of the package are imported where they are used: --help needs none of them.
+Settings and storage are imported where they are used: --help needs neither.
 """
 
 from __future__ import annotations

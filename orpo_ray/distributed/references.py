@@ -15,6 +15,7 @@ from orpo_ray.data.pipeline import ROOM_S, quiet_context
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
+from orpo_ray.distributed.scorer import Scorer
 from orpo_ray.distributed.task import Task, task_of
 from orpo_ray.errors import ResourceError, RunError, StoppedError
 from orpo_ray.objectives import build_objective
@@ -116,8 +117,6 @@ def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> 
     """Batches of scored pairs, as the actors finish them."""
     import ray
     import ray.data
-
-    from orpo_ray.distributed.scorer import Scorer
 
     blocks = min(len(packs), placement.workers * _BLOCKS_PER_ACTOR)
     with quiet_context():

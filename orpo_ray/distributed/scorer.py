@@ -1,18 +1,18 @@
-"""The actor that computes reference log-probs."""
+"""The actor that computes reference log-probs; the driver names it, so that what it computes with is imported there."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orpo_ray.distributed.task import Task
 from orpo_ray.errors import OrpoRayError
-from orpo_ray.models.tokenizer import load_tokenizer, padding_id
-from orpo_ray.training.loop import load_pair_model
-from orpo_ray.training.metrics import score_pack
-from orpo_ray.training.self_check import settle_layout
-from orpo_ray.training.setup import fetch_inputs
 from orpo_ray.training.strategy import SINGLE
+
+Score = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+"""Summed log-probs [n, 2] of the pairs of one pack."""
 
 
 class Scorer:
@@ -20,33 +20,37 @@ class Scorer:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._loaded: tuple[Any, Any, int] | None = None
+        self._score: Score | None = None
 
     def __call__(self, rows: Any) -> dict[str, Any]:
         """Log-probs of the pairs of some packs; an error of ours as a row, since Ray Data would wrap it."""
         try:
-            model, table, pad_id = self._load()
+            self._score = self._score or self._load()
             packs = [np.asarray(pack, dtype=np.int64) for pack in rows["pack"]]
-            scores = np.concatenate([score_pack(model, table, pack, pad_id) for pack in packs])
+            scores = np.concatenate([self._score(pack) for pack in packs])
         except OrpoRayError as error:
             nothing = np.array([np.nan])
             return _row([0], nothing, nothing, type(error).__name__, str(error))
         return _row(np.concatenate(packs), scores[:, 0], scores[:, 1], "", "")
 
-    def _load(self) -> tuple[Any, Any, int]:
-        if self._loaded is None:
-            config = self._task.enter()
-            fetch_inputs(config)
-            # One process: nothing is shared out here, whatever training does.
-            decisions = replace(self._task.setup.decisions, strategy=SINGLE)
-            model = load_pair_model(config, decisions, lambda line: None)
-            model.eval()
-            table = self._task.pairs().train
-            model.check_reads(table)
-            pad_id = padding_id(load_tokenizer(config.model, lambda line: None))
-            settle_layout(model, decisions, table, pad_id, lambda line: None)
-            self._loaded = model, table, pad_id
-        return self._loaded
+    def _load(self) -> Score:
+        from orpo_ray.models.tokenizer import load_tokenizer, padding_id
+        from orpo_ray.training.loop import load_pair_model
+        from orpo_ray.training.metrics import score_pack
+        from orpo_ray.training.self_check import settle_layout
+        from orpo_ray.training.setup import fetch_inputs
+
+        config = self._task.enter()
+        fetch_inputs(config)
+        # One process: nothing is shared out here, whatever training does.
+        decisions = replace(self._task.setup.decisions, strategy=SINGLE)
+        model = load_pair_model(config, decisions, lambda line: None)
+        model.eval()
+        table = self._task.pairs().train
+        model.check_reads(table)
+        pad_id = padding_id(load_tokenizer(config.model, lambda line: None))
+        settle_layout(model, decisions, table, pad_id, lambda line: None)
+        return lambda pack: score_pack(model, table, pack, pad_id)
 
 
 def _row(pairs: Any, chosen: Any, rejected: Any, error: str, message: str) -> dict[str, Any]:

@@ -60,9 +60,10 @@ def task_of(config: RunConfig, artifact: Artifact, setup: Setup) -> Task:
 
 def train_as_told(settings: dict[str, Any]) -> None:
     """Train as one of the workers that Ray Train has started; see `train_worker`."""
-    gc.disable()  # all that is imported stays: looking through it again and again is a fifth of a worker's start
-    from orpo_ray.distributed.worker import train_worker
-
-    gc.freeze()
-    gc.enable()
+    gc.disable()  # what is imported stays: looking through it again and again is a fifth of a worker's start
+    try:
+        from orpo_ray.distributed.worker import train_worker
+    finally:
+        gc.freeze()
+        gc.enable()
     train_worker(settings)

@@ -24,7 +24,7 @@ _PREDECESSORS_S = 60.0
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Train as one of the group; Ray Train has set up torch.distributed before it calls this.
+    """Train as one of the group; Ray Train has set up torch.distributed before it has this called.
 
     `settings`: the `task`, and the `mailbox` whose driver is told.
     """

@@ -94,6 +94,7 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
     assert any(line.startswith("resuming at step ") for line in done.said)
     whole = shell("train", *ask[:-4], f"storage={cluster.folder / 'whole'}", "--json", cwd=project)
     assert weights(done.result["adapter"]) == weights(whole.result["adapter"])
+    assert_nowhere_to_be_read(cluster)
 
 
 def submitting(project: Path, *words: str) -> Callable[[], Done]:
@@ -159,6 +160,7 @@ def test_the_code_of_this_machine_is_sent_where_asked(cluster: Head, project: Pa
     assert list(
         (cluster.folder / "ray").glob("session_*/runtime_resources/py_modules_files/_ray_pkg_*/orpo_ray/api.py")
     )
+    assert_nowhere_to_be_read(cluster)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +198,11 @@ def test_refused_before_anything_is_sent(cluster: Head, project: Path, words: li
 
 
 def test_the_token_is_nowhere_to_be_read(cluster: Head) -> None:
+    assert_nowhere_to_be_read(cluster)
+
+
+def assert_nowhere_to_be_read(cluster: Head) -> None:
+    """The token, in any file that the cluster and its jobs have made so far, or in a command line."""
     token = cluster.token.read_text().strip().encode()
     others = [path for path in cluster.folder.rglob("*") if path.is_file() and path != cluster.token]
     assert len(others) > 50

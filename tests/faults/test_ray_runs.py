@@ -190,8 +190,8 @@ def wounded(prepared_storage: Path, base: Path, pairs: Path, tmp_path_factory: p
     command.send(SIGKILL)
     chain.links["driver"] = command.end(ORPHANS_S)
 
-    # As a batch system and as a person would.
-    for link, step, number, to_group in (("SIGTERM to all", 18, SIGTERM, True), ("SIGINT", 28, SIGINT, False)):
+    # As another program would, and as a person does at a terminal.
+    for link, step, number, to_group in (("SIGTERM", 18, SIGTERM, False), ("SIGINT to all", 28, SIGINT, True)):
         command = Command(chain.config)
         chain.in_the_middle(command, link, step)
         command.send(number, to_group)
@@ -246,11 +246,11 @@ def test_a_killed_controller_leaves_room_for_the_next_workers(wounded: Wounded) 
 
 def test_a_killed_driver_takes_its_workers_with_it(wounded: Wounded) -> None:
     assert wounded.links["driver"].code == -SIGKILL
-    (step,) = resumed_at(wounded.links["SIGTERM to all"])
+    (step,) = resumed_at(wounded.links["SIGTERM"])
     assert step >= newest_checkpoint(wounded.at["driver"])
 
 
-@pytest.mark.parametrize("link", ["SIGTERM to all", "SIGINT"])
+@pytest.mark.parametrize("link", ["SIGTERM", "SIGINT to all"])
 def test_a_signal_ends_the_run_with_a_checkpoint(wounded: Wounded, link: str) -> None:
     ended = wounded.links[link]
     line = complaint(ended, 4)
@@ -265,7 +265,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(wounded: Wounded, link: str) ->
     assert len(again) == (following == "end"), "the workers of the last one start twice: their controller is killed"
 
 
-@pytest.mark.parametrize("link", ["workers", "driver", "SIGTERM to all", "SIGINT", "end"])
+@pytest.mark.parametrize("link", ["workers", "driver", "SIGTERM", "SIGINT to all", "end"])
 def test_no_process_outlives_a_command_however_it_ended(wounded: Wounded, link: str) -> None:
     assert wounded.links[link].left == {}
 

@@ -10,7 +10,7 @@ import pytest
 HEAVY = {"torch", "ray", "transformers"}
 LIGHT_MODULES = ["orpo_ray", "orpo_ray.errors", "orpo_ray.config", "orpo_ray.config.load", "orpo_ray.cli.main"]
 COMPUTING = {"peft", "bitsandbytes", "datasets"}
-"""What only a process that loads a model needs."""
+"""What is loaded only with the trainer."""
 LIGHT_WHEN_THERE = ["orpo_ray.planner", "orpo_ray.report"]
 HELP = [sys.executable, "-m", "orpo_ray.cli.main", "--help"]
 
@@ -51,7 +51,8 @@ def test_importing_loads_nothing_heavy(module):
     assert loaded_by(f"import {module}") & HEAVY == set()
 
 
-def test_what_rays_controller_is_told_loads_nothing_heavy():
+def test_what_each_process_of_a_run_is_told_loads_nothing_heavy():
+    """Ray Train's controller reads it, too."""
     assert loaded_by("import orpo_ray.distributed.task") & (HEAVY | COMPUTING) == set()
 
 
