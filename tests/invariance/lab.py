@@ -1,0 +1,160 @@
+"""Runs of many workers and strategies beside each other, and how far they are apart."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ranks import Job, run_jobs
+from safetensors.torch import load_file
+from support import layout_of, read_metrics, settings
+from torch import Tensor
+
+from orpo_ray.config import RunConfig, build
+from orpo_ray.data.store import Artifact
+from orpo_ray.training.run_plan import plan_run
+
+TRAIN, EVAL, PAIRS_PER_STEP, STEPS = 16, 4, 8, 10
+TOLERANCE = 1e-6
+CLOCKS = ("train/seconds", "train/pairs_per_second")
+"""Metrics that no two runs share."""
+PLANTS = Path(__file__).with_name("plants.py")
+STRATEGIES = ("ddp", "zero-0", "zero-1", "zero-2", "zero-3")
+PLAIN: dict[str, Any] = {"model": {"quantization": "none"}}
+FULL: dict[str, Any] = {**PLAIN, "adapter": {"kind": "none"}}
+DPO: dict[str, Any] = {**PLAIN, "objective": {"kind": "dpo", "beta": 0.5}, "training": {"max_grad_norm": 2.0}}
+"""Its gradients are between 1 and 6: clipped at first, then no more."""
+
+GRID = [
+    (workers, packs, strategy)
+    for workers in (1, 2)
+    for packs in (1, 3)
+    for strategy in ("ddp", "zero-1", "zero-2", "zero-3")
+]
+"""Workers, packs of each in a step, strategy: all of them give one curve."""
+ALONE, IN_STAGE_0 = "1x1-ddp", "2x3-zero-0"
+
+
+@dataclass
+class Lab:
+    """Runs jobs together, in processes that are forks of one, and keeps what came of them by the name of the run."""
+
+    root: Path
+    base: Path
+    artifact: Artifact
+    jobs: list[Job] = field(default_factory=list)
+    raised: dict[str, list[list[str]]] = field(default_factory=dict)
+    """By run, what the processes of each of its parts raised."""
+
+    def config(
+        self, name: str, workers: int = 1, strategy: str = "ddp", packs: int = 1, steps: int = STEPS, **sections: Any
+    ) -> RunConfig:
+        """A run that takes `packs` packs a rank in every step; no dropout unless it is asked for."""
+        training = {"pairs_per_step": PAIRS_PER_STEP, "max_steps": steps, "eval_every": 5, "checkpoint_every": 1.0}
+        deepspeed = {"stage": int(strategy[-1])} if strategy.startswith("zero") else "none"
+        tree = settings(
+            self.root,
+            name,
+            model={"base": str(self.base), **sections.get("model", {})},
+            adapter={"dropout": 0.0, **sections.get("adapter", {})},
+            objective=sections.get("objective", {"kind": "orpo"}),
+            training={**training, **sections.get("training", {})},
+            scale={"workers": workers, "deepspeed": deepspeed},
+        )
+        if tree["adapter"].get("kind") == "none":
+            tree["adapter"] = {"kind": "none"}
+        config = build(RunConfig, tree, {(): "test"})
+        tree["training"]["tokens_per_microbatch"] = budget_of(config, self.artifact, workers, packs)
+        return build(RunConfig, tree, {(): "test"})
+
+    def add(self, name: str, workers: int = 1, *args: Any, **kwargs: Any) -> str:
+        """Ask for a run, or for its next part; takes what `config` and Job take."""
+        job = {key: kwargs.pop(key) for key in ("stop_at", "plant") if key in kwargs}
+        if "plant" in job:
+            job["plant"] = f"{PLANTS}:{job['plant']}"
+        config = self.config(name, workers, *args, **kwargs)
+        path = self.root / f"{len(self.jobs)}-{name}.yaml"
+        path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)), encoding="utf-8")
+        self.jobs.append(Job(str(path), str(self.artifact.path), workers, **job))
+        return name
+
+    def add_grid(self, **options: Any) -> list[str]:
+        """Ask for a run in every cell of the grid, that of one process and one pack first."""
+        return [self.add(f"{w}x{p}-{strategy}", w, strategy, p, **options) for w, p, strategy in GRID]
+
+    def run(self, may_fail: Iterable[str] = ()) -> None:
+        """Run what was asked for; every process must end as its job says."""
+        wrong: dict[str, list[str]] = {}
+        for job, raised in zip(self.jobs, run_jobs(self.jobs, self.root), strict=True):
+            name = Path(job.config).stem.partition("-")[2]
+            self.raised.setdefault(name, []).append(raised)
+            stopped = f"StoppedError: stopped at step {job.stop_at} of" if job.stop_at else ""
+            as_asked = all(text.startswith(stopped) and bool(text) == bool(stopped) for text in raised)
+            if not as_asked and name not in may_fail:
+                wrong[Path(job.config).stem] = raised
+        assert not wrong
+        self.jobs.clear()
+
+    def path(self, name: str, file: str) -> Path:
+        return self.root / name / file
+
+    def curves(self, name: str) -> dict[str, list[float]]:
+        """Every metric that does not tell the time, by name, in order of steps."""
+        curves: dict[str, list[float]] = {}
+        for line in read_metrics(self.root / name):
+            for key, value in line.items():
+                curves.setdefault("steps" if key == "step" else key, []).append(value)
+        return {key: values for key, values in curves.items() if key not in CLOCKS}
+
+    def noted(self, name: str, workers: int) -> list[Any]:
+        """What a plant saw, by rank."""
+        return [json.loads(self.path(name, f"noted-{rank}.json").read_text("utf-8")) for rank in range(workers)]
+
+    def result(self, name: str) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads(self.path(name, "result.json").read_text(encoding="utf-8"))
+        return result
+
+    def state(self, name: str, step: int = STEPS) -> dict[str, Tensor]:
+        return load_file(self.path(name, f"checkpoints/step-{step:06d}/state.safetensors"))
+
+
+def budget_of(config: RunConfig, artifact: Artifact, workers: int, packs: int) -> int:
+    """The largest token budget whose plan gives every rank so many packs in each of the first steps.
+
+    In forty steps of other pairs each time no budget does so in all; then a few of the later ones have another number.
+    """
+    for budget in (100_000, *range(2000, 16, -4)):
+        steps = plan_run(config, artifact.train, workers, budget, layout_of(config))
+        if {len(rank) for step in steps[:STEPS] for rank in step.packs} == {packs}:
+            return budget
+    raise AssertionError(f"no budget gives {workers} workers {packs} packs each")
+
+
+def difference(one: dict[str, list[float]], other: dict[str, list[float]]) -> float:
+    """The largest difference between two runs, over all metrics and steps; they must have the same ones.
+
+    Of numbers beyond 1, as DPO's gradient norms are, it is the relative difference.
+    """
+    assert one.keys() == other.keys()
+    assert all(len(one[key]) == len(other[key]) for key in one)
+    assert one["steps"] == other["steps"]
+    return max(abs(a - b) / max(1.0, abs(b)) for key in one for a, b in zip(one[key], other[key], strict=True))
+
+
+def largest(
+    lab: Lab, reference: str, names: Iterable[str], only: Iterable[str] = (), besides: Iterable[str] = ()
+) -> float:
+    """The largest difference of some runs from another one, in all metrics but some or in some; printed for the log."""
+    only, besides = set(only), set(besides)
+
+    def curves(name: str) -> dict[str, list[float]]:
+        kept = {key: values for key, values in lab.curves(name).items() if key not in besides}
+        return {key: values for key, values in kept.items() if not only or key in {"steps", *only}}
+
+    expected = curves(reference)
+    found = {name: difference(curves(name), expected) for name in names}
+    print("largest differences from", reference, found)
+    assert found
+    return max(found.values())
