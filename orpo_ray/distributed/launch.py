@@ -20,7 +20,8 @@ from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_
 from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement, joins_cluster
-from orpo_ray.distributed.task import task_of, train_as_told
+from orpo_ray.distributed.task import task_of
+from orpo_ray.distributed.worker import train_worker
 from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.training.decisions import Setup
@@ -214,7 +215,7 @@ def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) 
     on_gpu = placement.gpus > 0
     resources = {"CPU": placement.cpus, **({"GPU": placement.gpus} if on_gpu else {})}
     return LeanTrainer(
-        train_as_told,
+        train_worker,
         owns_ray=owns_ray(),
         train_loop_config=settings,
         torch_config=PeerTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),

@@ -1,14 +1,9 @@
-"""What each process of a run is told, wherever Ray starts it, and the function that Ray has the workers call.
+"""What each process of a run is told, wherever Ray starts it."""
 
-What only a worker computes with is imported there: driver, trial and Ray's controller start in half the time without.
-"""
-
-import gc
 import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orpo_ray.config import RunConfig, load_resolved
 from orpo_ray.config.storage import inside
@@ -56,14 +51,3 @@ def task_of(config: RunConfig, artifact: Artifact, setup: Setup) -> Task:
     """The task of a run whose command is given here."""
     artifact_place = storage_at(config.storage).place_of(artifact.path)
     return Task(inside(config.place, CONFIG_FILE), artifact_place, setup, Path.cwd())
-
-
-def train_as_told(settings: dict[str, Any]) -> None:
-    """Train as one of the workers that Ray Train has started; see `train_worker`."""
-    gc.disable()  # what is imported stays: looking through it again and again is a fifth of a worker's start
-    try:
-        from orpo_ray.distributed.worker import train_worker
-    finally:
-        gc.freeze()
-        gc.enable()
-    train_worker(settings)

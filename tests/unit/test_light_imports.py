@@ -52,8 +52,13 @@ def test_importing_loads_nothing_heavy(module):
 
 
 def test_what_each_process_of_a_run_is_told_loads_nothing_heavy():
-    """Ray Train's controller reads it, too."""
     assert loaded_by("import orpo_ray.distributed.task") & (HEAVY | COMPUTING) == set()
+
+
+def test_rays_controller_which_names_what_workers_call_loads_no_transformers():
+    loaded = loaded_by("import orpo_ray.distributed.worker, orpo_ray.distributed.network")
+    assert {"ray", "torch"} <= loaded
+    assert loaded & {"transformers", *COMPUTING} == set()
 
 
 @pytest.mark.parametrize("module", ["orpo_ray.distributed.run", "orpo_ray.search.search", "orpo_ray.search.trial"])
