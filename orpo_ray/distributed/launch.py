@@ -153,6 +153,7 @@ def _attempt(
     except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
     finally:
+        fitting.leave()
         ray.kill(mailbox)
     _forget(config.run_dir)
     return fitting.error

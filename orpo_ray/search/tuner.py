@@ -70,10 +70,13 @@ def run_course(
     )
     fitting = Fitting(tuner)
     fitting.start()
-    while fitting.is_alive():
-        fitting.join(_POLL_S)
-        # Ray keeps the room of a trial that was given up: its controller, who had asked for it, died with it.
-        free_what_dead_controllers_hold()
+    try:
+        while fitting.is_alive():
+            fitting.join(_POLL_S)
+            # Ray keeps the room of a trial that was given up: its controller, who had asked for it, died with it.
+            free_what_dead_controllers_hold()
+    finally:
+        fitting.leave()
     shutil.rmtree(folder, ignore_errors=True)
     if stop_requested():
         raise StoppedError("stopped; the same command keeps finished trials and goes on with the others")

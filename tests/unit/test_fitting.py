@@ -1,0 +1,59 @@
+"""The thread of Ray's `fit()`: left in the midst of its calls it ends, and while it waits it is let alone."""
+
+import threading
+import time
+
+from orpo_ray.distributed.fitting import Fitting
+
+
+class Calling:
+    """Makes one short call after the other."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def fit(self) -> None:
+        while True:
+            self.calls += 1
+
+
+class Waiting:
+    """Waits outside of Python's own code, as `ray.get` does."""
+
+    def __init__(self) -> None:
+        self.waits, self.news = threading.Event(), threading.Event()
+
+    def fit(self) -> None:
+        self.waits.set()
+        self.news.wait()
+
+
+def test_a_thread_that_makes_calls_makes_no_more() -> None:
+    calling = Calling()
+    fitting = Fitting(calling)
+    fitting.start()
+    fitting.leave()
+    assert not fitting.is_alive()
+    assert fitting.error is None
+
+
+def test_a_thread_that_waits_is_not_waited_for() -> None:
+    waiting = Waiting()
+    fitting = Fitting(waiting)
+    fitting.start()
+    waiting.waits.wait()
+    began = time.monotonic()
+    fitting.leave()
+    assert time.monotonic() - began < 30
+    assert fitting.is_alive()
+    waiting.news.set()
+    fitting.join()
+    assert fitting.error is None
+
+
+def test_leaving_a_thread_that_has_ended_is_nothing() -> None:
+    failing = Fitting(None)
+    failing.start()
+    failing.join()
+    assert isinstance(failing.error, AttributeError)
+    failing.leave()
