@@ -1,34 +1,42 @@
-# Two commands: `make demo` and `make test`. Each makes .venv first if there is none yet. `make test-long` has the tests
-# that `make test` leaves out for the time they take.
+# Each target makes .venv first if there is none yet. `make test` is what a build server runs; what it
+# leaves out for the time that it takes is `make test-long` and `make test-cluster`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MOTO := .moto
+# Two processes, of which one takes what starts Ray (tests/conftest.py). The long files come first.
+LANES := -n 2 --dist loadgroup --no-loadscope-reorder
+TESTS := tests/faults tests/invariance tests/parity tests/cli tests/unit
 
-.PHONY: demo test test-long test-cluster
+.PHONY: demo check test test-long test-cluster test-all
 
 demo: $(READY)
 	$(BIN)/orpo-ray demo
 
-# One thread: on small shared machines two threads of torch get in each other's way. Two processes share the first tests;
-# those that run and time whole commands come one at a time, whatever became of the others.
-test: export OMP_NUM_THREADS = 1
-test: $(READY)
+check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/parity tests/invariance; first=$$?; \
-	$(BIN)/pytest tests/cli tests/faults && exit $$first
 
-test-long: export OMP_NUM_THREADS = 1
+# One thread: on small shared machines two threads of torch get in each other's way.
+test test-long test-cluster: export OMP_NUM_THREADS = 1
+
+test: check
+	$(BIN)/pytest $(LANES) $(TESTS)
+
 test-long: $(READY)
-	$(BIN)/pytest -m long tests/cli tests/faults
+	$(BIN)/pytest $(LANES) -m long $(TESTS)
 
 # As root, with Debian's iproute2, openssh-server, rsync, nftables, sshfs and curl.
-test-cluster: export OMP_NUM_THREADS = 1
 test-cluster: $(READY) $(MOTO)/.ready
 	$(BIN)/pytest -m cluster tests/cluster
+
+# One after the other, whatever became of those before.
+test-all:
+	@failed=; for target in test test-long test-cluster; do \
+		$(MAKE) $$target || failed="$$failed $$target"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

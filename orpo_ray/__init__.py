@@ -2,9 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from orpo_ray import lean_imports
+
 if TYPE_CHECKING:
     from orpo_ray.api import evaluate, prepare, train, tune
     from orpo_ray.config import load_config
+
+lean_imports.install()
 
 __all__ = ["evaluate", "load_config", "prepare", "train", "tune"]
 

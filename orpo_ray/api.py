@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from orpo_ray.config import DataConfig, ModelConfig, RunConfig, ScaleConfig, stage_configs
 from orpo_ray.config.storage import inside
 from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.lean_imports import without_collections
 from orpo_ray.storage import LOCAL, Storage, storage_at
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ def prepare(
     `kept_in` is what `storage` is the local folder of, where it is a copy: `storage_at(config.storage)`. On a cluster
     a CPU that others hold is waited for `queue_timeout` seconds.
     """
-    from orpo_ray.data.pipeline import prepare as prepare_pairs
-    from orpo_ray.models.tokenizer import tokenizer_fingerprint
+    with without_collections():
+        from orpo_ray.data.pipeline import prepare as prepare_pairs
+        from orpo_ray.models.tokenizer import tokenizer_fingerprint
 
     tokenizer = _tokenizer(model, announce)
     fingerprint = tokenizer_fingerprint(tokenizer)
@@ -293,14 +295,16 @@ def _train(config: RunConfig, artifact: Artifact, placement: Placement, announce
 
     hardware = _hardware(config, placement)
     if placement.uses_ray:
-        from orpo_ray.distributed.run import Ground, train_on
+        with without_collections():
+            from orpo_ray.distributed.run import Ground, train_on
 
         with StopSignal(announce) as stop:
             train_on(Ground(artifact, placement, hardware), config, announce, watch, lambda: stop.requested)
         return
-    from orpo_ray.training import loop
-    from orpo_ray.training.reporter import LocalReporter
-    from orpo_ray.training.setup import settle
+    with without_collections():
+        from orpo_ray.training import loop
+        from orpo_ray.training.reporter import LocalReporter
+        from orpo_ray.training.setup import settle
 
     with StopSignal(announce) as stop:
         setup = settle(config, artifact, announce, hardware)

@@ -11,6 +11,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray's workers step back behind all other processes, and would starve beside the other tests.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHARED_DATA = SHARED / "data"
@@ -40,6 +42,18 @@ def pytest_configure(config: pytest.Config) -> None:
     writer = config.pluginmanager.getplugin("terminalreporter")
     if writer is not None:
         config.pluginmanager.register(TellAtOnce(writer))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lanes for pytest-xdist: files that start Ray come one after the other, all others as they may.
+
+    A run on two Ray workers keeps more than a core busy, and each file shares what its fixtures make.
+    """
+    for item in items:
+        file = item.getparent(pytest.Module)
+        starts_ray = any(mark.name == "ray" for mark in file.own_markers) if file else False
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")

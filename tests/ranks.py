@@ -1,8 +1,8 @@
-"""Trains runs in several processes without Ray, as bare torch.distributed: `python ranks.py JOBS.json`.
+"""Trains runs in several processes without Ray, as bare torch.distributed.
 
-JOBS.json is a list of {"config": path of a YAML, "artifact": folder, "workers": n, "stop_at": step or null, "plant":
-"FILE.py:FUNCTION" or null}. Each process is a fork of this one, so that the imports are paid for once. Prints a list
-with, for each job, what its processes raised ("" where nothing), by rank.
+Run as a program it is the process behind Ranks: each line that it reads is a list of jobs, and it answers with a line
+that holds, for each of them, what its processes raised ("" where nothing), by rank. Each process is a fork of this one,
+so that the imports are paid for once.
 """
 
 import importlib
@@ -12,15 +12,20 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from support import ENVIRONMENT
+from support import ENVIRONMENT, HANG_S
 
-_PATIENCE = timedelta(seconds=60)
-"""For processes that wait for one that has failed."""
+_LOADED = (
+    "accelerate",
+    "deepspeed.runtime.engine",
+    "deepspeed.runtime.zero.muon.original_muon",
+    "orpo_ray.training.loop",
+    "peft",
+)
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,26 @@ class Job:
     plant: str | None = None
 
 
-def run_jobs(jobs: list[Job], folder: Path) -> list[list[str]]:
-    """Run jobs one after the other in processes of their own; what each process of each job raised."""
-    listed = folder / "jobs.json"
-    listed.write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, __file__, str(listed)], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    failures: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
-    return failures
+class Ranks:
+    """A process that has everything imported and runs jobs one after the other in forks of itself."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, __file__]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True)
+
+    def run(self, jobs: list[Job]) -> list[list[str]]:
+        """What each process of each job raised."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps([asdict(job) for job in jobs]), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, "the process that runs jobs has ended"
+        raised: list[list[str]] = json.loads(answer)
+        return raised
+
+    def close(self) -> None:
+        """End of input ends the process."""
+        self._process.communicate()
 
 
 def _run(job: Job) -> list[str]:
@@ -65,10 +80,9 @@ def _fork(job: Job, rank: int, folder: Path) -> int:
     failure = ""
     try:
         _train(job, rank, folder / "rendezvous")
-    except BaseException as error:  # told to the test, by which process raised it
+    except BaseException as error:  # noqa: BLE001 - told to the test, by which process raised it
         failure = f"{type(error).__name__}: {error}"
-        if os.environ.get("RANKS_TRACE"):
-            raise
+        traceback.print_exc()
     finally:
         (folder / f"{rank}.txt").write_text(failure, encoding="utf-8")
         os._exit(0)
@@ -89,8 +103,8 @@ def _train(job: Job, rank: int, rendezvous: Path) -> None:
 
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.workers, "LOCAL_WORLD_SIZE": job.workers}
     os.environ |= {name: str(value) for name, value in place.items()}
-    rendezvous_url = f"file://{rendezvous}"
-    dist.init_process_group("gloo", init_method=rendezvous_url, rank=rank, world_size=job.workers, timeout=_PATIENCE)
+    url, patience = f"file://{rendezvous}", timedelta(seconds=HANG_S)
+    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=job.workers, timeout=patience)
     world = current_world()
     config = load_config(job.config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -119,19 +133,28 @@ def _train(job: Job, rank: int, rendezvous: Path) -> None:
     loop.train(config, artifact, setup, GroupReporter(local, world), announce)
 
 
-if __name__ == "__main__":
-    import accelerate  # noqa: F401 - imported once, before the forks
+def _load() -> None:
+    """Import what training needs, with what each process would otherwise do for itself in about a second."""
     import torch
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-    from orpo_ray.training import loop  # noqa: F401
     from orpo_ray.training.zero import prepare_deepspeed
 
     torch.set_num_threads(1)
     prepare_deepspeed("cpu")
-    # What each process would otherwise do for itself, in about a second.
     get_checkpoint_conversion_mapping("llama")
-    for name in ("peft", "deepspeed.runtime.engine", "deepspeed.runtime.zero.muon.original_muon"):
+    for name in _LOADED:
         importlib.import_module(name)
-    jobs: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(json.dumps([_run(Job(**job)) for job in jobs]))
+
+
+def _serve() -> None:
+    """Answer on what stdout is at the start; whatever a library prints goes to stderr, which pytest shows."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    _load()
+    for line in sys.stdin:
+        print(json.dumps([_run(Job(**job)) for job in json.loads(line)]), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -55,6 +55,7 @@ def ray(
 
 
 Turns = Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")]
+StartTurns = Annotated[int, typer.Option("--turns", min=1, help="Times each command runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ShapeOption = Annotated[str, typer.Option("--shape", metavar="P/C/R", help="Tokens of prompt, chosen, rejected.")]
 Pairs = Annotated[int, typer.Option(min=1, metavar="B", help="Pairs of a step.")]
@@ -145,6 +146,20 @@ def head(
     return result
 
 
+@app.command("start")
+def start(turns: StartTurns = 3, json: Json = False) -> dict[str, Any]:
+    """What a start costs: runs of four steps beside a stock TRL script's, CPU seconds by phase."""
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    from orpo_ray.bench.start import bench_start
+
+    result = bench_start(turns, announce)
+    if not json:
+        _print_start(result)
+    return result
+
+
 @app.command("search")
 def search(
     seed: Annotated[int, typer.Option(min=0, help="Of data order, first adapters and draws.")] = 1,
@@ -188,6 +203,16 @@ def _shape(text: str) -> tuple[int, int, int]:
         raise ConfigError(f"--shape: {text}: write tokens of prompt, chosen and rejected, such as 256/128/128")
     prompt, chosen, rejected = map(int, parts)
     return prompt, chosen, rejected
+
+
+def _print_start(result: dict[str, Any]) -> None:
+    print(f"CPU seconds of all processes, median of {result['turns']}")
+    for side in ("one_worker", "two_workers", "stock"):
+        print(f"{side:13} {result[f'{side}_cpu_s']:6.1f}  ({result['wall_s'][side]:.1f} s by the clock)")
+        for phase, taken in result["phases"].get(side, {}).items():
+            print(f"  {phase:17} {taken['cpu_s']:6.1f}  ({taken['wall_s']:.1f})")
+    print(f"{'second trial':13} {result['second_trial_cpu_s']:6.1f}  (before its first step)")
+    print(f"prepare 1,024 pairs: {result['prepare_wall_s']:.1f} s by the clock")
 
 
 def _print_sides(result: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Preference pairs in, prepared artifact out; the parallel part runs on Ray Data.
 
-The order: read the raw rows and hash them with the settings; a matching artifact is used as it is, without Ray.
-Otherwise recognise, check, render and tokenise in parallel; then drop duplicates, quarantine bad rows, split, write.
+The order: read the raw rows and hash them with the settings; a matching artifact is used as it is,
+without Ray. Otherwise recognise, check, render and tokenise, in parallel where the rows are many;
+then drop duplicates, quarantine bad rows, split, write.
 """
 
 import atexit
@@ -46,6 +47,8 @@ from orpo_ray.data.tokenise import Limits, PairTokeniser, fixed_date
 from orpo_ray.errors import DataError, ResourceError
 from orpo_ray.storage import LOCAL, Storage
 
+_ALONE_BYTES = 2 * 2**20
+"""Less text than this is tokenised here in less time than Ray and its workers take to start."""
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
 _TASKS_PER_CORE = 4
@@ -102,8 +105,8 @@ def prepare(
     """Turn the sources of a run into tokenised pairs, or find them already made.
 
     `storage` is the local folder of what is `kept_in`. `tokenizer` has its chat template set; `tokenizer_fingerprint`
-    stands for its files. `announce` gets one line for each thing the user should know. Ray is started if it is not
-    running, and left running for the caller.
+    stands for its files. `announce` gets one line for each thing the user should know. Ray is started
+    for much data if it is not running, and left running for the caller.
     Raises DataError for what cannot be read, for too many bad rows, and where no pair is left; ResourceError where
     RAY_ADDRESS names a cluster that cannot be joined, or whose CPUs others hold for `queue_timeout` seconds.
     """
@@ -202,22 +205,37 @@ def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed
 
 
 def _process(
-    sources: Sequence[_RawSource], tokenizer: Any, data: DataConfig, wait_for_room: Callable[[], None]
+    sources: Sequence[_RawSource],
+    tokenizer: Any,
+    data: DataConfig,
+    wait_for_room: Callable[[], None],
 ) -> pa.Table:
-    """RESULT rows of all sources, in order."""
+    """RESULT rows of all sources, in order: here where they are few, else on every core of Ray."""
     blocks = [block for raw in sources for block in raw.blocks]
+    limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
+    processor = RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns)
+    if sum(block.nbytes for block in blocks) < _ALONE_BYTES:
+        return pa.concat_tables(map(processor, blocks))
+    return _process_with_ray(blocks, processor, wait_for_room)
+
+
+def _process_with_ray(
+    blocks: Sequence[pa.Table], processor: RowProcessor, wait_for_room: Callable[[], None]
+) -> pa.Table:
     start_ray(sum(block.nbytes for block in blocks))
     import ray
+    import ray.data
 
     wait_for_room()
-    limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
-    processor = ray.put(RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns))
+    shared = ray.put(processor)
     with quiet_context():
-        # Tasks, not actors: they need no CPU of their own, and the next preparation finds the processes warm.
+        # Tasks, not actors: they need no CPU of their own, and the next preparation finds the
+        # processes warm.
         processed = ray.data.from_arrow(_as_tasks(blocks)).map_batches(
-            partial(_process_block, processor), batch_size=None, batch_format="pyarrow"
+            partial(_process_block, shared), batch_size=None, batch_format="pyarrow"
         )
-        return pa.concat_tables(processed.iter_batches(batch_size=None, batch_format="pyarrow"))
+        tables = processed.iter_batches(batch_size=None, batch_format="pyarrow")
+        return pa.concat_tables(tables)
 
 
 def _wait_for_room(queue_timeout: float, announce: Callable[[str], None]) -> None:
@@ -295,7 +313,6 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES: the default of Ray 2.60; older ones empty it and warn.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
-    import ray.data
 
     if ray.is_initialized():
         return
@@ -319,15 +336,13 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     others = psutil.Process().children()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        with _signals_kept():
+        with _signals_kept(), _few_helpers(log_monitor=verbose):
             # "local": it would otherwise join whatever Ray it finds on this machine.
             ray.init(address="local", object_store_memory=store, include_dashboard=False, **quiet)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     leaving = threading.Event()
     started = [child for child in psutil.Process().children() if child not in others]
-    if not verbose:
-        _end_log_monitor(started)
     threading.Thread(target=_end_with_driver, args=(started, leaving), daemon=True).start()
     atexit.register(leaving.set)
 
@@ -346,6 +361,32 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+@contextmanager
+def _few_helpers(log_monitor: bool) -> Iterator[None]:
+    """Have `ray.init` start no process that has no work in a Ray of our own.
+
+    There is no dashboard to serve, and no server to add. `log_monitor`: reads the logs of Ray's
+    processes ten times a second for a driver that listens. The seams are private to Ray: a test
+    counts the processes.
+    """
+    from ray._private import parameter
+    from ray._private.node import Node
+
+    params, start_api_server = parameter.RayParams, Node.start_api_server
+
+    class LeanParams(params):  # type: ignore[valid-type, misc]
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options, no_monitor=True, include_log_monitor=log_monitor)
+
+    parameter.RayParams = LeanParams  # type: ignore[misc, assignment]
+    Node.start_api_server = lambda node, **options: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        parameter.RayParams = params  # type: ignore[misc]
+        Node.start_api_server = start_api_server  # type: ignore[method-assign]
+
+
 def owns_ray() -> bool:
     """Whether the Ray that runs here was started by this process, so that nothing of it outlives this process."""
     for child in psutil.Process().children():
@@ -353,15 +394,6 @@ def owns_ray() -> bool:
             if child.name() == "raylet":
                 return True
     return False
-
-
-def _end_log_monitor(started: list[psutil.Process]) -> None:
-    """End what reads the logs of Ray's processes ten times a second for a driver that does not listen."""
-    for process in started:
-        with suppress(psutil.NoSuchProcess):
-            if any(part.endswith("log_monitor.py") for part in process.cmdline()):
-                process.kill()
-                process.wait()
 
 
 def _refuse_unreachable(address: str) -> None:

@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray.exceptions import RayError
 from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from orpo_ray.config import RunConfig
-from orpo_ray.data.pipeline import ROOM_S, owns_ray
+from orpo_ray.data.pipeline import ROOM_S
 from orpo_ray.data.store import Artifact
+from orpo_ray.distributed.entry import train_worker
 from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement, joins_cluster
-from orpo_ray.distributed.task import task_of
-from orpo_ray.distributed.worker import train_worker
+from orpo_ray.distributed.task import Task, task_of
 from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.training.decisions import Setup
@@ -66,12 +66,100 @@ class Driver:
     """How often it looks for news."""
 
 
+class Group(Protocol):
+    """Workers that were started once, as the driver sees them; tests have one without Ray."""
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended them, if anything did."""
+
+    def is_alive(self) -> bool:
+        """Whether they start or train."""
+
+    def join(self, timeout: float) -> None:
+        """Wait for their end, so long at most."""
+
+    def collect(self) -> list[Message]:
+        """Their news since the last call."""
+
+    def request_stop(self) -> bool:
+        """Ask them to end with a checkpoint; whether one of them listens already."""
+
+    def waits_for_room(self) -> bool:
+        """Whether no place was found for them yet."""
+
+    def leave(self) -> None:
+        """Have nothing more to do with them, whether they have ended or not."""
+
+
+Start = Callable[[RunConfig, Placement, Task], Group]
+
+
+class RayGroup:
+    """Workers under Ray Train, with the mailbox that they share with this process."""
+
+    def __init__(self, config: RunConfig, placement: Placement, task: Task) -> None:
+        """Start them."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
+        # Where the driver is, so that no other server's death can take it along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        free_what_dead_controllers_hold()
+        settings = {"task": task, "mailbox": self._mailbox}
+        self._fitting = Fitting(_trainer(config, placement, settings))
+        self._fitting.start()
+
+    @property
+    def error(self) -> Exception | None:
+        """What `fit()` raised."""
+        return self._fitting.error
+
+    def is_alive(self) -> bool:
+        """Whether `fit()` is at work."""
+        return self._fitting.is_alive()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of `fit()`."""
+        self._fitting.join(timeout)
+
+    def collect(self) -> list[Message]:
+        """What the mailbox holds. Raises RayError where it is lost, as it does for a stop."""
+        import ray
+
+        news: list[Message] = ray.get(self._mailbox.collect.remote(), timeout=_LOST_MAILBOX_S)
+        return news
+
+    def request_stop(self) -> bool:
+        """Leave the wish in the mailbox."""
+        import ray
+
+        heard: bool = ray.get(self._mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S)
+        return heard
+
+    def waits_for_room(self) -> bool:
+        """Whether Ray has not found the place yet that a controller of this job asked for."""
+        pending = [group for group in _groups_of_controllers() if group.state == group.PENDING]
+        asked_at = [group.placement_group_creation_timestamp_ms / 1000 for group in pending]
+        return any(time.time() - since > _BUSY_AFTER_S for since in asked_at)
+
+    def leave(self) -> None:
+        """Call Ray no more for them."""
+        import ray
+
+        self._fitting.leave()
+        ray.kill(self._mailbox)
+
+
 def train(
     config: RunConfig,
     artifact: Artifact,
     setup: Setup,
     placement: Placement,
     driver: Driver,
+    start: Start = RayGroup,
 ) -> None:
     """Train under Ray Train until the run is finished.
 
@@ -79,7 +167,6 @@ def train(
     of the cluster. Raises what the first worker to fail raised, StoppedError after a stop, ResourceError if
     the workers cannot be started.
     """
-    os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
     retries_left = config.scale.max_failures
     while True:
         if driver.stop_requested():
@@ -89,7 +176,7 @@ def train(
         )
         is_first = retries_left == config.scale.max_failures
         with _patience(config.scale.queue_timeout if is_first and joins_cluster() else 0):
-            error = _attempt(config, artifact, setup, placement, driver)
+            error = _attempt(config, placement, task_of(config, artifact, setup), driver, start)
         if error is None:
             return
         decision = _decide(error, placement, retries_left, is_first)
@@ -118,45 +205,40 @@ def _patience(queue_timeout: float) -> Iterator[None]:
 
 def _attempt(
     config: RunConfig,
-    artifact: Artifact,
-    setup: Setup,
     placement: Placement,
+    task: Task,
     driver: Driver,
+    start: Start,
 ) -> Exception | None:
     """Start the workers once, and pass on their news until they end; what Ray Train raised, if anything."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    # Where the driver is, so that no other server's death can take it along.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     _forget(config.run_dir)
-    free_what_dead_controllers_hold()
-    settings = {"task": task_of(config, artifact, setup), "mailbox": mailbox}
-    fitting = Fitting(_trainer(config, placement, settings))
-    fitting.start()
-    told_to_stop, silent = False, True
+    group = start(config, placement, task)
     try:
-        while fitting.is_alive():
-            if silent and _waits_for_room():
-                silent = False
-                driver.announce("the cluster is busy; the workers start when others leave them room")
-            if driver.stop_requested() and not told_to_stop:
-                told_to_stop = True
-                if not ray.get(mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S):
-                    raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
-            fitting.join(driver.poll_s)
-            news = ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S)
-            silent = silent and not news
-            _pass_on(news, driver)
-        _pass_on(ray.get(mailbox.collect.remote(), timeout=_LOST_MAILBOX_S), driver)
+        _attend(group, driver)
     except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
     finally:
-        fitting.leave()
-        ray.kill(mailbox)
+        group.leave()
     _forget(config.run_dir)
-    return fitting.error
+    return group.error
+
+
+def _attend(group: Group, driver: Driver) -> None:
+    """Pass on news until the workers end. Raises StoppedError for a stop before they listen."""
+    told_to_stop, silent = False, True
+    while group.is_alive():
+        if silent and group.waits_for_room():
+            silent = False
+            driver.announce("the cluster is busy; the workers start when others leave them room")
+        if driver.stop_requested() and not told_to_stop:
+            told_to_stop = True
+            if not group.request_stop():
+                raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
+        group.join(driver.poll_s)
+        news = group.collect()
+        silent = silent and not news
+        _pass_on(news, driver)
+    _pass_on(group.collect(), driver)
 
 
 def _forget(run_dir: Path) -> None:
@@ -172,12 +254,6 @@ def free_what_dead_controllers_hold() -> None:
     for group in _groups_of_controllers():
         if group.creator_actor_dead:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-
-
-def _waits_for_room() -> bool:
-    """Whether Ray has not found the place yet that a controller of this job asked for."""
-    pending = [group for group in _groups_of_controllers() if group.state == group.PENDING]
-    return any(time.time() - group.placement_group_creation_timestamp_ms / 1000 > _BUSY_AFTER_S for group in pending)
 
 
 def _groups_of_controllers() -> list[Any]:
@@ -210,16 +286,16 @@ def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) 
         from ray.train import FailureConfig, LoggingConfig, ScalingConfig
         from ray.train import RunConfig as RayRunConfig
 
-        from orpo_ray.distributed.network import PeerTorchConfig
+        from orpo_ray.distributed.network import GroupConfig
         from orpo_ray.distributed.trainer import LeanTrainer
 
     on_gpu = placement.gpus > 0
     resources = {"CPU": placement.cpus, **({"GPU": placement.gpus} if on_gpu else {})}
     return LeanTrainer(
         train_worker,
-        owns_ray=owns_ray(),
+        owns_ray=placement.own_ray,
         train_loop_config=settings,
-        torch_config=PeerTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
+        backend_config=GroupConfig("nccl" if on_gpu else "gloo", _GROUP_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RayRunConfig(
             # Its folder is the run's own: Ray takes note of checkpoints only where it lies above them.

@@ -1,45 +1,99 @@
-"""Has every worker's collectives go through the interface that the other servers reach it by.
+"""Joins the workers in torch.distributed, each by the interface that the other servers reach it by.
 
-gloo and NCCL guess one, and where a server has several the first all-reduce may never end. Ray starts the process group
-before our code runs in a worker, so this stands in between.
+gloo and NCCL guess an interface, and where a server has several the first all-reduce may never end.
+Ray's own TorchConfig would load torch in its controller, which computes nothing: what it does in
+the workers is called here from functions that are imported there.
 """
 
 import os
 import warnings
+from dataclasses import asdict, dataclass
 from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from ray.train.torch import TorchConfig
-    from ray.train.torch.config import _TorchBackend
+    import ray
+    from ray.exceptions import GetTimeoutError
+    from ray.train._internal.utils import get_address_and_port
+    from ray.train.backend import Backend, BackendConfig
+    from ray.train.v2._internal.util import TrainingFramework
 
 from orpo_ray.distributed.servers import interface_of, own_interfaces
 
 _LOOPBACK = ("127.0.0.1", "::1")
+_LEAVE_S = 30.0
+"""The longest that workers who part may take; then they are ended together."""
 
 
-class PeerTorchConfig(TorchConfig):
-    """torch.distributed over the interface that has the server's own address in the cluster."""
+@dataclass
+class GroupConfig(BackendConfig):
+    """A process group over `backend` (gloo or nccl), whose members wait `timeout_s` for each other."""
+
+    backend: str
+    timeout_s: int
 
     @property
     def backend_cls(self) -> Any:
         """What sets up the process group."""
-        return _PeerBackend
+        return _GroupBackend
+
+    @property
+    def framework(self) -> Any:
+        """What Ray calls it."""
+        return TrainingFramework.TORCH
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, for Ray's records."""
+        return asdict(self)
 
 
-class _PeerBackend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Settle the interface in each worker, then let Ray go on."""
+class _GroupBackend(Backend):
+    """Called by Ray's controller when the workers are there, and before they end."""
+
+    share_cuda_visible_devices = True  # NCCL wants every worker to see the GPUs of its server
+
+    def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
+        """Have all workers join; returns when they have."""
         worker_group.execute(use_peers_interface)
-        super().on_start(worker_group, backend_config)
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        size = len(worker_group)
+        joining = [
+            worker_group.execute_single_async(rank, join_group, rank, size, f"{address}:{port}", asdict(backend_config))
+            for rank in range(size)
+        ]
+        ray.get(joining)
+
+    def on_shutdown(self, worker_group: Any, backend_config: GroupConfig) -> None:
+        """Have them part."""
+        leaving = worker_group.execute_async(leave_group)
+        try:
+            ray.get(leaving, timeout=_LEAVE_S)
+        except GetTimeoutError:
+            return  # some of them cannot any more
 
 
 def use_peers_interface() -> None:
     """Name the interface to gloo and NCCL, unless the server's operator has."""
-    import ray
-
     address = ray.util.get_node_ip_address()
     interface = interface_of(address, own_interfaces())
     if interface is not None and address not in _LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def join_group(rank: int, size: int, meeting_point: str, config: dict[str, Any]) -> None:
+    """Become a member, as Ray does it; `meeting_point`: address and port of the first one."""
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    host, _, port = meeting_point.rpartition(":")
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": port}
+    _set_torch_distributed_env_vars()
+    _setup_torch_process_group(config["backend"], rank, size, "env://", config["timeout_s"])
+
+
+def leave_group() -> None:
+    """Part from the others, as Ray does it."""
+    import torch.distributed as dist
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=dist.is_initialized() and dist.get_world_size() > 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from orpo_ray.config import ScaleConfig
 from orpo_ray.config.training import DeepSpeedConfig
-from orpo_ray.data.pipeline import start_ray
+from orpo_ray.data.pipeline import owns_ray, start_ray
 from orpo_ray.errors import ConfigError, ResourceError
 
 _CPU_WORKERS = 2
@@ -29,7 +29,8 @@ class Node:
 class Placement:
     """Workers that fit: what each takes, over how many servers, and whether Ray starts them.
 
-    Without Ray the one worker is this very process.
+    Without Ray the one worker is this very process. `own_ray`: the command has started Ray, which
+    ends with it.
     """
 
     workers: int
@@ -37,6 +38,7 @@ class Placement:
     gpus: float
     nodes: int
     uses_ray: bool
+    own_ray: bool = False
 
 
 def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = False) -> Placement:
@@ -51,7 +53,7 @@ def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = F
         return Placement(1, scale.cpus_per_worker, _local_gpus(scale), nodes=1, uses_ray=False)
     _refuse_first_ray_train()
     start_ray(verbose=verbose)
-    placement = fit(scale, cluster_nodes())
+    placement = replace(fit(scale, cluster_nodes()), own_ray=owns_ray())
     if joins_cluster():  # which counts what each run holds; this process would go uncounted
         placement = replace(placement, uses_ray=True)
     if scale.workers == "auto":

@@ -1,4 +1,4 @@
-"""Ray's TorchTrainer without the helper processes that a run of ours has no work for.
+"""Ray's trainer without the helper processes that a run of ours has no work for.
 
 Each of Ray's actors wakes a hundred times a second, work or none, and where workers fill their cores each time one of
 them is put aside (docs/benchmarks.md). The seams are private to Ray: a test counts the processes of a run.
@@ -9,17 +9,17 @@ from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 
-class LeanTrainer(TorchTrainer):
+class LeanTrainer(DataParallelTrainer):
     """No dataset manager: the pairs are read from storage.
 
-    `owns_ray`: this process has started Ray, which ends with it. Then no cleaner of placement groups is needed, whose
-    work `launch` does while this process lives, and nobody who would add servers.
+    `owns_ray`: the command has started Ray, which ends with it. Then no cleaner of placement groups
+    is needed, whose work `launch` does while the command lives, and nobody who would add servers.
     """
 
     def __init__(self, *args: Any, owns_ray: bool, **options: Any) -> None:

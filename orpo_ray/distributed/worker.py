@@ -1,10 +1,5 @@
-"""What runs in each Ray Train worker: the training loop, with a reporter that speaks to the driver.
+"""What runs in each Ray Train worker: the training loop, with a reporter that speaks to the driver."""
 
-Driver, trial and Ray's controller load this module, too, for the name of the function that workers are to call: what
-only a worker computes with is imported in it.
-"""
-
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +15,7 @@ from orpo_ray.distributed.reporter import RayReporter
 from orpo_ray.distributed.task import Task
 from orpo_ray.errors import RunError
 from orpo_ray.storage import storage_at
+from orpo_ray.training import loop
 from orpo_ray.training.record import RUN_FILE, WORKERS_LOCK_FILE, lock_within
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.world import World, current_world
@@ -27,18 +23,11 @@ from orpo_ray.training.world import World, current_world
 _PREDECESSORS_S = 60.0
 
 
-def train_worker(settings: dict[str, Any]) -> None:
-    """Train as one of the group; Ray Train has set up torch.distributed before it calls this.
+def work(task: Task, mailbox: Any) -> None:
+    """Train as one of the group, telling the driver of `mailbox`.
 
-    `settings`: the `task`, and the `mailbox` whose driver is told.
+    Ray Train has set up torch.distributed before.
     """
-    gc.disable()  # what is imported stays: looking through it again and again is a fifth of a worker's start
-    try:
-        from orpo_ray.training import loop
-    finally:
-        gc.freeze()
-        gc.enable()
-    task, mailbox = settings["task"], settings["mailbox"]
     config = task.enter()
     world = current_world()
     device = ray.train.torch.get_device()

@@ -28,7 +28,8 @@ def training_arguments(
     `kind` and `own` are for arguments that know more than the Trainer's.
     """
     on_cpu, stage = decisions.device == "cpu", stage_of(decisions.strategy)
-    prepare_deepspeed(decisions.device)
+    if stage is not None:
+        prepare_deepspeed(decisions.device)
     # Before DeepSpeed's settings are read, or every process would believe that it is alone.
     PartialState(cpu=on_cpu)
     # Stage 0 would keep the norm to itself: the trainer clips there. It must be said: left out, it comes to mean 1.

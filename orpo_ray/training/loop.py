@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.integrations import TensorBoardCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from orpo_ray.config import RunConfig
 from orpo_ray.config.storage import inside
@@ -273,8 +271,11 @@ def _write_model(
     tokenizer.save_pretrained(folder)
 
 
-def _tensorboard(run_dir: Path, start: int) -> TensorBoardCallback:
+def _tensorboard(run_dir: Path, start: int) -> TrainerCallback:
     """Curves hide what an earlier process wrote after its last checkpoint."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
     return TensorBoardCallback(SummaryWriter(run_dir / record.TENSORBOARD, purge_step=start + 1 if start else 0))
 
 

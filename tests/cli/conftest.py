@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import Done
-from terminal import Command, Finished, shell, write_config
+from terminal import Command, Finished, fresh_shell, write_config
 
 from orpo_ray.cli.main import run
 
@@ -46,10 +46,10 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The run that tests look at, and whose prepared pairs they share."""
+    """The run that tests look at, and whose prepared pairs they share; all of it is as a person starts it."""
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder)
-    done = shell("train", config, "--json")
+    done = fresh_shell("train", config, "--json")
     assert done.code == 0, done.err
     return Finished(config, folder / "storage" / "tiny", done)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from forked_commands import ForkedCommand, command_server
 from support import BASE, DEMO, Done
 
 FAILED, WRONG, LACKING, STOPPED = 1, 2, 3, 4
@@ -49,10 +50,24 @@ def write_config(folder: Path) -> Path:
     return path
 
 
-def shell(*arguments: object, cwd: Path | None = None) -> Done:
+def start(*arguments: object, **variables: str) -> ForkedCommand:
+    """Begin `orpo-ray` with the given arguments in a process of its own, to be sent signals or timed."""
+    words = [str(argument) for argument in arguments]
+    return command_server().start(words, Path.cwd(), {**ENVIRONMENT, **variables})
+
+
+def shell(*arguments: object) -> Done:
     """Run `orpo-ray` with the given arguments in a process of its own."""
+    return start(*arguments).end()
+
+
+def fresh_shell(*arguments: object) -> Done:
+    """`shell` in a new interpreter, as a person's shell starts it.
+
+    For what a fork cannot show: `-m` as entry point, what libraries say when they are loaded, and which are.
+    """
     command = [sys.executable, "-m", "orpo_ray.cli.main", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

@@ -72,10 +72,10 @@ KEYS = {
 }  # fmt: skip
 SMALL = ("--hidden", 64, "--vocab", 300, "--turns", 1, "--json")
 WITHOUT_RAY = """
-import sys
+import json, sys
 sys.modules |= dict.fromkeys(("ray", "deepspeed", "optuna"))
-from orpo_ray.cli.main import main
-main()
+from orpo_ray.cli.main import run
+sys.exit(max(run(words) for words in json.loads(sys.argv[1])))
 """
 """As on a machine that has none of them."""
 
@@ -90,19 +90,21 @@ def check_sides(result: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["orpo", "dpo"])
-def test_a_step_is_the_same_on_both_sides_and_needs_no_ray(objective: str, tmp_path: Path) -> None:
+def test_a_step_is_the_same_on_both_sides_and_needs_no_ray(tmp_path: Path) -> None:
     """Every step holds pairs of 40 + 10 + 20 tokens; stock computes their prompts twice and pads to 60."""
-    words = ["bench", "step", "--shape", "40/10/20", "--pairs", 3, "--objective", objective, *SMALL]
-    command = [sys.executable, "-c", WITHOUT_RAY, *map(str, words)]
+    common = [str(word) for word in ("bench", "step", "--shape", "40/10/20", "--pairs", 3, *SMALL)]
+    asked = json.dumps([[*common, "--objective", objective] for objective in ("orpo", "dpo")])
+    command = [sys.executable, "-c", WITHOUT_RAY, asked]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    check_sides(result)
-    assert result["name"] == "step"
-    assert result["tokens_ours"] == 4 * 3 * (40 + 10 + 20)
-    assert result["tokens_stock"] == 4 * 3 * 2 * 60
-    assert "ratio_grouped" not in result, "pairs of one length cannot be grouped by it"
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == 2
+    for result in results:
+        check_sides(result)
+        assert result["name"] == "step"
+        assert result["tokens_ours"] == 4 * 3 * (40 + 10 + 20)
+        assert result["tokens_stock"] == 4 * 3 * 2 * 60
+        assert "ratio_grouped" not in result, "pairs of one length cannot be grouped by it"
 
 
 @pytest.mark.slow

@@ -1,12 +1,18 @@
 """A storage that cannot be used is told in one line, with the right exit code, before anything is prepared."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import serve
-from terminal import Command, write_config
+from s3_server import Server, serve
+from terminal import LACKING, WRONG, Command, write_config
 
-WRONG, LACKING = 2, 3
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """It stays empty."""
+    with serve() as server:
+        yield server
 
 
 @pytest.mark.parametrize("name", ["train", "tune", "prepare"])
@@ -21,14 +27,20 @@ WRONG, LACKING = 2, 3
     ],
 )
 def test_a_storage_that_cannot_be_is_refused(
-    name: str, storage: str, code: int, says: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server,
+    name: str,
+    storage: str,
+    code: int,
+    says: str,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with serve() as server:
-        for variable, value in {**server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
-            monkeypatch.setenv(variable, value)
-        search = ["search.space={objective.lambda: {loguniform: [0.1, 1.0]}}"] if name == "tune" else []
-        done = command(name, write_config(tmp_path), f"storage={storage}", *search)
-        assert server.bucket.objects == {}
+    for variable, value in {**server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(variable, value)
+    search = ["search.space={objective.lambda: {loguniform: [0.1, 1.0]}}"] if name == "tune" else []
+    done = command(name, write_config(tmp_path), f"storage={storage}", *search)
+    assert server.bucket.objects == {}
     assert done.code == code, done.err
     assert len(done.said) == 1 and says in done.said[0]
     assert "cret" not in done.err.replace("secret_key", "")

@@ -1,18 +1,26 @@
 """Commands for a cluster, as far as they need none: what they would do, and what they refuse before they ask it."""
 
+import http.server
+import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
+from ray_head import free_ports
 from s3_server import serve
 from stand_ins import stand_in
 from support import DEMO
-from terminal import Command, write_config
+from terminal import FAILED, LACKING, STOPPED, WRONG, Command, one_line, write_config
 
+from orpo_ray.cli.console import announce
+from orpo_ray.jobs.job import Job, State, Submission
+from orpo_ray.jobs.submit import Patience
 from orpo_ray.jobs.token import make_token
-
-WRONG, LACKING = 2, 3
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for variable in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(variable, "")  # and as it was again, after what a command makes of it
 
 
 @pytest.fixture
@@ -111,27 +119,176 @@ def test_what_would_be_submitted_is_told_and_nobody_is_asked(
     assert not no_ssh.exists()
 
 
+class Imposter(http.server.ThreadingHTTPServer):
+    """A dashboard that asks nobody for a token, and has another Ray; it remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _AnotherRay)
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.asked: list[str] = []
+
+
+class _AnotherRay(http.server.BaseHTTPRequestHandler):
+    server: Imposter
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        answer = {"version": "4", "ray_version": "2.61.0", "ray_commit": "", "session_name": ""}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def imposter() -> Iterator[Imposter]:
+    with Imposter() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    make_token(tmp_path / "s" / "token")
+    return tmp_path / "s" / "token"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["storage=runs"], "storage: runs is relative"),
         (["--env", "HF_TOKEN=hf_abc"], "--env HF_TOKEN: a secret"),
-        (["--address", "http://127.0.0.1:0"], "--address (or RAY_API_SERVER_ADDRESS) must be the dashboard's URL"),
+        (
+            ["--address", "http://127.0.0.1:0"],
+            "--address (or RAY_API_SERVER_ADDRESS) must be the dashboard's URL",
+        ),
+        (["--address", "ftp://x"], "--address (or RAY_API_SERVER_ADDRESS) must be"),
+        (["--address", "http://me:hf_abc@x:8265"], "--address (or RAY_API_SERVER_ADDRESS) must be"),
+        (["--hosts", "hosts.yaml"], "--hosts and --address both name a cluster"),
         (["--token", "nowhere"], "nowhere: the token cannot be read"),
+        (["--token", "empty"], "empty: one line with the token is expected"),
         (["data.train.0.source=../x.jsonl"], "data.train.0.source: ../x.jsonl cannot be carried along"),
+        (["--", "--verbose", "storage=runs"], "storage=runs: settings stand before --"),
     ],
 )
-def test_a_dry_run_refuses_what_a_submission_would(
-    command: Command, config: Path, hosts: Path, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_refused_before_anything_is_sent(
+    command: Command,
+    config: Path,
+    token: Path,
+    imposter: Imposter,
+    dry: list[str],
+    words: list[str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_token(hosts.with_name("s") / "token")
-    (hosts.parent / "project").mkdir()
-    (hosts.parent / "x.jsonl").touch()
-    monkeypatch.chdir(hosts.parent / "project")
-    named = [] if "--token" in words else ["--token", str(hosts.with_name("s") / "token")]
-    done = command("submit", "train", config, *words, *named, "--dry-run")
-    assert done.code == WRONG and done.said[-1].startswith(f"orpo-ray: {says}"), done.err
+    project = config.parent / "project"
+    project.mkdir()
+    (config.parent / "x.jsonl").touch()
+    (project / "empty").touch(mode=0o600)
+    monkeypatch.chdir(project)
+    done = command("submit", "train", config, "--address", imposter.address, "--token", token, *dry, *words)
+    assert one_line(done, WRONG).startswith(f"orpo-ray: {says}")
     assert "hf_abc" not in done.err
+    assert imposter.asked == []
+
+
+def test_a_cluster_that_wants_no_token_is_refused_and_one_with_another_ray(
+    command: Command, imposter: Imposter, token: Path
+) -> None:
+    named = ("status", "--address", imposter.address)
+    one_line(command(*named, "--anyone-may-run-code"), WRONG, "the cluster has Ray 2.61.0")
+    one_line(command(*named, "--token", token), WRONG, "--anyone-may-run-code")
+    assert imposter.asked
+
+
+def test_a_cluster_that_is_not_there(command: Command, imposter: Imposter, token: Path) -> None:
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    told = f"{nowhere}: no answer"
+    one_line(command("status", "--address", nowhere, "--token", token), LACKING, told)
+    tls = imposter.address.replace("http:", "https:")
+    told = "no TLS that this machine trusts"
+    one_line(command("status", "--address", tls, "--token", token), WRONG, told)
+    one_line(command("status", "", "--token", token), WRONG, "must be the name of a run")
+
+
+def test_who_stops_waiting_for_a_cluster_is_not_told_of_a_run_there(
+    command: Command, config: Path, token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orpo_ray.cli.on_cluster.patience", lambda: Patience(announce, sleep=interrupted))
+    nowhere = ("--address", f"http://127.0.0.1:{free_ports(1)[0]}", "--token", str(token))
+    done = command("submit", "train", config, *nowhere)
+    assert any("asking again" in line for line in done.said)
+    told = "interrupted before the cluster said that it has run tiny"
+    one_line(done, STOPPED, told, f"`orpo-ray status {' '.join(nowhere)}` shows what it has")
+
+
+@dataclass
+class Cluster:
+    """It has no job until one is submitted, which then is over, as it is told, and has printed these lines."""
+
+    state: State
+    exit_code: int | None
+    printed: list[str]
+    submitted: list[Submission] = field(default_factory=list)
+
+    def find(self, run: str) -> Job | None:
+        return Job(run, self.state, {}, self.exit_code, "lost\n") if self.submitted else None
+
+    def submit(self, submission: Submission) -> None:
+        self.submitted.append(submission)
+
+    def lines(self, run: str, after: int) -> Iterator[str]:
+        yield from self.printed[after:]
+
+
+SAID = json.dumps({"error": "x.jsonl: no such file", "exit_code": WRONG})
+
+
+@pytest.mark.parametrize(
+    ("state", "ended", "printed", "code", "says"),
+    [
+        ("failed", WRONG, ["orpo-ray: x.jsonl: no such file", SAID], WRONG, "run tiny: x.jsonl: no such file"),
+        ("failed", LACKING, ["some word"], LACKING, "run tiny: see `orpo-ray logs tiny"),
+        ("failed", 137, ["some word"], FAILED, "run tiny was ended from outside (exit code 137)"),
+        ("failed", None, ["some word"], FAILED, "run tiny was lost: lost; the same command goes on"),
+        ("stopped", None, ["some word"], STOPPED, "run tiny: stopped; the same command goes on"),
+    ],
+)  # fmt: skip
+def test_the_exit_code_is_what_became_of_the_job(
+    command: Command,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: State,
+    ended: int | None,
+    printed: list[str],
+    code: int,
+    says: str,
+) -> None:
+    cluster = Cluster(state, ended, printed)
+    monkeypatch.setattr("orpo_ray.cli.on_cluster.jobs_of", lambda *named: nullcontext(cluster))
+    done = command("submit", "train", config)
+    assert one_line(done, code).startswith(f"orpo-ray: {says}")
+    assert ("some word" in done.said) == (printed == ["some word"])
+
+
+def test_options_behind_two_dashes_are_the_jobs_own(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster("succeeded", 0, ["nothing was started", json.dumps({"steps": 4})])
+    monkeypatch.setattr("orpo_ray.cli.on_cluster.jobs_of", lambda *named: nullcontext(cluster))
+    done = command("submit", "train", config, "--", "--dry-run")
+    assert (done.code, done.out, done.said[-1]) == (0, "", "nothing was started"), done.err
+    (submission,) = cluster.submitted
+    assert submission.entrypoint.endswith(" train run.yaml --dry-run --json")
 
 
 def test_a_config_in_a_bucket_is_taken_and_told_by_its_url(

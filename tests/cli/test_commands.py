@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 from support import BASE, DEMO, Done, read_metrics
-from terminal import Command, Finished, shell
+from terminal import Command, Finished, fresh_shell
 
 import orpo_ray
 from orpo_ray.cli.main import COMMANDS
@@ -170,8 +170,15 @@ def test_with_json_stdout_is_one_object_and_the_rest_is_on_stderr(finished: Fini
 
 
 @pytest.mark.parametrize("arguments", [["train", "none.yaml"], ["trian"], ["config"], ["prepare", "--show", "x"]])
-def test_with_json_a_failure_is_one_object_too(arguments: list[str]) -> None:
-    done = shell(*arguments, "--json")
+def test_with_json_a_failure_is_one_object_too(command: Command, arguments: list[str]) -> None:
+    assert_one_object(command(*arguments, "--json"))
+
+
+def test_a_failure_is_the_exit_code_of_the_process() -> None:
+    assert_one_object(fresh_shell("train", "none.yaml", "--json"))
+
+
+def assert_one_object(done: Done) -> None:
     assert done.code == 2
     assert done.result["exit_code"] == 2
     assert done.err == f"orpo-ray: {done.result['error']}\n"

@@ -1,5 +1,6 @@
 """What a person gets wrong: one line that says what and where, an exit code, and nothing in the way afterwards."""
 
+import errno
 import gzip
 import importlib.util
 import json
@@ -9,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +17,19 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from support import BASE, DEMO, Done
-from terminal import ENVIRONMENT, FAILED, LACKING, STOPPED, WRONG, Command, Finished, nothing_in_the_way, one_line
+from support import BASE, DEMO, Done, wait_until
+from terminal import (
+    ENVIRONMENT,
+    FAILED,
+    LACKING,
+    STOPPED,
+    WRONG,
+    Command,
+    Finished,
+    nothing_in_the_way,
+    one_line,
+    start,
+)
 
 from orpo_ray.cli.main import COMMANDS
 
@@ -496,28 +507,23 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_it_able_to_go_on(
 
 @pytest.mark.parametrize(("name", "number"), [("prepare", signal.SIGINT), ("train", signal.SIGTERM)])
 def test_a_signal_during_preparation(config: Path, name: str, number: signal.Signals) -> None:
-    # A named pipe as chat template: opening its other end waits until the command reads it, and then the command waits.
+    # A named pipe as chat template: once it can be opened to write, the command reads it, and waits.
     pipe = config.parent / "template.jinja"
     os.mkfifo(pipe)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orpo_ray.cli.main", name, str(config), f"model.chat_template={pipe}", "--json"],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    opened: list[int] = []
-    opener = threading.Thread(target=lambda: opened.append(os.open(pipe, os.O_WRONLY)), daemon=True)
-    opener.start()
-    try:
-        opener.join(timeout=60)
-        assert opened, "the command never came to its template"
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    os.close(opened[0])
-    done = Done(process.returncode, out, err)
+    command = start(name, config, f"model.chat_template={pipe}", "--json")
+    opened = wait_until(lambda: opened_to_write(pipe), "the command has come to its template")
+    command.send_signal(number)
+    done = command.end()
+    os.close(opened)
     one_line(done, STOPPED, "interrupted", "the same command")
     assert done.result["exit_code"] == STOPPED
     assert [path.name for path in (config.parent / "storage").rglob("*.json")] == []
+
+
+def opened_to_write(pipe: Path) -> int | None:
+    """A descriptor, once somebody reads the pipe."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        assert error.errno == errno.ENXIO
+        return None

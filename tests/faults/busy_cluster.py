@@ -1,7 +1,8 @@
-"""Asks for a DPO run on a Ray whose CPUs others hold: `python busy_cluster.py CONFIG.yaml ROOM_S STOP`.
+"""Asks for DPO runs on a Ray whose CPUs others hold: `python busy_cluster.py SCENARIOS.json`.
 
-Prints, as JSON, what `train` raised and how long after the actors for reference log-probs were asked for. `STOP` is
-"stop" to give the process a Ctrl-C once they are.
+SCENARIOS.json is a list of {"config": path of a YAML, "room_s": how long to wait for room, "stop":
+whether to give this process a Ctrl-C once actors for reference log-probs are asked for}. Prints, as
+JSON, what `train` raised for each.
 """
 
 import json
@@ -9,7 +10,8 @@ import logging
 import os
 import signal
 import sys
-import time
+from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -28,30 +30,33 @@ class Hog:
         return True
 
 
-def main(config_path: str, room_s: str, stop: str) -> None:
-    """Try to train DPO."""
-    references.ROOM_S = int(room_s)
-    pipeline._BUSY_AFTER_S = pipeline._START_S = 1.0  # nothing starts where there is no room, however long one waits
+def outcome(scenario: dict[str, Any]) -> dict[str, str]:
+    """What became of one run."""
+    references.ROOM_S = scenario["room_s"]
+
+    def announce(line: str) -> None:
+        if scenario["stop"] and line.startswith("reference log-probs: computing"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        api.train(load_config(scenario["config"]), announce)
+    except OrpoRayError as error:
+        return {"kind": type(error).__name__, "message": str(error)}
+    raise AssertionError("there was room")
+
+
+def main(scenarios: list[dict[str, Any]]) -> None:
+    """Try them one after the other."""
+    # Nothing starts where there is no room, however long one waits.
+    pipeline._BUSY_AFTER_S = pipeline._START_S = 1.0
+    pipeline._ALONE_BYTES = 0  # a few pairs need no CPU of a cluster
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
     hogs = [ray.remote(num_cpus=1)(Hog).remote() for _ in range(2)]
     assert all(ray.get([hog.ready.remote() for hog in hogs]))
-    asked = float("nan")
-
-    def announce(line: str) -> None:
-        nonlocal asked
-        if line.startswith("reference log-probs: computing"):
-            asked = time.monotonic()
-            if stop == "stop":
-                os.kill(os.getpid(), signal.SIGINT)
-
-    try:
-        api.train(load_config(config_path), announce)
-    except OrpoRayError as error:
-        seconds = time.monotonic() - asked
-        print(json.dumps({"kind": type(error).__name__, "message": str(error), "seconds": seconds}), flush=True)
+    print(json.dumps([outcome(scenario) for scenario in scenarios]), flush=True)
     ray.shutdown()
     os._exit(0)  # a thread of Ray Data may still wait for actors that will never start
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -1,36 +1,60 @@
 """Trains on a Ray of two servers of one core each and kills one in mid-run: `lost_server.py CONFIG.yaml STEP [CACHE]`.
 
-Prints, as JSON, the result and what was announced. Both servers are raylets on this machine. With CACHE, the second one
-has an address of its own, as ranks are counted by server, and that folder for its caches: no disk in common.
+Prints, as JSON, the result and what was announced. Both servers are raylets on this machine; the
+second one dies when the checkpoint of STEP is there, beyond which the run is held back. With CACHE,
+it has an address of its own, as ranks are counted by server, and that folder for its caches: no
+disk in common.
 """
 
 import json
 import logging
 import sys
+import time
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
 from orpo_ray import api
 from orpo_ray.config import load_config
+from orpo_ray.storage import storage_at
 
 
-def main(config_path: str, last_step: int, cache: str | None = None) -> None:
-    """Train to the end; the second server dies once `last_step` is reported."""
+def meeting_place() -> psutil.Process:
+    """The process of the actor at which workers meet to tell Ray of an evaluation or a checkpoint."""
+    actors = psutil.Process().children(recursive=True)
+    title = "ray::SynchronizationActor"
+    (found,) = (actor for actor in actors if title in " ".join(actor.cmdline()))
+    return found
+
+
+def main(config_path: str, step: int, cache: str | None = None) -> None:
+    """Train to the end, on one server in the end."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
     own = {"env_vars": {"XDG_CACHE_HOME": cache}, "node_ip_address": "127.0.0.2"} if cache else {}
     second = cluster.add_node(num_cpus=1, object_store_memory=2**27, **own)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    config = load_config(config_path)
+    manifest = config.run_dir / "checkpoints" / f"step-{step:06d}" / "MANIFEST.json"
     said: list[str] = []
     alive = [second]
 
-    def watch(step: int, total_steps: int, metrics: dict[str, Any]) -> None:
-        if step >= last_step and alive:
-            cluster.remove_node(alive.pop(), allow_graceful=False)
+    def watch(reported: int, total_steps: int, metrics: dict[str, Any]) -> None:
+        if not alive:
+            return
+        # The first news is that of the evaluation before the first step.
+        place = meeting_place()
+        place.suspend()
+        while not storage_at(config.storage).holds(manifest):
+            time.sleep(0.05)
+        cluster.remove_node(alive.pop(), allow_graceful=False)
+        with suppress(psutil.NoSuchProcess):
+            place.resume()
 
     try:
-        result = api.train(load_config(config_path), said.append, watch)
+        result = api.train(config, said.append, watch)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -9,11 +9,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_head import LEAVE_S, Processes
+from ray_head import Processes
 from support import ENVIRONMENT, HANG_S, POLL_S, wait_until
 
 
@@ -25,7 +26,7 @@ class Ended:
     out: str
     said: list[str]
     left: dict[int, str]
-    """Processes that were still alive a while after it."""
+    """Processes that did not end with it."""
 
 
 class Command:
@@ -35,6 +36,8 @@ class Command:
         self, config: Path, *arguments: str, command: str = "train", environment: dict[str, str] | None = None
     ) -> None:
         self.processes = Processes()
+        self._held: set[int] = set()
+        self._released: set[int] = set()
         self._folder = Path(tempfile.mkdtemp(prefix="orpo-command-"))
         with (self._folder / "out").open("w") as out, (self._folder / "err").open("w") as err:
             self._process = subprocess.Popen(
@@ -68,11 +71,34 @@ class Command:
         """A signal to the driver, or to the whole group as a terminal or a batch system sends it."""
         (os.killpg if to_group else os.kill)(self.pid, number)
 
-    def end(self, leave_s: float = LEAVE_S) -> Ended:
+    def hold(self) -> bool:
+        """Let runs go no further than to their next evaluation or checkpoint; whether one is held.
+
+        Workers tell Ray of both together: the actor that they meet at is put to sleep. What then
+        hits a run cannot come after its end, however slow the machine is.
+        """
+        meets = " ray::SynchronizationActor"
+        left = self.processes.left()
+        found = {pid for pid, title in left.items() if meets in title} - self._released
+        for pid in found - self._held:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        self._held |= found
+        return bool(found)
+
+    def release(self) -> None:
+        """Let runs that are held go on."""
+        for pid in self._held:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._released |= self._held
+        self._held.clear()
+
+    def end(self) -> Ended:
         """Wait for its end, then for that of all it started."""
         try:
             code = self._process.wait(HANG_S)
-            deadline = time.monotonic() + leave_s
+            deadline = time.monotonic() + HANG_S
             while (left := self.processes.left()) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         finally:

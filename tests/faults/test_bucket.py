@@ -5,9 +5,7 @@ The bucket is the only thing that outlives what happens here: killed processes, 
 
 import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from killed_runs import Job, KilledRuns
 from reported import comparable
 from s3_server import Server, serve
-from support import ENVIRONMENT, settings
+from support import ENVIRONMENT, Done, settings
 from two_servers import train_and_lose_one
 
 from orpo_ray import api
@@ -32,7 +31,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 STEPS, CHECKPOINT_EVERY, KILLED_AT = 10, 2, 7
 URL = "s3://bucket/runs"
 ADAPTER, STATE = "adapter/adapter_model.safetensors", f"checkpoints/step-{STEPS:06d}/state.safetensors"
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Site:
 
     server: Server
     folder: Path
+    orpo_ray: Callable[..., Done]
 
     def environment(self, server: str = "first") -> dict[str, str]:
         """What a process on one of the servers finds in its environment."""
@@ -57,12 +56,10 @@ class Site:
                 patch.setenv(name, value)
             yield
 
-    def shell(self, name: str, *arguments: object, server: str = "first") -> subprocess.CompletedProcess[str]:
-        """A command in a process of its own."""
-        command = [sys.executable, "-m", "orpo_ray.cli.main", name, *map(str, arguments)]
-        environment = {**ENVIRONMENT, **self.environment(server)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    def shell(self, *arguments: object) -> Done:
+        """A command in a process of its own on the first server."""
+        done = self.orpo_ray(*arguments, environment={**ENVIRONMENT, **self.environment()})
+        assert done.code == 0, done.err
         return done
 
     def kept(self, name: str) -> dict[str, bytes]:
@@ -71,10 +68,10 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(shell: Callable[..., Done], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """An empty bucket, and servers that have nothing."""
     with serve() as server:
-        yield Site(server, tmp_path_factory.mktemp("servers"))
+        yield Site(server, tmp_path_factory.mktemp("servers"), shell)
 
 
 def write_config(folder: Path, storage: str, name: str, stages: Sequence[Any] = (), **sections: Any) -> Path:
@@ -116,7 +113,7 @@ class Trained:
 def trained(site: Site) -> Trained:
     config = write_config(site.folder, URL, "trained")
     done = site.shell("train", config, "--json")
-    return Trained(config, json.loads(done.stdout), done.stderr)
+    return Trained(config, done.result, done.err)
 
 
 def test_a_run_leaves_in_the_bucket_what_it_leaves_in_a_folder(
@@ -170,16 +167,11 @@ def test_pairs_that_one_server_prepared_are_found_by_another(site: Site, trained
 
 
 @pytest.fixture(scope="module")
-def killed(site: Site, trained: Trained) -> dict[str, bytes]:
+def killed(site: Site, trained: Trained, killed_runs: KilledRuns) -> dict[str, bytes]:
     """What a run that was killed in mid-step had brought to the bucket; its server's copy is left as it was."""
     config = write_config(site.folder, URL, "killed")
-    jobs = site.folder / "jobs.json"
-    jobs.write_text(json.dumps([{"config": str(config), "at": "report", "step": KILLED_AT}]), encoding="utf-8")
-    environment = {**ENVIRONMENT, **site.environment("first")}
-    command = [sys.executable, str(HERE / "killed_runs.py"), str(jobs)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [-SIGKILL], done.stderr
+    job = Job(str(config), "report", KILLED_AT, site.environment("first"))
+    assert killed_runs.run(job) == -SIGKILL
     return site.kept("killed")
 
 
@@ -258,17 +250,17 @@ def test_a_stale_and_tampered_copy_does_not_win(site: Site, killed_again: RunCon
 def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(site: Site, trained: Trained) -> None:
     """Two raylets with copies of their own; the run goes on on what is left, from the bucket."""
     scale = {"workers": "auto", "gpus_per_worker": 0}
-    training = {"max_steps": 30, "checkpoint_every": 5, "eval_every": 30}
+    training = {"max_steps": 15, "checkpoint_every": 5, "eval_every": 15}
     config = write_config(site.folder, URL, "servers", adapter={"dropout": 0.0}, training=training, scale=scale)
     environment = {**ENVIRONMENT, **site.environment("driver")}
-    told = train_and_lose_one(config, 12, site.cache("other-server"), environment=environment)
+    told = train_and_lose_one(config, 5, site.cache("other-server"), environment=environment)
     assert any("lost" in line and "going on from the last checkpoint" in line for line in told["said"])
     (resumed,) = (line for line in told["said"] if line.startswith("resuming at step"))
-    assert int(resumed.split()[3]) >= 10
+    assert int(resumed.split()[3]) >= 5
     assert told["result"]["adapter"] == "s3://bucket/runs/servers/adapter"
     assert (site.cache("other-server") / "orpo-ray/s3/bucket/runs/artifacts").is_dir()
     steps = [json.loads(line) for line in site.kept("servers")["metrics.jsonl"].splitlines()]
-    assert [line["step"] for line in steps if "train/loss" in line] == list(range(1, 31))
+    assert [line["step"] for line in steps if "train/loss" in line] == list(range(1, 16))
 
 
 # --- a search ---------------------------------------------------------------------------------------------------
@@ -280,7 +272,7 @@ def test_a_search_is_shown_and_its_best_run_used_on_another_server(site: Site, t
     scale = {"workers": 1, "gpus_per_worker": 0}
     training = {"max_steps": 4, "eval_every": 2, "checkpoint_every": 4}
     config = write_config(site.folder, URL, "searched", search=search, scale=scale, training=training)
-    told = json.loads(site.shell("tune", config, "--json").stdout)
+    told = site.shell("tune", config, "--json").result
     assert [trial["state"] for trial in told["trials"]] == ["finished", "finished"]
     outcome = told["outcome"]
     assert outcome["config"] == "s3://bucket/runs/searched/search/best.yaml"

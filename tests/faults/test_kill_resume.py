@@ -1,11 +1,7 @@
 """A run that is killed anywhere and started again ends with the bytes of a run that was left alone; dropout is on."""
 
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM, Signals
@@ -14,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from killed_runs import Job, KilledRuns, said_by
 from reported import comparable
 from safetensors.torch import load_file
-from support import ENVIRONMENT, read_metrics, settings
+from support import Done, read_metrics, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config
@@ -24,7 +21,6 @@ from orpo_ray.config import load_config
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 STEPS, STEPS_AN_EPOCH, CHECKPOINT_EVERY = 10, 5, 2
-RUN_SCRIPT = Path(__file__).with_name("killed_runs.py")
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,8 @@ KILLS = {
     "writing-the-result": Kill("finish", STEPS, reported=10, whole=(8, 10)),
     "8-bit-adamw": Kill("report", 7, reported=7, whole=(4, 6), optimizer="adamw-8bit"),
 }
+LIKE_OTHERS = {"first-step", "middle-before-its-checkpoint", "first-step-of-an-epoch", "last-step"}
+"""What is lost there, and what is gone on from, is as in another kill."""
 
 
 def write_config(storage: Path, name: str, **training: Any) -> Path:
@@ -79,27 +77,16 @@ def unbroken(prepared_storage: Path) -> dict[str, Path]:
     return folders
 
 
-@pytest.fixture(scope="module")
-def killed(prepared_storage: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Configs of runs that have just been killed, by the name of the kill."""
-    configs = {
-        name: write_config(prepared_storage, f"killed-{name}", optimizer=kill.optimizer) for name, kill in KILLS.items()
-    }
-    jobs = [{"config": str(configs[name]), "at": kill.at, "step": kill.step} for name, kill in KILLS.items()]
-    file = tmp_path_factory.mktemp("jobs") / "jobs.json"
-    file.write_text(json.dumps(jobs), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(RUN_SCRIPT), str(file)], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [-SIGKILL] * len(jobs), done.stderr
-    return configs
-
-
-@pytest.mark.parametrize("name", KILLS)
-def test_a_killed_run_goes_on_exactly(name: str, killed: dict[str, Path], unbroken: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LIKE_OTHERS else ()) for name in KILLS]
+)
+def test_a_killed_run_goes_on_exactly(
+    name: str, killed_runs: KilledRuns, prepared_storage: Path, unbroken: dict[str, Path]
+) -> None:
     kill = KILLS[name]
-    config = load_config(killed[name])
+    path = write_config(prepared_storage, f"killed-{name}", optimizer=kill.optimizer)
+    assert killed_runs.run(Job(str(path), kill.at, kill.step)) == -SIGKILL
+    config = load_config(path)
     assert read_metrics(config.run_dir)[-1]["step"] == kill.reported
     assert not (config.run_dir / "result.json").exists()
     said: list[str] = []
@@ -140,95 +127,44 @@ def test_the_unbroken_run_is_one_worth_comparing_with(unbroken: dict[str, Path])
 
 # --- signals to the real command --------------------------------------------------------------------------------
 
-SIGNAL_STEPS = 30
-HANG_SECONDS = 240.0
-
-
-def command(config: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "orpo_ray.cli.main", "train", str(config), *options]
-
-
-@contextmanager
-def killed_if_it_hangs(process: subprocess.Popen[str]) -> Iterator[None]:
-    """A test that waits for output must end even if there is none."""
-    timer = threading.Timer(HANG_SECONDS, process.kill)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        process.kill()
-        process.wait()
-
-
-def stop_after_first_step(config: Path, number: Signals) -> tuple[int, str]:
-    """Start the command, send it a signal once its first step is shown; its exit code and the rest of its stderr."""
-    process = subprocess.Popen(
-        command(config), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with killed_if_it_hangs(process):
-        assert process.stderr is not None
-        shown = next((line for line in process.stderr if line.startswith("step 1/")), None)
-        assert shown is not None, "the run ended before its first step"
-        process.send_signal(number)
-        _, rest = process.communicate()
-        return process.returncode, rest
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(prepared_storage: Path) -> Path:
-    """A finished run of SIGNAL_STEPS that shows each of them."""
-    config = load_config(write_config(prepared_storage, "uninterrupted", **signal_settings()))
-    api.train(config, lambda line: None)
-    return config.run_dir
-
-
-def signal_settings() -> dict[str, Any]:
-    """An evaluation at each step prints a line for it; no checkpoint is due before the last step."""
-    return {"max_steps": SIGNAL_STEPS, "eval_every": 1, "checkpoint_every": SIGNAL_STEPS}
+SIGNALLED_IN, STOPPED_AT = 2, 3
+"""A signal is heard in the step after it, where no checkpoint is due."""
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(
-    number: Signals, prepared_storage: Path, uninterrupted: Path
+    number: Signals,
+    shell: Callable[..., Done],
+    killed_runs: KilledRuns,
+    prepared_storage: Path,
+    unbroken: dict[str, Path],
 ) -> None:
-    path = write_config(prepared_storage, f"stopped-by-{number.name}", **signal_settings())
-    config = load_config(path)
-    code, stderr = stop_after_first_step(path, number)
+    path = write_config(prepared_storage, f"stopped-by-{number.name}")
+    config, job = load_config(path), Job(str(path), number.name, SIGNALLED_IN)
+    code = killed_runs.run(job)
+    stderr = said_by(job).read_text(encoding="utf-8")
     assert code == 4, stderr
     assert f"{number.name}: stopping, with a checkpoint if training has begun" in stderr
     assert "Traceback" not in stderr
-    (checkpoint,) = names(config.run_dir / "checkpoints")
-    stopped_at = int(checkpoint.removeprefix("step-"))
-    assert 1 <= stopped_at < SIGNAL_STEPS
-    assert read_metrics(config.run_dir)[-1]["step"] == stopped_at
-    assert f"stopped at step {stopped_at} of {SIGNAL_STEPS}" in stderr.splitlines()[-1]
+    assert names(config.run_dir / "checkpoints")[-1] == f"step-{STOPPED_AT:06d}"
+    assert read_metrics(config.run_dir)[-1]["step"] == STOPPED_AT
+    assert f"stopped at step {STOPPED_AT} of {STEPS}" in stderr.splitlines()[-1]
     assert not (config.run_dir / "result.json").exists()
 
-    assert f"resuming at step {stopped_at} of {SIGNAL_STEPS}" in go_on(path, number)
-    for file in ("adapter/adapter_model.safetensors", f"checkpoints/step-{SIGNAL_STEPS:06d}/state.safetensors"):
-        assert (config.run_dir / file).read_bytes() == (uninterrupted / file).read_bytes(), file
-    assert comparable(config.run_dir) == comparable(uninterrupted)
+    done = shell("train", path, "--json")
+    assert done.code == 0, done.err
+    assert f"resuming at step {STOPPED_AT} of {STEPS}" in done.err
+    assert_same_run(config.run_dir, unbroken["adamw"], done.result)
 
 
-def go_on(path: Path, number: Signals) -> str:
-    """Run the same config again to its end, once by the command, once from Python; returns what it said."""
-    if number == SIGINT:
-        said: list[str] = []
-        api.train(load_config(path), said.append)
-        return "\n".join(said)
-    again = subprocess.run(command(path), env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    return again.stderr
-
-
-def test_the_command_says_that_a_finished_run_is_finished(uninterrupted: Path) -> None:
-    before = {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file() and path.suffix != ".log"}
-    config = uninterrupted.parent / "uninterrupted.yaml"
-    again = subprocess.run(command(config, "--json"), env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "run uninterrupted is finished" in again.stderr
-    result = json.loads((uninterrupted / "result.json").read_text(encoding="utf-8"))
-    assert json.loads(again.stdout) == result
-    after = {path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file() and path.suffix != ".log"}
+def test_the_command_says_that_a_finished_run_is_finished(
+    shell: Callable[..., Done], unbroken: dict[str, Path]
+) -> None:
+    run_dir = unbroken["adamw"]
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log"}
+    again = shell("train", run_dir.with_suffix(".yaml"), "--json")
+    assert again.code == 0, again.err
+    assert "run unbroken-adamw is finished" in again.err
+    assert again.result == json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
+    after = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log"}
     assert after == before

@@ -1,6 +1,7 @@
 """A run in two stages, SFT and then DPO, that is killed in its second stage and gone on with."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
@@ -8,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ray_processes import Command, Ended, run
+from killed_runs import Job, KilledRuns
 from reported import comparable
 from safetensors.numpy import load_file
-from support import DEMO, last_step, read_metrics, settings
+from support import DEMO, Done, read_metrics, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config
@@ -22,8 +23,10 @@ pytestmark = pytest.mark.slow
 WEIGHTS = "adapter_model.safetensors"
 STAGES: list[dict[str, Any]] = [
     {"objective": {"kind": "sft"}, "training": {"max_steps": 4}},
-    {"objective": {"kind": "dpo", "beta": 0.1}, "training": {"max_steps": 24, "learning_rate": 5e-4}},
+    {"objective": {"kind": "dpo", "beta": 0.1}, "training": {"max_steps": 8, "learning_rate": 5e-4}},
 ]
+KILLED_AT = 6
+"""A step that only the second stage has."""
 
 
 def write_config(storage: Path, name: str) -> Path:
@@ -40,7 +43,7 @@ class Pair:
     unbroken: Path
     killed: Path
     first_stage_at_kill: dict[str, int]
-    ended: Ended
+    done: Done
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -49,22 +52,19 @@ def files_of(folder: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def runs(prepared_storage: Path) -> Pair:
-    ended = run(write_config(prepared_storage, "staged"), "--json")
-    assert ended.code == 0, ended.said
+def runs(shell: Callable[..., Done], killed_runs: KilledRuns, prepared_storage: Path) -> Pair:
+    done = shell("train", write_config(prepared_storage, "staged"), "--json")
+    assert done.code == 0, done.err
     config, folder = write_config(prepared_storage, "staged-killed"), prepared_storage / "staged-killed"
-    command = Command(config)
-    command.wait_until(lambda: last_step(folder / "2-dpo") >= 6, "the second stage")
-    command.send(SIGKILL)
-    assert command.end().code == -SIGKILL
+    assert killed_runs.run(Job(str(config), "report", KILLED_AT)) == -SIGKILL
     at_kill = files_of(folder / "1-sft")
-    again = run(config, "--json")
-    assert again.code == 0, again.said
+    again = shell("train", config, "--json")
+    assert again.code == 0, again.err
     return Pair(prepared_storage / "staged", folder, at_kill, again)
 
 
 def test_each_stage_has_metrics_and_checkpoints_of_its_own(runs: Pair) -> None:
-    for stage, steps in (("1-sft", 4), ("2-dpo", 24)):
+    for stage, steps in (("1-sft", 4), ("2-dpo", 8)):
         folder = runs.unbroken / stage
         assert [line["step"] for line in read_metrics(folder) if "train/loss" in line] == list(range(1, steps + 1))
         assert (folder / "checkpoints" / f"step-{steps:06d}").is_dir()
@@ -80,7 +80,7 @@ def test_the_second_stage_starts_from_the_first_ones_adapter_which_is_its_refere
 
 def test_the_whole_run_leaves_what_an_ordinary_one_leaves(runs: Pair) -> None:
     result = json.loads((runs.unbroken / "result.json").read_text(encoding="utf-8"))
-    assert (result["status"], result["name"], result["steps"]) == ("finished", "staged", 28)
+    assert (result["status"], result["name"], result["steps"]) == ("finished", "staged", 12)
     assert [stage["name"] for stage in result["stages"]] == ["staged/1-sft", "staged/2-dpo"]
     last = runs.unbroken / "2-dpo" / "adapter" / WEIGHTS
     assert (Path(result["adapter"]) / WEIGHTS).read_bytes() == last.read_bytes()
@@ -88,8 +88,8 @@ def test_the_whole_run_leaves_what_an_ordinary_one_leaves(runs: Pair) -> None:
 
 
 def test_killed_in_its_second_stage_the_run_goes_on_there(runs: Pair) -> None:
-    assert any(line.startswith("stage 1 of 2: sft") and line.endswith("1-sft, done before") for line in runs.ended.said)
-    assert any("resuming at step" in line for line in runs.ended.said)
+    assert any(line.startswith("stage 1 of 2: sft") and line.endswith("1-sft, done before") for line in runs.done.said)
+    assert [line for line in runs.done.said if "resuming at step" in line] == ["resuming at step 4 of 8"]
     assert files_of(runs.killed / "1-sft") == runs.first_stage_at_kill
     expected, found = (load_file(folder / "adapter" / WEIGHTS) for folder in (runs.unbroken, runs.killed))
     assert all((expected[name] == found[name]).all() for name in expected)
@@ -99,7 +99,7 @@ def test_killed_in_its_second_stage_the_run_goes_on_there(runs: Pair) -> None:
 def test_a_finished_run_in_stages_is_not_run_again(runs: Pair) -> None:
     config = load_config(runs.unbroken.parent / "staged.yaml")
     said: list[str] = []
-    assert api.train(config, said.append)["steps"] == 28
+    assert api.train(config, said.append)["steps"] == 12
     assert said == [f"run staged is finished: {runs.unbroken}; give another name to train again"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from support import ENVIRONMENT
+from support import ENVIRONMENT, HANG_S
 
 _SCRIPT = Path(__file__).with_name("lost_server.py")
 _QUICK_TO_NOTICE = {
@@ -15,7 +15,6 @@ _QUICK_TO_NOTICE = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
 """So that Ray notices within seconds that a server is gone."""
 
@@ -28,7 +27,7 @@ def train_and_lose_one(config: Path, step: int, *cache: Path, environment: Mappi
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,10 +1,11 @@
 """Prepared pairs that every test of this folder may train on, and what runs of several workers share."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import EVAL, TRAIN, Lab
+from lab import EVAL, TRAIN, Lab, MakeLab
+from ranks import Ranks
 from support import BASE, demo_pairs, make_artifact, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,6 +35,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return write_pairs(tmp_path_factory.mktemp("prepared"), demo_pairs("train", TRAIN), demo_pairs("h1", EVAL))
 
 
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    started = Ranks()
+    yield started
+    started.close()
+
+
 @pytest.fixture(scope="module")
-def make_lab(base: Path, prepared: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Lab]:
-    return lambda: Lab(tmp_path_factory.mktemp("runs"), base, prepared)
+def make_lab(ranks: Ranks, base: Path, prepared: Artifact, tmp_path_factory: pytest.TempPathFactory) -> MakeLab:
+    def make(base: Path = base, artifact: Artifact = prepared) -> Lab:
+        return Lab(ranks, tmp_path_factory.mktemp("runs"), base, artifact)
+
+    return make

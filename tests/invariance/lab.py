@@ -1,13 +1,14 @@
 """Runs of many workers and strategies beside each other, and how far they are apart."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import yaml
-from ranks import Job, run_jobs
+from ranks import Job, Ranks
 from safetensors.torch import load_file
 from support import layout_of, read_metrics, settings
 from torch import Tensor
@@ -27,32 +28,55 @@ FULL: dict[str, Any] = {**PLAIN, "adapter": {"kind": "none"}}
 DPO: dict[str, Any] = {**PLAIN, "objective": {"kind": "dpo", "beta": 0.5}, "training": {"max_grad_norm": 2.0}}
 """Its gradients are between 1 and 6: clipped at first, then no more."""
 
+
+class Cell(NamedTuple):
+    """One of the ways to compute a curve."""
+
+    workers: int
+    packs: int
+    """Of each worker in a step."""
+    strategy: str
+    layout: str = "auto"
+
+    def __str__(self) -> str:
+        return f"{self.workers}x{self.packs}-{self.strategy}" + (f"-{self.layout}" if self.layout != "auto" else "")
+
+
+ALONE = Cell(1, 1, "ddp")
 GRID = [
-    (workers, packs, strategy)
-    for workers in (1, 2)
-    for packs in (1, 3)
-    for strategy in ("ddp", "zero-1", "zero-2", "zero-3")
+    *(Cell(w, p, s) for w in (1, 2) for p in (1, 3) for s in ("ddp", "zero-1", "zero-2", "zero-3")),
+    Cell(2, 3, "zero-0"),
 ]
-"""Workers, packs of each in a step, strategy: all of them give one curve."""
-ALONE, IN_STAGE_0 = "1x1-ddp", "2x3-zero-0"
+"""All of them give one curve."""
 
 
 @dataclass
 class Lab:
     """Runs jobs together, in processes that are forks of one, and keeps what came of them by the name of the run."""
 
+    ranks: Ranks
     root: Path
     base: Path
     artifact: Artifact
     jobs: list[Job] = field(default_factory=list)
     raised: dict[str, list[list[str]]] = field(default_factory=dict)
     """By run, what the processes of each of its parts raised."""
+    cells: list[Cell] = field(default_factory=list)
 
     def config(
         self, name: str, workers: int = 1, strategy: str = "ddp", packs: int = 1, steps: int = STEPS, **sections: Any
     ) -> RunConfig:
-        """A run that takes `packs` packs a rank in every step; no dropout unless it is asked for."""
-        training = {"pairs_per_step": PAIRS_PER_STEP, "max_steps": steps, "eval_every": 5, "checkpoint_every": 1.0}
+        """A run that takes `packs` packs a rank in every step; no dropout unless it is asked for.
+
+        Activations are kept, as no memory has to be measured then: a third of what so short a run takes.
+        """
+        training = {
+            "pairs_per_step": PAIRS_PER_STEP,
+            "max_steps": steps,
+            "eval_every": 5,
+            "checkpoint_every": 1.0,
+            "gradient_checkpointing": False,
+        }
         deepspeed = {"stage": int(strategy[-1])} if strategy.startswith("zero") else "none"
         tree = settings(
             self.root,
@@ -80,14 +104,19 @@ class Lab:
         self.jobs.append(Job(str(path), str(self.artifact.path), workers, **job))
         return name
 
-    def add_grid(self, **options: Any) -> list[str]:
-        """Ask for a run in every cell of the grid, that of one process and one pack first."""
-        return [self.add(f"{w}x{p}-{strategy}", w, strategy, p, **options) for w, p, strategy in GRID]
+    def add_cells(self, cells: list[Cell], **options: Any) -> list[str]:
+        """Ask for a run in each cell, under the cell's name."""
+        self.cells += cells
+        training = options.pop("training", {})
+        return [
+            self.add(str(c), c.workers, c.strategy, c.packs, training={**training, "layout": c.layout}, **options)
+            for c in cells
+        ]
 
     def run(self, may_fail: Iterable[str] = ()) -> None:
         """Run what was asked for; every process must end as its job says."""
         wrong: dict[str, list[str]] = {}
-        for job, raised in zip(self.jobs, run_jobs(self.jobs, self.root), strict=True):
+        for job, raised in zip(self.jobs, self.ranks.run(self.jobs), strict=True):
             name = Path(job.config).stem.partition("-")[2]
             self.raised.setdefault(name, []).append(raised)
             stopped = f"StoppedError: stopped at step {job.stop_at} of" if job.stop_at else ""
@@ -119,6 +148,17 @@ class Lab:
     def state(self, name: str, step: int = STEPS) -> dict[str, Tensor]:
         return load_file(self.path(name, f"checkpoints/step-{step:06d}/state.safetensors"))
 
+    def check_float32(self, name: str, workers: int, steps: int = STEPS) -> None:
+        """Live weights (as `count_updates` notes them), master weights and the result, whatever the base's format."""
+        assert [counts["formats"] for counts in self.noted(name, workers)] == [["torch.float32"]] * workers, name
+        masters = {tensor.dtype for key, tensor in self.state(name, steps).items() if key.endswith("/master")}
+        assert masters == {torch.float32}, name
+        (weights,) = self.path(name, "adapter").glob("*.safetensors")
+        assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float32}, name
+
+
+MakeLab = Callable[..., Lab]
+
 
 def budget_of(config: RunConfig, artifact: Artifact, workers: int, packs: int) -> int:
     """The largest token budget whose plan gives every rank so many packs in each of the first steps.
@@ -132,15 +172,15 @@ def budget_of(config: RunConfig, artifact: Artifact, workers: int, packs: int) -
     raise AssertionError(f"no budget gives {workers} workers {packs} packs each")
 
 
-def difference(one: dict[str, list[float]], other: dict[str, list[float]]) -> float:
-    """The largest difference between two runs, over all metrics and steps; they must have the same ones.
+def differences(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, float]:
+    """The largest difference between two runs over all steps, by metric; they must have the same ones.
 
     Of numbers beyond 1, as DPO's gradient norms are, it is the relative difference.
     """
     assert one.keys() == other.keys()
     assert all(len(one[key]) == len(other[key]) for key in one)
     assert one["steps"] == other["steps"]
-    return max(abs(a - b) / max(1.0, abs(b)) for key in one for a, b in zip(one[key], other[key], strict=True))
+    return {key: max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(one[key], other[key], strict=True)) for key in one}
 
 
 def largest(
@@ -153,8 +193,9 @@ def largest(
         kept = {key: values for key, values in lab.curves(name).items() if key not in besides}
         return {key: values for key, values in kept.items() if not only or key in {"steps", *only}}
 
-    expected = curves(reference)
-    found = {name: difference(curves(name), expected) for name in names}
-    print("largest differences from", reference, found)
-    assert found
-    return max(found.values())
+    expected, found = curves(reference), []
+    for name in names:
+        metric, value = max(differences(curves(name), expected).items(), key=lambda item: item[1])
+        print(f"{name} differs from {reference} by {value:.2g} in {metric}")
+        found.append(value)
+    return max(found)

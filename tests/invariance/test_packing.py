@@ -1,6 +1,7 @@
 """Memory settings are no settings of the result: how a step is cut, recomputed or ordered leaves the curve as it is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ OBJECTIVES: dict[str, Mapping[str, Any]] = {
     "dpo": {"kind": "dpo", "nll_weight": 0.2},
     "simpo": {"kind": "simpo"},
 }
+QUANTIZATIONS = ("none", "nf4")
+
+
+def cases(first: Iterable[str], *kept: tuple[str, str]) -> list[Any]:
+    """Each of the first with each quantisation, all but some of them for `make test-long` alone."""
+    return [
+        pytest.param(*case, marks=() if case in kept else pytest.mark.long) for case in product(first, QUANTIZATIONS)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +61,11 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def train(storage: Path, artifact: Artifact, name: str, quantization: str = "none", **sections: Any) -> Trained:
-    """STEPS steps without dropout."""
+    """STEPS steps without dropout; activations are kept, so that no memory need be measured."""
     own = {"max_steps": STEPS, "pairs_per_step": PAIRS_PER_STEP, "eval_every": STEPS, "checkpoint_every": STEPS}
-    training = {**own, **sections.pop("training", {})}
+    training = {**own, "gradient_checkpointing": False, **sections.pop("training", {})}
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
-    model = {"quantization": quantization}
+    model = {"quantization": quantization, **sections.pop("model", {})}
     return train_locally(
         run_config(storage, name, model=model, training=training, adapter=adapter, **sections), artifact
     )
@@ -88,15 +97,18 @@ def relative_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) 
     return float((difference / sum(tensor.double().square().sum() for tensor in one.values())).sqrt())
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("objective", "quantization"),
+    cases(OBJECTIVES, ("orpo-response", "nf4"), ("orpo-full", "none"), ("dpo", "none"), ("simpo", "nf4")),
+)
 def test_the_token_budget_does_not_change_the_run(
     objective: str, quantization: str, artifact: Artifact, tmp_path: Path
 ) -> None:
+    """In all else as a user's run is, with memory measured at the start."""
     runs = [
         train(
-            tmp_path, artifact, f"budget-{budget}", quantization,
-            objective=OBJECTIVES[objective], training={"tokens_per_microbatch": budget},
+            tmp_path, artifact, f"budget-{budget}", quantization, objective=OBJECTIVES[objective],
+            training={"tokens_per_microbatch": budget, "gradient_checkpointing": "auto"},
         )
         for budget in BUDGETS
     ]  # fmt: skip
@@ -113,15 +125,17 @@ def test_the_budgets_do_cut_steps_differently(artifact: Artifact, tmp_path: Path
     assert all(one < several <= many for many, several, one in zip(*packs, strict=True) if many > 2)
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("objective", "quantization"),
+    cases(OBJECTIVES, ("orpo-response", "none"), ("orpo-full", "nf4"), ("dpo", "nf4"), ("simpo", "none")),
+)
 def test_the_layout_does_not_change_the_run(
-    objective: str, quantization: str, artifact: Artifact, tmp_path: Path
+    objective: str, quantization: str, base: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
     """DPO's reference is computed in the layout of its run."""
     padded, *others = [
         train(
-            tmp_path / layout, artifact, layout, quantization,
+            tmp_path / layout, artifact, layout, quantization, model={"base": str(base)},
             objective=OBJECTIVES[objective], training={"tokens_per_microbatch": 400, "layout": layout},
         )
         for layout in (PADDED, PACKED, SHARED_PREFIX)
@@ -130,15 +144,17 @@ def test_the_layout_does_not_change_the_run(
         assert_same_curve(padded, other)
 
 
-@pytest.mark.parametrize("layout", [PADDED, PACKED, SHARED_PREFIX])
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize(
+    ("layout", "quantization"),
+    cases((PADDED, PACKED, SHARED_PREFIX), (PADDED, "none"), (PACKED, "nf4"), (SHARED_PREFIX, "nf4")),
+)
 def test_recomputed_activations_do_not_change_the_run(
-    quantization: str, layout: str, artifact: Artifact, tmp_path: Path
+    layout: str, quantization: str, base: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
     """With dropout: the recomputed forward must draw the same mask."""
     off, on = (
         train(
-            tmp_path, artifact, f"checkpointing-{on}", quantization,
+            tmp_path, artifact, f"checkpointing-{on}", quantization, model={"base": str(base)},
             training={"gradient_checkpointing": on, "layout": layout}, adapter={"dropout": 0.2},
         )
         for on in (False, True)
@@ -186,10 +202,11 @@ class CountReads(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("layout", [PACKED, SHARED_PREFIX])
+@pytest.mark.parametrize(
+    ("layout", "quantization"), cases((PACKED, SHARED_PREFIX), (PACKED, "none"), (SHARED_PREFIX, "nf4"))
+)
 def test_the_host_waits_once_a_step_however_many_packs_there_are(
-    layout: str, quantization: str, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: str, quantization: str, base: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In padded rows transformers looks at every mask to see whether it may be left out."""
     seen: dict[int, tuple[int, int]] = {}
@@ -206,7 +223,7 @@ def test_the_host_waits_once_a_step_however_many_packs_there_are(
     monkeypatch.setattr(PreferenceTrainer, "training_step", counted)
     for budget in (40, 10_000):
         train(
-            tmp_path, artifact, f"budget-{budget}", quantization, training={
+            tmp_path, artifact, f"budget-{budget}", quantization, model={"base": str(base)}, training={
                 "tokens_per_microbatch": budget, "layout": layout, "gradient_checkpointing": True, "max_steps": 1,
                 "warmup": 0, "eval_every": 1, "checkpoint_every": 1,
             },

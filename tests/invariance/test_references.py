@@ -19,9 +19,10 @@ COMPUTED, REUSED = "reference log-probs: computing them once for 36 pairs", "ref
 
 
 def train(storage: Path, artifact: Artifact, name: str, objective: dict[str, Any], **sections: Any) -> Trained:
-    """Two steps without dropout unless it is asked for."""
+    """Two steps without dropout unless it is asked for; activations are kept, so that no memory need be measured."""
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
     training = {"max_steps": 2, "pairs_per_step": 4, "eval_every": 2, "checkpoint_every": 2, "warmup": 0}
+    training["gradient_checkpointing"] = False
     config = run_config(storage, name, objective=objective, adapter=adapter, training=training, **sections)
     return train_locally(config, artifact)
 

@@ -3,6 +3,8 @@
 import math
 import re
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 ONE_PACK, PACKS = 100_000, 300
 KTO: dict[str, Any] = {"kind": "kto", "beta": 0.5, "undesirable_weight": 0.8}
 
+ByTrl = Callable[[str], tuple[Trained, TrlEngine]]
+
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
@@ -47,6 +51,7 @@ def config(storage: Path, engine: str, objective: dict[str, Any], budget: int = 
         "tokens_per_microbatch": budget,
         "eval_every": STEPS,
         "checkpoint_every": 2,
+        "gradient_checkpointing": False,  # so that no memory need be measured
         **sections.pop("training", {}),
     }
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
@@ -64,33 +69,42 @@ def assert_same_run(ours: Trained, theirs: Trained) -> None:
     assert math.sqrt(difference / sum(float(t.square().sum()) for t in ours.adapter.values())) < TENSOR
 
 
+@pytest.fixture(scope="module")
+def by_trl(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> ByTrl:
+    """The run of an objective in one pack by TRL, and the engine that trained it; each is made once."""
+
+    @cache
+    def run(objective: str) -> tuple[Trained, TrlEngine]:
+        engines: list[TrlEngine] = []
+        train = TrlEngine.train
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrlEngine, "train", lambda self: (engines.append(self), train(self)))
+            settings = config(tmp_path_factory.mktemp(objective), "trl", {**OBJECTIVES, "kto": KTO}[objective])
+            return train_locally(settings, artifact), engines[0]
+
+    return run
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_run_is_the_same_by_either_engine(objective: str, artifact: Artifact, tmp_path: Path) -> None:
-    ours, theirs = (
-        train_locally(config(tmp_path, engine, OBJECTIVES[objective]), artifact) for engine in ("fast", "trl")
-    )
+def test_a_run_is_the_same_by_either_engine(objective: str, by_trl: ByTrl, artifact: Artifact, tmp_path: Path) -> None:
+    ours, (theirs, _) = train_locally(config(tmp_path, "fast", OBJECTIVES[objective]), artifact), by_trl(objective)
     assert (ours.result["layout"], theirs.result["layout"]) == ("shared-prefix", "padded")
     assert ours.losses[-1] != ours.losses[0]
     assert_same_run(ours, theirs)
 
 
 @pytest.mark.parametrize("objective", ["simpo", "dpo", "ipo"])
-def test_a_mean_over_pairs_does_not_depend_on_packs(objective: str, artifact: Artifact, tmp_path: Path) -> None:
-    """A likelihood does: TRL takes its mean over the tokens of each micro-batch."""
-    whole = train_locally(config(tmp_path / "whole", "trl", OBJECTIVES[objective]), artifact)
-    cut = train_locally(config(tmp_path / "cut", "trl", OBJECTIVES[objective], PACKS), artifact)
-    assert_same_run(whole, cut)
-
-
-@pytest.mark.parametrize("objective", [*OBJECTIVES.values(), KTO], ids=lambda objective: objective["kind"])
-def test_what_trl_would_log_is_not_kept_for_ever(
-    objective: dict[str, Any], artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mean_over_pairs_does_not_depend_on_packs(
+    objective: str, by_trl: ByTrl, artifact: Artifact, tmp_path: Path
 ) -> None:
-    engines: list[TrlEngine] = []
-    train = TrlEngine.train
-    monkeypatch.setattr(TrlEngine, "train", lambda self: (engines.append(self), train(self)))
-    train_locally(config(tmp_path, "trl", objective), artifact)
-    inside = vars(engines[0]._inside)
+    """A likelihood does: TRL takes its mean over the tokens of each micro-batch."""
+    whole, _ = by_trl(objective)
+    assert_same_run(whole, train_locally(config(tmp_path, "trl", OBJECTIVES[objective], PACKS), artifact))
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "kto"])
+def test_what_trl_would_log_is_not_kept_for_ever(objective: str, by_trl: ByTrl) -> None:
+    inside = vars(by_trl(objective)[1]._inside)
     kept = [inside[name]["train"] for name in ("_metrics", "_stored_metrics") if name in inside]
     assert kept and not any(kept)
 
@@ -118,7 +132,7 @@ def sft(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("start", ["fresh", "sft", "sft with an embedding"])
 def test_kto_starts_from_implicit_rewards_of_zero_and_learns(
-    start: str, artifact: Artifact, sft: Path, tmp_path: Path
+    start: str, by_trl: ByTrl, artifact: Artifact, sft: Path, tmp_path: Path
 ) -> None:
     """Each answer's loss is 1 - sigmoid(0), times its weight: the reference is what the run starts from."""
     adapter: dict[str, Any] = {"init_from": str(sft)} if start == "sft" else {}
@@ -126,7 +140,10 @@ def test_kto_starts_from_implicit_rewards_of_zero_and_learns(
         targets = {"targets": ["q_proj", "embed_tokens"]}
         begun = train_locally(config(tmp_path / "sft", "fast", {"kind": "sft"}, adapter=targets), artifact)
         adapter = {**targets, "init_from": str(begun.run_dir)}
-    trained = train_locally(config(tmp_path, "trl", KTO, adapter=adapter), artifact)
+    if start == "fresh":
+        trained, _ = by_trl("kto")
+    else:
+        trained = train_locally(config(tmp_path, "trl", KTO, adapter=adapter), artifact)
     assert trained.losses[0] == pytest.approx(0.5 * (1 + 0.8) / 2, abs=1e-6)
     assert trained.losses[-1] < trained.losses[0] - 1e-3
     assert all("ref" not in name.split(".") for name in trained.adapter)

@@ -25,6 +25,9 @@ SMALLER = (
     "training.pairs_per_step=5",
     "training.learning_rate=3.0e-3",
     "training.eval_every=0.2",
+    # Given, so that no memory need be measured.
+    "training.gradient_checkpointing=false",
+    "training.tokens_per_microbatch=4096",
 )
 HELD_OUT_PAIRS = 32
 
@@ -66,22 +69,31 @@ def prepare(example: ModuleType, seed: int, storage: Path) -> Artifact:
 
 def check_order(found: Numbers) -> None:
     """What the paper shows, as an order of numbers; the size of the steps between them is not the paper's."""
-    sft, orpo = found["sft"], [found[f"orpo-{weight}"] for weight in LAMBDAS]
+    sft, orpo = found["sft"], {weight: found[f"orpo-{weight}"] for weight in LAMBDAS if f"orpo-{weight}" in found}
     assert sft["chosen end"] > sft["chosen start"]
     assert sft["rejected end"] > sft["rejected start"], "SFT raises the rejected answers too"
     assert sft["rejected peak"] - sft["rejected end"] < TURN, "and never turns them down"
-    assert all(run["rejected end"] < sft["rejected end"] for run in orpo), "ORPO holds them down"
-    gaps = [run["gap"] for run in (sft, *orpo)]
+    assert all(run["rejected end"] < sft["rejected end"] for run in orpo.values()), "ORPO holds them down"
+    gaps = [run["gap"] for run in (sft, *orpo.values())]
     assert all(smaller < larger for smaller, larger in pairwise(gaps)), gaps
-    assert all(run["rejected peak"] - run["rejected end"] > TURN for run in orpo[1:]), "at 0.5 and 1.0 they turn"
+    turned = {weight for weight, run in orpo.items() if run["rejected peak"] - run["rejected end"] > TURN}
+    assert turned >= {0.5, 1.0} & orpo.keys(), "at 0.5 and 1.0 they turn"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
-def test_small_runs_keep_the_order_of_the_paper(example: ModuleType, seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seed", "objectives"),
+    [
+        (1, ("sft", "orpo-1.0")),
+        *(pytest.param(seed, ("sft", *(f"orpo-{w}" for w in LAMBDAS)), marks=pytest.mark.long) for seed in SEEDS),
+    ],
+)
+def test_small_runs_keep_the_order_of_the_paper(
+    seed: int, objectives: tuple[str, ...], example: ModuleType, tmp_path: Path
+) -> None:
     artifact = prepare(example, seed, tmp_path)
     found = {}
-    for objective in example.OBJECTIVES:
+    for objective in objectives:
         config = example.run_config(objective, seed, str(tmp_path), [f"model.base={BASE}", *SMALLER])
         found[objective] = example.numbers(example.read_curve(train_locally(config, artifact).run_dir))
     check_order(found)

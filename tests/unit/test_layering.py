@@ -11,7 +11,7 @@ PACKAGE = "orpo_ray"
 
 # A room sees the rooms of the lines above its own, never those of its own line.
 LEVELS = (
-    {"errors"},
+    {"errors", "lean_imports"},
     {"config"},
     {"storage"},
     {"objectives", "data", "models", "planner", "report"},

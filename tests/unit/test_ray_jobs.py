@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from ray import __version__ as ray_version
 from ray.dashboard.modules import dashboard_sdk
+from support import HANG_S
 
 from orpo_ray.cli import console
 from orpo_ray.cli.on_cluster import jobs_of
@@ -26,7 +27,6 @@ from orpo_ray.jobs.token import make_token
 
 VERSION = json.dumps({"version": "4", "ray_version": ray_version, "ray_commit": "", "session_name": ""})
 JOB = {"type": "SUBMISSION", "submission_id": "run", "status": "RUNNING", "entrypoint": "x", "metadata": {}}
-LOOPBACK_S = 10.0
 
 Answer = tuple[int, str]
 
@@ -76,12 +76,12 @@ def serve() -> Iterator[Callable[..., Dashboard]]:
         dashboard.address = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
 
     def serve(dashboard: Dashboard, tls: ssl.SSLContext | None = None) -> Dashboard:
-        asyncio.run_coroutine_threadsafe(start(dashboard, tls), loop).result(LOOPBACK_S)
+        asyncio.run_coroutine_threadsafe(start(dashboard, tls), loop).result(HANG_S)
         return dashboard
 
     yield serve
     for runner in runners:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(LOOPBACK_S)
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(HANG_S)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

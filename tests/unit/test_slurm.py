@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from stand_ins import stand_in
-from support import run_config, settings, wait_until
+from support import HANG_S, run_config, settings, wait_until
 
 from orpo_ray.config import RunConfig, ScaleConfig, build
 from orpo_ray.errors import ConfigError
@@ -83,7 +83,7 @@ class Job:
     def run(self, **surroundings: str) -> tuple[int, str]:
         """Its exit code, and what it wrote."""
         job = self.start(**surroundings)
-        out, err = job.communicate(timeout=60)
+        out, err = job.communicate(timeout=HANG_S)
         return job.returncode, out + err
 
     def told(self, name: str) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def test_a_job_near_its_time_limit_saves_a_checkpoint_and_comes_back(
     running = job.start(DRIVER_WAITS="yes", **happens)
     wait_until((job.folder / "driver.json").exists, "the run has begun")
     running.send_signal(signal.SIGTERM)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=HANG_S)
     assert running.returncode == code, out + err
     assert (job.folder / "requeued").exists() == requeued
     assert not requeued or (job.folder / "requeued").read_text(encoding="utf-8") == f"requeue {JOB}"

@@ -1,0 +1,83 @@
+"""What most runs never call is loaded by its first use, and what calls it then finds it whole."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from orpo_ray.lean_imports import _later, without_collections
+
+IS_LOADED = "import sys; print('loaded:', *(name for name in sys.argv[1:] if name in sys.modules))"
+PUT_OFF = ("pandas", "datasets.arrow_dataset", "torch._inductor.compile_fx", "deepspeed")
+
+
+def loaded_after(code: str, *names: str) -> set[str]:
+    """Which modules a fresh interpreter has after it ran the code."""
+    command = [sys.executable, "-c", f"{code}\n{IS_LOADED}", *names]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("loaded:")[2].split())
+
+
+def test_what_a_run_computes_with_is_there_and_nothing_that_it_never_calls():
+    loaded = loaded_after("import orpo_ray.training.loop", "peft", "bitsandbytes.nn", *PUT_OFF)
+    assert loaded == {"peft", "bitsandbytes.nn"}
+
+
+def test_what_is_put_off_is_whole_at_its_first_use():
+    use = (
+        "import orpo_ray, datasets; assert 'datasets.arrow_dataset' not in __import__('sys').modules\n"
+        "assert datasets.Dataset.from_list([{'a': 1}])[0] == {'a': 1}"
+    )
+    assert loaded_after(use, "datasets.arrow_dataset") == {"datasets.arrow_dataset"}
+
+
+def test_a_model_in_deepspeeds_engine_is_still_taken_out_of_it():
+    """accelerate asks of a model whether it is wrapped; it looks once DeepSpeed is loaded."""
+    asks = (
+        "import orpo_ray, accelerate.utils.other as other; assert not other.is_deepspeed_available()\n"
+        "import deepspeed; assert other.is_deepspeed_available()"
+    )
+    assert loaded_after(asks, "deepspeed") == {"deepspeed"}
+
+
+def test_a_function_is_compiled_once_at_its_first_call():
+    compiled = []
+
+    def compiles(function, **options):
+        compiled.append(options)
+        return lambda *args: ("compiled", function(*args))
+
+    torch_compile = _later(compiles)
+
+    @torch_compile(dynamic=False)
+    def add(a, b):
+        return a + b
+
+    assert compiled == []
+    assert [add(1, 2), add(3, 4)] == [("compiled", 3), ("compiled", 7)]
+    assert compiled == [{"dynamic": False}]
+    assert torch_compile(len)("ab") == ("compiled", 2)
+
+
+def test_torch_compile_is_itself_again_after_bitsandbytes():
+    import torch
+
+    kept = torch.compile
+    import bitsandbytes  # noqa: F401
+
+    assert torch.compile is kept
+    assert kept.__module__ == "torch"
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_collections_go_on_as_before_whatever_the_import_raised(was_enabled):
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with pytest.raises(ImportError), without_collections():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
