@@ -1,8 +1,11 @@
 """Runs on the three servers that lose one of them, its cable, or the head: they go on and end in the same bytes."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from lan import SERVERS, Lan
 from on_trio import Given, cluster, project
@@ -46,8 +49,35 @@ def worker_besides_the_head(lan: Lan) -> int:
     raise AssertionError("both workers are on the head")
 
 
-def has_checkpoint(folder: Path) -> Callable[[], bool]:
-    return lambda: any(folder.glob("checkpoints/step-*/MANIFEST.json")) and last_step(folder) > 12
+@contextmanager
+def held_in_the_middle(folder: Path, lan: Lan) -> Iterator[None]:
+    """Keep a run's workers from going on once there is a checkpoint: what is done meanwhile meets them."""
+
+    def in_the_middle() -> bool:
+        return any(folder.glob("checkpoints/step-*/MANIFEST.json")) and last_step(folder) > 12
+
+    wait_until(in_the_middle, "a checkpoint is there")
+    held = workers(lan)
+    assert held, "the run has ended"
+    send(signal.SIGSTOP, held)
+    try:
+        yield
+    finally:
+        send(signal.SIGCONT, held)
+
+
+def workers(lan: Lan) -> list[psutil.Process]:
+    """All processes that train, on any server."""
+    servers = [psutil.Process(server.pid) for server in lan.running.values()]
+    family = [process for server in servers for process in server.children(recursive=True)]
+    return [process for process in family if "ray::RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def send(number: signal.Signals, processes: list[psutil.Process]) -> None:
+    """A signal to those that are alive."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def went_on(done: Done, unbroken: str) -> None:
@@ -58,9 +88,9 @@ def went_on(done: Done, unbroken: str) -> None:
 
 def test_a_run_that_loses_a_server_goes_on_on_the_third(hosts: Path, config: Path, lan: Lan, unbroken: str) -> None:
     run = submit(hosts, config, "killed")
-    wait_until(has_checkpoint(run_dir(config, "killed")), "a checkpoint is there")
-    lost = worker_besides_the_head(lan)
-    lan.kill(lost)
+    with held_in_the_middle(run_dir(config, "killed"), lan):
+        lost = worker_besides_the_head(lan)
+        lan.kill(lost)
     done = run.end()
     went_on(done, unbroken)
     assert "going on from the last checkpoint (2 retries left)" in done.err
@@ -70,9 +100,9 @@ def test_a_run_that_loses_a_server_goes_on_on_the_third(hosts: Path, config: Pat
 
 def test_a_run_survives_a_cable_that_is_out_for_a_while(hosts: Path, config: Path, lan: Lan, unbroken: str) -> None:
     run = submit(hosts, config, "cut")
-    wait_until(has_checkpoint(run_dir(config, "cut")), "a checkpoint is there")
-    lost = worker_besides_the_head(lan)
-    lan.cut(lost, off=True)
+    with held_in_the_middle(run_dir(config, "cut"), lan):
+        lost = worker_besides_the_head(lan)
+        lan.cut(lost, off=True)
     lan.wait(CUT_S)
     lan.cut(lost, off=False)
     went_on(run.end(), unbroken)
@@ -82,8 +112,8 @@ def test_after_a_restart_of_the_head_the_same_submit_goes_on(
     hosts: Path, config: Path, lan: Lan, unbroken: str
 ) -> None:
     run = submit(hosts, config, "headless")
-    wait_until(has_checkpoint(run_dir(config, "headless")), "a checkpoint is there")
-    lan.kill(SERVERS[0])
+    with held_in_the_middle(run_dir(config, "headless"), lan):
+        lan.kill(SERVERS[0])
     lan.boot(SERVERS[0])
     cluster("up", hosts)
     told = run.end()

@@ -21,8 +21,6 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import DataError, ResourceError
 
-pytestmark = pytest.mark.ray
-
 Prepare = Callable[..., tuple[Artifact, list[str]]]
 
 RECOGNISED = {
@@ -110,6 +108,7 @@ def test_all_24_files_are_covered(shared_data: Path) -> None:
     assert len(files) == 24
 
 
+@pytest.mark.ray
 def test_recognised_files_have_exactly_the_counts_of_the_manifest(shared_data: Path, run: Prepare) -> None:
     artifact, said = run(*(shared_data / file for file in RECOGNISED))
     found = {
@@ -411,6 +410,7 @@ def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(mon
         pipeline.start_ray(1000)
 
 
+@pytest.mark.ray
 def test_sigterm_is_answered_by_the_programs_own_handler_where_ray_runs() -> None:
     script = """
 import os
@@ -428,10 +428,54 @@ except KeyboardInterrupt:
     assert (done.stdout.strip(), done.stderr) == ("seconds until an abort: 0", "")
 
 
+@pytest.mark.ray
+def test_many_rows_go_to_ray_and_give_what_few_rows_give_here(
+    rows: Any, chatml_tokenizer: Any, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = rows("a.jsonl", *map(pair, range(700)), {"prompt": "no answers"}, pair(3))
+    config = DataConfig.model_validate({"train": [{"source": str(file)}], "max_length": 100, "max_prompt_length": 50})
+    few = prepare(config, chatml_tokenizer, "fingerprint", tmp_path / "few", 1, print)
+    monkeypatch.setattr(pipeline, "_ALONE_BYTES", 0)
+    many = prepare(config, chatml_tokenizer, "fingerprint", tmp_path / "many", 1, print)
+    assert few.summary == many.summary
+    for here, there in ((few.train, many.train), (few.eval, many.eval)):
+        assert here.pair_ids == there.pair_ids
+        assert all((a.chosen == b.chosen).all() for a, b in zip(here, there, strict=True))
+
+
+@pytest.mark.ray
+def test_a_ray_of_our_own_runs_no_process_that_nobody_asks() -> None:
+    """No dashboard's server, no autoscaler, no reader of logs; the seams are private to Ray."""
+    script = """
+import psutil
+from orpo_ray.data.pipeline import start_ray
+start_ray()
+lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+names = ("gcs_server", "raylet", "dashboard.py", "monitor.py")
+print([name for name in names if any(name in line.split(" --")[0] for line in lines)])
+"""
+    assert python(script).stdout.strip() == "['gcs_server', 'raylet']"
+
+
+def test_few_rows_are_prepared_without_ray(rows: Any, shared_data: Path, tmp_path: Path) -> None:
+    file = rows("a.jsonl", *map(pair, range(4)))
+    script = preparing(file, shared_data, tmp_path)
+    *_, loaded = python(script).stdout.splitlines()
+    assert loaded == "False"
+
+
 def test_finding_prepared_data_needs_no_ray(run: Prepare, rows: Any, shared_data: Path, tmp_path: Path) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
     run(file)
-    script = f"""
+    script = preparing(file, shared_data, tmp_path)
+    found, *_, loaded = python(script).stdout.splitlines()
+    assert found.startswith("prepared data found in")
+    assert loaded == "False"
+
+
+def preparing(file: Path, shared_data: Path, tmp_path: Path) -> str:
+    """A script that prepares a file as `run` does, and tells whether it has loaded Ray."""
+    return f"""
 import sys
 from pathlib import Path
 from transformers import AutoTokenizer
@@ -442,9 +486,6 @@ config = DataConfig(train=[{{"source": {str(file)!r}}}], max_length=8192, max_pr
 prepare(config, tokenizer, "fingerprint", Path({str(tmp_path / "storage")!r}), 1, print)
 print("ray" in sys.modules)
 """
-    found, *_, loaded = python(script).stdout.splitlines()
-    assert found.startswith("prepared data found in")
-    assert loaded == "False"
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
