@@ -16,10 +16,6 @@ from pathlib import Path
 
 from support import ENVIRONMENT, HANG_S, wait_until
 
-LEAVE_S = 20.0
-"""All processes of a run that has ended are gone after a few seconds; more on a busy machine."""
-ORPHANS_S = 75.0
-"""Where the driver was killed, Ray's agents try for 60 seconds to tell a dead process of the raylet's death."""
 _MARK = "ORPO_RAY_TEST_RUN"
 _NO_ACTORS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
 
@@ -60,7 +56,7 @@ class Processes:
 
     def end(self) -> None:
         """Kill those that are left, each by its pid."""
-        deadline = time.monotonic() + LEAVE_S
+        deadline = time.monotonic() + HANG_S
         while (left := self.left()) and time.monotonic() < deadline:
             for pid in left:
                 try:
@@ -72,7 +68,7 @@ class Processes:
 _FREE_CPUS = f"""
 import os, time, ray
 ray.init(log_to_driver=False, logging_level="ERROR")
-deadline = time.monotonic() + {LEAVE_S}
+deadline = time.monotonic() + {HANG_S / 2}
 while (free := ray.available_resources().get("CPU", 0)) < ray.cluster_resources()["CPU"]:
     if time.monotonic() > deadline:
         break

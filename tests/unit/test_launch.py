@@ -54,12 +54,12 @@ def killed() -> Exception:
 
 
 class Trainer:
-    """A fake of Ray's: its `fit()` does what it is told, then returns, raises, or hangs until it is left."""
+    """A fake of Ray's: `fit()` does its work, then returns, raises, or hangs until it is left."""
 
     HANGS = object()
 
-    def __init__(self, work: Callable[[Mailbox], None], ends: Exception | object | None, mailbox: Mailbox) -> None:
-        self._work, self._ends, self._mailbox = work, ends, mailbox
+    def __init__(self, scene: "Scene", mailbox: Mailbox) -> None:
+        self._work, self._ends, self._mailbox = scene.work, scene.ends, mailbox
 
     def fit(self) -> None:
         self._work(self._mailbox)
@@ -100,7 +100,7 @@ class FakeGroup(Fitting):
 
     def __init__(self, scene: Scene, placement: Placement, task: Task) -> None:
         self._scene, self._mailbox = scene, Mailbox()
-        super().__init__(Trainer(scene.work, scene.ends, self._mailbox))
+        super().__init__(Trainer(scene, self._mailbox))
         scene.placement, scene.setup = placement, task.setup
         scene.start_timeout, scene.thread = os.environ.get(START_TIMEOUT), self
         self.start()
@@ -188,14 +188,15 @@ def test_a_run_that_ends_is_started_once(stage: Stage) -> None:
 
 
 def test_news_is_passed_on_in_order_the_last_of_it_too(stage: Stage) -> None:
+    first, last = (1, 2, {"train/loss": 0.5}), (2, 2, {"train/loss": 0.25})
+
     def work(mailbox: Mailbox) -> None:
         mailbox.post(Message("announce", "loading"))
-        mailbox.post(Message("metrics", (1, 2, {"train/loss": 0.5})))
-        wait_until(lambda: (1, 2, {"train/loss": 0.5}) in stage.told, "the driver's look into the mailbox")
-        mailbox.exchange(Message("metrics", (2, 2, {"train/loss": 0.25})))
+        mailbox.post(Message("metrics", first))
+        wait_until(lambda: first in stage.told, "the driver's look into the mailbox")
+        mailbox.exchange(Message("metrics", last))
 
     stage.play(Scene(work=work, last_words=[Message("announce", "done")]))
-    first, last = (1, 2, {"train/loss": 0.5}), (2, 2, {"train/loss": 0.25})
     assert stage.told == [STARTING, "loading", first, last, "done"]
 
 
@@ -317,7 +318,8 @@ def test_workers_that_find_no_room_in_time_are_lacking_resources(stage: Stage) -
 
 
 def test_after_a_loss_missing_room_is_looked_for_again_while_retries_are_left(stage: Stage) -> None:
-    stage.config = stage.config.model_copy(update={"scale": stage.config.scale.model_copy(update={"max_failures": 2})})
+    scale = stage.config.scale.model_copy(update={"max_failures": 2})
+    stage.config = stage.config.model_copy(update={"scale": scale})
     no_room = ControllerError(WorkerGroupStartupTimeoutError(2))
     stage.play(Scene(failed(killed())), Scene(no_room), Scene())
     assert stage.placed_again == 2
@@ -325,7 +327,10 @@ def test_after_a_loss_missing_room_is_looked_for_again_while_retries_are_left(st
     assert line.startswith("1 workers could not be started in time")
 
 
-def test_only_the_first_workers_wait_for_room_that_others_hold(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_workers_wait_for_room_that_others_hold(
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     first, again = Scene(failed(killed())), Scene()
     stage.play(first, again)
@@ -387,5 +392,6 @@ def test_a_stop_at_a_loss_starts_nothing_again(stage: Stage) -> None:
 def test_a_connection_that_is_lost_ends_the_command_and_leaves_the_workers(stage: Stage) -> None:
     scene = Scene(Trainer.HANGS, lost=ActorDiedError())
     line = stage.fails(RunError, scene)
-    assert line.startswith("the connection to Ray is lost: ") and line.endswith("the same command goes on")
+    assert line.startswith("the connection to Ray is lost: ")
+    assert line.endswith("the same command goes on")
     assert scene.ends_for_good() and stage.placed_again == 0
