@@ -231,7 +231,7 @@ def test_trl_trains_where_workers_have_packs_of_other_sizes(objective: dict[str,
     ],
 )
 def test_the_curve_is_still_one_after_forty_steps(quantization: str, cells: list[Cell], make_lab: MakeLab) -> None:
-    """What each cell sums up in another order has had time to grow; shorter runs are in all cells."""
+    """What each cell sums up in another order has had time to grow; shorter runs are in more cells."""
     lab = make_lab()
     options = {"model": {"quantization": quantization}, "training": {"eval_every": 20}, "plant": "count_updates"}
     alone, *names = lab.add_cells(cells, steps=40, **options)
