@@ -9,25 +9,32 @@ out: what is put off is loaded by the first use.
 import gc
 import importlib.abc
 import importlib.machinery
+import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
-from importlib.util import LazyLoader
 from types import ModuleType
 from typing import Any
 
-_NAMED_ONLY = "datasets"
-"""transformers' Trainer imports it to ask of data sets whether they are its own."""
 _COMPILES = "bitsandbytes.backends."
 _ASKS_DEEPSPEED = "accelerate.utils.other"
 """Imports DeepSpeed, which runs a compiler meanwhile, to ask whether a model is its engine."""
+_ASKS_DATASETS = "transformers.trainer"
+"""Imports `datasets` to ask of data sets whether they are its own."""
+
+_replacing = threading.RLock()
+"""Held while a function of a library is another one: two threads would put back each other's."""
 
 
 def install() -> None:
-    """Put off from now on; of what is imported already nothing changes."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Put off from now on; of what is imported already little changes."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
+    if _ASKS_DEEPSPEED in sys.modules:
+        _look_first(sys.modules[_ASKS_DEEPSPEED])
 
 
 @contextmanager
@@ -51,7 +58,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The module as it lies on disk, or None for all that is not put off."""
+        """The module as it lies on disk, or None for all that puts nothing off."""
         wrapper = _wrapper_for(fullname)
         if wrapper is None:
             return None
@@ -61,10 +68,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _wrapper_for(name: str) -> type[importlib.abc.Loader] | None:
+def _wrapper_for(name: str) -> "type[_Wrapper] | None":
     if name.startswith(_COMPILES):
         return _CompilesLater
-    return {_NAMED_ONLY: LazyLoader, _ASKS_DEEPSPEED: _AsksWhatIsLoaded}.get(name)
+    return {_ASKS_DEEPSPEED: _AsksForDeepSpeed, _ASKS_DATASETS: _AsksForDataSets}.get(name)
 
 
 class _Wrapper(importlib.abc.Loader):
@@ -82,41 +89,80 @@ class _Wrapper(importlib.abc.Loader):
         return module
 
 
-class _AsksWhatIsLoaded(_Wrapper):
+class _AsksForDeepSpeed(_Wrapper):
     """Where DeepSpeed is not loaded yet, no model is wrapped in its engine."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Run it, then have it look before it asks."""
         self._loader.exec_module(module)
-        is_installed = module.is_deepspeed_available
-        module.is_deepspeed_available = lambda: "deepspeed" in sys.modules and is_installed()
+        _look_first(module)
+
+
+def _look_first(module: ModuleType) -> None:
+    module.is_deepspeed_available = _if_loaded("deepspeed", module.is_deepspeed_available)  # type: ignore[attr-defined]
+
+
+def _if_loaded(name: str, is_installed: Callable[[], bool]) -> Callable[[], bool]:
+    return lambda: name in sys.modules and is_installed()
+
+
+class _AsksForDataSets(_Wrapper):
+    """Where `datasets` is not loaded yet, no data set is one of its."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run it with a question that looks first, which it keeps."""
+        from transformers import utils
+
+        with _replacing:
+            is_installed = utils.is_datasets_available
+            utils.is_datasets_available = _if_loaded("datasets", is_installed)
+            try:
+                self._loader.exec_module(module)
+            finally:
+                utils.is_datasets_available = is_installed
+        if not hasattr(module, "datasets"):
+            module.datasets = _ByName("datasets")  # type: ignore[attr-defined]
+
+
+class _ByName(ModuleType):
+    """A module that is looked up each time, by its name."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 class _CompilesLater(_Wrapper):
     """Runs a module whose `torch.compile` compiles, and loads the compiler, at the first call."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run it; nobody else sees the other `torch.compile`."""
+        """Run it; other threads have torch's own `torch.compile`."""
         import torch
 
-        compiles = torch.compile
-        torch.compile = _later(compiles)
-        try:
-            self._loader.exec_module(module)
-        finally:
-            torch.compile = compiles
+        with _replacing:
+            compiles = torch.compile
+            torch.compile = _later(compiles)
+            try:
+                self._loader.exec_module(module)
+            finally:
+                torch.compile = compiles
 
 
 def _later(compiles: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile`, as a function and as a decorator with options, for functions called later."""
+    """`torch.compile` for functions that this thread calls later, also as a decorator."""
+    here = threading.get_ident()
 
-    def put_off(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    def put_off(function: Any = None, **options: Any) -> Any:
+        if threading.get_ident() != here:
+            return compiles(function, **options)
         if function is None:
             return lambda decorated: put_off(decorated, **options)
+        if not inspect.isfunction(function):
+            return compiles(function, **options)
 
         @cache
         def compiled() -> Callable[..., Any]:
-            return compiles(function, **options)
+            made: Callable[..., Any] = compiles(function, **options)
+            return made
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -25,12 +26,25 @@ def test_what_a_run_computes_with_is_there_and_nothing_that_it_never_calls():
     assert loaded == {"peft", "bitsandbytes.nn"}
 
 
-def test_what_is_put_off_is_whole_at_its_first_use():
-    use = (
-        "import orpo_ray, datasets; assert 'datasets.arrow_dataset' not in __import__('sys').modules\n"
-        "assert datasets.Dataset.from_list([{'a': 1}])[0] == {'a': 1}"
+def test_the_trainer_still_knows_a_data_set_once_there_is_one():
+    asks = (
+        "import orpo_ray, transformers.trainer as trainer; assert not trainer.is_datasets_available()\n"
+        "from datasets.arrow_dataset import Dataset\n"
+        "assert trainer.is_datasets_available() and trainer.datasets.Dataset is Dataset"
     )
-    assert loaded_after(use, "datasets.arrow_dataset") == {"datasets.arrow_dataset"}
+    assert loaded_after(asks, "datasets.arrow_dataset") == {"datasets.arrow_dataset"}
+
+
+def test_bitsandbytes_compiles_what_is_called():
+    """Without a C compiler it calls the function as it is, as it always did."""
+    calls = (
+        "import orpo_ray, sys, torch, bitsandbytes.backends.default.ops as ops\n"
+        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
+        "found = ops._dequantize_blockwise_compute(\n"
+        "    torch.ones(4, dtype=torch.uint8), torch.full((1,), 2.0), torch.arange(256.0), 4, torch.float32)\n"
+        "assert found.tolist() == [2.0] * 4"
+    )
+    assert loaded_after(calls, "torch._inductor.compile_fx") == {"torch._inductor.compile_fx"}
 
 
 def test_a_model_in_deepspeeds_engine_is_still_taken_out_of_it():
@@ -59,6 +73,16 @@ def test_a_function_is_compiled_once_at_its_first_call():
     assert [add(1, 2), add(3, 4)] == [("compiled", 3), ("compiled", 7)]
     assert compiled == [{"dynamic": False}]
     assert torch_compile(len)("ab") == ("compiled", 2)
+    assert len(compiled) == 2, "what is no function of Python is compiled as it comes"
+
+
+def test_another_thread_has_torchs_own_compile_meanwhile():
+    torch_compile = _later(lambda function, **options: "at once")
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch_compile(lambda: None)))
+    thread.start()
+    thread.join()
+    assert found == ["at once"]
 
 
 def test_torch_compile_is_itself_again_after_bitsandbytes():
