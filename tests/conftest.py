@@ -50,10 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     A run on two Ray workers keeps more than a core busy, and each file shares what its fixtures make.
     """
+    start_ray = {item.path for item in items if item.get_closest_marker("ray")}
     for item in items:
-        file = item.getparent(pytest.Module)
-        starts_ray = any(mark.name == "ray" for mark in file.own_markers) if file else False
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in start_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")

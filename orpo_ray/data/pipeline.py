@@ -215,6 +215,8 @@ def _process(
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
     processor = RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns)
     if sum(block.nbytes for block in blocks) < _ALONE_BYTES:
+        if address := os.environ.get("RAY_ADDRESS"):
+            _refuse_unreachable(address)  # as for many rows: the run itself would be refused
         return pa.concat_tables(map(processor, blocks))
     return _process_with_ray(blocks, processor, wait_for_room)
 
@@ -376,10 +378,10 @@ def _few_helpers(log_monitor: bool) -> Iterator[None]:
 
     class LeanParams(params):  # type: ignore[valid-type, misc]
         def __init__(self, **options: Any) -> None:
-            super().__init__(**options, no_monitor=True, include_log_monitor=log_monitor)
+            super().__init__(**options | {"no_monitor": True, "include_log_monitor": log_monitor})
 
     parameter.RayParams = LeanParams  # type: ignore[misc, assignment]
-    Node.start_api_server = lambda node, **options: None  # type: ignore[method-assign]
+    Node.start_api_server = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -13,16 +13,19 @@ from typing import Any
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import ray
+    from ray._private.ray_constants import env_integer
     from ray.exceptions import GetTimeoutError
     from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
+    from ray.train.constants import (
+        DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S,
+        TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S,
+    )
     from ray.train.v2._internal.util import TrainingFramework
 
 from orpo_ray.distributed.servers import interface_of, own_interfaces
 
 _LOOPBACK = ("127.0.0.1", "::1")
-_LEAVE_S = 30.0
-"""The longest that workers who part may take; then they are ended together."""
 
 
 @dataclass
@@ -55,6 +58,8 @@ class _GroupBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
         """Have all workers join; returns when they have."""
         worker_group.execute(use_peers_interface)
+        # Before the port is chosen, which others may take while torch is loaded.
+        worker_group.execute(load_torch)
         address, port = worker_group.execute_single(0, get_address_and_port)
         size = len(worker_group)
         joining = [
@@ -66,8 +71,9 @@ class _GroupBackend(Backend):
     def on_shutdown(self, worker_group: Any, backend_config: GroupConfig) -> None:
         """Have them part."""
         leaving = worker_group.execute_async(leave_group)
+        patience = env_integer(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)
         try:
-            ray.get(leaving, timeout=_LEAVE_S)
+            ray.get(leaving, timeout=patience)
         except GetTimeoutError:
             return  # some of them cannot any more
 
@@ -79,6 +85,11 @@ def use_peers_interface() -> None:
     if interface is not None and address not in _LOOPBACK:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def load_torch() -> None:
+    """Load what joining needs: it takes seconds, and the first to be ready waits for no other."""
+    import ray.train.torch.config  # noqa: F401
 
 
 def join_group(rank: int, size: int, meeting_point: str, config: dict[str, Any]) -> None:

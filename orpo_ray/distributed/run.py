@@ -1,7 +1,7 @@
 """A run on workers from its prepared pairs to its end: settled, its reference log-probs computed, trained."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
@@ -64,7 +64,8 @@ def _driver(
     poll_s: float = 1.0,
 ) -> launch.Driver:
     def place_again() -> tuple[Placement, Setup]:
-        found = place(config.scale, announce)
+        # This process may be a trial's, which does not see who started Ray.
+        found = replace(place(config.scale, announce), own_ray=ground.placement.own_ray)
         # The first worker may have written on another server what the run began with.
         record.fetch_run(config.run_dir, storage_at(config.storage))
         return found, _settle(found, ground, config, announce)

@@ -70,7 +70,14 @@ def workers(lan: Lan) -> list[psutil.Process]:
     """All processes that train, on any server."""
     servers = [psutil.Process(server.pid) for server in lan.running.values()]
     family = [process for server in servers for process in server.children(recursive=True)]
-    return [process for process in family if "ray::RayTrainWorker" in " ".join(process.cmdline())]
+    return [process for process in family if trains(process)]
+
+
+def trains(process: psutil.Process) -> bool:
+    """Whether a process, which may have ended meanwhile, is a worker's."""
+    with suppress(psutil.NoSuchProcess):
+        return "ray::RayTrainWorker" in " ".join(process.cmdline())
+    return False
 
 
 def send(number: signal.Signals, processes: list[psutil.Process]) -> None:
