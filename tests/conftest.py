@@ -44,15 +44,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(TellAtOnce(writer))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Lanes for pytest-xdist: files that start Ray come one after the other, all others as they may.
 
-    A run on two Ray workers keeps more than a core busy, and each file shares what its fixtures make.
+    A run on two Ray workers keeps more than a core busy, and each file shares what its fixtures
+    make. A wrapper, since pytest-xdist reads the groups before any plain hook.
     """
     start_ray = {item.path for item in items if item.get_closest_marker("ray")}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in start_ray else str(item.path)))
+    yield
 
 
 @pytest.fixture(scope="session")
