@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MOTO := .moto
 # Two processes, of which one takes what starts Ray (tests/conftest.py). The long files come first.
-LANES := -n 2 --dist loadgroup --no-loadscope-reorder
+LANES := -n 2 --no-loadscope-reorder
 TESTS := tests/faults tests/invariance tests/parity tests/cli tests/unit
 
 .PHONY: demo check test test-long test-cluster test-all

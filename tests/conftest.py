@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,17 +45,25 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(TellAtOnce(writer))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Lanes for pytest-xdist: files that start Ray come one after the other, all others as they may.
+class Lanes(LoadScopeScheduling):
+    """How pytest-xdist shares out files: those that start Ray one after the other, others as they may.
 
-    A run on two Ray workers keeps more than a core busy, and each file shares what its fixtures
-    make. A wrapper, since pytest-xdist reads the groups before any plain hook.
+    A run on two Ray workers keeps more than a core busy, and each file shares what its fixtures make.
     """
-    start_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in start_ray else str(item.path)))
-    yield
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if _starts_ray(self.config.rootpath / file) else file
+
+
+@cache
+def _starts_ray(file: Path) -> bool:
+    return "pytest.mark.ray" in file.read_text(encoding="utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    """Whatever --dist says."""
+    return Lanes(config, log)
 
 
 @pytest.fixture(scope="session")
