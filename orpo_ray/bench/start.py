@@ -35,7 +35,9 @@ _PAIRS_TO_PREPARE = 1024
 _LOOK_S = 0.05
 """A process that ends between two looks keeps this much of its CPU time to itself at most."""
 _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main")
-_STOCK = (sys.executable, "-m", "orpo_ray.bench.stock_run")
+_DEMO = files("orpo_ray") / "demo"
+# -P: the files beside it are no modules that it could import.
+_STOCK = (sys.executable, "-P", str(Path(__file__).with_name("stock_run.py")))
 _PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 Announce = Callable[[str], None]
@@ -162,7 +164,8 @@ def _phases_of_two_workers(run_dir: Path) -> list[Phase]:
 
 
 def _stock(folder: Path, name: str) -> Cost:
-    return _watch([*_STOCK, str(folder / name)], [])
+    sizes = map(str, (STEPS, PAIRS_PER_STEP, EVAL_PAIRS))
+    return _watch([*_STOCK, str(folder / name), str(_DEMO), *sizes], [])
 
 
 _START: Mapping[str, Callable[[Path, str], Cost]] = {
@@ -201,15 +204,14 @@ def _prepare(folder: Path, name: str) -> float:
 
 
 def _write_config(folder: Path, name: str, workers: int, limit: int = STEPS * PAIRS_PER_STEP, **own: Any) -> Path:
-    demo = files("orpo_ray") / "demo"
     settings = {
         "name": name,
         "storage": str(folder),
-        "model": {"base": str(demo / "base")},
+        "model": {"base": str(_DEMO / "base")},
         "adapter": {"r": 16, "alpha": 16},
         "data": {
-            "train": [{"source": str(demo / "train.jsonl"), "limit": limit}],
-            "eval": [{"source": str(demo / "h1.jsonl"), "limit": EVAL_PAIRS}],
+            "train": [{"source": str(_DEMO / "train.jsonl"), "limit": limit}],
+            "eval": [{"source": str(_DEMO / "h1.jsonl"), "limit": EVAL_PAIRS}],
             "max_length": 96,
             "max_prompt_length": 48,
         },

@@ -1,11 +1,12 @@
-"""Stock TRL's side of `bench start`: `python -m orpo_ray.bench.stock_run FOLDER`.
+"""Stock TRL's side of `bench start`: `python -P stock_run.py FOLDER DEMO STEPS PAIRS EVAL_PAIRS`.
 
-What a user of TRL would write for the same four steps: the demo's base in NF4 with LoRA, its pairs,
-an evaluation at either end, and the adapter on disk.
+What a user of TRL would write for the same steps: the demo's base in NF4 with LoRA, its pairs, an
+evaluation at either end, and the adapter on disk. It is run by its path and imports nothing of ours,
+so that the libraries load as they do for that user.
 """
 
 import sys
-from importlib.resources import files
+from pathlib import Path
 
 import torch
 from datasets import disable_progress_bars, load_dataset
@@ -13,12 +14,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from orpo_ray.bench.start import EVAL_PAIRS, PAIRS_PER_STEP, STEPS
 
-
-def main(folder: str) -> None:
-    """Train the adapter and save it in a folder."""
-    demo = files("orpo_ray") / "demo"
+def main(folder: str, demo: Path, steps: int, pairs: int, eval_pairs: int) -> None:
+    """Train the adapter on so many pairs a step, and save it in a folder."""
     disable_progress_bars()
     rows = {
         split: load_dataset("json", data_files=str(demo / file), split="train", cache_dir=folder)
@@ -39,11 +37,11 @@ def main(folder: str) -> None:
     )
     arguments = ORPOConfig(
         output_dir=folder,
-        max_steps=STEPS,
-        per_device_train_batch_size=PAIRS_PER_STEP,
-        per_device_eval_batch_size=EVAL_PAIRS,
+        max_steps=steps,
+        per_device_train_batch_size=pairs,
+        per_device_eval_batch_size=eval_pairs,
         eval_strategy="steps",
-        eval_steps=STEPS,
+        eval_steps=steps,
         eval_on_start=True,
         save_strategy="no",
         max_length=96,
@@ -57,8 +55,8 @@ def main(folder: str) -> None:
     trainer = ORPOTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows["train"].select(range(STEPS * PAIRS_PER_STEP)),
-        eval_dataset=rows["eval"].select(range(EVAL_PAIRS)),
+        train_dataset=rows["train"].select(range(steps * pairs)),
+        eval_dataset=rows["eval"].select(range(eval_pairs)),
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules="all-linear"),
     )
@@ -67,4 +65,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))

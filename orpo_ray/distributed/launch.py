@@ -39,6 +39,7 @@ _NO_ACTOR = b"\xff" * 16
 _MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, PreemptionError, RayError)
 
 _START_TIMEOUT, _RAYS_START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0
+_ENDING_S, _ENDING_POLL_S = 5.0, 0.1
 _BUSY_AFTER_S = 5.0
 """Ray finds a place that is free within a second or two."""
 
@@ -254,6 +255,18 @@ def free_what_dead_controllers_hold() -> None:
     for group in _groups_of_controllers():
         if group.creator_actor_dead:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def free_what_controllers_held() -> None:
+    """Give back all that controllers of this job had reserved, who are ending: Ray is told a little later."""
+    deadline = time.monotonic() + _ENDING_S
+    while _held_groups() and time.monotonic() < deadline:
+        free_what_dead_controllers_hold()
+        time.sleep(_ENDING_POLL_S)
+
+
+def _held_groups() -> list[Any]:
+    return [group for group in _groups_of_controllers() if group.state != group.REMOVED]
 
 
 def _groups_of_controllers() -> list[Any]:

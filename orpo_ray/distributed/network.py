@@ -7,6 +7,8 @@ the workers is called here from functions that are imported there.
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +41,11 @@ class GroupConfig(BackendConfig):
     def backend_cls(self) -> Any:
         """What sets up the process group."""
         return _GroupBackend
+
+    @property
+    def train_func_context(self) -> Any:
+        """What a worker is in while it trains."""
+        return _on_own_gpu
 
     @property
     def framework(self) -> Any:
@@ -76,6 +83,15 @@ class _GroupBackend(Backend):
             ray.get(leaving, timeout=patience)
         except GetTimeoutError:
             return  # some of them cannot any more
+
+
+@contextmanager
+def _on_own_gpu() -> Iterator[None]:
+    """Make the worker's GPU torch's current one, as Ray does, before any library asks for a device."""
+    from ray.train.torch.config import TorchConfigContextManager
+
+    with TorchConfigContextManager():
+        yield
 
 
 def use_peers_interface() -> None:

@@ -19,7 +19,10 @@ with warnings.catch_warnings():
 
 from orpo_ray.config import RunConfig, dump
 from orpo_ray.distributed.fitting import Fitting
-from orpo_ray.distributed.launch import free_what_dead_controllers_hold
+from orpo_ray.distributed.launch import (
+    free_what_controllers_held,
+    free_what_dead_controllers_hold,
+)
 from orpo_ray.errors import RunError, StoppedError, on_one_line
 from orpo_ray.search.course import Course
 from orpo_ray.search.record import Trial
@@ -77,6 +80,7 @@ def run_course(
             free_what_dead_controllers_hold()
     finally:
         fitting.leave()
+        free_what_controllers_held()  # whoever goes on in this process may want the room
     shutil.rmtree(folder, ignore_errors=True)
     if stop_requested():
         raise StoppedError("stopped; the same command keeps finished trials and goes on with the others")
