@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from support import HANG_S, run_config, wait_until, write_pairs
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
+from orpo_ray.distributed import run
 from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.launch import Driver, train
 from orpo_ray.distributed.mailbox import Mailbox, Message
@@ -31,6 +32,7 @@ from orpo_ray.errors import (
     RunError,
     StoppedError,
 )
+from orpo_ray.models.hardware import CPU
 from orpo_ray.training.decisions import Setup
 
 TWO = Placement(workers=2, cpus=1, gpus=0, nodes=1, uses_ray=True)
@@ -395,3 +397,16 @@ def test_a_connection_that_is_lost_ends_the_command_and_leaves_the_workers(stage
     assert line.startswith("the connection to Ray is lost: ")
     assert line.endswith("the same command goes on")
     assert scene.ends_for_good() and stage.placed_again == 0
+
+
+def test_a_trials_workers_after_a_loss_still_know_whose_ray_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial's process sees no Ray that it started; its search did."""
+    ours = replace(TWO, own_ray=True)
+    monkeypatch.setattr(run, "place", lambda scale, announce: ONE)
+    monkeypatch.setattr(run, "_settle", lambda *_: None)
+    monkeypatch.setattr(run.record, "fetch_run", lambda *_: None)
+    config = run_config(Path("unused"))
+    ground = run.Ground(cast(Artifact, None), ours, CPU)
+    driver = run._driver(ground, config, print, lambda *_: None, lambda: False)
+    placement, _ = driver.place_again()
+    assert placement == replace(ONE, own_ray=True)
