@@ -1,6 +1,7 @@
 """Fixtures every room's tests may use. No test reaches the network."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
@@ -46,19 +47,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Lanes(LoadScopeScheduling):
-    """How pytest-xdist shares out files: those that start Ray one after the other, others as they may.
+    """How pytest-xdist shares out files: those marked `ray` as a whole one after the other.
 
-    A run on two Ray workers keeps more than a core busy, and each file shares what its fixtures make.
+    A run on two Ray workers keeps more than a core busy. All other files come as they may, each as
+    a whole, for it shares what its fixtures make.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if _starts_ray(self.config.rootpath / file) else file
+        return "ray" if _is_for_ray(self.config.rootpath / file) else file
 
 
 @cache
-def _starts_ray(file: Path) -> bool:
-    return "pytest.mark.ray" in file.read_text(encoding="utf-8")
+def _is_for_ray(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8")
+    return bool(re.search(r"^pytestmark = .*pytest\.mark\.ray\b", text, re.MULTILINE))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:

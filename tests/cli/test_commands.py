@@ -15,8 +15,6 @@ from orpo_ray.cli.main import COMMANDS
 from orpo_ray.config import RunConfig, dump, load_config
 from orpo_ray.config.explain import all_keys
 
-pytestmark = pytest.mark.ray
-
 TRAIN_METRICS = {"loss", "grad_norm", "nll", "log_odds_ratio", "accuracy", "margin", "chosen_logp", "rejected_logp"}
 EVAL_METRICS = {"accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio", "nll"}
 

@@ -11,8 +11,6 @@ from terminal import WRONG, Command, Finished, nothing_in_the_way, one_line
 
 from orpo_ray import api
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture
 def unfinished(finished: Finished, config: Path) -> Path:
@@ -61,6 +59,7 @@ def test_changed_weights_behind_an_unchanged_setting(command: Command, config: P
     one_line(command(*here), WRONG, "model.base: not what run tiny began with")
 
 
+@pytest.mark.ray
 def test_a_run_that_another_process_is_at(command: Command, config: Path) -> None:
     run_dir = config.parent / "storage" / "tiny"
     with locked_elsewhere(run_dir):

@@ -33,8 +33,6 @@ from terminal import (
 
 from orpo_ray.cli.main import COMMANDS
 
-pytestmark = pytest.mark.ray
-
 Make = Callable[[Path], list[str]]
 """Lays the trap in a folder; gives what to put behind `orpo-ray train CONFIG`."""
 
@@ -279,6 +277,7 @@ MODELS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_wrong_setting(command: Command, config: Path, name: str) -> None:
     make, code, told = SETTINGS[name]

@@ -14,8 +14,6 @@ from orpo_ray.cli.show_pairs import colour_tokens, length_histogram
 from orpo_ray.data.pairs import Pair, TokenPair
 from orpo_ray.data.tokenise import PairTokeniser
 
-pytestmark = pytest.mark.ray
-
 Run = Callable[..., tuple[int, str, str]]
 
 
