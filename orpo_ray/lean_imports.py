@@ -3,7 +3,8 @@
 A process that trains imports some five thousand modules. A third of them serve torch's compiler,
 which bitsandbytes starts for functions of its own, DeepSpeed, which accelerate asks whether a model
 is its own, and pandas, which comes with `datasets`: most runs call none of them. Nothing is left
-out: what is put off is loaded by the first use.
+out: what is put off is loaded by the first use. Who reads a tokenizer or a config of transformers
+does not load its model code, either.
 """
 
 import gc
@@ -12,7 +13,7 @@ import importlib.machinery
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
 from types import ModuleType
@@ -23,6 +24,10 @@ _ASKS_DEEPSPEED = "accelerate.utils.other"
 """Imports DeepSpeed, which runs a compiler meanwhile, to ask whether a model is its engine."""
 _ASKS_DATASETS = "transformers.trainer"
 """Imports `datasets` to ask of data sets whether they are its own."""
+
+_ASKS_ACTIVATIONS = "transformers.utils.type_validators"
+_ACTIVATIONS = "transformers.activations"
+"""Imported by every model's config for its list of names; it imports all that models compute with."""
 
 _replacing = threading.RLock()
 """Held while a function of a library is another one: two threads would put back each other's."""
@@ -41,13 +46,16 @@ def install() -> None:
 def without_collections() -> Iterator[None]:
     """Import without garbage collections, which look through all modules again and again.
 
-    They are a fifth of the time of a large import, and find nothing: modules stay.
+    They are a fifth of the time of a large import, and find nothing: modules stay. Later collections,
+    and the one at the end of the process, leave out what is loaded then.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, loaded = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
+        if len(sys.modules) > loaded:
+            gc.freeze()
         if was_enabled:
             gc.enable()
 
@@ -71,7 +79,11 @@ class _Finder(importlib.abc.MetaPathFinder):
 def _wrapper_for(name: str) -> "type[_Wrapper] | None":
     if name.startswith(_COMPILES):
         return _CompilesLater
-    return {_ASKS_DEEPSPEED: _AsksForDeepSpeed, _ASKS_DATASETS: _AsksForDataSets}.get(name)
+    return {
+        _ASKS_DEEPSPEED: _AsksForDeepSpeed,
+        _ASKS_DATASETS: _AsksForDataSets,
+        _ASKS_ACTIVATIONS: _AsksForActivations,
+    }.get(name)
 
 
 class _Wrapper(importlib.abc.Loader):
@@ -129,6 +141,42 @@ class _ByName(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
+
+
+class _AsksForActivations(_Wrapper):
+    """Looks activations up when a config names one that is to be checked."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run it while a stand-in has the place of the activations, unless they are there."""
+        import torch  # noqa: F401  its imports look into every module, and find no stand-in yet
+
+        stand_in = ModuleType(_ACTIVATIONS)
+        stand_in.ACT2FN = _Names()  # type: ignore[attr-defined]
+        with _replacing:
+            sys.modules.setdefault(_ACTIVATIONS, stand_in)
+            try:
+                self._loader.exec_module(module)
+            finally:
+                if sys.modules[_ACTIVATIONS] is stand_in:
+                    del sys.modules[_ACTIVATIONS]
+
+
+class _Names(Mapping[str, Any]):
+    """The activations by name, loaded when they are looked at."""
+
+    def __getitem__(self, name: str) -> Any:
+        return _activations()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_activations())
+
+    def __len__(self) -> int:
+        return len(_activations())
+
+
+def _activations() -> Mapping[str, Any]:
+    by_name: Mapping[str, Any] = importlib.import_module(_ACTIVATIONS).ACT2FN
+    return by_name
 
 
 class _CompilesLater(_Wrapper):

@@ -110,7 +110,8 @@ class RayGroup:
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         free_what_dead_controllers_hold()
         settings = {"task": task, "mailbox": self._mailbox}
-        self._fitting = Fitting(_trainer(config, placement, settings))
+        self._trainer = _trainer(config, placement, settings)
+        self._fitting = Fitting(self._trainer)
         self._fitting.start()
 
     @property
@@ -147,9 +148,10 @@ class RayGroup:
         return any(time.time() - since > _BUSY_AFTER_S for since in asked_at)
 
     def leave(self) -> None:
-        """Call Ray no more for them."""
+        """Call Ray no more for them. Those at work end, though this process lives on."""
         import ray
 
+        self._trainer.end()
         self._fitting.leave()
         ray.kill(self._mailbox)
 

@@ -9,9 +9,13 @@ from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import ray
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as WARNS_OF_BLOCKING
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 
@@ -25,15 +29,34 @@ class LeanTrainer(DataParallelTrainer):
     def __init__(self, *args: Any, owns_ray: bool, **options: Any) -> None:
         super().__init__(*args, **options)
         self._owns_ray = owns_ray
+        self._controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
         idle = (DatasetsCallback, PlacementGroupCleanerCallback) if self._owns_ray else (DatasetsCallback,)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
+        """As Ray does it in a thread that hears no signals; who holds the controller may `end` it."""
         if self._owns_ray:
             options["scaling_policy"] = _NoAutoscaler(self.scaling_config)
-        return super()._initialize_and_run_controller(**options)
+        here = ray.get_runtime_context().get_node_id()
+        controller = ray.remote(TrainController).options(
+            num_cpus=0,
+            label_selector={ray._raylet.RAY_NODE_ID_KEY: here},
+            runtime_env={"env_vars": {WARNS_OF_BLOCKING: "0", **get_env_vars_to_propagate()}},
+        )
+        self._controller = controller.remote(**options)
+        try:
+            ray.get(self._controller.run.remote())
+            return ray.get(self._controller.get_result.remote())
+        finally:
+            self._controller = None
+
+    def end(self) -> None:
+        """End the controller where it is at work, and with it the workers."""
+        controller = self._controller
+        if controller is not None:
+            ray.kill(controller)
 
 
 class _NoAutoscaler(FixedScalingPolicy):

@@ -1,4 +1,7 @@
-"""One trial: a whole run under Ray Train, driven from a process that Ray Tune starts, and may end at any evaluation."""
+"""One trial: a whole run under Ray Train, driven from a process that Ray Tune starts.
+
+Tune may give it up at any evaluation; the process goes on with the next trial.
+"""
 
 import logging
 import os
@@ -24,6 +27,9 @@ _POLL_S = 0.2
 
 _PREDECESSOR_S = 60.0
 """Processes of a driver that was killed may take a while to notice."""
+
+_NEXT_TRIAL_WAITS_S = "60"
+"""How long Tune waits for a trial that was given up to end its workers, until its process is the next one's."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +73,7 @@ def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
 
 
 def _run(settings: dict[str, Any], room: TrialRoom) -> None:
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _NEXT_TRIAL_WAITS_S)
     if room.directory.is_dir():
         os.chdir(room.directory)
     config = build(RunConfig, settings["config"], {(): "trial"})
@@ -95,7 +102,7 @@ def _train(config: RunConfig, ground: Ground, announce: Callable[[str], None]) -
 
 
 def _report_evaluation(step: int, total_steps: int, metrics: dict[str, float]) -> None:
-    """Hand an evaluation to Tune. Raises SystemExit where the trial is given up, which ends its processes."""
+    """Hand an evaluation to Tune. Raises SystemExit where the trial is given up, which ends its workers."""
     evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
     if evaluation:
         tune.report({"total_steps": total_steps, **plain_record(step, evaluation)})

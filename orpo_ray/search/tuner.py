@@ -60,6 +60,7 @@ def run_course(
             scheduler=_Scheduler(course, trials),
             max_concurrent_trials=at_once,
             num_samples=-1,
+            reuse_actors=True,  # a trial begins where another one has loaded what both need
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

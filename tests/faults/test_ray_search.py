@@ -46,6 +46,8 @@ class Searched:
     workers_of_given_up: list[int]
     running_then: list[int]
     freed_while_others_ran: bool
+    processes_of_trials: tuple[set[int], set[int]]
+    """Those of two trials, one of them given up, and those after the next one has begun."""
     artifacts_made: int
 
     def trial(self, number: int) -> dict[str, Any]:
@@ -85,6 +87,10 @@ def steps_of(folder: Path, number: int) -> list[float]:
     return [each["step"] for each in trials[number]["evaluations"]] if number < len(trials) else []
 
 
+def processes_of_trials(command: Command) -> set[int]:
+    return {pid for pid, title in command.processes.left().items() if " ray::ImplicitFunc" in title}
+
+
 def is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -114,11 +120,12 @@ def searched(storage: Path) -> Searched:
     os.kill(worker_pids(folder / "trials" / "000")[0], SIGKILL)
     (stopped,) = command.wait_until(lambda: given_up(folder)[:1], "a trial that is given up")
     workers = worker_pids(folder / "trials" / f"{stopped:03d}")
+    before = processes_of_trials(command)
     wait_until(lambda: all(map(is_gone, workers)), "the end of its workers")
     freed = not is_gone(command.pid)
     running = [trial["number"] for trial in read(folder)["trials"] if trial["state"] == "running"]
     command.wait_until(lambda: command.hold() and steps_of(folder, 3), "the fourth trial's start")
-    first = command
+    first, processes = command, (before, processes_of_trials(command))
     first.send(SIGKILL)
     first.release()
     wait_until(lambda: not first.processes.actors(), "the end of what a dead driver had started")
@@ -126,15 +133,16 @@ def searched(storage: Path) -> Searched:
     command = Command(config, "--json", command="tune")
     last = folder / "trials" / "003"
     command.wait_until(lambda: command.hold() and worker_pids(last) != workers_of_last, "the last trial's workers")
-    lost = next(pid for pid, title in command.processes.left().items() if " ray::ImplicitFunc" in title)
-    os.kill(lost, SIGKILL)
+    os.kill(processes_of_trials(command).pop(), SIGKILL)
     command.release()
     ended = command.end()
     # Idle helpers of Ray's try for a minute to tell a dead driver of the raylet's death.
     killed = first.end()
     assert ended.code == 0, ended.said
     made = set((storage / "artifacts").iterdir()) - artifacts
-    return Searched(folder, killed, ended, at_kill, begun_at_kill, read(folder), workers, running, freed, len(made))
+    return Searched(
+        folder, killed, ended, at_kill, begun_at_kill, read(folder), workers, running, freed, processes, len(made)
+    )
 
 
 def test_the_search_ends_with_every_trial_and_an_outcome(searched: Searched) -> None:
@@ -164,6 +172,11 @@ def test_a_trial_that_is_given_up_frees_its_workers_while_others_run(searched: S
     assert searched.freed_while_others_ran and searched.running_then
     # The fourth trial needed its room: the machine holds two.
     assert searched.at_kill["trials"][3]["evaluations"]
+
+
+def test_a_trial_begins_in_the_process_of_one_that_has_ended_or_was_given_up(searched: Searched) -> None:
+    before, after = searched.processes_of_trials
+    assert len(before) == 2 and after == before
 
 
 def test_a_trial_whose_process_is_killed_is_started_again(searched: Searched) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from support import BASE
 
 from orpo_ray.lean_imports import _later, without_collections
 
@@ -33,6 +34,31 @@ def test_the_trainer_still_knows_a_data_set_once_there_is_one():
         "assert trainer.is_datasets_available() and trainer.datasets.Dataset is Dataset"
     )
     assert loaded_after(asks, "datasets.arrow_dataset") == {"datasets.arrow_dataset"}
+
+
+def test_a_tokenizer_and_a_config_load_no_model_code():
+    reads = f"import orpo_ray; from transformers import AutoTokenizer as T; T.from_pretrained({str(BASE)!r})"
+    models = ("transformers.models.llama.configuration_llama", "transformers.modeling_utils")
+    assert loaded_after(reads, *models, "transformers.activations", "torch._dynamo", "sympy") == {models[0]}
+
+
+def test_activations_are_checked_when_a_config_names_one():
+    checks = (
+        "import orpo_ray, sys, transformers.utils.type_validators as validators\n"
+        "assert 'transformers.activations' not in sys.modules\n"
+        "assert 'silu' in validators.ACT2FN and 'silly' not in validators.ACT2FN\n"
+        "from transformers.activations import ACT2FN, SiLUActivation\n"
+        "assert list(ACT2FN) == list(validators.ACT2FN) and ACT2FN['silu'].__class__ is SiLUActivation"
+    )
+    assert loaded_after(checks, "transformers.activations") == {"transformers.activations"}
+
+
+def test_activations_that_are_there_are_taken_as_they_are():
+    order = (
+        "import orpo_ray, transformers.activations as a, transformers.utils.type_validators as validators\n"
+        "assert validators.ACT2FN is a.ACT2FN"
+    )
+    assert loaded_after(order, "transformers.activations") == {"transformers.activations"}
 
 
 def test_bitsandbytes_compiles_what_is_called():
@@ -105,3 +131,14 @@ def test_collections_go_on_as_before_whatever_the_import_raised(was_enabled):
         assert gc.isenabled() == was_enabled
     finally:
         gc.enable()
+
+
+def test_later_collections_leave_out_what_was_loaded():
+    counts = (
+        "import gc, orpo_ray.lean_imports as lean\n"
+        "with lean.without_collections(): pass\n"
+        "assert gc.get_freeze_count() == 0\n"
+        "with lean.without_collections(): import decimal, asyncio\n"
+        "assert gc.get_freeze_count() > 1000"
+    )
+    assert loaded_after(counts, "asyncio") == {"asyncio"}
