@@ -28,6 +28,8 @@ _ASKS_DATASETS = "transformers.trainer"
 _ASKS_ACTIVATIONS = "transformers.utils.type_validators"
 _ACTIVATIONS = "transformers.activations"
 """Imported by every model's config for its list of names; it imports all that models compute with."""
+_BEFORE_ACTIVATIONS = ("torch", "transformers.tokenization_utils_base", "transformers.video_utils")
+"""What a config's checks import, too: it meets no stand-in, and nor does another thread meanwhile."""
 
 _replacing = threading.RLock()
 """Held while a function of a library is another one: two threads would put back each other's."""
@@ -46,16 +48,13 @@ def install() -> None:
 def without_collections() -> Iterator[None]:
     """Import without garbage collections, which look through all modules again and again.
 
-    They are a fifth of the time of a large import, and find nothing: modules stay. Later collections,
-    and the one at the end of the process, leave out what is loaded then.
+    They are a fifth of the time of a large import, and find nothing: modules stay.
     """
-    was_enabled, loaded = gc.isenabled(), len(sys.modules)
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if len(sys.modules) > loaded:
-            gc.freeze()
         if was_enabled:
             gc.enable()
 
@@ -148,17 +147,16 @@ class _AsksForActivations(_Wrapper):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run it while a stand-in has the place of the activations, unless they are there."""
-        import torch  # noqa: F401  its imports look into every module, and find no stand-in yet
-
+        for name in _BEFORE_ACTIVATIONS:
+            importlib.import_module(name)
         stand_in = ModuleType(_ACTIVATIONS)
         stand_in.ACT2FN = _Names()  # type: ignore[attr-defined]
-        with _replacing:
-            sys.modules.setdefault(_ACTIVATIONS, stand_in)
-            try:
-                self._loader.exec_module(module)
-            finally:
-                if sys.modules[_ACTIVATIONS] is stand_in:
-                    del sys.modules[_ACTIVATIONS]
+        is_placed = sys.modules.setdefault(_ACTIVATIONS, stand_in) is stand_in
+        try:
+            self._loader.exec_module(module)
+        finally:
+            if is_placed:
+                del sys.modules[_ACTIVATIONS]
 
 
 class _Names(Mapping[str, Any]):

@@ -154,6 +154,7 @@ class RayGroup:
         import ray
 
         self._trainer.end()
+        self._fitting.join(_ENDING_POLL_S)  # it hears of that end by itself
         self._fitting.leave()
         ray.kill(self._mailbox)
 

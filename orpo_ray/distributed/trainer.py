@@ -15,8 +15,11 @@ from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as 
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller import TrainController as RaysController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+_POLL_TIMEOUT_S = 2.0
 
 
 class LeanTrainer(DataParallelTrainer):
@@ -57,6 +60,23 @@ class LeanTrainer(DataParallelTrainer):
         controller = self._controller
         if controller is not None:
             ray.kill(controller)
+
+
+class _Workers(WorkerGroup):
+    """Wait for each other's news as long as Ray does, however often the controller looks.
+
+    The error of a worker that has lost another one is known at once; that the other one died, later.
+    """
+
+    def poll_status(self, timeout: float | None = None) -> Any:
+        """What each worker says, once all have answered or the time is over."""
+        return super().poll_status(max(timeout or 0.0, _POLL_TIMEOUT_S))
+
+
+class TrainController(RaysController):
+    """Ray's, with workers of ours; the name is what lists of processes show."""
+
+    worker_group_cls = _Workers
 
 
 class _NoAutoscaler(FixedScalingPolicy):

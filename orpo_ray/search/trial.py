@@ -28,8 +28,11 @@ _POLL_S = 0.2
 _PREDECESSOR_S = 60.0
 """Processes of a driver that was killed may take a while to notice."""
 
-_NEXT_TRIAL_WAITS_S = "60"
-"""How long Tune waits for a trial that was given up to end its workers, until its process is the next one's."""
+_NEXT_TRIAL_WAITS_S = "600"
+"""How long Tune waits for a trial that was given up to end its workers and to store its log.
+
+Then its process is the next trial's. Where the wait ends before, that trial is lost to the search.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -61,15 +64,25 @@ def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
     """
     try:
         _run(settings, room)
-    except OrpoRayError as error:
-        _log.error("the trial failed", exc_info=error)
-        tune.report({"error": str(error), "may_pass": isinstance(error, ResourceError)})
     except Exception as error:  # noqa: BLE001 - told to the search, which goes on; the traceback is in the trial's log
         _log.error("the trial failed", exc_info=error)
-        told = f"unexpected {type(error).__name__}: {on_one_line(error)}"
-        tune.report({"error": told, "may_pass": isinstance(error, OSError)})
+        if not _was_given_up(error):
+            tune.report(_told(error))
     else:
         tune.report({"finished": True})
+
+
+def _told(error: Exception) -> dict[str, Any]:
+    if isinstance(error, OrpoRayError):
+        return {"error": str(error), "may_pass": isinstance(error, ResourceError)}
+    told = f"unexpected {type(error).__name__}: {on_one_line(error)}"
+    return {"error": told, "may_pass": isinstance(error, OSError)}
+
+
+def _was_given_up(error: BaseException) -> bool:
+    """Whether the error came up on the way out of a trial that was given up: Tune waits for no report of it."""
+    cause = error.__context__
+    return cause is not None and (isinstance(cause, SystemExit) or _was_given_up(cause))
 
 
 def _run(settings: dict[str, Any], room: TrialRoom) -> None:

@@ -159,7 +159,7 @@ class _Losses(_NotKept, tune.Callback):
         ours = self._trials[trial.trial_id]
         _log.error("the process of trial %d was lost", ours.number, exc_info=trial.get_error())
         if ours.state == "running":
-            told = "its process was lost, and no retry is left (scale.max_failures)"
+            told = "its process was lost, before it began or once more than scale.max_failures excuses"
             self._course.failed(ours, told, may_pass=True)
 
 

@@ -131,14 +131,3 @@ def test_collections_go_on_as_before_whatever_the_import_raised(was_enabled):
         assert gc.isenabled() == was_enabled
     finally:
         gc.enable()
-
-
-def test_later_collections_leave_out_what_was_loaded():
-    counts = (
-        "import gc, orpo_ray.lean_imports as lean\n"
-        "with lean.without_collections(): pass\n"
-        "assert gc.get_freeze_count() == 0\n"
-        "with lean.without_collections(): import decimal, asyncio\n"
-        "assert gc.get_freeze_count() > 1000"
-    )
-    assert loaded_after(counts, "asyncio") == {"asyncio"}

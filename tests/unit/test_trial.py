@@ -1,0 +1,73 @@
+"""What a trial tells Tune of its end."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.search import trial
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(trial.tune, "report", made.append)
+    return made
+
+
+def run(monkeypatch: pytest.MonkeyPatch, ending: Callable[..., None]) -> None:
+    monkeypatch.setattr(trial, "_run", ending)
+    trial.run_trial({}, None)  # type: ignore[arg-type]
+
+
+def raises(error: BaseException) -> Callable[..., None]:
+    def end(*_: Any) -> None:
+        raise error
+
+    return end
+
+
+def test_a_trial_that_ends_says_so(monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]) -> None:
+    run(monkeypatch, lambda *_: None)
+    assert reports == [{"finished": True}]
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "may_pass"),
+    [
+        (ConfigError("adapter.r: 0"), "adapter.r: 0", False),
+        (ResourceError("no room"), "no room", True),
+        (OSError("disk\nfull"), "unexpected OSError: disk full", True),
+        (KeyError("x"), "unexpected KeyError: 'x'", False),
+    ],
+)
+def test_an_error_is_told_with_whether_it_may_pass(
+    monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]], error: Exception, told: str, may_pass: bool
+) -> None:
+    run(monkeypatch, raises(error))
+    assert reports == [{"error": told, "may_pass": may_pass}]
+
+
+def test_a_trial_that_is_given_up_says_no_more_whatever_fails_on_its_way_out(
+    monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]
+) -> None:
+    """A report would wait for Tune for ever, and the process could take no other trial."""
+
+    def leave(*_: Any) -> None:
+        try:
+            try:
+                raise SystemExit(0)
+            finally:
+                raise OSError("the log cannot be stored")
+        finally:
+            raise ValueError("nor can the lock be left")
+
+    run(monkeypatch, leave)
+    assert reports == []
+
+
+def test_a_trial_that_is_given_up_ends(monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, raises(SystemExit(0)))
+    assert reports == []
