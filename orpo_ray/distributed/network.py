@@ -28,6 +28,7 @@ with warnings.catch_warnings():
     from ray.train.v2._internal.util import TrainingFramework
 
 from orpo_ray.distributed.servers import interface_of, own_interfaces
+from orpo_ray.lean_imports import without_collections
 
 _LOOPBACK = ("127.0.0.1", "::1")
 
@@ -119,7 +120,8 @@ def use_peers_interface() -> None:
 
 def load_torch() -> None:
     """Load what joining needs: it takes seconds, and the first to be ready waits for no other."""
-    import ray.train.torch.config  # noqa: F401
+    with without_collections():
+        import ray.train.torch.config  # noqa: F401
 
 
 def join_group(rank: int, size: int, meeting_point: str, config: dict[str, Any]) -> None:
