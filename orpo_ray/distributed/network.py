@@ -5,9 +5,7 @@ Ray's own TorchConfig would load torch in its controller, which computes nothing
 the workers is called here from functions that are imported there.
 """
 
-import atexit
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +65,6 @@ class _GroupBackend(Backend):
 
     def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
         """Have all workers join; returns when they have."""
-        atexit.register(leave_at_once)
         worker_group.execute(use_peers_interface)
         # Before the port is chosen, which others may take while torch is loaded.
         worker_group.execute(load_torch)
@@ -87,17 +84,6 @@ class _GroupBackend(Backend):
             ray.get(leaving, timeout=patience)
         except GetTimeoutError:
             return  # some of them cannot any more
-
-
-def leave_at_once() -> None:
-    """End Ray's controller, whose work is done, without Ray's own exit handlers.
-
-    They can wait for themselves for ever (2.60: a publisher that is destroyed posts to the queue
-    whose end destroys it), and leave an idle process behind.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 @contextmanager

@@ -4,6 +4,9 @@ Each of Ray's actors wakes a hundred times a second, work or none, and where wor
 them is put aside (docs/benchmarks.md). The seams are private to Ray: a test counts the processes of a run.
 """
 
+import atexit
+import os
+import sys
 import warnings
 from typing import Any
 
@@ -76,9 +79,24 @@ class _Workers(WorkerGroup):
 
 
 class TrainController(RaysController):
-    """Ray's, with workers of ours; the name is what lists of processes show."""
+    """Ray's, with workers and an end of ours; the name is what lists of processes show."""
 
     worker_group_cls = _Workers
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        atexit.register(leave_at_once)
+        super().__init__(*args, **options)
+
+
+def leave_at_once() -> None:
+    """End the controller's process, whose work is done, without Ray's own exit handlers.
+
+    They can wait for themselves for ever (2.60: a publisher that is destroyed posts to the queue
+    whose end destroys it), and leave an idle process behind.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class _NoAutoscaler(FixedScalingPolicy):
