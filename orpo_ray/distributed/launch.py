@@ -14,16 +14,16 @@ from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from orpo_ray.config import RunConfig
-from orpo_ray.data.pipeline import ROOM_S
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.entry import train_worker
 from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.mailbox import Mailbox, Message
-from orpo_ray.distributed.preflight import Placement, joins_cluster
+from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.task import Task, task_of
 from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.hardware import Hardware, probe_hardware
+from orpo_ray.ray_runtime import ROOM_S, joins_cluster
 from orpo_ray.training.decisions import Setup
 from orpo_ray.training.reporter import Watch
 from orpo_ray.training.setup import Announce

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from orpo_ray.config import ScaleConfig
 from orpo_ray.config.training import DeepSpeedConfig
-from orpo_ray.data.pipeline import owns_ray, start_ray
 from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.ray_runtime import joins_cluster, owns_ray, start_ray
 
 _CPU_WORKERS = 2
 """What `workers: auto` means where there is no GPU."""
@@ -60,11 +60,6 @@ def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = F
         what = f"{placement.gpus:g} GPU each" if placement.gpus else f"{placement.cpus:g} CPU each, no GPU in sight"
         announce(f"workers {placement.workers}: {what}")
     return placement
-
-
-def joins_cluster() -> bool:
-    """Whether the environment names a Ray that others may use as well."""
-    return "RAY_ADDRESS" in os.environ
 
 
 def _refuse_first_ray_train() -> None:

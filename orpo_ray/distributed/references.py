@@ -11,7 +11,6 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from orpo_ray import errors
 from orpo_ray.config import RunConfig
-from orpo_ray.data.pipeline import ROOM_S, quiet_context
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
@@ -19,6 +18,7 @@ from orpo_ray.distributed.scorer import Scorer
 from orpo_ray.distributed.task import Task, task_of
 from orpo_ray.errors import ResourceError, RunError, StoppedError
 from orpo_ray.objectives import build_objective
+from orpo_ray.ray_runtime import ROOM_S, quiet_context
 from orpo_ray.training.decisions import Setup
 from orpo_ray.training.plan import cut_packs, pack_costs
 from orpo_ray.training.reference import reference_cache

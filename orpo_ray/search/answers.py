@@ -11,12 +11,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from orpo_ray.config import RunConfig
 from orpo_ray.config.storage import inside
-from orpo_ray.data.pipeline import ROOM_S
 from orpo_ray.data.store import MANIFEST, open_artifact
 from orpo_ray.distributed.launch import free_what_dead_controllers_hold
 from orpo_ray.distributed.run import Ground
 from orpo_ray.errors import ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.tokenizer import load_tokenizer
+from orpo_ray.ray_runtime import ROOM_S
 from orpo_ray.storage import fetched_folder, storage_at
 from orpo_ray.training import record
 from orpo_ray.training.decisions import Decisions

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from orpo_ray import ray_runtime
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data import pipeline
 from orpo_ray.data.pairs import Pair, TokenPair
@@ -397,7 +398,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch: pytest.Monkey
         address = "{}:{}".format(*somebody.getsockname())
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(ResourceError, match=rf"RAY_ADDRESS \({address}\) cannot be joined"):
-            pipeline.start_ray(1000)
+            ray_runtime.start_ray(1000)
 
 
 def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +408,7 @@ def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(mon
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray tries to connect"))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ResourceError, match=r"^RAY_ADDRESS: no Ray cluster answers at 127\.0\.0\.1:1 \("):
-        pipeline.start_ray(1000)
+        ray_runtime.start_ray(1000)
 
 
 @pytest.mark.ray
@@ -415,7 +416,7 @@ def test_sigterm_is_answered_by_the_programs_own_handler_where_ray_runs() -> Non
     script = """
 import os
 import signal
-from orpo_ray.data.pipeline import start_ray
+from orpo_ray.ray_runtime import start_ray
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 start_ray()
 try:
@@ -448,7 +449,7 @@ def test_a_ray_of_our_own_runs_no_process_that_nobody_asks() -> None:
     """No dashboard's server, no autoscaler, no reader of logs; the seams are private to Ray."""
     script = """
 import psutil
-from orpo_ray.data.pipeline import start_ray
+from orpo_ray.ray_runtime import start_ray
 start_ray()
 lines = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
 names = ("gcs_server", "raylet", "dashboard.py", "monitor.py")
@@ -479,6 +480,7 @@ def preparing(file: Path, shared_data: Path, tmp_path: Path) -> str:
 import sys
 from pathlib import Path
 from transformers import AutoTokenizer
+from orpo_ray import ray_runtime
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data.pipeline import prepare
 tokenizer = AutoTokenizer.from_pretrained({str(shared_data / "tokenizers/minimind_chatml_6400")!r})

@@ -1,0 +1,78 @@
+"""The rows of a run's sources as they stand in them, before anybody asks what they mean."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from orpo_ray.config.data import Columns, DataConfig, Source
+from orpo_ray.data.rows import RAW, lacks_columns
+from orpo_ray.data.sources import RawRow, read_rows, source_labels
+from orpo_ray.errors import DataError
+
+_BLOCK_ROWS = 512
+_BLOCK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """All raw rows of one source, and the hash of their content."""
+
+    source: Source
+    label: str
+    split: str
+    blocks: list[pa.Table]
+    digest: str
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(block.num_rows for block in self.blocks)
+
+    def __iter__(self) -> Iterator[RawRow]:
+        for block in self.blocks:
+            for row in block.to_pylist():
+                yield RawRow(row["line"], row["text"], row["problem"])
+
+
+def read_all(data: DataConfig) -> list[RawSource]:
+    """Every source of a config, the training ones first. Raises DataError for what cannot be read."""
+    everything = [*data.train, *data.eval]
+    labels = source_labels(everything)
+    splits = ["train"] * len(data.train) + ["eval"] * len(data.eval)
+    return [
+        _read_source(number, source, label, split)
+        for number, (source, label, split) in enumerate(zip(everything, labels, splits, strict=True))
+    ]
+
+
+def _read_source(number: int, source: Source, label: str, split: str) -> RawSource:
+    content = hashlib.sha256()
+    blocks: list[pa.Table] = []
+    open_rows: list[dict[str, Any]] = []
+    size = 0
+    for row in read_rows(source):
+        content.update(f"{row.line}:{row.problem}:{len(row.text)}:".encode() + row.text)
+        open_rows.append({"source": number, "line": row.line, "text": row.text, "problem": row.problem})
+        size += len(row.text)
+        if len(open_rows) == _BLOCK_ROWS or size > _BLOCK_BYTES:
+            blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
+            open_rows, size = [], 0
+    if open_rows:
+        blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
+    if not blocks:
+        raise DataError(f"{source.source}: no rows in it")
+    return RawSource(source, label, split, blocks, content.hexdigest())
+
+
+def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Callable[[str], None]) -> None:
+    """Raise DataError where no source has the named columns; say which sources are read without them."""
+    found = [(raw.source.source, lacks_columns(raw, columns)) for raw in sources]
+    lacking = [(name, why) for name, why in found if why is not None]
+    if len(lacking) == len(found):
+        name, why = lacking[0]
+        raise DataError(f"data.columns: {name}: {why}")
+    for name, why in lacking:
+        announce(f"data.columns do not apply to {name}, whose shape is recognised instead: {why}")
