@@ -19,6 +19,8 @@ from pathlib import Path
 
 from support import ENVIRONMENT, HANG_S
 
+from orpo_ray.runs.console import Console
+
 _LOADED = (
     "accelerate",
     "deepspeed.runtime.engine",
@@ -95,6 +97,7 @@ def _train(job: Job, rank: int, rendezvous: Path) -> None:
     from orpo_ray.config import load_config
     from orpo_ray.data.store import open_artifact
     from orpo_ray.models.hardware import CPU
+    from orpo_ray.runs.run import Run
     from orpo_ray.training import loop
     from orpo_ray.training.checkpoint import read_position
     from orpo_ray.training.reporter import GroupReporter, LocalReporter
@@ -106,31 +109,37 @@ def _train(job: Job, rank: int, rendezvous: Path) -> None:
     url, patience = f"file://{rendezvous}", timedelta(seconds=HANG_S)
     dist.init_process_group("gloo", init_method=url, rank=rank, world_size=job.workers, timeout=patience)
     world = current_world()
-    config = load_config(job.config)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    run = Run(load_config(job.config))
+    run.folder.mkdir(parents=True, exist_ok=True)
     artifact = open_artifact(Path(job.artifact))
-    announce = (lambda line: print(line, file=sys.stderr)) if world.is_first else (lambda line: None)
-    setup = world.from_first(settle(config, artifact, announce, CPU, job.workers) if world.is_first else None)
-    reached = 0
-
-    def watch(step: int, total_steps: int, metrics: dict[str, float]) -> None:
-        nonlocal reached
-        reached = step
-
+    console = _Stopping(job.stop_at, speaks=world.is_first)
+    setup = world.from_first(settle(run, artifact, console.announce, CPU, job.workers) if world.is_first else None)
     if job.plant:
         file, _, name = job.plant.rpartition(":")
-        runpy.run_path(file)[name](world, config.run_dir)
-    local = LocalReporter(
-        config.run_dir,
-        keep=config.training.keep,
-        announce=announce,
-        # A request is heard in the step after it.
-        stop_requested=lambda: job.stop_at is not None and reached >= job.stop_at - 1,
-        watch=watch,
-    )
+        runpy.run_path(file)[name](world, run.folder)
+    local = LocalReporter(run, console)
     begun = local.latest_checkpoint() if world.is_first else None
-    reached = read_position(begun).step if begun else 0
-    loop.train(config, artifact, setup, GroupReporter(local, world), announce)
+    console.reached = read_position(begun).step if begun else 0
+    loop.train(run, artifact, setup, GroupReporter(local, world), console.announce)
+
+
+class _Stopping(Console):
+    """Says what it hears on stderr, and asks to stop at a step."""
+
+    def __init__(self, stop_at: int | None, speaks: bool) -> None:
+        self._stop_at, self._speaks = stop_at, speaks
+        self.reached = 0
+
+    def announce(self, line: str) -> None:
+        if self._speaks:
+            print(line, file=sys.stderr)
+
+    def watch(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        self.reached = step
+
+    def stop_requested(self) -> bool:
+        """A request is heard in the step after it."""
+        return self._stop_at is not None and self.reached >= self._stop_at - 1
 
 
 def _load() -> None:

@@ -26,9 +26,11 @@ from orpo_ray.data.pairs import Pair, TokenPair
 from orpo_ray.data.store import SCHEMA, Artifact, Summary, content_hash, write_artifact
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.models.hardware import CPU
-from orpo_ray.training import loop, record
-from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
-from orpo_ray.training.reporter import LocalReporter, Watch
+from orpo_ray.runs.console import Console, Metrics
+from orpo_ray.runs.run import Run
+from orpo_ray.training import loop, trainer
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Layout
+from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import settle
 from orpo_ray.training.trainer import PreferenceTrainer
 
@@ -98,10 +100,10 @@ def demo_pairs(name: str, count: int) -> list[TokenPair]:
     return tokenised  # type: ignore[return-value]
 
 
-def layout_of(config: RunConfig) -> str:
+def layout_of(config: RunConfig) -> Layout:
     """The layout that a run on the demo's base takes."""
     if config.training.layout != "auto":
-        return config.training.layout
+        return Layout(config.training.layout)
     if config.training.engine == "trl":
         return PADDED
     return PACKED if config.objective.kind == "sft" else SHARED_PREFIX
@@ -147,6 +149,24 @@ def _table(pairs: list[TokenPair]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
+Watch = Callable[[int, int, Metrics], None]
+
+
+class Listener(Console):
+    """Keeps what is said in `said`, and shows the numbers of each step to `watch`."""
+
+    def __init__(self, said: list[str] | None = None, watch: Watch | None = None) -> None:
+        self.said: list[str] = [] if said is None else said
+        self._watch = watch
+
+    def announce(self, line: str) -> None:
+        self.said.append(line)
+
+    def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
+        if self._watch is not None:
+            self._watch(step, total_steps, metrics)
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a run left behind, and what it announced."""
@@ -172,18 +192,15 @@ class Trained:
         return load_file(weights)
 
 
-def train_locally(
-    config: RunConfig, artifact: Artifact, watch: Watch = lambda step, total_steps, metrics: None
-) -> Trained:
+def train_locally(config: RunConfig, artifact: Artifact, watch: Watch | None = None) -> Trained:
     """Run the training loop in this process, or go on with the run."""
-    said: list[str] = []
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    reporter = LocalReporter(config.run_dir, keep=config.training.keep, announce=said.append, watch=watch)
-    setup = settle(config, artifact, said.append, CPU)
-    loop.train(config, artifact, setup, reporter, said.append)
-    result = record.read_json(config.run_dir / record.RESULT_FILE)
+    run, console = Run(config), Listener(watch=watch)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    setup = settle(run, artifact, console.announce, CPU)
+    loop.train(run, artifact, setup, LocalReporter(run, console), console.announce)
+    result = run.result()
     assert result is not None
-    return Trained(config.run_dir, result, said)
+    return Trained(run.folder, result.to_json(), console.said)
 
 
 def remember_trainers(monkeypatch: pytest.MonkeyPatch) -> list[PreferenceTrainer]:
@@ -195,7 +212,7 @@ def remember_trainers(monkeypatch: pytest.MonkeyPatch) -> list[PreferenceTrainer
             super().__init__(*args, **kwargs)
             made.append(self)
 
-    monkeypatch.setattr(loop, "PreferenceTrainer", Remembered)
+    monkeypatch.setattr(trainer, "PreferenceTrainer", Remembered)
     return made
 
 
@@ -234,8 +251,10 @@ def last_step(run_dir: Path) -> int:
 HOLD = """
 import sys
 from pathlib import Path
-from orpo_ray.training.record import run_lock
-with run_lock(Path(sys.argv[1])):
+from orpo_ray.runs.lock import RUN_LOCK_FILE, locked
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True, exist_ok=True)
+with locked(folder / RUN_LOCK_FILE):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from orpo_ray.config import load_config
 from orpo_ray.data.store import open_artifact
 from orpo_ray.models.hardware import CPU
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.run import Run
 from orpo_ray.training import loop
 from orpo_ray.training.reporter import GroupReporter, LocalReporter
 from orpo_ray.training.setup import settle
@@ -18,17 +20,13 @@ def main(config_path: str, artifact_path: str) -> None:
     """Train as one of the processes that the environment tells of."""
     dist.init_process_group("gloo")
     world = current_world()
-    config = load_config(config_path)
+    run = Run(load_config(config_path))
     artifact = open_artifact(Path(artifact_path))
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     world.wait()
-
-    def say_nothing(line: str) -> None:
-        """Its numbers are in the run's folder."""
-
-    setup = settle(config, artifact, say_nothing, CPU, world.size) if world.is_first else None
-    local = LocalReporter(config.run_dir, keep=config.training.keep, announce=say_nothing)
-    loop.train(config, artifact, world.from_first(setup), GroupReporter(local, world), say_nothing)
+    setup = settle(run, artifact, SILENT.announce, CPU, world.size) if world.is_first else None
+    reporter = GroupReporter(LocalReporter(run, SILENT), world)
+    loop.train(run, artifact, world.from_first(setup), reporter, SILENT.announce)
 
 
 if __name__ == "__main__":

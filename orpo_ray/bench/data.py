@@ -18,7 +18,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ from orpo_ray.data.pairs import Pair
 from orpo_ray.data.pipeline import prepare
 from orpo_ray.errors import DataError
 from orpo_ray.models.tokenizer import tokenizer_fingerprint
+from orpo_ray.runs.console import SILENT, Announce
 
 _PACKAGES = ("ray", "trl", "datasets", "transformers", "tokenizers", "pyarrow")
 
@@ -55,8 +56,6 @@ us great old year off come since against go came right used take three
 """
 _ONSETS = "b bl c ch d dr f fl g gr h j k l m n p pl pr qu r s sh st t th tr v w"
 _RHYMES = "ain al an ate ect ed ell en er est ice ide igh ile ing ion ist ive ock old ome ong oon ound ure y"
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def _time_ours(file: Path, tokenizer: Any, max_length: int, folder: Path) -> _Ti
     )
     storage = Path(tempfile.mkdtemp(prefix="storage-", dir=folder))
     watch = _Stopwatch()
-    artifact = prepare(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, _SEED, lambda _: None)
+    artifact = prepare(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, _SEED, SILENT.announce)
     seconds, cpu = watch.read()
     lengths = [table.lengths for table in (artifact.train, artifact.eval)]
     tokens = sum(int(table.sum() + table[:, 0].sum()) for table in lengths)

@@ -1,6 +1,6 @@
 """The pairs that a step is measured on: of a given shape, or from a file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -16,6 +16,7 @@ from orpo_ray.data.sources import read_rows
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.tokenizer import load_tokenizer
+from orpo_ray.runs.console import Announce
 
 Shape = tuple[int, int, int]
 """Tokens of prompt, chosen and rejected answer."""
@@ -31,7 +32,7 @@ def usable_pairs(file: str) -> Iterator[Pair]:
     return (pair for pair in pairs if isinstance(pair, Pair) and check_pair(pair) is None)
 
 
-def tokenizer_at(folder: str, announce: Callable[[str], None]) -> PreTrainedTokenizerBase:
+def tokenizer_at(folder: str, announce: Announce) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names. Raises ConfigError for one that cannot be loaded."""
     try:
         return load_tokenizer(ModelConfig(base=folder), announce)
@@ -53,7 +54,7 @@ def pairs_of_shape(shape: Shape, count: int, ragged: float, vocabulary: int, see
 
 
 def pairs_of_file(
-    file: str, tokenizer_folder: str, max_length: int, count: int, vocabulary: int, announce: Callable[[str], None]
+    file: str, tokenizer_folder: str, max_length: int, count: int, vocabulary: int, announce: Announce
 ) -> list[TokenPair]:
     """The first pairs of a file that fit into `max_length` tokens, nothing truncated.
 

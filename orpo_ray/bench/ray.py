@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,7 +28,8 @@ import psutil
 import yaml
 
 from orpo_ray.errors import RunError
-from orpo_ray.training.record import metric_by_step
+from orpo_ray.runs.console import Announce
+from orpo_ray.runs.metrics import metric_by_step
 
 WORKERS = 2
 _WARM_UP_STEPS = 5
@@ -42,8 +42,6 @@ _POLL_S = 0.5
 _LEAVE_S = 60.0
 _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main")
 _PACKAGES = ("ray", "torch", "transformers", "deepspeed")
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)

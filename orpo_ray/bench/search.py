@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from orpo_ray.errors import RunError
+from orpo_ray.runs.console import Announce
 
 _LAMBDAS = (0.1, 0.27, 0.74, 2.0)
 _RATES = (3.0e-5, 1.4e-4, 6.5e-4, 3.0e-3)
@@ -35,7 +35,7 @@ _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main", "tune")
 _PACKAGES = ("ray", "optuna", "torch", "transformers")
 
 
-def bench_search(seed: int, announce: Callable[[str], None]) -> dict[str, Any]:
+def bench_search(seed: int, announce: Announce) -> dict[str, Any]:
     """Best held-out accuracy and trained steps of a grid, and of a search with the defaults of `search`.
 
     `trial_steps` count every optimizer step of every trial, those after a trial's last evaluation too; `seed` sets the

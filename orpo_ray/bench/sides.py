@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from orpo_ray.bench.models import PAD_ID
-from orpo_ray.config.objectives import DpoConfig, OrpoConfig
+from orpo_ray.config.objectives.dpo import DpoConfig
+from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.training.metrics import StepMetrics

@@ -23,12 +23,10 @@ import psutil
 import yaml
 
 from orpo_ray.errors import RunError
-from orpo_ray.training.record import (
-    METRICS_FILE,
-    RESULT_FILE,
-    WORKERS_LOCK_FILE,
-    metric_by_step,
-)
+from orpo_ray.runs.console import Announce
+from orpo_ray.runs.files import METRICS_FILE, RESULT_FILE
+from orpo_ray.runs.lock import WORKERS_LOCK_FILE
+from orpo_ray.runs.metrics import metric_by_step
 
 STEPS, PAIRS_PER_STEP, EVAL_PAIRS = 4, 16, 16
 _PAIRS_TO_PREPARE = 1024
@@ -39,8 +37,6 @@ _DEMO = files("orpo_ray") / "demo"
 # -P: the files beside it are no modules that it could import.
 _STOCK = (sys.executable, "-P", str(Path(__file__).with_name("stock_run.py")))
 _PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "bitsandbytes")
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)

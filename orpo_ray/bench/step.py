@@ -5,7 +5,7 @@ step, which is the same for both, is left out. Nothing here needs Ray.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +20,7 @@ from orpo_ray.bench.pairs import Shape, pairs_of_file, pairs_of_shape
 from orpo_ray.bench.sides import Ours, Side, Stock, TrlTrainer
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.runs.console import Announce
 from orpo_ray.training.logprobs import SelectedLogProbs
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
@@ -27,8 +28,6 @@ from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 STEPS = 4
 """Different steps that are measured together, so that ragged pairs come in several mixtures."""
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
-
-Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from orpo_ray.errors import ConfigError, OrpoRayError
+from orpo_ray.runs.console import Console, Metrics
+from orpo_ray.runs.files import CONFIG_FILE, LOG_FILE
 
 if TYPE_CHECKING:
-    from orpo_ray.config import RunConfig
+    from orpo_ray.runs.run import RunFolder
+    from orpo_ray.runs.search import Search
     from orpo_ray.storage import Storage
 
 _log = logging.getLogger("orpo_ray")
@@ -48,46 +51,42 @@ def fresh_line() -> str:
     return "\r\x1b[K" if sys.stderr.isatty() else ""
 
 
-def announce_in(run_dir: Path, storage: str) -> Callable[[str], None]:
-    """`announce` for a run of a storage, whose log moves on to the run's folder once the run has begun.
+class Terminal(Console):
+    """The user at a terminal.
 
-    Training begins once it holds the run's lock and has written the config, settings and data being fine: before both,
-    there is nothing to add to a log that may be another process's.
+    The log moves on to the folder of `run` once the run has begun. It begins once it holds its lock and has written the
+    config, settings and data being fine: before both, there is nothing to add to a log that may be another process's.
     """
-    from orpo_ray.storage import storage_at
-    from orpo_ray.training.record import CONFIG_FILE, LOG_FILE, is_locked_by_us
 
-    def tell(line: str) -> None:
-        if is_locked_by_us(run_dir) and (run_dir / CONFIG_FILE).exists():
-            _move_log(run_dir / LOG_FILE, storage_at(storage))
+    def __init__(
+        self,
+        run: RunFolder[Any] | None = None,
+        progress: Callable[[int, int, Metrics], None] | None = None,
+        table: Callable[[Search], None] | None = None,
+    ) -> None:
+        self._run = run
+        self._progress = progress
+        self._table = table
+
+    def announce(self, line: str) -> None:
+        """Print it to stderr, and keep it in the log."""
+        if self._run is not None and self._run.is_ours and self._run.path(CONFIG_FILE).exists():
+            _move_log(self._run.path(LOG_FILE), self._run.storage)
         announce(line)
 
-    return tell
+    def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
+        """Show the progress of a run."""
+        if self._progress is not None:
+            self._progress(step, total_steps, metrics)
 
-
-def check_writable(config: RunConfig) -> None:
-    """Raise ConfigError if a run's folder cannot be made or written; a folder that was not there is not left behind.
-
-    Raises ResourceError where the storage is on other machines and not there.
-    """
-    from orpo_ray.storage import storage_at
-
-    storage_at(config.storage).check()
-    run_dir = config.run_dir
-    is_new = not run_dir.exists()
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=run_dir).close()
-        if is_new:
-            run_dir.rmdir()
-    except OSError as error:
-        raise ConfigError(f"storage: {run_dir} cannot be written: {error.strerror}") from error
+    def watch_search(self, search: Search) -> None:
+        """Show a search's table."""
+        if self._table is not None:
+            self._table(search)
 
 
 def open_log(verbose: bool = False) -> None:
     """Send what libraries log and warn about to a temporary file instead of the terminal, or to both."""
-    from orpo_ray.training.record import LOG_FILE
-
     try:
         _log_to(Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE)
     except OSError as error:

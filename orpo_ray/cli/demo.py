@@ -32,21 +32,24 @@ def demo(
     started = time.monotonic()
     # So small a model gains nothing from more threads, and on a busy laptop they wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from orpo_ray.cli.console import announce, announce_in, check_writable, open_log, prints_to_log
+    from orpo_ray.cli.console import Terminal, announce, open_log, prints_to_log
     from orpo_ray.cli.demo_run import demo_outcome, next_demo, print_demo
 
     open_log()
     config = next_demo(objective.value, storage)
-    check_writable(config)
     from orpo_ray import api
     from orpo_ray.cli.demo_run import judge_prompts
     from orpo_ray.cli.progress import ProgressLine
+    from orpo_ray.runs.console import SILENT
+    from orpo_ray.runs.run import Run
 
+    run = Run(config)
+    run.check_writable()
     with prints_to_log(verbose=False):
-        trained = api.train(config, announce_in(config.run_dir, config.storage), ProgressLine())
+        trained = api.train(config, Terminal(run, ProgressLine()))
     announce("evaluating base and adapter on wordings and fillers that never occur in training")
     prompts = [prompt["prompt"] for prompt in judge_prompts()]
-    evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, announce=lambda line: None)
+    evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, console=SILENT)
     outcome = demo_outcome(config, trained, evaluation)
     outcome["seconds"] = time.monotonic() - started
     if not json:

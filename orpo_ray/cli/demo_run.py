@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from rich.text import Text
 
 from orpo_ray.config import RunConfig, build
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.record import CONFIG_FILE, RESULT_FILE, refuse_changed_config, run_lock
+from orpo_ray.runs.files import CONFIG_FILE, RESULT_FILE
+from orpo_ray.runs.results import Evaluation, Sample, TrainResult
+from orpo_ray.runs.run import Run
 
 _FOLDER = Path(str(importlib.resources.files("orpo_ray") / "demo"))
 _HELD_OUT = ("h1", "h2", "h3")
@@ -51,10 +54,10 @@ def demo_config(objective: str, storage: str, stamp: str) -> RunConfig:
 def next_demo(objective: str, storage: str) -> RunConfig:
     """The newest demo of an objective that was interrupted and can go on; else a new one."""
     new = demo_config(objective, storage, time.strftime("%Y%m%d-%H%M%S"))
-    begun = [path.parent for path in new.storage_dir.glob(f"demo-{objective}-*/{CONFIG_FILE}")]
-    for run_dir in sorted(begun, reverse=True):
-        if not (run_dir / RESULT_FILE).exists():
-            config = _interrupted_demo(objective, storage, run_dir.name.removeprefix(f"demo-{objective}-"))
+    begun = [path.parent for path in Run(new).root.glob(f"demo-{objective}-*/{CONFIG_FILE}")]
+    for folder in sorted(begun, reverse=True):
+        if not (folder / RESULT_FILE).exists():
+            config = _interrupted_demo(objective, storage, folder.name.removeprefix(f"demo-{objective}-"))
             if config is not None:
                 return config
     return new
@@ -64,8 +67,9 @@ def _interrupted_demo(objective: str, storage: str, stamp: str) -> RunConfig | N
     """That demo, unless a process is at it or it was made with another recipe."""
     try:
         config = demo_config(objective, storage, stamp)
-        with run_lock(config.run_dir):
-            refuse_changed_config(config.run_dir, config)
+        run = Run(config)
+        with run.lock():
+            run.refuse_changes()
     except (ConfigError, OSError):
         return None
     return config
@@ -86,10 +90,10 @@ def verdict(answer: str, question: dict[str, Any]) -> str:
     return "broken"
 
 
-def demo_outcome(config: RunConfig, trained: dict[str, Any], evaluation: dict[str, Any]) -> dict[str, Any]:
+def demo_outcome(config: RunConfig, trained: TrainResult, evaluation: Evaluation) -> dict[str, Any]:
     """The demo's numbers, all read off the run."""
-    before, after = evaluation["metrics"]["base"], evaluation["metrics"]["trained"]
-    counts = {who: _count_verdicts(evaluation["samples"], who) for who in ("base", "trained")}
+    before, after = evaluation.metrics["base"], evaluation.metrics["trained"]
+    counts = {who: _count_verdicts(evaluation.samples, who) for who in ("base", "trained")}
     accuracies = {f"{name}_before": before[f"{name}.jsonl"]["accuracy"] for name in _HELD_OUT}
     accuracies |= {f"{name}_after": after[f"{name}.jsonl"]["accuracy"] for name in _HELD_OUT}
     return {
@@ -100,19 +104,19 @@ def demo_outcome(config: RunConfig, trained: dict[str, Any], evaluation: dict[st
         "greedy_before": counts["base"],
         "greedy_after": counts["trained"],
         "greedy_good": counts["trained"]["good"],
-        "adapter": trained["adapter"],
+        "adapter": trained.adapter,
         "base": config.model.base,
         "eval_file": str(_FOLDER / "h1.jsonl"),
-        "quantized_modules": evaluation["quantized_modules"],
-        "workers": trained["workers"],
-        "strategy": trained["strategy"],
-        "ray_version": trained["versions"]["ray"],
-        "steps": trained["steps"],
-        "pairs_per_second": trained["pairs_per_second"],
+        "quantized_modules": evaluation.quantized_modules,
+        "workers": list(trained.workers),
+        "strategy": trained.strategy,
+        "ray_version": trained.versions["ray"],
+        "steps": trained.steps,
+        "pairs_per_second": trained.pairs_per_second,
     }
 
 
-def print_demo(outcome: dict[str, Any], evaluation: dict[str, Any]) -> None:
+def print_demo(outcome: dict[str, Any], evaluation: Evaluation) -> None:
     """The most telling numbers and a few answers."""
     console = Console()
     table = Table(title=f"{outcome['objective'].upper()} with NF4 QLoRA, on pairs it never saw", title_justify="left")
@@ -120,30 +124,30 @@ def print_demo(outcome: dict[str, Any], evaluation: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if column else "left")
     for name in _HELD_OUT:
         table.add_row(_LABELS[name], f"{outcome[f'{name}_before']:.2f}", f"{outcome[f'{name}_after']:.2f}")
-    before, after = (evaluation["metrics"][who]["all"] for who in ("base", "trained"))
+    before, after = (evaluation.metrics[who]["all"] for who in ("base", "trained"))
     for key, label in (("chosen_logp", "chosen"), ("rejected_logp", "rejected")):
         table.add_row(f"{label} log-prob per token", f"{before[key]:.2f}", f"{after[key]:.2f}")
     for kind, label in zip(_VERDICTS, ("polite and right", "rude and wrong", "anything else"), strict=True):
-        row = [f"{outcome[when][kind]} of {len(evaluation['samples'])}" for when in ("greedy_before", "greedy_after")]
+        row = [f"{outcome[when][kind]} of {len(evaluation.samples)}" for when in ("greedy_before", "greedy_after")]
         table.add_row(f"greedy answers: {label}", *row)
     console.print(table)
-    for question, sample in _telling(evaluation["samples"]):
+    for question, sample in _telling(evaluation.samples):
         console.print(Text(question["prompt"][-1]["content"], style="bold"))
-        console.print(Text(f"  before: {sample['base']}"))
-        console.print(Text(f"  after:  {sample['trained']}"))
+        console.print(Text(f"  before: {sample.base}"))
+        console.print(Text(f"  after:  {sample.trained}"))
     console.print(f"{outcome['seconds']:.0f} seconds; adapter: {outcome['adapter']}", soft_wrap=True)
 
 
-def _telling(samples: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _telling(samples: Sequence[Sample]) -> list[tuple[dict[str, Any], Sample]]:
     """A few answers: first those that were rude and wrong and are good now, then those that changed."""
     both = list(zip(judge_prompts(), samples, strict=True))
-    mended = [(q, s) for q, s in both if verdict(s["base"], q) == "bad" and verdict(s["trained"], q) == "good"]
-    changed = [(q, s) for q, s in both if (q, s) not in mended and s["base"] != s["trained"]]
+    mended = [(q, s) for q, s in both if verdict(s.base, q) == "bad" and verdict(s.trained, q) == "good"]
+    changed = [(q, s) for q, s in both if (q, s) not in mended and s.base != s.trained]
     return (mended + changed + both)[:_SHOWN_ANSWERS]
 
 
-def _count_verdicts(samples: list[dict[str, Any]], who: str) -> dict[str, int]:
-    verdicts = Counter(verdict(s[who], question) for question, s in zip(judge_prompts(), samples, strict=True))
+def _count_verdicts(samples: Sequence[Sample], who: str) -> dict[str, int]:
+    verdicts = Counter(verdict(getattr(s, who), question) for question, s in zip(judge_prompts(), samples, strict=True))
     return {kind: verdicts[kind] for kind in _VERDICTS}
 
 

@@ -18,14 +18,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Compare base and trained model on the evaluation pairs: accuracy, margin, log-probs, answers."""
     from orpo_ray.cli.config_file import load
-    from orpo_ray.cli.console import announce, open_log
+    from orpo_ray.cli.console import Terminal, open_log
 
     settings = load(config, overrides or ())
     open_log()
     from orpo_ray import api
     from orpo_ray.cli.results import print_result
 
-    result = api.evaluate(settings, adapter=adapter, samples=samples, max_new_tokens=max_new_tokens, announce=announce)
+    judged = api.evaluate(settings, adapter, samples=samples, max_new_tokens=max_new_tokens, console=Terminal())
+    result = judged.to_json()
     if not json:
         print_result("evaluate", result)
     return result

@@ -28,24 +28,24 @@ def prepare(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
     """Check and tokenise preference pairs, from a config or from --tokenizer, --train and --storage."""
-    from orpo_ray.cli.console import announce, open_log
+    from orpo_ray.cli.console import Terminal, open_log
 
     options = _as_overrides(tokenizer, train, evaluation, storage, columns)
     config = _resolve(settings or [], list(options))
     open_log()
     from orpo_ray import api
     from orpo_ray.cli.results import print_result
-    from orpo_ray.storage import storage_at
+    from orpo_ray.runs.run import Run
 
-    kept_in = storage_at(config.storage)
+    kept_in = Run(config).storage
     kept_in.check()
-    seed, patience = config.training.seed, config.scale.queue_timeout
-    artifact = api.prepare(config.data, config.model, config.storage_dir, seed, announce, kept_in, patience)
+    artifact = api.prepare(config, Terminal())
     if show:
         from orpo_ray.cli.show_pairs import show_artifact
         from orpo_ray.models.tokenizer import load_tokenizer
+        from orpo_ray.runs.console import SILENT
 
-        show_artifact(artifact, load_tokenizer(config.model, lambda _: None), show, to_stderr=json)
+        show_artifact(artifact, load_tokenizer(config.model, SILENT.announce), show, to_stderr=json)
     result = {
         "artifact": kept_in.place_of(artifact.path),
         "quarantine": kept_in.place_of(artifact.path / "quarantine.jsonl"),

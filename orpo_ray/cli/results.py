@@ -12,7 +12,7 @@ def print_result(command: str, result: dict[str, Any]) -> None:
             print(f"prepared: {result['artifact']}")
         case "tune":
             from orpo_ray.cli.search_table import print_search
-            from orpo_ray.search.record import search_of
+            from orpo_ray.runs.search import search_of
 
             print_search(search_of(result))
         case "evaluate":

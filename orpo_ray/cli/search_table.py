@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,12 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.cli.progress import hours_minutes_seconds
-from orpo_ray.config.storage import local_path
-from orpo_ray.errors import ConfigError
+from orpo_ray.runs.search import Found, Search, Trial
 from orpo_ray.search.outcome import shown_values, trial_steps
-from orpo_ray.search.record import FOLDER, Search, Trial, read_search
-from orpo_ray.storage import storage_at
-from orpo_ray.training.record import SEARCH_FILE, is_locked
 
 _STATES = {"running": "running", "finished": "finished", "stopped": "given up", "failed": "failed"}
 _COLUMNS = ("eval/accuracy", "eval/margin", "eval/nll")
@@ -79,22 +75,6 @@ def _seconds_left(search: Search, now: float) -> float | None:
     return (to_end + mean * max(0, search.trial_count - len(search.trials))) * (now - search.began.at) / steps
 
 
-def find_search(run: str) -> Search:
-    """The search of a run's folder, or in it. Raises ConfigError where there is none."""
-    folder, storage = local_path(run), storage_at(run)
-    for candidate in (folder / FOLDER, folder):
-        if storage.is_remote and not is_locked(candidate):
-            storage.fetch(candidate / SEARCH_FILE)
-        if candidate.is_dir() and (found := read_search(candidate)) is not None:
-            # On which server the process of a search in a bucket is at work, if it is, nobody can tell from here.
-            if found.status == "running" and not storage.is_remote and not is_locked(candidate):
-                found.status = "interrupted"  # its process was killed: the same command goes on
-            return found
-    raise ConfigError(
-        f"{run}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such as runs/x"
-    )
-
-
 def table_of(search: Search, rows: int | None = None) -> Table:
     """A row a trial; where there is room for so many `rows` only, those that are running and the latest to end."""
     fields = list(dict.fromkeys(name for trial in search.trials for name in trial.values))
@@ -107,7 +87,7 @@ def table_of(search: Search, rows: int | None = None) -> Table:
     table.add_column("state")
     for trial in _shown(search.trials, rows):
         numbers = [f"{trial.last[name]:.3f}" if trial.last.get(name) is not None else "" for name in _COLUMNS]
-        marked = "bold" if trial.number == search.outcome.get("best") else ""
+        marked = "bold" if search.outcome is not None and trial.number == search.outcome.best else ""
         values = [shown_values({name: trial.values[name]}).partition("=")[2] for name in fields]
         step = f"{trial.steps}/{trial.total_steps}" if trial.total_steps else ""
         table.add_row(str(trial.number), *values, step, *numbers, _STATES[trial.state], style=marked)
@@ -140,22 +120,22 @@ def print_search(search: Search, console: Console | None = None) -> None:
         _print_outcome(search.outcome, console)
 
 
-def _print_outcome(outcome: dict[str, Any], console: Console) -> None:
+def _print_outcome(outcome: Found, console: Console) -> None:
     table = Table(title="Pareto front: nobody has both a higher accuracy and a lower NLL", title_justify="left")
     for column in ("trial", "accuracy", "NLL of chosen", "margin", "values"):
         table.add_column(column, justify="left" if column == "values" else "right", overflow="fold")
-    for point in outcome["pareto"]:
+    for point in outcome.pareto:
         numbers = (f"{point[name]:.3f}" for name in ("accuracy", "nll", "margin"))
         table.add_row(str(point["trial"]), *numbers, shown_values(point["values"]))
     console.print(table)
-    for sample in outcome["answers"]:
+    for sample in outcome.answers:
         console.print(Text(sample["prompt"], style="bold"))
         for who, text in sample.items():
             if who != "prompt":
                 console.print(Text(f"  {who}: {text}"))
-    for line in outcome["reading"]:
+    for line in outcome.reading:
         console.print(Text(line))
-    console.print(f"config:  {outcome['config']}\nadapter: {outcome['adapter']}", soft_wrap=True)
+    console.print(f"config:  {outcome.config}\nadapter: {outcome.adapter}", soft_wrap=True)
 
 
 def _line(trial: Trial) -> str:

@@ -17,21 +17,23 @@ def train(
 ) -> dict[str, Any]:
     """Train an adapter on preference pairs; the same command resumes an unfinished run."""
     from orpo_ray.cli.config_file import load
-    from orpo_ray.cli.console import announce, announce_in, check_writable, open_log, prints_to_log
+    from orpo_ray.cli.console import Terminal, announce, open_log, prints_to_log
 
     settings = load(config, overrides or ())
     open_log(verbose)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
     from orpo_ray.cli.results import print_result
+    from orpo_ray.runs.run import Run
 
     if dry_run:
-        result = api.plan_only(settings, announce)
-        announce(f"the plan has {result['steps']} steps; nothing was started")
-        return result
-    check_writable(settings)
+        plan = api.plan(settings, Terminal())
+        announce(f"the plan has {plan.steps} steps; nothing was started")
+        return plan.to_json()
+    run = Run(settings)
+    run.check_writable()
     with prints_to_log(verbose):
-        result = api.train(settings, announce_in(settings.run_dir, settings.storage), ProgressLine(), verbose)
+        result = api.train(settings, Terminal(run, ProgressLine()), verbose).to_json()
     if not json:
         print_result("train", result)
     return result

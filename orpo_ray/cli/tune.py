@@ -19,11 +19,10 @@ def tune(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
     """Search lambda, learning rate or any other setting; the same command goes on with an unfinished search."""
-    from dataclasses import asdict
-
     from orpo_ray.cli.results import print_result
-    from orpo_ray.cli.search_table import SearchTable, find_search, print_search
+    from orpo_ray.cli.search_table import SearchTable, print_search
     from orpo_ray.errors import ConfigError
+    from orpo_ray.runs.search import find_search
 
     if show is not None:
         if config is not None or dry_run:
@@ -31,7 +30,7 @@ def tune(
         found = find_search(show)
         if not json:
             print_search(found)
-        return asdict(found)
+        return found.to_json()
     if config is None:
         raise ConfigError("name a config to search with, or a search to look at with --show RUN")
     if dry_run:
@@ -44,28 +43,28 @@ def tune(
 
 def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[str, Any]:
     from orpo_ray.cli.config_file import load
-    from orpo_ray.cli.console import announce_in, check_writable, open_log, prints_to_log
+    from orpo_ray.cli.console import Terminal, open_log, prints_to_log
 
     settings = load(path, overrides)
     open_log(verbose)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
-    from orpo_ray.search.record import FOLDER
+    from orpo_ray.runs.run import Run
+    from orpo_ray.runs.search import search_for
 
-    check_writable(settings)
+    Run(settings).check_writable()
     with prints_to_log(verbose), table:
-        tell = announce_in(settings.run_dir / FOLDER, settings.storage)
-        return api.tune(settings, tell, table, verbose, ProgressLine())
+        return api.tune(settings, Terminal(search_for(settings), ProgressLine(), table), verbose).to_json()
 
 
 def _plan(path: str, overrides: list[str]) -> dict[str, Any]:
     from orpo_ray.cli.config_file import load
-    from orpo_ray.cli.console import announce, open_log
+    from orpo_ray.cli.console import Terminal, announce, open_log
 
     settings = load(path, overrides)
     open_log()
     from orpo_ray import api
 
-    plan = api.plan_search(settings, announce)
-    announce(f"{plan['trials']} trials of {plan['steps']} steps, {plan['at_once']} at once; nothing was started")
-    return plan
+    plan = api.plan_search(settings, Terminal())
+    announce(f"{plan.trials} trials of {plan.trial.steps} steps, {plan.at_once} at once; nothing was started")
+    return plan.to_json()

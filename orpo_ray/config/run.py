@@ -11,7 +11,8 @@ from orpo_ray.config.data import DataConfig
 from orpo_ray.config.engine import refuse_engine
 from orpo_ray.config.explain import all_keys
 from orpo_ray.config.model import AdapterConfig, ModelConfig
-from orpo_ray.config.objectives import ObjectiveConfig, OrpoConfig
+from orpo_ray.config.objectives import AnyObjective
+from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.config.search import SearchConfig, refuse_field
 from orpo_ray.config.section import Section
 from orpo_ray.config.storage import checked_place, inside, is_url, local_path
@@ -32,7 +33,7 @@ class RunConfig(Section):
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig
-    objective: ObjectiveConfig = OrpoConfig()
+    objective: AnyObjective = OrpoConfig()
     training: TrainingConfig = TrainingConfig()
     scale: ScaleConfig = ScaleConfig()
     stages: tuple[dict[str, Any], ...] = Field(

@@ -34,6 +34,7 @@ from orpo_ray.data.summary import describe, summarise
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fixed_date
 from orpo_ray.errors import ResourceError
 from orpo_ray.ray_runtime import ROOM_S, quiet_context, refuse_unreachable, start_ray
+from orpo_ray.runs.console import Announce
 from orpo_ray.storage import LOCAL, Storage
 
 _ALONE_BYTES = 2 * 2**20
@@ -51,7 +52,7 @@ def prepare(
     tokenizer_fingerprint: str,
     storage: Path,
     seed: int,
-    announce: Callable[[str], None],
+    announce: Announce,
     kept_in: Storage = LOCAL,
     queue_timeout: float = ROOM_S,
 ) -> Artifact:
@@ -150,7 +151,7 @@ def _process_with_ray(
         return pa.concat_tables(tables)
 
 
-def _wait_for_room(queue_timeout: float, announce: Callable[[str], None]) -> None:
+def _wait_for_room(queue_timeout: float, announce: Announce) -> None:
     """Raise ResourceError where no CPU of a cluster becomes free in time; Ray Data itself would wait without end."""
     import ray
 

@@ -1,7 +1,7 @@
 """The rows of a run's sources as they stand in them, before anybody asks what they mean."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from orpo_ray.config.data import Columns, DataConfig, Source
 from orpo_ray.data.rows import RAW, lacks_columns
 from orpo_ray.data.sources import RawRow, read_rows, source_labels
 from orpo_ray.errors import DataError
+from orpo_ray.runs.console import Announce
 
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
@@ -67,7 +68,7 @@ def _read_source(number: int, source: Source, label: str, split: str) -> RawSour
     return RawSource(source, label, split, blocks, content.hexdigest())
 
 
-def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Callable[[str], None]) -> None:
+def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Announce) -> None:
     """Raise DataError where no source has the named columns; say which sources are read without them."""
     found = [(raw.source.source, lacks_columns(raw, columns)) for raw in sources]
     lacking = [(name, why) for name, why in found if why is not None]

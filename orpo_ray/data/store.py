@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from orpo_ray.data.pairs import IntArray, TokenPair
 from orpo_ray.errors import DataError
+from orpo_ray.runs.console import Announce
 
 DATA_VERSION = 2
 """Raise it when a change of code changes the tokens that come out of the same rows."""
@@ -133,7 +134,7 @@ def artifact_path(storage: Path, digest: str) -> Path:
     return storage / "artifacts" / digest[:16]
 
 
-def find_artifact(storage: Path, digest: str, announce: Callable[[str], None]) -> Artifact | None:
+def find_artifact(storage: Path, digest: str, announce: Announce) -> Artifact | None:
     """The finished artifact with this hash, or None; a damaged one is announced and not used."""
     path = artifact_path(storage, digest)
     if not path.exists():

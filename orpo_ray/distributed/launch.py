@@ -6,27 +6,25 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from ray.exceptions import RayError
 from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
-from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.entry import train_worker
 from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_deterministic
-from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
+from orpo_ray.distributed.ray_thread import RayThread
 from orpo_ray.distributed.task import Task, task_of
 from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.ray_runtime import ROOM_S, joins_cluster
+from orpo_ray.runs.console import Console
+from orpo_ray.runs.run import Run
 from orpo_ray.training.decisions import Setup
-from orpo_ray.training.reporter import Watch
-from orpo_ray.training.setup import Announce
 
 _LOST_MAILBOX_S = 60.0
 _GROUP_TIMEOUT_S = 1800
@@ -60,9 +58,7 @@ _SETTINGS = {
 class Driver:
     """The process that gave the command: speaks to the user, hears a wish to stop, and looks at the cluster again."""
 
-    announce: Announce
-    watch: Watch
-    stop_requested: Callable[[], bool]
+    console: Console
     place_again: Callable[[], tuple[Placement, Setup]]
     """Where the workers go, and what follows from it, on what is left after a loss."""
     poll_s: float = 1.0
@@ -95,13 +91,13 @@ class Group(Protocol):
         """Have nothing more to do with them, whether they have ended or not."""
 
 
-Start = Callable[[RunConfig, Placement, Task], Group]
+Start = Callable[[Run, Placement, Task], Group]
 
 
 class RayGroup:
     """Workers under Ray Train, with the mailbox that they share with this process."""
 
-    def __init__(self, config: RunConfig, placement: Placement, task: Task) -> None:
+    def __init__(self, run: Run, placement: Placement, task: Task) -> None:
         """Start them."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -112,8 +108,8 @@ class RayGroup:
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         free_what_dead_controllers_hold()
         settings = {"task": task, "mailbox": self._mailbox}
-        self._trainer = _trainer(config, placement, settings)
-        self._fitting = Fitting(self._trainer)
+        self._trainer = _trainer(run, placement, settings)
+        self._fitting = RayThread(self._trainer.fit)
         self._fitting.start()
 
     @property
@@ -160,7 +156,7 @@ class RayGroup:
 
 
 def train(
-    config: RunConfig,
+    run: Run,
     artifact: Artifact,
     setup: Setup,
     placement: Placement,
@@ -173,23 +169,22 @@ def train(
     of the cluster. Raises what the first worker to fail raised, StoppedError after a stop, ResourceError if
     the workers cannot be started.
     """
-    retries_left = config.scale.max_failures
+    scale, announce = run.config.scale, driver.console.announce
+    retries_left = scale.max_failures
     while True:
-        if driver.stop_requested():
+        if driver.console.stop_requested():
             raise StoppedError(_STOPPED)
-        driver.announce(
-            f"starting {placement.workers} {'workers' if placement.workers > 1 else 'worker'} under Ray Train"
-        )
-        is_first = retries_left == config.scale.max_failures
-        with _patience(config.scale.queue_timeout if is_first and joins_cluster() else 0):
-            error = _attempt(config, placement, task_of(config, artifact, setup), driver, start)
+        announce(f"starting {placement.workers} {'workers' if placement.workers > 1 else 'worker'} under Ray Train")
+        is_first = retries_left == scale.max_failures
+        with _patience(scale.queue_timeout if is_first and joins_cluster() else 0):
+            error = _attempt(run, placement, task_of(run, artifact, setup), driver, start)
         if error is None:
             return
         decision = _decide(error, placement, retries_left, is_first)
         if isinstance(decision, GiveUp):
             raise decision.error from error
         retries_left -= 1
-        driver.announce(f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)")
+        announce(f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)")
         placement, setup = driver.place_again()
 
 
@@ -210,22 +205,22 @@ def _patience(queue_timeout: float) -> Iterator[None]:
 
 
 def _attempt(
-    config: RunConfig,
+    run: Run,
     placement: Placement,
     task: Task,
     driver: Driver,
     start: Start,
 ) -> Exception | None:
     """Start the workers once, and pass on their news until they end; what Ray Train raised, if anything."""
-    _forget(config.run_dir)
-    group = start(config, placement, task)
+    _forget(run)
+    group = start(run, placement, task)
     try:
         _attend(group, driver)
     except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
     finally:
         group.leave()
-    _forget(config.run_dir)
+    _forget(run)
     return group.error
 
 
@@ -235,21 +230,21 @@ def _attend(group: Group, driver: Driver) -> None:
     while group.is_alive():
         if silent and group.waits_for_room():
             silent = False
-            driver.announce("the cluster is busy; the workers start when others leave them room")
-        if driver.stop_requested() and not told_to_stop:
+            driver.console.announce("the cluster is busy; the workers start when others leave them room")
+        if driver.console.stop_requested() and not told_to_stop:
             told_to_stop = True
             if not group.request_stop():
                 raise StoppedError(_STOPPED)  # workers that are still starting have nothing to save
         group.join(driver.poll_s)
         news = group.collect()
         silent = silent and not news
-        _pass_on(news, driver)
-    _pass_on(group.collect(), driver)
+        _pass_on(news, driver.console)
+    _pass_on(group.collect(), driver.console)
 
 
-def _forget(run_dir: Path) -> None:
+def _forget(run: Run) -> None:
     for name in _RAYS_OWN:
-        (run_dir / name).unlink(missing_ok=True)
+        run.path(name).unlink(missing_ok=True)
 
 
 def free_what_dead_controllers_hold() -> None:
@@ -290,15 +285,15 @@ def _groups_of_controllers() -> list[Any]:
     return [group for group in groups if group.creator_actor_id != _NO_ACTOR and group.creator_job_id.hex() == job]
 
 
-def _pass_on(messages: list[Message], driver: Driver) -> None:
+def _pass_on(messages: list[Message], console: Console) -> None:
     for message in messages:
         if message.kind == "metrics":
-            driver.watch(*message.content)
+            console.watch(*message.content)
         else:
-            driver.announce(message.content)
+            console.announce(message.content)
 
 
-def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) -> Any:
+def _trainer(run: Run, placement: Placement, settings: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ray.train import FailureConfig, LoggingConfig, ScalingConfig
@@ -317,8 +312,8 @@ def _trainer(config: RunConfig, placement: Placement, settings: dict[str, Any]) 
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RayRunConfig(
             # Its folder is the run's own: Ray takes note of checkpoints only where it lies above them.
-            name=config.run_dir.name,
-            storage_path=str(config.run_dir.parent),
+            name=run.folder.name,
+            storage_path=str(run.folder.parent),
             logging_config=LoggingConfig(log_level="ERROR"),
             # Whether to start again is decided here, from what went wrong; Ray would retry a user's error too.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),

@@ -9,6 +9,7 @@ from orpo_ray.config import ScaleConfig
 from orpo_ray.config.training import DeepSpeedConfig
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.ray_runtime import joins_cluster, owns_ray, start_ray
+from orpo_ray.runs.console import Announce
 
 _CPU_WORKERS = 2
 """What `workers: auto` means where there is no GPU."""
@@ -41,7 +42,7 @@ class Placement:
     own_ray: bool = False
 
 
-def place(scale: ScaleConfig, announce: Callable[[str], None], verbose: bool = False) -> Placement:
+def place(scale: ScaleConfig, announce: Announce, verbose: bool = False) -> Placement:
     """Look at the cluster and place the workers there. Raises ResourceError where they do not fit.
 
     One worker that no cluster was named for needs no look: it is this process. On a cluster Ray starts that one too.
@@ -114,7 +115,7 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
 def wait_for_room(
     placement: Placement,
     queue_timeout: float,
-    announce: Callable[[str], None],
+    announce: Announce,
     free: Callable[[], Sequence[Node]],
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,

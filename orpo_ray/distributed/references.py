@@ -1,7 +1,6 @@
 """Reference log-probs by Ray Data actors, one on each worker's share of the cluster, before training starts."""
 
 import queue
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,15 +9,17 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from orpo_ray import errors
-from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.launch import Driver
 from orpo_ray.distributed.preflight import Placement
+from orpo_ray.distributed.ray_thread import RayThread
 from orpo_ray.distributed.scorer import Scorer
 from orpo_ray.distributed.task import Task, task_of
 from orpo_ray.errors import ResourceError, RunError, StoppedError
 from orpo_ray.objectives import build_objective
 from orpo_ray.ray_runtime import ROOM_S, quiet_context
+from orpo_ray.runs.console import SILENT, Console
+from orpo_ray.runs.run import Run
 from orpo_ray.training.decisions import Setup
 from orpo_ray.training.plan import cut_packs, pack_costs
 from orpo_ray.training.reference import reference_cache
@@ -28,28 +29,29 @@ _POLL_S = 1.0
 
 
 def prepare_references(
-    config: RunConfig, artifact: Artifact, setup: Setup, placement: Placement, driver: Driver
+    run: Run, artifact: Artifact, setup: Setup, placement: Placement, driver: Driver
 ) -> tuple[Placement, Setup]:
     """Have the reference log-probs of the training pairs in the cache, if the objective needs them.
 
     Quantisation, dtype and layout are those of training. CPUs and GPUs are free again when this returns. Actors that
     are lost are started again, `scale.max_failures` times, on what is left of the cluster; returns where that is.
     """
+    config, announce = run.config, driver.console.announce
     if not build_objective(config.objective).needs_reference:
         return placement, setup
-    cache = reference_cache(config, setup)
-    if cache.read(len(artifact.train), lambda line: None) is not None:
+    cache = reference_cache(run, setup)
+    if cache.read(len(artifact.train), SILENT.announce) is not None:
         return placement, setup  # announced by the workers, who read it again
     _, distinct, copies = np.unique(artifact.train.pair_ids, return_index=True, return_inverse=True)
-    task = task_of(config, artifact, setup)
+    task = task_of(run, artifact, setup)
     costs = pack_costs(artifact.train.lengths, setup.decisions.layout)
     packs = cut_packs(distinct, costs, setup.decisions.tokens_per_microbatch)
     retries_left = config.scale.max_failures
     while True:
         actors = f"{placement.workers} actors" if placement.workers > 1 else "one actor"
-        driver.announce(f"reference log-probs: computing them once for {len(distinct)} pairs, by {actors}")
+        announce(f"reference log-probs: computing them once for {len(distinct)} pairs, by {actors}")
         try:
-            log_probs = _compute(task, packs, len(artifact.train), placement, driver)[distinct][copies]
+            log_probs = _compute(task, packs, len(artifact.train), placement, driver.console)[distinct][copies]
             break
         except RayTaskError as error:
             raise RunError(f"an actor that computes reference log-probs failed: {error.cause!r}") from error
@@ -64,7 +66,7 @@ def prepare_references(
                     "the same command starts again"
                 ) from error
             retries_left -= 1
-            driver.announce(f"an actor was lost; starting again ({retries_left} retries left)")
+            announce(f"an actor was lost; starting again ({retries_left} retries left)")
             placement, setup = driver.place_again()
     if not np.isfinite(log_probs).all():
         raise RunError("a reference log-prob is not finite; there are bad numbers among the base's weights")
@@ -73,11 +75,11 @@ def prepare_references(
 
 
 def _compute(
-    task: Task, packs: list[NDArray[np.int64]], rows: int, placement: Placement, driver: Driver
+    task: Task, packs: list[NDArray[np.int64]], rows: int, placement: Placement, console: Console
 ) -> NDArray[np.float64]:
     """Log-probs [rows, 2], those of the pairs in `packs` filled in."""
     scored = np.full((rows, 2), np.nan)
-    for batch in _as_they_come(_score(task, packs, placement), driver):
+    for batch in _as_they_come(_score(task, packs, placement), console):
         for name, message in zip(batch["error"], batch["message"], strict=True):
             if name:
                 raise getattr(errors, name)(message)
@@ -85,8 +87,8 @@ def _compute(
     return scored
 
 
-def _as_they_come(batches: Iterator[Any], driver: Driver) -> Iterator[Any]:
-    """The same batches, fetched by a thread of their own: a wish to stop is heard while actors wait for room, too."""
+def _as_they_come(batches: Iterator[Any], console: Console) -> Iterator[Any]:
+    """The same batches, waited for beside this thread: a wish to stop is heard while actors wait for room, too."""
     fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
     done = object()
 
@@ -94,23 +96,27 @@ def _as_they_come(batches: Iterator[Any], driver: Driver) -> Iterator[Any]:
         try:
             for batch in batches:
                 fetched.put(batch)
+        finally:
             fetched.put(done)
-        except Exception as error:  # noqa: BLE001 - handed to the thread that waits for the batches
-            fetched.put(error)
 
-    threading.Thread(target=fetch, name="reference-batches", daemon=True).start()
-    while True:
-        if driver.stop_requested():
-            raise StoppedError("stopped before the first step; the same command starts again")
-        try:
-            batch = fetched.get(timeout=_POLL_S)
-        except queue.Empty:
-            continue
-        if batch is done:
-            return
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    thread = RayThread(fetch)
+    thread.start()
+    try:
+        batch = None
+        while batch is not done:
+            if console.stop_requested():
+                raise StoppedError("stopped before the first step; the same command starts again")
+            try:
+                batch = fetched.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            if batch is not done:
+                yield batch
+        thread.join()
+    finally:
+        thread.leave()
+    if thread.error is not None:
+        raise thread.error
 
 
 def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> Any:

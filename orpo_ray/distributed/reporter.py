@@ -11,9 +11,10 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 from orpo_ray.distributed.mailbox import Message
 from orpo_ray.errors import RunError
-from orpo_ray.storage import LOCAL, Storage
+from orpo_ray.runs.console import Metrics
+from orpo_ray.runs.metrics import plain_record
 from orpo_ray.training.checkpoint import Position
-from orpo_ray.training.reporter import GroupReporter, LocalReporter, Metrics, plain_record
+from orpo_ray.training.reporter import GroupReporter, LocalReporter
 from orpo_ray.training.world import World
 
 _ACKNOWLEDGEMENT_S = 120.0
@@ -26,8 +27,8 @@ _ANSWER_S = 0.5
 class RayReporter(GroupReporter):
     """Reports of all ranks of a worker group; each rank has one and calls it in step with the others."""
 
-    def __init__(self, local: LocalReporter, world: World, mailbox: Any, storage: Storage = LOCAL) -> None:
-        super().__init__(local, world, storage)
+    def __init__(self, local: LocalReporter, world: World, mailbox: Any) -> None:
+        super().__init__(local, world)
         self._local = local
         self._mailbox = mailbox
         self._news: list[Message] = []
@@ -50,7 +51,7 @@ class RayReporter(GroupReporter):
         super().save(position, write)
         # Ray, which only takes note, knows the run's folder as the driver's server has it.
         run_dir = Path(ray.train.get_context().get_storage().experiment_fs_path)
-        folder = str(run_dir / self._local.folder_of(position.step).relative_to(self._local.run_dir))
+        folder = str(run_dir / self._local.folder_of(position.step).relative_to(self._local.run.folder))
         ray.train.report(
             plain_record(position.step, position.metrics),
             checkpoint=Checkpoint(folder) if self._world.is_first else None,

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from orpo_ray.distributed.task import Task
 from orpo_ray.errors import OrpoRayError
-from orpo_ray.training.strategy import SINGLE
+from orpo_ray.runs.console import SILENT
+from orpo_ray.training.strategy import Strategy
 
 Score = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """Summed log-probs [n, 2] of the pairs of one pack."""
@@ -35,21 +36,21 @@ class Scorer:
 
     def _load(self) -> Score:
         from orpo_ray.models.tokenizer import load_tokenizer, padding_id
-        from orpo_ray.training.loop import load_pair_model
+        from orpo_ray.training.load import load_pair_model
         from orpo_ray.training.metrics import score_pack
         from orpo_ray.training.self_check import settle_layout
         from orpo_ray.training.setup import fetch_inputs
 
-        config = self._task.enter()
+        config = self._task.enter().config
         fetch_inputs(config)
         # One process: nothing is shared out here, whatever training does.
-        decisions = replace(self._task.setup.decisions, strategy=SINGLE)
-        model = load_pair_model(config, decisions, lambda line: None)
+        decisions = replace(self._task.setup.decisions, strategy=Strategy.SINGLE)
+        model = load_pair_model(config, decisions, SILENT.announce)
         model.eval()
         table = self._task.pairs().train
         model.check_reads(table)
-        pad_id = padding_id(load_tokenizer(config.model, lambda line: None))
-        settle_layout(model, decisions, table, pad_id, lambda line: None)
+        pad_id = padding_id(load_tokenizer(config.model, SILENT.announce))
+        settle_layout(model, decisions, table, pad_id, SILENT.announce)
         return lambda pack: score_pack(model, table, pack, pad_id)
 
 

@@ -2,18 +2,19 @@
 
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
-from orpo_ray.config import RunConfig
 from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
+from orpo_ray.runs.console import Announce
+from orpo_ray.runs.run import Run
+from orpo_ray.runs.versions import versions
 from orpo_ray.storage import storage_at
-from orpo_ray.training.record import versions
 
 _MARKER = "marker"
 _ANSWER_S = 60.0
@@ -34,7 +35,7 @@ class Report:
     """The network interface that has the address; None where it lies behind another one."""
 
 
-def check_servers(config: RunConfig, announce: Callable[[str], None]) -> None:
+def check_servers(run: Run, announce: Announce) -> None:
     """Ask every server of the cluster that this process has joined; one alone has nobody to disagree with.
 
     Raises ConfigError where versions differ or the storage is not shared, ResourceError where a server does not
@@ -45,9 +46,9 @@ def check_servers(config: RunConfig, announce: Callable[[str], None]) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    with _marker(config) as marker:
+    with _marker(run) as marker:
         reports = _ask(nodes, marker)
-    refuse_unfit(reports, versions(), config.storage)
+    refuse_unfit(reports, versions(), run.config.storage)
     announce(describe_network(reports))
 
 
@@ -91,14 +92,14 @@ def own_interfaces() -> dict[str, list[str]]:
 
 
 @contextmanager
-def _marker(config: RunConfig) -> Iterator[str]:
+def _marker(run: Run) -> Iterator[str]:
     """The place of a folder that only who reaches the driver's storage can read."""
-    storage, folder = storage_at(config.storage), config.storage_dir / f"_seen-{uuid.uuid4().hex}"
+    storage, folder = run.storage, run.root / f"_seen-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True)
         (folder / _MARKER).touch()
     except OSError as error:
-        raise ConfigError(f"storage: {config.storage} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"storage: {run.config.storage} cannot be written: {error.strerror}") from error
     try:
         storage.store(folder / _MARKER)
         yield storage.place_of(folder / _MARKER)

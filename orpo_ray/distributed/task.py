@@ -5,13 +5,13 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from orpo_ray.config import RunConfig, load_resolved
-from orpo_ray.config.storage import inside
+from orpo_ray.config import load_resolved
 from orpo_ray.data.store import MANIFEST, Artifact, open_artifact
 from orpo_ray.errors import ConfigError
-from orpo_ray.storage import fetched, fetched_folder, storage_at
+from orpo_ray.runs.files import CONFIG_FILE
+from orpo_ray.runs.run import Run
+from orpo_ray.storage import fetched, fetched_folder
 from orpo_ray.training.decisions import Setup
-from orpo_ray.training.record import CONFIG_FILE
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Task:
     setup: Setup
     directory: Path
 
-    def enter(self) -> RunConfig:
-        """The config, its relative paths meaning what they mean to the driver on servers that have its folder.
+    def enter(self) -> Run:
+        """The run, the relative paths in its config read as the driver reads them, where a server has its folder.
 
         Raises ConfigError on a server that does not see what the driver wrote.
         """
@@ -40,14 +40,13 @@ class Task:
             raise ConfigError(
                 f"storage: {storage} is not seen on server {platform.node()}; use a folder that every server sees"
             )
-        return load_resolved(path)
+        return Run(load_resolved(path))
 
     def pairs(self) -> Artifact:
         """The prepared pairs, fetched if they are kept elsewhere."""
         return open_artifact(fetched_folder(self.artifact, MANIFEST))
 
 
-def task_of(config: RunConfig, artifact: Artifact, setup: Setup) -> Task:
+def task_of(run: Run, artifact: Artifact, setup: Setup) -> Task:
     """The task of a run whose command is given here."""
-    artifact_place = storage_at(config.storage).place_of(artifact.path)
-    return Task(inside(config.place, CONFIG_FILE), artifact_place, setup, Path.cwd())
+    return Task(run.place_of(CONFIG_FILE), run.storage.place_of(artifact.path), setup, Path.cwd())

@@ -1,8 +1,6 @@
 """What runs in each Ray Train worker: the training loop, with a reporter that speaks to the driver."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import ray.train.torch
@@ -13,14 +11,24 @@ from orpo_ray.data.store import Artifact, open_artifact
 from orpo_ray.distributed.mailbox import Message
 from orpo_ray.distributed.reporter import RayReporter
 from orpo_ray.distributed.task import Task
-from orpo_ray.errors import RunError
-from orpo_ray.storage import storage_at
+from orpo_ray.runs.console import SILENT, Console
+from orpo_ray.runs.files import RUN_FILE
 from orpo_ray.training import loop
-from orpo_ray.training.record import RUN_FILE, WORKERS_LOCK_FILE, lock_within
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.world import World, current_world
 
 _PREDECESSORS_S = 60.0
+
+
+class _ByMail(Console):
+    """The driver's user, told by mail; what else a driver hears goes through the reporter."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def announce(self, line: str) -> None:
+        """Post it."""
+        self._mailbox.post.remote(Message("announce", line))
 
 
 def work(task: Task, mailbox: Any) -> None:
@@ -28,23 +36,17 @@ def work(task: Task, mailbox: Any) -> None:
 
     Ray Train has set up torch.distributed before.
     """
-    config = task.enter()
+    run = task.enter()
     world = current_world()
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-
-    def announce(line: str) -> None:
+    console = _ByMail(mailbox) if world.is_first else SILENT
+    with run.only_group(_PREDECESSORS_S) if world.is_first else nullcontext():
         if world.is_first:
-            mailbox.post.remote(Message("announce", line))
-
-    storage = storage_at(config.storage)
-    local = LocalReporter(config.run_dir, keep=config.training.keep, announce=announce, storage=storage)
-    with _only_group(config.run_dir, world):
-        if world.is_first:
-            storage.fetch(config.run_dir / RUN_FILE)
-        reporter = RayReporter(local, world, mailbox, storage)
-        loop.train(config, _pairs_on_each_server(task, world), task.setup, reporter, announce)
+            run.fetch(RUN_FILE)
+        reporter = RayReporter(LocalReporter(run, console), world, mailbox)
+        loop.train(run, _pairs_on_each_server(task, world), task.setup, reporter, console.announce)
 
 
 def _pairs_on_each_server(task: Task, world: World) -> Artifact:
@@ -53,15 +55,3 @@ def _pairs_on_each_server(task: Task, world: World) -> Artifact:
         task.pairs()
     world.wait()
     return open_artifact(local_path(task.artifact))
-
-
-@contextmanager
-def _only_group(run_dir: Path, world: World) -> Iterator[None]:
-    """Keep workers apart from those of an earlier start whose driver is dead, and who have not noticed yet."""
-    if not world.is_first:
-        yield
-        return
-    with (run_dir / WORKERS_LOCK_FILE).open("w") as file:
-        if not lock_within(file.fileno(), _PREDECESSORS_S):
-            raise RunError(f"{run_dir}: workers of an earlier start are still writing there; end them first")
-        yield

@@ -15,7 +15,7 @@ from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.models.trained import fetch_trained
 from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.loop import autocast_dtype
+from orpo_ray.training.load import autocast_dtype
 from orpo_ray.training.pair_model import PairModel
 
 

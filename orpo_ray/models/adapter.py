@@ -1,7 +1,7 @@
 """The trained part of a model: a fresh LoRA or DoRA adapter, an earlier one to go on from, or every weight."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 from orpo_ray.config.model import AdapterConfig
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
+from orpo_ray.runs.console import Announce
 
 
-def attach_adapter(
-    base: PreTrainedModel, config: AdapterConfig, announce: Callable[[str], None]
-) -> PeftModel | PreTrainedModel:
+def attach_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Announce) -> PeftModel | PreTrainedModel:
     """The model with its trainable part; the base itself when `kind: none` trains every weight."""
     if config.kind == "none":
         return base
@@ -54,7 +53,7 @@ def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool, dropout: 
         raise ConfigError(f"{folder}: this adapter does not fit the base: {str(error).splitlines()[0]}") from error
 
 
-def _continue_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Callable[[str], None]) -> PeftModel:
+def _continue_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Announce) -> PeftModel:
     assert config.init_from is not None
     folder = find_adapter(config.init_from)
     _refuse_other_shape(config, _read_adapter_config(folder), folder)

@@ -1,6 +1,5 @@
 """The base model: loaded, quantised if asked for, and frozen."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import base_location, explain_load_error
+from orpo_ray.runs.console import SILENT, Announce
 
 # The same weights a second time, in another layout or for other programs.
 _NOT_FILES = ["consolidated*", "*/*"]
@@ -27,7 +27,7 @@ def load_base(
     attention: str,
     *,
     trainable: bool,
-    announce: Callable[[str], None] = lambda line: None,
+    announce: Announce = SILENT.announce,
 ) -> PreTrainedModel:
     """The causal language model on its device, without dropout of its own.
 
@@ -62,7 +62,7 @@ def _numbered(device: str) -> str:
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
-def _without_dropout(config: ModelConfig, announce: Callable[[str], None]) -> PreTrainedConfig:
+def _without_dropout(config: ModelConfig, announce: Announce) -> PreTrainedConfig:
     """The base's configuration with its dropout at 0: the policy must begin as the reference that is scored without."""
     found = AutoConfig.from_pretrained(base_location(config), revision=config.revision, trust_remote_code=False)
     rates = {

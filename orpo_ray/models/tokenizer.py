@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.config.storage import expanded, is_url, local_path
 from orpo_ray.errors import ConfigError
+from orpo_ray.runs.console import Announce
 
 # No space after "Assistant:": byte-level tokenizers keep a leading space with the word that follows it.
 PLAIN_TEMPLATE = (
@@ -25,7 +25,7 @@ PLAIN_TEMPLATE = (
 )
 
 
-def load_tokenizer(config: ModelConfig, announce: Callable[[str], None]) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokenizerBase:
     """The tokenizer with its chat template settled. Raises ConfigError if it cannot be loaded or has no end token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -1,27 +1,16 @@
-"""The losses: pure functions of pair log-probs, one small file each, and the registry that finds them."""
+"""The losses: pure functions of pair log-probs, each in a file that bears the name of its settings' file."""
 
-from collections.abc import Callable
-from typing import Any
+import importlib
 
-from orpo_ray.config.objectives import AnyObjectiveConfig
-from orpo_ray.objectives import cpo, dpo, ipo, kto, orpo, sft, simpo
+from orpo_ray.config.objectives import ObjectiveConfig
 from orpo_ray.objectives.base import LossParts, NllTokens, Objective, PairLogps, loss_parts
 from orpo_ray.objectives.orpo import log_odds_ratio
 
-_BUILDERS: dict[str, Callable[[Any], Objective]] = {
-    "orpo": orpo.build,
-    "dpo": dpo.build,
-    "ipo": ipo.build,
-    "simpo": simpo.build,
-    "cpo": cpo.build,
-    "sft": sft.build,
-    "kto": kto.build,
-}
 
-
-def build_objective(config: AnyObjectiveConfig) -> Objective:
+def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective that a config names."""
-    return _BUILDERS[config.kind](config)
+    built: Objective = importlib.import_module(f"{__name__}.{config.kind}").build(config)
+    return built
 
 
 __all__ = ["LossParts", "NllTokens", "Objective", "PairLogps", "build_objective", "log_odds_ratio", "loss_parts"]

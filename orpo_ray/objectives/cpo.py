@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from orpo_ray.config.objectives import CpoConfig
+from orpo_ray.config.objectives.cpo import CpoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
 

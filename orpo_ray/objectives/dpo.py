@@ -1,9 +1,16 @@
-"""DPO: direct preference optimisation (arXiv:2305.18290, equation 7; label smoothing as in its cDPO note)."""
+"""DPO: direct preference optimisation (arXiv:2305.18290, equation 7; label smoothing as in its cDPO note).
 
+Its relatives take the same margin: the hinge of SLiC (arXiv:2305.10425), here on log-ratios, and robust DPO
+(arXiv:2403.00409).
+"""
+
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from orpo_ray.config.objectives import DpoConfig
+from orpo_ray.config.objectives.dpo import DpoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
 
@@ -13,17 +20,36 @@ def log_ratio_margin(pairs: PairLogps) -> Tensor:
     return (pairs.chosen - reference_chosen) - (pairs.rejected - reference_rejected)
 
 
-def dpo_preference(pairs: PairLogps, beta: float, label_smoothing: float) -> Tensor:
-    """-log sigmoid(beta * margin), and the same with the label flipped for the smoothed share, [n]."""
-    scaled = beta * log_ratio_margin(pairs)
+def sigmoid_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
+    """-log sigmoid(scaled), and the same with the label flipped for the smoothed share, [n]."""
     return -(1 - label_smoothing) * logsigmoid(scaled) - label_smoothing * logsigmoid(-scaled)
 
 
+def hinge_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
+    """max(0, 1 - scaled), [n]; the config lets it be unsmoothed only."""
+    assert not label_smoothing
+    return torch.relu(1 - scaled)
+
+
+def robust_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
+    """The sigmoid's loss, unbiased where that share of labels is flipped, [n]."""
+    clean, flipped = (1 - label_smoothing) * logsigmoid(scaled), label_smoothing * logsigmoid(-scaled)
+    return (flipped - clean) / (1 - 2 * label_smoothing)
+
+
+_LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "sigmoid": sigmoid_loss,
+    "hinge": hinge_loss,
+    "robust": robust_loss,
+}
+
+
 def build(config: DpoConfig) -> Objective:
-    """The DPO loss, with an NLL term where one is asked for."""
+    """The loss that is named of beta times the margin, with an NLL term where one is asked for."""
+    loss = _LOSSES[config.loss]
     return Objective(
         "dpo",
-        lambda pairs: dpo_preference(pairs, config.beta, config.label_smoothing),
+        lambda pairs: loss(config.beta * log_ratio_margin(pairs), config.label_smoothing),
         nll_weight=config.nll_weight,
         nll_on=config.nll_on,
         needs_reference=True,

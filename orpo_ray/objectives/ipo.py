@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from orpo_ray.config.objectives import IpoConfig
+from orpo_ray.config.objectives.ipo import IpoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from orpo_ray.config.objectives import KtoConfig
+from orpo_ray.config.objectives.kto import KtoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from orpo_ray.config.objectives import OrpoConfig
+from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
 # The odds of a probability of exactly 1 are infinite; this is as near as float32 can still tell apart.

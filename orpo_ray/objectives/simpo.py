@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from orpo_ray.config.objectives import SimpoConfig
+from orpo_ray.config.objectives.simpo import SimpoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,43 +10,42 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from orpo_ray.config import RunConfig
-from orpo_ray.config.storage import inside
 from orpo_ray.data.store import MANIFEST, open_artifact
 from orpo_ray.distributed.launch import free_what_dead_controllers_hold
 from orpo_ray.distributed.run import Ground
 from orpo_ray.errors import ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.tokenizer import load_tokenizer
 from orpo_ray.ray_runtime import ROOM_S
-from orpo_ray.storage import fetched_folder, storage_at
-from orpo_ray.training import record
+from orpo_ray.runs.console import SILENT, Console
+from orpo_ray.runs.run import Run
+from orpo_ray.storage import fetched_folder
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.setup import fetch_inputs
-from orpo_ray.training.strategy import SINGLE
+from orpo_ray.training.strategy import Strategy
 
 _PROMPTS = 4
 _MAX_NEW_TOKENS = 64
 _POLL_S = 1.0
 
 
-def answer(ground: Ground, trials: Sequence[RunConfig], stop_requested: Callable[[], bool]) -> list[dict[str, Any]]:
+def answer(ground: Ground, trials: Sequence[Run], console: Console) -> list[dict[str, str]]:
     """A few held-out prompts with the greedy answers of the base and of each trial's adapter, by run name.
 
     Computed on the room of one worker, where the trials were. Raises StoppedError on request, ResourceError where no
     room becomes free in time, RunError where a model cannot be loaded or does not answer.
     """
-    artifact = storage_at(trials[0].storage).place_of(ground.artifact.path)
+    artifact = trials[0].storage.place_of(ground.artifact.path)
     room = {"num_cpus": ground.placement.cpus, "num_gpus": ground.placement.gpus}
-    _wait(ray.remote(lambda: None).options(**room).remote(), stop_requested, ROOM_S)
-    answers: list[dict[str, Any]] = _wait(
-        ray.remote(_answer).options(**room).remote(artifact, list(trials)), stop_requested
-    )
+    _wait(ray.remote(lambda: None).options(**room).remote(), console, ROOM_S)
+    configs = [trial.config for trial in trials]
+    answers: list[dict[str, str]] = _wait(ray.remote(_answer).options(**room).remote(artifact, configs), console)
     return answers
 
 
-def _wait(pending: Any, stop_requested: Callable[[], bool], seconds: float = math.inf) -> Any:
+def _wait(pending: Any, console: Console, seconds: float = math.inf) -> Any:
     give_up = time.monotonic() + seconds
     while not ray.wait([pending], timeout=_POLL_S)[0]:
-        if stop_requested():
+        if console.stop_requested():
             raise StoppedError("stopped; all trials have ended, and the same command goes on from there")
         if time.monotonic() > give_up:
             raise ResourceError(f"no room for one worker became free within {seconds:g} s; is the cluster busy?")
@@ -58,26 +57,27 @@ def _wait(pending: Any, stop_requested: Callable[[], bool], seconds: float = mat
         raise RunError(f"{type(cause).__name__}: {on_one_line(cause)}") from error
 
 
-def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, Any]]:
+def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
     # Here, as the search itself loads no model.
     from orpo_ray.evaluation.evaluate import load_trained
     from orpo_ray.evaluation.generate import greedy_answers
 
     artifact = open_artifact(fetched_folder(place, MANIFEST))
     fetch_inputs(trials[0])
-    tokenizer = load_tokenizer(trials[0].model, lambda line: None)
+    tokenizer = load_tokenizer(trials[0].model, SILENT.announce)
     # From all over the held-out pairs: the sources stand one after the other.
     spread = [len(artifact.eval) * number // _PROMPTS for number in range(_PROMPTS)]
     prompts = [artifact.eval[index].prompt.tolist() for index in dict.fromkeys(spread)]
 
     def said(config: RunConfig, trained: str | None) -> list[str]:
-        record.fetch_run(config.run_dir, storage_at(config.storage))
-        stored = Decisions(**record.read_run(config.run_dir)["decisions"])
-        model = load_trained(config, replace(stored, strategy=SINGLE), trained)
+        run = Run(config)
+        run.refresh()
+        stored = Decisions.from_json(run.facts()["decisions"])
+        model = load_trained(config, replace(stored, strategy=Strategy.SINGLE), trained)
         return greedy_answers(model, tokenizer, prompts, _MAX_NEW_TOKENS)
 
     by_run = {"base": said(trials[0], None)}
-    by_run |= {config.name: said(config, inside(config.place, "adapter")) for config in trials}
+    by_run |= {config.name: said(config, Run(config).adapter) for config in trials}
     shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
     return [
         {"prompt": prompt.strip(), **{run: answers[index] for run, answers in by_run.items()}}

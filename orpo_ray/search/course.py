@@ -1,30 +1,27 @@
 """How a search goes on: which trial is next, what follows from an evaluation, what is kept of both. Knows no Ray."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from orpo_ray.config import RunConfig
 from orpo_ray.errors import ConfigError
-from orpo_ray.search.record import Search, Trial
+from orpo_ray.runs.console import Console
+from orpo_ray.runs.files import METRICS_FILE, RESULT_FILE, read_json
+from orpo_ray.runs.metrics import evaluations, metric_by_step
+from orpo_ray.runs.search import Search, SearchRun, Trial
 from orpo_ray.search.space import Space, trial_config
 from orpo_ray.search.study import Study
-from orpo_ray.storage import LOCAL, Storage, storage_at
-from orpo_ray.training.record import METRICS_FILE, RESULT_FILE, evaluations, metric_by_step, read_json
-
-Watch = Callable[[Search], None]
 
 
 class Course:
-    """The trials of a search, from what is on record to the last. `watch` is called after every change."""
+    """The trials of a search, from what is on record to the last. The console is shown every change."""
 
-    def __init__(self, config: RunConfig, space: Space, search: Search, study: Study, watch: Watch) -> None:
-        self._config = config
-        self._kept_in = storage_at(config.storage)
+    def __init__(self, run: SearchRun, space: Space, search: Search, study: Study, console: Console) -> None:
+        self._run = run
         self._space = space
         self._search = search
         self._study = study
-        self._watch = watch
+        self._console = console
         self._interrupted = [trial for trial in search.trials if trial.state == "running"]
 
     @property
@@ -40,14 +37,14 @@ class Course:
         while not self.is_over:
             trial = self._interrupted.pop(0) if self._interrupted else self._draw()
             try:
-                return trial, trial_config(self._config, self._space, trial.values, trial.run)
+                return trial, trial_config(self._run.config, self._space, trial.values, trial.run)
             except ConfigError as error:
                 self.failed(trial, str(error))
         return None
 
     def _draw(self) -> Trial:
         number = len(self._search.trials)
-        trial = Trial(number, f"{self._config.name}/trials/{number:03d}", self._study.draw(number))
+        trial = Trial(number, f"{self._run.name}/trials/{number:03d}", self._study.draw(number))
         self._search.trials.append(trial)
         self._keep()
         return trial
@@ -65,7 +62,7 @@ class Course:
 
     def finished(self, trial: Trial) -> None:
         """A trial was trained to its end, maybe when nobody listened."""
-        catch_up(trial, self._config.storage_dir / trial.run, self._kept_in)
+        _catch_up(self._run, trial)
         if trial.last.get("step") == trial.total_steps:
             self._end(trial, "finished")
         else:
@@ -82,31 +79,32 @@ class Course:
         self._keep()
 
     def _keep(self) -> None:
-        self._search.write(self._config.run_dir, self._kept_in)
-        self._watch(self._search)
+        self._run.keep(self._search)
+        self._console.watch_search(self._search)
 
 
-def take_up(search: Search, storage: Path, kept_in: Storage = LOCAL) -> None:
+def take_up(run: SearchRun, search: Search) -> None:
     """Make ready what another process has left: failures that may pass are tried again, what nobody heard is read."""
     for trial in search.trials:
         if trial.state == "failed" and trial.may_pass:
             trial.state, trial.error, trial.may_pass = "running", None, False
         if trial.state == "running":
-            catch_up(trial, storage / trial.run, kept_in)
+            _catch_up(run, trial)
 
 
-def catch_up(trial: Trial, run_dir: Path, kept_in: Storage = LOCAL) -> None:
+def _catch_up(run: SearchRun, trial: Trial) -> None:
     """Put on record what a trial reported when nobody listened: going on, it does not report it again."""
-    for name in (RESULT_FILE, METRICS_FILE):
-        kept_in.fetch(run_dir / name)
-    result = read_json(run_dir / RESULT_FILE) or {}
+    trial_run = run.trial_run(trial)
+    trial_run.fetch(METRICS_FILE)
+    result = read_json(trial_run.fetch(RESULT_FILE)) or {}
     if total_steps := trial.total_steps or result.get("steps", 0):
-        for evaluation in evaluations(run_dir):
+        for evaluation in evaluations(trial_run.folder):
             trial.note(int(evaluation.pop("step")), total_steps, evaluation)
 
 
-def count_steps(search: Search, storage: Path, kept_in: Storage = LOCAL) -> None:
+def count_steps(run: SearchRun, search: Search) -> None:
     """Count the steps that each trial took, those after its last evaluation too."""
     for trial in search.trials:
-        kept_in.fetch(storage / trial.run / METRICS_FILE)
-        trial.steps = max(metric_by_step(storage / trial.run, "train/loss"), default=trial.steps)
+        trial_run = run.trial_run(trial)
+        trial_run.fetch(METRICS_FILE)
+        trial.steps = max(metric_by_step(trial_run.folder, "train/loss"), default=trial.steps)

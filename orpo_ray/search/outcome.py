@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orpo_ray.config.search import ACCURACY
-from orpo_ray.search.record import Search, Trial
+from orpo_ray.runs.search import Search, Trial
 from orpo_ray.search.score import MARGIN, score
 
 NLL = "eval/nll"

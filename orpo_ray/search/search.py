@@ -1,7 +1,7 @@
 """A search from its config to its outcome: what is on record is gone on with, the rest is tried."""
 
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,71 +13,69 @@ from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
 from orpo_ray.distributed.run import Ground, prepare_on
 from orpo_ray.errors import ResourceError, RunError
 from orpo_ray.objectives import build_objective
+from orpo_ray.runs.console import Announce, Console, Hushed
+from orpo_ray.runs.run import Run
+from orpo_ray.runs.search import FOLDER, Found, Search, SearchRun, Start, Trial
 from orpo_ray.search.answers import answer
-from orpo_ray.search.course import Course, Watch, count_steps, take_up
+from orpo_ray.search.course import Course, count_steps, take_up
 from orpo_ray.search.outcome import NLL, best_trial, pareto_front, reading, shown_values, trial_steps
-from orpo_ray.search.record import FOLDER, Search, Start, Trial, read_search
 from orpo_ray.search.score import MARGIN
 from orpo_ray.search.space import Space, probes, settings_of, trial_config, with_values
 from orpo_ray.search.study import Study
 from orpo_ray.search.trial import TrialRoom
 from orpo_ray.search.tuner import run_course
-from orpo_ray.storage import storage_at
-from orpo_ray.training import record
 from orpo_ray.training.run_plan import steps_of_run
 
 BEST_FILE = "best.yaml"
 
 
-def run_search(
-    config: RunConfig,
-    space: Space,
-    ground: Ground,
-    announce: Callable[[str], None],
-    watch: Watch,
-    stop_requested: Callable[[], bool],
-) -> Search:
-    """Try what is left to try, then lay down what was found; `config` names the search's own folder.
+def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -> Search:
+    """Try what is left to try, then lay down what was found.
 
     Raises StoppedError on request, RunError where no trial came to its end.
     """
-    base, settings = trial_config(config, space, {}, config.name), settings_of(config)
-    prepare_on(ground, base, announce, stop_requested)
+    config, settings = run.config, settings_of(run.config)
+    base = trial_config(config, space, {}, config.name)
+    prepare_on(ground, Run(base), console)
     for variant in _reference_variants(config, space):
-        record.write_config(variant)
-        prepare_on(ground, variant, lambda line: None, stop_requested)
-    _announce_late_evaluations(base, settings, ground, announce)
-    search = read_search(config.run_dir) or Search(config.name, dump(settings), 0, len(ground.artifact.eval))
-    search.settings, search.trial_count, search.status = dump(settings), settings.trial_count, "running"
-    kept_in = storage_at(config.storage)
-    take_up(search, config.storage_dir, kept_in)
-    search.began = Start(time.time(), trial_steps(search.trials))
-    search.write(config.run_dir, kept_in)
+        variant.write_config()
+        prepare_on(ground, variant, Hushed(console))
+    _announce_late_evaluations(base, settings, ground, console.announce)
+    search = _take_up(run, settings, len(ground.artifact.eval))
     study = Study(settings, space.domains, config.training.seed, search.pairs, search.trials)
     at_once = min(runs_at_once(ground.placement, cluster_nodes()), search.trial_count)
-    announce(_plan(search, at_once, ground))
-    course = Course(config, space, search, study, watch)
-    watch(search)
+    console.announce(_plan(search, at_once, ground))
+    course = Course(run, space, search, study, console)
+    console.watch_search(search)
     try:
         if not course.is_over:
-            pairs = kept_in.place_of(ground.artifact.path)
+            pairs = run.storage.place_of(ground.artifact.path)
             room = TrialRoom(pairs, ground.placement, ground.hardware, Path.cwd())
-            run_course(config, course, room, at_once, stop_requested)
-        count_steps(search, config.storage_dir, kept_in)
+            run_course(run, course, room, at_once, console)
+        count_steps(run, search)
         best = _best(search)
-        search.outcome = _outcome(config, search, best)
-        search.outcome["answers"] = _answers(config, space, search, best, ground, announce, stop_requested)
+        search.outcome = _outcome(run, search, best)
+        answers = _answers(run, space, search, best, ground, console)
+        search.outcome = replace(search.outcome, answers=answers)
         search.status = "finished"
     finally:
         search.status = "stopped" if search.status == "running" else search.status
-        search.write(config.run_dir, kept_in)
-    watch(search)
+        run.keep(search)
+    console.watch_search(search)
     return search
 
 
-def _announce_late_evaluations(
-    base: RunConfig, settings: SearchConfig, ground: Ground, announce: Callable[[str], None]
-) -> None:
+def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:
+    """The search as it is on record, or a new one, at work from now on."""
+    search = run.search() or Search(run.name, dump(settings), 0, pairs)
+    search.settings, search.trial_count, search.status = dump(settings), settings.trial_count, "running"
+    take_up(run, search)
+    search.began = Start(time.time(), trial_steps(search.trials))
+    run.keep(search)
+    return search
+
+
+def _announce_late_evaluations(base: RunConfig, settings: SearchConfig, ground: Ground, announce: Announce) -> None:
     """Say so where no evaluation lies between the grace and the end of a run: nobody could be given up."""
     steps = len(steps_of_run(base, len(ground.artifact.train)))
     every = every_to_steps(base.training.eval_every, steps)
@@ -99,14 +97,14 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
     return f"{trials}, {at_once} at once: each takes {workers} of {each}{going_on}"
 
 
-def _reference_variants(config: RunConfig, space: Space) -> list[RunConfig]:
+def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
     """Runs whose reference log-probs some trial needs and the run itself does not make: one for each such cache."""
     found: dict[str, RunConfig] = {}
     for values in probes(config, space):
         run = trial_config(config, space, values, f"{config.name}/references")
         if build_objective(run.objective).needs_reference:
             found.setdefault(repr((run.model, run.adapter.kind, run.adapter.init_from)), run)
-    return list(found.values())
+    return [Run(variant) for variant in found.values()]
 
 
 def _best(search: Search) -> Trial:
@@ -122,42 +120,34 @@ def _best(search: Search) -> Trial:
     raise RunError(told)
 
 
-def _outcome(config: RunConfig, search: Search, best: Trial) -> dict[str, Any]:
+def _outcome(run: SearchRun, search: Search, best: Trial) -> Found:
     """What was found, with the best trial's settings laid down as a config."""
-    best_yaml = config.run_dir / BEST_FILE
-    best_yaml.write_text(_best_config(config, best), encoding="utf-8")
-    storage = storage_at(config.storage)
-    storage.store(best_yaml)
-    return {
-        "best": best.number,
-        "values": best.values,
-        "metrics": best.last,
-        "adapter": storage.place_of(config.storage_dir / best.run / "adapter"),
-        "config": storage.place_of(best_yaml),
-        "pareto": [_point(trial) for trial in pareto_front(search.trials)],
-        "answers": [],
-        "trial_steps": trial_steps(search.trials),
-        "reading": reading(search),
-    }
+    run.path(BEST_FILE).write_text(_best_config(run.config, best), encoding="utf-8")
+    run.store(BEST_FILE)
+    return Found(
+        best=best.number,
+        values=best.values,
+        metrics=best.last,
+        adapter=run.trial_run(best).adapter,
+        config=run.place_of(BEST_FILE),
+        pareto=[_point(trial) for trial in pareto_front(search.trials)],
+        answers=[],
+        trial_steps=trial_steps(search.trials),
+        reading=reading(search),
+    )
 
 
 def _answers(
-    config: RunConfig,
-    space: Space,
-    search: Search,
-    best: Trial,
-    ground: Ground,
-    announce: Callable[[str], None],
-    stop_requested: Callable[[], bool],
-) -> list[dict[str, Any]]:
+    run: SearchRun, space: Space, search: Search, best: Trial, ground: Ground, console: Console
+) -> list[dict[str, str]]:
     """Answers of the front's ends and of the best trial; none, and said so, where they cannot be generated."""
     front = pareto_front(search.trials)
     ends = {trial.number: trial for trial in (front[0], best, front[-1])}
-    configs = [trial_config(config, space, trial.values, trial.run) for trial in ends.values()]
+    trials = [Run(trial_config(run.config, space, trial.values, trial.run)) for trial in ends.values()]
     try:
-        answers = answer(ground, configs, stop_requested)
+        answers = answer(ground, trials, console)
     except (RunError, ResourceError) as error:
-        announce(f"the answers of the best trials could not be generated: {error}")
+        console.announce(f"the answers of the best trials could not be generated: {error}")
         return []
     names = {trial.run: f"trial {number}" for number, trial in ends.items()}
     return [{names.get(key, key): text for key, text in sample.items()} for sample in answers]

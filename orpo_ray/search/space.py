@@ -1,6 +1,6 @@
 """What a search varies: the ranges asked for, or those that suit the objective; and the config that a trial trains."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -10,19 +10,8 @@ from orpo_ray.config.load import parse_override, set_dotted
 from orpo_ray.config.plain_yaml import Key
 from orpo_ray.config.space import Domain, Options
 from orpo_ray.config.stages import merged
+from orpo_ray.runs.console import Announce
 
-# Ranges of the papers and of shipped recipes: ORPO arXiv:2403.07691, DPO 2305.18290, IPO 2310.12036, SimPO 2405.14734,
-# CPO 2401.08417. KTO's beta means what DPO's does (2402.01306).
-_WEIGHTS: dict[str, dict[str, Any]] = {
-    "orpo": {"objective.lambda": {"loguniform": [0.1, 2.0]}},
-    "dpo": {"objective.beta": {"loguniform": [0.01, 0.1]}},
-    "ipo": {"objective.beta": {"loguniform": [0.01, 1.0]}},
-    "simpo": {"objective.beta": {"loguniform": [2.0, 10.0]}, "objective.gamma_beta_ratio": {"uniform": [0.0, 1.0]}},
-    "cpo": {"objective.beta": {"loguniform": [0.01, 0.1]}},
-    "sft": {},
-    "kto": {"objective.beta": {"loguniform": [0.01, 0.1]}},
-}
-_WITH_LIKELIHOOD = ("orpo", "sft", "cpo")
 _LEARNING_RATES = {
     ("lora", True): {"loguniform": [2e-5, 4e-4]},
     ("lora", False): {"loguniform": [1e-6, 1e-4]},
@@ -40,7 +29,7 @@ class Space:
     stage: int | None = None
 
 
-def with_ranges(config: RunConfig, announce: Callable[[str], None]) -> RunConfig:
+def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
     """The config with all that a search goes by; ranges that suit the objective, where none are written, announced."""
     search = config.search or SearchConfig()
     if not search.space:
@@ -99,13 +88,12 @@ def grid_points(domains: dict[str, Domain]) -> list[dict[str, Any]]:
     return [dict(zip(domains, point, strict=True)) for point in product(*lists)]
 
 
-def _defaults(config: RunConfig) -> dict[str, dict[str, Any]]:
-    kind, prefix, shown = config.objective.kind, "", config
+def _defaults(config: RunConfig) -> dict[str, Mapping[str, Any]]:
+    prefix, shown = "", config
     if config.stages:
-        shown = stage_configs(config)[-1]
-        kind, prefix = shown.objective.kind, f"stages.{len(config.stages) - 1}."
-    rate = _LEARNING_RATES[shown.adapter.kind, kind in _WITH_LIKELIHOOD]
-    fields = {**_WEIGHTS[kind], "training.learning_rate": rate}
+        prefix, shown = f"stages.{len(config.stages) - 1}.", stage_configs(config)[-1]
+    rate = _LEARNING_RATES[shown.adapter.kind, shown.objective.has_likelihood]
+    fields = {**shown.objective.search_space, "training.learning_rate": rate}
     return {prefix + name: written for name, written in fields.items()}
 
 

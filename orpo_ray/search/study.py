@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from orpo_ray.config import SearchConfig
 from orpo_ray.config.space import Domain, Options
-from orpo_ray.search.record import Trial
+from orpo_ray.runs.search import Trial
 from orpo_ray.search.rungs import Rungs
 from orpo_ray.search.score import score
 from orpo_ray.search.space import grid_points

@@ -5,7 +5,6 @@ Tune may give it up at any evaluation; the process goes on with the next trial.
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.run import Ground, train_on
 from orpo_ray.errors import OrpoRayError, ResourceError, on_one_line
 from orpo_ray.models.hardware import Hardware
-from orpo_ray.storage import fetched_folder, storage_at
-from orpo_ray.training import record
-from orpo_ray.training.reporter import plain_record
+from orpo_ray.runs.console import Console, Metrics
+from orpo_ray.runs.files import LOG_FILE
+from orpo_ray.runs.metrics import plain_record
+from orpo_ray.runs.run import Run
+from orpo_ray.storage import fetched_folder
 
 # The workers train on while nobody has told them of a verdict.
 _POLL_S = 0.2
@@ -89,33 +90,32 @@ def _run(settings: dict[str, Any], room: TrialRoom) -> None:
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _NEXT_TRIAL_WAITS_S)
     if room.directory.is_dir():
         os.chdir(room.directory)
-    config = build(RunConfig, settings["config"], {(): "trial"})
-    storage = storage_at(config.storage)
-    record.fetch_run(config.run_dir, storage)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    run = Run(build(RunConfig, settings["config"], {(): "trial"}))
+    run.refresh()
+    run.folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(
-        filename=config.run_dir / record.LOG_FILE,
+        filename=run.path(LOG_FILE),
         level=logging.INFO,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         force=True,
     )
-    with record.run_lock(config.run_dir, _PREDECESSOR_S):
+    with run.at_work(_PREDECESSOR_S) as finished:
         try:
-            _train(config, room.ground(), _log.info)
+            if finished is None:  # else it ended when nobody listened
+                train_on(room.ground(), run, _Tune(), _POLL_S)
         finally:
-            storage.store(config.run_dir / record.LOG_FILE)
+            run.store(LOG_FILE)
 
 
-def _train(config: RunConfig, ground: Ground, announce: Callable[[str], None]) -> None:
-    record.refuse_changed_config(config.run_dir, config)
-    if record.read_json(config.run_dir / record.RESULT_FILE) is not None:
-        return  # it ended when nobody listened
-    record.write_config(config)
-    train_on(ground, config, announce, _report_evaluation, stop_requested=lambda: False, poll_s=_POLL_S)
+class _Tune(Console):
+    """Tune, which hears of evaluations; what is announced is in the trial's log."""
 
+    def announce(self, line: str) -> None:
+        """Log it."""
+        _log.info(line)
 
-def _report_evaluation(step: int, total_steps: int, metrics: dict[str, float]) -> None:
-    """Hand an evaluation to Tune. Raises SystemExit where the trial is given up, which ends its workers."""
-    evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
-    if evaluation:
-        tune.report({"total_steps": total_steps, **plain_record(step, evaluation)})
+    def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
+        """Hand an evaluation to Tune. Raises SystemExit where the trial is given up, which ends its workers."""
+        evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+        if evaluation:
+            tune.report({"total_steps": total_steps, **plain_record(step, evaluation)})

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,15 +16,16 @@ with warnings.catch_warnings():
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
-from orpo_ray.config import RunConfig, dump
-from orpo_ray.distributed.fitting import Fitting
+from orpo_ray.config import dump
 from orpo_ray.distributed.launch import (
     free_what_controllers_held,
     free_what_dead_controllers_hold,
 )
+from orpo_ray.distributed.ray_thread import RayThread
 from orpo_ray.errors import RunError, StoppedError, on_one_line
+from orpo_ray.runs.console import Console
+from orpo_ray.runs.search import SearchRun, Trial
 from orpo_ray.search.course import Course
-from orpo_ray.search.record import Trial
 from orpo_ray.search.trial import TrialRoom, run_trial
 
 _log = logging.getLogger(__name__)
@@ -44,13 +44,11 @@ _SETTINGS = {
 }
 
 
-def run_course(
-    config: RunConfig, course: Course, room: TrialRoom, at_once: int, stop_requested: Callable[[], bool]
-) -> None:
+def run_course(run: SearchRun, course: Course, room: TrialRoom, at_once: int, console: Console) -> None:
     """Run the trials of a course, so many at once, until none is left. Raises StoppedError on request."""
     os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would list failed trials once more, past our log
-    folder = config.run_dir / _FOLDER
+    folder = run.path(_FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     trials: dict[str, Trial] = {}
     tuner = tune.Tuner(
@@ -65,14 +63,14 @@ def run_course(
         ),
         run_config=tune.RunConfig(
             name=_FOLDER,
-            storage_path=str(config.run_dir),
+            storage_path=str(run.folder),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
-            stop=_Stopper(stop_requested),
+            failure_config=tune.FailureConfig(max_failures=run.config.scale.max_failures),
+            stop=_Stopper(console),
             callbacks=[_Losses(course, trials)],
         ),
     )
-    fitting = Fitting(tuner)
+    fitting = RayThread(tuner.fit)
     fitting.start()
     try:
         while fitting.is_alive():
@@ -83,7 +81,7 @@ def run_course(
         fitting.leave()
         free_what_controllers_held()  # whoever goes on in this process may want the room
     shutil.rmtree(folder, ignore_errors=True)
-    if stop_requested():
+    if console.stop_requested():
         raise StoppedError("stopped; the same command keeps finished trials and goes on with the others")
     if fitting.error is not None:
         said = on_one_line(fitting.error)[:300]
@@ -166,8 +164,8 @@ class _Losses(_NotKept, tune.Callback):
 class _Stopper(_NotKept, tune.Stopper):
     """Ends all trials when the user asks; their runs go on from their checkpoints another time."""
 
-    def __init__(self, stop_requested: Callable[[], bool]) -> None:
-        self._stop_requested = stop_requested
+    def __init__(self, console: Console) -> None:
+        self._console = console
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """No trial by itself."""
@@ -175,4 +173,4 @@ class _Stopper(_NotKept, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether to end now."""
-        return self._stop_requested()
+        return self._console.stop_requested()

@@ -8,7 +8,6 @@ from transformers import TrainingArguments
 
 from orpo_ray.config import TrainingConfig, warmup_steps
 from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.strategy import stage_of
 from orpo_ray.training.zero import deepspeed_config, prepare_deepspeed
 
 _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
@@ -27,7 +26,7 @@ def training_arguments(
 
     `kind` and `own` are for arguments that know more than the Trainer's.
     """
-    on_cpu, stage = decisions.device == "cpu", stage_of(decisions.strategy)
+    on_cpu, stage = decisions.device == "cpu", decisions.strategy.stage
     if stage is not None:
         prepare_deepspeed(decisions.device)
     # Before DeepSpeed's settings are read, or every process would believe that it is alone.

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from orpo_ray.training.plan import Indices, PackCosts
-from orpo_ray.training.strategy import DDP, ModelSize, bytes_of_stage, stage_of
+from orpo_ray.training.strategy import ModelSize, Strategy, bytes_of_stage
 
 Measure = Callable[[int, bool], int | None]
 """Bytes that a pack of so many tokens takes at once, forward and backward, with or without gradient checkpointing;
@@ -84,15 +84,15 @@ def smaller(tokens: int, longest: int) -> int | None:
     return None if tokens <= longest else max(longest, int(_SMALLER * tokens))
 
 
-def usable(free: int, trained: int, workers: int, strategy: str) -> int:
+def usable(free: int, trained: int, workers: int, strategy: Strategy) -> int:
     """Bytes for packs where so many are free and `trained` float32 parameters have no gradient or optimizer state yet.
 
     What of these a worker is to hold is the strategy's; DDP exchanges gradients through a copy of them. They are there
     from a step's second pack on, so that the pack that is tried, which makes its own, does not stand for them.
     """
     weights = gradients = 4 * trained
-    state = bytes_of_stage(ModelSize(0, trained), workers, stage_of(strategy) or 0) - weights
-    return int(_USABLE * free - max(0.0, state + (gradients if strategy == DDP else 0)))
+    state = bytes_of_stage(ModelSize(0, trained), workers, strategy.stage or 0) - weights
+    return int(_USABLE * free - max(0.0, state + (gradients if strategy is Strategy.DDP else 0)))
 
 
 def sample_pack(costs: PackCosts, tokens: int) -> Indices:

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.models.fingerprint import file_sha256
+from orpo_ray.runs.console import Announce
+from orpo_ray.runs.files import CHECKPOINT_MANIFEST
 
-MANIFEST, POSITION = "MANIFEST.json", "position.json"
+MANIFEST, POSITION = CHECKPOINT_MANIFEST, "position.json"
 _NAME = re.compile(r"step-\d{6,}")
 
 
@@ -96,7 +98,7 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def newest_whole(parent: Path, announce: Callable[[str], None]) -> Path | None:
+def newest_whole(parent: Path, announce: Announce) -> Path | None:
     """The newest undamaged checkpoint; what a killed run left half-written or half-deleted is swept away.
 
     Damaged ones are set aside under another name: they must not count as the newest when others are deleted.

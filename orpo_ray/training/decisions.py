@@ -1,6 +1,11 @@
 """What a run has settled, as plain data that any process can read without loading a library."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
+
+from orpo_ray.training.plan import Layout
+from orpo_ray.training.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -10,12 +15,18 @@ class Decisions:
     device: str
     dtype: str
     attention: str
-    layout: str
-    strategy: str
+    layout: Layout
+    strategy: Strategy
     gradient_checkpointing: bool
     tokens_per_microbatch: int
     find_budget: bool = False
     """Whether the last two are yet to be found from the memory that is there, on the workers."""
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Self:
+        """What run.json keeps of them."""
+        kinds = {"layout": Layout(written["layout"]), "strategy": Strategy(written["strategy"])}
+        return cls(**{**written, **kinds})
 
 
 @dataclass(frozen=True)

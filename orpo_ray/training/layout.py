@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.training.attention import Runs
-from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
+from orpo_ray.training.plan import Layout
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 
@@ -64,16 +64,15 @@ class _Side(NamedTuple):
 
 
 def collate(
-    pairs: Sequence[TokenPair], layout: str, pad_id: int, *, score_prompt: bool, with_rejected: bool = True
+    pairs: Sequence[TokenPair], layout: Layout, pad_id: int, *, score_prompt: bool, with_rejected: bool = True
 ) -> PairBatch:
     """Pairs in one of the layouts; `pad_id` fills up the rows of the padded one.
 
     `score_prompt` adds the tokens of the chosen side's prompt (from its second on) to those that are scored.
     """
-    if layout == PADDED:
+    if layout.pads:
         return _padded(pairs, pad_id, score_prompt, with_rejected)
-    assert layout in (PACKED, SHARED_PREFIX), layout
-    return _in_one_row(pairs, layout == SHARED_PREFIX, score_prompt, with_rejected)
+    return _in_one_row(pairs, layout.shares_prompts, score_prompt, with_rejected)
 
 
 def _padded(pairs: Sequence[TokenPair], pad_id: int, score_prompt: bool, with_rejected: bool) -> PairBatch:

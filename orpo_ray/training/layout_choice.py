@@ -4,53 +4,54 @@ from dataclasses import dataclass
 
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
-from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Indices, longer_side, pack_costs
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Indices, Layout, longer_side, pack_costs
 
 _MIN_SAVING = 0.02
 """Share of a packed row's tokens that sharing prompts must save; below, its cut-up attention costs more than that."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A layout's name and why it was taken."""
+class Choice:
+    """A layout and why it was taken."""
 
-    name: str
+    layout: Layout
     reason: str
 
 
-def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected: bool) -> Layout:
+def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected: bool) -> Choice:
     """Decide for pairs of (prompt, chosen, rejected) `lengths` [n, 3].
 
     Raises ConfigError where the base cannot take the layout that was asked for.
     """
     obstacle = _no_single_row(traits, int(longer_side(lengths).max(initial=0)))
-    if asked == PADDED:
-        return Layout(PADDED, "as configured")
+    wanted = None if asked == "auto" else Layout(asked)
+    if wanted is PADDED:
+        return Choice(PADDED, "as configured")
     no_sharing = obstacle or (
         "the base asks for its router's loss, which is a mean over tokens" if traits.router_loss else None
     )
-    if asked == SHARED_PREFIX and not with_rejected:
+    if wanted is SHARED_PREFIX and not with_rejected:
         no_sharing = no_sharing or "the objective computes one answer a pair, so no prompt is shared"
-    refused = {PACKED: obstacle, SHARED_PREFIX: no_sharing}.get(asked)
+    refused = {PACKED: obstacle, SHARED_PREFIX: no_sharing}.get(wanted) if wanted else None
     if refused:
-        raise ConfigError(f"training.layout: {asked} does not fit this run: {refused}; use auto")
-    if asked != "auto":
-        return Layout(asked, "as configured")
+        raise ConfigError(f"training.layout: {wanted} does not fit this run: {refused}; use auto")
+    if wanted is not None:
+        return Choice(wanted, "as configured")
     if obstacle:
-        return Layout(PADDED, obstacle)
+        return Choice(PADDED, obstacle)
     return _best_single_row(no_sharing, lengths, with_rejected)
 
 
-def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bool) -> Layout:
+def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bool) -> Choice:
     if not with_rejected:
-        return Layout(PACKED, "no padding; the objective computes one answer a pair, so no prompt is shared")
+        return Choice(PACKED, "no padding; the objective computes one answer a pair, so no prompt is shared")
     if no_sharing:
-        return Layout(PACKED, f"no padding; prompts are not shared, as {no_sharing}")
+        return Choice(PACKED, f"no padding; prompts are not shared, as {no_sharing}")
     packed, shared = (int(pack_costs(lengths, layout).tokens.sum()) for layout in (PACKED, SHARED_PREFIX))
     saved = 1 - shared / packed if packed else 0.0
     if saved < _MIN_SAVING:
-        return Layout(PACKED, f"no padding; sharing prompts would save only {saved:.1%} of the tokens")
-    return Layout(SHARED_PREFIX, f"each prompt is computed once, which saves {saved:.0%} of the tokens; no padding")
+        return Choice(PACKED, f"no padding; sharing prompts would save only {saved:.1%} of the tokens")
+    return Choice(SHARED_PREFIX, f"each prompt is computed once, which saves {saved:.0%} of the tokens; no padding")
 
 
 def _no_single_row(traits: Traits, longest: int) -> str | None:

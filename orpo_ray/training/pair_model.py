@@ -10,7 +10,7 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.training.attention import RUNS_ATTENTION, attention_path
 from orpo_ray.training.layout import PairBatch
 from orpo_ray.training.logprobs import SelectedLogProbs
-from orpo_ray.training.plan import PADDED, longer_side
+from orpo_ray.training.plan import Layout, longer_side
 
 
 class PairModel(nn.Module):
@@ -22,7 +22,7 @@ class PairModel(nn.Module):
         causal = self.causal_model
         text_config = causal.config.get_text_config()
         self.autocast = autocast
-        self.layout = PADDED
+        self.layout = Layout.PADDED
         self._own_attention = causal.config._attn_implementation
         self.scorer = SelectedLogProbs(
             causal.get_output_embeddings(),
@@ -50,14 +50,14 @@ class PairModel(nn.Module):
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         return attention_path(self.device, self.autocast or torch.float32, group, head_dim)
 
-    def use_layout(self, layout: str) -> None:
+    def use_layout(self, layout: Layout) -> None:
         """Take batches of this layout from now on; a model is made for padded ones."""
         self.layout = layout
-        self.causal_model.set_attn_implementation(self._own_attention if layout == PADDED else RUNS_ATTENTION)
+        self.causal_model.set_attn_implementation(self._own_attention if layout.pads else RUNS_ATTENTION)
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Log-probs [N] of the batch's scored tokens, float32."""
-        assert (batch.runs is None) == (self.layout == PADDED), f"a batch for another layout than {self.layout}"
+        assert (batch.runs is None) == self.layout.pads, f"a batch for another layout than {self.layout}"
         # Named only where they are: not every model knows them.
         own = {"position_ids": batch.position_ids, "runs": batch.runs} if batch.runs else {}
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):

@@ -2,13 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
-PADDED, PACKED, SHARED_PREFIX = "padded", "packed", "shared-prefix"
+
+class Layout(StrEnum):
+    """How the pairs of a micro-batch stand in rows (see `layout.py`)."""
+
+    PADDED = "padded"
+    PACKED = "packed"
+    SHARED_PREFIX = "shared-prefix"
+
+    @property
+    def pads(self) -> bool:
+        """Whether each side is a row of its own, filled up; else all stand in a single row."""
+        return self is Layout.PADDED
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether both answers of a pair go on from one prompt."""
+        return self is Layout.SHARED_PREFIX
+
+
+PADDED, PACKED, SHARED_PREFIX = Layout
 
 
 @dataclass(frozen=True)
@@ -30,14 +50,14 @@ def longer_side(lengths: Indices) -> Indices:
     return longer
 
 
-def pack_costs(lengths: Indices, layout: str, *, with_rejected: bool = True) -> PackCosts:
+def pack_costs(lengths: Indices, layout: Layout, *, with_rejected: bool = True) -> PackCosts:
     """What pairs of (prompt, chosen, rejected) lengths [n, 3] cost in a layout."""
     prompt, chosen, rejected = lengths.T
     if not with_rejected:
-        return PackCosts(prompt + chosen, rectangular=layout == PADDED)
-    if layout == PADDED:
+        return PackCosts(prompt + chosen, rectangular=layout.pads)
+    if layout.pads:
         return PackCosts(2 * longer_side(lengths), rectangular=True)
-    return PackCosts((1 if layout == SHARED_PREFIX else 2) * prompt + chosen + rejected, rectangular=False)
+    return PackCosts((1 if layout.shares_prompts else 2) * prompt + chosen + rejected, rectangular=False)
 
 
 @dataclass(frozen=True)

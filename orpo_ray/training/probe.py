@@ -10,13 +10,14 @@ from orpo_ray.config.training import TrainingConfig
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import ResourceError
 from orpo_ray.objectives import Objective
+from orpo_ray.runs.console import Announce
 from orpo_ray.training.budget import Budget, Memory, Sizes, find_budget, sample_pack, smaller, usable
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.memory import CpuMemory, GpuMemory
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Step, pack_costs
-from orpo_ray.training.setup import Announce
 from orpo_ray.training.steps import pack_loss, step_of_one_pack
+from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.world import World
 
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
@@ -31,7 +32,7 @@ class Probe:
         self._memory = memory
         self.costs = pack_costs(table.lengths, model.layout, with_rejected=objective.needs_rejected)
 
-    def room(self, workers: int, strategy: str) -> int:
+    def room(self, workers: int, strategy: Strategy) -> int:
         """Bytes that packs may take where so many workers train under a strategy."""
         trained = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
         return usable(self._memory.free(), trained, workers, strategy)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from orpo_ray.config import RunConfig
-from orpo_ray.storage import LOCAL, Storage, storage_at
+from orpo_ray.runs.console import Announce
+from orpo_ray.runs.run import Run
+from orpo_ray.runs.versions import versions
+from orpo_ray.storage import LOCAL, Storage
 from orpo_ray.training.decisions import Setup
-from orpo_ray.training.record import versions
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 """Those that compute the log-probs."""
@@ -29,7 +29,7 @@ class ReferenceCache:
         self._path = folder / f"{digest[:16]}.safetensors"
         self._storage = storage
 
-    def read(self, rows: int, announce: Callable[[str], None]) -> NDArray[np.float64] | None:
+    def read(self, rows: int, announce: Announce) -> NDArray[np.float64] | None:
         """The log-probs of a table of so many pairs, or None; a damaged file is announced and counts as none."""
         if not self._storage.holds(self._path) or not self._storage.fetch(self._path):
             return None
@@ -52,9 +52,9 @@ class ReferenceCache:
         self._storage.store(self._path)
 
 
-def reference_cache(config: RunConfig, setup: Setup) -> ReferenceCache:
+def reference_cache(run: Run, setup: Setup) -> ReferenceCache:
     """Where the reference log-probs of a run are kept, under all that they depend on."""
-    decisions = setup.decisions
+    config, decisions = run.config, setup.decisions
     inputs = {
         **setup.identity,
         "quantization": config.model.quantization,
@@ -65,4 +65,4 @@ def reference_cache(config: RunConfig, setup: Setup) -> ReferenceCache:
         "full_training": config.adapter.kind == "none",
         "versions": {name: version for name, version in versions().items() if name in _LIBRARIES},
     }
-    return ReferenceCache(config.storage_dir / "references", inputs, storage_at(config.storage))
+    return ReferenceCache(run.root / "references", inputs, run.storage)

@@ -1,7 +1,6 @@
 """Where a run's metrics and checkpoints go; the loop knows only this seam, with Ray behind it or without."""
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +10,13 @@ from safetensors import SafetensorError
 
 from orpo_ray.config.storage import local_path
 from orpo_ray.errors import RunError
-from orpo_ray.storage import LOCAL, Storage
+from orpo_ray.runs.console import Console, Metrics
+from orpo_ray.runs.files import CHECKPOINTS, METRICS_FILE, TENSORBOARD
+from orpo_ray.runs.metrics import lines_until, plain_record
+from orpo_ray.runs.run import Run
 from orpo_ray.training import checkpoint as checkpoints
 from orpo_ray.training.checkpoint import Position
-from orpo_ray.training.record import CHECKPOINTS, METRICS_FILE, TENSORBOARD, read_metrics_line
 from orpo_ray.training.world import World
-
-Metrics = dict[str, float]
-Watch = Callable[[int, int, Metrics], None]
 
 
 class Reporter(Protocol):
@@ -44,45 +42,32 @@ class Reporter(Protocol):
 
 
 class LocalReporter:
-    """Reports to a run's folder on this machine."""
+    """Reports to a run's folder on this machine, and to whoever gave the command."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        keep: int,
-        announce: Callable[[str], None],
-        stop_requested: Callable[[], bool] = lambda: False,
-        watch: Watch = lambda step, total_steps, metrics: None,
-        storage: Storage = LOCAL,
-    ) -> None:
-        self.run_dir = run_dir
-        self._metrics_file = run_dir / METRICS_FILE
-        self._tensorboard = run_dir / TENSORBOARD
-        self._checkpoints = run_dir / CHECKPOINTS
-        self._keep = keep
-        self._announce = announce
-        self._watch = watch
-        self._storage = storage
-        self.stop_requested = stop_requested
+    def __init__(self, run: Run, console: Console) -> None:
+        self.run = run
+        self._metrics_file = run.path(METRICS_FILE)
+        self._checkpoints = run.path(CHECKPOINTS)
+        self._console = console
+        self.stop_requested = console.stop_requested
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl, and show it to whoever watches."""
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain_record(step, metrics)) + "\n")
         if any(name.startswith("eval/") for name in metrics):
-            self._storage.store(self._metrics_file)  # a trial may be given up on it, and never come to a checkpoint
-        self._watch(step, total_steps, metrics)
+            self.run.store(METRICS_FILE)  # a trial may be given up on it, and never come to a checkpoint
+        self._console.watch(step, total_steps, metrics)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint beside its place, move it there, then drop those that are not kept."""
         try:
             _make_durable(self._metrics_file)
             folder = checkpoints.save(self._checkpoints, position, write)
-            self._storage.store(self._metrics_file, self._tensorboard)
-            self._storage.store_folder(folder, checkpoints.MANIFEST)
-            for pruned in checkpoints.prune(self._checkpoints, self._keep):
-                self._storage.remove_folder(pruned, checkpoints.MANIFEST)
+            self.run.store(METRICS_FILE, TENSORBOARD)
+            self.run.storage.store_folder(folder, checkpoints.MANIFEST)
+            for pruned in checkpoints.prune(self._checkpoints, self.run.config.training.keep):
+                self.run.storage.remove_folder(pruned, checkpoints.MANIFEST)
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"the checkpoint of step {position.step} cannot be written to {self._checkpoints}: {error}; "
@@ -95,33 +80,29 @@ class LocalReporter:
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose files are whole; damaged ones are announced and passed over."""
-        self._storage.fetch_folders(self._checkpoints, checkpoints.MANIFEST)
-        return checkpoints.newest_whole(self._checkpoints, self._announce)
+        self.run.storage.fetch_folders(self._checkpoints, checkpoints.MANIFEST)
+        return checkpoints.newest_whole(self._checkpoints, self._console.announce)
 
     def bring(self, checkpoint: Path) -> None:
         """Nothing: it is here."""
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`: they will be computed again."""
-        if not self._storage.fetch(self._metrics_file):
+        if not self.run.fetch(METRICS_FILE).exists():
             return
-        kept = [
-            line
-            for line in self._metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
-            if _is_until(line, step)
-        ]
+        text = self._metrics_file.read_text(encoding="utf-8", errors="replace")
         temporary = self._metrics_file.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text(lines_until(text, step), encoding="utf-8")
         temporary.replace(self._metrics_file)
 
 
 class GroupReporter:
     """One reporter for processes that train together: the first one writes, the others wait for it."""
 
-    def __init__(self, first: Reporter, world: World, storage: Storage = LOCAL) -> None:
+    def __init__(self, first: LocalReporter, world: World) -> None:
         self._first = first
         self._world = world
-        self._storage = storage
+        self._storage = first.run.storage
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Publish a step's metrics once."""
@@ -167,17 +148,7 @@ class GroupReporter:
         return self._world.is_first and self._first.stop_requested()
 
 
-def plain_record(step: int, metrics: Metrics) -> dict[str, float | None]:
-    """A step for JSON, which has no word for the infinite gradient norm of a float16 step that was skipped."""
-    return {"step": step, **{name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}}
-
-
 def _make_durable(path: Path) -> None:
     """A checkpoint must not outlive the metrics that led to it."""
     with path.open("ab") as file:
         os.fsync(file.fileno())
-
-
-def _is_until(line: str, step: int) -> bool:
-    record = read_metrics_line(line)
-    return record is not None and record["step"] <= step

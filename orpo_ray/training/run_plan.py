@@ -4,7 +4,7 @@ from orpo_ray.config import RunConfig, warmup_steps
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import ConfigError
 from orpo_ray.objectives import build_objective
-from orpo_ray.training.plan import Indices, Step, cut_step, pack_costs, step_pairs
+from orpo_ray.training.plan import Indices, Layout, Step, cut_step, pack_costs, step_pairs
 
 
 def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
@@ -22,7 +22,7 @@ def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
     return steps
 
 
-def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int, layout: str) -> list[Step]:
+def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int, layout: Layout) -> list[Step]:
     """The steps of the whole run with the packs of each rank."""
     with_rejected = build_objective(config.objective).needs_rejected
     costs = pack_costs(table.lengths, layout, with_rejected=with_rejected)

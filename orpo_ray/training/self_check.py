@@ -6,12 +6,12 @@ from torch import Tensor
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import on_one_line
+from orpo_ray.runs.console import Announce
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.layout import collate
 from orpo_ray.training.memory import is_out_of_memory
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import PADDED
-from orpo_ray.training.setup import Announce
+from orpo_ray.training.plan import PADDED, Layout
 from orpo_ray.training.world import ALONE, World
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
@@ -29,7 +29,7 @@ def settle_layout(
     Compared are the first pairs of a table. All processes of a world settle on the same; the model evaluates after it.
     """
     layout = decisions.layout
-    if layout != PADDED:
+    if not layout.pads:
         problems = world.gather(_problem(model, decisions, _first_pairs(table, decisions), pad_id))
         problem = next((found for found in problems if found), None)
         if problem:
@@ -60,7 +60,7 @@ def _problem(model: PairModel, decisions: Decisions, pairs: list[TokenPair], pad
 
 
 @torch.no_grad()
-def _log_probs(model: PairModel, layout: str, pairs: list[TokenPair], pad_id: int) -> Tensor:
+def _log_probs(model: PairModel, layout: Layout, pairs: list[TokenPair], pad_id: int) -> Tensor:
     """Log-probs of the pairs' tokens, in an order that does not depend on the layout."""
     model.eval()
     model.use_layout(layout)

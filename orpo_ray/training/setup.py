@@ -1,7 +1,6 @@
 """What a run settles before its first step: the meaning of every `auto`, and what its inputs are."""
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -17,34 +16,36 @@ from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from orpo_ray.models.trained import fetch_trained
 from orpo_ray.models.traits import Traits, read_traits
 from orpo_ray.objectives import build_objective
-from orpo_ray.storage import storage_at
-from orpo_ray.training import record
+from orpo_ray.runs.changes import refuse_changed_identity
+from orpo_ray.runs.console import SILENT, Announce
+from orpo_ray.runs.files import RUN_FILE
+from orpo_ray.runs.run import Run
+from orpo_ray.runs.versions import versions
 from orpo_ray.training.decisions import Decisions, Setup
+from orpo_ray.training.engine import engine_of
 from orpo_ray.training.layout_choice import choose_layout
-from orpo_ray.training.plan import PADDED, Indices, pack_costs
-from orpo_ray.training.strategy import SINGLE, ModelSize, Workers, choose_strategy, stage_of
-
-Announce = Callable[[str], None]
+from orpo_ray.training.plan import Indices, Layout, pack_costs
+from orpo_ray.training.strategy import ModelSize, Strategy, Workers, choose_strategy
 
 # Of packs that are computed without gradients before the budget is found.
 _AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
 
 
 def settle(
-    config: RunConfig, artifact: Artifact, announce: Announce, hardware: Hardware, workers: int = 1, nodes: int = 1
+    run: Run, artifact: Artifact, announce: Announce, hardware: Hardware, workers: int = 1, nodes: int = 1
 ) -> Setup:
     """Decide, announce and record. Raises a user error where the run cannot go on as asked or as it began."""
+    config = run.config
     if not len(artifact.eval):
         raise DataError("no evaluation pairs are left; add rows to data.eval, or remove it to hold some out")
     _require_trackers(config)
-    stored = record.read_run(config.run_dir)
+    stored = run.facts()
     fetch_inputs(config)
     identity = _identity(config, artifact)
-    record.refuse_changed_identity(stored.get("identity", {}), config.name, identity)
+    refuse_changed_identity(stored.get("identity", {}), config.name, identity)
     decisions = decide(config, all_lengths(artifact), stored.get("decisions", {}), announce, hardware, workers, nodes)
-    content = {**stored, "identity": identity, "decisions": asdict(decisions), "versions": record.versions()}
-    record.write_json(config.run_dir / record.RUN_FILE, content)
-    storage_at(config.storage).store(config.run_dir / record.RUN_FILE)
+    run.write_facts({**stored, "identity": identity, "decisions": asdict(decisions), "versions": versions()})
+    run.store(RUN_FILE)
     return Setup(decisions, identity)
 
 
@@ -98,21 +99,20 @@ def decide(
     )
 
 
-def _layout(config: RunConfig, traits: Traits, lengths: Indices, before: dict[str, Any], announce: Announce) -> str:
+def _layout(config: RunConfig, traits: Traits, lengths: Indices, before: dict[str, Any], announce: Announce) -> Layout:
     """How pairs stand in a micro-batch: as the run began where it goes on."""
     if "layout" in before:
         announce(f"layout {before['layout']}: as the run began")
-        return str(before["layout"])
-    if config.training.engine == "trl":
-        announce(f"layout {PADDED}: TRL's trainers pad")
-        return PADDED
+        return Layout(before["layout"])
     with_rejected = build_objective(config.objective).needs_rejected
-    layout = choose_layout(config.training.layout, traits, lengths, with_rejected=with_rejected)
-    announce(f"layout {layout.name}: {layout.reason}")
-    return layout.name
+    choice = engine_of(config).only_layout or choose_layout(
+        config.training.layout, traits, lengths, with_rejected=with_rejected
+    )
+    announce(f"layout {choice.layout}: {choice.reason}")
+    return choice.layout
 
 
-def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announce) -> str:
+def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announce) -> Strategy:
     """How workers share the model; announced where there is anything to share."""
     parameters = count_parameters(config.model) if workers.count > 1 else None
     size = ModelSize(0, 0)
@@ -120,20 +120,20 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
         trains_all = config.adapter.kind == "none"
         frozen = 0 if trains_all else parameters.bytes(config.model.quantization, dtype)
         size = ModelSize(frozen, parameters.total if trains_all else parameters.adapter(config.adapter.r))
-    strategy = choose_strategy(config, workers, dtype, size)
-    if stage_of(strategy.name) is not None and dtype == "float16":
+    choice = choose_strategy(config, workers, dtype, size)
+    if choice.strategy.stage is not None and dtype == "float16":
         raise ConfigError("scale.deepspeed: float16 trains without DeepSpeed only; use none, or model.dtype=bfloat16")
-    if strategy.name != SINGLE:
+    if choice.strategy is not Strategy.SINGLE:
         who = f"{workers.count} workers" if workers.count > 1 else "one worker"
-        announce(f"{who}, {strategy.name}: {strategy.reason}")
-    return strategy.name
+        announce(f"{who}, {choice.strategy}: {choice.reason}")
+    return choice.strategy
 
 
 def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
     """Hashes of all that lies behind unchanged settings: prepared pairs, tokenizer, weights, first adapter."""
     identity = {
         # Before the data, which cannot stay the same under another tokenizer.
-        "tokenizer": tokenizer_fingerprint(load_tokenizer(config.model, lambda line: None)),
+        "tokenizer": tokenizer_fingerprint(load_tokenizer(config.model, SILENT.announce)),
         "data": artifact.summary.hash,
         "model.base": base_fingerprint(config.model),
     }

@@ -1,6 +1,7 @@
 """The planned steps as tensors: what one rank computes of each, and the counts of the whole step."""
 
 from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from orpo_ray.data.store import PairTable
 from orpo_ray.objectives import LossParts, Objective, PairLogps, loss_parts
 from orpo_ray.training.layout import PairBatch, collate
 from orpo_ray.training.logprobs import pair_logps
-from orpo_ray.training.plan import Step
+from orpo_ray.training.plan import Layout, Step
+
+Batch = TypeVar("Batch")
+"""Tensors as an engine computes them: PairBatch, or what TRL collates."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,15 @@ class Work:
     reference: np.ndarray | None
     """Summed reference log-probs [n, 2], chosen and rejected, where the objective needs them."""
     pad_id: int
-    layout: str
+    layout: Layout
     token_budget: int
 
 
 @dataclass(frozen=True)
-class PackInput:
+class PackInput(Generic[Batch]):
     """One pack as tensors, with its weight and, if needed, its reference log-probs [n, 2]."""
 
-    batch: PairBatch
+    batch: Batch
     weight: float
     reference: Tensor | None
 
@@ -42,7 +46,7 @@ class PackInput:
 class StepInput:
     """This rank's packs of one optimizer step, and the counts of the whole step over all ranks."""
 
-    packs: list[PackInput]
+    packs: list[PackInput[Any]]
     pair_indices: np.ndarray
     pair_count: int
     token_count: int
@@ -66,7 +70,7 @@ class StepDataset(Dataset[StepInput]):
         packs = [self._pack(pack.pairs, pack.weight) for pack in step.packs[self._rank]]
         return StepInput(packs, step.pairs, len(step.pairs), scored_tokens(self._lengths[step.pairs], self._objective))
 
-    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput:
+    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[Any]:
         work, reference = self._work, self._work.reference
         batch = lay_out([work.train[i] for i in pairs], work.layout, work.pad_id, self._objective)
         return PackInput(batch, weight, None if reference is None else torch.from_numpy(reference[pairs]).float())
@@ -80,7 +84,7 @@ def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
     return int(scored.sum())
 
 
-def lay_out(pairs: list[TokenPair], layout: str, pad_id: int, objective: Objective) -> PairBatch:
+def lay_out(pairs: list[TokenPair], layout: Layout, pad_id: int, objective: Objective) -> PairBatch:
     """Pairs as an objective is computed on them: what it does not score takes no part."""
     return collate(
         pairs, layout, pad_id, score_prompt=objective.nll_on == "full", with_rejected=objective.needs_rejected
@@ -88,7 +92,11 @@ def lay_out(pairs: list[TokenPair], layout: str, pad_id: int, objective: Objecti
 
 
 def step_of_one_pack(
-    pairs: list[TokenPair], layout: str, pad_id: int, objective: Objective, reference: tuple[float, float] = (0.0, 0.0)
+    pairs: list[TokenPair],
+    layout: Layout,
+    pad_id: int,
+    objective: Objective,
+    reference: tuple[float, float] = (0.0, 0.0),
 ) -> StepInput:
     """Pairs as a step by themselves, outside of any plan; where log-probs of a reference are needed, all have these."""
     lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
@@ -98,7 +106,7 @@ def step_of_one_pack(
 
 
 def pack_loss(
-    model: nn.Module, objective: Objective, pack: PackInput, step: StepInput, device: torch.device
+    model: nn.Module, objective: Objective, pack: PackInput[PairBatch], step: StepInput, device: torch.device
 ) -> tuple[PairLogps, LossParts]:
     """Forward pass of one pack: its pairs' log-probs and its share of the step's loss, its weight not counted."""
     batch = pack.batch.to(device)

@@ -1,11 +1,42 @@
 """How workers share a model: the choice that `scale.deepspeed: auto` makes, and its reason."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
 
 from orpo_ray.config import RunConfig
 from orpo_ray.config.training import DeepSpeedConfig
 
-SINGLE, DDP = "single-process", "ddp"
+
+class Strategy(StrEnum):
+    """How workers share a model. `stage`: that of DeepSpeed's ZeRO, None without DeepSpeed."""
+
+    stage: int | None
+
+    SINGLE = "single-process", None
+    DDP = "ddp", None
+    ZERO_0 = "deepspeed-zero-0", 0
+    ZERO_1 = "deepspeed-zero-1", 1
+    ZERO_2 = "deepspeed-zero-2", 2
+    ZERO_3 = "deepspeed-zero-3", 3
+
+    def __new__(cls, name: str, stage: int | None) -> Self:
+        """The value is the name that a run's files and results have."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.stage = stage
+        return member
+
+    @classmethod
+    def zero(cls, stage: int) -> "Strategy":
+        """DeepSpeed with that stage."""
+        return next(strategy for strategy in cls if strategy.stage == stage)
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether each worker holds a part of the weights only."""
+        return self.stage == 3
+
 
 # Bytes of float32 weight, gradient and Adam's two moments of a trained parameter.
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
@@ -31,57 +62,47 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """`single-process`, `ddp` or `deepspeed-zero-0` to `-3`, and why."""
+class Choice:
+    """How the workers share the model, and why."""
 
-    name: str
+    strategy: Strategy
     reason: str
 
 
-def stage_of(strategy: str) -> int | None:
-    """The ZeRO stage of a strategy, None without DeepSpeed."""
-    return int(strategy[-1]) if strategy.startswith("deepspeed") else None
-
-
-def zero_strategy(stage: int) -> str:
-    """The name of a ZeRO stage as a strategy."""
-    return f"deepspeed-zero-{stage}"
-
-
-def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: ModelSize) -> Strategy:
+def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: ModelSize) -> Choice:
     """Decide how `workers` train a model of that size. Pure; `dtype` is the one that the run computes in."""
     asked = config.scale.deepspeed
     if isinstance(asked, DeepSpeedConfig):
-        return Strategy(zero_strategy(asked.stage), "as configured")
+        return Choice(Strategy.zero(asked.stage), "as configured")
     if workers.count == 1:
-        return Strategy(SINGLE, "one worker has nothing to share")
+        return Choice(Strategy.SINGLE, "one worker has nothing to share")
     if asked == "none":
-        return Strategy(DDP, "as configured")
+        return Choice(Strategy.DDP, "as configured")
     if config.training.optimizer != "adamw":
-        return Strategy(DDP, f"{config.training.optimizer} keeps 8-bit blocks, which DeepSpeed cannot cut")
+        return Choice(Strategy.DDP, f"{config.training.optimizer} keeps 8-bit blocks, which DeepSpeed cannot cut")
     if dtype == "float16":
-        return Strategy(DDP, "float16 finds its loss scale step by step, which is tried without DeepSpeed only")
+        return Choice(Strategy.DDP, "float16 finds its loss scale step by step, which is tried without DeepSpeed only")
     room = None if workers.memory is None else _MEMORY_FOR_STATE * workers.memory
     if config.adapter.kind != "none":
         return _for_adapter(config, workers, size, room)
     return _for_full_training(workers, size, room)
 
 
-def _for_adapter(config: RunConfig, workers: Workers, size: ModelSize, room: float | None) -> Strategy:
+def _for_adapter(config: RunConfig, workers: Workers, size: ModelSize, room: float | None) -> Choice:
     """The base is frozen: what is shared out is small, unless the base itself does not fit."""
     base = "the base fits on each worker"
     if room is not None and size.frozen_bytes > room:
         base = f"the base takes {_size(size.frozen_bytes)}, more than the {_size(room)} that a worker has for it"
         if config.model.quantization == "none":
-            return Strategy(zero_strategy(3), base)
+            return Choice(Strategy.ZERO_3, base)
         base += ", and quantised every worker loads it whole whatever the stage; trying all the same"
     if workers.nodes == 1:
-        return Strategy(zero_strategy(2), f"{base}; optimizer state and gradients are shared out")
+        return Choice(Strategy.ZERO_2, f"{base}; optimizer state and gradients are shared out")
     crossing = _size(_GRADIENT * size.trained)
-    return Strategy(DDP, f"{base}; up to {crossing} of gradients cross the network once a step, not once a pack")
+    return Choice(Strategy.DDP, f"{base}; up to {crossing} of gradients cross the network once a step, not once a pack")
 
 
-def _for_full_training(workers: Workers, size: ModelSize, room: float | None) -> Strategy:
+def _for_full_training(workers: Workers, size: ModelSize, room: float | None) -> Choice:
     """The least sharing that fits: each stage more costs more traffic."""
     takes = {stage: bytes_of_stage(size, workers.count, stage) for stage in range(4)}
     fitting = [stage for stage, needed in takes.items() if room is None or needed <= room]
@@ -89,7 +110,7 @@ def _for_full_training(workers: Workers, size: ModelSize, room: float | None) ->
     reason = f"weights, gradients and optimizer state take {_size(takes[stage])} on each worker"
     if room is not None:
         reason += f" of {_size(room)}" if fitting else f", more than the {_size(room)} there are; trying all the same"
-    return Strategy(zero_strategy(stage) if stage else DDP, reason)
+    return Choice(Strategy.zero(stage) if stage else Strategy.DDP, reason)
 
 
 def bytes_of_stage(size: ModelSize, workers: int, stage: int) -> float:

@@ -35,7 +35,7 @@ from orpo_ray.training.state import (
     seed_process,
 )
 from orpo_ray.training.steps import PackInput, StepDataset, StepInput, Work, pack_loss
-from orpo_ray.training.strategy import DDP, SINGLE, zero_strategy
+from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.world import current_world
 from orpo_ray.training.zero import is_sharded
 
@@ -56,7 +56,7 @@ class PreferenceTrainer(Trainer):
         reporter: Reporter,
         write_model: Callable[[Path, dict[str, Tensor]], None],
         resume: "tuple[Path, Position] | None",
-        on_ready: Callable[[str], None],
+        on_ready: Callable[[Strategy], None],
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
@@ -129,7 +129,7 @@ class PreferenceTrainer(Trainer):
     def _new_metrics(self) -> StepMetrics:
         return StepMetrics(self._objective, self.args.device)
 
-    def _run_pack(self, model: nn.Module, pack: PackInput, step: StepInput, metrics: StepMetrics) -> Tensor:
+    def _run_pack(self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics) -> Tensor:
         """Forward and backward of one pack; its share of the loss, as `_backward` returns it."""
         pairs, parts = pack_loss(model, self._objective, pack, step, self.args.device)
         metrics.add(pairs, parts, pack.weight)
@@ -286,11 +286,11 @@ class PreferenceTrainer(Trainer):
             raise self._non_finite("gradient")
 
     @property
-    def strategy(self) -> str:
+    def strategy(self) -> Strategy:
         """How the processes share the work, read off the engine; known once training is prepared."""
         if self.is_deepspeed_enabled:
-            return zero_strategy(self.deepspeed.zero_optimization_stage())
-        return DDP if isinstance(self.model_wrapped, DistributedDataParallel) else SINGLE
+            return Strategy.zero(self.deepspeed.zero_optimization_stage())
+        return Strategy.DDP if isinstance(self.model_wrapped, DistributedDataParallel) else Strategy.SINGLE
 
     def _on_start(self) -> None:
         """Last thing before the first step: a fresh run is evaluated, a resumed one gets its random states back."""

@@ -9,7 +9,6 @@ and CPO, means of a micro-batch. A step of several packs weighs them by their pa
 import tempfile
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from orpo_ray.config.objectives import AnyObjectiveConfig
+from orpo_ray.config import RunConfig
+from orpo_ray.config.objectives import InTrl, ObjectiveConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.tokenizer import padding_id
@@ -39,6 +39,8 @@ REFERENCE_ADAPTER = "ref"
 """TRL's name for the adapter that KTO compares with, where a run does not start from a fresh one."""
 
 Rows = list[dict[str, Any]]
+TrlBatch = dict[str, Any]
+"""What a collator of TRL's makes of rows."""
 
 
 def to_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
@@ -78,55 +80,15 @@ def to_unpaired_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Ro
     return rows
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """How TRL names an objective: trainer and config by name, its settings, and its rows."""
-
-    trainer: str
-    settings: Callable[[Any], dict[str, Any]]
-    rows: Callable[[list[TokenPair], np.ndarray | None], Rows]
+Rower = Callable[[list[TokenPair], np.ndarray | None], Rows]
+_ROWS: dict[str, Rower] = {"ORPO": to_labelled_rows, "CPO": to_labelled_rows, "DPO": to_rows, "KTO": to_unpaired_rows}
+_LENGTHS: dict[str, int | None] = {"ORPO": _LONGEST, "CPO": _LONGEST, "DPO": None, "KTO": None}
 
 
-_KINDS: dict[str, _Kind] = {
-    "orpo": _Kind("ORPO", lambda c: {"beta": c.lambda_, "max_length": _LONGEST}, to_labelled_rows),
-    "cpo": _Kind(
-        "CPO",
-        lambda c: {"beta": c.beta, "cpo_alpha": c.alpha, "loss_type": "sigmoid", "max_length": _LONGEST},
-        to_labelled_rows,
-    ),
-    "simpo": _Kind(
-        "CPO",
-        lambda c: {
-            "beta": c.beta,
-            "simpo_gamma": c.gamma_beta_ratio * c.beta,
-            "cpo_alpha": 0.0,
-            "loss_type": "simpo",
-            "max_length": _LONGEST,
-        },
-        to_labelled_rows,
-    ),
-    "dpo": _Kind(
-        "DPO",
-        lambda c: {
-            "beta": c.beta,
-            "label_smoothing": c.label_smoothing,
-            "loss_type": "sigmoid",
-            "max_length": None,
-        },
-        to_rows,
-    ),
-    "ipo": _Kind("DPO", lambda c: {"beta": c.beta, "loss_type": "ipo", "max_length": None}, to_rows),
-    "kto": _Kind(
-        "KTO",
-        lambda c: {
-            "beta": c.beta,
-            "desirable_weight": c.desirable_weight,
-            "undesirable_weight": c.undesirable_weight,
-            "max_length": None,
-        },
-        to_unpaired_rows,
-    ),
-}
+def _in_trl(objective: ObjectiveConfig) -> InTrl:
+    found = objective.in_trl()
+    assert isinstance(found, InTrl), "the config refuses an objective that TRL does not compute as it is set"
+    return found
 
 
 def _classes(name: str) -> tuple[Any, Any]:
@@ -140,13 +102,13 @@ class TrlModel(PairModel):
 
     def __init__(self, model: Any, autocast: torch.dtype | None) -> None:
         super().__init__(model, autocast)
-        self._loss: Callable[[nn.Module, dict[str, Any]], Tensor] | None = None
+        self._loss: Callable[[nn.Module, TrlBatch], Tensor] | None = None
 
-    def use_loss(self, loss: Callable[[nn.Module, dict[str, Any]], Tensor]) -> None:
+    def use_loss(self, loss: Callable[[nn.Module, TrlBatch], Tensor]) -> None:
         """Have packs computed by a trainer of TRL's."""
         self._loss = loss
 
-    def forward(self, batch: PairBatch | dict[str, Any]) -> Tensor:
+    def forward(self, batch: PairBatch | TrlBatch) -> Tensor:
         """Log-probs [N] of a batch of pairs, or the loss of one of TRL's."""
         if isinstance(batch, PairBatch):
             return super().forward(batch)
@@ -158,11 +120,11 @@ class TrlModel(PairModel):
 class TrlStepDataset(StepDataset):
     """Item i is one rank's share of step `first + i`, as TRL's collator makes it."""
 
-    def __init__(self, collate: Callable[[Rows], dict[str, Any]], rows: Callable[..., Rows], *work: Any) -> None:
+    def __init__(self, collate: Callable[[Rows], TrlBatch], rows: Rower, *work: Any) -> None:
         super().__init__(*work)
         self._collate, self._rows = collate, rows
 
-    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput:
+    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[TrlBatch]:
         reference = self._work.reference
         rows = self._rows([self._work.train[i] for i in pairs], None if reference is None else reference[pairs])
         return PackInput(self._collate(rows), weight * len(pairs), None)
@@ -180,44 +142,43 @@ class _LossAlone(StepMetrics):
         return {}
 
 
-class TrlEngine(PreferenceTrainer):
+class TrlTrainer(PreferenceTrainer):
     """Trains a TrlModel on planned steps with one of TRL's trainers inside."""
 
     def __init__(
         self,
         model: TrlModel,
-        objective_config: AnyObjectiveConfig,
+        objective_config: ObjectiveConfig,
         tokenizer: PreTrainedTokenizerBase,
         arguments: Callable[..., TrainingArguments],
         **ours: Any,
     ) -> None:
         super().__init__(model=model, **ours)
-        self._kind = _KINDS[objective_config.kind]
+        self._in_trl = _in_trl(objective_config)
         # After our own trainer: the first Accelerator of a process settles what DeepSpeed is to do.
-        self._inside = _build(self._kind, objective_config, tokenizer, arguments)
+        self._inside = _build(self._in_trl, tokenizer, arguments)
         self._inside.model = model.model
         self._inside.accelerator = _Alone(self._inside.accelerator)
-        if self._kind.trainer in _FUSED:
+        if self._in_trl.trainer in _FUSED:
             _fuse_head(model)
         model.use_loss(self._inside.compute_loss)
 
     def _dataset(self) -> StepDataset:
         rank = self.args.process_index
-        return TrlStepDataset(
-            self._inside.data_collator, self._kind.rows, self._work, self._objective, self._start, rank
-        )
+        rows = _ROWS[self._in_trl.trainer]
+        return TrlStepDataset(self._inside.data_collator, rows, self._work, self._objective, self._start, rank)
 
     def _new_metrics(self) -> StepMetrics:
         return _LossAlone(self._objective, self.args.device)
 
-    def _run_pack(self, model: nn.Module, pack: PackInput, step: StepInput, metrics: StepMetrics) -> Tensor:
+    def _run_pack(self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics) -> Tensor:
         """Forward and backward of one micro-batch: TRL's mean over it, weighed by its share of the step's pairs."""
-        batch: dict[str, Any] = {name: _moved(value, self.args.device) for name, value in pack.batch.items()}
+        batch: TrlBatch = {name: _moved(value, self.args.device) for name, value in pack.batch.items()}
         share = model(batch) * (pack.weight / step.pair_count)
         assert isinstance(metrics, _LossAlone)
         metrics.add_loss(share)
         # What it would log itself, and clear then.
-        getattr(self._inside, "_metrics" if self._kind.trainer in _FUSED else "_stored_metrics")["train"].clear()
+        getattr(self._inside, "_metrics" if self._in_trl.trainer in _FUSED else "_stored_metrics")["train"].clear()
         return self._backward(share)
 
 
@@ -244,28 +205,23 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _build(
-    kind: _Kind,
-    config: AnyObjectiveConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    arguments: Callable[..., TrainingArguments],
-) -> Any:
+def _build(in_trl: InTrl, tokenizer: PreTrainedTokenizerBase, arguments: Callable[..., TrainingArguments]) -> Any:
     """TRL's trainer around a model that nothing is asked of, with a data set of one row."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
-    trainer_type, config_type = _classes(kind.trainer)
+    trainer_type, config_type = _classes(in_trl.trainer)
     tokenizer = deepcopy(tokenizer)  # TRL names a padding token where there is none, which the run's own must not get
     tokenizer.pad_token_id = padding_id(tokenizer)
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with tempfile.TemporaryDirectory(prefix="orpo-ray-trl-") as folder:
-        args = arguments(config_type, Path(folder), **kind.settings(config))
+        args = arguments(config_type, Path(folder), max_length=_LENGTHS[in_trl.trainer], **in_trl.settings)
         args.per_device_train_batch_size = 2  # KTO asks for more than one; no loader of its own is ever made
         inside = trainer_type(
             model=_stand_in(len(tokenizer)), args=args, train_dataset=rows, processing_class=tokenizer
         )
     # Its own way to have them computed would go over the one row; ours are in the rows of every pack.
-    inside.precompute_ref_logps = kind.trainer == "DPO"
+    inside.precompute_ref_logps = in_trl.trainer == "DPO"
     return inside
 
 
@@ -275,11 +231,21 @@ def _stand_in(vocabulary: int) -> PeftModel:
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=["q_proj"]))
 
 
-def refuse_adapted_head(model: TrlModel, objective: str) -> None:
+def trl_model(model: PeftModel | PreTrainedModel, config: RunConfig, autocast: torch.dtype | None) -> TrlModel:
+    """Base and adapter as a trainer of TRL's takes them. Raises ConfigError where it would leave out the head's."""
+    objective = config.objective
+    if isinstance(model, PeftModel) and objective.compares_below_adapter and config.adapter.init_from is not None:
+        keep_start_as_reference(model)
+    made = TrlModel(model, autocast)
+    _refuse_adapted_head(made, objective)
+    return made
+
+
+def _refuse_adapted_head(model: TrlModel, objective: ObjectiveConfig) -> None:
     """Raise ConfigError where TRL would compute an objective without the adapter of the head."""
-    if model.scorer.head is None or _KINDS[objective].trainer not in _FUSED:
+    if model.scorer.head is None or _in_trl(objective).trainer not in _FUSED:
         return
-    instead = "" if objective == "kto" else ", or set training.engine=fast"
+    instead = "" if objective.only_in_trl else ", or set training.engine=fast"
     raise ConfigError(
         "adapter.targets: TRL's DPO and KTO take the head's own weight and would leave its adapter out; leave the head "
         f"out{instead}"

@@ -18,7 +18,8 @@ from terminal import ENVIRONMENT, shell, start
 
 from orpo_ray.cli.demo_run import demo_config, demo_outcome, judge_prompts, next_demo, verdict
 from orpo_ray.config import RunConfig, dump
-from orpo_ray.training.record import run_lock, write_json
+from orpo_ray.runs.files import write_json
+from orpo_ray.runs.run import Run
 
 CPU_S = 180.0
 """It takes under three minutes, of one core even; a clock would time what else the machine does."""
@@ -99,12 +100,13 @@ import json, sys
 from orpo_ray import api
 from orpo_ray.cli.demo_run import demo_config, demo_outcome, judge_prompts
 from orpo_ray.config import ScaleConfig
+from orpo_ray.runs.console import SILENT
 storage, *objectives = sys.argv[1:]
 prompts = [question["prompt"] for question in judge_prompts()]
 for name in objectives:
     config = demo_config(name, storage, "0").model_copy(update={"scale": ScaleConfig(workers=1)})
-    trained = api.train(config, lambda line: None)
-    judged = api.evaluate(config, conversations=prompts, max_new_tokens=48, announce=lambda line: None)
+    trained = api.train(config, SILENT)
+    judged = api.evaluate(config, conversations=prompts, max_new_tokens=48, console=SILENT)
     print(json.dumps(demo_outcome(config, trained, judged)))
 """
 
@@ -168,7 +170,7 @@ def test_the_newest_unfinished_demo_of_the_objective_is_chosen(tmp_path: Path) -
     (finished.run_dir / "result.json").write_text("{}")
     begin_demo(tmp_path, "dpo", "20260101-000004")
     assert next_demo("orpo", str(tmp_path)) == newer
-    with run_lock(newer.run_dir):
+    with Run(newer).lock():
         assert next_demo("orpo", str(tmp_path)) == older
 
 

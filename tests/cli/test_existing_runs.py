@@ -94,13 +94,13 @@ def test_a_run_that_another_process_ends_meanwhile(
     command: Command, config: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After this one has looked, and before it has the lock."""
-    prepare = api.prepare
+    prepare = api._prepare
 
     def slowly(*arguments: Any) -> Any:
         shutil.copytree(finished.run_dir, config.parent / "storage" / "tiny")
         return prepare(*arguments)
 
-    monkeypatch.setattr(api, "prepare", slowly)
+    monkeypatch.setattr(api, "_prepare", slowly)
     done = command("train", config)
     assert done.code == 0
     assert done.said[-1].startswith("run tiny is finished")

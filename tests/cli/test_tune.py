@@ -12,8 +12,9 @@ from support import DEMO, Done, locked_elsewhere
 from terminal import Command, shell
 
 from orpo_ray.cli.search_table import SearchTable
-from orpo_ray.search.record import Search, Start, Trial
-from orpo_ray.training.record import is_locked, run_lock
+from orpo_ray.runs.files import write_json
+from orpo_ray.runs.lock import is_locked, locked
+from orpo_ray.runs.search import Search, Start, Trial
 
 pytestmark = pytest.mark.ray
 
@@ -107,7 +108,10 @@ def shown_half_way(command: Command, tmp_path: Path) -> Done:
     trial = Trial(0, "x/search/trials/000", {"objective.lambda": 0.25}, total_steps=10)
     trial.note(5, 10, {"eval/accuracy": 0.75, "eval/margin": 0.5, "eval/nll": 1.25})
     failed = Trial(1, "x/search/trials/001", {"objective.lambda": 0.5}, "failed", error="no memory")
-    Search("x/search", {"metric": "eval/accuracy"}, 4, 16, trials=[trial, failed]).write(tmp_path)
+    write_json(
+        tmp_path / "search.json",
+        Search("x/search", {"metric": "eval/accuracy"}, 4, 16, trials=[trial, failed]).to_json(),
+    )
     shown = command("tune", "--show", tmp_path)
     assert shown.code == 0
     (row,) = (line for line in shown.out.splitlines() if "0.25" in line)
@@ -156,25 +160,25 @@ def test_a_running_search_is_shown_with_what_is_left(
 ) -> None:
     ended = Trial(0, "x/search/trials/000", {"objective.lambda": 0.25}, "finished", steps=10, total_steps=10)
     search = Search("x/search", {"metric": "eval/accuracy"}, 4, 16, trials=[ended], began=Start(1000.0, 0))
-    search.write(tmp_path)
+    write_json(tmp_path / "search.json", search.to_json())
     monkeypatch.setattr(time, "time", lambda: 1060.0)
-    with run_lock(tmp_path):
+    with locked(tmp_path / ".lock"):
         shown = command("tune", "--show", tmp_path)
     assert "1 of 4 trials done, time left about 0:03:00" in shown.out
 
 
 def test_looking_at_a_search_does_not_take_its_lock(tmp_path: Path) -> None:
-    with run_lock(tmp_path):
-        assert is_locked(tmp_path)
+    with locked(tmp_path / ".lock"):
+        assert is_locked(tmp_path / ".lock")
     with (tmp_path / ".lock").open("r") as onlooker:
         fcntl.flock(onlooker, fcntl.LOCK_SH)
-        assert not is_locked(tmp_path)
+        assert not is_locked(tmp_path / ".lock")
 
 
 def test_a_search_is_not_trained_over(command: Command, tmp_path: Path, config: Path) -> None:
     folder = config.parent / "storage" / "tiny" / "search"
     folder.mkdir(parents=True)
-    Search("tiny/search", {}, 16, 16).write(folder)
+    write_json(folder / "search.json", Search("tiny/search", {}, 16, 16).to_json())
     done = command("train", config, "name=tiny/search")
     assert done.code == 2 and "holds a search; train its best.yaml, or choose another name" in done.said[-1]
 
@@ -252,7 +256,7 @@ def test_other_settings_under_the_same_name_are_refused(command: Command, config
     folder.mkdir(parents=True)
     shown: dict[str, Any] = command("config", "show", config, SPACE, "name=tiny/search", "--json").result
     (folder / "config.json").write_text(json.dumps(shown), encoding="utf-8")
-    Search("tiny/search", shown["search"], 16, 16).write(folder)
+    write_json(folder / "search.json", Search("tiny/search", shown["search"], 16, 16).to_json())
     done = command("tune", config, SPACE, "search.metric=eval/margin")
     assert done.code == 2
     assert "search.metric: 'eval/margin' here, but run tiny/search was made with 'eval/accuracy'" in done.said[-1]

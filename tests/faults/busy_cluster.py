@@ -20,6 +20,7 @@ from orpo_ray.config import load_config
 from orpo_ray.data import pipeline
 from orpo_ray.distributed import references
 from orpo_ray.errors import OrpoRayError
+from orpo_ray.runs.console import Console
 
 
 class Hog:
@@ -34,12 +35,13 @@ def outcome(scenario: dict[str, Any]) -> dict[str, str]:
     """What became of one run."""
     references.ROOM_S = scenario["room_s"]
 
-    def announce(line: str) -> None:
-        if scenario["stop"] and line.startswith("reference log-probs: computing"):
-            os.kill(os.getpid(), signal.SIGINT)
+    class Stopping(Console):
+        def announce(self, line: str) -> None:
+            if scenario["stop"] and line.startswith("reference log-probs: computing"):
+                os.kill(os.getpid(), signal.SIGINT)
 
     try:
-        api.train(load_config(scenario["config"]), announce)
+        api.train(load_config(scenario["config"]), Stopping())
     except OrpoRayError as error:
         return {"kind": type(error).__name__, "message": str(error)}
     raise AssertionError("there was room")

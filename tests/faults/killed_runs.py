@@ -20,6 +20,7 @@ from orpo_ray import api
 from orpo_ray.cli import progress
 from orpo_ray.cli.main import run
 from orpo_ray.config import load_config
+from orpo_ray.runs.console import Console
 from orpo_ray.training import checkpoint, loop
 
 _LOADED = ("bitsandbytes", "deepspeed", "peft", "transformers.models.llama.modeling_llama")
@@ -67,6 +68,13 @@ class KilledRuns:
 
 
 Watch = Callable[[int, int, dict[str, float]], None]
+
+
+class Watching(Console):
+    """A silent console that shows each step to a function."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch  # type: ignore[method-assign]
 
 
 def die() -> None:
@@ -168,7 +176,7 @@ def run_job(job: Job) -> int:
             if job.at in signal.Signals.__members__:
                 code = command_that_is_sent(signal.Signals[job.at], job)
             else:
-                api.train(load_config(job.config), lambda line: None, PLACES[job.at](job.step))
+                api.train(load_config(job.config), Watching(PLACES[job.at](job.step)))
                 code = 0
         finally:
             os._exit(code)

@@ -19,6 +19,7 @@ from ray.cluster_utils import Cluster
 
 from orpo_ray import api
 from orpo_ray.config import load_config
+from orpo_ray.runs.console import Console
 from orpo_ray.storage import storage_at
 
 
@@ -41,20 +42,24 @@ def main(config_path: str, step: int, cache: str | None = None) -> None:
     said: list[str] = []
     alive = [second]
 
-    def watch(reported: int, total_steps: int, metrics: dict[str, Any]) -> None:
-        if not alive:
-            return
-        # The first news is that of the evaluation before the first step.
-        place = meeting_place()
-        place.suspend()
-        while not storage_at(config.storage).holds(manifest):
-            time.sleep(0.05)
-        cluster.remove_node(alive.pop(), allow_graceful=False)
-        with suppress(psutil.NoSuchProcess):
-            place.resume()
+    class Losing(Console):
+        def announce(self, line: str) -> None:
+            said.append(line)
+
+        def watch(self, step: int, total_steps: int, metrics: dict[str, Any]) -> None:
+            if not alive:
+                return
+            # The first news is that of the evaluation before the first step.
+            place = meeting_place()
+            place.suspend()
+            while not storage_at(config.storage).holds(manifest):
+                time.sleep(0.05)
+            cluster.remove_node(alive.pop(), allow_graceful=False)
+            with suppress(psutil.NoSuchProcess):
+                place.resume()
 
     try:
-        result = api.train(config, said.append, watch)
+        result = api.train(config, Losing()).to_json()
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -17,14 +17,14 @@ import yaml
 from killed_runs import Job, KilledRuns
 from reported import comparable
 from s3_server import Server, serve
-from support import ENVIRONMENT, Done, settings
+from support import ENVIRONMENT, Done, Listener, settings
 from two_servers import train_and_lose_one
 
 from orpo_ray import api
 from orpo_ray.cli import config_file
-from orpo_ray.cli.search_table import find_search
 from orpo_ray.config import RunConfig, load_config
-from orpo_ray.storage import storage_at
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.search import find_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -88,7 +88,7 @@ def write_config(folder: Path, storage: str, name: str, stages: Sequence[Any] = 
 def unbroken(prepared_storage: Path) -> Path:
     """The folder of a run that had a folder as its storage, and was left alone."""
     config = load_config(write_config(prepared_storage, str(prepared_storage), "bucketless"))
-    api.train(config, lambda line: None)
+    api.train(config, SILENT)
     return config.run_dir
 
 
@@ -140,14 +140,14 @@ def test_another_server_sees_that_the_run_is_finished_and_evaluates_it(site: Sit
     config = load_config(trained.config)
     with site.on("second"):
         said: list[str] = []
-        assert api.train(config, said.append) == trained.result
+        assert api.train(config, Listener(said)).to_json() == trained.result
         assert said == ["run trained is finished: s3://bucket/runs/trained; give another name to train again"]
-        evaluation = api.evaluate(config, announce=said.append)
-        by_url = api.evaluate(config, adapter=trained.result["adapter"], announce=lambda line: None)
-    assert evaluation["adapter"] == trained.result["adapter"]
-    accuracy = evaluation["metrics"]["trained"]["all"]["accuracy"]
+        evaluation = api.evaluate(config, console=Listener(said))
+        by_url = api.evaluate(config, adapter=trained.result["adapter"], console=SILENT)
+    assert evaluation.adapter == trained.result["adapter"]
+    accuracy = evaluation.metrics["trained"]["all"]["accuracy"]
     assert accuracy == pytest.approx(trained.result["metrics"]["eval/accuracy"])
-    assert by_url["metrics"] == evaluation["metrics"]
+    assert by_url.metrics == evaluation.metrics
     assert site.kept("trained") == before
 
 
@@ -156,9 +156,7 @@ def test_pairs_that_one_server_prepared_are_found_by_another(site: Site, trained
     config, said = load_config(trained.config), []
     kept = site.server.bucket.under("runs/artifacts/")
     with site.on("eighth"):
-        found = api.prepare(
-            config.data, config.model, config.storage_dir, config.training.seed, said.append, storage_at(config.storage)
-        )
+        found = api.prepare(config, Listener(said))
     assert {f"{found.path.name}/{path.name}" for path in found.path.iterdir()} == kept.keys()
     assert f"prepared data found in s3://bucket/runs/artifacts/{found.path.name}" in said
 
@@ -189,7 +187,7 @@ def go_on(site: Site, config: RunConfig, server: str, unbroken: Path) -> list[st
     """Train to the end on a server; it must end with the unbroken run's bytes. Returns what was said."""
     said: list[str] = []
     with site.on(server):
-        api.train(config, said.append)
+        api.train(config, Listener(said)).to_json()
     for file in (ADAPTER, STATE):
         assert site.kept("killed")[file] == (unbroken / file).read_bytes(), file
     return said
@@ -279,27 +277,27 @@ def test_a_search_is_shown_and_its_best_run_used_on_another_server(site: Site, t
     assert outcome["adapter"] == f"s3://bucket/runs/searched/search/trials/{outcome['best']:03d}/adapter"
     assert len(outcome["answers"]) == 4
     with site.on("fifth"):
-        assert asdict(find_search(f"{URL}/searched")) == told
+        assert find_search(f"{URL}/searched").to_json() == told
         assert config_file.load(outcome["config"], []).name == "searched-best"
-        found = api.evaluate(load_config(config), adapter=outcome["adapter"], announce=lambda line: None)
-    assert found["metrics"]["trained"]["all"]["accuracy"] == pytest.approx(outcome["metrics"]["eval/accuracy"])
+        found = api.evaluate(load_config(config), adapter=outcome["adapter"], console=SILENT)
+    assert found.metrics["trained"]["all"]["accuracy"] == pytest.approx(outcome["metrics"]["eval/accuracy"])
 
 
 def test_a_later_stage_starts_from_the_adapter_of_the_one_before_wherever_it_runs(site: Site, trained: Trained) -> None:
     stages = [{"objective": {"kind": "sft"}}, {"objective": {"kind": "dpo"}}]
     short = {"max_steps": 2, "eval_every": 2, "checkpoint_every": 2}
     config = load_config(write_config(site.folder, URL, "staged", training=short, stages=stages))
-    stopped: list[str] = []
 
-    def stop_in_second(step: int, total_steps: int, metrics: dict[str, float]) -> None:
-        if len(stopped) and step == 1:
-            raise KeyboardInterrupt
+    class Stopping(Listener):
+        def watch(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+            if step == 1 and any(line.startswith("stage 2") for line in self.said):
+                raise KeyboardInterrupt
 
     with site.on("first"), pytest.raises(KeyboardInterrupt):
-        api.train(config, lambda line: stopped.append(line) if line.startswith("stage 2") else None, stop_in_second)
+        api.train(config, Stopping())
     said: list[str] = []
     with site.on("seventh"):
-        result = api.train(config, said.append)
+        result = api.train(config, Listener(said)).to_json()
     assert "stage 1 of 2: sft, in s3://bucket/runs/staged/1-sft, done before" in said
     assert any(line.startswith("reference log-probs: reused") for line in said)
     assert result["adapter"] == "s3://bucket/runs/staged/adapter"

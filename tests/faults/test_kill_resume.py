@@ -13,10 +13,11 @@ import yaml
 from killed_runs import Job, KilledRuns, said_by
 from reported import comparable
 from safetensors.torch import load_file
-from support import Done, read_metrics, settings
+from support import Done, Listener, read_metrics, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config
+from orpo_ray.runs.console import SILENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -72,7 +73,7 @@ def unbroken(prepared_storage: Path) -> dict[str, Path]:
     folders = {}
     for optimizer in ("adamw", "adamw-8bit"):
         config = load_config(write_config(prepared_storage, f"unbroken-{optimizer}", optimizer=optimizer))
-        api.train(config, lambda line: None)
+        api.train(config, SILENT)
         folders[optimizer] = config.run_dir
     return folders
 
@@ -90,7 +91,7 @@ def test_a_killed_run_goes_on_exactly(
     assert read_metrics(config.run_dir)[-1]["step"] == kill.reported
     assert not (config.run_dir / "result.json").exists()
     said: list[str] = []
-    result = api.train(config, said.append)
+    result = api.train(config, Listener(said)).to_json()
     resumed_at = kill.whole[-1] if kill.whole else 0
     assert (f"resuming at step {resumed_at} of {STEPS}" in said) == bool(kill.whole)
     assert not [line for line in said if "damaged" in line]

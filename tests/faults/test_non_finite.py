@@ -21,6 +21,7 @@ from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import NonFiniteError
 from orpo_ray.objectives import Objective, PairLogps, build_objective
+from orpo_ray.runs.console import SILENT
 from orpo_ray.training import loop
 from orpo_ray.training.trainer import PreferenceTrainer
 
@@ -34,7 +35,7 @@ EVERY_STEP = {"checkpoint_every": 1, "keep": 20}
 def artifact(prepared_storage: Path) -> Artifact:
     """The pairs of the shared storage, found there."""
     config = run_config(prepared_storage)
-    return api.prepare(config.data, config.model, config.storage_dir, config.training.seed, lambda line: None)
+    return api.prepare(config, SILENT)
 
 
 @pytest.fixture

@@ -27,11 +27,12 @@ from ray_head import Head
 from ray_processes import Command, Ended, run, worker_pids
 from reported import comparable
 from safetensors.numpy import load_file, save_file
-from support import BASE, DEMO, ENVIRONMENT, last_step, read_metrics, run_config, settings, wait_until
+from support import BASE, DEMO, ENVIRONMENT, Listener, last_step, read_metrics, run_config, settings, wait_until
 
 from orpo_ray import api
 from orpo_ray.config import load_config
 from orpo_ray.errors import ConfigError
+from orpo_ray.runs.console import SILENT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -174,7 +175,7 @@ def unbroken(wounded: Wounded, prepared_storage: Path, base: Path, pairs: Path) 
     config = long_run(prepared_storage, "ray-unbroken", base, pairs)
     plain = load_config(config)
     # Prepared for the wounded one.
-    artifact = api.prepare(plain.data, plain.model, plain.storage_dir, plain.training.seed, lambda line: None)
+    artifact = api.prepare(plain, SILENT)
     ranks = Ranks()
     (raised,) = ranks.run([Job(str(config), str(artifact.path), workers=2)])
     ranks.close()
@@ -318,7 +319,7 @@ def go_on(wounded: Wounded, storage: Path, *overrides: str) -> tuple[dict[str, A
     """Go on in this process with changed settings; the result and what was announced."""
     said: list[str] = []
     config = load_config(wounded.config, [f"storage={storage}", *ONE_WORKER, *overrides])
-    return api.train(config, said.append), said
+    return api.train(config, Listener(said)).to_json(), said
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_a_run_of_two_workers_goes_on_in_one_process_with_other_packs(
 @pytest.mark.long
 def test_a_loss_that_is_no_number_ends_the_run_at_once(head: Head, prepared_storage: Path, tmp_path: Path) -> None:
     plain = run_config(prepared_storage)
-    artifact = api.prepare(plain.data, plain.model, plain.storage_dir, plain.training.seed, lambda line: None)
+    artifact = api.prepare(plain, SILENT)
     poison = find_poison(plain, artifact)
     poisoned = poisoned_base(tmp_path / "base", poison.token)
     config = write_config(prepared_storage, "ray-poisoned", model={"base": str(poisoned)})
@@ -518,7 +519,7 @@ def test_actors_compute_the_references_that_one_process_would(dpo: Dpo, prepared
     (dpo.run_dir.parent / "alone" / "artifacts").symlink_to(prepared_storage / "artifacts")
     path = dpo.run_dir.parent / "alone.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    api.train(load_config(path), lambda line: None)
+    api.train(load_config(path), SILENT)
     (alone,) = (dpo.run_dir.parent / "alone" / "references").iterdir()
     assert alone.name == cached.name, "the same inputs, whoever computes"
     assert by_actors.shape == (36, 2)

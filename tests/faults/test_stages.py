@@ -12,11 +12,12 @@ import yaml
 from killed_runs import Job, KilledRuns
 from reported import comparable
 from safetensors.numpy import load_file
-from support import DEMO, Done, read_metrics, settings
+from support import DEMO, Done, Listener, read_metrics, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config
 from orpo_ray.errors import ConfigError
+from orpo_ray.runs.console import SILENT
 
 pytestmark = pytest.mark.slow
 
@@ -99,25 +100,25 @@ def test_killed_in_its_second_stage_the_run_goes_on_there(runs: Pair) -> None:
 def test_a_finished_run_in_stages_is_not_run_again(runs: Pair) -> None:
     config = load_config(runs.unbroken.parent / "staged.yaml")
     said: list[str] = []
-    assert api.train(config, said.append)["steps"] == 12
+    assert api.train(config, Listener(said)).steps == 12
     assert said == [f"run staged is finished: {runs.unbroken}; give another name to train again"]
 
 
 def test_another_setting_of_a_stage_that_was_trained_is_refused(runs: Pair) -> None:
     config = runs.unbroken.parent / "staged.yaml"
     with pytest.raises(ConfigError, match=r"stages\.1\.objective\.beta: 0\.2 here, but run staged was made with 0\.1"):
-        api.train(load_config(config, ["stages.1.objective.beta=0.2"]), print)
+        api.train(load_config(config, ["stages.1.objective.beta=0.2"]))
 
 
 def test_a_run_in_stages_is_evaluated_as_any_other(runs: Pair) -> None:
     config = load_config(runs.unbroken.parent / "staged.yaml")
-    found = api.evaluate(config, announce=lambda line: None)
-    assert found["adapter"] == str(runs.unbroken / "adapter")
+    found = api.evaluate(config, console=SILENT)
+    assert found.adapter == str(runs.unbroken / "adapter")
     last = read_metrics(runs.unbroken / "2-dpo")[-1]
-    assert found["metrics"]["trained"]["all"]["accuracy"] == last["eval/accuracy"]
+    assert found.metrics["trained"]["all"]["accuracy"] == last["eval/accuracy"]
 
 
 def test_a_run_in_stages_is_evaluated_on_what_its_last_stage_is(runs: Pair) -> None:
     judged_by = f"stages.1.data={{eval: [{{source: {DEMO / 'h2.jsonl'}, limit: 8}}]}}"
     config = load_config(runs.unbroken.parent / "staged.yaml", [judged_by])
-    assert "h2.jsonl" in api.evaluate(config, announce=lambda line: None)["metrics"]["trained"]
+    assert "h2.jsonl" in api.evaluate(config, console=SILENT).metrics["trained"]

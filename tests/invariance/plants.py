@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from orpo_ray.errors import NonFiniteError
 from orpo_ray.models.base import load_base
+from orpo_ray.training import load as loading
 from orpo_ray.training import loop
 from orpo_ray.training.state import collect_state
 from orpo_ray.training.trainer import PreferenceTrainer
@@ -104,7 +105,7 @@ def note_fetches(world: World, run_dir: Path) -> None:
         note(world, run_dir, seen)
         return load_base(*args, **kwargs)
 
-    loop.fetch_base, loop.load_base = fetch, load
+    loop.fetch_base, loading.load_base = fetch, load
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

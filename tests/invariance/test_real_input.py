@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 import orpo_ray
 from orpo_ray.config import RunConfig, build
 from orpo_ray.data.store import Summary, artifact_path, open_artifact
-from orpo_ray.training.record import read_run
+from orpo_ray.runs.run import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
@@ -63,7 +63,7 @@ def train(base: Path, source: Path, storage: Path, **training: Any) -> tuple[Sum
     said: list[str] = []
     result = orpo_ray.train(config, said.append)
     assert result["status"] == "finished"
-    artifact = open_artifact(artifact_path(config.storage_dir, read_run(config.run_dir)["identity"]["data"]))
+    artifact = open_artifact(artifact_path(config.storage_dir, Run(config).facts()["identity"]["data"]))
     metrics = read_metrics(config.run_dir)
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     return artifact.summary, metrics, said

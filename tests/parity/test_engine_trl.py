@@ -20,12 +20,14 @@ from orpo_ray.config import RunConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.trl_engine import TrlEngine, keep_start_as_reference, to_unpaired_rows
+from orpo_ray.training.trl_engine import TrlTrainer, keep_start_as_reference, to_unpaired_rows
 
 STEPS = 4
 LOSS, TENSOR = 1e-5, 1e-4
 """Relative: of every step's loss and evaluation, and of the adapter's change as one vector."""
 OBJECTIVES: dict[str, dict[str, Any]] = {
+    "hinge": {"kind": "dpo", "beta": 0.5, "loss": "hinge"},
+    "robust": {"kind": "dpo", "loss": "robust", "label_smoothing": 0.1},
     "orpo": {"kind": "orpo", "lambda": 0.5, "nll_on": "full"},
     "cpo": {"kind": "cpo", "alpha": 0.7},
     "simpo": {"kind": "simpo"},
@@ -35,7 +37,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 ONE_PACK, PACKS = 100_000, 300
 KTO: dict[str, Any] = {"kind": "kto", "beta": 0.5, "undesirable_weight": 0.8}
 
-ByTrl = Callable[[str], tuple[Trained, TrlEngine]]
+ByTrl = Callable[[str], tuple[Trained, TrlTrainer]]
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +76,11 @@ def by_trl(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> ByTr
     """The run of an objective in one pack by TRL, and the engine that trained it; each is made once."""
 
     @cache
-    def run(objective: str) -> tuple[Trained, TrlEngine]:
-        engines: list[TrlEngine] = []
-        train = TrlEngine.train
+    def run(objective: str) -> tuple[Trained, TrlTrainer]:
+        engines: list[TrlTrainer] = []
+        train = TrlTrainer.train
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TrlEngine, "train", lambda self: (engines.append(self), train(self)))
+            patch.setattr(TrlTrainer, "train", lambda self: (engines.append(self), train(self)))
             settings = config(tmp_path_factory.mktemp(objective), "trl", {**OBJECTIVES, "kto": KTO}[objective])
             return train_locally(settings, artifact), engines[0]
 

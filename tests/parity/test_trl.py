@@ -26,14 +26,12 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOConfig as TrlOrpoConfig
 from trl.experimental.orpo import ORPOTrainer
 
-from orpo_ray.config.objectives import (
-    AnyObjectiveConfig,
-    CpoConfig,
-    DpoConfig,
-    IpoConfig,
-    OrpoConfig,
-    SimpoConfig,
-)
+from orpo_ray.config.objectives import ObjectiveConfig
+from orpo_ray.config.objectives.cpo import CpoConfig
+from orpo_ray.config.objectives.dpo import DpoConfig
+from orpo_ray.config.objectives.ipo import IpoConfig
+from orpo_ray.config.objectives.orpo import OrpoConfig
+from orpo_ray.config.objectives.simpo import SimpoConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.objectives import PairLogps, build_objective, loss_parts
 from orpo_ray.training.layout import collate
@@ -63,7 +61,7 @@ class Case:
     trainer: type[Trainer]
     config: type[Any]
     settings: dict[str, Any]
-    objective: AnyObjectiveConfig
+    objective: ObjectiveConfig
     log_probs: Callable[[PairLogps], tuple[Tensor, Tensor]]
 
 
@@ -78,6 +76,16 @@ def means(pairs: PairLogps) -> tuple[Tensor, Tensor]:
 CASES = {
     "orpo": Case(ORPOTrainer, TrlOrpoConfig, {"beta": 0.3}, OrpoConfig(lambda_=0.3, nll_on="full"), means),
     "dpo": Case(DPOTrainer, TrlDpoConfig, {"beta": 0.2, "loss_type": "sigmoid"}, DpoConfig(beta=0.2), sums),
+    "hinge": Case(
+        DPOTrainer, TrlDpoConfig, {"beta": 0.9, "loss_type": "hinge"}, DpoConfig(beta=0.9, loss="hinge"), sums
+    ),
+    "robust": Case(
+        DPOTrainer,
+        TrlDpoConfig,
+        {"beta": 0.2, "loss_type": "robust", "label_smoothing": 0.2},
+        DpoConfig(beta=0.2, loss="robust", label_smoothing=0.2),
+        sums,
+    ),
     "ipo": Case(
         DPOTrainer, TrlDpoConfig, {"beta": 0.2, "loss_type": "ipo"}, IpoConfig(beta=0.2, log_probs="token-mean"), sums
     ),

@@ -15,11 +15,12 @@ from orpo_ray.errors import ResourceError
 from orpo_ray.objectives import build_objective
 from orpo_ray.training.budget import Budget, Sizes, find_budget, sample_pack, smaller, usable
 from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.loop import load_pair_model
+from orpo_ray.training.load import load_pair_model
 from orpo_ray.training.memory import CpuMemory
 from orpo_ray.training.plan import SHARED_PREFIX, PackCosts
 from orpo_ray.training.probe import Probe, settle_budget
 from orpo_ray.training.run_plan import plan_run
+from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.world import ALONE, World
 
 KEPT, RECOMPUTED = 100, 20
@@ -65,14 +66,16 @@ def test_a_step_that_is_small_needs_no_more_than_its_own_tokens_to_keep_activati
 @pytest.mark.parametrize(
     ("workers", "strategy", "held"),
     [
-        (1, "single-process", 12),  # bytes a parameter: its gradient, and Adam's two moments
-        (2, "ddp", 16),  # and the copy of the gradient that is exchanged
-        (4, "deepspeed-zero-1", 6),
-        (4, "deepspeed-zero-2", 3),
-        (4, "deepspeed-zero-3", 0),  # 4 in all, and 4 are taken already: the whole weight
+        (1, Strategy.SINGLE, 12),  # bytes a parameter: its gradient, and Adam's two moments
+        (2, Strategy.DDP, 16),  # and the copy of the gradient that is exchanged
+        (4, Strategy.ZERO_1, 6),
+        (4, Strategy.ZERO_2, 3),
+        (4, Strategy.ZERO_3, 0),  # 4 in all, and 4 are taken already: the whole weight
     ],
 )
-def test_optimizer_state_is_kept_room_for_as_the_strategy_shares_it_out(workers: int, strategy: str, held: int) -> None:
+def test_optimizer_state_is_kept_room_for_as_the_strategy_shares_it_out(
+    workers: int, strategy: Strategy, held: int
+) -> None:
     assert usable(1000, 0, workers, strategy) == 900
     assert usable(1000, 10, workers, strategy) == 900 - 10 * held
 
@@ -118,7 +121,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return make_artifact(tmp_path_factory.mktemp("prepared"), train=12, evaluation=2)
 
 
-DECISIONS = Decisions("cpu", "float32", "sdpa", SHARED_PREFIX, "single-process", False, 8192, find_budget=True)
+DECISIONS = Decisions("cpu", "float32", "sdpa", SHARED_PREFIX, Strategy.SINGLE, False, 8192, find_budget=True)
 
 
 class Ground:

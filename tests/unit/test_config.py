@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from orpo_ray.config import RunConfig, dump, every_to_steps, load_config, load_resolved
-from orpo_ray.config.objectives import DpoConfig, OrpoConfig
+from orpo_ray.config.objectives.dpo import DpoConfig
+from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.errors import ConfigError
 
 MINIMAL = """\
@@ -334,10 +335,10 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(path, text, says):
         ("{kind: dpo, lambda: 0.1}", "objective.lambda: dpo has no lambda; remove it"),
         ("{kind: orpo, beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
         ("{kind: sft, gamma_beta_ratio: 0.1}", "objective.gamma_beta_ratio: sft has no gamma_beta_ratio; remove it"),
-        ("{kind: kto2}", "objective.kind: 'kto2' is not one of 'orpo', 'dpo', 'ipo', 'simpo', 'cpo', 'sft', 'kto'"),
+        ("{kind: kto2}", "objective.kind: 'kto2' is not one of 'cpo', 'dpo', 'ipo', 'kto', 'orpo', 'sft', 'simpo'"),
         ("{beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
         ("orpo", "objective: must be a section with alpha, beta, desirable_weight, gamma_beta_ratio, kind, "
-                 "label_smoothing, lambda, log_probs, nll_on, nll_weight, undesirable_weight, not 'orpo'"),
+                 "label_smoothing, lambda, log_probs, loss, nll_on, nll_weight, undesirable_weight, not 'orpo'"),
     ],
 )  # fmt: skip
 def test_settings_of_another_objective_are_refused(path, objective, says):
@@ -587,6 +588,13 @@ def test_no_tag_runs_code(path, tmp_path):
     complaint(path, MINIMAL + f"storage: !!python/object/apply:os.system ['touch {witness}']\n")
     complaint(path, MINIMAL, f"storage=!!python/object/apply:os.system ['touch {witness}']")
     assert not witness.exists()
+
+
+def test_a_hinge_is_not_smoothed(path):
+    says = complaint(path, MINIMAL + "objective: {kind: dpo, loss: hinge, label_smoothing: 0.1}\n")
+    assert says == (
+        "run.yaml:5: objective: label_smoothing: hinge has none; set it to 0, or use loss: sigmoid or robust"
+    )
 
 
 def test_the_objective_is_orpo_unless_it_is_named(path):

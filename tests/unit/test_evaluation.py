@@ -12,9 +12,11 @@ from orpo_ray.evaluation.preference import evaluate_pairs
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import PADDED
+from orpo_ray.training.strategy import Strategy
 from tests.support import BASE, demo_pairs, run_config, write_pairs
 
-DECISIONS = Decisions("cpu", "float32", "sdpa", "padded", "single-process", False, 512)
+DECISIONS = Decisions("cpu", "float32", "sdpa", PADDED, Strategy.SINGLE, False, 512)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """What the project ships for others to copy loads as it is, and does not drift apart."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import yaml
 
 from orpo_ray.cli.demo_run import demo_config
 from orpo_ray.config import RunConfig, load_config, stage_configs
-from orpo_ray.config.objectives import AnyObjectiveConfig
+from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.search.space import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +15,7 @@ EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.rglob("*.yaml"))
 FOLDERS = sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__")
 
-KINDS = sorted(objective().kind for objective in get_args(AnyObjectiveConfig))
+KINDS = sorted(objective().kind for objective in OBJECTIVES.values())
 
 
 def relative(path: Path) -> str:

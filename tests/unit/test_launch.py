@@ -16,13 +16,12 @@ from ray.train.v2._internal.exceptions import (
 )
 from support import HANG_S, run_config, wait_until, write_pairs
 
-from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed import run
-from orpo_ray.distributed.fitting import Fitting
 from orpo_ray.distributed.launch import Driver, train
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
+from orpo_ray.distributed.ray_thread import RayThread
 from orpo_ray.distributed.task import Task
 from orpo_ray.errors import (
     ConfigError,
@@ -33,6 +32,8 @@ from orpo_ray.errors import (
     StoppedError,
 )
 from orpo_ray.models.hardware import CPU
+from orpo_ray.runs.console import SILENT, Console
+from orpo_ray.runs.run import Run
 from orpo_ray.training.decisions import Setup
 
 TWO = Placement(workers=2, cpus=1, gpus=0, nodes=1, uses_ray=True)
@@ -88,7 +89,7 @@ class Scene:
     start_timeout: str | None = None
     stops_asked: int = 0
     left: bool = False
-    thread: Fitting | None = None
+    thread: RayThread | None = None
 
     def ends_for_good(self) -> bool:
         """Whether its thread calls Ray no more, now that it is left."""
@@ -97,12 +98,12 @@ class Scene:
         return not self.thread.is_alive()
 
 
-class FakeGroup(Fitting):
+class FakeGroup(RayThread):
     """The group of a scene: the thread and the mailbox are real, the trainer is not."""
 
     def __init__(self, scene: Scene, placement: Placement, task: Task) -> None:
         self._scene, self._mailbox = scene, Mailbox()
-        super().__init__(Trainer(scene, self._mailbox))
+        super().__init__(Trainer(scene, self._mailbox).fit)
         scene.placement, scene.setup = placement, task.setup
         scene.start_timeout, scene.thread = os.environ.get(START_TIMEOUT), self
         self.start()
@@ -131,10 +132,10 @@ class FakeGroup(Fitting):
 
 
 @dataclass
-class Stage:
+class Stage(Console):
     """A run on two workers whose starts are scenes, played in order; all must be played."""
 
-    config: RunConfig
+    run: Run
     artifact: Artifact
     told: list[Any] = field(default_factory=list)
     """News and lines, in the order in which the user hears of them."""
@@ -144,22 +145,25 @@ class Stage:
     def play(self, *scenes: Scene) -> None:
         coming = iter(scenes)
 
-        def start(config: RunConfig, placement: Placement, task: Task) -> FakeGroup:
+        def start(run: Run, placement: Placement, task: Task) -> FakeGroup:
             return FakeGroup(next(coming), placement, task)
 
         def place_again() -> tuple[Placement, Setup]:
             self.placed_again += 1
             return ONE, AGAIN
 
-        driver = Driver(
-            announce=self.told.append,
-            watch=lambda step, total_steps, metrics: self.told.append((step, total_steps, metrics)),
-            stop_requested=lambda: self.stop,
-            place_again=place_again,
-            poll_s=0.001,
-        )
-        train(self.config, self.artifact, FIRST, TWO, driver, start)
+        driver = Driver(self, place_again, poll_s=0.001)
+        train(self.run, self.artifact, FIRST, TWO, driver, start)
         assert not list(coming), "a start that was expected did not come"
+
+    def announce(self, line: str) -> None:
+        self.told.append(line)
+
+    def watch(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
+        self.told.append((step, total_steps, metrics))
+
+    def stop_requested(self) -> bool:
+        return self.stop
 
     def fails(self, kind: type[OrpoRayError], *scenes: Scene) -> str:
         """Play to the error that ends it; its message."""
@@ -176,7 +180,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     scale = {"workers": 2, "max_failures": 1, "queue_timeout": 300}
     config = run_config(tmp_path, scale=scale)
     config.run_dir.mkdir()
-    return Stage(config, write_pairs(tmp_path, [], []))
+    return Stage(Run(config), write_pairs(tmp_path, [], []))
 
 
 # --- the end, and news ----------------------------------------------------------------------------
@@ -203,7 +207,7 @@ def test_news_is_passed_on_in_order_the_last_of_it_too(stage: Stage) -> None:
 
 
 def test_what_ray_keeps_in_the_runs_folder_is_gone_before_and_after(stage: Stage) -> None:
-    kept = stage.config.run_dir / "checkpoint_manager_snapshot.json"
+    kept = stage.run.config.run_dir / "checkpoint_manager_snapshot.json"
     kept.touch()
     found: list[bool] = []
 
@@ -320,8 +324,8 @@ def test_workers_that_find_no_room_in_time_are_lacking_resources(stage: Stage) -
 
 
 def test_after_a_loss_missing_room_is_looked_for_again_while_retries_are_left(stage: Stage) -> None:
-    scale = stage.config.scale.model_copy(update={"max_failures": 2})
-    stage.config = stage.config.model_copy(update={"scale": scale})
+    scale = stage.run.config.scale.model_copy(update={"max_failures": 2})
+    stage.run.config = stage.run.config.model_copy(update={"scale": scale})
     no_room = ControllerError(WorkerGroupStartupTimeoutError(2))
     stage.play(Scene(failed(killed())), Scene(no_room), Scene())
     assert stage.placed_again == 2
@@ -404,9 +408,7 @@ def test_a_trials_workers_after_a_loss_still_know_whose_ray_it_is(monkeypatch: p
     ours = replace(TWO, own_ray=True)
     monkeypatch.setattr(run, "place", lambda scale, announce: ONE)
     monkeypatch.setattr(run, "_settle", lambda *_: None)
-    monkeypatch.setattr(run.record, "fetch_run", lambda *_: None)
-    config = run_config(Path("unused"))
     ground = run.Ground(cast(Artifact, None), ours, CPU)
-    driver = run._driver(ground, config, print, lambda *_: None, lambda: False)
+    driver = run._driver(ground, Run(run_config(Path("unused"))), SILENT)
     placement, _ = driver.place_again()
     assert placement == replace(ONE, own_ray=True)

@@ -28,7 +28,7 @@ OBSTACLES = {
 
 def choose(asked: str, traits: Traits = FREE, lengths: Any = LENGTHS, with_rejected: bool = True) -> tuple[str, str]:
     layout = choose_layout(asked, traits, lengths, with_rejected=with_rejected)
-    return layout.name, layout.reason
+    return layout.layout, layout.reason
 
 
 def test_auto_shares_prompts_where_nothing_speaks_against_it() -> None:

@@ -8,13 +8,20 @@ import pytest
 import torch
 from support import make_artifact, run_config
 
-from orpo_ray.config.objectives import AnyObjectiveConfig, CpoConfig, DpoConfig, OrpoConfig, SftConfig, SimpoConfig
+from orpo_ray.config.objectives import ObjectiveConfig
+from orpo_ray.config.objectives.cpo import CpoConfig
+from orpo_ray.config.objectives.dpo import DpoConfig
+from orpo_ray.config.objectives.orpo import OrpoConfig
+from orpo_ray.config.objectives.sft import SftConfig
+from orpo_ray.config.objectives.simpo import SimpoConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.objectives import PairLogps, build_objective, loss_parts
 from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.loop import load_pair_model
+from orpo_ray.training.load import load_pair_model
 from orpo_ray.training.metrics import PAIR_METRICS, PairScores, StepMetrics, pair_metrics, score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import PADDED
+from orpo_ray.training.strategy import Strategy
 
 PAIRS = PairLogps(
     chosen=torch.tensor([-2.0, -9.0]),
@@ -42,7 +49,7 @@ BY_HAND = {
 }
 
 
-def step_metrics(config: AnyObjectiveConfig, weights: tuple[float, ...] = (1.0,)) -> dict[str, float]:
+def step_metrics(config: ObjectiveConfig, weights: tuple[float, ...] = (1.0,)) -> dict[str, float]:
     """Metrics of a step made of one pack a weight."""
     objective = build_objective(config)
     metrics = StepMetrics(objective, torch.device("cpu"))
@@ -94,7 +101,7 @@ def test_two_packs_add_up() -> None:
         CpoConfig(beta=3.0, alpha=0.0),
     ],
 )
-def test_metrics_depend_on_neither_lambda_nor_beta(config: AnyObjectiveConfig) -> None:
+def test_metrics_depend_on_neither_lambda_nor_beta(config: ObjectiveConfig) -> None:
     metrics = step_metrics(config)
     share = metrics.pop("preference_share")
     assert metrics == pytest.approx({**BY_HAND, "nll": 16 / 7}, rel=1e-6)
@@ -124,7 +131,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def model(artifact: Artifact) -> PairModel:
     """With so much dropout that a score with it would differ."""
     config = run_config(artifact.path, adapter={"dropout": 0.9}, model={"quantization": "none"})
-    decisions = Decisions("cpu", "float32", "sdpa", "padded", "single-process", False, 1)
+    decisions = Decisions("cpu", "float32", "sdpa", PADDED, Strategy.SINGLE, False, 1)
     model = load_pair_model(config, decisions, lambda line: None)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -4,20 +4,17 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import get_args
 
 import pytest
 import torch
 
-from orpo_ray.config.objectives import (
-    AnyObjectiveConfig,
-    CpoConfig,
-    DpoConfig,
-    IpoConfig,
-    OrpoConfig,
-    SftConfig,
-    SimpoConfig,
-)
+from orpo_ray.config.objectives import OBJECTIVES, ObjectiveConfig
+from orpo_ray.config.objectives.cpo import CpoConfig
+from orpo_ray.config.objectives.dpo import DpoConfig
+from orpo_ray.config.objectives.ipo import IpoConfig
+from orpo_ray.config.objectives.orpo import OrpoConfig
+from orpo_ray.config.objectives.sft import SftConfig
+from orpo_ray.config.objectives.simpo import SimpoConfig
 from orpo_ray.objectives import Objective, PairLogps, build_objective, log_odds_ratio, loss_parts
 
 EXACT = 1e-12  # float64 against float64
@@ -73,6 +70,26 @@ def hand_dpo(beta: float, smoothing: float) -> Hand:
     return hand
 
 
+def hand_hinge(beta: float) -> Hand:
+    def hand(p: Pair) -> tuple[float, float, float]:
+        x = beta * (p.chosen - p.reference_chosen - p.rejected + p.reference_rejected)
+        return (1 - x, -beta, beta) if x < 1 else (0.0, 0.0, 0.0)
+
+    return hand
+
+
+def hand_robust(beta: float, flipped: float) -> Hand:
+    """What the plain loss comes to if the labels are put right: its mean over both labels, unbiased."""
+
+    def hand(p: Pair) -> tuple[float, float, float]:
+        x = beta * (p.chosen - p.reference_chosen - p.rejected + p.reference_rejected)
+        value = (-(1 - flipped) * math.log(sigmoid(x)) + flipped * math.log(1 - sigmoid(x))) / (1 - 2 * flipped)
+        slope = beta * (-(1 - flipped) * (1 - sigmoid(x)) - flipped * sigmoid(x)) / (1 - 2 * flipped)
+        return value, slope, -slope
+
+    return hand
+
+
 def hand_ipo(beta: float, mean: bool) -> Hand:
     def hand(p: Pair) -> tuple[float, float, float]:
         n_w, n_l = (p.chosen_tokens, p.rejected_tokens) if mean else (1, 1)
@@ -109,6 +126,15 @@ CASES = [
     pytest.param(
         DpoConfig(beta=0.2, label_smoothing=0.15), hand_dpo(0.2, 0.15), 1.0, 0.0, EXACT, id="dpo-label-smoothing"
     ),
+    pytest.param(DpoConfig(beta=0.2, loss="hinge"), hand_hinge(0.2), 1.0, 0.0, EXACT, id="dpo-hinge"),
+    pytest.param(
+        DpoConfig(beta=0.2, loss="robust", label_smoothing=0.15),
+        hand_robust(0.2, 0.15),
+        1.0,
+        0.0,
+        EXACT,
+        id="dpo-robust",
+    ),
     pytest.param(DpoConfig(beta=0.2, nll_weight=0.7), hand_dpo(0.2, 0.0), 1.0, 0.7, EXACT, id="dpo-with-nll"),
     pytest.param(IpoConfig(beta=0.25), hand_ipo(0.25, mean=False), 1.0, 0.0, EXACT, id="ipo-sum"),
     pytest.param(
@@ -137,7 +163,7 @@ def gradient(leaf: torch.Tensor) -> list[float]:
     return [0.0] * len(leaf) if leaf.grad is None else leaf.grad.tolist()
 
 
-def preference_of(config: AnyObjectiveConfig, pairs: PairLogps) -> float:
+def preference_of(config: ObjectiveConfig, pairs: PairLogps) -> float:
     """The preference term of the only pair there is."""
     return build_objective(config).preference(pairs).item()
 
@@ -289,7 +315,7 @@ def test_sft_ignores_the_rejected_answer():
     assert not build_objective(SftConfig()).needs_rejected
 
 
-@pytest.mark.parametrize("config_class", get_args(AnyObjectiveConfig))
+@pytest.mark.parametrize("config_class", OBJECTIVES.values())
 def test_every_config_kind_has_a_builder(config_class):
     config = config_class()
     objective = build_objective(config)
@@ -299,10 +325,22 @@ def test_every_config_kind_has_a_builder(config_class):
 
 
 def test_objectives_declare_what_they_need():
-    built = {kind.model_fields["kind"].default: build_objective(kind()) for kind in get_args(AnyObjectiveConfig)}
+    built = {kind.model_fields["kind"].default: build_objective(kind()) for kind in OBJECTIVES.values()}
     assert {kind for kind, objective in built.items() if objective.needs_reference} == {"dpo", "ipo"}
     assert {kind for kind, objective in built.items() if not objective.needs_rejected} == {"sft"}
     assert {kind for kind, objective in built.items() if objective.nll_weight} == {"orpo", "cpo", "sft"}
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES.values())
+def test_what_settings_say_of_a_likelihood_term_is_what_the_loss_has(kind):
+    for changes in ({}, {"nll_weight": 0.5}, {"alpha": 0.0}):
+        if changes.keys() <= kind.model_fields.keys():
+            config = kind(**changes)
+            assert config.has_likelihood == bool(build_objective(config).nll_weight), (config.kind, changes)
+
+
+def test_robust_dpo_without_wrong_labels_is_dpo():
+    assert preference_of(DpoConfig(loss="robust"), one_pair()) == preference_of(DpoConfig(), one_pair())
 
 
 def test_nll_tokens_follow_the_config():

@@ -12,9 +12,10 @@ from support import run_config
 from orpo_ray.config import RunConfig, SearchConfig, build, dump, stage_configs
 from orpo_ray.config.space import Domain, Options, Span
 from orpo_ray.errors import ConfigError
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.search import Search, SearchRun, Trial
 from orpo_ray.search.course import Course, take_up
 from orpo_ray.search.outcome import best_trial, pareto_front, reading
-from orpo_ray.search.record import Search, Trial, finished_search, read_search
 from orpo_ray.search.rungs import Rungs
 from orpo_ray.search.score import score
 from orpo_ray.search.space import Space, resolve, trial_config, with_ranges
@@ -119,6 +120,16 @@ def test_each_objective_has_ranges_of_its_own(tmp_path: Path, objective: dict[st
     assert list(space.domains) == fields
     assert all(name in said[0] for name in fields)
     assert config.search is not None and config.search.domains == space.domains
+
+
+def test_a_likelihood_term_is_searched_at_higher_rates(tmp_path: Path) -> None:
+    def highest(**objective: Any) -> float:
+        found = resolve(with_ranges(run_config(tmp_path, objective=objective), print)).domains[RATE]
+        assert isinstance(found, Span)
+        return found.high
+
+    assert highest(kind="dpo", nll_weight=1.0) == highest(kind="orpo") > highest(kind="dpo")
+    assert highest(kind="cpo", alpha=0.0) == highest(kind="dpo")
 
 
 def test_full_training_is_searched_at_far_lower_rates(tmp_path: Path) -> None:
@@ -380,9 +391,10 @@ def begin(config: RunConfig) -> Callable[[], tuple[Course, Search]]:
 
     def make() -> tuple[Course, Search]:
         assert config.search is not None
-        search = read_search(config.run_dir) or Search(config.name, config.search.model_dump(), 4, PAIRS)
+        run = SearchRun(config)
+        search = run.search() or Search(config.name, config.search.model_dump(), 4, PAIRS)
         made = Study(config.search, DOMAINS, 7, PAIRS, search.trials)
-        return Course(config, Space(DOMAINS), search, made, lambda search: None), search
+        return Course(run, Space(DOMAINS), search, made, SILENT), search
 
     return make
 
@@ -393,11 +405,11 @@ def test_what_happened_is_on_record_at_once(config: RunConfig, begin: Callable[[
     assert first is not None
     trial, tried = first
     assert tried.run_dir == config.run_dir / "trials" / "000"
-    assert read_search(config.run_dir) == search
+    assert SearchRun(config).search() == search
     course.evaluated(trial, 10, 10, evaluation(0.9))
-    assert read_search(config.run_dir) == search
+    assert SearchRun(config).search() == search
     course.finished(trial)
-    found = read_search(config.run_dir)
+    found = SearchRun(config).search()
     assert found is not None and found.trials[0].state == "finished"
 
 
@@ -418,9 +430,8 @@ def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_f
     config = run_config(tmp_path, model={"quantization": "none"}, search={"space": space, "trials": 12})
     assert config.search is not None
     search = Search(config.name, config.search.model_dump(), 12, PAIRS)
-    course = Course(
-        config, resolve(config), search, study(config.search, domains=config.search.domains), lambda search: None
-    )
+    made = study(config.search, domains=config.search.domains)
+    course = Course(SearchRun(config), resolve(config), search, made, SILENT)
     begun = [found[0].number for found in iter(course.next, None)]
     failed = [trial for trial in search.trials if trial.state == "failed"]
     assert failed and sorted(begun + [trial.number for trial in failed]) == list(range(12))
@@ -436,7 +447,7 @@ def test_what_failed_for_want_of_room_is_tried_again_and_what_was_wrong_is_not(
     assert tried[0] is not None and tried[1] is not None
     course.failed(tried[0][0], "the cluster is busy", may_pass=True)
     course.failed(tried[1][0], "no such module")
-    take_up(search, config.storage_dir)
+    take_up(SearchRun(config), search)
     assert [(trial.state, trial.error) for trial in search.trials] == [("running", None), ("failed", "no such module")]
 
 
@@ -475,17 +486,17 @@ def test_evaluations_that_nobody_heard_are_read_from_the_trial(tmp_path: Path) -
     folder.mkdir(parents=True)
     lines = [{"step": 0, **evaluation(0.5)}, {"step": 1, "train/loss": 1.0}, {"step": 5, **evaluation(0.8)}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    take_up(Search("run", {}, 1, PAIRS, trials=[trial]), tmp_path)
+    take_up(SearchRun(run_config(tmp_path)), Search("run", {}, 1, PAIRS, trials=[trial]))
     assert trial.evaluations == [{"step": 0, **evaluation(0.5)}, {"step": 5, **evaluation(0.8)}]
 
 
 def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(config: RunConfig) -> None:
     assert config.search is not None
     search = Search(config.name, config.search.model_dump(), 4, PAIRS, "finished", [finished(n, 0.9) for n in range(4)])
-    search.write(config.run_dir)
-    assert finished_search(config) == search
+    SearchRun(config).keep(search)
+    assert SearchRun(config).finished() == search
     more = config.model_copy(update={"search": config.search.model_copy(update={"trials": 5})})
-    assert finished_search(more) is None
+    assert SearchRun(more).finished() is None
 
 
 @pytest.mark.parametrize(
@@ -499,6 +510,8 @@ def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(con
 )
 def test_a_damaged_record_is_refused_by_name(tmp_path: Path, trial: dict[str, Any]) -> None:
     content = {"name": "x", "settings": {}, "trial_count": 1, "pairs": 1, "trials": [trial]}
-    (tmp_path / "search.json").write_text(json.dumps(content), encoding="utf-8")
+    run = SearchRun(run_config(tmp_path))
+    run.folder.mkdir()
+    run.path("search.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"search\.json: not as a search wrote it"):
-        read_search(tmp_path)
+        run.search()

@@ -14,6 +14,7 @@ from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 from orpo_ray.training.self_check import settle_layout
+from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.world import World
 
 VOCABULARY = 97
@@ -46,7 +47,7 @@ def llama() -> PairModel:
 
 def settled(model: PairModel, layout: str, **options: Any) -> list[str]:
     said: list[str] = []
-    decisions = Decisions("cpu", "float32", "sdpa", layout, "single-process", False, options.pop("budget", 4096))
+    decisions = Decisions("cpu", "float32", "sdpa", layout, Strategy.SINGLE, False, options.pop("budget", 4096))
     settle_layout(model, decisions, pairs(), 0, said.append, **options)
     return said
 

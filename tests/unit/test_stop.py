@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from types import FrameType
 
 import pytest
+from support import Listener
 
-from orpo_ray.training.stop import SIGNALS, StopSignal
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.stop import SIGNALS, StopSignal
 
 received: list[int] = []
 
@@ -34,36 +36,36 @@ def send(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_and_the_second_acts_as_it_always_did(number: signal.Signals) -> None:
-    said: list[str] = []
-    with StopSignal(said.append) as stop:
-        assert not stop.requested
+    console = Listener()
+    with StopSignal(console) as stop:
+        assert not stop.stop_requested()
         send(number)
-        assert stop.requested
+        assert stop.stop_requested()
         assert received == []
-        assert said == [f"{number.name}: stopping, with a checkpoint if training has begun (again: at once)"]
+        assert console.said == [f"{number.name}: stopping, with a checkpoint if training has begun (again: at once)"]
         send(number)
         assert received == [number]
-    assert len(said) == 1
+    assert len(console.said) == 1
 
 
 def test_one_signal_gives_both_their_old_meaning_back() -> None:
-    with StopSignal(lambda line: None):
+    with StopSignal(SILENT):
         send(signal.SIGTERM)
         send(signal.SIGINT)
         assert received == [signal.SIGINT]
 
 
 def test_outside_the_block_nothing_has_changed() -> None:
-    with StopSignal(lambda line: None) as stop:
+    with StopSignal(SILENT) as stop:
         pass
     for number in SIGNALS:
         send(number)
     assert received == list(SIGNALS)
-    assert not stop.requested
+    assert not stop.stop_requested()
 
 
 def test_a_failure_inside_gives_the_handlers_back() -> None:
-    with pytest.raises(RuntimeError), StopSignal(lambda line: None):
+    with pytest.raises(RuntimeError), StopSignal(SILENT):
         raise RuntimeError
     send(signal.SIGINT)
     assert received == [signal.SIGINT]
@@ -74,9 +76,9 @@ def test_another_thread_leaves_signals_alone() -> None:
     states: list[bool] = []
 
     def work() -> None:
-        with StopSignal(lambda line: None) as stop:
+        with StopSignal(SILENT) as stop:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            states.append(stop.requested)
+            states.append(stop.stop_requested())
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from s3_server import Server, serve
+from support import run_config
 
 from orpo_ray.config.storage import inside, local_path, refuse_url, without_secrets
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.models.trained import fetch_trained
+from orpo_ray.runs.run import Run
 from orpo_ray.storage import LOCAL, fetched, storage_at
-from orpo_ray.training.record import WORKERS_LOCK_FILE, fetch_run, lock_within
 
 MANIFEST = "MANIFEST.json"
 URL = "s3://bucket/runs"
@@ -368,12 +369,11 @@ def test_an_upload_that_is_interrupted_leaves_no_half_of_a_file(
 
 
 def test_an_onlooker_deletes_nothing_where_workers_are_at_work(server: Server) -> None:
-    run = local_path(inside(URL, "run"))
+    run = Run(run_config(Path("unused")).model_copy(update={"storage": URL}))
     unsent = write_folder("run/checkpoints/step-000004", {"state.safetensors": "x"})
     server.bucket.put("runs/run/config.json", b"{}")
-    with (run / WORKERS_LOCK_FILE).open("w") as lock:
-        assert lock_within(lock.fileno(), 0)
-        fetch_run(run, storage_at(URL))
-        assert unsent.is_dir() and not (run / "config.json").exists()
-    fetch_run(run, storage_at(URL))
-    assert not unsent.is_dir() and (run / "config.json").exists()
+    with run.only_group(patience_s=0):
+        run.refresh()
+        assert unsent.is_dir() and not run.path("config.json").exists()
+    run.refresh()
+    assert not unsent.is_dir() and run.path("config.json").exists()

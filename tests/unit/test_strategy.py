@@ -15,17 +15,9 @@ from orpo_ray.models.adapter import attach_adapter
 from orpo_ray.models.hardware import CPU, Hardware
 from orpo_ray.models.size import Parameters, count_parameters
 from orpo_ray.training.setup import decide
-from orpo_ray.training.strategy import (
-    DDP,
-    SINGLE,
-    ModelSize,
-    Workers,
-    bytes_of_stage,
-    choose_strategy,
-    stage_of,
-    zero_strategy,
-)
+from orpo_ray.training.strategy import ModelSize, Strategy, Workers, bytes_of_stage, choose_strategy
 
+SINGLE, DDP = Strategy.SINGLE, Strategy.DDP
 GIB = 2**30
 FULL: dict[str, Any] = {"adapter": {"kind": "none"}, "model": {"quantization": "none"}}
 PLAIN: dict[str, Any] = {"model": {"quantization": "none"}}
@@ -73,33 +65,34 @@ def chosen(place: Workers, size: ModelSize, dtype: str = "bfloat16", deepspeed: 
 def test_auto_shares_what_does_not_fit_and_says_why(
     place: Workers, size: ModelSize, sections: dict[str, Any], name: str, reason: str
 ) -> None:
-    strategy = chosen(place, size, **sections)
-    assert strategy.name == name
-    assert reason in strategy.reason
+    choice = chosen(place, size, **sections)
+    assert choice.strategy == name
+    assert reason in choice.reason
 
 
 def test_float16_is_not_given_to_deepspeed() -> None:
-    strategy = chosen(workers(2, 24), ADAPTER_OF_7B, "float16")
-    assert strategy.name == DDP
-    assert "float16" in strategy.reason
+    choice = chosen(workers(2, 24), ADAPTER_OF_7B, "float16")
+    assert choice.strategy == DDP
+    assert "float16" in choice.reason
 
 
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_stage_that_is_asked_for_is_taken_even_by_one_worker(stage: int, count: int) -> None:
-    strategy = chosen(workers(count, 24), ADAPTER_OF_7B, deepspeed={"stage": stage})
-    assert (strategy.name, strategy.reason) == (f"deepspeed-zero-{stage}", "as configured")
+    choice = chosen(workers(count, 24), ADAPTER_OF_7B, deepspeed={"stage": stage})
+    assert (choice.strategy, choice.reason) == (f"deepspeed-zero-{stage}", "as configured")
 
 
 def test_without_deepspeed_several_workers_are_ddp() -> None:
-    assert chosen(workers(2, 4), BASE_OF_7B, deepspeed="none", **PLAIN).name == DDP
-    assert chosen(workers(1, 4), BASE_OF_7B, deepspeed="none", **PLAIN).name == SINGLE
+    assert chosen(workers(2, 4), BASE_OF_7B, deepspeed="none", **PLAIN).strategy == DDP
+    assert chosen(workers(1, 4), BASE_OF_7B, deepspeed="none", **PLAIN).strategy == SINGLE
 
 
 def test_names_of_strategies_hold_their_stage() -> None:
-    assert [stage_of(zero_strategy(stage)) for stage in range(4)] == [0, 1, 2, 3]
-    assert stage_of(DDP) is None
-    assert stage_of(SINGLE) is None
+    assert [Strategy.zero(stage).stage for stage in range(4)] == [0, 1, 2, 3]
+    assert [Strategy(f"deepspeed-zero-{stage}") for stage in range(4)] == [Strategy.zero(n) for n in range(4)]
+    assert DDP.stage is None
+    assert SINGLE.stage is None
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------------

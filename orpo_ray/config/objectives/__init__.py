@@ -1,28 +1,36 @@
-"""One config a training objective; `kind` tells them apart."""
+"""One settings class an objective, each in a file that bears its name; a new file is a new objective."""
 
-from typing import Annotated
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from orpo_ray.config.objectives.cpo import CpoConfig
-from orpo_ray.config.objectives.dpo import DpoConfig
-from orpo_ray.config.objectives.ipo import IpoConfig
-from orpo_ray.config.objectives.kto import KtoConfig
-from orpo_ray.config.objectives.orpo import OrpoConfig
-from orpo_ray.config.objectives.sft import SftConfig
-from orpo_ray.config.objectives.simpo import SimpoConfig
+from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
 
-AnyObjectiveConfig = OrpoConfig | DpoConfig | IpoConfig | SimpoConfig | CpoConfig | SftConfig | KtoConfig
-ObjectiveConfig = Annotated[AnyObjectiveConfig, Field(discriminator="kind")]
+_NO_OBJECTIVE = "base"
 
-__all__ = [
-    "AnyObjectiveConfig",
-    "CpoConfig",
-    "DpoConfig",
-    "IpoConfig",
-    "KtoConfig",
-    "ObjectiveConfig",
-    "OrpoConfig",
-    "SftConfig",
-    "SimpoConfig",
-]
+
+def _find() -> dict[str, type[ObjectiveConfig]]:
+    found = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != _NO_OBJECTIVE):
+        (found[name],) = _settings_in(importlib.import_module(f"{__name__}.{name}"))
+        assert found[name].model_fields["kind"].default == name, f"the file {name}.py holds another objective"
+    return found
+
+
+def _settings_in(module: ModuleType) -> list[type[ObjectiveConfig]]:
+    own = [item for item in vars(module).values() if getattr(item, "__module__", "") == module.__name__]
+    return [item for item in own if isinstance(item, type) and issubclass(item, ObjectiveConfig)]
+
+
+OBJECTIVES = _find()
+"""The settings class of each objective, by its name."""
+
+if TYPE_CHECKING:
+    AnyObjective = ObjectiveConfig
+else:
+    AnyObjective = Annotated[Union[tuple(OBJECTIVES.values())], Field(discriminator="kind")]  # noqa: UP007
+
+__all__ = ["OBJECTIVES", "AnyObjective", "InTrl", "ObjectiveConfig"]

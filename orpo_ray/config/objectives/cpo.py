@@ -1,16 +1,29 @@
 """Settings of CPO (arXiv:2401.08417)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from orpo_ray.config.section import Section
+from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
 
 
-class CpoConfig(Section):
+class CpoConfig(ObjectiveConfig):
     """DPO without its reference, plus alpha times the likelihood of the chosen answer."""
 
     kind: Literal["cpo"] = "cpo"
     beta: PositiveFloat = 0.1
     alpha: float = Field(1.0, ge=0, description="weight of the likelihood term")
     nll_on: Literal["response", "full"] = "response"
+
+    search_space: ClassVar = {"objective.beta": {"loguniform": [0.01, 0.1]}}
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Unless its weight is 0."""
+        return self.alpha > 0
+
+    def in_trl(self) -> InTrl | str:
+        """Under the same names, but for alpha."""
+        if self.nll_on != "response":
+            return "objective.nll_on: TRL's CPO takes the likelihood over the response; set response"
+        return InTrl("CPO", {"beta": self.beta, "cpo_alpha": self.alpha, "loss_type": "sigmoid"})

@@ -1,17 +1,41 @@
-"""Settings of DPO (arXiv:2305.18290)."""
+"""Settings of DPO (arXiv:2305.18290) and of its relatives that differ in the last function only."""
 
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
-from orpo_ray.config.section import Section
+from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
 
 
-class DpoConfig(Section):
+class DpoConfig(ObjectiveConfig):
     """Log-ratio margin over a frozen reference."""
 
     kind: Literal["dpo"] = "dpo"
     beta: PositiveFloat = 0.1
+    loss: Literal["sigmoid", "hinge", "robust"] = Field(
+        "sigmoid",
+        description="sigmoid: the paper; hinge: SLiC's (arXiv:2305.10425); robust: unbiased under label_smoothing "
+        "(arXiv:2403.00409)",
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of wrong labels")
     nll_weight: float = Field(0.0, ge=0, description="weight of an added likelihood term on the chosen answer")
     nll_on: Literal["response", "full"] = "response"
+
+    search_space: ClassVar = {"objective.beta": {"loguniform": [0.01, 0.1]}}
+
+    @model_validator(mode="after")
+    def _hinge_is_not_smoothed(self) -> Self:
+        if self.loss == "hinge" and self.label_smoothing:
+            raise ValueError("label_smoothing: hinge has none; set it to 0, or use loss: sigmoid or robust")
+        return self
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Where it is added."""
+        return self.nll_weight > 0
+
+    def in_trl(self) -> InTrl | str:
+        """Its smoothing is that of `robust` alone; it has no likelihood term in this form."""
+        if self.nll_weight or (self.label_smoothing and self.loss != "robust"):
+            return "objective: TRL's DPO has neither nll_weight nor label_smoothing in this form; set them to 0"
+        return InTrl("DPO", {"beta": self.beta, "label_smoothing": self.label_smoothing, "loss_type": self.loss})

@@ -1,15 +1,23 @@
 """Settings of IPO (arXiv:2310.12036)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from orpo_ray.config.section import Section
+from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
 
 
-class IpoConfig(Section):
+class IpoConfig(ObjectiveConfig):
     """Squared distance of the log-ratio margin from 1 / (2 beta); beta is the paper's tau."""
 
     kind: Literal["ipo"] = "ipo"
     beta: PositiveFloat = 0.1
     log_probs: Literal["sum", "token-mean"] = Field("sum", description="sum: the paper; token-mean: TRL's choice")
+
+    search_space: ClassVar = {"objective.beta": {"loguniform": [0.01, 1.0]}}
+
+    def in_trl(self) -> InTrl | str:
+        """A loss type of DPO."""
+        if self.log_probs != "token-mean":
+            return "objective.log_probs: TRL's IPO takes means over tokens; set token-mean"
+        return InTrl("DPO", {"beta": self.beta, "loss_type": "ipo"})

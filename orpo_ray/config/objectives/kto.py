@@ -1,16 +1,24 @@
 """Settings of KTO (arXiv:2402.01306), computed by TRL's trainer on the answers one by one."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from orpo_ray.config.section import Section
+from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
 
 
-class KtoConfig(Section):
+class KtoConfig(ObjectiveConfig):
     """Each answer by itself, as wanted or unwanted, against a reference and a common baseline."""
 
     kind: Literal["kto"] = "kto"
     beta: PositiveFloat = 0.1
     desirable_weight: float = Field(1.0, ge=0, description="weight of the chosen answers")
     undesirable_weight: float = Field(1.0, ge=0, description="weight of the rejected answers")
+
+    search_space: ClassVar = {"objective.beta": {"loguniform": [0.01, 0.1]}}
+    only_in_trl = True
+    compares_below_adapter = True
+
+    def in_trl(self) -> InTrl | str:
+        """Under the same names."""
+        return InTrl("KTO", self.model_dump(exclude={"kind"}))

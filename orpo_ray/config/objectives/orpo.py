@@ -1,15 +1,28 @@
 """Settings of ORPO (arXiv:2403.07691)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from orpo_ray.config.section import Section
+from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
 
 
-class OrpoConfig(Section):
+class OrpoConfig(ObjectiveConfig):
     """Likelihood of the chosen answer plus `lambda` times the odds-ratio term; no reference model."""
 
     kind: Literal["orpo"] = "orpo"
     lambda_: float = Field(0.1, ge=0, alias="lambda", description="weight of the odds-ratio term")
     nll_on: Literal["response", "full"] = Field("response", description="tokens the likelihood runs over")
+
+    search_space: ClassVar = {"objective.lambda": {"loguniform": [0.1, 2.0]}}
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Always."""
+        return True
+
+    def in_trl(self) -> InTrl | str:
+        """Its lambda is called beta there."""
+        if self.nll_on != "full":
+            return "objective.nll_on: TRL's ORPO takes the likelihood over prompt and response; set full"
+        return InTrl("ORPO", {"beta": self.lambda_})

@@ -2,11 +2,16 @@
 
 from typing import Literal
 
-from orpo_ray.config.section import Section
+from orpo_ray.config.objectives.base import ObjectiveConfig
 
 
-class SftConfig(Section):
+class SftConfig(ObjectiveConfig):
     """Likelihood of the chosen answer alone."""
 
     kind: Literal["sft"] = "sft"
     nll_on: Literal["response", "full"] = "response"
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Always."""
+        return True

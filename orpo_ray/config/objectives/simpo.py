@@ -1,15 +1,25 @@
 """Settings of SimPO (arXiv:2405.14734)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
-from orpo_ray.config.section import Section
+from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
 
 
-class SimpoConfig(Section):
+class SimpoConfig(ObjectiveConfig):
     """Length-normalised margin with a target; no reference model."""
 
     kind: Literal["simpo"] = "simpo"
     beta: PositiveFloat = 2.0
     gamma_beta_ratio: float = Field(0.5, ge=0, description="target margin divided by beta, as the paper tabulates it")
+
+    search_space: ClassVar = {
+        "objective.beta": {"loguniform": [2.0, 10.0]},
+        "objective.gamma_beta_ratio": {"uniform": [0.0, 1.0]},
+    }
+
+    def in_trl(self) -> InTrl | str:
+        """A loss type of CPO, without the likelihood term that it adds by default."""
+        gamma = self.gamma_beta_ratio * self.beta
+        return InTrl("CPO", {"beta": self.beta, "simpo_gamma": gamma, "cpo_alpha": 0.0, "loss_type": "simpo"})

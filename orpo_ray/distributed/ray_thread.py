@@ -1,24 +1,28 @@
-"""Ray's `fit()`, of Train and of Tune, beside the thread that hears Ctrl-C."""
+"""A thread that calls Ray, beside the main one, which hears Ctrl-C and may end at any moment."""
 
 import ctypes
 import threading
-from typing import Any
+from collections.abc import Callable
 
 _LEAVE_S = 2.0
 
 
-class Fitting(threading.Thread):
-    """`fit()` in a thread of its own: in the main one it would take over Ctrl-C."""
+class RayThread(threading.Thread):
+    """Does `work`, which waits for Ray: `fit()` of Train and of Tune, or the batches of Ray Data.
 
-    def __init__(self, fits: Any) -> None:
-        super().__init__(name="ray-fit", daemon=True)
-        self._fits = fits
+    Whoever starts it leaves it in the end, however that comes.
+    """
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(name="ray", daemon=True)
+        self._work = work
         self.error: Exception | None = None
+        """What the work raised."""
 
     def run(self) -> None:
-        """Wait for the end of what was started."""
+        """Work to the end."""
         try:
-            self._fits.fit()
+            self._work()
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
             self.error = error
         except SystemExit:

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from orpo_ray.distributed.fitting import Fitting
+from orpo_ray.distributed.ray_thread import RayThread
 
 
 class Calling:
@@ -26,7 +26,7 @@ class Waiting:
 
 
 def test_a_thread_that_makes_calls_makes_no_more() -> None:
-    fitting = Fitting(Calling())
+    fitting = RayThread(Calling().fit)
     fitting.start()
     fitting.leave()
     assert not fitting.is_alive()
@@ -35,7 +35,7 @@ def test_a_thread_that_makes_calls_makes_no_more() -> None:
 
 def test_a_thread_that_waits_is_not_waited_for() -> None:
     waiting = Waiting()
-    fitting = Fitting(waiting)
+    fitting = RayThread(waiting.fit)
     fitting.start()
     waiting.waits.wait()
     began = time.monotonic()
@@ -48,7 +48,7 @@ def test_a_thread_that_waits_is_not_waited_for() -> None:
 
 
 def test_leaving_a_thread_that_has_ended_is_nothing() -> None:
-    failing = Fitting(None)
+    failing = RayThread(lambda: None.fit())
     failing.start()
     failing.join()
     assert isinstance(failing.error, AttributeError)

@@ -15,7 +15,10 @@ from orpo_ray.config import RunConfig, build, dump
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.hardware import CPU
-from orpo_ray.training import record
+from orpo_ray.runs import files
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.metrics import last_metrics, metric_by_step
+from orpo_ray.runs.run import Run
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import settle
 
@@ -25,7 +28,7 @@ from orpo_ray.training.setup import settle
 def start_run(config: RunConfig) -> None:
     """Leave what a run leaves that has saved a checkpoint."""
     (config.run_dir / "checkpoints" / "step-000002").mkdir(parents=True)
-    record.write_json(config.run_dir / record.CONFIG_FILE, dump(config))
+    Run(config).write_config()
 
 
 def changed(storage: Path, change: Callable[[dict[str, Any]], object]) -> RunConfig:
@@ -66,7 +69,7 @@ def test_a_changed_setting_is_refused_by_its_key(key: str, tmp_path: Path) -> No
     start_run(config)
     change, complaint = REFUSED[key]
     with pytest.raises(ConfigError) as caught:
-        record.refuse_changed_config(config.run_dir, changed(tmp_path, change))
+        Run(changed(tmp_path, change)).refuse_changes()
     line = str(caught.value)
     assert key in line.split(";")[0]
     assert complaint in line
@@ -78,7 +81,7 @@ def test_the_first_changed_key_is_named_with_the_number_of_others(tmp_path: Path
     start_run(config)
     several = changed(tmp_path, lambda t: (t["adapter"].update(r=16), t["training"].update(seed=1, keep=5)))
     with pytest.raises(ConfigError, match=r"^adapter\.r: 16 .* \(and 2 more: training\.keep, training\.seed\); "):
-        record.refuse_changed_config(config.run_dir, several)
+        Run(several).refuse_changes()
 
 
 @pytest.mark.parametrize("key", FREE)
@@ -87,7 +90,7 @@ def test_where_and_how_work_is_done_may_change(key: str, tmp_path: Path) -> None
     start_run(config)
     other = changed(tmp_path, FREE[key])
     assert dump(other) != dump(config)
-    record.refuse_changed_config(config.run_dir, other)
+    Run(other).refuse_changes()
 
 
 def test_the_storage_may_be_moved(tmp_path: Path) -> None:
@@ -95,15 +98,15 @@ def test_the_storage_may_be_moved(tmp_path: Path) -> None:
     start_run(config)
     shutil.move(tmp_path / "here", tmp_path / "there")
     moved = run_config(tmp_path / "there")
-    record.refuse_changed_config(moved.run_dir, moved)
+    Run(moved).refuse_changes()
 
 
 def test_the_same_settings_and_a_run_that_saved_nothing_are_not_refused(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     start_run(config)
-    record.refuse_changed_config(config.run_dir, run_config(tmp_path))
+    Run(run_config(tmp_path)).refuse_changes()
     shutil.rmtree(config.run_dir / "checkpoints")
-    record.refuse_changed_config(config.run_dir, changed(tmp_path, REFUSED["training.seed"][0]))
+    Run(changed(tmp_path, REFUSED["training.seed"][0])).refuse_changes()
 
 
 # --- changed inputs behind the same settings ------------------------------------------------------------------------
@@ -129,7 +132,7 @@ def begun(base: Path, adapter: Path, tmp_path: Path) -> tuple[RunConfig, Artifac
     config = run_config(tmp_path, model={"base": str(base)}, adapter={"init_from": str(adapter)})
     artifact = make_artifact(tmp_path, train=4, evaluation=2)
     config.run_dir.mkdir(parents=True)
-    settle(config, artifact, lambda line: None, CPU)
+    settle(Run(config), artifact, SILENT.announce, CPU)
     start_run(config)
     return config, artifact
 
@@ -150,7 +153,7 @@ def rename_a_token(base: Path) -> None:
 
 def test_the_same_inputs_go_on(begun: tuple[RunConfig, Artifact]) -> None:
     config, artifact = begun
-    identity = settle(config, artifact, lambda line: None, CPU).identity
+    identity = settle(Run(config), artifact, SILENT.announce, CPU).identity
     assert set(identity) == {"data", "tokenizer", "model.base", "adapter.init_from"}
     assert json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))["identity"] == identity
 
@@ -159,7 +162,7 @@ def test_a_run_that_lost_its_record_is_not_taken_on_trust(begun: tuple[RunConfig
     config, artifact = begun
     (config.run_dir / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"run\.json: missing"):
-        settle(config, artifact, lambda line: None, CPU)
+        settle(Run(config), artifact, SILENT.announce, CPU)
 
 
 @pytest.mark.parametrize("key", ["data", "tokenizer", "model.base", "adapter.init_from"])
@@ -178,7 +181,7 @@ def test_a_changed_input_is_refused_by_its_name(
             flip_last_byte(adapter / "adapter_model.safetensors")
     before = (config.run_dir / "run.json").read_bytes()
     with pytest.raises(ConfigError, match=rf"^{key}: not what run run began with \(\w{{16}} then, \w{{16}} now\)"):
-        settle(config, artifact, lambda line: None, CPU)
+        settle(Run(config), artifact, SILENT.announce, CPU)
     assert (config.run_dir / "run.json").read_bytes() == before
 
 
@@ -204,20 +207,21 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_process_is_refused_until_the_first_has_ended(holder: subprocess.Popen[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="another process is training this run"), record.run_lock(tmp_path / "run"):
+    run = Run(run_config(tmp_path))
+    with pytest.raises(ConfigError, match="another process is training this run"), run.lock():
         raise AssertionError("two processes in one run")
-    assert not record.is_locked_by_us(tmp_path / "run")
-    with record.run_lock(tmp_path / "other"):
+    assert not run.is_ours
+    with Run(run_config(tmp_path, "other")).lock():
         pass
     holder.communicate("")
-    with record.run_lock(tmp_path / "run"):
-        assert record.is_locked_by_us(tmp_path / "run")
+    with run.lock():
+        assert run.is_ours
 
 
 def test_a_killed_process_leaves_no_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     holder.kill()
     holder.wait()
-    with record.run_lock(tmp_path / "run"):
+    with Run(run_config(tmp_path)).lock():
         pass
 
 
@@ -225,7 +229,7 @@ def test_a_third_process_is_refused_as_well(holder: subprocess.Popen[str], tmp_p
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     third = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert third.returncode == 1
-    assert "ConfigError" in third.stderr
+    assert "LockedError" in third.stderr
     assert "held" not in third.stdout
 
 
@@ -234,27 +238,34 @@ def test_a_third_process_is_refused_as_well(holder: subprocess.Popen[str], tmp_p
 
 def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.json"
-    assert record.read_json(path) is None
-    record.write_json(path, {"a": 1})
+    assert files.read_json(path) is None
+    files.write_json(path, {"a": 1})
 
     def killed(self: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        record.write_json(path, {"a": 2})
-    assert record.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": 2})
+    assert files.read_json(path) == {"a": 1}
 
 
-def test_facts_are_added_to_what_run_json_says(tmp_path: Path) -> None:
-    record.add_to_run(tmp_path, {"workers": [7, 9]})
-    record.add_to_run(tmp_path, {"strategy": "single-process"})
-    assert record.read_json(tmp_path / record.RUN_FILE) == {"workers": [7, 9], "strategy": "single-process"}
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = Run(run_config(tmp_path))
+    made.folder.mkdir()
+    return made
 
 
-def metrics_file(run_dir: Path, text: str) -> LocalReporter:
-    (run_dir / record.METRICS_FILE).write_text(text, encoding="utf-8")
-    return LocalReporter(run_dir, keep=1, announce=lambda line: None)
+def test_facts_are_added_to_what_run_json_says(run: Run) -> None:
+    run.add_facts({"workers": [7, 9]})
+    run.add_facts({"strategy": "single-process"})
+    assert files.read_json(run.path(files.RUN_FILE)) == {"workers": [7, 9], "strategy": "single-process"}
+
+
+def metrics_file(run: Run, text: str) -> LocalReporter:
+    run.path(files.METRICS_FILE).write_text(text, encoding="utf-8")
+    return LocalReporter(run, SILENT)
 
 
 LINES = [
@@ -266,26 +277,26 @@ LINES = [
 
 
 @pytest.mark.parametrize(("step", "kept"), [(-1, 0), (0, 1), (1, 3), (2, 3)])
-def test_rewinding_forgets_later_steps_and_half_a_line(step: int, kept: int, tmp_path: Path) -> None:
-    metrics_file(tmp_path, "\n".join(LINES)).rewind(step)
-    assert (tmp_path / record.METRICS_FILE).read_text(encoding="utf-8") == "".join(line + "\n" for line in LINES[:kept])
+def test_rewinding_forgets_later_steps_and_half_a_line(step: int, kept: int, run: Run) -> None:
+    metrics_file(run, "\n".join(LINES)).rewind(step)
+    assert run.path(files.METRICS_FILE).read_text(encoding="utf-8") == "".join(line + "\n" for line in LINES[:kept])
 
 
-def test_rewinding_a_run_that_reported_nothing_is_no_error(tmp_path: Path) -> None:
-    LocalReporter(tmp_path, keep=1, announce=lambda line: None).rewind(-1)
-    assert list(tmp_path.iterdir()) == []
+def test_rewinding_a_run_that_reported_nothing_is_no_error(run: Run) -> None:
+    LocalReporter(run, SILENT).rewind(-1)
+    assert list(run.folder.iterdir()) == []
 
 
-def test_metrics_are_read_back(tmp_path: Path) -> None:
-    reporter = metrics_file(tmp_path, "")
+def test_metrics_are_read_back(run: Run) -> None:
+    reporter = metrics_file(run, "")
     reporter.report(1, 3, {"train/loss": 0.1 + 0.2, "eval/a": 0.5})
     reporter.report(2, 3, {"train/loss": 0.25})
-    assert record.last_metrics(tmp_path) == {"train/loss": 0.25, "eval/a": 0.5}
-    assert record.metric_by_step(tmp_path, "train/loss") == {1: 0.30000000000000004, 2: 0.25}, "at full precision"
+    assert last_metrics(run.folder) == {"train/loss": 0.25, "eval/a": 0.5}
+    assert metric_by_step(run.folder, "train/loss") == {1: 0.30000000000000004, 2: 0.25}, "at full precision"
 
 
-def test_the_latest_number_of_a_metric_passes_over_one_that_was_not_finite(tmp_path: Path) -> None:
-    reporter = LocalReporter(tmp_path, keep=1, announce=lambda line: None)
+def test_the_latest_number_of_a_metric_passes_over_one_that_was_not_finite(run: Run) -> None:
+    reporter = LocalReporter(run, SILENT)
     reporter.report(1, 2, {"train/loss": 2.0, "train/grad_norm": 0.5})
     reporter.report(2, 2, {"train/loss": 1.0, "train/grad_norm": float("inf")})
-    assert record.last_metrics(tmp_path) == {"train/loss": 1.0, "train/grad_norm": 0.5}
+    assert last_metrics(run.folder) == {"train/loss": 1.0, "train/grad_norm": 0.5}

@@ -1,0 +1,82 @@
+"""Who computes the loss: our own code or stock TRL. What a run needs to know of either, in one type.
+
+Nothing heavy is imported before it is used: the driver of a run on workers asks for the layout only.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpo_ray.config import RunConfig
+from orpo_ray.training.decisions import Decisions
+from orpo_ray.training.layout_choice import Choice
+from orpo_ray.training.plan import Layout
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from orpo_ray.training.pair_model import PairModel
+    from orpo_ray.training.trainer import PreferenceTrainer
+
+
+class FastEngine:
+    """Ours: any layout, log-probs of selected tokens, micro-batches as large as memory lets them be."""
+
+    only_layout: Choice | None = None
+    """The one layout that it computes; None: any."""
+    untried: str | None = None
+    """Why no micro-batch is tried for the memory that it takes; None: they are."""
+
+    def model(
+        self, model: "PeftModel | PreTrainedModel", config: RunConfig, autocast: "torch.dtype | None"
+    ) -> "PairModel":
+        """Base and adapter as its trainer takes them. Raises ConfigError for a model that it does not compute."""
+        from orpo_ray.training.pair_model import PairModel
+
+        return PairModel(model, autocast)
+
+    def trainer(
+        self, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", decisions: Decisions
+    ) -> "Callable[..., PreferenceTrainer]":
+        """Makes the trainer from what PreferenceTrainer takes."""
+        from orpo_ray.training import trainer
+
+        return trainer.PreferenceTrainer
+
+
+class TrlEngine(FastEngine):
+    """Stock TRL's trainers inside ours: padded rows and full logits, for comparison and for KTO."""
+
+    only_layout = Choice(Layout.PADDED, "TRL's trainers pad")
+    untried = "TRL computes the loss"
+
+    def model(
+        self, model: "PeftModel | PreTrainedModel", config: RunConfig, autocast: "torch.dtype | None"
+    ) -> "PairModel":
+        """One that computes TRL's loss, too."""
+        from orpo_ray.training.trl_engine import trl_model
+
+        return trl_model(model, config, autocast)
+
+    def trainer(
+        self, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", decisions: Decisions
+    ) -> "Callable[..., PreferenceTrainer]":
+        """Ours with TRL's inside."""
+        from orpo_ray.training.arguments import training_arguments
+        from orpo_ray.training.trl_engine import TrlTrainer
+
+        def arguments(kind: Any, folder: Path, **own: Any) -> Any:
+            return training_arguments(config.training, folder, 1, decisions, kind, **own)
+
+        return partial(TrlTrainer, objective_config=config.objective, tokenizer=tokenizer, arguments=arguments)
+
+
+_ENGINES = {"fast": FastEngine(), "trl": TrlEngine()}
+
+
+def engine_of(config: RunConfig) -> FastEngine:
+    """The engine that a run names."""
+    return _ENGINES[config.training.engine]
