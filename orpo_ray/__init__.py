@@ -1,26 +1,100 @@
-"""orpo_ray: from a base model and preference pairs to an aligned chat model."""
+"""orpo_ray: from a base model and preference pairs to an aligned chat model.
 
+    config = orpo_ray.load_config("run.yaml", ["objective.lambda=0.3"])
+    result = orpo_ray.train(config)
+    print(result.adapter, result.metrics["eval/accuracy"])
+
+`prepare`, `train`, `tune`, `evaluate`, `plan` and `plan_search` take a config and return a frozen result; what is wrong
+is an OrpoRayError. docs/python.md shows each of them at work.
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from orpo_ray import lean_imports
+from orpo_ray import lean_imports as _lean_imports
 
 if TYPE_CHECKING:
-    from orpo_ray.api import evaluate, prepare, train, tune
-    from orpo_ray.config import load_config
+    from orpo_ray.api import evaluate, plan, plan_search, prepare, train, tune
+    from orpo_ray.config import RunConfig, load_config
+    from orpo_ray.data.store import Artifact
+    from orpo_ray.errors import (
+        ConfigError,
+        DataError,
+        NonFiniteError,
+        OrpoRayError,
+        ResourceError,
+        RunError,
+        StoppedError,
+        UserError,
+    )
+    from orpo_ray.runs.console import Console
+    from orpo_ray.runs.results import Evaluation, Sample, SearchPlan, TrainPlan, TrainResult
+    from orpo_ray.runs.search import SearchResult
 
-lean_imports.install()
+    __version__: str
 
-__all__ = ["evaluate", "load_config", "prepare", "train", "tune"]
+_lean_imports.install()
+
+__all__ = [
+    "Artifact",
+    "ConfigError",
+    "Console",
+    "DataError",
+    "Evaluation",
+    "NonFiniteError",
+    "OrpoRayError",
+    "ResourceError",
+    "RunConfig",
+    "RunError",
+    "Sample",
+    "SearchPlan",
+    "SearchResult",
+    "StoppedError",
+    "TrainPlan",
+    "TrainResult",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "load_config",
+    "plan",
+    "plan_search",
+    "prepare",
+    "train",
+    "tune",
+]
+
+# Where what is not a function of `api` comes from; most of it is loaded only when it is asked for.
+_HOMES = {
+    "config": ("RunConfig", "load_config"),
+    "data.store": ("Artifact",),
+    "errors": (
+        "ConfigError",
+        "DataError",
+        "NonFiniteError",
+        "OrpoRayError",
+        "ResourceError",
+        "RunError",
+        "StoppedError",
+        "UserError",
+    ),
+    "runs.console": ("Console",),
+    "runs.results": ("Evaluation", "Sample", "SearchPlan", "TrainPlan", "TrainResult"),
+    "runs.search": ("SearchResult",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and Ray only when something that needs them is asked for."""
-    if name == "load_config":
-        from orpo_ray.config import load_config
+    """Import torch and Ray only when something that needs them is called."""
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return load_config
-    if name in __all__:
-        from orpo_ray import api
+        return version("orpo-ray")
+    if name not in __all__:
+        raise AttributeError(f"module 'orpo_ray' has no attribute {name!r}")
+    home = next((room for room, names in _HOMES.items() if name in names), "api")
+    return getattr(importlib.import_module(f"orpo_ray.{home}"), name)
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'orpo_ray' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -94,7 +94,7 @@ def run_config(objective: str, seed: int, storage: str, overrides: Sequence[str]
 
 def read_curve(run_dir: Path) -> Curve:
     """The evaluations of a finished run."""
-    from orpo_ray.training.record import evaluations
+    from orpo_ray.runs.metrics import evaluations
 
     found = evaluations(run_dir)
     return {
@@ -112,7 +112,7 @@ def train_all(storage: str) -> dict[str, dict[str, Curve]]:
         for objective in OBJECTIVES:
             config = run_config(objective, seed, storage)
             print(f"{config.run_dir}: {config.training.max_steps} steps", flush=True)
-            orpo_ray.train(config, announce=lambda line: None)
+            orpo_ray.train(config, orpo_ray.Console())
             curves[objective][str(seed)] = read_curve(config.run_dir)
     return curves
 

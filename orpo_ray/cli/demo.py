@@ -2,7 +2,6 @@
 
 import os
 import time
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -10,21 +9,19 @@ import typer
 app = typer.Typer(add_completion=False)
 
 
-class ObjectiveName(StrEnum):
-    """Objectives with a recipe for the demo."""
+def _known(objective: str) -> str:
+    from orpo_ray.config.objectives import OBJECTIVES
 
-    ORPO = "orpo"
-    DPO = "dpo"
-    IPO = "ipo"
-    SIMPO = "simpo"
-    CPO = "cpo"
-    SFT = "sft"
-    KTO = "kto"
+    if objective not in OBJECTIVES:
+        raise typer.BadParameter(f"{objective!r} is not one of {', '.join(OBJECTIVES)}")
+    return objective
 
 
 @app.command("demo")
 def demo(
-    objective: Annotated[ObjectiveName, typer.Option(help="The loss to train with.")] = ObjectiveName.ORPO,
+    objective: Annotated[
+        str, typer.Option(metavar="NAME", callback=_known, help="The loss to train with: orpo, dpo, sft, ...")
+    ] = "orpo",
     storage: Annotated[str, typer.Option(help="Folder for the run.")] = "runs",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:
@@ -36,7 +33,7 @@ def demo(
     from orpo_ray.cli.demo_run import demo_outcome, next_demo, print_demo
 
     open_log()
-    config = next_demo(objective.value, storage)
+    config = next_demo(objective, storage)
     from orpo_ray import api
     from orpo_ray.cli.demo_run import judge_prompts
     from orpo_ray.cli.progress import ProgressLine

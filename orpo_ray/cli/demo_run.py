@@ -33,7 +33,7 @@ _LABELS = {
 def demo_config(objective: str, storage: str, stamp: str) -> RunConfig:
     """The run of an objective's recipe; `stamp` keeps one demo's folder apart from another's."""
     recipes = yaml.safe_load((_FOLDER / "recipes.yaml").read_text(encoding="utf-8"))
-    common, own = recipes["common"], recipes[objective]
+    common, own = recipes["common"], recipes.get(objective, {"objective": {"kind": objective}})
     tree = {
         **common,
         "name": f"demo-{objective}-{stamp}",

@@ -1,7 +1,8 @@
 """YAML file and dotted overrides in, a checked RunConfig out; every complaint names file, line and key."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from orpo_ray.errors import ConfigError
 _A_CONFIG = "a config is a YAML mapping of sections such as model, data and training"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's YAML and apply `key=value` overrides. Raises ConfigError with one line on any mistake."""
-    tree, places = read_yaml(Path(path))
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """A run's settings from its YAML file, or from plain data of the same shape, with `key=value` overrides.
+
+    Raises ConfigError with one line on any mistake.
+    """
+    tree, places = _plain(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     for override in overrides:
         key, value = parse_override(override)
         place = f"override {shown(without_secrets(override))}"
@@ -32,6 +36,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = build(RunConfig, tree, places)
     stage_configs(config, places)
     return config
+
+
+def _plain(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Key, str]]:
+    """A copy, which overrides may change, and where its keys stand."""
+    return deepcopy(dict(settings)), {(): "config"}
 
 
 def load_resolved(path: Path) -> RunConfig:

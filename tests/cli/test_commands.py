@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from support import BASE, DEMO, Done, read_metrics
+from support import BASE, DEMO, Done, Listener, read_metrics
 from terminal import Command, Finished, fresh_shell
 
 import orpo_ray
@@ -186,20 +186,14 @@ def test_train_from_python(config: Path, finished: Finished, ray_session: None) 
     said: list[str] = []
     seen: list[int] = []
     settings = orpo_ray.load_config(config, ["name=python"])
-    result = orpo_ray.train(settings, said.append, lambda step, total, metrics: seen.append(step))
-    assert result["status"] == "finished" and result["name"] == "python"
+    result = orpo_ray.train(settings, Listener(said, lambda step, total, metrics: seen.append(step)))
+    assert result.name == "python" and result.to_json()["status"] == "finished"
     assert seen == [0, 1, 2, 2, 3, 4, 4]
     assert any("training pairs" in line for line in said)
     shell_run, python_run = read_metrics(finished.run_dir), read_metrics(settings.run_dir)
     assert [line.get("train/loss") for line in python_run] == [line.get("train/loss") for line in shell_run]
-    assert orpo_ray.train(settings, said.append) == result
+    assert orpo_ray.train(settings, Listener(said)) == result
     assert said[-1].startswith("run python is finished")
-
-
-def test_the_package_offers_what_it_lists_and_nothing_else() -> None:
-    assert all(callable(getattr(orpo_ray, name)) for name in orpo_ray.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
-        orpo_ray.tarin  # noqa: B018
 
 
 # --- what a run leaves ------------------------------------------------------------------------------------------

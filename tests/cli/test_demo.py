@@ -19,6 +19,7 @@ from terminal import ENVIRONMENT, shell, start
 from orpo_ray.cli.demo_run import demo_config, demo_outcome, judge_prompts, next_demo, verdict
 from orpo_ray.config import RunConfig, dump
 from orpo_ray.runs.files import write_json
+from orpo_ray.runs.results import Evaluation, Sample, TrainResult
 from orpo_ray.runs.run import Run
 
 CPU_S = 180.0
@@ -252,24 +253,29 @@ def test_the_outcome_is_read_off_the_run(judge: dict[str, Any], tmp_path: Path) 
     questions = judge_prompts()
     good = [f"{judge['polite_openers'][0]} {q['right']} {judge['polite_closers'][0]}" for q in questions]
     bad = [f"{judge['rude_openers'][0]} {q['wrong']} {judge['rude_closers'][0]}" for q in questions]
-    samples = [{"base": b, "trained": g} for b, g in zip(bad, [*good[:60], "", "", "", ""], strict=True)]
+    answers = zip(bad, [*good[:60], "", "", "", ""], strict=True)
     sources = ("h1.jsonl", "h2.jsonl", "h3.jsonl")
-    evaluation = {
-        "metrics": {
+    evaluation = Evaluation(
+        name="demo",
+        adapter="somewhere",
+        metrics={
             "base": {name: {"accuracy": 0.5} for name in sources},
             "trained": {name: {"accuracy": 0.9 + n / 100} for n, name in enumerate(sources, start=1)},
         },
-        "samples": samples,
-        "quantized_modules": 14,
-    }
-    trained = {
-        "adapter": "somewhere",
-        "workers": [11, 12],
-        "strategy": "deepspeed-zero-2",
-        "steps": 3,
-        "pairs_per_second": 9.0,
-        "versions": {"ray": "2.60.0"},
-    }
+        samples=tuple(Sample(prompt="", base=base, trained=trained) for base, trained in answers),
+        quantized_modules=14,
+    )
+    trained = TrainResult(
+        name="demo",
+        adapter="somewhere",
+        metrics={},
+        workers=(11, 12),
+        strategy="deepspeed-zero-2",
+        layout="packed",
+        steps=3,
+        pairs_per_second=9.0,
+        versions={"ray": "2.60.0"},
+    )
     outcome = demo_outcome(demo_config("orpo", str(tmp_path), "now"), trained, evaluation)
     assert (outcome["accuracy_before"], outcome["accuracy_after"]) == (0.5, 0.91)
     assert (outcome["h2_after"], outcome["h3_after"]) == (0.92, 0.93)

@@ -19,6 +19,8 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.models.base import count_quantized
 from orpo_ray.models.hardware import CPU
 from orpo_ray.models.traits import Traits
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.run import Run
 from orpo_ray.training import setup
 from orpo_ray.training.setup import settle
 
@@ -254,7 +256,7 @@ def test_a_resumed_run_keeps_what_auto_came_to(artifact: Artifact, tmp_path: Pat
     assert run["decisions"]["tokens_per_microbatch"] > 0 and not run["decisions"]["find_budget"]
     run["decisions"]["tokens_per_microbatch"] = 333
     record.write_text(json.dumps(run), encoding="utf-8")
-    assert settle(config, artifact, lambda line: None, CPU).decisions.tokens_per_microbatch == 333
+    assert settle(Run(config), artifact, SILENT.announce, CPU).decisions.tokens_per_microbatch == 333
 
 
 # --- what a finished run leaves -------------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""What `import orpo_ray` gives, pinned: a name that is missing or new is seen here first."""
+
+import inspect
+from dataclasses import FrozenInstanceError, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from support import run_config, settings
+
+import orpo_ray
+from orpo_ray import errors
+from orpo_ray.config import dump
+
+FUNCTIONS = {"evaluate", "load_config", "plan", "plan_search", "prepare", "train", "tune"}
+ERRORS = {
+    "ConfigError",
+    "DataError",
+    "NonFiniteError",
+    "OrpoRayError",
+    "ResourceError",
+    "RunError",
+    "StoppedError",
+    "UserError",
+}
+RESULTS = {"Artifact", "Evaluation", "Sample", "SearchPlan", "SearchResult", "TrainPlan", "TrainResult"}
+OTHERS = {"Console", "RunConfig", "__version__"}
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(dir(orpo_ray)) == set(orpo_ray.__all__) == FUNCTIONS | ERRORS | RESULTS | OTHERS
+    assert orpo_ray.__version__ == version("orpo-ray")
+    with pytest.raises(AttributeError, match="module 'orpo_ray' has no attribute 'tran'"):
+        _ = orpo_ray.tran
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS | ERRORS | RESULTS | {"Console", "RunConfig"}))
+def test_each_says_what_it_is_for(name: str) -> None:
+    documented = inspect.getdoc(getattr(orpo_ray, name))
+    assert documented is not None and len(documented) > 20
+
+
+@pytest.mark.parametrize("name", sorted(RESULTS))
+def test_results_are_frozen(name: str) -> None:
+    kind = getattr(orpo_ray, name)
+    assert is_dataclass(kind)
+    result = object.__new__(kind)
+    with pytest.raises(FrozenInstanceError):
+        result.name = "other"
+
+
+def test_functions_say_what_they_return() -> None:
+    returned = {name: inspect.signature(getattr(orpo_ray, name)).return_annotation for name in FUNCTIONS}
+    assert returned == {
+        "evaluate": "Evaluation",
+        "load_config": orpo_ray.RunConfig,
+        "plan": "TrainPlan",
+        "plan_search": "SearchPlan",
+        "prepare": "Artifact",
+        "train": "TrainResult",
+        "tune": "SearchResult",
+    }
+
+
+def test_every_error_of_a_run_is_public() -> None:
+    ours = {name for name, item in vars(errors).items() if isinstance(item, type)}
+    assert ours - ERRORS == {"JobError"}, "which only commands on a cluster raise"
+
+
+def test_a_config_comes_from_plain_data_as_from_a_file(tmp_path: Path) -> None:
+    tree = settings(tmp_path)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    overrides = ["objective.lambda=0.3"]
+    assert orpo_ray.load_config(tree) == run_config(tmp_path)
+    assert orpo_ray.load_config(tree, overrides) == orpo_ray.load_config(file, overrides)
+    assert tree == settings(tmp_path), "what was passed is left as it was"
+    assert orpo_ray.load_config(dump(run_config(tmp_path))) == run_config(tmp_path)
+
+
+def test_what_is_wrong_in_plain_data_is_named(tmp_path: Path) -> None:
+    with pytest.raises(orpo_ray.ConfigError, match=r"^config: training\.seeds: unknown key; did you mean"):
+        orpo_ray.load_config(settings(tmp_path, training={"seeds": 1}))
