@@ -33,7 +33,7 @@ import psutil
 
 from orpo_ray.bench.pairs import tokenizer_at, usable_pairs
 from orpo_ray.config.data import DataConfig, Source
-from orpo_ray.data.pairs import Pair
+from orpo_ray.data.pairs import Message, Pair
 from orpo_ray.data.pipeline import prepare
 from orpo_ray.errors import DataError
 from orpo_ray.models.tokenizer import tokenizer_fingerprint
@@ -190,7 +190,7 @@ def _generate(rows: int) -> Iterator[Pair]:
         return _punctuate(draw.choices(words, cum_weights=weights, k=count), draw)
 
     for _ in range(rows):
-        prompt = [{"role": "user", "content": text(_PROMPT_WORDS)}]
+        prompt: list[Message] = [{"role": "user", "content": text(_PROMPT_WORDS)}]
         yield Pair(prompt, text(_ANSWER_WORDS), text(_ANSWER_WORDS))
 
 

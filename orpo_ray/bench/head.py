@@ -11,7 +11,8 @@ from orpo_ray.bench.measure import peak_memory, ratio_of, relative_differences, 
 from orpo_ray.bench.models import PAD_ID, small_llama, with_adapter
 from orpo_ray.bench.pairs import Shape, pairs_of_shape
 from orpo_ray.bench.sides import Stock, TrlTrainer
-from orpo_ray.bench.step import Announce, describe
+from orpo_ray.bench.step import describe
+from orpo_ray.runs.console import Announce
 from orpo_ray.training.layout import REJECTED, PairBatch, collate
 from orpo_ray.training.logprobs import SelectedLogProbs, pair_logps
 from orpo_ray.training.plan import PADDED
@@ -38,10 +39,12 @@ def bench_head(
         chosen, rejected, _, _, nll = trainer.forward(lambda *_, **__: SimpleNamespace(logits=head(states)), 0)
         return _backward(chosen, rejected, nll)
 
-    found = []
+    found: list[tuple[float, Tensor]] = []
     for side in (stock, ours):
         states.grad = None
-        found.append((float(side()), states.grad.clone()))
+        loss_of_side = float(side())
+        assert states.grad is not None
+        found.append((loss_of_side, states.grad.clone()))
     loss, gradient = relative_differences(*found)
     announce(f"timing {turns} turns")
     taken = time_in_turns([stock, ours], turns, "cpu")

@@ -54,7 +54,7 @@ def _time_on_gpu(run: Run) -> float:
     run()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000
+    return float(begin.elapsed_time(end)) / 1000
 
 
 def peak_memory(run: Run, device: str) -> int:

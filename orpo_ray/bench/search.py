@@ -30,7 +30,7 @@ _SPACES = {
         "training.learning_rate": {"loguniform": [_RATES[0], _RATES[-1]]},
     },
 }
-_METHODS = {"grid": {"searcher": "grid", "scheduler": "none"}, "search": {"trials": _TRIALS}}
+_METHODS: dict[str, dict[str, Any]] = {"grid": {"searcher": "grid", "scheduler": "none"}, "search": {"trials": _TRIALS}}
 _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main", "tune")
 _PACKAGES = ("ray", "optuna", "torch", "transformers")
 

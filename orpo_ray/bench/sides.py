@@ -19,6 +19,7 @@ from orpo_ray.data.pairs import TokenPair
 from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.training.metrics import StepMetrics
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import Layout
 from orpo_ray.training.steps import pack_loss, step_of_one_pack
 from orpo_ray.training.trl_engine import to_labelled_rows, to_rows
 
@@ -45,7 +46,7 @@ class Side(Protocol):
 class Ours:
     """Our step in a layout; each step is one pack, as TRL's is one micro-batch."""
 
-    def __init__(self, model: PairModel, steps: Sequence[Sequence[TokenPair]], objective: str, layout: str) -> None:
+    def __init__(self, model: PairModel, steps: Sequence[Sequence[TokenPair]], objective: str, layout: Layout) -> None:
         self._model, self._layout, self._objective = model, layout, OBJECTIVES[objective]
         self._steps = [step_of_one_pack(list(pairs), layout, PAD_ID, self._objective, _REFERENCE) for pairs in steps]
         self.tokens = sum(step.packs[0].batch.input_ids.numel() for step in self._steps)

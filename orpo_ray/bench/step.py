@@ -7,6 +7,7 @@ step, which is the same for both, is left out. Nothing here needs Ray.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +24,7 @@ from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.runs.console import Announce
 from orpo_ray.training.logprobs import SelectedLogProbs
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Layout
 
 STEPS = 4
 """Different steps that are measured together, so that ragged pairs come in several mixtures."""
@@ -67,7 +68,7 @@ class Bench:
         _refuse(case)
         torch.set_num_threads(1)
         self._case, self._announce = case, announce
-        base = full_size(case.base, case.device) if case.base else small_llama(case.hidden, case.vocabulary)
+        base: Any = full_size(case.base, case.device) if case.base else small_llama(case.hidden, case.vocabulary)
         self._model: PeftModel = with_adapter(base.to(torch.device(case.device)))
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
         self._trainer = TrlTrainer(self._model, case.objective, case.device)
@@ -81,7 +82,7 @@ class Bench:
             pairs = pairs_of_shape(case.shape, count, case.ragged, vocabulary)
         return [pairs[start : start + case.pairs] for start in range(0, count, case.pairs)]
 
-    def ours(self, layout: str = SHARED_PREFIX, *, frozen_head: bool = True) -> Ours:
+    def ours(self, layout: Layout = SHARED_PREFIX, *, frozen_head: bool = True) -> Ours:
         """Our step; without `frozen_head` the head's chunks are checkpointed, as those of a trained head are."""
         model = PairModel(self._model, torch.bfloat16 if self._case.device == "cuda" else None)
         if not frozen_head:
@@ -95,12 +96,16 @@ class Bench:
     def measure(self, sides: Sequence[Side], turns: int) -> list[Measured]:
         """Time the sides in turns, then look at the memory of each."""
         device = self._case.device
-        runs = [lambda side=side: [self.run(side, number) for number in range(STEPS)] for side in sides]
+        runs = [partial(self._run_all, side) for side in sides]
         taken = time_in_turns(runs, turns, device)
         memory = [
-            max(peak_memory(lambda n=n, side=side: self.run(side, n), device) for n in range(STEPS)) for side in sides
+            max(peak_memory(partial(self.run, side, number), device) for number in range(STEPS)) for side in sides
         ]
         return [Measured(seconds, peak) for seconds, peak in zip(taken, memory, strict=True)]
+
+    def _run_all(self, side: Side) -> None:
+        for number in range(STEPS):
+            self.run(side, number)
 
     def run(self, side: Side, number: int) -> Tensor:
         """One step, its gradients dropped before."""

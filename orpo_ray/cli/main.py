@@ -41,17 +41,18 @@ _INTERRUPTED = 130
 class LazyGroup(TyperGroup):
     """Imports a command's module when that command, or the list of all, is asked for."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """The commands in the order a newcomer meets them."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | TyperGroup | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | TyperGroup | None:
         """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command = typer.main.get_command(importlib.import_module(f"orpo_ray.cli.{cmd_name}").app)
+        command: Any = typer.main.get_command(importlib.import_module(f"orpo_ray.cli.{cmd_name}").app)
         command.name = cmd_name
-        return command
+        found: TyperCommand | TyperGroup = command
+        return found
 
 
 app = typer.Typer(cls=LazyGroup, add_completion=False)

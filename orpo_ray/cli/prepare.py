@@ -84,8 +84,9 @@ def _parse_columns(text: str) -> dict[str, str]:
 def _resolve(arguments: Sequence[str], options: Sequence[str]) -> "RunConfig":
     """The config file with its overrides; without a file, the options alone make the run."""
     from orpo_ray.cli.config_file import load
-    from orpo_ray.config.load import build, parse_override, set_dotted
-    from orpo_ray.config.run import RunConfig
+    from orpo_ray.config import RunConfig, build
+    from orpo_ray.config.load import parse_override, set_dotted
+    from orpo_ray.config.plain_yaml import Key
 
     if arguments and "=" not in arguments[0]:
         return load(arguments[0], [*options, *arguments[1:]])
@@ -93,7 +94,7 @@ def _resolve(arguments: Sequence[str], options: Sequence[str]) -> "RunConfig":
     if not {"model.base", "data.train"} <= given:
         raise ConfigError("prepare: name a CONFIG.yaml, or give --tokenizer DIR --train FILE --storage DIR")
     tree: dict[str, Any] = {"name": "prepare"}
-    places = {(): "the command line"}
+    places: dict[Key, str] = {(): "the command line"}
     for override in [*options, *arguments]:
         key, value = parse_override(override)
         set_dotted(tree, key, value)

@@ -105,7 +105,8 @@ class RayGroup:
         os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
         # Where the driver is, so that no other server's death can take it along.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        mailbox: Any = ray.remote(Mailbox)
+        self._mailbox = mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
         free_what_dead_controllers_hold()
         settings = {"task": task, "mailbox": self._mailbox}
         self._trainer = _trainer(run, placement, settings)
@@ -276,11 +277,12 @@ def _groups_of_controllers() -> list[Any]:
     """
     import ray
     from ray._private.state import state
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.core.generated import gcs_pb2
 
+    messages: Any = gcs_pb2
     job = ray.get_runtime_context().get_job_id()
     records = state._connect_and_get_accessor().get_placement_group_table()
-    groups = map(PlacementGroupTableData.FromString, records)
+    groups = map(messages.PlacementGroupTableData.FromString, records)
     # What no actor has made, such as a trial's place under Tune, is not a controller's.
     return [group for group in groups if group.creator_actor_id != _NO_ACTOR and group.creator_job_id.hex() == job]
 
@@ -296,12 +298,13 @@ def _pass_on(messages: list[Message], console: Console) -> None:
 def _trainer(run: Run, placement: Placement, settings: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from ray.train import FailureConfig, LoggingConfig, ScalingConfig
-        from ray.train import RunConfig as RayRunConfig
+        import ray.train
 
         from orpo_ray.distributed.network import GroupConfig
         from orpo_ray.distributed.trainer import LeanTrainer
 
+    # What it exports is chosen when it is imported: that of V2, though not for type checkers.
+    train: Any = ray.train
     on_gpu = placement.gpus > 0
     resources = {"CPU": placement.cpus, **({"GPU": placement.gpus} if on_gpu else {})}
     return LeanTrainer(
@@ -309,14 +312,16 @@ def _trainer(run: Run, placement: Placement, settings: dict[str, Any]) -> Any:
         owns_ray=placement.own_ray,
         train_loop_config=settings,
         backend_config=GroupConfig("nccl" if on_gpu else "gloo", _GROUP_TIMEOUT_S),
-        scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources),
-        run_config=RayRunConfig(
+        scaling_config=train.ScalingConfig(
+            num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources
+        ),
+        run_config=train.RunConfig(
             # Its folder is the run's own: Ray takes note of checkpoints only where it lies above them.
             name=run.folder.name,
             storage_path=str(run.folder.parent),
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=train.LoggingConfig(log_level="ERROR"),
             # Whether to start again is decided here, from what went wrong; Ray would retry a user's error too.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
         ),
     )
 

@@ -63,8 +63,9 @@ class _GroupBackend(Backend):
 
     share_cuda_visible_devices = True  # NCCL wants every worker to see the GPUs of its server
 
-    def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Have all workers join; returns when they have."""
+        assert isinstance(backend_config, GroupConfig)
         worker_group.execute(use_peers_interface)
         # Before the port is chosen, which others may take while torch is loaded.
         worker_group.execute(load_torch)
@@ -76,7 +77,7 @@ class _GroupBackend(Backend):
         ]
         ray.get(joining)
 
-    def on_shutdown(self, worker_group: Any, backend_config: GroupConfig) -> None:
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Have them part."""
         leaving = worker_group.execute_async(leave_group)
         patience = env_integer(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)

@@ -92,9 +92,8 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
     gpus = float(any(node.gpus for node in nodes)) if scale.gpus_per_worker == "auto" else scale.gpus_per_worker
     cpus = scale.cpus_per_worker
     room = [_room(node, cpus, gpus) for node in nodes]
-    wanted = scale.workers
-    if wanted == "auto":
-        wanted = max(1, sum(room) if gpus else min(_CPU_WORKERS, sum(room)))
+    auto = max(1, sum(room) if gpus else min(_CPU_WORKERS, sum(room)))
+    wanted = auto if scale.workers == "auto" else scale.workers
     if wanted > sum(room):
         asked = _asked(wanted, cpus, gpus)
         has = "; ".join(f"{node.address}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)

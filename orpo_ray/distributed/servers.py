@@ -145,11 +145,12 @@ def _report(marker: str) -> Report:
     import ray
 
     address = ray.util.get_node_ip_address()
-    disk = ray._private.worker._global_node.get_session_dir_path()
+    node = ray._private.worker._global_node
+    assert node is not None, "it runs on a server of the cluster"
     return Report(
         address=address,
         versions=versions(),
         sees_storage=storage_at(marker).holds(local_path(marker)),
-        free_bytes=shutil.disk_usage(disk).free,
+        free_bytes=shutil.disk_usage(node.get_session_dir_path()).free,
         interface=interface_of(address, own_interfaces()),
     )

@@ -45,12 +45,14 @@ class LeanTrainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         """As Ray does it in a thread that hears no signals; who holds the controller may `end` it."""
+        scaling: Any = self.scaling_config  # typed as that of Ray's first Train
         if self._owns_ray:
-            options["scaling_policy"] = _NoAutoscaler(self.scaling_config)
+            options["scaling_policy"] = _NoAutoscaler(scaling)
+        raylet: Any = ray._raylet
         here = ray.get_runtime_context().get_node_id()
         controller = ray.remote(TrainController).options(
             num_cpus=0,
-            label_selector={ray._raylet.RAY_NODE_ID_KEY: here},
+            label_selector={raylet.RAY_NODE_ID_KEY: here},
             runtime_env={"env_vars": {WARNS_OF_BLOCKING: "0", **get_env_vars_to_propagate()}},
         )
         self._controller = controller.remote(**options)

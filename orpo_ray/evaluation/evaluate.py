@@ -47,15 +47,14 @@ def judge_model(
 
 def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -> PairModel:
     """The base, with the adapter in folder `trained` on it, or, for full training, the model in that folder."""
-    source = config.model
+    source, adapted = config.model, False
     if trained is not None:
         fetch_trained(trained)
-    if trained is not None and config.adapter.kind == "none":
-        inside_run = local_path(trained) / "adapter"
-        source = source.model_copy(
-            update={"base": str(inside_run if inside_run.is_dir() else local_path(trained)), "revision": None}
-        )
+        adapted = config.adapter.kind != "none"
+        if not adapted:
+            inside_run = local_path(trained) / "adapter"
+            folder = inside_run if inside_run.is_dir() else local_path(trained)
+            source = source.model_copy(update={"base": str(folder), "revision": None})
     base = load_base(source, decisions.device, decisions.dtype, decisions.attention, trainable=False)
-    adapted = trained is not None and config.adapter.kind != "none"
-    model = load_adapter(base, trained, trainable=False) if adapted else base
+    model = load_adapter(base, trained, trainable=False) if trained is not None and adapted else base
     return PairModel(model, autocast_dtype(decisions))

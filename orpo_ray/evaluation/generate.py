@@ -1,6 +1,7 @@
 """Greedy answers: what a model says, which no accuracy tells."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ def greedy_answers(
     Prompts are padded on the left in batches of like length. An answer ends where the base reads no further.
     """
     model.eval()
+    generate: Any = model.model.generate
     answers: dict[int, str] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     pad_id = padding_id(tokenizer)
@@ -35,7 +37,7 @@ def greedy_answers(
             ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
             mask[row, width - len(prompts[index]) :] = 1
         with torch.autocast(model.device.type, dtype=model.autocast, enabled=model.autocast is not None):
-            out = model.model.generate(
+            out = generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 do_sample=False,

@@ -202,7 +202,7 @@ class RayJobs:
         return piece.result()
 
 
-class _Client(JobSubmissionClient):  # type: ignore[misc]
+class _Client(JobSubmissionClient):
     """Ray's client over requests of ours: its own would wait for ever where a link is cut.
 
     It would also add the token that it finds by itself where it is given none.
@@ -219,8 +219,9 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
         return str(self._server_ray_version)
 
     def _do_request(
-        self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None
+        self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None, **options: Any
     ) -> requests.Response:
+        assert not options, "no request of ours has others"
         response = _ask(method, self._address, endpoint, data=data, json=json_data, headers=self._ours)
         if response.status_code in _NOT_LET_IN:
             raise ConfigError(f"{self._address}: the cluster does not take this token; is it the right file?")

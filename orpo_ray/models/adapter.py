@@ -24,7 +24,7 @@ def attach_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Annou
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.r,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # a divisor: PEFT takes any number
         lora_dropout=config.dropout,
         target_modules=config.targets if isinstance(config.targets, str) else list(config.targets),
         use_dora=config.dora,
@@ -44,7 +44,7 @@ def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool, dropout: 
     _read_adapter_config(folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(f"{folder}: no adapter_model.safetensors; only safetensors adapters are loaded")
-    adapter_config = LoraConfig.from_pretrained(folder)
+    adapter_config = LoraConfig.from_pretrained(str(folder))
     adapter_config.lora_dropout = dropout
     adapter_config.inference_mode = not trainable
     try:

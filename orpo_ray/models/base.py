@@ -34,7 +34,7 @@ def load_base(
     Frozen in the run's dtype, or, when every weight is trained, in float32: the optimizer needs full precision.
     """
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base_location(config),
             config=_without_dropout(config, announce),
             revision=config.revision,
@@ -51,7 +51,8 @@ def load_base(
         raise ResourceError(f"model.base: {config.base} does not fit into the memory of {device}") from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(explain_load_error(config.base, "model", error)) from error
-    _refuse_incomplete(config.base, model, loading)
+    model: PreTrainedModel = loaded[0]
+    _refuse_incomplete(config.base, model, loaded[1])
     _keep_training_format(model)
     model.requires_grad_(trainable)
     return model
@@ -64,7 +65,9 @@ def _numbered(device: str) -> str:
 
 def _without_dropout(config: ModelConfig, announce: Announce) -> PreTrainedConfig:
     """The base's configuration with its dropout at 0: the policy must begin as the reference that is scored without."""
-    found = AutoConfig.from_pretrained(base_location(config), revision=config.revision, trust_remote_code=False)
+    found: PreTrainedConfig = AutoConfig.from_pretrained(
+        base_location(config), revision=config.revision, trust_remote_code=False
+    )
     rates = {
         name: value
         for name, value in vars(found).items()

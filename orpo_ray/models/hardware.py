@@ -72,7 +72,8 @@ def choose_numerics(config: ModelConfig, hardware: Hardware, known: Collection[s
         raise ResourceError("model.dtype: float16 trains only on a GPU, and there is none here; use float32 or auto")
     if dtype == "bfloat16" and on_gpu and not hardware.bfloat16:
         raise ResourceError(f"model.dtype: {hardware.name} has no bfloat16; use float16 or auto")
-    attention, why_attention = config.attention, "as configured"
+    attention: str = config.attention
+    why_attention = "as configured"
     flash_fits = hardware.flash_attention and dtype != "float32"
     if attention == "auto":
         attention, why_attention = _best_attention(flash_fits, known)

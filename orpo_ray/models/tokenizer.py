@@ -64,7 +64,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token id that fills batches; masks come from lengths, so which one it is never matters."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def explain_load_error(base: str, part: str, error: Exception) -> str:

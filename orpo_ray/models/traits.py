@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -40,7 +41,7 @@ def read_traits(config: ModelConfig) -> Traits:
         raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
     if type(found) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(f"model.base: {config.base} is of type {found.model_type}, which is no causal language model")
-    model_type = AutoModelForCausalLM._model_mapping[type(found)]
+    model_type: Any = AutoModelForCausalLM._model_mapping[type(found)]
     text = found.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
     return Traits(

@@ -27,5 +27,5 @@ class Rungs:
         for scores in self._scores[:passed]:
             scores.setdefault(trial, score)
         latest = self._scores[passed - 1]
-        going_on = max(1, len(self._scores[0]) // self._eta**passed)
+        going_on: int = max(1, len(self._scores[0]) // self._eta**passed)
         return sum(other > latest[trial] for other in latest.values()) >= going_on

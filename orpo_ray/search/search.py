@@ -59,10 +59,16 @@ def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -
         search.outcome = replace(search.outcome, answers=answers)
         search.status = "finished"
     finally:
-        search.status = "stopped" if search.status == "running" else search.status
+        _end(search)
         run.keep(search)
     console.watch_search(search)
     return search
+
+
+def _end(search: Search) -> None:
+    """What did not come to its end was stopped."""
+    if search.status == "running":
+        search.status = "stopped"
 
 
 def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:

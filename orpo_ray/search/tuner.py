@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 _FOLDER = "tune"
 _POLL_S = 1.0
 # A trial's process computes nothing: its workers take the room. Tune wants something to reserve: a byte of memory.
-_NOTHING = ({"memory": 1},)
+_NOTHING: dict[str, int | float] = {"memory": 1}
 
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -52,7 +52,7 @@ def run_course(run: SearchRun, course: Course, room: TrialRoom, at_once: int, co
     shutil.rmtree(folder, ignore_errors=True)
     trials: dict[str, Trial] = {}
     tuner = tune.Tuner(
-        tune.with_resources(partial(run_trial, room=room), tune.PlacementGroupFactory(list(_NOTHING))),
+        tune.with_resources(partial(run_trial, room=room), tune.PlacementGroupFactory([_NOTHING])),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(course, trials),
             scheduler=_Scheduler(course, trials),
@@ -121,11 +121,11 @@ class _Searcher(_NotKept, Searcher):
         """Nothing, likewise."""
 
 
-class _Scheduler(_NotKept, FIFOScheduler):  # type: ignore[misc]
+class _Scheduler(_NotKept, FIFOScheduler):
     """Takes what trials report to their course, and its verdict to Tune."""
 
     def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._course = course
         self._trials = trials
 

@@ -149,7 +149,8 @@ def find_varlen(device: torch.device, dtype: torch.dtype, group: int, head_dim: 
     try:
         # It may be looked for while a model evaluates.
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            found = attention(*(states[0].transpose(0, 1).requires_grad_() for states in (q, k, v)), runs, scaling)
+            rows = [states[0].transpose(0, 1).requires_grad_() for states in (q, k, v)]
+            found = attention(rows[0], rows[1], rows[2], runs, scaling)
             found.float().sum().backward()
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return None

@@ -7,7 +7,7 @@ each prompt is computed once; the rejected answer's positions go on after the pr
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,8 @@ class PairBatch:
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same batch on another device."""
-        return PairBatch(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
+        moved: dict[str, Any] = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}
+        return PairBatch(**moved)
 
 
 def _moved(value: Tensor | Runs | None, device: torch.device) -> Tensor | Runs | None:

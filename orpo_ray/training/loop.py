@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -230,8 +231,8 @@ def _write_model(
     """
     inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
     is_adapter = model.model is not model.causal_model
-    options = {"save_embedding_layers": False, "selected_adapters": ["default"]} if is_adapter else {}
-    model.model.save_pretrained(folder, state_dict=inner, **options)
+    own: dict[str, Any] = {"save_embedding_layers": False, "selected_adapters": ["default"]} if is_adapter else {}
+    model.model.save_pretrained(str(folder), state_dict=inner, **own)
     tokenizer.save_pretrained(folder)
 
 

@@ -1,5 +1,7 @@
 """The model as training sees it: a batch of pairs in, the log-probs of its scored tokens out."""
 
+from typing import Any
+
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -34,7 +36,9 @@ class PairModel(nn.Module):
     @property
     def causal_model(self) -> PreTrainedModel:
         """The language model below the adapter."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        below: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        model: PreTrainedModel = below
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +83,8 @@ class PairModel(nn.Module):
                 f"data.max_length: the longest pair has {longest} tokens, but the base reads {self.positions}; "
                 f"set data.max_length={self.positions}"
             )
-        rows = self.causal_model.get_input_embeddings().weight.shape[0]
+        embedding: Any = self.causal_model.get_input_embeddings()
+        rows = embedding.weight.shape[0]
         if table.largest_token_id >= rows:
             raise ConfigError(
                 f"model.base: its tokenizer writes token {table.largest_token_id}, but its embedding has {rows} rows"

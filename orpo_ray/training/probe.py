@@ -56,7 +56,7 @@ class Probe:
         step = step_of_one_pack([self._table[i] for i in pairs], model.layout, self._pad_id, objective)
         model.train()
         _, parts = pack_loss(model, objective, step.packs[0], step, model.device)
-        parts.total.backward()  # type: ignore[no-untyped-call]
+        parts.total.backward()
 
 
 def set_checkpointing(model: PairModel, on: bool) -> None:

@@ -72,7 +72,7 @@ def decide(
     nodes: int = 1,
 ) -> Decisions:
     """Give every `auto` its value: the one of `before` where a run goes on, otherwise what fits the hardware."""
-    recorded = {key: before[key] for key in ("dtype", "attention") if key in before}
+    recorded: dict[str, Any] = {key: before[key] for key in ("dtype", "attention") if key in before}
     traits = read_traits(config.model)
     numerics = choose_numerics(config.model.model_copy(update=recorded), hardware, traits.attentions)
     if recorded:

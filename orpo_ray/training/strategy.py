@@ -20,7 +20,7 @@ class Strategy(StrEnum):
     ZERO_2 = "deepspeed-zero-2", 2
     ZERO_3 = "deepspeed-zero-3", 3
 
-    def __new__(cls, name: str, stage: int | None) -> Self:
+    def __new__(cls, name: str, stage: int | None = None) -> Self:
         """The value is the name that a run's files and results have."""
         member = str.__new__(cls, name)
         member._value_ = name

@@ -81,6 +81,23 @@ class PreferenceTrainer(Trainer):
         self._plain_norm: float | None = None
         self._counting_from = time.perf_counter()
 
+    # What transformers types as perhaps not there yet.
+
+    @property
+    def _inner_optimizer(self) -> Any:
+        """torch's, bitsandbytes' or DeepSpeed's own, inside of accelerate's."""
+        outer: Any = self.optimizer
+        return outer.optimizer
+
+    @property
+    def _schedule(self) -> Any:
+        return self.lr_scheduler
+
+    @property
+    def _whole_model(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
     # Data: steps come from the plan, whole and unsharded.
 
     def get_train_dataloader(self) -> DataLoader[StepInput]:
@@ -103,7 +120,9 @@ class PreferenceTrainer(Trainer):
 
     # One optimizer step.
 
-    def training_step(self, model: nn.Module, inputs: StepInput, num_items_in_batch: Any = None) -> Tensor:
+    def training_step(  # type: ignore[override]  # a step of ours, where the Trainer has a batch
+        self, model: nn.Module, inputs: StepInput, num_items_in_batch: Any = None
+    ) -> Tensor:
         """Walk the packs, gradients synchronised at the last one only; returns the step's loss on this rank."""
         model.train()
         self._current = inputs
@@ -147,7 +166,7 @@ class PreferenceTrainer(Trainer):
 
         DeepSpeed has stepped by then, but not where it found the gradient not finite.
         """
-        if getattr(self.optimizer.optimizer, "overflow", False):
+        if getattr(self._inner_optimizer, "overflow", False):
             raise self._non_finite("gradient")
         # Stage 0 has clipped by now: what is left to measure is the limit.
         plain = self._plain_norm
@@ -232,13 +251,13 @@ class PreferenceTrainer(Trainer):
         position = Position(
             step=self.state.global_step,
             total_steps=len(self._work.steps),
-            scheduler_steps=self.lr_scheduler.last_epoch,
+            scheduler_steps=self._schedule.last_epoch,
             random_states=self._world.gather(capture_random_state()),
             loss_scale=scaler.state_dict() if scaler else None,
             metrics=metrics if evaluated_at == self.state.global_step else {},
         )
         with self._not_counted():
-            tensors = collect_state(self.model, self.optimizer.optimizer, keep=self._world.is_first)
+            tensors = collect_state(self._whole_model, self._inner_optimizer, keep=self._world.is_first)
             self._reporter.save(position, lambda folder: self._write_checkpoint(folder, tensors))
 
     def _write_checkpoint(self, folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -264,24 +283,24 @@ class PreferenceTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Bring weights, then optimizer and schedule, to the checkpoint's position."""
         if self._resume:
-            load_parameters(self.model, self._resume[0])
+            load_parameters(self._whole_model, self._resume[0])
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self._resume:
             folder, position = self._resume
-            load_optimizer(self.model, self.optimizer.optimizer, folder, self._world)
+            load_optimizer(self._whole_model, self._inner_optimizer, folder, self._world)
             # Not its saved state: DeepSpeed leaves out parameter groups that are empty.
             for _ in range(position.scheduler_steps):
-                self.lr_scheduler.step()
+                self._schedule.step()
             if position.loss_scale and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(position.loss_scale)
-        if self.is_deepspeed_enabled and not is_sharded(self.optimizer.optimizer):
-            self.optimizer.optimizer.register_step_pre_hook(lambda *_: self._before_plain_step())
+        if self.is_deepspeed_enabled and not is_sharded(self._inner_optimizer):
+            self._inner_optimizer.register_step_pre_hook(lambda *_: self._before_plain_step())
         return prepared
 
     def _before_plain_step(self) -> None:
         """ZeRO stage 0 steps inside the last backward and tests no gradient, so this is the last stop before it."""
         limit = self._max_grad_norm or math.inf
-        self._plain_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        self._plain_norm = torch.nn.utils.clip_grad_norm_(self._whole_model.parameters(), limit).item()
         if not math.isfinite(self._plain_norm):
             raise self._non_finite("gradient")
 
@@ -289,7 +308,8 @@ class PreferenceTrainer(Trainer):
     def strategy(self) -> Strategy:
         """How the processes share the work, read off the engine; known once training is prepared."""
         if self.is_deepspeed_enabled:
-            return Strategy.zero(self.deepspeed.zero_optimization_stage())
+            engine: Any = self.deepspeed
+            return Strategy.zero(engine.zero_optimization_stage())
         return Strategy.DDP if isinstance(self.model_wrapped, DistributedDataParallel) else Strategy.SINGLE
 
     def _on_start(self) -> None:

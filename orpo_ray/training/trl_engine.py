@@ -226,7 +226,7 @@ def _build(in_trl: InTrl, tokenizer: PreTrainedTokenizerBase, arguments: Callabl
 
 
 def _stand_in(vocabulary: int) -> PeftModel:
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=1, **sizes))
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=["q_proj"]))
 
