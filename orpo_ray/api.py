@@ -15,7 +15,7 @@ from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console, Printing
 from orpo_ray.runs.files import RESULT_FILE
 from orpo_ray.runs.results import Evaluation, Sample, SearchPlan, TrainPlan, TrainResult
-from orpo_ray.runs.run import Outcome, Run, RunFolder
+from orpo_ray.runs.run import Run
 from orpo_ray.runs.search import SearchResult, SearchRun, search_for
 from orpo_ray.runs.stages import conclude_stages
 from orpo_ray.runs.stop import StopSignal
@@ -85,17 +85,17 @@ def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False
     is its stages, one after the other, each a run in the folder of the whole.
     """
     run = Run(config)
-    if (finished := run.look()) is not None:
-        return _told(run, finished, console)
+    if (finished := run.look(console)) is not None:
+        return finished
     if config.stages:
         return _train_in_stages(run, console, verbose)
     placement = _place(config.scale, console, verbose)
     _check_cluster(run, console)
     # Before the run has a folder, so that data that is refused leaves nothing behind.
     artifact = _prepare(run, console)
-    with run.at_work() as finished:
+    with run.at_work(console) as finished:
         if finished is not None:
-            return _told(run, finished, console)
+            return finished
         _wait_for_room(config.scale, placement, console)
         _train(run, artifact, placement, console)
     run.fetch(RESULT_FILE)
@@ -129,9 +129,9 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
     _place(stages[0].scale, SILENT, verbose)
     _check_cluster(run, console)
     _prepare_stages(config, stages, console, verbose)
-    with run.at_work() as finished:
+    with run.at_work(console) as finished:
         if finished is not None:
-            return _told(run, finished, console)
+            return finished
         return conclude_stages(run, Run(stages[-1]), _train_stages(config, stages, console, verbose))
 
 
@@ -147,7 +147,7 @@ def _train_stages(config: RunConfig, stages: Sequence[RunConfig], console: Conso
     results = []
     for number, stage in enumerate(stages, start=1):
         run = Run(stage)
-        result = run.look()
+        result = run.look(SILENT)
         done = ", done before" if result else ""
         console.announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}, in {run.place}{done}")
         results.append(result or train(stage, console, verbose))
@@ -175,8 +175,8 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
     each change, and the stages before the one that is searched as `train` shows them; it is stopped as `train` is.
     """
     run, space, searched = _read_search(config, console)
-    if (search := run.look()) is not None:
-        return _told(run, search, console).result()
+    if (search := run.look(console)) is not None:
+        return search.result()
     placement = _place(searched.scale, console, verbose)
     _check_cluster(Run(searched), console)
     if space.stage:
@@ -184,9 +184,9 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
         _prepare_stages(run.config, [*earlier, searched], console, verbose)
         _train_stages(run.config, earlier, console, verbose)
     artifact = _prepare(Run(searched), console)
-    with run.at_work(_ONLOOKER_S) as search:
+    with run.at_work(console, _ONLOOKER_S) as search:
         if search is not None:
-            return _told(run, search, console).result()
+            return search.result()
         _wait_for_room(searched.scale, placement, console)
         return _search(run, space, artifact, placement, console)
 
@@ -217,16 +217,14 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
     if config.stages:
         return _plan_stages(config, console)
     run = Run(config)
-    if (finished := run.look()) is not None:
-        _told(run, finished, console)
+    run.look(console)
     return _plan(run, _place(config.scale, console), console)
 
 
 def plan_search(config: RunConfig, console: Console = _PRINTING) -> SearchPlan:
     """What `tune` would do: how many trials of which length, how many at once, over which ranges."""
     run, space, searched = _read_search(config, console)
-    if (search := run.look()) is not None:
-        _told(run, search, console)
+    run.look(console)
     placement = _place(searched.scale, console)
     trial = _plan(Run(_before_training(run.config, searched)), placement, console)
     from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
@@ -246,7 +244,7 @@ def _plan_stages(config: RunConfig, console: Console) -> TrainPlan:
     planned = []
     for number, stage in enumerate(stage_configs(config), start=1):
         console.announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}")
-        Run(stage).look()
+        Run(stage).look(SILENT)
         planned.append(_plan(Run(_before_training(config, stage)), _place(stage.scale, console), console))
     return TrainPlan(name=config.name, steps=sum(plan.steps for plan in planned), stages=tuple(planned))
 
@@ -338,12 +336,6 @@ def _decide_for_evaluation(run: Run, artifact: Artifact, console: Console) -> De
 
 
 # --- what the stories share -------------------------------------------------------------------------------------
-
-
-def _told(run: RunFolder[Outcome], finished: Outcome, console: Console) -> Outcome:
-    """What came of it, the user being told that nothing is left to do."""
-    console.announce(f"run {run.name} is finished: {run.place}; give another name to train again")
-    return finished
 
 
 def _place(scale: ScaleConfig, console: Console, verbose: bool = False) -> Placement:

@@ -5,26 +5,24 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray.exceptions import RayError
 from ray.train import PreemptionError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
-from orpo_ray.data.store import Artifact
+from orpo_ray.distributed.driver import Driver
 from orpo_ray.distributed.entry import train_worker
 from orpo_ray.distributed.failures import INTERFACES, GiveUp, Retry, decide, is_deterministic
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.ray_thread import RayThread
-from orpo_ray.distributed.task import Task, task_of
+from orpo_ray.distributed.task import Task
 from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.hardware import Hardware, probe_hardware
 from orpo_ray.ray_runtime import ROOM_S, joins_cluster
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.run import Run
-from orpo_ray.training.decisions import Setup
 
 _LOST_MAILBOX_S = 60.0
 _GROUP_TIMEOUT_S = 1800
@@ -52,17 +50,6 @@ _SETTINGS = {
     # Workers read relative paths of the config from where the command was given.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-
-
-@dataclass(frozen=True)
-class Driver:
-    """The process that gave the command: speaks to the user, hears a wish to stop, and looks at the cluster again."""
-
-    console: Console
-    place_again: Callable[[], tuple[Placement, Setup]]
-    """Where the workers go, and what follows from it, on what is left after a loss."""
-    poll_s: float = 1.0
-    """How often it looks for news."""
 
 
 class Group(Protocol):
@@ -156,37 +143,31 @@ class RayGroup:
         ray.kill(self._mailbox)
 
 
-def train(
-    run: Run,
-    artifact: Artifact,
-    setup: Setup,
-    placement: Placement,
-    driver: Driver,
-    start: Start = RayGroup,
-) -> None:
+def train(driver: Driver, start: Start = RayGroup) -> None:
     """Train under Ray Train until the run is finished.
 
     Workers that are lost are started again from the last checkpoint, `scale.max_failures` times, on what is left
     of the cluster. Raises what the first worker to fail raised, StoppedError after a stop, ResourceError if
     the workers cannot be started.
     """
-    scale, announce = run.config.scale, driver.console.announce
+    scale, announce = driver.run.config.scale, driver.console.announce
     retries_left = scale.max_failures
     while True:
         if driver.console.stop_requested():
             raise StoppedError(_STOPPED)
-        announce(f"starting {placement.workers} {'workers' if placement.workers > 1 else 'worker'} under Ray Train")
+        workers = driver.placement.workers
+        announce(f"starting {workers} {'workers' if workers > 1 else 'worker'} under Ray Train")
         is_first = retries_left == scale.max_failures
         with _patience(scale.queue_timeout if is_first and joins_cluster() else 0):
-            error = _attempt(run, placement, task_of(run, artifact, setup), driver, start)
+            error = _attempt(driver, start)
         if error is None:
             return
-        decision = _decide(error, placement, retries_left, is_first)
+        decision = _decide(error, driver.placement, retries_left, is_first)
         if isinstance(decision, GiveUp):
             raise decision.error from error
         retries_left -= 1
         announce(f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)")
-        placement, setup = driver.place_again()
+        driver.place_again()
 
 
 @contextmanager
@@ -205,23 +186,17 @@ def _patience(queue_timeout: float) -> Iterator[None]:
         del os.environ[_START_TIMEOUT]
 
 
-def _attempt(
-    run: Run,
-    placement: Placement,
-    task: Task,
-    driver: Driver,
-    start: Start,
-) -> Exception | None:
+def _attempt(driver: Driver, start: Start) -> Exception | None:
     """Start the workers once, and pass on their news until they end; what Ray Train raised, if anything."""
-    _forget(run)
-    group = start(run, placement, task)
+    _forget(driver.run)
+    group = start(driver.run, driver.placement, driver.task)
     try:
         _attend(group, driver)
     except RayError as error:
         raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
     finally:
         group.leave()
-    _forget(run)
+    _forget(driver.run)
     return group.error
 
 

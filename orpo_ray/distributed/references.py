@@ -9,18 +9,15 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from orpo_ray import errors
-from orpo_ray.data.store import Artifact
-from orpo_ray.distributed.launch import Driver
+from orpo_ray.distributed.driver import Driver
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.ray_thread import RayThread
 from orpo_ray.distributed.scorer import Scorer
-from orpo_ray.distributed.task import Task, task_of
+from orpo_ray.distributed.task import Task
 from orpo_ray.errors import ResourceError, RunError, StoppedError
 from orpo_ray.objectives import build_objective
 from orpo_ray.ray_runtime import ROOM_S, quiet_context
 from orpo_ray.runs.console import SILENT, Console
-from orpo_ray.runs.run import Run
-from orpo_ray.training.decisions import Setup
 from orpo_ray.training.plan import cut_packs, pack_costs
 from orpo_ray.training.reference import reference_cache
 
@@ -28,30 +25,28 @@ _BLOCKS_PER_ACTOR = 8
 _POLL_S = 1.0
 
 
-def prepare_references(
-    run: Run, artifact: Artifact, setup: Setup, placement: Placement, driver: Driver
-) -> tuple[Placement, Setup]:
+def prepare_references(driver: Driver) -> None:
     """Have the reference log-probs of the training pairs in the cache, if the objective needs them.
 
     Quantisation, dtype and layout are those of training. CPUs and GPUs are free again when this returns. Actors that
-    are lost are started again, `scale.max_failures` times, on what is left of the cluster; returns where that is.
+    are lost are started again, `scale.max_failures` times, on what is left of the cluster.
     """
-    config, announce = run.config, driver.console.announce
+    config, table, announce = driver.run.config, driver.artifact.train, driver.console.announce
     if not build_objective(config.objective).needs_reference:
-        return placement, setup
-    cache = reference_cache(run, setup)
-    if cache.read(len(artifact.train), SILENT.announce) is not None:
-        return placement, setup  # announced by the workers, who read it again
-    _, distinct, copies = np.unique(artifact.train.pair_ids, return_index=True, return_inverse=True)
-    task = task_of(run, artifact, setup)
-    costs = pack_costs(artifact.train.lengths, setup.decisions.layout)
-    packs = cut_packs(distinct, costs, setup.decisions.tokens_per_microbatch)
+        return
+    cache = reference_cache(driver.run, driver.setup)
+    if cache.read(len(table), SILENT.announce) is not None:
+        return  # announced by the workers, who read it again
+    _, distinct, copies = np.unique(table.pair_ids, return_index=True, return_inverse=True)
+    task, decisions = driver.task, driver.setup.decisions
+    packs = cut_packs(distinct, pack_costs(table.lengths, decisions.layout), decisions.tokens_per_microbatch)
     retries_left = config.scale.max_failures
     while True:
-        actors = f"{placement.workers} actors" if placement.workers > 1 else "one actor"
+        workers = driver.placement.workers
+        actors = f"{workers} actors" if workers > 1 else "one actor"
         announce(f"reference log-probs: computing them once for {len(distinct)} pairs, by {actors}")
         try:
-            log_probs = _compute(task, packs, len(artifact.train), placement, driver.console)[distinct][copies]
+            log_probs = _compute(task, packs, len(table), driver.placement, driver.console)[distinct][copies]
             break
         except RayTaskError as error:
             raise RunError(f"an actor that computes reference log-probs failed: {error.cause!r}") from error
@@ -67,11 +62,10 @@ def prepare_references(
                 ) from error
             retries_left -= 1
             announce(f"an actor was lost; starting again ({retries_left} retries left)")
-            placement, setup = driver.place_again()
+            driver.place_again()
     if not np.isfinite(log_probs).all():
         raise RunError("a reference log-prob is not finite; there are bad numbers among the base's weights")
     cache.write(log_probs)
-    return placement, setup
 
 
 def _compute(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed import launch, references
+from orpo_ray.distributed.driver import Driver
 from orpo_ray.distributed.preflight import Placement, place
 from orpo_ray.models.hardware import Hardware
 from orpo_ray.runs.console import Console
@@ -27,29 +28,25 @@ def train_on(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) ->
     The console hears in this thread, at most `poll_s` seconds after the news.
     """
     driver = _driver(ground, run, console, poll_s)
-    placement, setup = _prepare(ground, run, driver)
-    launch.train(run, ground.artifact, setup, placement, driver)
+    references.prepare_references(driver)
+    launch.train(driver)
 
 
 def prepare_on(ground: Ground, run: Run, console: Console) -> None:
     """Settle a run and have its reference log-probs in the cache, for others that will need the same ones."""
-    _prepare(ground, run, _driver(ground, run, console))
+    references.prepare_references(_driver(ground, run, console))
 
 
-def _prepare(ground: Ground, run: Run, driver: launch.Driver) -> tuple[Placement, Setup]:
-    setup = _settle(ground.placement, ground, run, driver.console)
-    return references.prepare_references(run, ground.artifact, setup, ground.placement, driver)
+def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> Driver:
+    artifact, hardware = ground.artifact, ground.hardware
 
+    def settled(found: Placement) -> Setup:
+        return settle(run, artifact, console.announce, hardware, found.workers, found.nodes)
 
-def _settle(placement: Placement, ground: Ground, run: Run, console: Console) -> Setup:
-    return settle(run, ground.artifact, console.announce, ground.hardware, placement.workers, placement.nodes)
-
-
-def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> launch.Driver:
-    def place_again() -> tuple[Placement, Setup]:
+    def look_again() -> tuple[Placement, Setup]:
         # This process may be a trial's, which does not see who started Ray.
         found = replace(place(run.config.scale, console.announce), own_ray=ground.placement.own_ray)
         run.refresh()  # the first worker may have written on another server what the run began with
-        return found, _settle(found, ground, run, console)
+        return found, settled(found)
 
-    return launch.Driver(console, place_again, poll_s)
+    return Driver(run, artifact, console, ground.placement, settled(ground.placement), look_again, poll_s)

@@ -99,10 +99,11 @@ def _run(settings: dict[str, Any], room: TrialRoom) -> None:
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         force=True,
     )
-    with run.at_work(_PREDECESSOR_S) as finished:
+    console = _Tune()
+    with run.at_work(console, _PREDECESSOR_S) as finished:
         try:
             if finished is None:  # else it ended when nobody listened
-                train_on(room.ground(), run, _Tune(), _POLL_S)
+                train_on(room.ground(), run, console, _POLL_S)
         finally:
             run.store(LOG_FILE)
 

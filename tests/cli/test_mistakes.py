@@ -323,7 +323,7 @@ def test_a_wrong_model(command: Command, config: Path, name: str) -> None:
         (["config", "schema", "CONFIG"], ("tiny.yaml",)),
         (["config", "show", "CONFIG", "CONFIG"], ("override '/", "key=value")),
         (["demo", "orpo"], ("orpo",)),
-        (["demo", "--objective", "rloo"], ("--objective", "'rloo'", "'simpo'")),
+        (["demo", "--objective", "rloo"], ("--objective", "'rloo'", "simpo")),
         (["demo", "--storage", "CONFIG"], ("tiny.yaml", "Not a directory")),
         (["prepare"], ("--tokenizer DIR --train FILE",)),
         (["prepare", "CONFIG", "--storage", ""], ("storage",)),

@@ -18,7 +18,8 @@ from support import HANG_S, run_config, wait_until, write_pairs
 
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed import run
-from orpo_ray.distributed.launch import Driver, train
+from orpo_ray.distributed.driver import Driver
+from orpo_ray.distributed.launch import train
 from orpo_ray.distributed.mailbox import Mailbox, Message
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.ray_thread import RayThread
@@ -148,12 +149,11 @@ class Stage(Console):
         def start(run: Run, placement: Placement, task: Task) -> FakeGroup:
             return FakeGroup(next(coming), placement, task)
 
-        def place_again() -> tuple[Placement, Setup]:
+        def look_again() -> tuple[Placement, Setup]:
             self.placed_again += 1
             return ONE, AGAIN
 
-        driver = Driver(self, place_again, poll_s=0.001)
-        train(self.run, self.artifact, FIRST, TWO, driver, start)
+        train(Driver(self.run, self.artifact, self, TWO, FIRST, look_again, poll_s=0.001), start)
         assert not list(coming), "a start that was expected did not come"
 
     def announce(self, line: str) -> None:
@@ -407,8 +407,8 @@ def test_a_trials_workers_after_a_loss_still_know_whose_ray_it_is(monkeypatch: p
     """A trial's process sees no Ray that it started; its search did."""
     ours = replace(TWO, own_ray=True)
     monkeypatch.setattr(run, "place", lambda scale, announce: ONE)
-    monkeypatch.setattr(run, "_settle", lambda *_: None)
+    monkeypatch.setattr(run, "settle", lambda *_: None)
     ground = run.Ground(cast(Artifact, None), ours, CPU)
     driver = run._driver(ground, Run(run_config(Path("unused"))), SILENT)
-    placement, _ = driver.place_again()
-    assert placement == replace(ONE, own_ray=True)
+    driver.place_again()
+    assert driver.placement == replace(ONE, own_ray=True)
