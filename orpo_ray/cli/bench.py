@@ -1,9 +1,10 @@
 """`orpo-ray bench`: how fast this is beside the stock way, measured on this machine."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import typer
+
+from orpo_ray.runs.console import Announce
 
 app = typer.Typer(add_completion=False, help="Measure this machine: ours beside the stock way.")
 
@@ -183,7 +184,7 @@ def search(
     return result
 
 
-def _open_quiet_log() -> Callable[[str], None]:
+def _open_quiet_log() -> Announce:
     """Where a benchmark tells how it goes; torch's own remarks on what it allocates are kept out."""
     import os
 

@@ -1,6 +1,7 @@
 """Twenty losses of each objective in each layout, as they were: that all curves move together is seen here alone.
 
-Where a change is meant to move them, `python tests/invariance/test_golden.py` writes them anew, and the commit says why.
+Where a change is meant to move them, `python tests/invariance/test_golden.py` writes them anew, and the commit says
+why.
 """
 
 import json

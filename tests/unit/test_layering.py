@@ -1,6 +1,7 @@
 """Imports go one way, and nothing unpickles or runs code that a model or data folder brings."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,54 @@ def test_imports_go_one_way_and_nothing_unpickles():
     assert violations(ROOT) == []
 
 
+# Places of files that are no run's: a base or an adapter that a config names, a marker that servers look for.
+OTHER_PLACES = {"models/trained.py": 1, "distributed/servers.py": 1}
+# They see no run: a config says where a run will be, a job's script where its result is.
+SAY_WHERE = {"config/run.py", "jobs/slurm.py"}
+
+
+def finds_a_run(tree: ast.AST) -> Iterator[str]:
+    """Where a module finds out by itself where a run is kept, which `runs.Run` is for."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="storage_at") | ast.Attribute(attr="storage_at")):
+                yield "storage_at"
+            case ast.Attribute(attr="run_dir" | "storage_dir" as name):
+                yield name
+
+
+def test_nobody_but_a_run_joins_its_storage_and_its_folder():
+    found = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        name = path.relative_to(ROOT / PACKAGE).as_posix()
+        if not name.startswith("runs/") and name not in SAY_WHERE | {"storage.py"}:
+            calls = list(finds_a_run(ast.parse(path.read_text(encoding="utf-8"))))
+            found |= {name: len(calls)} if calls else {}
+    assert found == OTHER_PLACES
+
+
+def test_every_package_travels_in_the_wheel():
+    """Its list is written by hand, as one package lies elsewhere; an editable installation would not miss any."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / PACKAGE).rglob("__init__.py")}
+    assert sorted(listed) == sorted({".".join(folder.parts) for folder in folders} | {"orpo_ray.cluster"})
+
+
+def test_what_a_run_says_and_hears_has_one_type():
+    """`jobs` knows nothing of runs, and speaks for itself."""
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(ROOT / PACKAGE).as_posix()
+        if name != "runs/console.py" and not name.startswith("jobs/"):
+            assert "Callable[[str], None]" not in text, f"{name}: that is Announce"
+        assert "lambda line: None" not in text, f"{name}: that is SILENT.announce"
+
+
+def test_the_check_of_runs_sees_who_finds_one():
+    text = "storage_at(config.storage).store(config.run_dir)\nrecord.storage_at(place)\nrun.folder"
+    assert sorted(finds_a_run(ast.parse(text))) == ["run_dir", "storage_at", "storage_at"]
+
+
 def test_the_check_reads_the_whole_package():
     assert {"errors", "config", "objectives", "__init__"} <= rooms_of(ROOT)
     graph = {(path.parent.name, module) for path in (ROOT / PACKAGE / "config").glob("*.py")
@@ -141,6 +190,9 @@ def test_the_check_reads_the_whole_package():
         ("config/a.py", "import orpo_ray", "orpo_ray/config/a.py:1: config imports __init__"),
         ("config/a.py", "from orpo_ray import train", "orpo_ray/config/a.py:1: config imports __init__"),
         ("errors.py", "from orpo_ray import config", "orpo_ray/errors.py:1: errors imports config"),
+        ("runs/a.py", "import orpo_ray.data", "orpo_ray/runs/a.py:1: runs imports data"),
+        ("runs/a.py", "import ray", "orpo_ray/runs/a.py:1: runs imports ray"),
+        ("bucket.py", "import orpo_ray.storage", "orpo_ray/bucket.py:1: bucket imports storage"),
         ("objectives/a.py", "import orpo_ray.data", "orpo_ray/objectives/a.py:1: objectives imports data"),
         ("training/a.py", "from orpo_ray.evaluation import b", "orpo_ray/training/a.py:1: training imports evaluation"),
         ("distributed/a.py", "import orpo_ray.jobs", "orpo_ray/distributed/a.py:1: distributed imports jobs"),
@@ -164,6 +216,7 @@ def test_the_check_reads_the_whole_package():
 )
 def test_a_planted_violation_is_found(tmp_path, name, text, says):
     rooms = {f"orpo_ray/{room}/__init__.py": "" for room in ("config", "data", "evaluation", "training", "jobs", "cli")}
+    rooms |= {f"orpo_ray/{room}.py": "" for room in ("storage", "ray_runtime")}
     assert planted(tmp_path, {**rooms, f"orpo_ray/{name}": text}) == [says]
 
 
@@ -172,7 +225,10 @@ def test_a_clean_tree_passes(tmp_path):
         "orpo_ray/__init__.py": "def train(config):\n    from orpo_ray.api import train",
         "orpo_ray/config/a.py": "from orpo_ray.errors import E\nfrom orpo_ray.config import b\nfrom . import b",
         "orpo_ray/objectives/a.py": "import torch\nfrom orpo_ray.config import b",
-        "orpo_ray/data/pipeline.py": "import ray\nimport ray.data",
+        "orpo_ray/storage.py": "from orpo_ray import bucket\nfrom orpo_ray.config import a",
+        "orpo_ray/bucket.py": "from orpo_ray.config import a\nfrom orpo_ray.errors import E",
+        "orpo_ray/runs/a.py": "from orpo_ray.storage import s\nfrom orpo_ray.config import a",
+        "orpo_ray/data/pipeline.py": "import ray\nimport ray.data\nimport orpo_ray.runs.a",
         "orpo_ray/training/a.py": "from ..objectives import a\nfrom orpo_ray import data, models, errors",
         "orpo_ray/models/a.py": "load(path, trust_remote_code=False)",
         "orpo_ray/jobs/a.py": "import ray\nfrom orpo_ray.config import b",

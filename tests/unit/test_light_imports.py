@@ -8,7 +8,17 @@ import sys
 import pytest
 
 HEAVY = {"torch", "ray", "transformers"}
-LIGHT_MODULES = ["orpo_ray", "orpo_ray.errors", "orpo_ray.config", "orpo_ray.config.load", "orpo_ray.cli.main"]
+LIGHT_MODULES = [
+    "orpo_ray",
+    "orpo_ray.api",
+    "orpo_ray.cli.main",
+    "orpo_ray.config",
+    "orpo_ray.config.load",
+    "orpo_ray.errors",
+    "orpo_ray.ray_runtime",
+    "orpo_ray.runs.run",
+    "orpo_ray.runs.search",
+]
 COMPUTING = {"peft", "bitsandbytes", "datasets"}
 """What is loaded only with the trainer."""
 LIGHT_WHEN_THERE = ["orpo_ray.planner", "orpo_ray.report"]
@@ -65,6 +75,14 @@ def test_a_process_that_only_looks_after_workers_loads_nothing_to_compute_with()
     loaded = loaded_by("import orpo_ray.distributed.run, orpo_ray.search.search, orpo_ray.search.trial")
     assert "ray" in loaded
     assert loaded & COMPUTING == set()
+
+
+def test_who_evaluates_or_computes_a_reference_loads_no_trainer():
+    trains = (
+        "trains = [name for name in sys.modules if name in ('orpo_ray.training.trainer', 'orpo_ray.training.loop')]"
+    )
+    code = f"import sys, orpo_ray.evaluation.evaluate, orpo_ray.training.load; {trains}; assert not trains, trains"
+    assert "torch" in loaded_by(code)
 
 
 def test_the_check_sees_a_heavy_import():
