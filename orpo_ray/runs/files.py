@@ -1,0 +1,42 @@
+"""The files of a run by name, and JSON that a killed process never leaves half of."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.errors import ConfigError
+
+CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
+SEARCH_FILE = "search.json"
+"""Of a search, whose folder holds its trials' runs."""
+LOG_FILE = "run.log"
+CHECKPOINTS, TENSORBOARD, ADAPTER = "checkpoints", "tensorboard", "adapter"
+CHECKPOINT_MANIFEST = "MANIFEST.json"
+"""Lists the files of a checkpoint; written last."""
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that `write_json` wrote, or None if there is none yet."""
+    try:
+        content: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not isinstance(content, dict | None):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise damaged(path, error) from error
+    return content
+
+
+def damaged(path: Path, error: Exception) -> ConfigError:
+    """What to raise for a file that is not as the run wrote it."""
+    return ConfigError(f"{path}: not as the run wrote it ({error}); remove the run's folder, or restore the file")

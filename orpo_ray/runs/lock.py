@@ -1,0 +1,61 @@
+"""Locks that keep a second process away from a run; a lock goes with the process that holds it."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+RUN_LOCK_FILE = ".lock"
+WORKERS_LOCK_FILE = ".workers.lock"
+"""Of the process that writes where workers train, maybe on another server than the one that gave the command."""
+_POLL_S = 0.2
+_held: set[Path] = set()
+"""Locks that this process holds."""
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock. Raises LockedError where another process holds it for longer than that."""
+    with path.open("w") as file:
+        if not _lock_within(file.fileno(), patience_s):
+            raise LockedError
+        _held.add(path.absolute())
+        try:
+            yield
+        finally:
+            _held.remove(path.absolute())
+
+
+def _lock_within(descriptor: int, patience_s: float) -> bool:
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(_POLL_S)
+        else:
+            return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether any process holds a lock."""
+    if not path.exists():
+        return False
+    with path.open("r") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this process holds a lock."""
+    return path.absolute() in _held

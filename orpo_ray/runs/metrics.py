@@ -1,0 +1,54 @@
+"""A run's metrics.jsonl: one line a report, the numbers of a step under `train/` and `eval/` names."""
+
+import json
+import math
+from pathlib import Path
+
+from orpo_ray.runs.console import Metrics
+from orpo_ray.runs.files import METRICS_FILE
+
+
+def plain_record(step: int, metrics: Metrics) -> dict[str, float | None]:
+    """A step for JSON, which has no word for the infinite gradient norm of a float16 step that was skipped."""
+    return {"step": step, **{name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}}
+
+
+def last_metrics(folder: Path) -> Metrics:
+    """The latest number of every metric a run reported; null stands for one that was not finite."""
+    merged: Metrics = {}
+    for record in _records(folder):
+        merged |= {name: value for name, value in record.items() if value is not None}
+    merged.pop("step", None)
+    return merged
+
+
+def evaluations(folder: Path) -> list[Metrics]:
+    """Every evaluation of a run: its step and the numbers under `eval/`."""
+    found = [{k: v for k, v in record.items() if k == "step" or k.startswith("eval/")} for record in _records(folder)]
+    return [evaluation for evaluation in found if len(evaluation) > 1]
+
+
+def metric_by_step(folder: Path, name: str) -> dict[int, float]:
+    """One metric's value at every step that reported it."""
+    return {int(record["step"]): record[name] for record in _records(folder) if name in record}
+
+
+def lines_until(text: str, step: int) -> str:
+    """The whole lines of a metrics.jsonl up to a step."""
+    records = ((line, read_metrics_line(line)) for line in text.splitlines())
+    return "".join(f"{line}\n" for line, record in records if record is not None and record["step"] <= step)
+
+
+def read_metrics_line(line: str) -> Metrics | None:
+    """One record of metrics.jsonl, or None for what a killed run or a power cut left of one."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "step" in found else None
+
+
+def _records(folder: Path) -> list[Metrics]:
+    path = folder / METRICS_FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [record for record in map(read_metrics_line, text.splitlines()) if record is not None]

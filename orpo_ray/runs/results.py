@@ -1,0 +1,104 @@
+"""What commands come to, as frozen values; `to_json` is what the command line prints of each."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run made, as result.json keeps it. `adapter` is a path or an s3:// URL."""
+
+    name: str
+    steps: int
+    adapter: str
+    metrics: dict[str, float]
+    """The latest number of each metric."""
+    pairs_per_second: float | None
+    """Of training proper; None where no step is on record."""
+    workers: tuple[int, ...]
+    """Their process ids."""
+    strategy: str
+    layout: str
+    versions: dict[str, str]
+    stages: tuple["TrainResult", ...] = ()
+    """Those of a run in stages, in order."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as result.json has it."""
+        plain = {"status": "finished", **asdict(self), "workers": list(self.workers)}
+        del plain["stages"]
+        if self.stages:
+            plain["stages"] = [stage.to_json() for stage in self.stages]
+        return plain
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Self:
+        """What `to_json` gave. Raises TypeError or KeyError for anything else."""
+        plain = {key: value for key, value in written.items() if key != "status"}
+        stages = tuple(cls.from_json(stage) for stage in written.get("stages", ()))
+        return cls(**{**plain, "workers": tuple(written["workers"]), "stages": stages})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A prompt, and what both models answer, greedily."""
+
+    prompt: str
+    base: str
+    trained: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The base beside what a run made of it. `adapter`: the path or URL of what was looked at."""
+
+    name: str
+    adapter: str
+    metrics: dict[str, dict[str, dict[str, float]]]
+    """For `base` and `trained`, by source of the pairs, `all` first."""
+    quantized_modules: int
+    samples: tuple[Sample, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "samples": [asdict(sample) for sample in self.samples]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """What `train` would do: the steps of a run and what was settled, or, of a run in stages, the plan of each."""
+
+    name: str
+    steps: int
+    pairs: int = 0
+    eval_pairs: int = 0
+    artifact: str = ""
+    """The path or URL of the prepared pairs."""
+    workers: int = 0
+    decisions: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple["TrainPlan", ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; a run in stages has but its name, its steps and its stages."""
+        if self.stages:
+            return {"name": self.name, "steps": self.steps, "stages": [stage.to_json() for stage in self.stages]}
+        plain = asdict(self)
+        del plain["stages"]
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What `tune` would do: trials of the run that `trial` plans, so many at once, over the ranges of `space`."""
+
+    name: str
+    trials: int
+    at_once: int
+    trial: TrainPlan
+    space: Mapping[str, Mapping[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        own = {"name": self.name, "trials": self.trials, "at_once": self.at_once, "space": dict(self.space)}
+        return {**self.trial.to_json(), **own}

@@ -1,0 +1,226 @@
+"""A run on disk: where it is kept, who is at work on it, what it was made with and what came of it."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from orpo_ray.config import RunConfig, dump
+from orpo_ray.config.storage import inside, is_url
+from orpo_ray.errors import ConfigError, RunError
+from orpo_ray.runs import files
+from orpo_ray.runs.changes import FREE_KEYS, refuse_changed_config
+from orpo_ray.runs.console import Console
+from orpo_ray.runs.lock import RUN_LOCK_FILE, WORKERS_LOCK_FILE, LockedError, is_locked, is_ours, locked
+from orpo_ray.runs.results import TrainResult
+from orpo_ray.storage import Storage, storage_at
+
+Outcome = TypeVar("Outcome")
+
+_RECORDS = (files.CONFIG_FILE, files.RUN_FILE, files.RESULT_FILE, files.SEARCH_FILE, files.LOG_FILE)
+
+
+class RunFolder(Generic[Outcome]):
+    """What a run and a search have in common: a folder in a storage, a lock, a config that must not change."""
+
+    free_keys: ClassVar[tuple[str, ...]] = FREE_KEYS
+    """Settings that may change when it is gone on with."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.folder = config.run_dir
+        self.place = config.place
+        self.root = config.storage_dir
+        """The folder on this server of all runs of the storage, and of what they share."""
+        self.storage: Storage = storage_at(config.storage)
+
+    def path(self, name: str) -> Path:
+        """A file or folder of it on this server."""
+        return self.folder / name
+
+    def place_of(self, name: str) -> str:
+        """The same for a reader on another server: a path or a URL."""
+        return inside(self.place, name)
+
+    def store(self, *names: str) -> None:
+        """Have the storage keep files of it, as far as they exist."""
+        self.storage.store(*map(self.path, names))
+
+    def fetch(self, name: str) -> Path:
+        """A file as the storage has it; whoever opens it finds out where there is none."""
+        self.storage.fetch(self.path(name))
+        return self.path(name)
+
+    def refresh(self) -> None:
+        """Have here what the storage tells of it, for a process that has not begun to work on it.
+
+        Where another process of this server is at work on it, what lies here is newer, and is left alone.
+        """
+        if not self.storage.is_remote or is_locked(self.path(WORKERS_LOCK_FILE)):
+            return
+        if is_locked(self.path(RUN_LOCK_FILE)) and not self.is_ours:
+            return
+        for name in _RECORDS:
+            self.fetch(name)
+        # What a checkpoint holds is fetched by who goes on from it, maybe on another server.
+        self.storage.fetch_folders(self.path(files.CHECKPOINTS), files.CHECKPOINT_MANIFEST, only_manifests=True)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process is at work on it, so that its folder may be written to."""
+        return is_ours(self.path(RUN_LOCK_FILE))
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there is something to go on from; a run that never saved a checkpoint may begin anew."""
+        begun = self.path(files.RESULT_FILE).exists() or self.path(files.SEARCH_FILE).exists()
+        return begun or any(self.path(files.CHECKPOINTS).glob("step-*"))
+
+    def refuse_changes(self) -> None:
+        """Raise ConfigError if what has started under this name was made with other settings, naming the first."""
+        stored = files.read_json(self.path(files.CONFIG_FILE))
+        if stored is not None and self.has_started:
+            refuse_changed_config(stored, self.config, self.free_keys)
+
+    def finished(self) -> Outcome | None:
+        """What came of it, if nothing is left to do."""
+        raise NotImplementedError
+
+    def look(self, console: Console) -> Outcome | None:
+        """Fetch what is known, refuse changed settings, and return what came of it if nothing is left to do."""
+        self.refresh()
+        self.refuse_changes()
+        finished = self.finished()
+        if finished is not None:
+            console.announce(f"run {self.name} is finished: {self.place}; give another name to train again")
+        return finished
+
+    @contextmanager
+    def at_work(self, console: Console, patience_s: float = 0.0) -> Iterator[Outcome | None]:
+        """Keep other processes away while it is worked on, and begin it.
+
+        Yields what came of it where another process has ended it meanwhile: then there is nothing to do. Raises
+        ConfigError where one is still at work after that time, and for changed settings.
+        """
+        with self.lock(patience_s):
+            finished = self.look(console)
+            if finished is None:
+                self.write_config()
+            yield finished
+
+    @contextmanager
+    def lock(self, patience_s: float = 0.0) -> Iterator[None]:
+        """Keep other processes away. Raises ConfigError if one is still at work after that time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(self.path(RUN_LOCK_FILE), patience_s):
+                yield
+        except LockedError:
+            raise ConfigError(
+                f"{self.folder}: another process is training this run; wait for it, or choose another name"
+            ) from None
+
+    def check_writable(self) -> None:
+        """Raise ConfigError if its folder cannot be made or written; one that was not there is not left behind.
+
+        Raises ResourceError where the storage is on other machines and not there.
+        """
+        self.storage.check()
+        is_new = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+            if is_new:
+                self.folder.rmdir()
+        except OSError as error:
+            raise ConfigError(f"storage: {self.folder} cannot be written: {error.strerror}") from error
+
+    def write_config(self) -> None:
+        """Keep its settings, for its workers and for the next start."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.path(files.CONFIG_FILE), dump(self.config))
+        self.store(files.CONFIG_FILE)
+
+
+class Run(RunFolder[TrainResult]):
+    """A run that trains one model, or several in stages."""
+
+    def refuse_changes(self) -> None:
+        """As for any run. Raises ConfigError, too, where a search has this name."""
+        if self.path(files.SEARCH_FILE).exists():
+            raise ConfigError(f"name: {self.place} holds a search; train its best.yaml, or choose another name")
+        super().refuse_changes()
+
+    def finished(self) -> TrainResult | None:
+        """What it made, if it was trained to its end and its adapter is still there."""
+        result = self.result()
+        return result if result is not None and self.storage.holds(self.path(files.ADAPTER)) else None
+
+    def result(self) -> TrainResult | None:
+        """What result.json says; None before the end. Raises ConfigError for a file that is damaged."""
+        path = self.path(files.RESULT_FILE)
+        written = files.read_json(path)
+        if written is None:
+            return None
+        try:
+            return replace(TrainResult.from_json(written), adapter=self.adapter)
+        except (TypeError, KeyError) as error:
+            raise files.damaged(path, error) from error
+
+    @property
+    def adapter(self) -> str:
+        """Where its adapter is, or, for full training, its model, once it has ended: a path or a URL."""
+        return self.place_of(files.ADAPTER)
+
+    @property
+    def storage_place(self) -> str:
+        """The storage as its users name it: a URL, or the folder's path."""
+        return self.config.storage if is_url(self.config.storage) else str(self.root)
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of a run that has something to go on from; empty for one that begins."""
+        if not self.has_started:
+            return {}
+        stored = files.read_json(self.path(files.RUN_FILE))
+        if stored is None:
+            raise ConfigError(
+                f"{self.path(files.RUN_FILE)}: missing, so nobody can tell what the run began with; restore it"
+            )
+        return stored
+
+    def write_facts(self, facts: dict[str, Any]) -> None:
+        """Have run.json say this and nothing else."""
+        files.write_json(self.path(files.RUN_FILE), facts)
+
+    def add_facts(self, facts: dict[str, Any]) -> None:
+        """Put more of what was found out into run.json."""
+        self.write_facts({**(files.read_json(self.path(files.RUN_FILE)) or {}), **facts})
+
+    def lay_adapter(self, adapter: Path) -> Path:
+        """A copy of an adapter's folder as this run's own."""
+        own = self.path(files.ADAPTER)
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(adapter, own)
+        return own
+
+    def conclude(self, result: TrainResult) -> None:
+        """Keep all that it made, the result last."""
+        self.store(files.METRICS_FILE, files.TENSORBOARD, files.RUN_FILE)
+        self.storage.store_folder(self.path(files.ADAPTER))
+        files.write_json(self.path(files.RESULT_FILE), result.to_json())
+        self.store(files.RESULT_FILE)
+
+    @contextmanager
+    def only_group(self, patience_s: float) -> Iterator[None]:
+        """Keep workers apart from those of an earlier start whose driver is dead, and who have not noticed yet."""
+        try:
+            with locked(self.path(WORKERS_LOCK_FILE), patience_s):
+                yield
+        except LockedError:
+            raise RunError(
+                f"{self.folder}: workers of an earlier start are still writing there; end them first"
+            ) from None

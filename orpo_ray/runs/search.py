@@ -1,0 +1,204 @@
+"""What a search has tried and found so far, as `search.json` keeps it: its only memory."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from orpo_ray.config import RunConfig
+from orpo_ray.config.storage import local_path
+from orpo_ray.errors import ConfigError
+from orpo_ray.runs.changes import FREE_KEYS
+from orpo_ray.runs.files import SEARCH_FILE, read_json, write_json
+from orpo_ray.runs.lock import RUN_LOCK_FILE, is_locked
+from orpo_ray.runs.run import Run, RunFolder
+from orpo_ray.storage import storage_at
+
+FOLDER = "search"
+"""Where a search lies inside the run that it is a search for, and what its name ends with."""
+
+State = Literal["running", "finished", "stopped", "failed"]
+"""`stopped`: given up by the scheduler. `running`: or interrupted, and to be gone on with."""
+Status = Literal["running", "interrupted", "stopped", "finished"]
+
+
+@dataclass
+class Trial:
+    """One run of a search: `values` by searched field, an evaluation (`step` and `eval/` numbers) after the other."""
+
+    number: int
+    run: str
+    values: dict[str, Any]
+    state: State = "running"
+    steps: int = 0
+    """Steps trained, up to the last one seen."""
+    total_steps: int = 0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    error: str | None = None
+    may_pass: bool = False
+    """Whether a failed trial may come through another time as it is: it lacked room, a disk or its process."""
+
+    def note(self, step: int, total_steps: int, evaluation: Mapping[str, float]) -> bool:
+        """Take in an evaluation; False for a step that is on record, which a resumed run comes to again."""
+        self.total_steps = total_steps
+        if self.evaluations and step <= self.evaluations[-1]["step"]:
+            return False
+        self.steps = step
+        self.evaluations.append({"step": step, **evaluation})
+        return True
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The latest evaluation; empty before the first."""
+        return self.evaluations[-1] if self.evaluations else {}
+
+
+@dataclass(frozen=True)
+class Start:
+    """When the command that is at work was given, in seconds since 1970, and the steps that were trained by then."""
+
+    at: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search that has ended found. `config` and `adapter` are paths or URLs."""
+
+    best: int
+    """The number of the best trial."""
+    values: dict[str, Any]
+    """Its searched fields."""
+    metrics: dict[str, float]
+    """Its last evaluation."""
+    adapter: str
+    config: str
+    """The whole run with the best values, for `train`."""
+    pareto: list[dict[str, Any]]
+    """Trials that no other one beats in both accuracy and NLL."""
+    answers: list[dict[str, str]]
+    trial_steps: int
+    reading: list[str]
+    """Three lines that say what it means."""
+
+
+@dataclass
+class Search:
+    """A search as far as it has come. `pairs`: evaluation pairs that every trial is judged by."""
+
+    name: str
+    settings: dict[str, Any]
+    trial_count: int
+    pairs: int
+    status: Status = "running"
+    trials: list[Trial] = field(default_factory=list)
+    outcome: Found | None = None
+    began: Start | None = None
+
+    @property
+    def metric(self) -> str:
+        """What trials are ranked by."""
+        metric: str = self.settings["metric"]
+        return metric
+
+    def result(self) -> "SearchResult":
+        """What it found, now that it has ended."""
+        assert self.outcome is not None, "a search that has ended has an outcome"
+        return SearchResult(**asdict(self.outcome), name=self.name, trials=tuple(self.trials), record=self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as search.json has it."""
+        return {**asdict(self), "outcome": {} if self.outcome is None else asdict(self.outcome)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult(Found):
+    """What a search that has ended found, and its trials."""
+
+    name: str
+    trials: tuple[Trial, ...]
+    record: Search = field(repr=False)
+    """All that search.json keeps."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as search.json has it."""
+        return self.record.to_json()
+
+
+def search_of(written: Mapping[str, Any]) -> Search:
+    """The search that plain data tells of. Raises TypeError, KeyError or ValueError where it tells of none."""
+    began, outcome = written.get("began"), written.get("outcome")
+    if outcome and not outcome.keys() >= {entry.name for entry in fields(Found)}:
+        raise ValueError(f"its outcome has {', '.join(outcome)} only")
+    search = Search(
+        **{
+            **written,
+            "trials": [Trial(**trial) for trial in written["trials"]],
+            "outcome": Found(**outcome) if outcome else None,
+            "began": Start(**began) if began else None,
+        }
+    )
+    for trial in search.trials:
+        whole = isinstance(trial.values, dict) and all("step" in evaluation for evaluation in trial.evaluations)
+        if trial.state not in get_args(State) or not whole:
+            raise ValueError(f"trial {trial.number}: state {trial.state!r}, values {trial.values!r}")
+    return search
+
+
+class SearchRun(RunFolder[Search]):
+    """A search on disk; its trials are runs inside of it."""
+
+    free_keys: ClassVar = (*(key for key in FREE_KEYS if key != "search"), "search.trials")
+
+    def finished(self) -> Search | None:
+        """The search, if it has ended; more trials than it had are something left to do."""
+        search = self.search()
+        assert self.config.search is not None, "a search has settings"
+        if search is None or search.status != "finished" or len(search.trials) < self.config.search.trial_count:
+            return None
+        return search
+
+    def search(self) -> Search | None:
+        """What has been tried so far, or None where none has begun. Raises ConfigError for a file that is damaged."""
+        return _read_search(self.folder)
+
+    def keep(self, search: Search) -> None:
+        """Write it, in one step."""
+        write_json(self.path(SEARCH_FILE), search.to_json())
+        self.store(SEARCH_FILE)
+
+    def trial_run(self, trial: Trial) -> Run:
+        """The files of a trial; its config, which has the trial's values, is not asked for here."""
+        return Run(self.config.model_copy(update={"name": trial.run}))
+
+
+def find_search(place: str) -> Search:
+    """The search of a run's folder or URL, or in it. Raises ConfigError where there is none."""
+    folder, storage = local_path(place), storage_at(place)
+    for candidate in (folder / FOLDER, folder):
+        at_work = is_locked(candidate / RUN_LOCK_FILE)
+        if storage.is_remote and not at_work:
+            storage.fetch(candidate / SEARCH_FILE)
+        if candidate.is_dir() and (found := _read_search(candidate)) is not None:
+            # On which server the process of a search in a bucket is at work, if it is, nobody can tell from here.
+            if found.status == "running" and not storage.is_remote and not at_work:
+                found.status = "interrupted"  # its process was killed: the same command goes on
+            return found
+    raise ConfigError(
+        f"{place}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such as runs/x"
+    )
+
+
+def _read_search(folder: Path) -> Search | None:
+    written = read_json(folder / SEARCH_FILE)
+    if written is None:
+        return None
+    try:
+        return search_of(written)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ConfigError(f"{folder / SEARCH_FILE}: not as a search wrote it ({error})") from error
+
+
+def search_for(config: RunConfig) -> SearchRun:
+    """The search for a run's settings: it lies in the run's folder."""
+    return SearchRun(config.model_copy(update={"name": f"{config.name}/{FOLDER}"}))
