@@ -16,7 +16,8 @@ from orpo_ray.runs.console import SILENT, Console, Printing
 from orpo_ray.runs.files import RESULT_FILE
 from orpo_ray.runs.results import Evaluation, Sample, SearchPlan, TrainPlan, TrainResult
 from orpo_ray.runs.run import Run
-from orpo_ray.runs.search import SearchResult, SearchRun, search_for
+from orpo_ray.runs.search import SearchResult
+from orpo_ray.runs.search_run import SearchRun, search_for
 from orpo_ray.runs.stages import conclude_stages
 from orpo_ray.runs.stop import StopSignal
 

@@ -22,7 +22,7 @@ def tune(
     from orpo_ray.cli.results import print_result
     from orpo_ray.cli.search_table import SearchTable, print_search
     from orpo_ray.errors import ConfigError
-    from orpo_ray.runs.search import find_search
+    from orpo_ray.runs.search_run import find_search
 
     if show is not None:
         if config is not None or dry_run:
@@ -50,7 +50,7 @@ def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
     from orpo_ray.runs.run import Run
-    from orpo_ray.runs.search import search_for
+    from orpo_ray.runs.search_run import search_for
 
     Run(settings).check_writable()
     with prints_to_log(verbose), table:

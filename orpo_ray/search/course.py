@@ -8,7 +8,8 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.files import METRICS_FILE, RESULT_FILE, read_json
 from orpo_ray.runs.metrics import evaluations, metric_by_step
-from orpo_ray.runs.search import Search, SearchRun, Trial
+from orpo_ray.runs.search import Search, Trial
+from orpo_ray.runs.search_run import SearchRun
 from orpo_ray.search.space import Space, trial_config
 from orpo_ray.search.study import Study
 

@@ -15,7 +15,8 @@ from orpo_ray.errors import ResourceError, RunError
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.console import Announce, Console, Hushed
 from orpo_ray.runs.run import Run
-from orpo_ray.runs.search import FOLDER, Found, Search, SearchRun, Start, Trial
+from orpo_ray.runs.search import Found, Search, Start, Trial
+from orpo_ray.runs.search_run import FOLDER, SearchRun
 from orpo_ray.search.answers import answer
 from orpo_ray.search.course import Course, count_steps, take_up
 from orpo_ray.search.outcome import NLL, best_trial, pareto_front, reading, shown_values, trial_steps

@@ -24,7 +24,8 @@ from orpo_ray.distributed.launch import (
 from orpo_ray.distributed.ray_thread import RayThread
 from orpo_ray.errors import RunError, StoppedError, on_one_line
 from orpo_ray.runs.console import Console
-from orpo_ray.runs.search import SearchRun, Trial
+from orpo_ray.runs.search import Trial
+from orpo_ray.runs.search_run import SearchRun
 from orpo_ray.search.course import Course
 from orpo_ray.search.trial import TrialRoom, run_trial
 

@@ -24,7 +24,7 @@ from orpo_ray import api
 from orpo_ray.cli import config_file
 from orpo_ray.config import RunConfig, load_config
 from orpo_ray.runs.console import SILENT
-from orpo_ray.runs.search import find_search
+from orpo_ray.runs.search_run import find_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

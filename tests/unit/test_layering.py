@@ -3,6 +3,7 @@
 import ast
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,18 @@ def test_what_a_run_says_and_hears_has_one_type():
 def test_the_check_of_runs_sees_who_finds_one():
     text = "storage_at(config.storage).store(config.run_dir)\nrecord.storage_at(place)\nrun.folder"
     assert sorted(finds_a_run(ast.parse(text))) == ["run_dir", "storage_at", "storage_at"]
+
+
+def test_no_files_import_each_other_in_a_circle():
+    files = {path: path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*.py")}
+    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in files.values()}
+    graph = {}
+    for path, name in files.items():
+        found = [module for _, module in imports(name, ast.parse(path.read_text(encoding="utf-8")))]
+        near = {modules.get(module) or modules.get(module.rpartition(".")[0]) for module in found}
+        graph[name] = near - {None, name}
+    assert graph["orpo_ray/runs/search_run.py"] >= {"orpo_ray/runs/run.py", "orpo_ray/runs/search.py"}
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_the_check_reads_the_whole_package():

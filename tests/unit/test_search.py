@@ -13,7 +13,8 @@ from orpo_ray.config import RunConfig, SearchConfig, build, dump, stage_configs
 from orpo_ray.config.space import Domain, Options, Span
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.console import SILENT
-from orpo_ray.runs.search import Search, SearchRun, Trial
+from orpo_ray.runs.search import Search, Trial
+from orpo_ray.runs.search_run import SearchRun
 from orpo_ray.search.course import Course, take_up
 from orpo_ray.search.outcome import best_trial, pareto_front, reading
 from orpo_ray.search.rungs import Rungs

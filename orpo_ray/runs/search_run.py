@@ -1,0 +1,76 @@
+"""A search on disk: a folder inside the run that it is a search for."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from orpo_ray.config import RunConfig
+from orpo_ray.config.storage import local_path
+from orpo_ray.errors import ConfigError
+from orpo_ray.runs.changes import FREE_KEYS
+from orpo_ray.runs.files import SEARCH_FILE, read_json, write_json
+from orpo_ray.runs.lock import RUN_LOCK_FILE, is_locked
+from orpo_ray.runs.run import Run, RunFolder
+from orpo_ray.runs.search import Search, Trial, search_of
+from orpo_ray.storage import storage_at
+
+FOLDER = "search"
+"""Where a search lies inside the run that it is a search for, and what its name ends with."""
+
+
+class SearchRun(RunFolder[Search]):
+    """A search on disk; its trials are runs inside of it."""
+
+    free_keys: ClassVar = (*(key for key in FREE_KEYS if key != "search"), "search.trials")
+
+    def finished(self) -> Search | None:
+        """The search, if it has ended; more trials than it had are something left to do."""
+        search = self.search()
+        assert self.config.search is not None, "a search has settings"
+        if search is None or search.status != "finished" or len(search.trials) < self.config.search.trial_count:
+            return None
+        return search
+
+    def search(self) -> Search | None:
+        """What has been tried so far, or None where none has begun. Raises ConfigError for a file that is damaged."""
+        return _read_search(self.folder)
+
+    def keep(self, search: Search) -> None:
+        """Write it, in one step."""
+        write_json(self.path(SEARCH_FILE), search.to_json())
+        self.store(SEARCH_FILE)
+
+    def trial_run(self, trial: Trial) -> Run:
+        """The files of a trial; its config, which has the trial's values, is not asked for here."""
+        return Run(self.config.model_copy(update={"name": trial.run}))
+
+
+def find_search(place: str) -> Search:
+    """The search of a run's folder or URL, or in it. Raises ConfigError where there is none."""
+    folder, storage = local_path(place), storage_at(place)
+    for candidate in (folder / FOLDER, folder):
+        at_work = is_locked(candidate / RUN_LOCK_FILE)
+        if storage.is_remote and not at_work:
+            storage.fetch(candidate / SEARCH_FILE)
+        if candidate.is_dir() and (found := _read_search(candidate)) is not None:
+            # On which server the process of a search in a bucket is at work, if it is, nobody can tell from here.
+            if found.status == "running" and not storage.is_remote and not at_work:
+                found.status = "interrupted"  # its process was killed: the same command goes on
+            return found
+    raise ConfigError(
+        f"{place}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such as runs/x"
+    )
+
+
+def _read_search(folder: Path) -> Search | None:
+    written = read_json(folder / SEARCH_FILE)
+    if written is None:
+        return None
+    try:
+        return search_of(written)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ConfigError(f"{folder / SEARCH_FILE}: not as a search wrote it ({error})") from error
+
+
+def search_for(config: RunConfig) -> SearchRun:
+    """The search for a run's settings: it lies in the run's folder."""
+    return SearchRun(config.model_copy(update={"name": f"{config.name}/{FOLDER}"}))
