@@ -44,4 +44,8 @@ class Hushed(Console):
     """Says nothing, but hears the wish to stop of another console."""
 
     def __init__(self, console: Console) -> None:
-        self.stop_requested = console.stop_requested  # type: ignore[method-assign]
+        self._console = console
+
+    def stop_requested(self) -> bool:
+        """Whether the other one was asked."""
+        return self._console.stop_requested()

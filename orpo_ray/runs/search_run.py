@@ -23,12 +23,12 @@ class SearchRun(RunFolder[Search]):
     free_keys: ClassVar = (*(key for key in FREE_KEYS if key != "search"), "search.trials")
 
     def finished(self) -> Search | None:
-        """The search, if it has ended; more trials than it had are something left to do."""
+        """The search, if it has ended with an outcome; more trials than it had are something left to do."""
         search = self.search()
         assert self.config.search is not None, "a search has settings"
-        if search is None or search.status != "finished" or len(search.trials) < self.config.search.trial_count:
+        if search is None or search.status != "finished" or search.outcome is None:
             return None
-        return search
+        return search if len(search.trials) >= self.config.search.trial_count else None
 
     def search(self) -> Search | None:
         """What has been tried so far, or None where none has begun. Raises ConfigError for a file that is damaged."""

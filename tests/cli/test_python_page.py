@@ -52,6 +52,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_examples_run_as_they_stand(project: Path) -> None:

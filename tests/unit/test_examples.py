@@ -70,11 +70,9 @@ def test_the_demo_has_a_recipe_for_every_objective(kind: str, tmp_path: Path) ->
     assert all(Path(source.source).is_file() for source in (*config.data.train, *config.data.eval))
 
 
-def test_the_demo_offers_what_it_has_recipes_for() -> None:
-    from orpo_ray.cli.demo import ObjectiveName
-
+def test_every_recipe_of_the_demo_is_that_of_an_objective() -> None:
     recipes = yaml.safe_load((ROOT / "orpo_ray" / "demo" / "recipes.yaml").read_text(encoding="utf-8"))
-    assert sorted(name.value for name in ObjectiveName) == KINDS == sorted(set(recipes) - {"common"})
+    assert set(recipes) - {"common"} <= set(KINDS)
 
 
 def test_the_quickstart_is_the_demo_as_an_ordinary_config() -> None:

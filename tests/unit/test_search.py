@@ -13,7 +13,7 @@ from orpo_ray.config import RunConfig, SearchConfig, build, dump, stage_configs
 from orpo_ray.config.space import Domain, Options, Span
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.console import SILENT
-from orpo_ray.runs.search import Search, Trial
+from orpo_ray.runs.search import Found, Search, Trial
 from orpo_ray.runs.search_run import SearchRun
 from orpo_ray.search.course import Course, take_up
 from orpo_ray.search.outcome import best_trial, pareto_front, reading
@@ -493,7 +493,13 @@ def test_evaluations_that_nobody_heard_are_read_from_the_trial(tmp_path: Path) -
 
 def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(config: RunConfig) -> None:
     assert config.search is not None
-    search = Search(config.name, config.search.model_dump(), 4, PAIRS, "finished", [finished(n, 0.9) for n in range(4)])
+    trials = [finished(number, 0.9) for number in range(4)]
+    search = Search(config.name, config.search.model_dump(), 4, PAIRS, "finished", trials)
+    SearchRun(config).keep(search)
+    assert SearchRun(config).finished() is None, "it has no outcome yet"
+    search.outcome = Found(
+        best=0, values={}, metrics={}, adapter="", config="", pareto=[], answers=[], trial_steps=40, reading=[]
+    )
     SearchRun(config).keep(search)
     assert SearchRun(config).finished() == search
     more = config.model_copy(update={"search": config.search.model_copy(update={"trials": 5})})
