@@ -45,6 +45,7 @@ def prepare(config: RunConfig, console: Console = _PRINTING) -> Artifact:
     Returns the pairs as they will be trained and evaluated, with a summary. Raises DataError for pairs that cannot
     be trained on.
     """
+    _refuse_others(config, console)
     return _prepare(Run(config), console)
 
 
@@ -85,6 +86,7 @@ def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False
     comes, the run ends with a checkpoint and StoppedError. `verbose` shows what Ray's processes log. A run in stages
     is its stages, one after the other, each a run in the folder of the whole.
     """
+    _refuse_others(config, console)
     run = Run(config)
     if (finished := run.look(console)) is not None:
         return finished
@@ -175,6 +177,7 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
     It lives in the folder `search` of the run; a finished one is not run again. The console is shown the search after
     each change, and the stages before the one that is searched as `train` shows them; it is stopped as `train` is.
     """
+    _refuse_others(config, console)
     run, space, searched = _read_search(config, console)
     if (search := run.look(console)) is not None:
         return search.result()
@@ -215,6 +218,7 @@ def _search(run: SearchRun, space: Space, artifact: Artifact, placement: Placeme
 
 def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
     """What `train` would do: workers placed, pairs prepared and the plan laid, but no model loaded and no run begun."""
+    _refuse_others(config, console)
     if config.stages:
         return _plan_stages(config, console)
     run = Run(config)
@@ -224,6 +228,7 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
 
 def plan_search(config: RunConfig, console: Console = _PRINTING) -> SearchPlan:
     """What `tune` would do: how many trials of which length, how many at once, over which ranges."""
+    _refuse_others(config, console)
     run, space, searched = _read_search(config, console)
     run.look(console)
     placement = _place(searched.scale, console)
@@ -285,6 +290,7 @@ def evaluate(
     Both answer the first `samples` evaluation prompts, or `conversations` where they are given. `adapter` is another
     adapter or run to look at. A run in stages is judged by the settings of its last one.
     """
+    _refuse_others(config, console)
     from orpo_ray.data.tokenise import PairTokeniser
     from orpo_ray.evaluation.evaluate import judge_model
 
@@ -337,6 +343,14 @@ def _decide_for_evaluation(run: Run, artifact: Artifact, console: Console) -> De
 
 
 # --- what the stories share -------------------------------------------------------------------------------------
+
+
+def _refuse_others(config: object, console: object) -> None:
+    """Raise ConfigError for what is no config and no console, before anything is begun."""
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"config: must be what load_config returns, not {repr(config)[:60]}")
+    if not isinstance(console, Console):
+        raise ConfigError(f"console: must be an orpo_ray.Console, not {repr(console)[:60]}")
 
 
 def _place(scale: ScaleConfig, console: Console, verbose: bool = False) -> Placement:

@@ -2,11 +2,17 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(add_completion=False)
+
+
+_FILES = (Path(__file__).parents[1] / "config" / "objectives").glob("[a-z]*.py")
+_NAMES = "|".join(sorted(file.stem for file in _FILES if file.stem != "base"))
+"""Read off the files: `--help` loads no settings."""
 
 
 def _known(objective: str) -> str:
@@ -19,9 +25,7 @@ def _known(objective: str) -> str:
 
 @app.command("demo")
 def demo(
-    objective: Annotated[
-        str, typer.Option(metavar="NAME", callback=_known, help="The loss to train with: orpo, dpo, sft, ...")
-    ] = "orpo",
+    objective: Annotated[str, typer.Option(metavar=_NAMES, callback=_known, help="The loss to train with.")] = "orpo",
     storage: Annotated[str, typer.Option(help="Folder for the run.")] = "runs",
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
 ) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,24 @@ from orpo_ray.config.stages import stage_configs
 from orpo_ray.config.storage import without_secrets
 from orpo_ray.errors import ConfigError
 
+_OF_PLAIN_DATA: dict[Key, str] = {(): "config"}
+"""Where the keys of settings stand that come from no file."""
 _A_CONFIG = "a config is a YAML mapping of sections such as model, data and training"
 
 
-def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """A run's settings from its YAML file, or from plain data of the same shape, with `key=value` overrides.
 
     Raises ConfigError with one line on any mistake.
     """
-    tree, places = _plain(source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
+        raise ConfigError(f"overrides: must be a list of texts such as ['name=second'], not {overrides!r}")
+    if isinstance(source, Mapping):
+        tree, places = _copied(source), _OF_PLAIN_DATA
+    elif isinstance(source, str | PathLike):
+        tree, places = read_yaml(Path(source))
+    else:
+        raise ConfigError(f"config: must be a YAML file's path or a dict of sections, not {type(source).__name__}")
     for override in overrides:
         key, value = parse_override(override)
         place = f"override {shown(without_secrets(override))}"
@@ -38,9 +47,13 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     return config
 
 
-def _plain(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Key, str]]:
-    """A copy, which overrides may change, and where its keys stand."""
-    return deepcopy(dict(settings)), {(): "config"}
+def _copied(value: Any) -> Any:
+    """Plain data that overrides may change, with paths as text."""
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return fspath(value) if isinstance(value, PathLike) else value
 
 
 def load_resolved(path: Path) -> RunConfig:

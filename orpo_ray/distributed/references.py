@@ -84,33 +84,36 @@ def _compute(
 def _as_they_come(batches: Iterator[Any], console: Console) -> Iterator[Any]:
     """The same batches, waited for beside this thread: a wish to stop is heard while actors wait for room, too."""
     fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    done = object()
+    done, broken_off = object(), object()
 
     def fetch() -> None:
         try:
             for batch in batches:
                 fetched.put(batch)
-        finally:
             fetched.put(done)
+        finally:
+            fetched.put(broken_off)
 
     thread = RayThread(fetch)
     thread.start()
     try:
         batch = None
-        while batch is not done:
+        while batch not in (done, broken_off):
             if console.stop_requested():
                 raise StoppedError("stopped before the first step; the same command starts again")
             try:
                 batch = fetched.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
-            if batch is not done:
+            if batch not in (done, broken_off):
                 yield batch
         thread.join()
     finally:
         thread.leave()
     if thread.error is not None:
         raise thread.error
+    if batch is broken_off:
+        raise RunError("reference log-probs were not computed to their end; the same command starts again")
 
 
 def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> Any:

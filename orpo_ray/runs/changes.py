@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 
@@ -12,7 +14,7 @@ FREE_KEYS = ("storage", "scale.", "search", "training.tokens_per_microbatch", "t
 
 def refuse_changed_config(stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...] = FREE_KEYS) -> None:
     """Raise ConfigError if a run was made with other settings than those in `free`, naming the first."""
-    before, now = flatten(stored), flatten(dump(config))
+    before, now = flatten(_as_read_now(stored)), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not key.startswith(free)]
     if changed:
@@ -22,6 +24,14 @@ def refuse_changed_config(stored: Mapping[str, Any], config: RunConfig, free: tu
             f"{key}: {now.get(key)!r} here, but run {config.name} was made with {before.get(key)!r}{more}; "
             "give the new run another name, or restore the setting"
         )
+
+
+def _as_read_now(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings as an older version wrote them, with the defaults of what it did not know; else as they stand."""
+    try:
+        return dump(RunConfig.model_validate(stored))
+    except ValidationError:
+        return stored
 
 
 def refuse_changed_identity(stored: Mapping[str, str], name: str, identity: Mapping[str, str]) -> None:

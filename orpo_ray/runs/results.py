@@ -1,7 +1,7 @@
 """What commands come to, as frozen values; `to_json` is what the command line prints of each."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 
@@ -34,8 +34,8 @@ class TrainResult:
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Self:
-        """What `to_json` gave. Raises TypeError or KeyError for anything else."""
-        plain = {key: value for key, value in written.items() if key != "status"}
+        """What `to_json` gave, more of it ignored. Raises TypeError or KeyError for anything else."""
+        plain = {entry.name: written[entry.name] for entry in fields(cls) if entry.name in written}
         stages = tuple(cls.from_json(stage) for stage in written.get("stages", ()))
         return cls(**{**plain, "workers": tuple(written["workers"]), "stages": stages})
 

@@ -65,7 +65,8 @@ class RunFolder(Generic[Outcome]):
         if is_locked(self.path(RUN_LOCK_FILE)) and not self.is_ours:
             return
         for name in _RECORDS:
-            self.fetch(name)
+            if not (name == files.LOG_FILE and self.is_ours):  # it is being written
+                self.fetch(name)
         # What a checkpoint holds is fetched by who goes on from it, maybe on another server.
         self.storage.fetch_folders(self.path(files.CHECKPOINTS), files.CHECKPOINT_MANIFEST, only_manifests=True)
 

@@ -115,13 +115,14 @@ class SearchResult(Found):
 def search_of(written: Mapping[str, Any]) -> Search:
     """The search that plain data tells of. Raises TypeError, KeyError or ValueError where it tells of none."""
     began, outcome = written.get("began"), written.get("outcome")
-    if outcome and not outcome.keys() >= {entry.name for entry in fields(Found)}:
+    known = {entry.name for entry in fields(Found)}
+    if outcome and not outcome.keys() >= known:
         raise ValueError(f"its outcome has {', '.join(outcome)} only")
     search = Search(
         **{
             **written,
             "trials": [Trial(**trial) for trial in written["trials"]],
-            "outcome": Found(**outcome) if outcome else None,
+            "outcome": Found(**{key: outcome[key] for key in known}) if outcome else None,
             "began": Start(**began) if began else None,
         }
     )

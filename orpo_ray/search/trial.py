@@ -100,12 +100,12 @@ def _run(settings: dict[str, Any], room: TrialRoom) -> None:
         force=True,
     )
     console = _Tune()
-    with run.at_work(console, _PREDECESSOR_S) as finished:
-        try:
+    try:
+        with run.at_work(console, _PREDECESSOR_S) as finished:
             if finished is None:  # else it ended when nobody listened
                 train_on(room.ground(), run, console, _POLL_S)
-        finally:
-            run.store(LOG_FILE)
+    finally:
+        run.store(LOG_FILE)
 
 
 class _Tune(Console):

@@ -3,6 +3,7 @@
 Nothing heavy is imported before it is used: the driver of a run on workers asks for the layout only.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import RunConfig
 from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.layout_choice import Choice
+from orpo_ray.training.layout_choice import LayoutChoice
 from orpo_ray.training.plan import Layout
 
 if TYPE_CHECKING:
@@ -22,18 +23,34 @@ if TYPE_CHECKING:
     from orpo_ray.training.trainer import PreferenceTrainer
 
 
-class FastEngine:
-    """Ours: any layout, log-probs of selected tokens, micro-batches as large as memory lets them be."""
+class Engine(ABC):
+    """What a run needs to know of who computes its loss."""
 
-    only_layout: Choice | None = None
+    only_layout: LayoutChoice | None = None
     """The one layout that it computes; None: any."""
     untried: str | None = None
     """Why no micro-batch is tried for the memory that it takes; None: they are."""
 
+    @abstractmethod
     def model(
         self, model: "PeftModel | PreTrainedModel", config: RunConfig, autocast: "torch.dtype | None"
     ) -> "PairModel":
         """Base and adapter as its trainer takes them. Raises ConfigError for a model that it does not compute."""
+
+    @abstractmethod
+    def trainer(
+        self, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", decisions: Decisions
+    ) -> "Callable[..., PreferenceTrainer]":
+        """Makes the trainer from what PreferenceTrainer takes."""
+
+
+class FastEngine(Engine):
+    """Ours: any layout, log-probs of selected tokens, micro-batches as large as memory lets them be."""
+
+    def model(
+        self, model: "PeftModel | PreTrainedModel", config: RunConfig, autocast: "torch.dtype | None"
+    ) -> "PairModel":
+        """One whose head scores selected tokens."""
         from orpo_ray.training.pair_model import PairModel
 
         return PairModel(model, autocast)
@@ -41,16 +58,16 @@ class FastEngine:
     def trainer(
         self, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", decisions: Decisions
     ) -> "Callable[..., PreferenceTrainer]":
-        """Makes the trainer from what PreferenceTrainer takes."""
+        """Ours."""
         from orpo_ray.training import trainer
 
         return trainer.PreferenceTrainer
 
 
-class TrlEngine(FastEngine):
+class TrlEngine(Engine):
     """Stock TRL's trainers inside ours: padded rows and full logits, for comparison and for KTO."""
 
-    only_layout = Choice(Layout.PADDED, "TRL's trainers pad")
+    only_layout = LayoutChoice(Layout.PADDED, "TRL's trainers pad")
     untried = "TRL computes the loss"
 
     def model(
@@ -74,9 +91,9 @@ class TrlEngine(FastEngine):
         return partial(TrlTrainer, objective_config=config.objective, tokenizer=tokenizer, arguments=arguments)
 
 
-_ENGINES = {"fast": FastEngine(), "trl": TrlEngine()}
+_ENGINES: dict[str, Engine] = {"fast": FastEngine(), "trl": TrlEngine()}
 
 
-def engine_of(config: RunConfig) -> FastEngine:
+def engine_of(config: RunConfig) -> Engine:
     """The engine that a run names."""
     return _ENGINES[config.training.engine]

@@ -11,14 +11,14 @@ _MIN_SAVING = 0.02
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayoutChoice:
     """A layout and why it was taken."""
 
     layout: Layout
     reason: str
 
 
-def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected: bool) -> Choice:
+def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected: bool) -> LayoutChoice:
     """Decide for pairs of (prompt, chosen, rejected) `lengths` [n, 3].
 
     Raises ConfigError where the base cannot take the layout that was asked for.
@@ -26,7 +26,7 @@ def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected
     obstacle = _no_single_row(traits, int(longer_side(lengths).max(initial=0)))
     wanted = None if asked == "auto" else Layout(asked)
     if wanted is PADDED:
-        return Choice(PADDED, "as configured")
+        return LayoutChoice(PADDED, "as configured")
     no_sharing = obstacle or (
         "the base asks for its router's loss, which is a mean over tokens" if traits.router_loss else None
     )
@@ -36,22 +36,24 @@ def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected
     if refused:
         raise ConfigError(f"training.layout: {wanted} does not fit this run: {refused}; use auto")
     if wanted is not None:
-        return Choice(wanted, "as configured")
+        return LayoutChoice(wanted, "as configured")
     if obstacle:
-        return Choice(PADDED, obstacle)
+        return LayoutChoice(PADDED, obstacle)
     return _best_single_row(no_sharing, lengths, with_rejected)
 
 
-def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bool) -> Choice:
+def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bool) -> LayoutChoice:
     if not with_rejected:
-        return Choice(PACKED, "no padding; the objective computes one answer a pair, so no prompt is shared")
+        return LayoutChoice(PACKED, "no padding; the objective computes one answer a pair, so no prompt is shared")
     if no_sharing:
-        return Choice(PACKED, f"no padding; prompts are not shared, as {no_sharing}")
+        return LayoutChoice(PACKED, f"no padding; prompts are not shared, as {no_sharing}")
     packed, shared = (int(pack_costs(lengths, layout).tokens.sum()) for layout in (PACKED, SHARED_PREFIX))
     saved = 1 - shared / packed if packed else 0.0
     if saved < _MIN_SAVING:
-        return Choice(PACKED, f"no padding; sharing prompts would save only {saved:.1%} of the tokens")
-    return Choice(SHARED_PREFIX, f"each prompt is computed once, which saves {saved:.0%} of the tokens; no padding")
+        return LayoutChoice(PACKED, f"no padding; sharing prompts would save only {saved:.1%} of the tokens")
+    return LayoutChoice(
+        SHARED_PREFIX, f"each prompt is computed once, which saves {saved:.0%} of the tokens; no padding"
+    )
 
 
 def _no_single_row(traits: Traits, longest: int) -> str | None:

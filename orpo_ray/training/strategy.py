@@ -62,47 +62,53 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
-class Choice:
+class StrategyChoice:
     """How the workers share the model, and why."""
 
     strategy: Strategy
     reason: str
 
 
-def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: ModelSize) -> Choice:
+def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: ModelSize) -> StrategyChoice:
     """Decide how `workers` train a model of that size. Pure; `dtype` is the one that the run computes in."""
     asked = config.scale.deepspeed
     if isinstance(asked, DeepSpeedConfig):
-        return Choice(Strategy.zero(asked.stage), "as configured")
+        return StrategyChoice(Strategy.zero(asked.stage), "as configured")
     if workers.count == 1:
-        return Choice(Strategy.SINGLE, "one worker has nothing to share")
+        return StrategyChoice(Strategy.SINGLE, "one worker has nothing to share")
     if asked == "none":
-        return Choice(Strategy.DDP, "as configured")
+        return StrategyChoice(Strategy.DDP, "as configured")
     if config.training.optimizer != "adamw":
-        return Choice(Strategy.DDP, f"{config.training.optimizer} keeps 8-bit blocks, which DeepSpeed cannot cut")
+        return StrategyChoice(
+            Strategy.DDP, f"{config.training.optimizer} keeps 8-bit blocks, which DeepSpeed cannot cut"
+        )
     if dtype == "float16":
-        return Choice(Strategy.DDP, "float16 finds its loss scale step by step, which is tried without DeepSpeed only")
+        return StrategyChoice(
+            Strategy.DDP, "float16 finds its loss scale step by step, which is tried without DeepSpeed only"
+        )
     room = None if workers.memory is None else _MEMORY_FOR_STATE * workers.memory
     if config.adapter.kind != "none":
         return _for_adapter(config, workers, size, room)
     return _for_full_training(workers, size, room)
 
 
-def _for_adapter(config: RunConfig, workers: Workers, size: ModelSize, room: float | None) -> Choice:
+def _for_adapter(config: RunConfig, workers: Workers, size: ModelSize, room: float | None) -> StrategyChoice:
     """The base is frozen: what is shared out is small, unless the base itself does not fit."""
     base = "the base fits on each worker"
     if room is not None and size.frozen_bytes > room:
         base = f"the base takes {_size(size.frozen_bytes)}, more than the {_size(room)} that a worker has for it"
         if config.model.quantization == "none":
-            return Choice(Strategy.ZERO_3, base)
+            return StrategyChoice(Strategy.ZERO_3, base)
         base += ", and quantised every worker loads it whole whatever the stage; trying all the same"
     if workers.nodes == 1:
-        return Choice(Strategy.ZERO_2, f"{base}; optimizer state and gradients are shared out")
+        return StrategyChoice(Strategy.ZERO_2, f"{base}; optimizer state and gradients are shared out")
     crossing = _size(_GRADIENT * size.trained)
-    return Choice(Strategy.DDP, f"{base}; up to {crossing} of gradients cross the network once a step, not once a pack")
+    return StrategyChoice(
+        Strategy.DDP, f"{base}; up to {crossing} of gradients cross the network once a step, not once a pack"
+    )
 
 
-def _for_full_training(workers: Workers, size: ModelSize, room: float | None) -> Choice:
+def _for_full_training(workers: Workers, size: ModelSize, room: float | None) -> StrategyChoice:
     """The least sharing that fits: each stage more costs more traffic."""
     takes = {stage: bytes_of_stage(size, workers.count, stage) for stage in range(4)}
     fitting = [stage for stage, needed in takes.items() if room is None or needed <= room]
@@ -110,7 +116,7 @@ def _for_full_training(workers: Workers, size: ModelSize, room: float | None) ->
     reason = f"weights, gradients and optimizer state take {_size(takes[stage])} on each worker"
     if room is not None:
         reason += f" of {_size(room)}" if fitting else f", more than the {_size(room)} there are; trying all the same"
-    return Choice(Strategy.zero(stage) if stage else Strategy.DDP, reason)
+    return StrategyChoice(Strategy.zero(stage) if stage else Strategy.DDP, reason)
 
 
 def bytes_of_stage(size: ModelSize, workers: int, stage: int) -> float:

@@ -276,6 +276,8 @@ def test_a_search_is_shown_and_its_best_run_used_on_another_server(site: Site, t
     assert outcome["config"] == "s3://bucket/runs/searched/search/best.yaml"
     assert outcome["adapter"] == f"s3://bucket/runs/searched/search/trials/{outcome['best']:03d}/adapter"
     assert len(outcome["answers"]) == 4
+    logs = [site.kept("searched")[f"search/trials/{number:03d}/run.log"] for number in range(2)]
+    assert all(b"starting 1 worker under Ray Train" in log for log in logs)
     with site.on("fifth"):
         assert find_search(f"{URL}/searched").to_json() == told
         assert config_file.load(outcome["config"], []).name == "searched-best"

@@ -4,6 +4,8 @@ import inspect
 from dataclasses import FrozenInstanceError, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import yaml
@@ -37,8 +39,8 @@ def test_the_public_names_are_these() -> None:
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS | ERRORS | RESULTS | {"Console", "RunConfig"}))
 def test_each_says_what_it_is_for(name: str) -> None:
-    documented = inspect.getdoc(getattr(orpo_ray, name))
-    assert documented is not None and len(documented) > 20
+    documented = getattr(orpo_ray, name).__doc__ or ""  # of a class its own, and not its signature
+    assert len(documented) > 20 and not documented.startswith(f"{name}(")
 
 
 @pytest.mark.parametrize("name", sorted(RESULTS))
@@ -77,6 +79,38 @@ def test_a_config_comes_from_plain_data_as_from_a_file(tmp_path: Path) -> None:
     assert orpo_ray.load_config(tree, overrides) == orpo_ray.load_config(file, overrides)
     assert tree == settings(tmp_path), "what was passed is left as it was"
     assert orpo_ray.load_config(dump(run_config(tmp_path))) == run_config(tmp_path)
+
+
+def test_plain_data_may_hold_paths_and_is_copied(tmp_path: Path) -> None:
+    tree = MappingProxyType(settings(tmp_path) | {"storage": tmp_path})
+    assert orpo_ray.load_config(tree, ["training.seed=7"]).training.seed == 7
+    assert orpo_ray.load_config(tree) == run_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((None,), "config: must be a YAML file's path or a dict of sections, not NoneType"),
+        (([],), "config: must be a YAML file's path or a dict of sections, not list"),
+        (({}, "name=x"), r"overrides: must be a list of texts such as \['name=second'\], not 'name=x'"),
+        (({}, [3]), "overrides: must be a list of texts"),
+        (({},), "config: name: missing"),
+    ],
+)
+def test_what_is_no_config_is_refused_in_one_line(arguments: tuple[Any, ...], says: str) -> None:
+    with pytest.raises(orpo_ray.ConfigError, match=f"^{says}"):
+        orpo_ray.load_config(*arguments)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "plan", "plan_search", "prepare", "train", "tune"])
+def test_a_wrong_config_or_console_is_refused_before_anything_begins(name: str, tmp_path: Path) -> None:
+    function = getattr(orpo_ray, name)
+    with pytest.raises(orpo_ray.ConfigError, match=r"^config: must be what load_config returns, not 'run\.yaml'"):
+        function("run.yaml")
+    for wrong in (print, orpo_ray.Console):
+        with pytest.raises(orpo_ray.ConfigError, match=r"^console: must be an orpo_ray\.Console, not <"):
+            function(run_config(tmp_path), console=wrong)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_wrong_in_plain_data_is_named(tmp_path: Path) -> None:

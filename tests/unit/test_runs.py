@@ -93,6 +93,33 @@ def test_where_and_how_work_is_done_may_change(key: str, tmp_path: Path) -> None
     Run(other).refuse_changes()
 
 
+def test_a_setting_that_an_older_version_did_not_know_has_its_default(tmp_path: Path) -> None:
+    config = run_config(tmp_path, objective={"kind": "dpo"})
+    start_run(config)
+    stored = dump(config)
+    del stored["objective"]["loss"], stored["training"]["keep"]
+    files.write_json(config.run_dir / files.CONFIG_FILE, stored)
+    Run(config).refuse_changes()
+    with pytest.raises(ConfigError, match=r"^objective\.loss: 'hinge' here, but run run was made with 'sigmoid'"):
+        Run(run_config(tmp_path, objective={"kind": "dpo", "loss": "hinge"})).refuse_changes()
+
+
+def test_a_result_of_another_version_is_read(tmp_path: Path) -> None:
+    run = Run(run_config(tmp_path))
+    run.folder.mkdir()
+    written = {
+        "status": "finished", "name": "run", "steps": 1, "adapter": "elsewhere", "metrics": {}, "pairs_per_second": 1.0,
+        "workers": [1], "strategy": "ddp", "layout": "packed", "versions": {}, "what_comes_later": 1,
+    }  # fmt: skip
+    files.write_json(run.path(files.RESULT_FILE), written)
+    result = run.result()
+    assert result is not None and (result.workers, result.adapter) == ((1,), str(run.folder / "adapter"))
+    del written["steps"]
+    files.write_json(run.path(files.RESULT_FILE), written)
+    with pytest.raises(ConfigError, match=r"result\.json: not as the run wrote it"):
+        run.result()
+
+
 def test_the_storage_may_be_moved(tmp_path: Path) -> None:
     config = run_config(tmp_path / "here")
     start_run(config)

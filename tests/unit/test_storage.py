@@ -368,6 +368,18 @@ def test_an_upload_that_is_interrupted_leaves_no_half_of_a_file(
     assert "runs/run.json" not in server.bucket.objects
 
 
+def test_a_log_that_is_being_written_is_left_alone(server: Server) -> None:
+    run = Run(run_config(Path("unused")).model_copy(update={"storage": URL}))
+    server.bucket.put("runs/run/config.json", b"{}")
+    with run.lock():
+        run.path("run.log").write_text("begun", encoding="utf-8")
+        run.refresh()
+        assert run.path("run.log").read_text(encoding="utf-8") == "begun"
+        assert run.path("config.json").exists()
+    run.refresh()
+    assert not run.path("run.log").exists()
+
+
 def test_an_onlooker_deletes_nothing_where_workers_are_at_work(server: Server) -> None:
     run = Run(run_config(Path("unused")).model_copy(update={"storage": URL}))
     unsent = write_folder("run/checkpoints/step-000004", {"state.safetensors": "x"})

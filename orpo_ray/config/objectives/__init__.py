@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 from pydantic import Field
 
 from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
+from orpo_ray.errors import ConfigError
 
 _NO_OBJECTIVE = "base"
 
@@ -15,8 +16,10 @@ _NO_OBJECTIVE = "base"
 def _find() -> dict[str, type[ObjectiveConfig]]:
     found = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != _NO_OBJECTIVE):
-        (found[name],) = _settings_in(importlib.import_module(f"{__name__}.{name}"))
-        assert found[name].model_fields["kind"].default == name, f"the file {name}.py holds another objective"
+        settings = _settings_in(importlib.import_module(f"{__name__}.{name}"))
+        if [kind.model_fields["kind"].default for kind in settings] != [name]:
+            raise ConfigError(f"config/objectives/{name}.py: must hold one settings class, whose kind is {name}")
+        found[name] = settings[0]
     return found
 
 
