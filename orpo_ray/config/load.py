@@ -14,8 +14,6 @@ from orpo_ray.config.stages import stage_configs
 from orpo_ray.config.storage import without_secrets
 from orpo_ray.errors import ConfigError
 
-_OF_PLAIN_DATA: dict[Key, str] = {(): "config"}
-"""Where the keys of settings stand that come from no file."""
 _A_CONFIG = "a config is a YAML mapping of sections such as model, data and training"
 
 
@@ -27,7 +25,8 @@ def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Sequ
     if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
         raise ConfigError(f"overrides: must be a list of texts such as ['name=second'], not {overrides!r}")
     if isinstance(source, Mapping):
-        tree, places = _copied(source), _OF_PLAIN_DATA
+        tree: dict[str, Any] = _copied(source)
+        places: dict[Key, str] = {(): "config"}
     elif isinstance(source, str | PathLike):
         tree, places = read_yaml(Path(source))
     else:

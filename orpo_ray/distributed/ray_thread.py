@@ -4,6 +4,8 @@ import ctypes
 import threading
 from collections.abc import Callable
 
+from orpo_ray.errors import RunError
+
 _LEAVE_S = 2.0
 
 
@@ -16,6 +18,7 @@ class RayThread(threading.Thread):
     def __init__(self, work: Callable[[], object]) -> None:
         super().__init__(name="ray", daemon=True)
         self._work = work
+        self._is_left = False
         self.error: Exception | None = None
         """What the work raised."""
 
@@ -26,13 +29,15 @@ class RayThread(threading.Thread):
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
             self.error = error
         except SystemExit:
-            return  # left
+            if not self._is_left:  # else whoever started it wants no more of it
+                self.error = RunError("Ray broke the work off without an error; the same command starts again")
 
     def leave(self) -> None:
         """Call Ray no more, where it was not waited for: a call after Ray's end would end the process, with Ray's code.
 
         A thread that waits for Ray stays where it is, which does no harm.
         """
+        self._is_left = True
         if self.is_alive() and self.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
             self.join(_LEAVE_S)

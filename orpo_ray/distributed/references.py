@@ -84,36 +84,33 @@ def _compute(
 def _as_they_come(batches: Iterator[Any], console: Console) -> Iterator[Any]:
     """The same batches, waited for beside this thread: a wish to stop is heard while actors wait for room, too."""
     fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    done, broken_off = object(), object()
+    done = object()
 
     def fetch() -> None:
         try:
             for batch in batches:
                 fetched.put(batch)
-            fetched.put(done)
         finally:
-            fetched.put(broken_off)
+            fetched.put(done)
 
     thread = RayThread(fetch)
     thread.start()
     try:
         batch = None
-        while batch not in (done, broken_off):
+        while batch is not done:
             if console.stop_requested():
                 raise StoppedError("stopped before the first step; the same command starts again")
             try:
                 batch = fetched.get(timeout=_POLL_S)
             except queue.Empty:
                 continue
-            if batch not in (done, broken_off):
+            if batch is not done:
                 yield batch
         thread.join()
     finally:
         thread.leave()
     if thread.error is not None:
         raise thread.error
-    if batch is broken_off:
-        raise RunError("reference log-probs were not computed to their end; the same command starts again")
 
 
 def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> Any:

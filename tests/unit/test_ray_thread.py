@@ -1,9 +1,11 @@
 """The thread of Ray's `fit()`: left in the midst of its calls it ends, and while it waits it is let alone."""
 
+import sys
 import threading
 import time
 
 from orpo_ray.distributed.ray_thread import RayThread
+from orpo_ray.errors import RunError
 
 
 class Calling:
@@ -53,3 +55,11 @@ def test_leaving_a_thread_that_has_ended_is_nothing() -> None:
     failing.join()
     assert isinstance(failing.error, AttributeError)
     failing.leave()
+
+
+def test_a_thread_that_is_broken_off_by_others_has_an_error() -> None:
+    """Without one, whoever waits would take its work for done."""
+    broken_off = RayThread(sys.exit)
+    broken_off.start()
+    broken_off.join()
+    assert isinstance(broken_off.error, RunError)
