@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from orpo_ray import lean_imports as _lean_imports
 
 if TYPE_CHECKING:
-    from orpo_ray.api import evaluate, plan, plan_search, prepare, train, tune
-    from orpo_ray.config import RunConfig, load_config
+    from orpo_ray.api import evaluate, load_config, plan, plan_search, prepare, train, tune
+    from orpo_ray.config import RunConfig
     from orpo_ray.data.store import Artifact
     from orpo_ray.errors import (
         ConfigError,
@@ -65,7 +65,7 @@ __all__ = [
 
 # Where what is not a function of `api` comes from; most of it is loaded only when it is asked for.
 _HOMES = {
-    "config": ("RunConfig", "load_config"),
+    "config": ("RunConfig",),
     "data.store": ("Artifact",),
     "errors": (
         "ConfigError",

@@ -5,11 +5,14 @@ What is heavy is imported where it is used: a cluster that is too small is refus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import RunConfig, ScaleConfig, stage_configs
+from orpo_ray.config import load_config as config_from
+from orpo_ray.config.searched import trial_count
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console, Printing
@@ -20,6 +23,7 @@ from orpo_ray.runs.search import SearchResult
 from orpo_ray.runs.search_run import SearchRun, search_for
 from orpo_ray.runs.stages import conclude_stages
 from orpo_ray.runs.stop import StopSignal
+from orpo_ray.storage import file_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +36,17 @@ if TYPE_CHECKING:
     from orpo_ray.training.decisions import Decisions
 
 _ONLOOKER_S = 1.0
-"""`tune --show` holds a search's lock for an instant, to see whether somebody else does."""
+"""Whoever looks on holds the lock of a run for an instant, to see whether somebody is at work."""
 _PRINTING = Printing()
+
+
+def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
+    """A run's settings from its YAML file, or its URL, or from plain data of the same shape.
+
+    `overrides` are texts such as `training.seed=7`. Raises ConfigError with one line on any mistake.
+    """
+    place = file_at(source) if isinstance(source, str) else source
+    return config_from(place, overrides)
 
 
 # --- prepare ----------------------------------------------------------------------------------------------------
@@ -88,6 +101,7 @@ def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False
     """
     _refuse_others(config, console)
     run = Run(config)
+    run.check_writable()
     if (finished := run.look(console)) is not None:
         return finished
     if config.stages:
@@ -96,7 +110,7 @@ def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False
     _check_cluster(run, console)
     # Before the run has a folder, so that data that is refused leaves nothing behind.
     artifact = _prepare(run, console)
-    with run.at_work(console) as finished:
+    with run.at_work(console, _ONLOOKER_S) as finished:
         if finished is not None:
             return finished
         _wait_for_room(config.scale, placement, console)
@@ -132,7 +146,7 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
     _place(stages[0].scale, SILENT, verbose)
     _check_cluster(run, console)
     _prepare_stages(config, stages, console, verbose)
-    with run.at_work(console) as finished:
+    with run.at_work(console, _ONLOOKER_S) as finished:
         if finished is not None:
             return finished
         return conclude_stages(run, Run(stages[-1]), _train_stages(config, stages, console, verbose))
@@ -178,6 +192,7 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
     each change, and the stages before the one that is searched as `train` shows them; it is stopped as `train` is.
     """
     _refuse_others(config, console)
+    Run(config).check_writable()
     run, space, searched = _read_search(config, console)
     if (search := run.look(console)) is not None:
         return search.result()
@@ -234,9 +249,8 @@ def plan_search(config: RunConfig, console: Console = _PRINTING) -> SearchPlan:
     placement = _place(searched.scale, console)
     trial = _plan(Run(_before_training(run.config, searched)), placement, console)
     from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
-    from orpo_ray.search.space import settings_of
 
-    trials = settings_of(run.config).trial_count
+    trials = trial_count(run.config)
     return SearchPlan(
         name=run.name,
         trials=trials,
@@ -279,7 +293,7 @@ def _plan(run: Run, placement: Placement, console: Console) -> TrainPlan:
 
 def evaluate(
     config: RunConfig,
-    adapter: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     conversations: Sequence[list[Message]] = (),
     samples: int = 0,
     max_new_tokens: int = 128,
@@ -294,7 +308,7 @@ def evaluate(
     from orpo_ray.data.tokenise import PairTokeniser
     from orpo_ray.evaluation.evaluate import judge_model
 
-    trained, name = adapter or _trained_by(Run(config)), config.name
+    trained, name = _named_adapter(config, adapter) or _trained_by(Run(config)), config.name
     if config.stages:
         config = _before_training(config, stage_configs(config)[-1])
     run, tokenizer = Run(config), _tokenizer(config, console)
@@ -317,6 +331,19 @@ def evaluate(
         quantized_modules=tuned.quantized_modules,
         samples=tuple(Sample(prompt=prompt.strip(), base=one, trained=other) for prompt, one, other in answers),
     )
+
+
+def _named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> str | None:
+    """The adapter that was asked for. Raises ConfigError now, not after the base was judged."""
+    if adapter is None:
+        return None
+    from orpo_ray.models.trained import fetch_trained, find_adapter
+
+    place = fspath(adapter)
+    fetch_trained(place)
+    if config.adapter.kind != "none":
+        find_adapter(place)
+    return place
 
 
 def _trained_by(run: Run) -> str:
@@ -348,9 +375,13 @@ def _decide_for_evaluation(run: Run, artifact: Artifact, console: Console) -> De
 def _refuse_others(config: object, console: object) -> None:
     """Raise ConfigError for what is no config and no console, before anything is begun."""
     if not isinstance(config, RunConfig):
-        raise ConfigError(f"config: must be what load_config returns, not {repr(config)[:60]}")
+        raise ConfigError(f"config: must be what load_config returns, not {type(config).__name__}")
     if not isinstance(console, Console):
-        raise ConfigError(f"console: must be an orpo_ray.Console, not {repr(console)[:60]}")
+        raise ConfigError(f"console: must be an orpo_ray.Console, not {_kind(console)}")
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _place(scale: ScaleConfig, console: Console, verbose: bool = False) -> Placement:

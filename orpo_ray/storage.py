@@ -103,6 +103,16 @@ def fetched(place: str) -> Path:
     return path
 
 
+def file_at(place: str) -> Path:
+    """The path of a file that a user names. Raises ConfigError if a URL leads to none."""
+    if not is_url(place):
+        return Path(place)
+    path = fetched(place)
+    if not path.exists():
+        raise ConfigError(f"{place}: no such file")
+    return path
+
+
 def fetched_folder(place: str, manifest: str | None = None) -> Path:
     """The path of a folder, fetched if it is kept elsewhere; whoever opens it finds out where there is none."""
     path = local_path(place)

@@ -54,12 +54,12 @@ def kuberay(
     json: Json = False,
 ) -> dict[str, Any]:
     """Write manifests for KubeRay: a RayJob that trains CONFIG, and a RayCluster that stays."""
-    from orpo_ray.cli.config_file import file_of
     from orpo_ray.config import load_config
     from orpo_ray.jobs.kuberay import Pods, manifests
     from orpo_ray.jobs.nodes import nodes_for
+    from orpo_ray.storage import file_at
 
-    file = file_of(config)
+    file = file_at(config)
     settings = load_config(file, overrides or ())
     asked = nodes_for(settings.scale, nodes, gpus_per_node, cpus_per_node, memory_per_node)
     text = file.read_text(encoding="utf-8-sig")

@@ -45,7 +45,6 @@ def demo(
     from orpo_ray.runs.run import Run
 
     run = Run(config)
-    run.check_writable()
     with prints_to_log(verbose=False):
         trained = api.train(config, Terminal(run, ProgressLine()))
     announce("evaluating base and adapter on wordings and fillers that never occur in training")

@@ -31,7 +31,6 @@ def train(
         announce(f"the plan has {plan.steps} steps; nothing was started")
         return plan.to_json()
     run = Run(settings)
-    run.check_writable()
     with prints_to_log(verbose):
         result = api.train(settings, Terminal(run, ProgressLine()), verbose).to_json()
     if not json:

@@ -49,10 +49,8 @@ def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[
     open_log(verbose)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
-    from orpo_ray.runs.run import Run
     from orpo_ray.runs.search_run import search_for
 
-    Run(settings).check_writable()
     with prints_to_log(verbose), table:
         return api.tune(settings, Terminal(search_for(settings), ProgressLine(), table), verbose).to_json()
 

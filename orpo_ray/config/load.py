@@ -1,7 +1,7 @@
 """YAML file and dotted overrides in, a checked RunConfig out; every complaint names file, line and key."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ from orpo_ray.config.stages import stage_configs
 from orpo_ray.config.storage import without_secrets
 from orpo_ray.errors import ConfigError
 
+_DEEPEST = 32
 _A_CONFIG = "a config is a YAML mapping of sections such as model, data and training"
 
 
-def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
     """A run's settings from its YAML file, or from plain data of the same shape, with `key=value` overrides.
 
     Raises ConfigError with one line on any mistake.
     """
-    if isinstance(overrides, str) or not all(isinstance(override, str) for override in overrides):
-        raise ConfigError(f"overrides: must be a list of texts such as ['name=second'], not {overrides!r}")
+    overrides = _listed(overrides)
     if isinstance(source, Mapping):
         tree: dict[str, Any] = _copied(source)
         places: dict[Key, str] = {(): "config"}
@@ -46,13 +46,28 @@ def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Sequ
     return config
 
 
-def _copied(value: Any) -> Any:
-    """Plain data that overrides may change, with paths as text."""
+def _listed(overrides: Any) -> list[str]:
+    listed = list(overrides) if isinstance(overrides, Iterable) else [overrides]
+    if isinstance(overrides, str) or not all(isinstance(override, str) for override in listed):
+        kind = type(overrides).__name__
+        raise ConfigError(f"overrides: must be a list of texts such as ['name=second'], not {kind}")
+    return listed
+
+
+def _copied(value: Any, depth: int = 0) -> Any:
+    """Plain data that overrides may change, with paths as text. Raises ConfigError for other data."""
+    if depth > _DEEPEST:
+        raise ConfigError("config: nested too deeply; does it hold itself?")
     if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: _copied(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_copied(item) for item in value]
-    return fspath(value) if isinstance(value, PathLike) else value
+        return [_copied(item, depth + 1) for item in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if value is not None and not isinstance(value, str | int | float | bool):
+        kind = type(value).__name__
+        raise ConfigError(f"config: must be plain data such as numbers and texts; {kind} is not")
+    return value
 
 
 def load_resolved(path: Path) -> RunConfig:

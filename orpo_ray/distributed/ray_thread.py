@@ -28,9 +28,10 @@ class RayThread(threading.Thread):
             self._work()
         except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
             self.error = error
-        except SystemExit:
+        except BaseException as error:  # noqa: BLE001 - nobody is above a thread to hear of it
             if not self._is_left:  # else whoever started it wants no more of it
-                self.error = RunError("Ray broke the work off without an error; the same command starts again")
+                self.error = RunError("the work was broken off without an error")
+                self.error.__cause__ = error
 
     def leave(self) -> None:
         """Call Ray no more, where it was not waited for: a call after Ray's end would end the process, with Ray's code.

@@ -1,5 +1,6 @@
 """What may change when the same command comes again, and what would make another run of it. Pure."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,10 @@ FREE_KEYS = ("storage", "scale.", "search", "training.tokens_per_microbatch", "t
 
 def refuse_changed_config(stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...] = FREE_KEYS) -> None:
     """Raise ConfigError if a run was made with other settings than those in `free`, naming the first."""
-    before, now = flatten(_as_read_now(stored)), flatten(dump(config))
+    before, now = flatten(_as_read_now(stored, config, free)), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not key.startswith(free)]
+    changed = [key for key in changed if not _is_moved(before.get(key), now.get(key), config)]
     if changed:
         key = changed[0]
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
@@ -26,12 +28,59 @@ def refuse_changed_config(stored: Mapping[str, Any], config: RunConfig, free: tu
         )
 
 
-def _as_read_now(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings as an older version wrote them, with the defaults of what it did not know; else as they stand."""
+def _as_read_now(stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...]) -> Mapping[str, Any]:
+    """Settings as an older version wrote them, with the defaults of what it did not know.
+
+    What may change counts as it is now. What this version does not know stays as it stands; so does
+    everything, if this version refuses a value.
+    """
+    tree = _with_free(stored, dump(config), free)
+    unknown: dict[str, Any] = {}
     try:
-        return dump(RunConfig.model_validate(stored))
+        return dump(RunConfig.model_validate(tree))
+    except ValidationError as error:
+        for detail in error.errors():
+            if detail["type"] != "extra_forbidden":
+                return stored
+            unknown |= _taken_out(tree, [str(part) for part in detail["loc"]], detail["input"])
+    try:
+        return dump(RunConfig.model_validate(tree)) | unknown
     except ValidationError:
         return stored
+
+
+def _with_free(stored: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of stored settings with those that may change as they are now."""
+    tree: dict[str, Any] = copy.deepcopy(dict(stored))
+    for key in free:
+        *sections, name = key.rstrip(".").split(".")
+        old, new = tree, now
+        for section in sections:
+            old, new = old.get(section) or {}, new.get(section) or {}
+        if name in new:
+            old[name] = new[name]
+    return tree
+
+
+def _taken_out(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """Remove a key of a section from the tree; it as a dotted key with its value."""
+    at: Any = tree
+    names = []
+    for part in path[:-1]:
+        if isinstance(at, dict) and part in at:  # else it is the tag of a union
+            at = at[part]
+            names.append(part)
+    if isinstance(at, dict):
+        at.pop(path[-1], None)
+    return {".".join([*names, path[-1]]): value}
+
+
+def _is_moved(before: Any, now: Any, config: RunConfig) -> bool:
+    """Whether a value is the place of a run in this storage, which had another place before."""
+    if not (isinstance(before, str) and isinstance(now, str)):
+        return False
+    place = config.place.removesuffix(config.name)
+    return now.startswith(place) and before.endswith(f"/{now.removeprefix(place)}")
 
 
 def refuse_changed_identity(stored: Mapping[str, str], name: str, identity: Mapping[str, str]) -> None:

@@ -19,7 +19,8 @@ class TrainResult:
     workers: tuple[int, ...]
     """Their process ids."""
     strategy: str
-    layout: str
+    layout: str | None
+    """None in a result from before it was on record."""
     versions: dict[str, str]
     stages: tuple["TrainResult", ...] = ()
     """Those of a run in stages, in order."""
@@ -37,7 +38,8 @@ class TrainResult:
         """What `to_json` gave, more of it ignored. Raises TypeError or KeyError for anything else."""
         plain = {entry.name: written[entry.name] for entry in fields(cls) if entry.name in written}
         stages = tuple(cls.from_json(stage) for stage in written.get("stages", ()))
-        return cls(**{**plain, "workers": tuple(written["workers"]), "stages": stages})
+        known = {"layout": None, **plain}
+        return cls(**{**known, "workers": tuple(written["workers"]), "stages": stages})
 
 
 @dataclass(frozen=True, kw_only=True)

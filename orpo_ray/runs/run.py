@@ -65,8 +65,11 @@ class RunFolder(Generic[Outcome]):
         if is_locked(self.path(RUN_LOCK_FILE)) and not self.is_ours:
             return
         for name in _RECORDS:
-            if not (name == files.LOG_FILE and self.is_ours):  # it is being written
+            if name != files.LOG_FILE:
                 self.fetch(name)
+        # A log that is being written stays, and so does one that a killed command never stored.
+        if not self.is_ours and self.storage.holds(self.path(files.LOG_FILE)):
+            self.fetch(files.LOG_FILE)
         # What a checkpoint holds is fetched by who goes on from it, maybe on another server.
         self.storage.fetch_folders(self.path(files.CHECKPOINTS), files.CHECKPOINT_MANIFEST, only_manifests=True)
 
@@ -169,7 +172,7 @@ class Run(RunFolder[TrainResult]):
             return None
         try:
             return replace(TrainResult.from_json(written), adapter=self.adapter)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise files.damaged(path, error) from error
 
     @property

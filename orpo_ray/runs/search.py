@@ -66,7 +66,7 @@ class Found:
     answers: list[dict[str, str]]
     trial_steps: int
     reading: list[str]
-    """Three lines that say what it means."""
+    """Lines that say what it means."""
 
 
 @dataclass
@@ -112,18 +112,22 @@ class SearchResult(Found):
         return self.record.to_json()
 
 
+def _known(kind: type, written: Any) -> dict[str, Any]:
+    """What a class has of plain data, of which another version may have written more."""
+    if not isinstance(written, Mapping):
+        raise TypeError(f"{written!r} is no {kind.__name__}")
+    return {entry.name: written[entry.name] for entry in fields(kind) if entry.name in written}
+
+
 def search_of(written: Mapping[str, Any]) -> Search:
     """The search that plain data tells of. Raises TypeError, KeyError or ValueError where it tells of none."""
     began, outcome = written.get("began"), written.get("outcome")
-    known = {entry.name for entry in fields(Found)}
-    if outcome and not outcome.keys() >= known:
-        raise ValueError(f"its outcome has {', '.join(outcome)} only")
     search = Search(
         **{
-            **written,
-            "trials": [Trial(**trial) for trial in written["trials"]],
-            "outcome": Found(**{key: outcome[key] for key in known}) if outcome else None,
-            "began": Start(**began) if began else None,
+            **_known(Search, written),
+            "trials": [Trial(**_known(Trial, trial)) for trial in written["trials"]],
+            "outcome": Found(**_known(Found, outcome)) if outcome else None,
+            "began": Start(**_known(Start, began)) if began else None,
         }
     )
     for trial in search.trials:

@@ -64,13 +64,26 @@ def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
     starts the trial again.
     """
     try:
-        _run(settings, room)
-    except Exception as error:  # noqa: BLE001 - told to the search, which goes on; the traceback is in the trial's log
+        told = _attempt(settings, room)
+    except Exception as error:  # noqa: BLE001 - the log could not be kept: told to the search, too
+        told = None if _was_given_up(error) else _told(error)
+    if told is not None:
+        tune.report(told)
+
+
+def _attempt(settings: dict[str, Any], room: TrialRoom) -> dict[str, Any] | None:
+    """Train, and keep the log whatever comes of it; what to report, None if the trial was given up."""
+    run = None
+    try:
+        run = _open(settings, room)
+        _train(run, room)
+        return {"finished": True}
+    except Exception as error:  # noqa: BLE001 - told to the search; the traceback is in the trial's log
         _log.error("the trial failed", exc_info=error)
-        if not _was_given_up(error):
-            tune.report(_told(error))
-    else:
-        tune.report({"finished": True})
+        return None if _was_given_up(error) else _told(error)
+    finally:
+        if run is not None:
+            run.store(LOG_FILE)
 
 
 def _told(error: Exception) -> dict[str, Any]:
@@ -86,7 +99,8 @@ def _was_given_up(error: BaseException) -> bool:
     return cause is not None and (isinstance(cause, SystemExit) or _was_given_up(cause))
 
 
-def _run(settings: dict[str, Any], room: TrialRoom) -> None:
+def _open(settings: dict[str, Any], room: TrialRoom) -> Run:
+    """The trial's run as the storage has it, with its log open."""
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _NEXT_TRIAL_WAITS_S)
     if room.directory.is_dir():
         os.chdir(room.directory)
@@ -99,13 +113,14 @@ def _run(settings: dict[str, Any], room: TrialRoom) -> None:
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         force=True,
     )
+    return run
+
+
+def _train(run: Run, room: TrialRoom) -> None:
     console = _Tune()
-    try:
-        with run.at_work(console, _PREDECESSOR_S) as finished:
-            if finished is None:  # else it ended when nobody listened
-                train_on(room.ground(), run, console, _POLL_S)
-    finally:
-        run.store(LOG_FILE)
+    with run.at_work(console, _PREDECESSOR_S) as finished:
+        if finished is None:  # else it ended when nobody listened
+            train_on(room.ground(), run, console, _POLL_S)
 
 
 class _Tune(Console):

@@ -259,7 +259,7 @@ def _finish(session: _Session, checkpoint: Path) -> None:
             pairs_per_second=_speed(run.folder, session.steps),
             workers=tuple(found["workers"]),
             strategy=found["strategy"],
-            layout=found["layout"],
+            layout=found.get("layout", found["decisions"]["layout"]),
             versions=versions(),
         )
     )

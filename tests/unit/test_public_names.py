@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from support import run_config, settings
@@ -56,7 +57,7 @@ def test_functions_say_what_they_return() -> None:
     returned = {name: inspect.signature(getattr(orpo_ray, name)).return_annotation for name in FUNCTIONS}
     assert returned == {
         "evaluate": "Evaluation",
-        "load_config": orpo_ray.RunConfig,
+        "load_config": "RunConfig",
         "plan": "TrainPlan",
         "plan_search": "SearchPlan",
         "prepare": "Artifact",
@@ -84,7 +85,13 @@ def test_a_config_comes_from_plain_data_as_from_a_file(tmp_path: Path) -> None:
 def test_plain_data_may_hold_paths_and_is_copied(tmp_path: Path) -> None:
     tree = MappingProxyType(settings(tmp_path) | {"storage": tmp_path})
     assert orpo_ray.load_config(tree, ["training.seed=7"]).training.seed == 7
+    one_by_one = (override for override in ["training.seed=7"])
+    assert orpo_ray.load_config(tree, one_by_one).training.seed == 7
     assert orpo_ray.load_config(tree) == run_config(tmp_path)
+
+
+ITSELF: dict[str, Any] = {"name": "x"}
+ITSELF["model"] = ITSELF
 
 
 @pytest.mark.parametrize(
@@ -92,8 +99,12 @@ def test_plain_data_may_hold_paths_and_is_copied(tmp_path: Path) -> None:
     [
         ((None,), "config: must be a YAML file's path or a dict of sections, not NoneType"),
         (([],), "config: must be a YAML file's path or a dict of sections, not list"),
-        (({}, "name=x"), r"overrides: must be a list of texts such as \['name=second'\], not 'name=x'"),
+        (({}, "name=x"), r"overrides: must be a list of texts such as \['name=second'\], not str"),
         (({}, [3]), "overrides: must be a list of texts"),
+        (({}, None), r"overrides: must be a list of texts such as .*, not NoneType"),
+        (({}, 3), r"overrides: must be a list of texts such as .*, not int"),
+        (({"name": np.int64(3)},), "config: must be plain data such as numbers and texts; int64"),
+        ((ITSELF,), "config: nested too deeply; does it hold itself"),
         (({},), "config: name: missing"),
     ],
 )
@@ -105,10 +116,10 @@ def test_what_is_no_config_is_refused_in_one_line(arguments: tuple[Any, ...], sa
 @pytest.mark.parametrize("name", ["evaluate", "plan", "plan_search", "prepare", "train", "tune"])
 def test_a_wrong_config_or_console_is_refused_before_anything_begins(name: str, tmp_path: Path) -> None:
     function = getattr(orpo_ray, name)
-    with pytest.raises(orpo_ray.ConfigError, match=r"^config: must be what load_config returns, not 'run\.yaml'"):
+    with pytest.raises(orpo_ray.ConfigError, match=r"^config: must be what load_config returns, not str"):
         function("run.yaml")
     for wrong in (print, orpo_ray.Console):
-        with pytest.raises(orpo_ray.ConfigError, match=r"^console: must be an orpo_ray\.Console, not <"):
+        with pytest.raises(orpo_ray.ConfigError, match=r"^console: must be an orpo_ray\.Console, not "):
             function(run_config(tmp_path), console=wrong)
     assert list(tmp_path.iterdir()) == []
 

@@ -3,6 +3,9 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
+
+import pytest
 
 from orpo_ray.distributed.ray_thread import RayThread
 from orpo_ray.errors import RunError
@@ -57,9 +60,14 @@ def test_leaving_a_thread_that_has_ended_is_nothing() -> None:
     failing.leave()
 
 
-def test_a_thread_that_is_broken_off_by_others_has_an_error() -> None:
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("work", [sys.exit, interrupt])
+def test_a_thread_that_is_broken_off_by_others_has_an_error(work: Callable[[], None]) -> None:
     """Without one, whoever waits would take its work for done."""
-    broken_off = RayThread(sys.exit)
+    broken_off = RayThread(work)
     broken_off.start()
     broken_off.join()
     assert isinstance(broken_off.error, RunError)

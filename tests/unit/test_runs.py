@@ -114,10 +114,57 @@ def test_a_result_of_another_version_is_read(tmp_path: Path) -> None:
     files.write_json(run.path(files.RESULT_FILE), written)
     result = run.result()
     assert result is not None and (result.workers, result.adapter) == ((1,), str(run.folder / "adapter"))
-    del written["steps"]
+    del written["layout"]
     files.write_json(run.path(files.RESULT_FILE), written)
-    with pytest.raises(ConfigError, match=r"result\.json: not as the run wrote it"):
-        run.result()
+    older = run.result()
+    assert older is not None and older.layout is None
+    for key, value in (("steps", None), ("stages", ["a"])):
+        damaged = {**written, key: value} if value else {k: v for k, v in written.items() if k != key}
+        files.write_json(run.path(files.RESULT_FILE), damaged)
+        with pytest.raises(ConfigError, match=r"result\.json: not as this version writes it"):
+            run.result()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stored: stored["scale"].update(gone=1),
+        lambda stored: stored["scale"].update(cpus_per_worker=1.00001),
+        lambda stored: stored.update(search={"space": {"training.layout": {"choice": ["padded"]}}}),
+    ],
+)
+def test_what_may_change_may_hold_what_this_version_refuses(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    config = run_config(tmp_path, objective={"kind": "dpo"})
+    start_run(config)
+    stored = dump(config)
+    del stored["objective"]["loss"]
+    change(stored)
+    files.write_json(config.run_dir / files.CONFIG_FILE, stored)
+    Run(config).refuse_changes()
+
+
+@pytest.mark.parametrize("section", ["training", "objective"])
+def test_a_setting_that_this_version_does_not_know_is_named(section: str, tmp_path: Path) -> None:
+    config = run_config(tmp_path, objective={"kind": "dpo"})
+    start_run(config)
+    stored = dump(config)
+    del stored["objective"]["loss"]
+    stored[section]["gone"] = 3
+    files.write_json(config.run_dir / files.CONFIG_FILE, stored)
+    with pytest.raises(ConfigError, match=rf"^{section}\.gone: None here, but run run was made with 3; "):
+        Run(config).refuse_changes()
+
+
+def test_a_storage_with_stages_may_be_moved(tmp_path: Path) -> None:
+    first, other = (tmp_path / name / "x" / "1-sft" for name in ("here", "there"))
+    start_run(run_config(tmp_path / "here", adapter={"init_from": str(first)}))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    Run(run_config(tmp_path / "there", adapter={"init_from": str(other)})).refuse_changes()
+    elsewhere = run_config(tmp_path / "there", adapter={"init_from": str(other / "y")})
+    with pytest.raises(ConfigError, match=r"^adapter\.init_from: "):
+        Run(elsewhere).refuse_changes()
 
 
 def test_the_storage_may_be_moved(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.runs.files import LOG_FILE
 from orpo_ray.search import trial
 
 
@@ -16,9 +17,25 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return made
 
 
-def run(monkeypatch: pytest.MonkeyPatch, ending: Callable[..., None]) -> None:
-    monkeypatch.setattr(trial, "_run", ending)
+class Logged:
+    """A trial's run, whose log is a list; what is stored of it is a copy."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.stored: list[str] = []
+
+    def store(self, name: str) -> None:
+        assert name == LOG_FILE
+        self.stored = list(self.log)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, ending: Callable[..., None]) -> Logged:
+    logged = Logged()
+    monkeypatch.setattr(trial, "_open", lambda *_: logged)
+    monkeypatch.setattr(trial, "_train", ending)
+    monkeypatch.setattr(trial._log, "error", lambda line, **_: logged.log.append(line))
     trial.run_trial({}, None)  # type: ignore[arg-type]
+    return logged
 
 
 def raises(error: BaseException) -> Callable[..., None]:
@@ -45,8 +62,15 @@ def test_a_trial_that_ends_says_so(monkeypatch: pytest.MonkeyPatch, reports: lis
 def test_an_error_is_told_with_whether_it_may_pass(
     monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]], error: Exception, told: str, may_pass: bool
 ) -> None:
-    run(monkeypatch, raises(error))
+    logged = run(monkeypatch, raises(error))
     assert reports == [{"error": told, "may_pass": may_pass}]
+    assert logged.stored == ["the trial failed"], "the traceback is in the log before that is kept"
+
+
+def test_a_trial_that_cannot_begin_says_so(monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]) -> None:
+    monkeypatch.setattr(trial, "_open", raises(ConfigError("adapter.r: 0")))
+    trial.run_trial({}, None)  # type: ignore[arg-type]
+    assert reports == [{"error": "adapter.r: 0", "may_pass": False}]
 
 
 def test_a_trial_that_is_given_up_says_no_more_whatever_fails_on_its_way_out(
