@@ -9,7 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -33,6 +34,7 @@ COMMANDS = (
     "config",
 )
 UNEXPECTED, WRONG_USAGE = 1, 2
+_HELP = ("-h", "--help")
 
 _INTERRUPTED = 130
 """What Typer returns, in place of a command's result, after Ctrl-C; after --help it returns 0."""
@@ -55,11 +57,22 @@ class LazyGroup(TyperGroup):
         return found
 
 
-app = typer.Typer(cls=LazyGroup, add_completion=False)
+app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": list(_HELP)})
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"orpo-ray {version('orpo-ray')}")
+        raise typer.Exit
 
 
 @app.callback()
-def _root() -> None:
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version."),
+    ] = False,
+) -> None:
     """From a base model and preference pairs to an aligned chat model."""
 
 
@@ -68,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
 
     A command returns its JSON object; with --json that object, or one that tells the error, is all of stdout.
     """
-    as_json = "--json" in arguments and "--help" not in arguments
+    as_json = "--json" in arguments and not set(_HELP) & set(arguments)
     with stdout_for_result(as_json) as stdout:
         code, result = _invoke(list(arguments) or ["--help"])
         keep_log()

@@ -77,7 +77,9 @@ def _as_overrides(
 def _parse_columns(text: str) -> dict[str, str]:
     names = dict(part.split("=", 1) for part in text.split(",") if part.count("=") == 1)
     if len(names) < 3 or len(names) != len(text.split(",")):
-        raise ConfigError(f"--columns: write prompt=..,chosen=..,rejected=.., not {text!r}")
+        raise ConfigError(
+            f"--columns: write prompt=..,chosen=..,rejected=.., and system=.. if there is one, not {text!r}"
+        )
     return {key.strip(): value.strip() for key, value in names.items()}
 
 

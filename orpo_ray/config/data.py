@@ -1,6 +1,7 @@
 """Where the preference pairs come from and which of them are fit to train on."""
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -16,6 +17,12 @@ class Source(Section):
     weight: PositiveFloat = Field(1.0, description="how often an epoch sees each pair: 2 twice, 0.5 a seeded half")
     limit: PositiveInt | None = Field(None, le=2**53, description="at most this many rows, from the start")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_the_source(cls, data: Any) -> Any:
+        """So that `train: pairs.jsonl` needs no section."""
+        return {"source": data} if isinstance(data, str) else data
+
 
 class Columns(Section):
     """Names of the columns that hold a pair, for files whose shape is not recognised."""
@@ -23,6 +30,9 @@ class Columns(Section):
     prompt: str
     chosen: str
     rejected: str
+    system: str | None = Field(
+        None, description="text for the system turn; the column named system or system_prompt unless set"
+    )
 
 
 class DataConfig(Section):
@@ -32,7 +42,7 @@ class DataConfig(Section):
     eval: tuple[Source, ...] = Field((), description="empty: a seeded share of the training pairs is held out")
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="share held out when `eval` is empty")
     max_length: int = Field(2048, ge=8, description="tokens of prompt and answer together")
-    max_prompt_length: int = Field(1024, ge=4, description="tokens of the prompt")
+    max_prompt_length: int = Field(1024, ge=4, description="tokens of the prompt; half of max_length unless set")
     overlong: Literal["drop", "truncate-prompt-left", "error"] = Field(
         "drop", description="what to do with a pair beyond these lengths"
     )
@@ -41,6 +51,15 @@ class DataConfig(Section):
     )
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when a larger share of all rows is bad")
     columns: Columns | None = Field(None, description="for files whose shape is not recognised")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompt_follows_the_whole(cls, data: Any) -> Any:
+        """So that `max_length` alone works."""
+        length = data.get("max_length") if isinstance(data, Mapping) else None
+        if not isinstance(length, int) or "max_prompt_length" in data:
+            return data
+        return {**data, "max_prompt_length": max(4, length // 2)}
 
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Self:

@@ -16,7 +16,11 @@ class ModelConfig(Section):
     quantization: Literal["nf4", "int8", "none"] = "nf4"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    chat_template: str | None = Field(None, description="path of a Jinja file that replaces the model's own template")
+    chat_template: str | None = Field(
+        None,
+        description="in place of the base's own: plain, chatml, llama3, gemma, mistral, qwen3, phi3, "
+        "or the path of a Jinja file",
+    )
 
     @field_validator("base")
     @classmethod

@@ -1,6 +1,7 @@
 """What a search varies, how it chooses what to try, and when it gives a trial up; only `tune` reads it."""
 
 from difflib import get_close_matches
+from math import prod
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
@@ -53,8 +54,14 @@ class SearchConfig(Section):
         "{choice | grid: [values]}",
     )
     trials: PositiveInt | None = Field(None, description=f"{TRIALS} unless the grid says how many")
+    try_given: bool = Field(
+        True, description="trial 0 is the given configuration; a grid has one point more, if it lacks that"
+    )
     metric: str = Field(ACCURACY, description=f"one of {', '.join(METRICS)}; ties of accuracy go by eval/margin")
-    searcher: Literal["tpe", "random", "grid"] = "tpe"
+    searcher: Literal["tpe", "random", "grid"] = Field(
+        "tpe",
+        description="tpe and random begin with points spread over the ranges; tpe then draws near the best",
+    )
     scheduler: Literal["asha", "none"] = Field("asha", description="asha gives up trials that are behind")
     grace: float = Field(0.2, gt=0, le=1, description="share of a run after which a trial may be given up")
     eta: int = Field(3, ge=2, description="one of so many trials goes on past grace, and past eta times that")
@@ -103,24 +110,14 @@ class SearchConfig(Section):
         if self.searcher == "grid":
             if not domains or any(not isinstance(domain, Options) for domain in domains):
                 raise ValueError("searcher: grid tries every combination; give each field of space {grid: [values]}")
-            if self.trials is not None and self.trials != self.trial_count:
-                raise ValueError(f"trials: the grid has {self.trial_count} points, not {self.trials}; remove trials")
-            if self.trial_count > _LARGEST_GRID:
-                raise ValueError(f"space: the grid has {self.trial_count} points; {_LARGEST_GRID} is the most")
+            points = prod(len(domain.values) for domain in domains if isinstance(domain, Options))
+            if self.trials is not None and self.trials != points:
+                raise ValueError(f"trials: the grid has {points} points, not {self.trials}; remove trials")
+            if points > _LARGEST_GRID:
+                raise ValueError(f"space: the grid has {points} points; {_LARGEST_GRID} is the most")
         elif any(isinstance(domain, Options) and domain.is_grid for domain in domains):
             raise ValueError(f"space: grid is for searcher: grid; {self.searcher} draws from {{choice: [values]}}")
         return self
-
-    @property
-    def trial_count(self) -> int:
-        """How many trials the search has."""
-        if self.searcher != "grid":
-            return self.trials or TRIALS
-        count = 1
-        for domain in self.domains.values():
-            assert isinstance(domain, Options), "checked when the section was read"
-            count *= len(domain.values)
-        return count
 
 
 def _dotted(space: dict[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The base of every config section: frozen, closed to unknown keys."""
 
-from typing import Any, get_args
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
@@ -21,3 +24,24 @@ class Section(BaseModel):
             if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
                 raise ValueError(f"{field.alias or name} must be a number or text, not {value}")
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_item_is_a_list_of_one(cls, data: Any) -> Any:
+        """So that `trackers: wandb` and `train: pairs.jsonl` mean what they say."""
+        if not isinstance(data, Mapping):
+            return data
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        return {
+            key: [value] if key in fields and _is_item(fields[key], value) else value for key, value in data.items()
+        }
+
+
+def _is_item(field: FieldInfo, value: Any) -> bool:
+    """Whether a field holds a list, and the value can be an item of one."""
+    if not isinstance(value, str | Mapping):
+        return False
+    is_union = get_origin(field.annotation) in (Union, UnionType)
+    options = get_args(field.annotation) if is_union else (field.annotation,)
+    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    return tuple in map(get_origin, options) and value not in words

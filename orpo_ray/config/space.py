@@ -25,6 +25,19 @@ class Span:
     log: bool = False
     step: float | None = None
 
+    def at(self, share: float) -> float | int:
+        """The value at a share of the way from low to high, 0 <= share < 1; each step has an equal part."""
+        if self.log:
+            return self.settle(self.low * (self.high / self.low) ** share)
+        if self.step is None:
+            return self.low + share * (self.high - self.low)
+        steps = int((self.high - self.low) / self.step + 1e-9)
+        return self.settle(self.low + int(share * (steps + 1)) * self.step)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the span has a value."""
+        return _is_number(value) and self.low <= value <= self.high
+
     def settle(self, drawn: float) -> float | int:
         """The value that a number drawn from the span stands for: itself, or the nearest that steps lead to."""
         if self.step is None:
@@ -46,11 +59,11 @@ class Options:
 Domain = Span | Options
 
 
-def parse_domain(written: Any) -> Domain:
+def parse_domain(text: Any) -> Domain:
     """Read `{loguniform: [0.05, 1.0]}` and its like. Raises ValueError with what is wrong and what to write."""
-    if not isinstance(written, Mapping) or len(written) != 1:
+    if not isinstance(text, Mapping) or len(text) != 1:
         raise ValueError(f"write one of {', '.join(FORMS)}, such as {{loguniform: [0.05, 1.0]}}")
-    ((kind, numbers),) = written.items()
+    ((kind, numbers),) = text.items()
     if kind not in FORMS:
         near = near_form(kind)
         raise ValueError(f"{kind}: unknown; " + (f"did you mean {near}?" if near else f"known: {', '.join(FORMS)}"))
@@ -59,6 +72,15 @@ def parse_domain(written: Any) -> Domain:
     if kind in ("choice", "grid"):
         return _options(kind, numbers)
     return _span(kind, numbers)
+
+
+def written(domain: Domain) -> dict[str, list[Any]]:
+    """A range as `search.space` writes it."""
+    if isinstance(domain, Options):
+        return {"grid" if domain.is_grid else "choice": list(domain.values)}
+    kind = ("q" if domain.step is not None else "") + ("loguniform" if domain.log else "uniform")
+    numbers = (domain.low, domain.high, domain.step)
+    return {kind: [number for number in numbers if number is not None]}
 
 
 def near_form(written: Any) -> str | None:

@@ -27,7 +27,9 @@ class TrainingConfig(Section):
     learning_rate: PositiveFloat = 1.0e-4
     pairs_per_step: PositiveInt = Field(64, description="the global batch, whatever the number of GPUs")
     tokens_per_microbatch: Literal["auto"] | PositiveInt = Field("auto", description="memory, not results")
-    epochs: PositiveInt | None = Field(None, description="passes over the pairs; 1 unless max_steps is set")
+    epochs: PositiveInt | PositiveFloat | None = Field(
+        None, description="passes over the pairs, such as 1.5; 1 unless max_steps is set"
+    )
     max_steps: PositiveInt | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(

@@ -34,6 +34,8 @@ _SIDES = (
 _OUTPUTS = (("output_1", "output_2"), ("response_1", "response_2"), ("answer_1", "answer_2"))
 _IMAGES = ("images", "image", "image_url", "video", "videos", "audio", "audios")
 _SYSTEMS = ("system", "system_prompt")
+_LABELS = ("label", "preference")
+_ALPACA = ("input", "history")
 _ALL_PROMPTS = frozenset({*_PROMPTS, *_CONVERSATIONS})
 _ONE_ANSWER = frozenset({"completion", "response", "output", "answer", *_CONVERSATIONS})
 _KEYS_OF_SIDE_TABLES = frozenset({"id", "idx", "index", "prompt_id", "uid", "source", "category"})
@@ -67,23 +69,36 @@ class Shape:
     prompt: tuple[str, ...]
     sides: tuple[tuple[str, str], ...]
     read: Callable[[Row, str, str, str], _Sides | None]
+    also: tuple[str, ...] = ()
+    """Columns that `read` looks at besides these."""
 
 
 def read_pair(row: Row, columns: Columns | None = None) -> Pair | Refusal:
     """The pair in a row, or why there is none; `columns` names the columns of unknown shapes."""
     try:
         _refuse_images(row)
-        return _to_pair(_find_sides(row, columns), _system(row, columns))
+        return _to_pair(_find_sides(row, columns)[0], _system(row, columns))
     except _RowRefused as refused:
         return refused.refusal
 
 
-def _find_sides(row: Row, columns: Columns | None) -> _Sides:
+def used_columns(row: Row, columns: Columns | None = None) -> set[str]:
+    """The columns that a row's pair may be read from; none if there is no pair in it."""
+    try:
+        _, used = _find_sides(row, columns)
+    except _RowRefused:
+        return set()
+    return {*used, *_system_columns(columns)}
+
+
+def _find_sides(row: Row, columns: Columns | None) -> tuple[_Sides, tuple[str, ...]]:
+    """The three values, and the columns that they are taken from."""
     if columns is not None:
         named = (columns.prompt, columns.chosen, columns.rejected)
         missing = [name for name in named if name not in row]
         if not missing:
-            return _Sides(*(row[name] for name in named))
+            _refuse_missing_system(row, columns)
+            return _Sides(*(row[name] for name in named)), named
         # A second source (often `eval`) may come in a shape of its own; half a match is a spelling mistake.
         if len(missing) < len(named):
             raise _RowRefused("missing-column", f"{', '.join(missing)} is not among {_names(row)}")
@@ -92,9 +107,14 @@ def _find_sides(row: Row, columns: Columns | None) -> _Sides:
         sides = next((pair for pair in shape.sides if present.issuperset(pair)), None)
         prompt = _find_prompt(present, shape) if sides else None
         found = shape.read(row, prompt, *sides) if sides is not None and prompt is not None else None
-        if found is not None:
-            return found
+        if found is not None and sides is not None:
+            return found, (str(prompt), *sides, *shape.also)
     raise _RowRefused(*_why_no_shape(row, present))
+
+
+def _refuse_missing_system(row: Row, columns: Columns) -> None:
+    if columns.system is not None and columns.system not in row:
+        raise _RowRefused("missing-column", f"{columns.system} is not among {_names(row)}")
 
 
 def _find_prompt(present: Set[str], shape: Shape) -> str | None:
@@ -164,7 +184,7 @@ def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
 
 
 def _read_labelled(row: Row, prompt: str, first: str, second: str) -> _Sides:
-    label = next((row[name] for name in ("label", "preference") if name in row), None)
+    label = next((row[name] for name in _LABELS if name in row), None)
     if isinstance(label, bool) or str(label).strip() not in ("1", "2"):
         raise _RowRefused("wrong-label", f"label {label!r}")
     better, worse = (first, second) if str(label).strip() == "1" else (second, first)
@@ -187,10 +207,10 @@ def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides 
 
 
 SHAPES = (
-    Shape("two outputs and a label", _PROMPTS, _OUTPUTS, _read_labelled),
+    Shape("two outputs and a label", _PROMPTS, _OUTPUTS, _read_labelled, (*_LABELS, *_ALPACA)),
     Shape("OpenAI preference", ("input",), (("preferred_output", "non_preferred_output"),), _read_openai),
     Shape("ShareGPT conversations", _CONVERSATIONS[:2], _SIDES, _read_explicit),
-    Shape("Alpaca instruction", ("instruction",), _SIDES, _read_alpaca),
+    Shape("Alpaca instruction", ("instruction",), _SIDES, _read_alpaca, _ALPACA),
     Shape("prompt and two answers", _PROMPTS, _SIDES, _read_explicit),
     Shape("prompt inside the answers", (), _SIDES, _read_implicit),
     Shape("messages and two answers", ("messages",), _SIDES, _read_explicit),
@@ -260,10 +280,19 @@ def _comparable(messages: list[Message]) -> list[tuple[str, str]]:
 
 
 def _system(row: Row, columns: Columns | None) -> str:
-    """The text of a system column; "" where there is none, or where `columns` gives that column another meaning."""
-    named = (columns.prompt, columns.chosen, columns.rejected) if columns is not None else ()
-    values = (row.get(name) for name in _SYSTEMS if name not in named)
+    """The text of a system column; "" if there is none."""
+    values = (row.get(name) for name in _system_columns(columns))
     return next((value for value in values if isinstance(value, str) and value.strip()), "")
+
+
+def _system_columns(columns: Columns | None) -> tuple[str, ...]:
+    """The columns that may hold the system turn: not one that `columns` gives another meaning."""
+    if columns is None:
+        return _SYSTEMS
+    if columns.system is not None:
+        return (columns.system,)
+    named = (columns.prompt, columns.chosen, columns.rejected)
+    return tuple(name for name in _SYSTEMS if name not in named)
 
 
 def _with_system(conversation: list[Message], system: str) -> list[Message]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data.checks import OVERLONG
-from orpo_ray.data.raw import RawSource, check_columns, read_all
+from orpo_ray.data.raw import RawSource, announce_unused, check_columns, read_all
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
 from orpo_ray.data.rows import RowProcessor, refuse_whole_file
 from orpo_ray.data.select import Selection, select_pairs
@@ -80,6 +80,7 @@ def prepare(
     else:
         for raw in sources:
             refuse_whole_file(raw.source.source, raw, data.columns)
+            announce_unused(raw.source.source, raw, data.columns, announce)
         rows = _process(sources, tokenizer, data, partial(_wait_for_room, queue_timeout, announce))
         refuse_bad_data(rows, sources, data)
         selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
@@ -99,9 +100,11 @@ def prepare(
 def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed: int) -> dict[str, Any]:
     """All that shapes the artifact but the rows; the seed only where something is drawn."""
     draws = not data.eval or any(source.weight % 1 for source in data.train)
-    policies = data.model_dump(mode="json", exclude={"train", "eval", "eval_fraction"})
+    policies = data.model_dump(mode="json", exclude={"train", "eval", "eval_fraction", "columns"})
+    columns = data.columns and data.columns.model_dump(mode="json", exclude_none=True)
     return {
         **policies,
+        "columns": columns,
         "eval_fraction": None if data.eval else data.eval_fraction,
         "weights": [source.weight for source in data.train],
         "tokenizer": tokenizer_fingerprint,

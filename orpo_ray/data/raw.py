@@ -1,14 +1,14 @@
 """The rows of a run's sources as they stand in them, before anybody asks what they mean."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from orpo_ray.config.data import Columns, DataConfig, Source
-from orpo_ray.data.rows import RAW, lacks_columns
+from orpo_ray.data.rows import RAW, lacks_columns, unused_in
 from orpo_ray.data.sources import RawRow, read_rows, source_labels
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
@@ -77,3 +77,9 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
         raise DataError(f"data.columns: {name}: {why}")
     for name, why in lacking:
         announce(f"data.columns do not apply to {name}, whose shape is recognised instead: {why}")
+
+
+def announce_unused(name: str, rows: Iterable[RawRow], columns: Columns | None, announce: Announce) -> None:
+    """Say which columns of a source are no part of any pair."""
+    if unused := unused_in(rows, columns):
+        announce(f"{name}: columns that are not used: {', '.join(unused)}")

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from orpo_ray.config.data import Columns
 from orpo_ray.data.checks import WHOLE_FILE, check_pair, explain
-from orpo_ray.data.formats import read_pair
+from orpo_ray.data.formats import read_pair, used_columns
 from orpo_ray.data.pairs import Pair, Refusal, Row, TokenPair
 from orpo_ray.data.sources import RawRow
 from orpo_ray.data.store import SCHEMA
@@ -126,6 +126,15 @@ def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
     near = [match for name in named for match in difflib.get_close_matches(name, found, 1)]
     hint = f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
     return f"{', '.join(named)} not among columns {', '.join(found[:_SHOWN_COLUMNS])}{hint}"
+
+
+def unused_in(rows: Iterable[RawRow], columns: Columns | None) -> list[str]:
+    """Columns that no pair of the first rows is read from, the first ones of many."""
+    parsed = [parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False)]
+    found = [row for row in parsed if isinstance(row, dict)]
+    used = set().union(*(used_columns(row, columns) for row in found))
+    names = dict.fromkeys(name for row in found for name in row)
+    return [name for name in names if name not in used][:_SHOWN_COLUMNS] if used else []
 
 
 class _DuplicateKeyError(ValueError):

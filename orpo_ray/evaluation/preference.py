@@ -3,7 +3,8 @@
 import numpy as np
 
 from orpo_ray.data.store import PairTable
-from orpo_ray.training.metrics import PairScores, score_pairs, summarise
+from orpo_ray.runs.scores import PairScores
+from orpo_ray.training.metrics import score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
 
 

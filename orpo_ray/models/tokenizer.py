@@ -10,19 +10,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.config.storage import expanded, is_url, local_path
 from orpo_ray.errors import ConfigError
+from orpo_ray.models.templates import TEMPLATES
 from orpo_ray.runs.console import Announce
-
-# No space after "Assistant:": byte-level tokenizers keep a leading space with the word that follows it.
-PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] }}"
-    "{% elif message['role'] == 'user' %}{{ 'Human: ' + message['content'] }}"
-    "{% else %}{{ 'Assistant: ' + message['content'] | trim + eos_token }}{% endif %}"
-    "{% if not loop.last %}{{ '\\n\\n' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
-)
 
 
 def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokenizerBase:
@@ -40,10 +29,13 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
             f"model.base: the tokenizer of {config.base} names no end token (eos_token); answers need one"
         )
     if config.chat_template is not None:
-        tokenizer.chat_template = _read_template(expanded(config.chat_template, "model.chat_template"))
+        tokenizer.chat_template = _named_template(tokenizer, config, announce)
     elif tokenizer.chat_template is None:
-        announce(f"{config.base} has no chat template: using the plain one (Human: ... Assistant: ...)")
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        announce(
+            f"{config.base} has no chat template: the plain one is used (Human: ... Assistant: ...); "
+            "model.chat_template names another"
+        )
+        tokenizer.chat_template = TEMPLATES["plain"].text
     return tokenizer
 
 
@@ -81,6 +73,27 @@ def explain_load_error(base: str, part: str, error: Exception) -> str:
         f"model.base: the {part} of {base} cannot be loaded: {reason} (is the name right, "
         "is access granted to this account, is the network reachable or the model in the local cache?)"
     )
+
+
+def _named_template(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, announce: Announce) -> str:
+    """The template that a setting names: one of ours, or a file."""
+    wanted = str(config.chat_template)
+    named = TEMPLATES.get(wanted)
+    if named is None:
+        path = expanded(wanted, "model.chat_template")
+        if not path.exists() and path.name == wanted and not path.suffix:
+            raise ConfigError(
+                f"model.chat_template: there is no template {wanted} and no file of that name; "
+                f"name one of {', '.join(TEMPLATES)}, or a Jinja file"
+            )
+        return _read_template(path)
+    vocabulary = tokenizer.get_vocab()
+    if missing := [mark for mark in named.marks if mark not in vocabulary]:
+        announce(
+            f"model.chat_template: {wanted} writes {', '.join(missing)}, which the tokenizer of "
+            f"{config.base} has not as one token: it is several ordinary ones"
+        )
+    return named.text
 
 
 def _read_template(path: Path) -> str:

@@ -12,6 +12,8 @@ SEARCH_FILE = "search.json"
 """Of a search, whose folder holds its trials' runs."""
 LOG_FILE = "run.log"
 CHECKPOINTS, TENSORBOARD, ADAPTER = "checkpoints", "tensorboard", "adapter"
+EVALUATIONS = "evaluations"
+"""What each held-out pair scored, a file an evaluation."""
 CHECKPOINT_MANIFEST = "MANIFEST.json"
 """Lists the files of a checkpoint; written last."""
 
@@ -39,4 +41,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def damaged(path: Path, error: Exception) -> ConfigError:
     """What to raise for a file that is not as the run wrote it."""
-    return ConfigError(f"{path}: not as the run wrote it ({error}); remove the run's folder, or restore the file")
+    return ConfigError(
+        f"{path}: not as this version writes it ({error}); restore the file, or give the new run another name"
+    )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from orpo_ray.config import RunConfig
+from orpo_ray.config.searched import trial_count
 from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.changes import FREE_KEYS
@@ -25,10 +26,9 @@ class SearchRun(RunFolder[Search]):
     def finished(self) -> Search | None:
         """The search, if it has ended with an outcome; more trials than it had are something left to do."""
         search = self.search()
-        assert self.config.search is not None, "a search has settings"
         if search is None or search.status != "finished" or search.outcome is None:
             return None
-        return search if len(search.trials) >= self.config.search.trial_count else None
+        return search if len(search.trials) >= trial_count(self.config) else None
 
     def search(self) -> Search | None:
         """What has been tried so far, or None where none has begun. Raises ConfigError for a file that is damaged."""

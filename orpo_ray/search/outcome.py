@@ -1,14 +1,29 @@
 """What a search found: the best trial, what accuracy cost elsewhere, and how to read both. Pure."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from orpo_ray.config.search import ACCURACY
+from orpo_ray.config.space import Span, parse_domain
+from orpo_ray.runs.scores import Change, smallest_visible
 from orpo_ray.runs.search import Search, Trial
 from orpo_ray.search.score import MARGIN, score
 
 NLL = "eval/nll"
 _NOTICED_NATS = 0.01
+_EDGE = 0.05
+"""A value is at the end of its range within this share of it."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The best trial compared with trial 0, the given configuration, after as many steps of each."""
+
+    metric: str
+    change: Change
+    step: int
 
 
 def best_trial(search: Search) -> Trial | None:
@@ -35,8 +50,11 @@ def trial_steps(trials: Sequence[Trial]) -> int:
     return sum(trial.steps for trial in trials)
 
 
-def reading(search: Search) -> list[str]:
-    """Three lines for somebody who has never seen a search: which won, what it cost, what to do next."""
+def reading(search: Search, compared: Compared | None = None) -> list[str]:
+    """Lines for somebody who has never seen a search: which won, what it cost, what to do next.
+
+    `compared` is None if the best trial is the given configuration, or that was not tried.
+    """
     best, front = best_trial(search), pareto_front(search.trials)
     assert best is not None, "a search without a finished trial has nothing to read"
     counts = {state: sum(t.state == state for t in search.trials) for state in ("finished", "stopped", "failed")}
@@ -48,7 +66,81 @@ def reading(search: Search) -> list[str]:
         f"{counts['finished']} trials were trained to the end, {counts['stopped']} given up early{failed}: "
         f"{trial_steps(search.trials)} steps of the {whole} that all would take.",
         _price(front, best) + " Read the answers before the numbers; then train best.yaml with more data or steps.",
+        *_against_given(search, best, compared),
+        *_edges(search, best),
     ]
+
+
+def _against_given(search: Search, best: Trial, compared: Compared | None) -> list[str]:
+    """Whether the search beat the configuration that it was given."""
+    if not search.settings.get("try_given"):
+        return []
+    if best.number == 0:
+        return ["No trial is better than the given configuration (trial 0): the search changes nothing."]
+    if compared is None:
+        return []
+    change, name = compared.change, compared.metric.removeprefix("eval/")
+    told = (
+        f"Compared with the given configuration (trial 0) at step {compared.step}: {name} "
+        f"{change.after:.3f} against {change.before:.3f}, a difference of "
+        f"{change.after - change.before:+.3f} (95 % interval {change.low:+.3f} to {change.high:+.3f}): "
+    )
+    if not change.is_noise:
+        return [f"{told}more than the noise of {search.pairs} held-out pairs."]
+    return [f"{told}within the noise. {too_few(search.pairs)}"]
+
+
+def too_few(pairs: int) -> str:
+    """What so many held-out pairs cannot tell apart."""
+    return (
+        f"{pairs} held-out pairs show no difference of accuracy below {smallest_visible(pairs):.3f}; "
+        "more of them in data.eval show smaller ones."
+    )
+
+
+def _edges(search: Search, best: Trial) -> list[str]:
+    """The best values that lie at an end of their range, with the range to try next."""
+    lines = []
+    for name, text in search.settings.get("space", {}).items():
+        domain, value = parse_domain(text), best.values.get(name)
+        if not isinstance(domain, Span) or not isinstance(value, int | float):
+            continue
+        end = _end_of(domain, value)
+        if end is not None:
+            low, high = _around(domain, value)
+            lines.append(
+                f"{name}={value:.3g} is at the {end} end of its range, {domain.low:g} to {domain.high:g}: "
+                f"the best may lie beyond it. Search {low:g} to {high:g} next."
+            )
+    return lines
+
+
+def _end_of(domain: Span, value: float) -> str | None:
+    if value <= 0 and domain.log:
+        return "lower"
+    share = (_scaled(domain, value) - _scaled(domain, domain.low)) / _width(domain)
+    if share <= _EDGE:
+        return "lower"
+    return "upper" if share >= 1 - _EDGE else None
+
+
+def _around(domain: Span, value: float) -> tuple[float, float]:
+    """A range as wide as this one with the value in its middle, to two digits; none of our numbers is negative."""
+    if domain.log:
+        factor = math.exp(_width(domain) / 2)
+        middle = value if value > 0 else domain.low
+        ends = (middle / factor, middle * factor)
+    else:
+        ends = (max(0.0, value - _width(domain) / 2), value + _width(domain) / 2)
+    return float(f"{ends[0]:.2g}"), float(f"{ends[1]:.2g}")
+
+
+def _scaled(domain: Span, value: float) -> float:
+    return math.log(value) if domain.log else value
+
+
+def _width(domain: Span) -> float:
+    return _scaled(domain, domain.high) - _scaled(domain, domain.low)
 
 
 def _price(front: list[Trial], best: Trial) -> str:

@@ -9,25 +9,39 @@ import yaml
 
 from orpo_ray.config import RunConfig, SearchConfig, dump, every_to_steps
 from orpo_ray.config.search import ACCURACY
+from orpo_ray.config.searched import settings_of, trial_count, with_values
 from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
 from orpo_ray.distributed.run import Ground, prepare_on
 from orpo_ray.errors import ResourceError, RunError
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.console import Announce, Console, Hushed
+from orpo_ray.runs.files import EVALUATIONS
 from orpo_ray.runs.run import Run
+from orpo_ray.runs.scores import PairScores, changes, read_scores, scores_file, smallest_visible
 from orpo_ray.runs.search import Found, Search, Start, Trial
 from orpo_ray.runs.search_run import FOLDER, SearchRun
 from orpo_ray.search.answers import answer
 from orpo_ray.search.course import Course, count_steps, take_up
-from orpo_ray.search.outcome import NLL, best_trial, pareto_front, reading, shown_values, trial_steps
+from orpo_ray.search.outcome import (
+    NLL,
+    Compared,
+    best_trial,
+    pareto_front,
+    reading,
+    shown_values,
+    too_few,
+    trial_steps,
+)
 from orpo_ray.search.score import MARGIN
-from orpo_ray.search.space import Space, probes, settings_of, trial_config, with_values
+from orpo_ray.search.space import Space, probes, trial_config
 from orpo_ray.search.study import Study
 from orpo_ray.search.trial import TrialRoom
 from orpo_ray.search.tuner import run_course
 from orpo_ray.training.run_plan import steps_of_run
 
 BEST_FILE = "best.yaml"
+_BARELY_VISIBLE = 0.05
+"""A held-out set that shows no smaller difference of accuracy is announced as small."""
 
 
 def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -> Search:
@@ -43,7 +57,9 @@ def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -
         prepare_on(ground, variant, Hushed(console))
     _announce_late_evaluations(base, settings, ground, console.announce)
     search = _take_up(run, settings, len(ground.artifact.eval))
-    study = Study(settings, space.domains, config.training.seed, search.pairs, search.trials)
+    if smallest_visible(search.pairs) > _BARELY_VISIBLE:
+        console.announce(too_few(search.pairs))
+    study = Study(config, space.domains, search.pairs, search.trials)
     at_once = min(runs_at_once(ground.placement, cluster_nodes()), search.trial_count)
     console.announce(_plan(search, at_once, ground))
     course = Course(run, space, search, study, console)
@@ -55,7 +71,7 @@ def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -
             run_course(run, course, room, at_once, console)
         count_steps(run, search)
         best = _best(search)
-        search.outcome = _outcome(run, search, best)
+        search.outcome = _outcome(run, search, best, compare_with_given(run, search, best))
         answers = _answers(run, space, search, best, ground, console)
         search.outcome = replace(search.outcome, answers=answers)
         search.status = "finished"
@@ -75,7 +91,7 @@ def _end(search: Search) -> None:
 def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:
     """The search as it is on record, or a new one, at work from now on."""
     search = run.search() or Search(run.name, dump(settings), 0, pairs)
-    search.settings, search.trial_count, search.status = dump(settings), settings.trial_count, "running"
+    search.settings, search.trial_count, search.status = dump(settings), trial_count(run.config), "running"
     take_up(run, search)
     search.began = Start(time.time(), trial_steps(search.trials))
     run.keep(search)
@@ -101,7 +117,8 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
     done = sum(trial.state != "running" for trial in search.trials)
     going_on = f"; {done} are done" if done else ""
     trials = f"{search.trial_count} {'trials' if search.trial_count > 1 else 'trial'}"
-    return f"{trials}, {at_once} at once: each takes {workers} of {each}{going_on}"
+    given = ", the first of them the given configuration" if search.settings["try_given"] else ""
+    return f"{trials}{given}, {at_once} at once: each takes {workers} of {each}{going_on}"
 
 
 def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
@@ -127,7 +144,33 @@ def _best(search: Search) -> Trial:
     raise RunError(told)
 
 
-def _outcome(run: SearchRun, search: Search, best: Trial) -> Found:
+def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared | None:
+    """The best trial and the given configuration on the same pairs, at the last step that both came to.
+
+    None if the given one was not tried, is the best, or came to no evaluation.
+    """
+    given = search.trials[0]
+    if not settings_of(run.config).try_given or given is best or not given.evaluations:
+        return None
+    step = int(min(given.last["step"], best.last["step"]))
+    before, after = (_scores(run.trial_run(trial), step) for trial in (given, best))
+    if before is None or after is None or len(before) != len(after):
+        return None
+    found = changes(before, after)
+    name = search.metric.removeprefix("eval/")
+    change = found.get(name, found["accuracy"])
+    if name not in found or (name == "accuracy" and change.before == change.after):
+        name = "margin"  # which decides among equals
+    return Compared(name, found[name], step)
+
+
+def _scores(trial: Run, step: int) -> PairScores | None:
+    path = scores_file(trial.path(EVALUATIONS), step)
+    trial.storage.fetch(path)
+    return read_scores(path)
+
+
+def _outcome(run: SearchRun, search: Search, best: Trial, compared: Compared | None) -> Found:
     """What was found, with the best trial's settings laid down as a config."""
     run.path(BEST_FILE).write_text(_best_config(run.config, best), encoding="utf-8")
     run.store(BEST_FILE)
@@ -140,7 +183,7 @@ def _outcome(run: SearchRun, search: Search, best: Trial) -> Found:
         pareto=[_point(trial) for trial in pareto_front(search.trials)],
         answers=[],
         trial_steps=trial_steps(search.trials),
-        reading=reading(search),
+        reading=reading(search, compared),
     )
 
 

@@ -1,24 +1,14 @@
 """What a search varies: the ranges asked for, or those that suit the objective; and the config that a trial trains."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from orpo_ray.config import RunConfig, SearchConfig, build, dump, stage_configs
-from orpo_ray.config.load import parse_override, set_dotted
-from orpo_ray.config.plain_yaml import Key
-from orpo_ray.config.space import Domain, Options
-from orpo_ray.config.stages import merged
+from orpo_ray.config import RunConfig, SearchConfig, stage_configs
+from orpo_ray.config.searched import given_values, grid_points, settings_of, with_values
+from orpo_ray.config.space import Domain, Options, Span, parse_domain, written
+from orpo_ray.config.suited import suited_rates
 from orpo_ray.runs.console import Announce
-
-_LEARNING_RATES = {
-    ("lora", True): {"loguniform": [2e-5, 4e-4]},
-    ("lora", False): {"loguniform": [1e-6, 1e-4]},
-    ("none", True): {"loguniform": [2e-7, 1e-5]},
-    ("none", False): {"loguniform": [2e-8, 2e-6]},
-}
-"""By adapter kind, and whether the loss has a likelihood term, which holds the text together at higher rates."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +20,48 @@ class Space:
 
 
 def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
-    """The config with all that a search goes by; ranges that suit the objective, where none are written, announced."""
+    """The config with all that a search goes by; ranges that suit it, if none are written, announced.
+
+    Raises ConfigError if ranges are wanted and the base, whose size they go by, cannot be found.
+    """
     search = config.search or SearchConfig()
     if not search.space:
-        search = search.model_copy(update={"space": _defaults(config)})
-        shown = (f"{name} {_shown(domain)}" for name, domain in search.domains.items())
-        announce(f"search.space: {'; '.join(shown)}")
+        domains = _defaults(config)
+        announce(f"search.space: {'; '.join(f'{name} {shown_range(d)}' for name, d in domains.items())}")
+        wide = _widened(config, domains, announce) if search.try_given else domains
+        search = search.model_copy(update={"space": {name: written(d) for name, d in wide.items()}})
     return config.model_copy(update={"search": search})
+
+
+def _defaults(config: RunConfig) -> dict[str, Domain]:
+    # Here, as a cluster that is too small is refused before torch is loaded.
+    from orpo_ray.models.size import count_parameters
+    from orpo_ray.models.trained import fetch_trained
+
+    fetch_trained(config.model.base)
+    prefix, shown = "", config
+    if config.stages:
+        prefix, shown = f"stages.{len(config.stages) - 1}.", stage_configs(config)[-1]
+    parameters = count_parameters(config.model).total
+    rates = suited_rates(shown.adapter.kind, shown.objective.has_likelihood, parameters)
+    fields = {**shown.objective.search_space, "training.learning_rate": rates}
+    return {prefix + name: parse_domain(suited.range) for name, suited in fields.items()}
+
+
+def _widened(config: RunConfig, domains: dict[str, Domain], announce: Announce) -> dict[str, Domain]:
+    """The ranges, so wide that they hold what the config has; what was widened is announced."""
+    wide = dict(domains)
+    for name, value in given_values(config, domains).items():
+        domain = domains[name]
+        assert isinstance(domain, Span), "ranges that suit an objective are spans"
+        if domain.holds(value):
+            continue
+        if domain.log and value <= 0:
+            announce(f"search.space: {name} {value:g} has no logarithm: trial 0 alone tries it")
+            continue
+        wide[name] = replace(domain, low=min(domain.low, value), high=max(domain.high, value))
+        announce(f"search.space: {name} {shown_range(wide[name])}: widened to hold the given {value:g}")
+    return wide
 
 
 def resolve(config: RunConfig) -> Space:
@@ -49,12 +74,6 @@ def resolve(config: RunConfig) -> Space:
     return space
 
 
-def settings_of(config: RunConfig) -> SearchConfig:
-    """The search section of a config that `with_ranges` has completed."""
-    assert config.search is not None and config.search.space, "a search has ranges"
-    return config.search
-
-
 def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: str) -> RunConfig:
     """The run that tries `values`: the config itself, or one stage of it, under a name of its own."""
     changed = with_values(config, values)
@@ -64,43 +83,10 @@ def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: 
     return changed.model_copy(update={"name": name, "scale": changed.scale.model_copy(update={"ray": True})})
 
 
-def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """The config with searched fields set, and no search. Raises ConfigError where they make no valid run."""
-    tree = dump(config) | {"search": None}
-    for field, value in values.items():
-        _set(tree, parse_override(f"{field}=")[0], value)
-    return build(RunConfig, tree, {(): "search.space"})
-
-
-def _set(tree: dict[str, Any], key: Key, value: Any) -> None:
-    """Put a value in its place; of a section only the settings that are named change, as in a stage."""
-    if not isinstance(value, dict):
-        set_dotted(tree, key, value)
-        return
-    *stage, section = key
-    owner = tree["stages"][stage[1]] if stage else tree
-    owner.update(merged(owner, {str(section): value}))
-
-
-def grid_points(domains: dict[str, Domain]) -> list[dict[str, Any]]:
-    """Every combination of the values of a grid, the last field running fastest."""
-    lists = [domain.values for domain in domains.values() if isinstance(domain, Options)]
-    return [dict(zip(domains, point, strict=True)) for point in product(*lists)]
-
-
-def _defaults(config: RunConfig) -> dict[str, Mapping[str, Any]]:
-    prefix, shown = "", config
-    if config.stages:
-        prefix, shown = f"stages.{len(config.stages) - 1}.", stage_configs(config)[-1]
-    rate = _LEARNING_RATES[shown.adapter.kind, shown.objective.has_likelihood]
-    fields = {**shown.objective.search_space, "training.learning_rate": rate}
-    return {prefix + name: written for name, written in fields.items()}
-
-
 def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
     """Values to try on paper: every point of a grid, else the ends and a point inside of each range by itself."""
     if settings_of(config).searcher == "grid":
-        yield from grid_points(space.domains)
+        yield from grid_points(config, space.domains)
         return
     for name, domain in space.domains.items():
         if isinstance(domain, Options):
@@ -110,7 +96,8 @@ def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
             yield from ({name: domain.settle(value)} for value in (domain.low, domain.high, inside))
 
 
-def _shown(domain: Domain) -> str:
+def shown_range(domain: Domain) -> str:
+    """A range in a message."""
     if isinstance(domain, Options):
         return f"one of {list(domain.values)}"
     return f"{domain.low:g} to {domain.high:g}" + (", by its logarithm" if domain.log else "")

@@ -10,21 +10,28 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+import torch
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.pruners import NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.trial import TrialState
+from torch.quasirandom import SobolEngine
 
-from orpo_ray.config import SearchConfig
+from orpo_ray.config import RunConfig
+from orpo_ray.config.searched import given_values, grid_points, settings_of
 from orpo_ray.config.space import Domain, Options
 from orpo_ray.runs.search import Trial
 from orpo_ray.search.rungs import Rungs
 from orpo_ray.search.score import score
-from orpo_ray.search.space import grid_points
 
 _PROGRESS = 1000
 """Optuna counts progress in whole numbers: thousandths of a run."""
-_AT_RANDOM = 10
+_SPREAD = 10
 """Trials before TPE draws near what was good; of fewer it would make too much (Optuna's own number)."""
 
 _ENDS = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -33,53 +40,70 @@ _ENDS = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed"
 class Study:
     """Draws values and judges evaluations; `trials` are those on record, `pairs` those that each is judged by."""
 
-    def __init__(
-        self, search: SearchConfig, domains: dict[str, Domain], seed: int, pairs: int, trials: Sequence[Trial]
-    ) -> None:
-        self._search = search
+    def __init__(self, config: RunConfig, domains: dict[str, Domain], pairs: int, trials: Sequence[Trial]) -> None:
+        self._search = settings_of(config)
         self._domains = domains
-        self._seed = seed
+        self._seed = config.training.seed
         self._pairs = pairs
-        self._grid = grid_points(domains) if search.searcher == "grid" else []
+        is_grid = self._search.searcher == "grid"
+        self._grid = grid_points(config, domains) if is_grid else []
+        self._given = given_values(config, domains) if self._search.try_given else None
         self._distributions = {name: _distribution(domain) for name, domain in domains.items()}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(direction="maximize", pruner=NopPruner())
-        self._rungs = Rungs(search.grace, search.eta) if search.scheduler == "asha" else None
+        asha = self._search.scheduler == "asha"
+        self._rungs = Rungs(self._search.grace, self._search.eta) if asha else None
         self._open: dict[int, optuna.Trial] = {}
+        self._begun: list[dict[str, Any]] = []
         for trial in trials:
             self._replay(trial)
 
     def draw(self, number: int) -> dict[str, Any]:
-        """The values of the trial of that number, which is the next one."""
+        """The values of the trial of that number, which is the next one: the given ones first."""
         if self._grid:
-            return self._begin(number, self._grid[number])
-        self._study.sampler = self._sampler(number)
+            values = next(point for point in self._grid if point not in self._begun)
+        elif number == 0 and self._given is not None:
+            values = self._given
+        else:
+            values = self._drawn(number - (self._given is not None))
+        self._begin(number, values)
+        return values
+
+    def _drawn(self, number: int) -> dict[str, Any]:
+        """The values of a draw: the first ones, or all at random, spread over the ranges; else TPE's."""
+        if self._search.searcher == "random" or number < _SPREAD:
+            return spread_values(self._domains, self._seed, number)
+        self._study.sampler = self._tpe(number)
         drawn = self._study.ask(self._distributions)
-        values = {name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()}
         # What counts is the settled value, which is all that the record knows.
         self._study.tell(drawn, state=TrialState.FAIL)
-        return self._begin(number, values)
+        return {name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()}
 
     def judge(self, trial: Trial) -> bool:
         """Whether to give the trial up after its latest evaluation. The end of a run is never given up."""
         progress = trial.last["step"] / trial.total_steps
         value = score(self._search.metric, trial.last, self._pairs)
         # TPE learns from trials that were given up by how far they came, and how well they did there.
-        self._open[trial.number].report(value, int(_PROGRESS * progress))
+        if (known := self._open.get(trial.number)) is not None:
+            known.report(value, int(_PROGRESS * progress))
         behind = self._rungs is not None and self._rungs.gives_up(trial.number, progress, value)
         return behind and progress < 1
 
     def end(self, trial: Trial) -> None:
         """Take in how a trial ended."""
-        ended = self._open.pop(trial.number)
+        ended = self._open.pop(trial.number, None)
+        if ended is None:
+            return
         value = score(self._search.metric, trial.last, self._pairs) if trial.state == "finished" else None
         self._study.tell(ended, value, _ENDS[trial.state])
 
-    def _begin(self, number: int, values: dict[str, Any]) -> dict[str, Any]:
+    def _begin(self, number: int, values: dict[str, Any]) -> None:
+        self._begun.append(values)
+        if not all(_holds(domain, values[name]) for name, domain in self._domains.items()):
+            return  # given values outside of the ranges teach TPE nothing
         encoded = {name: _encoded(domain, values[name]) for name, domain in self._domains.items()}
         self._study.enqueue_trial(encoded)
         self._open[number] = self._study.ask(self._distributions)
-        return values
 
     def _replay(self, trial: Trial) -> None:
         self._begin(trial.number, trial.values)
@@ -90,12 +114,29 @@ class Study:
         if trial.state != "running":
             self.end(trial)
 
-    def _sampler(self, number: int) -> BaseSampler:
+    def _tpe(self, number: int) -> TPESampler:
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        if self._search.searcher == "random" or number < _AT_RANDOM:
-            return RandomSampler(seed=seed)
         # The liar keeps trials that run at the same time apart.
         return TPESampler(seed=seed, n_startup_trials=1, constant_liar=True)
+
+
+def spread_values(domains: dict[str, Domain], seed: int, number: int) -> dict[str, Any]:
+    """Point of that number in a scrambled Sobol sequence over the ranges: any first few are spread."""
+    engine = SobolEngine(len(domains), scramble=True, seed=seed)
+    if number:
+        engine.fast_forward(number)
+    shares = engine.draw(1, dtype=torch.float64)[0].tolist()
+    return {name: _at(domain, share) for (name, domain), share in zip(domains.items(), shares, strict=True)}
+
+
+def _at(domain: Domain, share: float) -> Any:
+    if isinstance(domain, Options):
+        return domain.values[int(share * len(domain.values))]
+    return domain.at(share)
+
+
+def _holds(domain: Domain, value: Any) -> bool:
+    return value in domain.values if isinstance(domain, Options) else domain.holds(value)
 
 
 def _distribution(domain: Domain) -> BaseDistribution:

@@ -1,7 +1,6 @@
 """Numbers that tell how well a model prefers; none of them depends on lambda, beta or another setting of a loss."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import StoppedError
 from orpo_ray.objectives import LossParts, Objective, PairLogps, log_odds_ratio
+from orpo_ray.runs.scores import PairScores
 from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.pair_model import PairModel
@@ -19,16 +19,6 @@ from orpo_ray.training.world import ALONE, World
 
 PAIR_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio")
 _SHARES = ("nll", "preference", "loss")
-
-
-@dataclass(frozen=True)
-class PairScores:
-    """Summed log-probs of both answers and their token counts, each [n]."""
-
-    chosen: NDArray[np.float64]
-    rejected: NDArray[np.float64]
-    chosen_tokens: NDArray[np.int64]
-    rejected_tokens: NDArray[np.int64]
 
 
 def pair_metrics(pairs: PairLogps) -> Tensor:

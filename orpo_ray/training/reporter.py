@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from orpo_ray.config.storage import local_path
 from orpo_ray.errors import RunError
 from orpo_ray.runs.console import Console, Metrics
-from orpo_ray.runs.files import CHECKPOINTS, METRICS_FILE, TENSORBOARD
+from orpo_ray.runs.files import CHECKPOINTS, EVALUATIONS, METRICS_FILE, TENSORBOARD
 from orpo_ray.runs.metrics import lines_until, plain_record
 from orpo_ray.runs.run import Run
+from orpo_ray.runs.scores import PairScores, scores_file, write_scores
 from orpo_ray.training import checkpoint as checkpoints
 from orpo_ray.training.checkpoint import Position
 from orpo_ray.training.world import World
@@ -24,6 +25,9 @@ class Reporter(Protocol):
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Publish one step's metrics, plain numbers under `train/` and `eval/` names, the same in every process."""
+
+    def keep_scores(self, step: int, scores: PairScores) -> None:
+        """Keep what each held-out pair scored at a step, for intervals; its metrics are reported next."""
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Make a checkpoint durable: `write` fills the folder it is given, in one process only."""
@@ -58,6 +62,12 @@ class LocalReporter:
         if any(name.startswith("eval/") for name in metrics):
             self.run.store(METRICS_FILE)  # a trial may be given up on it, and never come to a checkpoint
         self._console.watch(step, total_steps, metrics)
+
+    def keep_scores(self, step: int, scores: PairScores) -> None:
+        """Write them beside those of other evaluations."""
+        path = scores_file(self.run.path(EVALUATIONS), step)
+        write_scores(path, scores)
+        self.run.storage.store(path)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint beside its place, move it there, then drop those that are not kept."""
@@ -108,6 +118,11 @@ class GroupReporter:
         """Publish a step's metrics once."""
         if self._world.is_first:
             self._first.report(step, total_steps, metrics)
+
+    def keep_scores(self, step: int, scores: PairScores) -> None:
+        """Write them once."""
+        if self._world.is_first:
+            self._first.keep_scores(step, scores)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint once; no process goes on before it is durable."""

@@ -10,13 +10,12 @@ from orpo_ray.training.plan import Indices, Layout, Step, cut_step, pack_costs, 
 def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
     """The pairs of each optimizer step of the whole run over `count` pairs, epoch after epoch, cut at max_steps."""
     settings = config.training
-    wanted = settings.max_steps
-    steps: list[Indices] = []
-    epoch = 0
-    while (len(steps) < wanted) if wanted else (epoch < (settings.epochs or 1)):
-        steps += step_pairs(count, settings.pairs_per_step, settings.seed, epoch)
-        epoch += 1
-    steps = steps[:wanted]
+    each = -(-count // settings.pairs_per_step)
+    wanted = settings.max_steps or max(1, round((settings.epochs or 1) * each))
+    epochs = range(-(-wanted // each))
+    steps = [pairs for epoch in epochs for pairs in step_pairs(count, settings.pairs_per_step, settings.seed, epoch)][
+        :wanted
+    ]
     if (warmup := warmup_steps(settings.warmup, len(steps))) >= len(steps):
         raise ConfigError(f"training.warmup: {warmup} steps, but the run has {len(steps)}; its rate would never rise")
     return steps

@@ -236,6 +236,7 @@ class PreferenceTrainer(Trainer):
                 f"{_names(self._work.evaluation, bad[:8])}. Look at these pairs, or at the base's weights"
             )
         metrics = summarise(scores)
+        self._reporter.keep_scores(self.state.global_step, scores)
         self.log({f"eval_{name}": value for name, value in metrics.items()})
         self.control.should_evaluate = False
         self._latest_eval = (self.state.global_step, {f"eval/{name}": value for name, value in metrics.items()})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from orpo_ray.config import RunConfig, dump, every_to_steps, load_config, load_resolved
+from orpo_ray.config import RunConfig, Source, dump, every_to_steps, load_config, load_resolved
 from orpo_ray.config.objectives.dpo import DpoConfig
 from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.errors import ConfigError
@@ -360,7 +360,7 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("training.learning_rate=-1", "must be greater than 0, not -1"),
         ("training.learning_rate=.inf", "must be a finite number, not inf"),
         ("training.learning_rate=.nan", "must be a finite number, not nan"),
-        ("training.epochs=1.5", "must be a valid integer, not 1.5"),
+        ("training.epochs=0", "must be greater than 0, not 0"),
         ("training.seed=4294967296", "must be less than 4294967296, not 4294967296"),
         ("training.eval_every=0", "must be greater than or equal to 1 or greater than 0, not 0"),
         ("training.eval_every=1.5", "must be a valid integer or less than or equal to 1, not 1.5"),
@@ -368,9 +368,9 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("training.eval_every='10'", "must be a valid integer or a valid number, not '10'"),
         ("training.warmup=1.0", "must be a valid integer or less than 1, not 1.0"),
         ("training.schedule=cosin", "must be 'cosine', 'linear' or 'constant', not 'cosin'"),
-        ("training.trackers=wandb", "must be a list, not 'wandb'"),
+        ("training.trackers=3", "must be a list, not 3"),
         ("adapter.dropout=1.0", "must be less than 1, not 1.0"),
-        ("adapter.targets=q_proj", "must be 'all-linear' or a list, not 'q_proj'"),
+        ("adapter.targets=3", "must be 'all-linear' or a list, not 3"),
         ("scale.workers=0", "must be 'auto' or greater than 0, not 0"),
         ("scale.workers=1.5", "must be 'auto' or a valid integer, not 1.5"),
         ("scale.gpus_per_worker=2", "must be 'auto' or less than or equal to 1, not 2"),
@@ -389,7 +389,7 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("name=123", "must be text (write it in quotes), not 123"),
         ("model.revision=1234567", "must be text (write it in quotes), not 1234567"),
         ("model.base=''", "must have at least 1 character, not ''"),
-        ("data.train=pairs.jsonl", "must be a list, not 'pairs.jsonl'"),
+        ("data.train=3", "must be a list, not 3"),
         ("data.max_length=4", "must be greater than or equal to 8, not 4"),
         ("model=mistral", f"must be a section with {MODEL_KEYS}, not 'mistral'"),
     ],
@@ -405,15 +405,38 @@ def test_a_wrong_value_says_what_it_must_be(path, override, says):
         ("adapter.targets=[q_proj, 5]", "adapter.targets.1: must be text (write it in quotes), not 5"),
         ("training.trackers=[tb]", "training.trackers.0: must be 'wandb' or 'mlflow', not 'tb'"),
         ("data.columns={prompt: a, chosen: b}", "data.columns.rejected: missing; data.columns needs it"),
-        ("data.columns=[a]", "data.columns: must be a section with chosen, prompt, rejected, not ['a']"),
+        ("data.columns=[a]", "data.columns: must be a section with chosen, prompt, rejected, system, not ['a']"),
         (
-            "data.train=[a.csv]",
-            "data.train.0: must be a section with limit, revision, source, split, weight, not 'a.csv'",
+            "data.train=[3]",
+            "data.train.0: must be a section with limit, revision, source, split, weight, not 3",
         ),
     ],
 )
 def test_a_wrong_item_is_named_by_its_place_in_the_list(path, override, says):
     assert complaint(path, MINIMAL, override) == f"override {override!r}: {says}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "section", "field", "value"),
+    [
+        (["training.trackers=wandb"], "training", "trackers", ("wandb",)),
+        (["adapter.targets=q_proj"], "adapter", "targets", ("q_proj",)),
+        (["adapter.targets=all-linear"], "adapter", "targets", "all-linear"),
+        (["data.train=a.csv"], "data", "train", (Source(source="a.csv"),)),
+        (["data.train=[a.csv, {source: b.csv}]"], "data", "train", (Source(source="a.csv"), Source(source="b.csv"))),
+        (["data.train={source: a.csv, weight: 2}"], "data", "train", (Source(source="a.csv", weight=2),)),
+        (["stages={objective: {kind: sft}}"], None, "stages", ({"objective": {"kind": "sft"}},)),
+        (["training.epochs=1.5"], "training", "epochs", 1.5),
+        (["data.max_length=512"], "data", "max_prompt_length", 256),
+        (["data.max_length=8192"], "data", "max_prompt_length", 4096),
+        (["data.max_length=512", "data.max_prompt_length=400"], "data", "max_prompt_length", 400),
+        ([], "data", "max_prompt_length", 1024),
+    ],
+)
+def test_what_people_write_means_what_it_says(path, overrides, section, field, value):
+    path.write_text(MINIMAL, encoding="utf-8")
+    config = load_config(path, overrides)
+    assert getattr(getattr(config, section) if section else config, field) == value
 
 
 @pytest.mark.parametrize(
@@ -462,9 +485,9 @@ def test_the_place_is_that_of_the_value_that_the_message_names(path):
     [
         (
             MINIMAL,
-            ["data.max_length=512"],
-            "override 'data.max_length=512': data: "
-            "max_prompt_length (1024) must be below max_length (512), or no answer fits",
+            ["data.max_length=512", "data.max_prompt_length=512"],
+            "override 'data.max_prompt_length=512': data: "
+            "max_prompt_length (512) must be below max_length (512), or no answer fits",
         ),
         (
             MINIMAL + "  max_length: 512\n  max_prompt_length: 600\n",

@@ -16,9 +16,10 @@ from orpo_ray.config.objectives.sft import SftConfig
 from orpo_ray.config.objectives.simpo import SimpoConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.objectives import PairLogps, build_objective, loss_parts
+from orpo_ray.runs.scores import PairScores
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import load_pair_model
-from orpo_ray.training.metrics import PAIR_METRICS, PairScores, StepMetrics, pair_metrics, score_pairs, summarise
+from orpo_ray.training.metrics import PAIR_METRICS, StepMetrics, pair_metrics, score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PADDED
 from orpo_ray.training.strategy import Strategy

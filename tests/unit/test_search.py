@@ -8,19 +8,23 @@ from typing import Any
 
 import pytest
 from support import run_config
+from support import settings as settings_tree
 
 from orpo_ray.config import RunConfig, SearchConfig, build, dump, stage_configs
-from orpo_ray.config.space import Domain, Options, Span
+from orpo_ray.config.searched import trial_count
+from orpo_ray.config.space import Domain, Options, Span, written
+from orpo_ray.config.suited import suited_rates
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.scores import Change
 from orpo_ray.runs.search import Found, Search, Trial
 from orpo_ray.runs.search_run import SearchRun
 from orpo_ray.search.course import Course, take_up
-from orpo_ray.search.outcome import best_trial, pareto_front, reading
+from orpo_ray.search.outcome import Compared, best_trial, pareto_front, reading
 from orpo_ray.search.rungs import Rungs
 from orpo_ray.search.score import score
 from orpo_ray.search.space import Space, resolve, trial_config, with_ranges
-from orpo_ray.search.study import Study
+from orpo_ray.search.study import Study, spread_values
 
 LAMBDA, RATE = "objective.lambda", "training.learning_rate"
 DOMAINS: dict[str, Domain] = {LAMBDA: Span(0.1, 2.0, log=True), RATE: Span(1e-5, 1e-3, log=True)}
@@ -100,6 +104,53 @@ def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
     assert third.startswith("Trial 1 keeps them likelier (NLL 1.00 against 2.00 a token) at accuracy 75.0%.")
 
 
+def searched(best: Trial, given: Trial, space: dict[str, Any] | None = None) -> Search:
+    settings = {"metric": "eval/accuracy", "try_given": True, "space": space or {}}
+    return Search("x", settings, 2, PAIRS, trials=[given, best])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [
+        (0.01, 0.09, "(95 % interval +0.010 to +0.090): more than the noise of 512 held-out pairs."),
+        (-0.01, 0.09, "within the noise. 512 held-out pairs show no difference of accuracy below 0.012"),
+    ],
+)
+def test_the_reading_tells_whether_the_given_configuration_was_beaten(low: float, high: float, says: str) -> None:
+    search = searched(finished(1, 0.75, 0.2, 1.0), finished(0, 0.7, 0.2, 1.0))
+    compared = Compared("eval/accuracy", Change(0.7, 0.75, low, high), 10)
+    told = reading(search, compared)[-1]
+    assert "trial 0) at step 10: accuracy 0.750 against 0.700, a difference of +0.050" in told
+    assert says in told
+
+
+def test_the_reading_tells_that_no_trial_beat_the_given_configuration() -> None:
+    search = searched(finished(1, 0.7, 0.2, 1.0), finished(0, 0.75, 0.2, 1.0))
+    assert reading(search)[-1].startswith("No trial is better than the given configuration (trial 0)")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (0.1, "objective.lambda=0.1 is at the lower end of its range, 0.1 to 10: the best may lie "),
+        (9.5, "objective.lambda=9.5 is at the upper end of its range, 0.1 to 10: the best may lie "),
+        (1.0, None),
+        (0.2, None),
+    ],
+)
+def test_a_best_value_at_the_end_of_its_range_is_told_with_the_next_range(value: float, says: str | None) -> None:
+    best = finished(1, 0.75, 0.2, 1.0)
+    best.values = {LAMBDA: value}
+    space = {LAMBDA: {"loguniform": [0.1, 10]}}
+    told = [line for line in reading(searched(best, finished(0, 0.7, 0.1), space)) if " end of " in line]
+    if says is None:
+        assert told == []
+        return
+    assert told[0].startswith(says)
+    low, high = 0.1 * value, 10 * value
+    assert f"Search {float(f'{low:.2g}'):g} to {float(f'{high:.2g}'):g} next." in told[0]
+
+
 # --- what to vary -----------------------------------------------------------------------------------------------
 
 
@@ -125,7 +176,8 @@ def test_each_objective_has_ranges_of_its_own(tmp_path: Path, objective: dict[st
 
 def test_a_likelihood_term_is_searched_at_higher_rates(tmp_path: Path) -> None:
     def highest(**objective: Any) -> float:
-        found = resolve(with_ranges(run_config(tmp_path, objective=objective), print)).domains[RATE]
+        config = run_config(tmp_path, objective=objective, search={"try_given": False})
+        found = resolve(with_ranges(config, print)).domains[RATE]
         assert isinstance(found, Span)
         return found.high
 
@@ -135,7 +187,8 @@ def test_a_likelihood_term_is_searched_at_higher_rates(tmp_path: Path) -> None:
 
 def test_full_training_is_searched_at_far_lower_rates(tmp_path: Path) -> None:
     def rates(**sections: Any) -> Span:
-        found = resolve(with_ranges(run_config(tmp_path, **sections), print)).domains[RATE]
+        config = run_config(tmp_path, **sections, search={"try_given": False})
+        found = resolve(with_ranges(config, print)).domains[RATE]
         assert isinstance(found, Span)
         return found
 
@@ -143,6 +196,31 @@ def test_full_training_is_searched_at_far_lower_rates(tmp_path: Path) -> None:
         lora = rates(objective={"kind": kind})
         full = rates(objective={"kind": kind}, adapter={"kind": "none"}, model={"quantization": "none"})
         assert 40 <= math.sqrt(lora.low * lora.high / (full.low * full.high)) <= 100
+
+
+def test_default_ranges_are_widened_to_hold_what_is_given(tmp_path: Path) -> None:
+    def ranges(**sections: Any) -> tuple[dict[str, Domain], list[str]]:
+        said: list[str] = []
+        config = with_ranges(run_config(tmp_path, **sections), said.append)
+        return resolve(config).domains, said[1:]
+
+    assert ranges()[1] == [], "what the ranges hold widens nothing"
+    domains, said = ranges(objective={"lambda": 5.0}, training={"learning_rate": 1e-5})
+    assert domains == {LAMBDA: Span(0.1, 5.0, log=True), RATE: Span(1e-5, 2e-3, log=True)}
+    assert said == [
+        "search.space: objective.lambda 0.1 to 5, by its logarithm: widened to hold the given 5",
+        "search.space: training.learning_rate 1e-05 to 0.002, by its logarithm: widened to hold the given 1e-05",
+    ]
+    domains, said = ranges(objective={"lambda": 0.0})
+    assert domains[LAMBDA] == Span(0.1, 2.0, log=True)
+    assert said == ["search.space: objective.lambda 0 has no logarithm: trial 0 alone tries it"]
+    chosen = {"space": {LAMBDA: {"loguniform": [0.1, 0.2]}}}
+    assert ranges(objective={"lambda": 5.0}, search=chosen)[0] == {LAMBDA: Span(0.1, 0.2, log=True)}
+
+
+def test_rates_fall_with_the_size_of_the_base() -> None:
+    small, large = (suited_rates("lora", True, count).range for count in (10**8, 10**9))
+    assert small == {"loguniform": [1e-4, 2e-3]} and large == {"loguniform": [2e-5, 4e-4]}
 
 
 @pytest.mark.parametrize(
@@ -198,8 +276,22 @@ def test_of_a_chosen_section_only_what_is_named_changes(
 # --- what to try next, and whom to give up ----------------------------------------------------------------------
 
 
-def study(settings: SearchConfig, trials: list[Trial] | None = None, domains: dict[str, Domain] = DOMAINS) -> Study:
-    return Study(settings, domains, seed=7, pairs=PAIRS, trials=trials or [])
+def study(
+    settings: SearchConfig,
+    trials: list[Trial] | None = None,
+    domains: dict[str, Domain] = DOMAINS,
+    **sections: Any,
+) -> Study:
+    """A study of drawn trials; the given configuration is none of them unless `settings` say so."""
+    tree = settings.model_dump(exclude_unset=True)
+    search = {"try_given": False, "space": {name: written(d) for name, d in domains.items()}, **tree}
+    config = run_config(Path("nowhere"), search=search, **sections)
+    config = with_seed(config, 7)
+    return Study(config, domains, PAIRS, trials or [])
+
+
+def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
 
 
 def quality(values: dict[str, Any]) -> float:
@@ -274,8 +366,84 @@ def test_quantised_and_chosen_values_are_what_the_config_says() -> None:
 def test_a_grid_tries_every_point_once() -> None:
     settings = SearchConfig(searcher="grid", space={LAMBDA: {"grid": [0.1, 0.5]}, RATE: {"grid": [1e-5, 1e-4, 1e-3]}})
     asked = study(settings, domains=settings.domains)
-    points = [asked.draw(number) for number in range(settings.trial_count)]
+    points = [asked.draw(number) for number in range(6)]
     assert points == [{LAMBDA: weight, RATE: rate} for weight in (0.1, 0.5) for rate in (1e-5, 1e-4, 1e-3)]
+
+
+# --- the given configuration, and draws that are spread ----------------------------------------------------------
+
+
+def test_trial_0_is_the_given_configuration() -> None:
+    asked = study(SearchConfig(trials=3, try_given=True), objective={"lambda": 0.3})
+    given, *drawn = (asked.draw(number) for number in range(3))
+    without = study(SearchConfig(trials=3), objective={"lambda": 0.3})
+    assert given == {LAMBDA: 0.3, RATE: 1e-3}
+    assert drawn == [without.draw(number) for number in range(2)]
+
+
+def test_the_given_configuration_may_lie_outside_of_the_ranges() -> None:
+    """It is judged as all others, and teaches the draws nothing."""
+    settings = SearchConfig(trials=20, try_given=True)
+    asked = study(settings, objective={"lambda": 0.0})
+    first = Trial(0, "", asked.draw(0))
+    assert first.values[LAMBDA] == 0.0
+    first.note(20, 100, evaluation(0.9))
+    assert not asked.judge(first)
+    other = Trial(1, "", asked.draw(1))
+    other.note(20, 100, evaluation(0.1))
+    assert asked.judge(other), "behind the given one"
+    first.note(100, 100, evaluation(0.9))
+    asked.judge(first)
+    first.state = "finished"
+    asked.end(first)
+    again = study(settings, [first], objective={"lambda": 0.0})
+    assert again.draw(1) == other.values
+
+
+def test_a_grid_tries_the_given_point_first_and_once() -> None:
+    space = {LAMBDA: {"grid": [0.1, 0.5]}, RATE: {"grid": [1e-4, 1e-3]}}
+    settings = SearchConfig(searcher="grid", space=space, try_given=True)
+    for given, count in ((0.5, 4), (0.7, 5)):
+        asked = study(settings, domains=settings.domains, objective={"lambda": given})
+        points = [asked.draw(number) for number in range(count)]
+        assert points[0] == {LAMBDA: given, RATE: 1e-3}
+        assert len({tuple(point.values()) for point in points}) == count
+        config = run_config(Path("nowhere"), objective={"lambda": given}, search=dump(settings))
+        assert trial_count(config) == count
+
+
+def test_of_a_chosen_section_the_given_one_is_found(tmp_path: Path) -> None:
+    choices = [{"kind": "orpo", "lambda": 0.5}, {"kind": "dpo", "beta": 0.2}]
+    search = {"space": {"objective": {"choice": choices}}}
+    for given, first in ((choices[1], choices[1]), ({"kind": "cpo"}, None)):
+        config = run_config(tmp_path, objective=given, search=search)
+        drawn = Study(config, resolve(config).domains, PAIRS, []).draw(0)["objective"]
+        assert drawn == first or (first is None and drawn["kind"] == "cpo")
+        assert trial_config(config, resolve(config), {"objective": drawn}, "x").objective == config.objective
+
+
+def test_the_given_value_of_a_stage_is_the_stages_own(tmp_path: Path) -> None:
+    stages = [{"objective": {"kind": "sft"}}, {"objective": {"kind": "dpo", "beta": 0.03}}]
+    space = {"stages.1.objective.beta": {"loguniform": [0.01, 0.1]}}
+    tree = settings_tree(tmp_path) | {"stages": stages, "search": {"space": space}}
+    config = build(RunConfig, tree, {(): "tests"})
+    drawn = Study(config, resolve(config).domains, PAIRS, []).draw(0)
+    assert drawn == {"stages.1.objective.beta": 0.03}
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 13, 16])
+def test_the_first_draws_are_spread_over_each_range(count: int) -> None:
+    """Both halves of each range are tried; 2, 4, 8 and 16 draws hit each of as many equal parts."""
+    for seed in range(5):
+        drawn = [spread_values(DOMAINS, seed, number) for number in range(count)]
+        for field, domain in DOMAINS.items():
+            assert isinstance(domain, Span)
+            wide = math.log(domain.high / domain.low)
+            shares = [math.log(values[field] / domain.low) / wide for values in drawn]
+            assert {int(2 * share) for share in shares} == {0, 1}
+            if count in (2, 4, 8, 16):
+                assert len({int(count * share) for share in shares}) == count
+    assert spread_values(DOMAINS, 0, 1) != spread_values(DOMAINS, 1, 1)
 
 
 def test_asha_gives_up_at_the_rungs_only_and_never_the_first_nor_at_the_end() -> None:
@@ -394,7 +562,7 @@ def begin(config: RunConfig) -> Callable[[], tuple[Course, Search]]:
         assert config.search is not None
         run = SearchRun(config)
         search = run.search() or Search(config.name, config.search.model_dump(), 4, PAIRS)
-        made = Study(config.search, DOMAINS, 7, PAIRS, search.trials)
+        made = Study(config, DOMAINS, PAIRS, search.trials)
         return Course(run, Space(DOMAINS), search, made, SILENT), search
 
     return make

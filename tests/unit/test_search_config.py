@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orpo_ray.config import RunConfig, dump, load_config, stage_configs
+from orpo_ray.config.searched import trial_count
 from orpo_ray.config.space import Options, Span, parse_domain
 from orpo_ray.errors import ConfigError
 
@@ -220,9 +221,12 @@ def test_settings_of_a_search_that_do_not_go_together_are_refused(path: Path, in
 def test_the_grid_says_how_many_trials_there_are(path: Path) -> None:
     grid = "space: {objective.lambda: {grid: [0.1, 0.2]}, adapter.r: {grid: [4, 8, 16]}}"
     config = load(path, search(f"searcher: grid, {grid}"))
-    assert config.search is not None and config.search.trial_count == 6
-    plain = load(path, search("searcher: random"))
-    assert plain.search is not None and plain.search.trial_count == 16
+    assert trial_count(config) == 6
+    assert trial_count(load(path, search(f"searcher: grid, {grid}"), "adapter.r=32")) == 7
+    without = f"searcher: grid, try_given: false, {grid}"
+    assert trial_count(load(path, search(without), "adapter.r=32")) == 6
+    one = "space: {objective.lambda: {uniform: [0.1, 0.2]}}"
+    assert trial_count(load(path, search(f"searcher: random, {one}"))) == 16
 
 
 # --- stages -----------------------------------------------------------------------------------------------------

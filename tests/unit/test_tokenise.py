@@ -15,7 +15,7 @@ from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit, fixed_date
 from orpo_ray.errors import DataError
-from orpo_ray.models.tokenizer import PLAIN_TEMPLATE
+from orpo_ray.models.templates import TEMPLATES
 
 Load = Callable[..., Any]
 
@@ -35,7 +35,7 @@ PAIR = Pair(HI, "Yes, sure.", "No")
 
 TOKENIZERS = {
     "minimind_chatml_6400": None,
-    "gpt2_50257": PLAIN_TEMPLATE,
+    "gpt2_50257": TEMPLATES["plain"].text,
     "mistral_v3_32768_spm": LLAMA_TEMPLATE,
 }
 
@@ -76,7 +76,7 @@ def test_llama_style(shared_tokenizer: Load) -> None:
 
 
 def test_plain(shared_tokenizer: Load) -> None:
-    tokenizer = shared_tokenizer("gpt2_50257", PLAIN_TEMPLATE)
+    tokenizer = shared_tokenizer("gpt2_50257", TEMPLATES["plain"].text)
     assert ids(one(tokenizer)) == (
         [50256, 20490, 25, 15902, 612, 198, 198, 48902, 25],  # <|endoftext|>Human: Hi there\n\nAssistant:
         [3363, 11, 1654, 13, 50256],  # " Yes" "," " sure" "." <|endoftext|>
@@ -220,7 +220,7 @@ def test_answers_that_cannot_be_trained(chatml_tokenizer: Any, pair: Pair, code:
 
 
 def test_the_end_token_is_kept_where_it_pads_too(shared_tokenizer: Load) -> None:
-    tokenizer = shared_tokenizer("gpt2_50257", PLAIN_TEMPLATE)
+    tokenizer = shared_tokenizer("gpt2_50257", TEMPLATES["plain"].text)
     tokenizer.pad_token = tokenizer.eos_token
     assert one(tokenizer).chosen[-1] == tokenizer.pad_token_id == 50256
 
@@ -248,7 +248,7 @@ def test_no_template_and_no_end_token(shared_tokenizer: Load) -> None:
     with pytest.raises(DataError, match=r"no chat template; set model\.chat_template"):
         PairTokeniser(shared_tokenizer("gpt2_50257"))
     with pytest.raises(DataError, match="no end token"):
-        PairTokeniser(shared_tokenizer("torchtune_tiny_2000", PLAIN_TEMPLATE))
+        PairTokeniser(shared_tokenizer("torchtune_tiny_2000", TEMPLATES["plain"].text))
 
 
 # --- templates that ask for the date -------------------------------------------------------------------------------

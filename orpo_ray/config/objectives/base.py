@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from orpo_ray.config.section import Section
+from orpo_ray.config.suited import Suited
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class ObjectiveConfig(Section):
     """Settings of an objective. `kind` is its name, and that of the files that hold its settings and its loss."""
 
     kind: str
-    search_space: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Ranges that suit it, of its paper and of shipped recipes, by dotted field, as `search.space` writes them."""
+    search_space: ClassVar[Mapping[str, Suited]] = {}
+    """Ranges that suit it, by dotted field."""
     only_in_trl: ClassVar[bool] = False
     """Whether our own engine has no such loss."""
     compares_below_adapter: ClassVar[bool] = False

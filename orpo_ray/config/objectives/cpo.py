@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat
 
 from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
+from orpo_ray.config.suited import Suited
 
 
 class CpoConfig(ObjectiveConfig):
@@ -15,7 +16,9 @@ class CpoConfig(ObjectiveConfig):
     alpha: float = Field(1.0, ge=0, description="weight of the likelihood term")
     nll_on: Literal["response", "full"] = "response"
 
-    search_space: ClassVar = {"objective.beta": {"loguniform": [0.01, 0.1]}}
+    search_space: ClassVar = {
+        "objective.beta": Suited({"loguniform": [0.01, 0.1]}, "arXiv:2401.08417: 0.1; its scale is that of DPO")
+    }
 
     @property
     def has_likelihood(self) -> bool:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
+from orpo_ray.config.suited import Suited
 
 
 class DpoConfig(ObjectiveConfig):
@@ -21,7 +22,12 @@ class DpoConfig(ObjectiveConfig):
     nll_weight: float = Field(0.0, ge=0, description="weight of an added likelihood term on the chosen answer")
     nll_on: Literal["response", "full"] = "response"
 
-    search_space: ClassVar = {"objective.beta": {"loguniform": [0.01, 0.1]}}
+    search_space: ClassVar = {
+        "objective.beta": Suited(
+            {"loguniform": [0.01, 0.1]},
+            "arXiv:2305.18290 takes 0.1; recipes of the alignment-handbook for Zephyr 0.01 and 0.05",
+        )
+    }
 
     @model_validator(mode="after")
     def _hinge_is_not_smoothed(self) -> Self:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat
 
 from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
+from orpo_ray.config.suited import Suited
 
 
 class IpoConfig(ObjectiveConfig):
@@ -14,7 +15,11 @@ class IpoConfig(ObjectiveConfig):
     beta: PositiveFloat = 0.1
     log_probs: Literal["sum", "token-mean"] = Field("sum", description="sum: the paper; token-mean: TRL's choice")
 
-    search_space: ClassVar = {"objective.beta": {"loguniform": [0.01, 1.0]}}
+    search_space: ClassVar = {
+        "objective.beta": Suited(
+            {"loguniform": [0.01, 1.0]}, "alignment-handbook, recipes/pref_align_scan: 0.01 to 0.9"
+        )
+    }
 
     def in_trl(self) -> InTrl | str:
         """A loss type of DPO."""

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat
 
 from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
+from orpo_ray.config.suited import Suited
 
 
 class KtoConfig(ObjectiveConfig):
@@ -15,7 +16,11 @@ class KtoConfig(ObjectiveConfig):
     desirable_weight: float = Field(1.0, ge=0, description="weight of the chosen answers")
     undesirable_weight: float = Field(1.0, ge=0, description="weight of the rejected answers")
 
-    search_space: ClassVar = {"objective.beta": {"loguniform": [0.01, 0.1]}}
+    search_space: ClassVar = {
+        "objective.beta": Suited(
+            {"loguniform": [0.01, 0.1]}, "TRL's default 0.1; alignment-handbook, recipes/pref_align_scan, from 0.01"
+        )
+    }
     only_in_trl = True
     compares_below_adapter = True
 

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
+from orpo_ray.config.suited import Suited
 
 
 class OrpoConfig(ObjectiveConfig):
@@ -14,7 +15,12 @@ class OrpoConfig(ObjectiveConfig):
     lambda_: float = Field(0.1, ge=0, alias="lambda", description="weight of the odds-ratio term")
     nll_on: Literal["response", "full"] = Field("response", description="tokens the likelihood runs over")
 
-    search_space: ClassVar = {"objective.lambda": {"loguniform": [0.1, 2.0]}}
+    search_space: ClassVar = {
+        "objective.lambda": Suited(
+            {"loguniform": [0.1, 2.0]},
+            "arXiv:2403.07691 takes 0.1 to 1; twice that for bases without instruction tuning",
+        )
+    }
 
     @property
     def has_likelihood(self) -> bool:

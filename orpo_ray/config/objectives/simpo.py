@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, PositiveFloat
 
 from orpo_ray.config.objectives.base import InTrl, ObjectiveConfig
+from orpo_ray.config.suited import Suited
 
 
 class SimpoConfig(ObjectiveConfig):
@@ -15,8 +16,8 @@ class SimpoConfig(ObjectiveConfig):
     gamma_beta_ratio: float = Field(0.5, ge=0, description="target margin divided by beta, as the paper tabulates it")
 
     search_space: ClassVar = {
-        "objective.beta": {"loguniform": [2.0, 10.0]},
-        "objective.gamma_beta_ratio": {"uniform": [0.0, 1.0]},
+        "objective.beta": Suited({"loguniform": [2.0, 10.0]}, "recipes beside arXiv:2405.14734: 2 to 2.5, and 10"),
+        "objective.gamma_beta_ratio": Suited({"uniform": [0.0, 1.0]}, "recipes beside arXiv:2405.14734: 0.1 to 0.8"),
     }
 
     def in_trl(self) -> InTrl | str:

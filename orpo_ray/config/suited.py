@@ -1,0 +1,54 @@
+"""Ranges that suit an objective, an adapter and a size of the base, each with its source.
+
+`search` takes them for what it is not told, and docs/methods.md shows them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Suited:
+    """A range as `search.space` writes it, and who says so."""
+
+    range: Mapping[str, Any]
+    source: str
+
+    def times(self, factor: float, source: str) -> "Suited":
+        """The same range so many times as high, with the source of the factor."""
+        ((kind, (low, high)),) = self.range.items()
+        scaled = {kind: [float(f"{end * factor:.12g}") for end in (low, high)]}
+        return Suited(scaled, f"{self.source}; times {factor:g}: {source}")
+
+
+SMALL_BASE = 1_000_000_000
+"""Below so many parameters a base is small: its best rates are higher."""
+
+_SMALL_FACTOR = 5.0
+_SMALL_SOURCE = (
+    "the best rate of LoRA falls with the width of the base as (2000 / hidden size)^0.78 "
+    "(tinker-cookbook, hyperparam_utils.get_lr, for Llama): 2.7 at 576, 0.57 at 4,096"
+)
+
+_RATES = {
+    ("lora", True): Suited(
+        {"loguniform": [2e-5, 4e-4]}, "Axolotl's example mistral-qlora-orpo: 2e-4; peft's default alpha"
+    ),
+    ("lora", False): Suited(
+        {"loguniform": [1e-6, 1e-4]},
+        "Zephyr 7B DPO QLoRA (alignment-handbook) and Qwen3 LoRA DPO (LLaMA-Factory): 5e-6",
+    ),
+    ("none", True): Suited({"loguniform": [2e-7, 1e-5]}, "Zephyr 141B ORPO (alignment-handbook): 5e-6"),
+    ("none", False): Suited({"loguniform": [2e-8, 2e-6]}, "Zephyr 7B Gemma DPO (alignment-handbook): 5e-7"),
+}
+"""Learning rates by adapter kind, and whether the loss has a likelihood term.
+
+That term holds the text together at higher rates.
+"""
+
+
+def suited_rates(adapter: str, has_likelihood: bool, parameters: int) -> Suited:
+    """Learning rates for an adapter kind on a base of so many parameters."""
+    rates = _RATES[adapter, has_likelihood]
+    return rates.times(_SMALL_FACTOR, _SMALL_SOURCE) if parameters < SMALL_BASE else rates

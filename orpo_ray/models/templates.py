@@ -1,0 +1,97 @@
+"""Chat templates by name, for a base without one and for a base that shall speak another one.
+
+Each writes one family's published turn markers. A prompt, as generation starts from it, is always the
+beginning of the whole conversation; an answer is trimmed, as those families do it.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template, and the marks that only a tokenizer of its family has as single tokens."""
+
+    text: str
+    marks: tuple[str, ...] = ()
+
+
+def _each(turn: str, start: str = "", end: str = "") -> str:
+    return start + "{% for message in messages %}" + turn + "{% endfor %}" + end
+
+
+_BOS = "{{ bos_token or '' }}"
+_TRIMMED = "message['content'] | trim"
+_GENERATE = "{% if add_generation_prompt %}{{ 'START' }}{% endif %}"
+
+# No space after "Assistant:": byte-level tokenizers keep a leading space with the word that follows.
+_PLAIN = _each(
+    "{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}{{ 'Human: ' + message['content'] }}"
+    "{% else %}{{ 'Assistant: ' + message['content'] | trim + eos_token }}{% endif %}"
+    "{% if not loop.last %}{{ '\\n\\n' }}{% endif %}",
+    start=_BOS,
+    end=_GENERATE.replace("START", "\\n\\nAssistant:"),
+)
+
+_CHATML_TURN = "{{ '<|im_start|>' + message['role'] + '\\n' + " + _TRIMMED + " + '<|im_end|>\\n' }}"
+_CHATML = _each(_CHATML_TURN, end=_GENERATE.replace("START", "<|im_start|>assistant\\n"))
+
+# Without thinking, as Qwen3 renders it with enable_thinking=False: the last answer follows empty thoughts.
+_NO_THOUGHTS = "<think>\\n\\n</think>\\n\\n"
+_QWEN3 = _each(
+    "{% if message['role'] == 'assistant' and loop.last %}"
+    f"{{{{ '<|im_start|>assistant\\n{_NO_THOUGHTS}' + {_TRIMMED} + '<|im_end|>\\n' }}}}"
+    "{% else %}" + _CHATML_TURN + "{% endif %}",
+    end=_GENERATE.replace("START", f"<|im_start|>assistant\\n{_NO_THOUGHTS}"),
+)
+
+_LLAMA3 = _each(
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + " + _TRIMMED + " + '<|eot_id|>' }}",
+    start=_BOS,
+    end=_GENERATE.replace("START", "<|start_header_id|>assistant<|end_header_id|>\\n\\n"),
+)
+
+_PHI3 = _each(
+    "{{ '<|' + message['role'] + '|>\\n' + " + _TRIMMED + " + '<|end|>\\n' }}",
+    end=_GENERATE.replace("START", "<|assistant|>\\n"),
+)
+
+# These two families have no system turn: its text goes before the first question.
+_SYSTEM_FIRST = (
+    "{% set system = messages[0]['content'] | trim + '\\n\\n' "
+    "if messages[0]['role'] == 'system' else '' %}"
+    "{% set turns = messages[1:] if system else messages %}"
+)
+_BEFORE_FIRST = "(system if loop.first else '') + "
+
+_GEMMA = (
+    _BOS
+    + _SYSTEM_FIRST
+    + "{% for message in turns %}"
+    + "{% set role = 'model' if message['role'] == 'assistant' else 'user' %}"
+    + f"{{{{ '<start_of_turn>' + role + '\\n' + {_BEFORE_FIRST}{_TRIMMED} + '<end_of_turn>\\n' }}}}"
+    + "{% endfor %}"
+    + _GENERATE.replace("START", "<start_of_turn>model\\n")
+)
+
+_MISTRAL = (
+    _BOS
+    + _SYSTEM_FIRST
+    + "{% for message in turns %}"
+    + "{% if message['role'] == 'assistant' %}{{ ' ' + "
+    + _TRIMMED
+    + " + eos_token }}"
+    + f"{{% else %}}{{{{ '[INST] ' + {_BEFORE_FIRST}{_TRIMMED} + '[/INST]' }}}}{{% endif %}}"
+    + "{% endfor %}"
+)
+
+TEMPLATES = {
+    "plain": ChatTemplate(_PLAIN),
+    "chatml": ChatTemplate(_CHATML, ("<|im_start|>", "<|im_end|>")),
+    "llama3": ChatTemplate(_LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "gemma": ChatTemplate(_GEMMA, ("<start_of_turn>", "<end_of_turn>")),
+    "mistral": ChatTemplate(_MISTRAL, ("[INST]", "[/INST]")),
+    "qwen3": ChatTemplate(_QWEN3, ("<|im_start|>", "<|im_end|>", "<think>", "</think>")),
+    "phi3": ChatTemplate(_PHI3, ("<|user|>", "<|assistant|>", "<|end|>")),
+}
+"""What `model.chat_template` may name in place of a file."""
