@@ -44,4 +44,4 @@ def _is_item(field: FieldInfo, value: Any) -> bool:
     is_union = get_origin(field.annotation) in (Union, UnionType)
     options = get_args(field.annotation) if is_union else (field.annotation,)
     words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
-    return tuple in map(get_origin, options) and value not in words
+    return any(get_origin(option) is tuple for option in options) and value not in words
