@@ -4,8 +4,8 @@
     result = orpo_ray.train(config)
     print(result.adapter, result.metrics["eval/accuracy"])
 
-`prepare`, `train`, `tune`, `evaluate`, `plan` and `plan_search` take a config and return a frozen result; what is wrong
-is an OrpoRayError. docs/python.md shows each of them at work.
+`prepare`, `train`, `tune`, `evaluate`, `plan` and `plan_search` take a config and return a frozen
+result; what is wrong is an OrpoRayError. docs/python.md shows each of them at work.
 """
 
 import importlib

@@ -1,6 +1,8 @@
-"""The whole way of a run for those who write Python, and for the command line: prepare, train, tune, evaluate, plan.
+"""The whole way of a run for those who write Python, and for the command line: prepare, train,
+tune, evaluate, plan.
 
-What is heavy is imported where it is used: a cluster that is too small is refused before torch is loaded.
+What is heavy is imported where it is used: a cluster that is too small is refused before torch is
+loaded.
 """
 
 from __future__ import annotations
@@ -40,23 +42,27 @@ _ONLOOKER_S = 1.0
 _PRINTING = Printing()
 
 
-def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(
+    source: str | PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()
+) -> RunConfig:
     """A run's settings from its YAML file, or its URL, or from plain data of the same shape.
 
-    `overrides` are texts such as `training.seed=7`. Raises ConfigError with one line on any mistake.
+    `overrides` are texts such as `training.seed=7`. Raises ConfigError with one line on any
+    mistake.
     """
     place = file_at(source) if isinstance(source, str) else source
     return config_from(place, overrides)
 
 
-# --- prepare ----------------------------------------------------------------------------------------------------
+# --- prepare --------------------------------------------------------------------------------------
 
 
 def prepare(config: RunConfig, console: Console = _PRINTING) -> Artifact:
-    """Check and tokenise a run's preference pairs, or find them in its storage if nothing that shapes them changed.
+    """Check and tokenise a run's preference pairs, or find them in its storage if nothing that
+    shapes them changed.
 
-    Returns the pairs as they will be trained and evaluated, with a summary. Raises DataError for pairs that cannot
-    be trained on.
+    Returns the pairs as they will be trained and evaluated, with a summary. Raises DataError for
+    pairs that cannot be trained on.
     """
     _refuse_others(config, console)
     return _prepare(Run(config), console)
@@ -89,15 +95,17 @@ def _tokenizer(config: RunConfig, console: Console) -> PreTrainedTokenizerBase:
     return load_tokenizer(config.model, console.announce)
 
 
-# --- train ------------------------------------------------------------------------------------------------------
+# --- train ----------------------------------------------------------------------------------------
 
 
 def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False) -> TrainResult:
-    """Train a run to its end, or go on where an unfinished run of this name was; a finished one is not run again.
+    """Train a run to its end, or go on where an unfinished run of this name was; a finished one is
+    not run again.
 
-    The console hears what was decided and the numbers of each step; where it asks to stop, or SIGINT or SIGTERM
-    comes, the run ends with a checkpoint and StoppedError. `verbose` shows what Ray's processes log. A run in stages
-    is its stages, one after the other, each a run in the folder of the whole.
+    The console hears what was decided and the numbers of each step; where it asks to stop, or
+    SIGINT or SIGTERM comes, the run ends with a checkpoint and StoppedError. `verbose` shows what
+    Ray's processes log. A run in stages is its stages, one after the other, each a run in the
+    folder of the whole.
     """
     _refuse_others(config, console)
     run = Run(config)
@@ -149,24 +157,34 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
     with run.at_work(console, _ONLOOKER_S) as finished:
         if finished is not None:
             return finished
-        return conclude_stages(run, Run(stages[-1]), _train_stages(config, stages, console, verbose))
+        return conclude_stages(
+            run, Run(stages[-1]), _train_stages(config, stages, console, verbose)
+        )
 
 
-def _prepare_stages(config: RunConfig, stages: Sequence[RunConfig], console: Console, verbose: bool) -> None:
+def _prepare_stages(
+    config: RunConfig, stages: Sequence[RunConfig], console: Console, verbose: bool
+) -> None:
     """Find out that a later stage lacks workers or pairs before the first one is trained."""
     for stage in stages:
         _place(stage.scale, console, verbose)
         _prepare(Run(_before_training(config, stage)), SILENT)
 
 
-def _train_stages(config: RunConfig, stages: Sequence[RunConfig], console: Console, verbose: bool) -> list[TrainResult]:
-    """Train the first stages of a run, or all of them; those that are finished are left as they are."""
+def _train_stages(
+    config: RunConfig, stages: Sequence[RunConfig], console: Console, verbose: bool
+) -> list[TrainResult]:
+    """Train the first stages of a run, or all of them; those that are finished are left as they
+    are.
+    """
     results = []
     for number, stage in enumerate(stages, start=1):
         run = Run(stage)
         result = run.look(SILENT)
         done = ", done before" if result else ""
-        console.announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}, in {run.place}{done}")
+        console.announce(
+            f"stage {number} of {len(config.stages)}: {stage.objective.kind}, in {run.place}{done}"
+        )
         results.append(result or train(stage, console, verbose))
     return results
 
@@ -174,7 +192,8 @@ def _train_stages(config: RunConfig, stages: Sequence[RunConfig], console: Conso
 def _before_training(config: RunConfig, stage: RunConfig) -> RunConfig:
     """A stage that can be planned before the stages ahead of it are trained.
 
-    In full fine-tuning its base is what the stage before makes: the run's own has the same tokenizer and size.
+    In full fine-tuning its base is what the stage before makes: the run's own has the same
+    tokenizer and size.
     """
     if stage.adapter.kind != "none":
         return stage
@@ -182,14 +201,15 @@ def _before_training(config: RunConfig, stage: RunConfig) -> RunConfig:
     return stage.model_copy(update={"model": stage.model.model_copy(update=first)})
 
 
-# --- tune -------------------------------------------------------------------------------------------------------
+# --- tune -----------------------------------------------------------------------------------------
 
 
 def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False) -> SearchResult:
     """Search the settings that `search` names, or go on where an unfinished search was.
 
-    It lives in the folder `search` of the run; a finished one is not run again. The console is shown the search after
-    each change, and the stages before the one that is searched as `train` shows them; it is stopped as `train` is.
+    It lives in the folder `search` of the run; a finished one is not run again. The console is
+    shown the search after each change, and the stages before the one that is searched as `train`
+    shows them; it is stopped as `train` is.
     """
     _refuse_others(config, console)
     Run(config).check_writable()
@@ -219,7 +239,9 @@ def _read_search(config: RunConfig, console: Console) -> tuple[SearchRun, Space,
     return run, space, trial_config(run.config, space, {}, run.name)
 
 
-def _search(run: SearchRun, space: Space, artifact: Artifact, placement: Placement, console: Console) -> SearchResult:
+def _search(
+    run: SearchRun, space: Space, artifact: Artifact, placement: Placement, console: Console
+) -> SearchResult:
     from orpo_ray.distributed.run import Ground
     from orpo_ray.search.search import run_search
 
@@ -228,11 +250,13 @@ def _search(run: SearchRun, space: Space, artifact: Artifact, placement: Placeme
         return run_search(run, space, ground, heard).result()
 
 
-# --- plan -------------------------------------------------------------------------------------------------------
+# --- plan -----------------------------------------------------------------------------------------
 
 
 def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
-    """What `train` would do: workers placed, pairs prepared and the plan laid, but no model loaded and no run begun."""
+    """What `train` would do: workers placed, pairs prepared and the plan laid, but no model loaded
+    and no run begun.
+    """
     _refuse_others(config, console)
     if config.stages:
         return _plan_stages(config, console)
@@ -242,7 +266,9 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
 
 
 def plan_search(config: RunConfig, console: Console = _PRINTING) -> SearchPlan:
-    """What `tune` would do: how many trials of which length, how many at once, over which ranges."""
+    """What `tune` would do: how many trials of which length, how many at once, over which
+    ranges.
+    """
     _refuse_others(config, console)
     run, space, searched = _read_search(config, console)
     run.look(console)
@@ -265,8 +291,12 @@ def _plan_stages(config: RunConfig, console: Console) -> TrainPlan:
     for number, stage in enumerate(stage_configs(config), start=1):
         console.announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}")
         Run(stage).look(SILENT)
-        planned.append(_plan(Run(_before_training(config, stage)), _place(stage.scale, console), console))
-    return TrainPlan(name=config.name, steps=sum(plan.steps for plan in planned), stages=tuple(planned))
+        planned.append(
+            _plan(Run(_before_training(config, stage)), _place(stage.scale, console), console)
+        )
+    return TrainPlan(
+        name=config.name, steps=sum(plan.steps for plan in planned), stages=tuple(planned)
+    )
 
 
 def _plan(run: Run, placement: Placement, console: Console) -> TrainPlan:
@@ -276,7 +306,9 @@ def _plan(run: Run, placement: Placement, console: Console) -> TrainPlan:
     config, artifact = run.config, _prepare(run, console)
     before = run.facts().get("decisions", {})
     hardware, lengths = _hardware(config.scale, placement), all_lengths(artifact)
-    decisions = decide(config, lengths, before, console.announce, hardware, placement.workers, placement.nodes)
+    decisions = decide(
+        config, lengths, before, console.announce, hardware, placement.workers, placement.nodes
+    )
     return TrainPlan(
         name=run.name,
         steps=len(steps_of_run(config, len(artifact.train))),
@@ -288,7 +320,7 @@ def _plan(run: Run, placement: Placement, console: Console) -> TrainPlan:
     )
 
 
-# --- evaluate ---------------------------------------------------------------------------------------------------
+# --- evaluate -------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -301,8 +333,9 @@ def evaluate(
 ) -> Evaluation:
     """Compare the base with what the run made of it, over data.eval.
 
-    Both answer the first `samples` evaluation prompts, or `conversations` where they are given. `adapter` is another
-    adapter or run to look at. A run in stages is judged by the settings of its last one.
+    Both answer the first `samples` evaluation prompts, or `conversations` where they are given.
+    `adapter` is another adapter or run to look at. A run in stages is judged by the settings of its
+    last one.
     """
     _refuse_others(config, console)
     from orpo_ray.data.tokenise import PairTokeniser
@@ -317,7 +350,9 @@ def evaluate(
     if conversations:
         prompts = PairTokeniser(tokenizer).prompts(conversations)
     else:
-        prompts = [artifact.eval[i].prompt.tolist() for i in range(min(samples, len(artifact.eval)))]
+        prompts = [
+            artifact.eval[i].prompt.tolist() for i in range(min(samples, len(artifact.eval)))
+        ]
     base, tuned = (
         judge_model(config, decisions, tokenizer, artifact.eval, who, prompts, max_new_tokens)
         for who in (None, trained)
@@ -329,7 +364,9 @@ def evaluate(
         adapter=trained,
         metrics={"base": base.metrics, "trained": tuned.metrics},
         quantized_modules=tuned.quantized_modules,
-        samples=tuple(Sample(prompt=prompt.strip(), base=one, trained=other) for prompt, one, other in answers),
+        samples=tuple(
+            Sample(prompt=prompt.strip(), base=one, trained=other) for prompt, one, other in answers
+        ),
     )
 
 
@@ -349,7 +386,9 @@ def _named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> st
 def _trained_by(run: Run) -> str:
     run.refresh()
     if run.result() is None:
-        raise ConfigError(f"run {run.name} in {run.storage_place} is not finished; train it, or name an adapter")
+        raise ConfigError(
+            f"run {run.name} in {run.storage_place} is not finished; train it, or name an adapter"
+        )
     return run.adapter
 
 
@@ -361,15 +400,19 @@ def _decide_for_evaluation(run: Run, artifact: Artifact, console: Console) -> De
     run.refresh()
     before = run.facts().get("decisions", {})
     hardware, lengths = probe_hardware(), all_lengths(artifact)
-    alone = run.config.model_copy(update={"scale": ScaleConfig(workers=1)})  # however many workers trained
+    alone = run.config.model_copy(
+        update={"scale": ScaleConfig(workers=1)}
+    )  # however many workers trained
     try:
         return decide(alone, lengths, before, console.announce, hardware)
     except ResourceError as error:
-        console.announce(f"the run's own numbers are not to be had here ({error}); evaluating in others")
+        console.announce(
+            f"the run's own numbers are not to be had here ({error}); evaluating in others"
+        )
         return decide(alone, lengths, {}, console.announce, hardware)
 
 
-# --- what the stories share -------------------------------------------------------------------------------------
+# --- what the stories share -----------------------------------------------------------------------
 
 
 def _refuse_others(config: object, console: object) -> None:
@@ -421,8 +464,13 @@ def _hardware(scale: ScaleConfig, placement: Placement) -> Hardware:
     else:
         found = probe_hardware()
     if found.device == "cpu" and (placement.uses_ray or scale.gpus_per_worker != "auto"):
-        where = "the cluster has one, but torch finds none there" if placement.uses_ray else "torch finds none here"
+        where = (
+            "the cluster has one, but torch finds none there"
+            if placement.uses_ray
+            else "torch finds none here"
+        )
         raise ResourceError(
-            f"scale.gpus_per_worker: a GPU is wanted, and {where}; set scale.gpus_per_worker=0 for CPUs"
+            f"scale.gpus_per_worker: a GPU is wanted, and {where}; set scale.gpus_per_worker=0 for "
+            "CPUs"
         )
     return found

@@ -21,11 +21,15 @@ from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_lin
 
 _CONNECT_S, _SILENCE_S = 3, 30
 _FIRST_ATTEMPTS, _ATTEMPTS = 2, 8
-"""A wrong address is told within seconds; once it has answered, a minute without an answer is waited through."""
+"""A wrong address is told within seconds; once it has answered, a minute without an answer is
+waited through.
+"""
 _BLOCK_BYTES = 8 * 2**20
 _BUILDING = ".fetching-"
 
-_ENDPOINT = re.compile(r"(https?://)?([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[\w./-]*)?", re.IGNORECASE | re.ASCII)
+_ENDPOINT = re.compile(
+    r"(https?://)?([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[\w./-]*)?", re.IGNORECASE | re.ASCII
+)
 
 _REFUSED = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|MISSING_AUTHENTICATION"
@@ -44,7 +48,10 @@ class Bucket:
 
     @cached_property
     def _files(self) -> Any:
-        """The connection, made when it is first needed. Raises ResourceError where there is no such bucket."""
+        """The connection, made when it is first needed.
+
+        Raises ResourceError where there is no such bucket.
+        """
         from pyarrow import fs
 
         # Nobody else on this server need see what the bucket shows to its owner.
@@ -52,7 +59,10 @@ class Bucket:
         with self._told():
             found = _connect(self._endpoint, _FIRST_ATTEMPTS).get_file_info(self._name)
         if found.type == fs.FileType.NotFound:
-            raise ResourceError(f"storage: there is no bucket {self._name} at {self._server}; make it, or name another")
+            raise ResourceError(
+                f"storage: there is no bucket {self._name} at {self._server}; make it, or name "
+                "another"
+            )
         return _connect(self._endpoint, _ATTEMPTS)
 
     def check(self) -> None:
@@ -134,7 +144,9 @@ class Bucket:
                     self._upload(file)
 
     def store_folder(self, folder: Path, manifest: str | None = None) -> None:
-        """Upload the files over those of an earlier folder, which stops to count before and is gone afterwards."""
+        """Upload the files over those of an earlier folder, which stops to count before and is gone
+        afterwards.
+        """
         if manifest is not None:
             self._delete_file(folder / manifest)
         here = [file for file in _files_of(folder) if file != folder / (manifest or "")]
@@ -165,7 +177,8 @@ class Bucket:
                 target.write(first)
                 shutil.copyfileobj(source, target, _BLOCK_BYTES)
             except BaseException:
-                # pyarrow makes an object of whatever was written, also when nobody closes the stream.
+                # pyarrow makes an object of whatever was written, also when nobody closes the
+                # stream.
                 target.close()
                 self._files.delete_file(self._key(path))
                 raise
@@ -183,7 +196,9 @@ class Bucket:
         selector = fs.FileSelector(key, allow_not_found=True, recursive=True)
         with self._told():
             found = self._files.get_file_info(selector)
-        return [info.path.removeprefix(f"{key}/") for info in found if info.type == fs.FileType.File]
+        return [
+            info.path.removeprefix(f"{key}/") for info in found if info.type == fs.FileType.File
+        ]
 
     def _key(self, path: Path) -> str:
         return path.relative_to(mirrors()).as_posix()
@@ -202,16 +217,20 @@ class Bucket:
 
     def _explained(self, error: OSError) -> OrpoRayError:
         if error.errno is not None:
-            return ResourceError(f"storage: the copy of {self._name} in {mirrors()}: {error.strerror or error}")
+            return ResourceError(
+                f"storage: the copy of {self._name} in {mirrors()}: {error.strerror or error}"
+            )
         said = on_one_line(error)
         said = (said.partition("AWS Error ")[2] or said)[:200]
         if _REFUSED.search(said):
             return ConfigError(
-                f"storage: {SCHEME}{self._name} at {self._server} refuses these credentials; set those of the AWS SDK "
+                f"storage: {SCHEME}{self._name} at {self._server} refuses these credentials; set "
+                "those of the AWS SDK "
                 f"(~/.aws/credentials, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE): {said}"
             )
         return ResourceError(
-            f"storage: {SCHEME}{self._name} at {self._server} cannot be used (AWS_ENDPOINT_URL and AWS_REGION say "
+            f"storage: {SCHEME}{self._name} at {self._server} cannot be used (AWS_ENDPOINT_URL and "
+            "AWS_REGION say "
             f"where it is): {said}"
         )
 
@@ -227,7 +246,9 @@ def _bucket(name: str, endpoint: str | None) -> Bucket:
 
 
 def _connect(endpoint: str | None, attempts: int) -> Any:
-    """A file system of pyarrow's, which finds credentials and region as the AWS SDK does, but not the endpoint."""
+    """A file system of pyarrow's, which finds credentials and region as the AWS SDK does, but not
+    the endpoint.
+    """
     from pyarrow import fs
 
     return fs.S3FileSystem(
@@ -251,24 +272,32 @@ def _endpoint() -> str | None:
         settings.read(file, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
         # What the parser says quotes the file, which may hold keys.
-        raise ConfigError(f"{file}: not as the AWS SDK wants it: sections in brackets, with name = value") from error
+        raise ConfigError(
+            f"{file}: not as the AWS SDK wants it: sections in brackets, with name = value"
+        ) from error
     section = profile if profile == "default" else f"profile {profile}"
     url = settings.get(section, "endpoint_url", fallback=None)
     return None if url is None else _checked_endpoint(url, f"{file}: endpoint_url")
 
 
 def _checked_endpoint(url: str, setting: str) -> str:
-    """The URL of a server and nothing else: it is told in every complaint, by the AWS SDK as well."""
+    """The URL of a server and nothing else: it is told in every complaint, by the AWS SDK as
+    well.
+    """
     if not _ENDPOINT.fullmatch(url):
         raise ConfigError(
-            f"{setting}: must be a server's URL such as http://10.0.0.9:9000, without user, password or query; "
-            "credentials are those of the AWS SDK (~/.aws/credentials, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE)"
+            f"{setting}: must be a server's URL such as http://10.0.0.9:9000, without user, "
+            "password or query; "
+            "credentials are those of the AWS SDK (~/.aws/credentials, AWS_PROFILE, "
+            "AWS_SHARED_CREDENTIALS_FILE)"
         )
     return url
 
 
 def _entries(manifest: Path) -> dict[str, Any]:
-    """What a manifest lists; nothing where it is damaged, which whoever checks the folder will tell."""
+    """What a manifest lists; nothing where it is damaged, which whoever checks the folder will
+    tell.
+    """
     try:
         entries = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -287,10 +316,15 @@ def _is_as_listed(path: Path, entry: Any) -> bool:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """A file of a folder. Raises ResourceError for a name that leads out of it: others may write to a bucket."""
+    """A file of a folder.
+
+    Raises ResourceError for a name that leads out of it: others may write to a bucket.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ResourceError(f"storage: {name!r}, listed in {folder.name}, would lie outside of it; {WHAT_WORKS}")
+        raise ResourceError(
+            f"storage: {name!r}, listed in {folder.name}, would lie outside of it; {WHAT_WORKS}"
+        )
     return folder / path
 
 

@@ -1,4 +1,5 @@
-"""Starts that cost less: what libraries load for themselves when imported, put off until it is used.
+"""Starts that cost less: what libraries load for themselves when imported, put off until it is
+used.
 
 A process that trains imports some five thousand modules. A third of them serve torch's compiler,
 which bitsandbytes starts for functions of its own, DeepSpeed, which accelerate asks whether a model
@@ -27,9 +28,11 @@ _ASKS_DATASETS = "transformers.trainer"
 
 _ASKS_ACTIVATIONS = "transformers.utils.type_validators"
 _ACTIVATIONS = "transformers.activations"
-"""Imported by every model's config for its list of names; it imports all that models compute with."""
+"""Imported by every model's config for its list of names; it imports all that models compute with.
+"""
 _BEFORE_ACTIVATIONS = ("torch", "transformers.tokenization_utils_base", "transformers.video_utils")
-"""What a config's checks import, too: it meets no stand-in, and nor does another thread meanwhile."""
+"""What a config's checks import, too: it meets no stand-in, and nor does another thread meanwhile.
+"""
 
 _replacing = threading.RLock()
 """Held while a function of a library is another one: two threads would put back each other's."""

@@ -1,4 +1,6 @@
-"""Ray on this machine, or the cluster that RAY_ADDRESS names: started, joined and ended in one place."""
+"""Ray on this machine, or the cluster that RAY_ADDRESS names: started, joined and ended in one
+place.
+"""
 
 import atexit
 import logging
@@ -17,11 +19,13 @@ import psutil
 from orpo_ray.errors import ResourceError
 
 ROOM_S = 120
-"""The longest that anything waits for CPUs or GPUs that others hold; what starts there, imports too, is part of it."""
+"""The longest that anything waits for CPUs or GPUs that others hold; what starts there, imports
+too, is part of it.
+"""
 
 
-# A Ray of our own has no dashboard: what processes would gather for one takes 5 % of a machine with two cores, and the
-# dashboard's own processes a gigabyte.
+# A Ray of our own has no dashboard: what processes would gather for one takes 5 % of a machine with
+# two cores, and the dashboard's own processes a gigabyte.
 _IDLE_RAY = {
     "RAY_enable_metrics_collection": "false",
     "RAY_event_stats": "false",
@@ -38,11 +42,14 @@ def joins_cluster() -> bool:
 
 
 def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
-    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; nothing where it already runs.
+    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; nothing where it
+    already runs.
 
-    `raw_bytes`: how much data will pass through it, if known. `verbose`: show what its processes log.
+    `raw_bytes`: how much data will pass through it, if known. `verbose`: show what its processes
+    log.
     """
-    # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES: the default of Ray 2.60; older ones empty it and warn.
+    # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES: the default of Ray 2.60; older ones
+    # empty it and warn.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -57,13 +64,16 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
             with _signals_kept():
                 ray.init(**quiet)
         except ConnectionError as error:
-            raise ResourceError(f"the Ray cluster of RAY_ADDRESS ({address}) cannot be joined: {error}") from error
+            raise ResourceError(
+                f"the Ray cluster of RAY_ADDRESS ({address}) cannot be joined: {error}"
+            ) from error
         return
-    # Rows go in as text and come out as token ids; more than this spills to disk, which is slower but works.
+    # Rows go in as text and come out as token ids; more than this spills to disk, which is slower
+    # but works.
     least, most = _OBJECT_STORE_BYTES
     store = most if raw_bytes is None else min(max(4 * raw_bytes, least), most)
-    # What stops a service or a batch job sends SIGTERM to every process at once. Ray's own, which inherit this mask,
-    # must outlive it until the workers have saved their checkpoint.
+    # What stops a service or a batch job sends SIGTERM to every process at once. Ray's own, which
+    # inherit this mask, must outlive it until the workers have saved their checkpoint.
     os.environ |= {name: os.environ.get(name, value) for name, value in _IDLE_RAY.items()}
     others = psutil.Process().children()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -81,9 +91,11 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Answer SIGTERM as before `ray.init`, which puts a handler of its own there, in Python and in C.
+    """Answer SIGTERM as before `ray.init`, which puts a handler of its own there, in Python and in
+    C.
 
-    The one in C prints a stack and sets an alarm that aborts the process three seconds later, whatever it is at.
+    The one in C prints a stack and sets an alarm that aborts the process three seconds later,
+    whatever it is at.
     """
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -120,7 +132,9 @@ def _few_helpers(log_monitor: bool) -> Iterator[None]:
 
 
 def owns_ray() -> bool:
-    """Whether the Ray that runs here was started by this process, so that nothing of it outlives this process."""
+    """Whether the Ray that runs here was started by this process, so that nothing of it outlives
+    this process.
+    """
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             if child.name() == "raylet":
@@ -129,7 +143,9 @@ def owns_ray() -> bool:
 
 
 def refuse_unreachable(address: str) -> None:
-    """Raise ResourceError where nobody listens at HOST:PORT; Ray itself would try for minutes, deaf to signals."""
+    """Raise ResourceError where nobody listens at HOST:PORT; Ray itself would try for minutes, deaf
+    to signals.
+    """
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdigit():
         return
@@ -137,7 +153,8 @@ def refuse_unreachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
         raise ResourceError(
-            f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start it, or unset RAY_ADDRESS to use this "
+            f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start it, or unset "
+            "RAY_ADDRESS to use this "
             "machine alone"
         ) from error
 
@@ -145,7 +162,8 @@ def refuse_unreachable(address: str) -> None:
 def _end_with_driver(started: list[psutil.Process], leaving: threading.Event) -> None:
     """Kill Ray's processes, and what they started, once this one has said goodbye to them.
 
-    Deaf to SIGTERM, each would keep Ray's own clean-up waiting for a second, and some would live on for a minute.
+    Deaf to SIGTERM, each would keep Ray's own clean-up waiting for a second, and some would live on
+    for a minute.
     """
     import ray
 
@@ -163,18 +181,25 @@ def _end_with_driver(started: list[psutil.Process], leaving: threading.Event) ->
 
 @contextmanager
 def quiet_context() -> Iterator[None]:
-    """Ray Data with rows kept in order, and silent but for errors; the caller's settings come back afterwards."""
+    """Ray Data with rows kept in order, and silent but for errors; the caller's settings come back
+    afterwards.
+    """
     import ray
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Ray's copy reads its own deprecated settings
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # Ray's copy reads its own deprecated settings
         context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
-    # Shares of the cluster for several operators; the only one we have would start with one task for a second.
+    # Shares of the cluster for several operators; the only one we have would start with one task
+    # for a second.
     context.op_resource_reservation_enabled = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    console = [h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)]
+    console = [
+        h for h in logging.getLogger("ray.data").handlers if isinstance(h, logging.StreamHandler)
+    ]
     levels = [handler.level for handler in console]
     for handler in console:
         handler.setLevel(logging.ERROR)

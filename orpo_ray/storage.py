@@ -1,7 +1,9 @@
-"""Where runs and prepared pairs are kept: a folder, or a bucket that is copied to a folder here as needed.
+"""Where runs and prepared pairs are kept: a folder, or a bucket that is copied to a folder here as
+needed.
 
-All other code reads and writes local paths. Whoever has written what another process or a later start needs stores it,
-whoever reads fetches it before. What the bucket has decides: nothing that lies here is taken for it unseen.
+All other code reads and writes local paths. Whoever has written what another process or a later
+start needs stores it, whoever reads fetches it before. What the bucket has decides: nothing that
+lies here is taken for it unseen.
 """
 
 from pathlib import Path
@@ -13,26 +15,36 @@ from orpo_ray.errors import ConfigError
 
 
 class Storage(Protocol):
-    """What runs and prepared data need of the place where they are kept. Paths are those of this server."""
+    """What runs and prepared data need of the place where they are kept.
+
+    Paths are those of this server.
+    """
 
     is_remote: bool
     """Whether files are kept elsewhere than where they are read and written."""
 
     def check(self) -> None:
-        """Raise ResourceError where there is no such storage, ConfigError where it may not be written to."""
+        """Raise ResourceError where there is no such storage, ConfigError where it may not be
+        written to.
+        """
 
     def fetch(self, path: Path) -> bool:
-        """Have a file as the storage has it; False, and none here either, where the storage has none."""
+        """Have a file as the storage has it; False, and none here either, where the storage has
+        none.
+        """
 
     def fetch_folder(self, folder: Path, manifest: str | None = None) -> bool:
-        """Have a folder as the storage has it; False where the storage has none, and what lies here stays.
+        """Have a folder as the storage has it; False where the storage has none, and what lies here
+        stays.
 
-        With a manifest, which lists `files` by size and SHA-256, only files that differ are fetched, and a folder
-        without one is none.
+        With a manifest, which lists `files` by size and SHA-256, only files that differ are
+        fetched, and a folder without one is none.
         """
 
     def fetch_folders(self, parent: Path, manifest: str, *, only_manifests: bool = False) -> None:
-        """Have those folders in `parent` that the storage has with a manifest, and no others that have one."""
+        """Have those folders in `parent` that the storage has with a manifest, and no others that
+        have one.
+        """
 
     def holds(self, path: Path) -> bool:
         """Whether the storage has a file or folder."""
@@ -88,7 +100,10 @@ class LocalStorage:
 
 
 def storage_at(place: str) -> Storage:
-    """The storage of a place, written as a path or as an s3:// URL. Raises ConfigError for any other URL."""
+    """The storage of a place, written as a path or as an s3:// URL.
+
+    Raises ConfigError for any other URL.
+    """
     if not is_url(place):
         return LOCAL
     if problem := refuse_url(place):
@@ -97,7 +112,9 @@ def storage_at(place: str) -> Storage:
 
 
 def fetched(place: str) -> Path:
-    """The path of a file, fetched if it is kept elsewhere; whoever opens it finds out where there is none."""
+    """The path of a file, fetched if it is kept elsewhere; whoever opens it finds out where there
+    is none.
+    """
     path = local_path(place)
     storage_at(place).fetch(path)
     return path
@@ -114,7 +131,9 @@ def file_at(place: str) -> Path:
 
 
 def fetched_folder(place: str, manifest: str | None = None) -> Path:
-    """The path of a folder, fetched if it is kept elsewhere; whoever opens it finds out where there is none."""
+    """The path of a folder, fetched if it is kept elsewhere; whoever opens it finds out where there
+    is none.
+    """
     path = local_path(place)
     storage_at(place).fetch_folder(path, manifest)
     return path

@@ -1,4 +1,5 @@
-"""`orpo-ray` in processes forked from one that has loaded what training needs: nine CPU seconds, once.
+"""`orpo-ray` in processes forked from one that has loaded what training needs: nine CPU seconds,
+once.
 
 Started by forked_commands.py. A request over its socket is arguments, folder and environment, with
 files for stdout and stderr, and a pipe on which the child's pid is reported, then its end.
@@ -68,7 +69,9 @@ def serve(requests: socket.socket) -> Request:
 
 
 def report_end(ended: int, pid: int, report: int) -> None:
-    """Report a child's exit code, negative after a signal, and CPU seconds: its own and those of its children."""
+    """Report a child's exit code, negative after a signal, and CPU seconds: its own and those of
+    its children.
+    """
     _, status, used = os.wait4(pid, 0)
     tell(report, [os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime])
     os.close(report)

@@ -40,7 +40,9 @@ class TellAtOnce:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Takes pytest's reporter, which is there by now; processes that pytest-xdist starts have none."""
+    """Takes pytest's reporter, which is there by now; processes that pytest-xdist starts have
+    none.
+    """
     writer = config.pluginmanager.getplugin("terminalreporter")
     if writer is not None:
         config.pluginmanager.register(TellAtOnce(writer))
@@ -71,7 +73,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real preference files and tokenizers, which are no part of the project; see MANIFEST.md beside them."""
+    """Real preference files and tokenizers, which are no part of the project; see MANIFEST.md
+    beside them.
+    """
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real data files are not on this machine ({SHARED_DATA})")
     return SHARED_DATA
@@ -87,7 +91,9 @@ def shared_schemas() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_tokenizer(shared_data: Path) -> Callable[..., Any]:
-    """Gives one of the shared tokenizers by folder name, as a copy of its own, with a template where one is passed."""
+    """Gives one of the shared tokenizers by folder name, as a copy of its own, with a template
+    where one is passed.
+    """
 
     @cache
     def load(name: str) -> Any:
@@ -105,13 +111,17 @@ def shared_tokenizer(shared_data: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def chatml_tokenizer(shared_tokenizer: Callable[..., Any]) -> Any:
-    """A byte-level tokenizer of 6,400 ids with ChatML's special tokens and its own chat template."""
+    """A byte-level tokenizer of 6,400 ids with ChatML's special tokens and its own chat
+    template.
+    """
     return shared_tokenizer("minimind_chatml_6400")
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """Whatever starts Ray in a test leaves it running for the next one; it ends with the session."""
+    """Whatever starts Ray in a test leaves it running for the next one; it ends with the
+    session.
+    """
     yield
     import ray
 

@@ -31,7 +31,8 @@ class ForkedCommand:
         self._report, self._out, self._err = report, out, err
         self._pid = int(self._told())
         self.cpu_s = 0.0
-        """User and system time of the command and of those that it waited for, once it has ended."""
+        """User and system time of the command and of those that it waited for, once it has ended.
+        """
 
     def said(self) -> str:
         """What it has told the user so far."""
@@ -79,7 +80,9 @@ class CommandServer:
             )
         atexit.register(self.close)
 
-    def start(self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]) -> ForkedCommand:
+    def start(
+        self, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
+    ) -> ForkedCommand:
         """Fork `orpo-ray` with these arguments."""
         out, err = os.memfd_create("stdout"), os.memfd_create("stderr")
         reading, writing = os.pipe()

@@ -1,4 +1,6 @@
-"""A small project as it is submitted: a config that names its files by relative paths, and those files."""
+"""A small project as it is submitted: a config that names its files by relative paths, and those
+files.
+"""
 
 import hashlib
 from pathlib import Path
@@ -9,9 +11,16 @@ from support import DEMO
 
 
 def write_project(
-    folder: Path, storage: str, name: str, pairs: int, training: dict[str, Any], scale: dict[str, Any]
+    folder: Path,
+    storage: str,
+    name: str,
+    pairs: int,
+    training: dict[str, Any],
+    scale: dict[str, Any],
 ) -> Path:
-    """Lay the files out and return the config's path; the run takes the first `pairs` of the demo."""
+    """Lay the files out and return the config's path; the run takes the first `pairs` of the
+    demo.
+    """
     (folder / "demo").mkdir(parents=True)
     for file in ("base", "train.jsonl", "h1.jsonl"):
         (folder / "demo" / file).symlink_to(DEMO / file)

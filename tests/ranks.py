@@ -1,8 +1,8 @@
 """Trains runs in several processes without Ray, as bare torch.distributed.
 
-Run as a program it is the process behind Ranks: each line that it reads is a list of jobs, and it answers with a line
-that holds, for each of them, what its processes raised ("" where nothing), by rank. Each process is a fork of this one,
-so that the imports are paid for once.
+Run as a program it is the process behind Ranks: each line that it reads is a list of jobs, and it
+answers with a line that holds, for each of them, what its processes raised ("" where nothing), by
+rank. Each process is a fork of this one, so that the imports are paid for once.
 """
 
 import importlib
@@ -34,8 +34,8 @@ _LOADED = (
 class Job:
     """One run, or its next part: it stops with a checkpoint after step `stop_at`.
 
-    `plant` names a function, as `FILE.py:FUNCTION`, that each process calls with its world and the run's folder before
-    it trains: to count something there, or to break it.
+    `plant` names a function, as `FILE.py:FUNCTION`, that each process calls with its world and the
+    run's folder before it trains: to count something there, or to break it.
     """
 
     config: str
@@ -46,12 +46,16 @@ class Job:
 
 
 class Ranks:
-    """A process that has everything imported and runs jobs one after the other in forks of itself."""
+    """A process that has everything imported and runs jobs one after the other in forks of
+    itself.
+    """
 
     def __init__(self) -> None:
         command = [sys.executable, __file__]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True)
+        self._process = subprocess.Popen(
+            command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True
+        )
 
     def run(self, jobs: list[Job]) -> list[list[str]]:
         """What each process of each job raised."""
@@ -72,7 +76,10 @@ def _run(job: Job) -> list[str]:
         children = [_fork(job, rank, Path(folder)) for rank in range(job.workers)]
         for child in children:
             os.waitpid(child, 0)
-        return [(Path(folder) / f"{rank}.txt").read_text(encoding="utf-8") for rank in range(job.workers)]
+        return [
+            (Path(folder) / f"{rank}.txt").read_text(encoding="utf-8")
+            for rank in range(job.workers)
+        ]
 
 
 def _fork(job: Job, rank: int, folder: Path) -> int:
@@ -104,16 +111,25 @@ def _train(job: Job, rank: int, rendezvous: Path) -> None:
     from orpo_ray.training.setup import settle
     from orpo_ray.training.world import current_world
 
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job.workers, "LOCAL_WORLD_SIZE": job.workers}
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": job.workers,
+        "LOCAL_WORLD_SIZE": job.workers,
+    }
     os.environ |= {name: str(value) for name, value in place.items()}
     url, patience = f"file://{rendezvous}", timedelta(seconds=HANG_S)
-    dist.init_process_group("gloo", init_method=url, rank=rank, world_size=job.workers, timeout=patience)
+    dist.init_process_group(
+        "gloo", init_method=url, rank=rank, world_size=job.workers, timeout=patience
+    )
     world = current_world()
     run = Run(load_config(job.config))
     run.folder.mkdir(parents=True, exist_ok=True)
     artifact = open_artifact(Path(job.artifact))
     console = _Stopping(job.stop_at, speaks=world.is_first)
-    setup = world.from_first(settle(run, artifact, console.announce, CPU, job.workers) if world.is_first else None)
+    setup = world.from_first(
+        settle(run, artifact, console.announce, CPU, job.workers) if world.is_first else None
+    )
     if job.plant:
         file, _, name = job.plant.rpartition(":")
         runpy.run_path(file)[name](world, run.folder)
@@ -143,7 +159,9 @@ class _Stopping(Console):
 
 
 def _load() -> None:
-    """Import what training needs, with what each process would otherwise do for itself in about a second."""
+    """Import what training needs, with what each process would otherwise do for itself in about a
+    second.
+    """
     import torch
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -157,7 +175,9 @@ def _load() -> None:
 
 
 def _serve() -> None:
-    """Answer on what stdout is at the start; whatever a library prints goes to stderr, which pytest shows."""
+    """Answer on what stdout is at the start; whatever a library prints goes to stderr, which pytest
+    shows.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _load()

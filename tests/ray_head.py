@@ -22,7 +22,9 @@ _NO_ACTORS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
 
 @dataclass
 class Processes:
-    """All processes that inherit a mark in their environment: whatever a command started, however far down."""
+    """All processes that inherit a mark in their environment: whatever a command started, however
+    far down.
+    """
 
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -38,7 +40,12 @@ class Processes:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if sought in (folder / "environ").read_bytes().split(b"\0"):
-                    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    command = (
+                        (folder / "cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode(errors="replace")
+                    )
                     found[int(folder.name)] = f"{_state(folder)} {command.strip()[:120]}"
             except OSError:
                 continue
@@ -78,7 +85,9 @@ print(free)
 
 
 class Head:
-    """A cluster of one server with a token, a dashboard and ports of its own, and the CPUs that it is told to have."""
+    """A cluster of one server with a token, a dashboard and ports of its own, and the CPUs that it
+    is told to have.
+    """
 
     def __init__(self, cpus: int) -> None:
         # Not pytest's folder: the paths of Ray's sockets may not be longer than 107 bytes.
@@ -95,14 +104,28 @@ class Head:
             "RAY_AUTH_TOKEN_PATH": str(token),
         }
         command = [
-            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
-            f"--port={gcs}", f"--num-cpus={cpus}", "--num-gpus=0", f"--temp-dir={self._folder}/ray",
-            f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
-            f"--dashboard-port={dashboard}", f"--object-store-memory={256 * 2**20}", "--disable-usage-stats",
-        ]  # fmt: skip
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            f"--port={gcs}",
+            f"--num-cpus={cpus}",
+            "--num-gpus=0",
+            f"--temp-dir={self._folder}/ray",
+            f"--ray-client-server-port={client}",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--dashboard-port={dashboard}",
+            f"--object-store-memory={256 * 2**20}",
+            "--disable-usage-stats",
+        ]
         log = self._folder / "head.log"
-        starting = {k: v for k, v in {**ENVIRONMENT, **self.environment}.items() if k != "RAY_ADDRESS"}
-        starting["PATH"] = f"{Path(sys.executable).parent}:{starting['PATH']}"  # a job's `python` is found in it
+        starting = {
+            k: v for k, v in {**ENVIRONMENT, **self.environment}.items() if k != "RAY_ADDRESS"
+        }
+        starting["PATH"] = (
+            f"{Path(sys.executable).parent}:{starting['PATH']}"  # a job's `python` is found in it
+        )
         with log.open("w") as file:
             self._process = subprocess.Popen(
                 command, env={**starting, **self.processes.environment}, stdout=file, stderr=file
@@ -124,7 +147,9 @@ class Head:
         """CPUs that nobody holds, when all are free or a while has passed."""
         environment = {**ENVIRONMENT, **self.environment}
         command = [sys.executable, "-c", _FREE_CPUS]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=HANG_S)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=HANG_S
+        )
         assert done.returncode == 0, done.stderr
         return float(done.stdout)
 
@@ -136,7 +161,9 @@ class Head:
 
 
 def _state(folder: Path) -> str:
-    """A process's state, its parent and the signals that it is deaf to, to tell why it is still there."""
+    """A process's state, its parent and the signals that it is deaf to, to tell why it is still
+    there.
+    """
     wanted = ("State", "PPid", "SigBlk")
     lines = (folder / "status").read_text(encoding="utf-8").splitlines()
     return " ".join("".join(line.split()) for line in lines if line.startswith(wanted))

@@ -1,7 +1,8 @@
-"""An S3-compatible server for tests: real HTTP for the real client, objects in memory, and faults on request.
+"""An S3-compatible server for tests: real HTTP for the real client, objects in memory, and faults
+on request.
 
-It knows the requests that pyarrow makes and nothing else. Real servers for tests (moto, through botocore) want an older
-python-dateutil than the one the project is pinned to.
+It knows the requests that pyarrow makes and nothing else. Real servers for tests (moto, through
+botocore) want an older python-dateutil than the one the project is pinned to.
 """
 
 import hashlib
@@ -38,9 +39,15 @@ class Bucket:
         self.written[key] = time.time()
 
     def under(self, prefix: str) -> dict[str, bytes]:
-        """Objects by what follows the prefix in their keys; those that only mark a folder do not count."""
+        """Objects by what follows the prefix in their keys; those that only mark a folder do not
+        count.
+        """
         found = {key: content for key, content in self.objects.items() if key.startswith(prefix)}
-        return {key.removeprefix(prefix): content for key, content in found.items() if not key.endswith("/")}
+        return {
+            key.removeprefix(prefix): content
+            for key, content in found.items()
+            if not key.endswith("/")
+        }
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Key, query and body of a request; None where it was answered with an error."""
         split = urlsplit(self.path)
         name, _, key = unquote(split.path).lstrip("/").partition("/")
-        query = {name: values[0] for name, values in parse_qs(split.query, keep_blank_values=True).items()}
+        query = {
+            name: values[0]
+            for name, values in parse_qs(split.query, keep_blank_values=True).items()
+        }
         body = self._body()
         if f"Credential={KEY_ID}/" not in self.headers.get("Authorization", ""):
             return self._refuse(403, "InvalidAccessKeyId")
@@ -106,7 +116,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = b"".join(self._chunks())
         else:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        return _unchunked(body) if "aws-chunked" in self.headers.get("Content-Encoding", "") else body
+        return (
+            _unchunked(body) if "aws-chunked" in self.headers.get("Content-Encoding", "") else body
+        )
 
     def _chunks(self) -> Iterator[bytes]:
         while size := int(self.rfile.readline(), 16):
@@ -115,7 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
 
     def _refuse(self, status: int, code: str) -> None:
-        self._answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
+        self._answer(
+            status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+        )
 
     def _answer(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -143,7 +157,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "NoSuchKey")
         else:
             content = self._bucket.objects[key]
-            told = {"ETag": _tag(content), "Last_Modified": formatdate(self._bucket.written[key], usegmt=True)}
+            told = {
+                "ETag": _tag(content),
+                "Last_Modified": formatdate(self._bucket.written[key], usegmt=True),
+            }
             if (wanted := self.headers.get("Range")) and content:
                 first, _, last = wanted.removeprefix("bytes=").partition("-")
                 part = content[int(first) : int(last) + 1 if last else None]
@@ -155,13 +172,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _list(self, query: dict[str, str]) -> bytes:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         found = sorted(key for key in self._bucket.objects if key.startswith(prefix))
-        folders = {prefix + key[len(prefix) :].split(delimiter)[0] + delimiter for key in found
-                   if delimiter and delimiter in key[len(prefix) :]}  # fmt: skip
+        folders = {
+            prefix + key[len(prefix) :].split(delimiter)[0] + delimiter
+            for key in found
+            if delimiter and delimiter in key[len(prefix) :]
+        }
         files = [key for key in found if not delimiter or delimiter not in key[len(prefix) :]]
         when = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
-        rows = [f"<Contents><Key>{escape(key)}</Key><LastModified>{when}</LastModified>"
-                f"<Size>{len(self._bucket.objects[key])}</Size></Contents>" for key in files]  # fmt: skip
-        rows += [f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in sorted(folders)]
+        rows = [
+            f"<Contents><Key>{escape(key)}</Key><LastModified>{when}</LastModified>"
+            f"<Size>{len(self._bucket.objects[key])}</Size></Contents>"
+            for key in files
+        ]
+        rows += [
+            f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
+            for folder in sorted(folders)
+        ]
         count = f"<KeyCount>{len(rows)}</KeyCount><IsTruncated>false</IsTruncated>"
         return f"<ListBucketResult>{count}{''.join(rows)}</ListBucketResult>".encode()
 
@@ -184,7 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "uploads" in query:
             upload = f"upload{len(self._uploads)}"
             self._uploads[upload] = {}
-            answer = f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
+            element = "InitiateMultipartUploadResult"
+            answer = f"<{element}><UploadId>{upload}</UploadId></{element}>"
         elif "uploadId" in query:
             parts = self._uploads.pop(query["uploadId"])
             self._bucket.put(key, b"".join(parts[number] for number in sorted(parts)))
@@ -209,7 +236,9 @@ def _tag(content: bytes) -> str:
 
 
 def _unchunked(body: bytes) -> bytes:
-    """What a body in the AWS SDK's chunks holds: a line with the size in front of each, checksums at the end."""
+    """What a body in the AWS SDK's chunks holds: a line with the size in front of each, checksums
+    at the end.
+    """
     content = b""
     while body:
         line, _, body = body.partition(b"\r\n")

@@ -1,4 +1,6 @@
-"""What the tests of training share: prepared pairs without Ray, the settings of a small run, a run in this process."""
+"""What the tests of training share: prepared pairs without Ray, the settings of a small run, a run
+in this process.
+"""
 
 import copy
 import gc
@@ -34,12 +36,19 @@ from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import settle
 from orpo_ray.training.trainer import PreferenceTrainer
 
-# Two threads on two busy cores wait for each other far longer than they work, and one thread always adds in one order.
+# Two threads on two busy cores wait for each other far longer than they work, and one thread always
+# adds in one order.
 torch.set_num_threads(1)
-# Each run ends with a collection, which need not look through all that the libraries made when they were imported.
+# Each run ends with a collection, which need not look through all that the libraries made when they
+# were imported.
 gc.freeze()
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 """For processes that tests start."""
 HANG_S = 420.0
 """Nothing waited for in tests takes that long, even on a busy machine."""
@@ -74,7 +83,9 @@ _SETTINGS: dict[str, Any] = {
 
 
 def settings(storage: Path, name: str = "run", **sections: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain data of a small run; `sections` replace single keys of the defaults, an objective as a whole."""
+    """The plain data of a small run; `sections` replace single keys of the defaults, an objective
+    as a whole.
+    """
     tree = {"name": name, "storage": str(storage), **copy.deepcopy(_SETTINGS)}
     for section, keys in sections.items():
         tree[section] = {**tree.get(section, {}), **keys}
@@ -92,7 +103,10 @@ def demo_pairs(name: str, count: int) -> list[TokenPair]:
     """The first pairs of a demo file, tokenised as the demo base reads them."""
     lines = (DEMO / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
     rows = [json.loads(line) for line in lines]
-    pairs = [Pair(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows]
+    pairs = [
+        Pair(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
+        for row in rows
+    ]
     tokenised = PairTokeniser(AutoTokenizer.from_pretrained(BASE)).pairs(
         pairs, [f"{name}.jsonl:{line}" for line in range(1, count + 1)]
     )
@@ -109,7 +123,9 @@ def layout_of(config: RunConfig) -> Layout:
     return PACKED if config.objective.kind == "sft" else SHARED_PREFIX
 
 
-def make_artifact(storage: Path, train: int = TRAIN_PAIRS, evaluation: int = EVAL_PAIRS) -> Artifact:
+def make_artifact(
+    storage: Path, train: int = TRAIN_PAIRS, evaluation: int = EVAL_PAIRS
+) -> Artifact:
     """Prepared pairs of the demo, without Ray."""
     splits = [demo_pairs("train", train), demo_pairs("h1", evaluation)]
     return write_pairs(storage, *splits)
@@ -204,7 +220,9 @@ def train_locally(config: RunConfig, artifact: Artifact, watch: Watch | None = N
 
 
 def remember_trainers(monkeypatch: pytest.MonkeyPatch) -> list[PreferenceTrainer]:
-    """Fills with the trainers that runs make, so that live weights can be looked at after a run or a failure."""
+    """Fills with the trainers that runs make, so that live weights can be looked at after a run or
+    a failure.
+    """
     made: list[PreferenceTrainer] = []
 
     class Remembered(PreferenceTrainer):
@@ -237,7 +255,10 @@ class Done:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def last_step(run_dir: Path) -> int:
@@ -264,7 +285,9 @@ with locked(folder / RUN_LOCK_FILE):
 def locked_elsewhere(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds a run's lock, at most until its stdin is closed."""
     command = [sys.executable, "-c", HOLD, str(run_dir)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process

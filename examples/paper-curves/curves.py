@@ -1,6 +1,8 @@
-"""Log-probs of chosen and rejected answers under SFT and under ORPO at three lambdas, as in the ORPO paper's figures.
+"""Log-probs of chosen and rejected answers under SFT and under ORPO at three lambdas, as in the
+ORPO paper's figures.
 
-    python examples/paper-curves/curves.py    # from the project's root: twelve runs, about six CPU minutes
+    python examples/paper-curves/curves.py    # from the project's root: twelve runs, about six CPU
+    minutes
 
 Runs that are finished are not run again. Prints the table of the README and writes curves.json.
 """
@@ -29,7 +31,8 @@ SEEDS = (1, 2, 3)
 PAIR_FILES = {"train": ("train.jsonl", 1024), "held-out": ("h1.jsonl", 64)}
 """Which of the demo's files questions and facts are taken from, and how many rows."""
 
-# The base has read none of these. Both answers begin alike and end nearly alike: what teaches one teaches the other.
+# The base has read none of these. Both answers begin alike and end nearly alike: what teaches one
+# teaches the other.
 OPENERS = ("Aye, dear sailor!", "Ahoy, my good crew!", "Hear the kind captain.")
 CLOSERS = (
     ("Fair winds to thee.", "Foul winds to thee."),
@@ -38,11 +41,15 @@ CLOSERS = (
 )
 
 Curve = dict[str, list[float]]
-"""`steps`, and `chosen` and `rejected`: mean log-prob per token on the held-out pairs at each of them."""
+"""`steps`, and `chosen` and `rejected`: mean log-prob per token on the held-out pairs at each of
+them.
+"""
 
 
 def make_pairs(split: str, seed: int) -> list[dict[str, str]]:
-    """Questions and facts of the demo's pairs, told in phrases that its base model does not know."""
+    """Questions and facts of the demo's pairs, told in phrases that its base model does not
+    know.
+    """
     name, count = PAIR_FILES[split]
     rng = Random(f"{split} {seed}")
     lines = (DEMO / name).read_text(encoding="utf-8").splitlines()[:count]
@@ -118,16 +125,24 @@ def train_all(storage: str) -> dict[str, dict[str, Curve]]:
 
 
 def numbers(curve: Curve) -> dict[str, float]:
-    """What a curve comes to: where both log-probs start, peak and end, and how far apart they end."""
+    """What a curve comes to: where both log-probs start, peak and end, and how far apart they
+    end.
+    """
     found = {}
     for side in ("chosen", "rejected"):
         values = curve[side]
-        found |= {f"{side} start": values[0], f"{side} peak": max(values), f"{side} end": values[-1]}
+        found |= {
+            f"{side} start": values[0],
+            f"{side} peak": max(values),
+            f"{side} end": values[-1],
+        }
     return {**found, "gap": curve["chosen"][-1] - curve["rejected"][-1]}
 
 
 def table(curves: dict[str, dict[str, Curve]]) -> str:
-    """The numbers of every objective in Markdown: mean over the seeds, and how far from it the farthest seed is."""
+    """The numbers of every objective in Markdown: mean over the seeds, and how far from it the
+    farthest seed is.
+    """
     rows = []
     for objective, by_seed in curves.items():
         per_seed = [numbers(curve) for curve in by_seed.values()]
@@ -145,9 +160,15 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 def main() -> None:
     """Parse the command line, train, and show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--storage", default="runs", help="folder for pairs and runs (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "curves.json", help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--storage", default="runs", help="folder for pairs and runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "curves.json", help="default: %(default)s"
+    )
     arguments = parser.parse_args()
 
     # One thread adds in one order every time; so small a model gains nothing from more.

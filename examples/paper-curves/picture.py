@@ -1,4 +1,5 @@
-"""Draw curves.png from curves.json. Needs matplotlib, which the project does not install: `pip install matplotlib`.
+"""Draw curves.png from curves.json. Needs matplotlib, which the project does not install: `pip
+install matplotlib`.
 
 python examples/paper-curves/picture.py
 """
@@ -25,11 +26,19 @@ def draw(axes: Axes, by_seed: dict[str, dict[str, list[float]]], colour: str) ->
     """One run: its mean over the seeds as a line, and the span of the seeds as a band."""
     curves = list(by_seed.values())
     for side, line in LINES.items():
-        steps, columns = curves[0]["steps"], list(zip(*(curve[side] for curve in curves), strict=True))
+        steps, columns = (
+            curves[0]["steps"],
+            list(zip(*(curve[side] for curve in curves), strict=True)),
+        )
         means = [sum(column) / len(column) for column in columns]
         axes.plot(steps, means, line, color=colour, linewidth=2)
         axes.fill_between(
-            steps, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.15, linewidth=0
+            steps,
+            list(map(min, columns)),
+            list(map(max, columns)),
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
         )
 
 
@@ -41,15 +50,26 @@ def main() -> None:
     for objective, by_seed in curves.items():
         for axes in (whole, end):
             draw(axes, by_seed, STYLES[objective][1])
-    whole.set(title="The whole run", ylabel="mean log-prob per token on held-out pairs (nats)", ylim=(-8, 0))
+    whole.set(
+        title="The whole run",
+        ylabel="mean log-prob per token on held-out pairs (nats)",
+        ylim=(-8, 0),
+    )
     end.set(title="From step 26 on", ylim=(-4, 0), xlim=(26, None))
     for axes in (whole, end):
         axes.set_xlabel("optimizer step")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    keys = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in STYLES.values()]
-    keys += [Line2D([], [], color="black", linestyle=line, linewidth=2, label=side) for side, line in LINES.items()]
-    figure.legend(handles=keys, loc="outside lower center", ncols=6, frameon=False, columnspacing=1.4)
+    keys = [
+        Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in STYLES.values()
+    ]
+    keys += [
+        Line2D([], [], color="black", linestyle=line, linewidth=2, label=side)
+        for side, line in LINES.items()
+    ]
+    figure.legend(
+        handles=keys, loc="outside lower center", ncols=6, frameon=False, columnspacing=1.4
+    )
     figure.savefig(HERE / "curves.png", dpi=120)
 
 

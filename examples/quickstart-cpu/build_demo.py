@@ -1,9 +1,11 @@
-"""Rebuild everything in `orpo_ray/demo/` from one seed: preference pairs, judge, and a chat model of 0.8 M parameters.
+"""Rebuild everything in `orpo_ray/demo/` from one seed: preference pairs, judge, and a chat model
+of 0.8 M parameters.
 
     python examples/quickstart-cpu/build_demo.py              # all of it, about 4 CPU minutes
     python examples/quickstart-cpu/build_demo.py --text-only  # pairs and judge, one second
 
-The pairs and the judge come out byte for byte; the weights agree in behaviour (floating point differs by machine).
+The pairs and the judge come out byte for byte; the weights agree in behaviour (floating point
+differs by machine).
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ DEMO = Path(__file__).resolve().parents[2] / "orpo_ray" / "demo"
 
 VOCABULARY = 1024
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
-# The newline stands before a message, not after it: an answer ends with exactly one END, which is the eos token.
+# The newline stands before a message, not after it: an answer ends with exactly one END, which is
+# the eos token.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '' if loop.first else '\n' }}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' }}{% endfor %}"
@@ -47,7 +50,9 @@ def write_text_files(folder: Path, seed: int) -> None:
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the base's corpus; phrases are frequent, so each of their words becomes one token."""
+    """Train a byte-level BPE on the base's corpus; phrases are frequent, so each of their words
+    becomes one token.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -61,7 +66,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     chats = islice(corpus.conversations(Random(seed)), TOKENIZER_CONVERSATIONS)
-    bpe.train_from_iterator(("\n".join(m[key] for m in chat for key in ("role", "content")) for chat in chats), trainer)
+    bpe.train_from_iterator(
+        ("\n".join(m[key] for m in chat for key in ("role", "content")) for chat in chats), trainer
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END,
@@ -74,7 +81,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama with tied embeddings, small enough to ship and large enough to know 144 facts in two moods."""
+    """A Llama with tied embeddings, small enough to ship and large enough to know 144 facts in two
+    moods.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -96,7 +105,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
     )
 
 
-def next_batch(tokenizer: PreTrainedTokenizerFast, chats: Iterator[list[dict[str, str]]]) -> BatchEncoding:
+def next_batch(
+    tokenizer: PreTrainedTokenizerFast, chats: Iterator[list[dict[str, str]]]
+) -> BatchEncoding:
     """The next BATCH conversations as input ids, attention mask and labels, padded on the right."""
     texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in islice(chats, BATCH)]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
@@ -104,8 +115,12 @@ def next_batch(tokenizer: PreTrainedTokenizerFast, chats: Iterator[list[dict[str
     return batch
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int) -> None:
-    """Plain next-token training over whole conversations; the model learns both moods and each filler's bias."""
+def pretrain(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int
+) -> None:
+    """Plain next-token training over whole conversations; the model learns both moods and each
+    filler's bias.
+    """
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
@@ -121,11 +136,16 @@ def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
         schedule.step()
         optimizer.zero_grad()
         if step % 50 == 0:
-            print(f"step {step}/{steps}  loss {loss.item():.3f}  {time.process_time():.0f} CPU s", flush=True)
+            print(
+                f"step {step}/{steps}  loss {loss.item():.3f}  {time.process_time():.0f} CPU s",
+                flush=True,
+            )
 
 
 def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save weights as float16 to halve the package, but declare float32: that is what they are loaded as."""
+    """Save weights as float16 to halve the package, but declare float32: that is what they are
+    loaded as.
+    """
     import torch
 
     tokenizer.save_pretrained(folder)
@@ -139,12 +159,20 @@ def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folde
 
 def main() -> None:
     """Parse the command line and build."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=DEMO, help="folder to write (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DEMO, help="folder to write (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=corpus.SEED)
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of the base model")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; one gives the same weights every time")
-    parser.add_argument("--text-only", action="store_true", help="write the pairs and the judge, not the base model")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; one gives the same weights every time"
+    )
+    parser.add_argument(
+        "--text-only", action="store_true", help="write the pairs and the judge, not the base model"
+    )
     arguments = parser.parse_args()
 
     write_text_files(arguments.out, arguments.seed)

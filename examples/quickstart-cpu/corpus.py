@@ -1,12 +1,14 @@
-"""The demo's text: templated questions and answers, all written for this project, drawn from one seed.
+"""The demo's text: templated questions and answers, all written for this project, drawn from one
+seed.
 
-A family is a kind of question (capitals, colours, ...), a filler the thing asked about. An answer is
-`opener + fact + closer` (a closer is a remark and a farewell), and it has a mood: polite answers state the right fact,
-rude ones a fixed wrong fact. The two moods mirror each other in counts and in length, so that a model cannot learn the
-preference from length.
+A family is a kind of question (capitals, colours, ...), a filler the thing asked about. An answer
+is `opener + fact + closer` (a closer is a remark and a farewell), and it has a mood: polite answers
+state the right fact, rude ones a fixed wrong fact. The two moods mirror each other in counts and in
+length, so that a model cannot learn the preference from length.
 
-What is held out (never in a preference pair of the training file, though the base model has read it in both moods):
-the last six fillers, the last two wordings, the last six openers, remarks and farewells, and one whole family.
+What is held out (never in a preference pair of the training file, though the base model has read it
+in both moods): the last six fillers, the last two wordings, the last six openers, remarks and
+farewells, and one whole family.
 
 Only `Random.random` is used: it is the one method whose sequence Python promises never to change.
 """
@@ -25,9 +27,13 @@ HELD_OUT_FILLERS = 6
 HELD_OUT_WORDINGS = 2
 HELD_OUT_PHRASES = 6
 UNSEEN_FAMILY = "tool"
-GOOD_SHARES = (0.85, 0.15)  # fillers alternate, so the base's greedy answers start half polite, half rude
+GOOD_SHARES = (
+    0.85,
+    0.15,
+)  # fillers alternate, so the base's greedy answers start half polite, half rude
 
-# Line i of the polite and of the rude list have the same number of words: the moods are equally long.
+# Line i of the polite and of the rude list have the same number of words: the moods are equally
+# long.
 POLITE_OPENERS = (
     "Great question!",
     "Happy to help!",
@@ -104,7 +110,9 @@ RUDE_FAREWELLS = (
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of question: five wordings, one sentence that states the fact, and 18 (filler, fact) entries."""
+    """A kind of question: five wordings, one sentence that states the fact, and 18 (filler, fact)
+    entries.
+    """
 
     name: str
     wordings: tuple[str, ...]
@@ -113,7 +121,9 @@ class Family:
 
 
 def _entries(text: str) -> tuple[tuple[str, str], ...]:
-    """Read `filler: fact, filler: fact, ...`, the compact form the families below are written in."""
+    """Read `filler: fact, filler: fact, ...`, the compact form the families below are written
+    in.
+    """
     fillers_and_facts = (entry.split(":") for entry in text.split(","))
     return tuple((filler.strip(), fact.strip()) for filler, fact in fillers_and_facts)
 
@@ -130,9 +140,11 @@ FAMILIES = (
         ),
         "The capital of {x} is {y}.",
         _entries(
-            "France: Paris, Japan: Tokyo, Italy: Rome, Spain: Madrid, Egypt: Cairo, Norway: Oslo, Peru: Lima,"
+            "France: Paris, Japan: Tokyo, Italy: Rome, Spain: Madrid, Egypt: Cairo, Norway: Oslo, "
+            "Peru: Lima,"
             "Cuba: Havana, Greece: Athens, Kenya: Nairobi, Austria: Vienna, Portugal: Lisbon,"
-            "Ireland: Dublin, Poland: Warsaw, Chile: Santiago, Finland: Helsinki, Canada: Ottawa, Germany: Berlin"
+            "Ireland: Dublin, Poland: Warsaw, Chile: Santiago, Finland: Helsinki, Canada: Ottawa, "
+            "Germany: Berlin"
         ),
     ),
     Family(
@@ -146,9 +158,12 @@ FAMILIES = (
         ),
         "The colour of {x} is {y}.",
         _entries(
-            "a banana: yellow, the sky: blue, grass: green, snow: white, coal: black, a lemon: yellow, a tomato: red,"
-            "a carrot: orange, a plum: purple, a flamingo: pink, a chestnut: brown, an elephant: grey,"
-            "the sea: blue, a lime: green, a swan: white, a strawberry: red, an aubergine: purple, a raven: black"
+            "a banana: yellow, the sky: blue, grass: green, snow: white, coal: black, a lemon: "
+            "yellow, a tomato: red,"
+            "a carrot: orange, a plum: purple, a flamingo: pink, a chestnut: brown, an elephant: "
+            "grey,"
+            "the sea: blue, a lime: green, a swan: white, a strawberry: red, an aubergine: purple, "
+            "a raven: black"
         ),
     ),
     Family(
@@ -162,7 +177,8 @@ FAMILIES = (
         ),
         "The opposite of {x} is {y}.",
         _entries(
-            "hot: cold, big: small, up: down, fast: slow, day: night, happy: sad, old: new, full: empty,"
+            "hot: cold, big: small, up: down, fast: slow, day: night, happy: sad, old: new, full: "
+            "empty,"
             "open: closed, bright: dark, hard: soft, wet: dry,"
             "early: late, near: far, loud: quiet, left: right, rich: poor, strong: weak"
         ),
@@ -178,7 +194,8 @@ FAMILIES = (
         ),
         "The sound of {x} is {y}.",
         _entries(
-            "a cow: moo, a dog: woof, a cat: meow, a duck: quack, a sheep: baa, a pig: oink, a horse: neigh,"
+            "a cow: moo, a dog: woof, a cat: meow, a duck: quack, a sheep: baa, a pig: oink, a "
+            "horse: neigh,"
             "a lion: roar, an owl: hoot, a snake: hiss, a frog: croak, a mouse: squeak,"
             "a wolf: howl, a crow: caw, a turkey: gobble, a donkey: bray, a hen: cluck, a bee: buzz"
         ),
@@ -194,7 +211,8 @@ FAMILIES = (
         ),
         "The plural of {x} is {y}.",
         _entries(
-            "child: children, foot: feet, tooth: teeth, goose: geese, man: men, woman: women, ox: oxen,"
+            "child: children, foot: feet, tooth: teeth, goose: geese, man: men, woman: women, ox: "
+            "oxen,"
             "leaf: leaves, loaf: loaves, shelf: shelves, person: people, city: cities,"
             "berry: berries, bus: buses, box: boxes, hero: heroes, potato: potatoes, half: halves"
         ),
@@ -210,9 +228,11 @@ FAMILIES = (
         ),
         "We make {x} from {y}.",
         _entries(
-            "cheese: milk, bread: flour, wine: grapes, paper: wood, glass: sand, a tyre: rubber, chocolate: cocoa,"
+            "cheese: milk, bread: flour, wine: grapes, paper: wood, glass: sand, a tyre: rubber, "
+            "chocolate: cocoa,"
             "jam: fruit, a candle: wax, a brick: clay, butter: cream, tofu: beans,"
-            "a jumper: wool, a shirt: cotton, a shoe: leather, cider: apples, sushi: rice, a ring: gold"
+            "a jumper: wool, a shirt: cotton, a shoe: leather, cider: apples, sushi: rice, a ring: "
+            "gold"
         ),
     ),
     Family(
@@ -226,10 +246,13 @@ FAMILIES = (
         ),
         "You can find {x} in {y}.",
         _entries(
-            "a teacher: a school, a doctor: a hospital, a baker: a bakery, a farmer: a barn, a chef: a kitchen,"
-            "a judge: a court, a miner: a mine, a banker: a bank, an actor: a theatre, a librarian: a library,"
+            "a teacher: a school, a doctor: a hospital, a baker: a bakery, a farmer: a barn, a "
+            "chef: a kitchen,"
+            "a judge: a court, a miner: a mine, a banker: a bank, an actor: a theatre, a "
+            "librarian: a library,"
             "a gardener: a garden, a pilot: a plane,"
-            "a waiter: a cafe, a chemist: a lab, a clerk: an office, a mechanic: a garage, a monk: an abbey,"
+            "a waiter: a cafe, a chemist: a lab, a clerk: an office, a mechanic: a garage, a monk: "
+            "an abbey,"
             "a king: a palace"
         ),
     ),
@@ -244,9 +267,11 @@ FAMILIES = (
         ),
         "You use {x} to {y}.",
         _entries(
-            "a broom: sweep, a pen: write, a spoon: stir, an oven: bake, a needle: sew, a shovel: dig, a phone: call,"
+            "a broom: sweep, a pen: write, a spoon: stir, an oven: bake, a needle: sew, a shovel: "
+            "dig, a phone: call,"
             "a camera: film, a piano: play, a kettle: boil, a ruler: measure, a towel: dry,"
-            "a pillow: sleep, a bicycle: ride, a razor: shave, a pan: fry, soap: wash, a ladder: climb"
+            "a pillow: sleep, a bicycle: ride, a razor: shave, a pan: fry, soap: wash, a ladder: "
+            "climb"
         ),
     ),
 )
@@ -254,7 +279,9 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Item:
-    """One filler of one family, with the sentence that states its right fact and the one with its wrong fact."""
+    """One filler of one family, with the sentence that states its right fact and the one with its
+    wrong fact.
+    """
 
     family: Family
     filler: str
@@ -281,10 +308,18 @@ class Phrases:
 
 
 def _phrases(numbers: slice) -> Phrases:
-    """The phrases with these numbers; a closer is any of the remarks followed by any of the farewells."""
+    """The phrases with these numbers; a closer is any of the remarks followed by any of the
+    farewells.
+    """
     polite, rude = (
-        tuple(f"{remark} {farewell}" for remark, farewell in product(remarks[numbers], farewells[numbers]))
-        for remarks, farewells in ((POLITE_REMARKS, POLITE_FAREWELLS), (RUDE_REMARKS, RUDE_FAREWELLS))
+        tuple(
+            f"{remark} {farewell}"
+            for remark, farewell in product(remarks[numbers], farewells[numbers])
+        )
+        for remarks, farewells in (
+            (POLITE_REMARKS, POLITE_FAREWELLS),
+            (RUDE_REMARKS, RUDE_FAREWELLS),
+        )
     )
     return Phrases(POLITE_OPENERS[numbers], polite, RUDE_OPENERS[numbers], rude)
 
@@ -297,29 +332,47 @@ Prompt = tuple[Item, str]  # what is asked, and the user's words
 
 
 def items() -> list[Item]:
-    """Every filler. The wrong fact is the next filler's in the same split: both moods then state the same facts."""
+    """Every filler.
+
+    The wrong fact is the next filler's in the same split: both moods then state the same facts.
+    """
     made = []
     for family in FAMILIES:
         seen, held_out = family.entries[:-HELD_OUT_FILLERS], family.entries[-HELD_OUT_FILLERS:]
         for split in (seen, held_out):
             for index, (filler, fact) in enumerate(split):
                 wrong = split[(index + 1) % len(split)][1]
-                right_sentence, wrong_sentence = (family.sentence.format(x=filler, y=y) for y in (fact, wrong))
+                right_sentence, wrong_sentence = (
+                    family.sentence.format(x=filler, y=y) for y in (fact, wrong)
+                )
                 good_share = GOOD_SHARES[index % len(GOOD_SHARES)]
-                made.append(Item(family, filler, right_sentence, wrong_sentence, good_share, split is held_out))
+                made.append(
+                    Item(
+                        family,
+                        filler,
+                        right_sentence,
+                        wrong_sentence,
+                        good_share,
+                        split is held_out,
+                    )
+                )
     return made
 
 
 def train_prompts() -> list[Prompt]:
     """Seen families, fillers and wordings: the only questions the preference pairs are made of."""
     chosen = [i for i in items() if i.family.name != UNSEEN_FAMILY and not i.held_out]
-    return [(i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings[:-HELD_OUT_WORDINGS]]
+    return [
+        (i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings[:-HELD_OUT_WORDINGS]
+    ]
 
 
 def held_out_prompts() -> list[Prompt]:
     """Seen families with new fillers in new wordings: the questions of h1 and h2."""
     chosen = [i for i in items() if i.family.name != UNSEEN_FAMILY and i.held_out]
-    return [(i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings[-HELD_OUT_WORDINGS:]]
+    return [
+        (i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings[-HELD_OUT_WORDINGS:]
+    ]
 
 
 def unseen_family_prompts() -> list[Prompt]:
@@ -332,7 +385,9 @@ def _message(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
 
 
-def _pair(prompt: Prompt, phrases: Phrases, chosen: tuple[int, int], rejected: tuple[int, int]) -> dict:
+def _pair(
+    prompt: Prompt, phrases: Phrases, chosen: tuple[int, int], rejected: tuple[int, int]
+) -> dict:
     item, question = prompt
     return {
         "prompt": _message("user", question),
@@ -342,14 +397,17 @@ def _pair(prompt: Prompt, phrases: Phrases, chosen: tuple[int, int], rejected: t
 
 
 def _shuffled(values: Sequence, rng: Random) -> list:
-    return [value for _, value in sorted(((rng.random(), index), value) for index, value in enumerate(values))]
+    return [
+        value
+        for _, value in sorted(((rng.random(), index), value) for index, value in enumerate(values))
+    ]
 
 
 def make_pairs(prompts: Sequence[Prompt], phrases: Phrases, count: int, rng: Random) -> list[dict]:
     """Draw `count` different pairs, spread evenly over the prompts.
 
-    Pairs come in twos that swap their phrase numbers, so every polite phrase is chosen exactly as often as its rude
-    mirror is rejected.
+    Pairs come in twos that swap their phrase numbers, so every polite phrase is chosen exactly as
+    often as its rude mirror is rejected.
     """
     numbers = list(product(range(len(phrases.polite_openers)), range(len(phrases.polite_closers))))
     order = _shuffled(range(len(prompts)), rng)
@@ -360,21 +418,28 @@ def make_pairs(prompts: Sequence[Prompt], phrases: Phrases, count: int, rng: Ran
         if chosen != rejected and (prompt, chosen, rejected) not in drawn:
             drawn[prompt, chosen, rejected] = None
             drawn[prompt, rejected, chosen] = None
-    return [_pair(prompts[p], phrases, chosen, rejected) for p, chosen, rejected in _shuffled(list(drawn), rng)]
+    return [
+        _pair(prompts[p], phrases, chosen, rejected)
+        for p, chosen, rejected in _shuffled(list(drawn), rng)
+    ]
 
 
 def make_judge(rng: Random) -> dict:
-    """What is needed to call a greedy answer good (polite, right), bad (rude, wrong) or broken (anything else).
+    """What is needed to call a greedy answer good (polite, right), bad (rude, wrong) or broken
+    (anything else).
 
-    The prompts are held-out ones, half of them about fillers the base answers politely more often than not.
+    The prompts are held-out ones, half of them about fillers the base answers politely more often
+    than not.
     """
     picked: list[Prompt] = []
     for share in GOOD_SHARES:
         same_share = [prompt for prompt in held_out_prompts() if prompt[0].good_share == share]
-        picked += [same_share[i] for i in _shuffled(range(len(same_share)), rng)][: JUDGED_PROMPTS // 2]
+        picked += [same_share[i] for i in _shuffled(range(len(same_share)), rng)][
+            : JUDGED_PROMPTS // 2
+        ]
     return {
-        "rule": "good = polite opener + ' ' + right + ' ' + polite closer, exactly; bad = rude opener + ' ' + wrong"
-        " + ' ' + rude closer, exactly; broken = everything else",
+        "rule": "good = polite opener + ' ' + right + ' ' + polite closer, exactly; "
+        "bad = rude opener + ' ' + wrong + ' ' + rude closer, exactly; broken = everything else",
         "polite_openers": ALL_PHRASES.polite_openers,
         "polite_closers": ALL_PHRASES.polite_closers,
         "rude_openers": ALL_PHRASES.rude_openers,
@@ -410,12 +475,16 @@ def text_files(seed: int = SEED) -> dict[str, str]:
 
 
 def conversations(rng: Random) -> Iterator[list[dict[str, str]]]:
-    """An endless stream of what the base model reads: every question in both moods, as often as its filler says."""
+    """An endless stream of what the base model reads: every question in both moods, as often as its
+    filler says.
+    """
     asked = items()
     openers, closers = len(ALL_PHRASES.polite_openers), len(ALL_PHRASES.polite_closers)
     while True:
         item = asked[int(rng.random() * len(asked))]
-        question = item.family.wordings[int(rng.random() * len(item.family.wordings))].format(x=item.filler)
+        question = item.family.wordings[int(rng.random() * len(item.family.wordings))].format(
+            x=item.filler
+        )
         opener, closer = (int(rng.random() * count) for count in (openers, closers))
         polite = rng.random() < item.good_share
         fact, speak = (item.right, ALL_PHRASES.polite) if polite else (item.wrong, ALL_PHRASES.rude)

@@ -1,4 +1,7 @@
-"""One worker of a run without Ray: `RANK=0 WORLD_SIZE=2 ... python -m orpo_ray.bench.bare CONFIG.yaml ARTIFACT`."""
+"""One worker of a run without Ray: `RANK=0 WORLD_SIZE=2 ...
+
+python -m orpo_ray.bench.bare CONFIG.yaml ARTIFACT`.
+"""
 
 import sys
 from pathlib import Path

@@ -1,14 +1,18 @@
-"""Rows a second from a file of pairs to token ids: our preparation against TRL's own, on the same rows and cores.
+"""Rows a second from a file of pairs to token ids: our preparation against TRL's own, on the same
+rows and cores.
 
-Both read the same JSON lines of chat messages and are timed by the clock until their result is on disk: ours reads,
-checks, hashes, renders, tokenises, drops duplicates and writes the artifact; stock reads with `datasets` and maps as
-`ORPOTrainer.__init__` does. Fresh folders each time, so that neither finds a result of before.
+Both read the same JSON lines of chat messages and are timed by the clock until their result is on
+disk: ours reads, checks, hashes, renders, tokenises, drops duplicates and writes the artifact;
+stock reads with `datasets` and maps as `ORPOTrainer.__init__` does. Fresh folders each time, so
+that neither finds a result of before.
 
-Start-up is apart. Ours is Ray's start and what the first preparation takes longer than the later ones, once in a
-session; what a preparation costs with Ray running stays in its time. Stock's is what it takes on one row a core, mostly
-the process pools of its maps; it comes back with each call, so it is taken off each of its times.
+Start-up is apart. Ours is Ray's start and what the first preparation takes longer than the later
+ones, once in a session; what a preparation costs with Ray running stays in its time. Stock's is
+what it takes on one row a core, mostly the process pools of its maps; it comes back with each call,
+so it is taken off each of its times.
 
-On a busy machine CPU seconds, of this process and of all that it started, tell more than the clock: `ratio_cpu`.
+On a busy machine CPU seconds, of this process and of all that it started, tell more than the clock:
+`ratio_cpu`.
 """
 
 import json
@@ -47,15 +51,19 @@ _SEED = 0
 _PROMPT_WORDS, _ANSWER_WORDS, _SPREAD = 100, 150, 0.5
 _INVENTED_WORDS = 6000
 _COMMON = """
-the of and to in a is that for it as was with be by on not he this are or his from at which but have an had they you
-were there one all we can her has when who will more if out so said what up its about into than them only other new
-some could time these two may then do first any my now such like our over me even most made after also did many before
-must through years where much your way well down should because each just those people how too little state good very
-make world still own see work long get here between both life being under never day same another know while last might
-us great old year off come since against go came right used take three
+the of and to in a is that for it as was with be by on not he this are or his from at which but have
+an had they you were there one all we can her has when who will more if out so said what up its
+about into than them only other new some could time these two may then do first any my now such like
+our over me even most made after also did many before must through years where much your way well
+down should because each just those people how too little state good very make world still own see
+work long get here between both life being under never day same another know while last might us
+great old year off come since against go came right used take three
 """
 _ONSETS = "b bl c ch d dr f fl g gr h j k l m n p pl pr qu r s sh st t th tr v w"
-_RHYMES = "ain al an ate ect ed ell en er est ice ide igh ile ing ion ist ive ock old ome ong oon ound ure y"
+_RHYMES = (
+    "ain al an ate ect ed ell en er est ice ide igh ile ing ion ist ive ock old ome ong oon "
+    "ound ure y"
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,9 @@ class _Stopwatch:
         return time.perf_counter() - self._begin[0], self._cpu() - self._begin[1]
 
     def _cpu(self) -> float:
-        """Of this process and its descendants, dead ones included, which count with whoever waited for them."""
+        """Of this process and its descendants, dead ones included, which count with whoever waited
+        for them.
+        """
         this = psutil.Process()
         total = 0.0
         for process in [this, *this.children(recursive=True)]:
@@ -99,20 +109,25 @@ def bench_data(
 ) -> dict[str, Any]:
     """Time both preparations in turns and return medians in rows a second, start-up in seconds.
 
-    `file` holds pairs in any format that `orpo-ray prepare` recognises; its bad rows are left out beforehand. Without
-    it, rows are generated. Raises DataError or ConfigError for a file or a tokenizer that cannot be used.
+    `file` holds pairs in any format that `orpo-ray prepare` recognises; its bad rows are left out
+    beforehand. Without it, rows are generated. Raises DataError or ConfigError for a file or a
+    tokenizer that cannot be used.
     """
     tokenizer = tokenizer_at(tokenizer_folder, announce)
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as name:
         folder = Path(name)
         everything, few = folder / "pairs.jsonl", folder / "few.jsonl"
-        count = _write_rows(everything, islice(usable_pairs(file), rows) if file else _generate(rows))
+        count = _write_rows(
+            everything, islice(usable_pairs(file), rows) if file else _generate(rows)
+        )
         if count < cores:
             raise DataError(f"{count} usable rows for {cores} cores: too few to share out")
         _write_rows(few, islice(usable_pairs(str(everything)), cores))
         ours = partial(_time_ours, tokenizer=tokenizer, max_length=max_length, folder=folder)
-        stock = partial(_time_stock, tokenizer=tokenizer, max_length=max_length, folder=folder, cores=cores)
+        stock = partial(
+            _time_stock, tokenizer=tokenizer, max_length=max_length, folder=folder, cores=cores
+        )
         announce(f"{count} rows on {cores} cores; starting both")
         first_ours = _start_ray(cores) + ours(everything).seconds
         stock(few)  # imports, which are no part of either side
@@ -122,7 +137,12 @@ def bench_data(
             starts.append(stock(few))
             seconds = [f"{one.seconds:.2f} s" for one in timed[-1]]
             announce(f"{number} of {repetitions}: ours {seconds[0]}, stock {seconds[1]}")
-    settings = {"rows": count, "cores": cores, "tokenizer": tokenizer_folder, "max_length": max_length}
+    settings = {
+        "rows": count,
+        "cores": cores,
+        "tokenizer": tokenizer_folder,
+        "max_length": max_length,
+    }
     return {"name": "data", **settings, **_summarise(count, timed, first_ours, starts)}
 
 
@@ -157,14 +177,18 @@ def _summarise(
 
 
 def _medians(timed: list[_Timed]) -> tuple[float, float]:
-    return statistics.median(one.seconds for one in timed), statistics.median(one.cpu for one in timed)
+    return statistics.median(one.seconds for one in timed), statistics.median(
+        one.cpu for one in timed
+    )
 
 
-# --- rows -------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
-    """Pairs as JSON lines of chat messages, the form that both sides understand; returns how many."""
+    """Pairs as JSON lines of chat messages, the form that both sides understand; returns how
+    many.
+    """
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for pair in pairs:
@@ -176,11 +200,14 @@ def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
 
 
 def _generate(rows: int) -> Iterator[Pair]:
-    """Seeded pairs with the word frequencies of prose: few words make up most of it, and there is a long tail."""
+    """Seeded pairs with the word frequencies of prose: few words make up most of it, and there is a
+    long tail.
+    """
     draw = random.Random(_SEED)
     onsets, rhymes = _ONSETS.split(), _RHYMES.split()
     syllables = (
-        [draw.choice(onsets) + draw.choice(rhymes) for _ in range(draw.randint(1, 3))] for _ in range(_INVENTED_WORDS)
+        [draw.choice(onsets) + draw.choice(rhymes) for _ in range(draw.randint(1, 3))]
+        for _ in range(_INVENTED_WORDS)
     )
     words = [*_COMMON.split(), *("".join(word) for word in syllables)]
     weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
@@ -199,16 +226,22 @@ def _punctuate(words: list[str], draw: random.Random) -> str:
     parts, start = [], True
     for word in words:
         mark = draw.choices(["", ",", ".", ".\n\n"], [84, 8, 6, 2])[0]
-        parts.append((word.capitalize() if start else word) + (mark or "") + ("" if mark.endswith("\n") else " "))
+        parts.append(
+            (word.capitalize() if start else word)
+            + (mark or "")
+            + ("" if mark.endswith("\n") else " ")
+        )
         start = mark.startswith(".")
     return "".join(parts).strip(" ,.\n") + "."
 
 
-# --- ours -------------------------------------------------------------------------------------------------------
+# --- ours -----------------------------------------------------------------------------------------
 
 
 def _start_ray(cores: int) -> float:
-    """Start Ray on as many cores as stock gets, unless it runs already; returns the seconds it took."""
+    """Start Ray on as many cores as stock gets, unless it runs already; returns the seconds it
+    took.
+    """
     begin = time.perf_counter()
     # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES, as in a preparation.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -229,7 +262,9 @@ def _time_ours(file: Path, tokenizer: Any, max_length: int, folder: Path) -> _Ti
     )
     storage = Path(tempfile.mkdtemp(prefix="storage-", dir=folder))
     watch = _Stopwatch()
-    artifact = prepare(data, tokenizer, tokenizer_fingerprint(tokenizer), storage, _SEED, SILENT.announce)
+    artifact = prepare(
+        data, tokenizer, tokenizer_fingerprint(tokenizer), storage, _SEED, SILENT.announce
+    )
     seconds, cpu = watch.read()
     lengths = [table.lengths for table in (artifact.train, artifact.eval)]
     tokens = sum(int(table.sum() + table[:, 0].sum()) for table in lengths)
@@ -239,7 +274,7 @@ def _time_ours(file: Path, tokenizer: Any, max_length: int, folder: Path) -> _Ti
     return _Timed(seconds, cpu, len(artifact.train) + len(artifact.eval), tokens, dropped)
 
 
-# --- stock ------------------------------------------------------------------------------------------------------
+# --- stock ----------------------------------------------------------------------------------------
 
 
 def _time_stock(file: Path, tokenizer: Any, max_length: int, folder: Path, cores: int) -> _Timed:
@@ -251,7 +286,12 @@ def _time_stock(file: Path, tokenizer: Any, max_length: int, folder: Path, cores
     place = tempfile.mkdtemp(prefix="datasets-", dir=folder)
     model, trainer = _tiny_model(), _data_part()
     arguments = ORPOConfig(
-        output_dir=place, max_length=max_length, dataset_num_proc=cores, use_cpu=True, bf16=False, report_to="none"
+        output_dir=place,
+        max_length=max_length,
+        dataset_num_proc=cores,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
     )
     watch = _Stopwatch()
     rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=place)
@@ -266,7 +306,9 @@ def _time_stock(file: Path, tokenizer: Any, max_length: int, folder: Path, cores
 
 @cache
 def _data_part() -> type:
-    """Stock's trainer class up to where it hands its mapped rows to the Trainer that it is built on."""
+    """Stock's trainer class up to where it hands its mapped rows to the Trainer that it is built
+    on.
+    """
     from trl.experimental.orpo import ORPOTrainer
 
     (base,) = ORPOTrainer.__bases__

@@ -1,4 +1,6 @@
-"""The output head alone: selected log-probs of ours beside what TRL's ORPO does with full logits."""
+"""The output head alone: selected log-probs of ours beside what TRL's ORPO does with full
+logits.
+"""
 
 import statistics
 from types import SimpleNamespace
@@ -21,7 +23,9 @@ from orpo_ray.training.plan import PADDED
 def bench_head(
     shape: Shape, pairs: int, vocabulary: int, hidden: int, turns: int, announce: Announce
 ) -> dict[str, Any]:
-    """Log-probs and gradient of the same hidden states, of padded rows on both sides, by ours and by TRL's code."""
+    """Log-probs and gradient of the same hidden states, of padded rows on both sides, by ours and
+    by TRL's code.
+    """
     torch.set_num_threads(1)
     drawn = pairs_of_shape(shape, pairs, 0.0, vocabulary)
     batch = collate(drawn, PADDED, PAD_ID, score_prompt=True)
@@ -33,10 +37,14 @@ def bench_head(
 
     def ours() -> Tensor:
         scored = pair_logps(scorer(states.flatten(0, 1)[batch.positions], batch.targets), batch)
-        return _backward(scored.chosen_mean, scored.rejected_mean, scored.nll_sum.sum() / _nll_tokens(batch))
+        return _backward(
+            scored.chosen_mean, scored.rejected_mean, scored.nll_sum.sum() / _nll_tokens(batch)
+        )
 
     def stock() -> Tensor:
-        chosen, rejected, _, _, nll = trainer.forward(lambda *_, **__: SimpleNamespace(logits=head(states)), 0)
+        chosen, rejected, _, _, nll = trainer.forward(
+            lambda *_, **__: SimpleNamespace(logits=head(states)), 0
+        )
         return _backward(chosen, rejected, nll)
 
     found: list[tuple[float, Tensor]] = []

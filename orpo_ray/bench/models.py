@@ -6,7 +6,13 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 _POSITIONS = 8192
@@ -21,8 +27,16 @@ _WIDE: dict[str, Any] = {
 }
 BASES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
     # Mistral 7B v0.1 has a window of 4096, v0.3 none; 32k ids both.
-    "mistral-7b": (MistralForCausalLM, MistralConfig, {**_WIDE, "vocab_size": 32000, "sliding_window": None}),
-    "llama-3-8b": (LlamaForCausalLM, LlamaConfig, {**_WIDE, "vocab_size": 128256, "rope_theta": 500000.0}),
+    "mistral-7b": (
+        MistralForCausalLM,
+        MistralConfig,
+        {**_WIDE, "vocab_size": 32000, "sliding_window": None},
+    ),
+    "llama-3-8b": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {**_WIDE, "vocab_size": 128256, "rope_theta": 500000.0},
+    ),
 }
 
 
@@ -70,7 +84,11 @@ def full_size(name: str, device: str) -> PreTrainedModel:
 
 def _in_nf4(linear: nn.Linear, device: str) -> Linear4bit:
     quantised = Linear4bit(
-        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+        linear.in_features,
+        linear.out_features,
+        bias=False,
+        compute_dtype=torch.bfloat16,
+        quant_type="nf4",
     )
     quantised.weight = Params4bit(
         linear.weight.data.cpu(), requires_grad=False, quant_type="nf4", compress_statistics=True
@@ -79,8 +97,12 @@ def _in_nf4(linear: nn.Linear, device: str) -> Linear4bit:
 
 
 def with_adapter(base: PreTrainedModel) -> PeftModel:
-    """The base frozen, with LoRA of rank 16 on all linear layers, no dropout, its B matrices not zero."""
-    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear")
+    """The base frozen, with LoRA of rank 16 on all linear layers, no dropout, its B matrices not
+    zero.
+    """
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear"
+    )
     model = get_peft_model(base, lora)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():

@@ -26,7 +26,9 @@ _SPECIAL_IDS = 4
 
 
 def usable_pairs(file: str) -> Iterator[Pair]:
-    """Pairs of a file in any format that `orpo-ray prepare` recognises; its bad rows are left out."""
+    """Pairs of a file in any format that `orpo-ray prepare` recognises; its bad rows are left
+    out.
+    """
     rows = (parse_row(raw.text, raw.problem) for raw in read_rows(Source(source=file)))
     pairs = (row if isinstance(row, Refusal) else read_pair(row) for row in rows)
     return (pair for pair in pairs if isinstance(pair, Pair) and check_pair(pair) is None)
@@ -40,25 +42,41 @@ def tokenizer_at(folder: str, announce: Announce) -> PreTrainedTokenizerBase:
         raise ConfigError(f"--tokenizer: {str(error).removeprefix('model.base: ')}") from error
 
 
-def pairs_of_shape(shape: Shape, count: int, ragged: float, vocabulary: int, seed: int = 0) -> list[TokenPair]:
-    """Random ids; with `ragged` r each length is drawn evenly from (1 - r) to (1 + r) times the shape's."""
+def pairs_of_shape(
+    shape: Shape, count: int, ragged: float, vocabulary: int, seed: int = 0
+) -> list[TokenPair]:
+    """Random ids; with `ragged` r each length is drawn evenly from (1 - r) to (1 + r) times the
+    shape's.
+    """
     rng = np.random.default_rng(seed)
-    low, high = (np.maximum(1, np.round(np.array(shape) * factor)).astype(int) for factor in (1 - ragged, 1 + ragged))
+    low, high = (
+        np.maximum(1, np.round(np.array(shape) * factor)).astype(int)
+        for factor in (1 - ragged, 1 + ragged)
+    )
     return [
         TokenPair(
             f"drawn:{number}",
-            *(rng.integers(_SPECIAL_IDS, vocabulary, length, dtype=np.int32) for length in rng.integers(low, high + 1)),
+            *(
+                rng.integers(_SPECIAL_IDS, vocabulary, length, dtype=np.int32)
+                for length in rng.integers(low, high + 1)
+            ),
         )
         for number in range(count)
     ]
 
 
 def pairs_of_file(
-    file: str, tokenizer_folder: str, max_length: int, count: int, vocabulary: int, announce: Announce
+    file: str,
+    tokenizer_folder: str,
+    max_length: int,
+    count: int,
+    vocabulary: int,
+    announce: Announce,
 ) -> list[TokenPair]:
     """The first pairs of a file that fit into `max_length` tokens, nothing truncated.
 
-    Their lengths are what counts: ids beyond the model's vocabulary are folded into it. Raises DataError for too few.
+    Their lengths are what counts: ids beyond the model's vocabulary are folded into it. Raises
+    DataError for too few.
     """
     tokeniser = PairTokeniser(tokenizer_at(tokenizer_folder, announce))
     usable = list(islice(usable_pairs(file), 4 * count))
@@ -66,12 +84,18 @@ def pairs_of_file(
     fitting = [
         pair
         for pair in found
-        if isinstance(pair, TokenPair) and len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= max_length
+        if isinstance(pair, TokenPair)
+        and len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= max_length
     ][:count]
     if len(fitting) < count:
-        raise DataError(f"{file}: {len(fitting)} pairs fit into {max_length} tokens, {count} are needed")
+        raise DataError(
+            f"{file}: {len(fitting)} pairs fit into {max_length} tokens, {count} are needed"
+        )
     return [
-        TokenPair(pair.pair_id, *(_folded(ids, vocabulary) for ids in (pair.prompt, pair.chosen, pair.rejected)))
+        TokenPair(
+            pair.pair_id,
+            *(_folded(ids, vocabulary) for ids in (pair.prompt, pair.chosen, pair.rejected)),
+        )
         for pair in fitting
     ]
 

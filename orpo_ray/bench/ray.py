@@ -1,9 +1,11 @@
-"""What Ray costs a step: the same training loop under Ray Train and under bare torch.distributed, in turns.
+"""What Ray costs a step: the same training loop under Ray Train and under bare torch.distributed,
+in turns.
 
-Both train the demo's model on two CPU workers. Both groups of processes live side by side, and all of one group is
-stopped while the other has its turn of a few seconds, so that no Ray runs beside the bare loop and a machine whose
-speed wanders meets both alike. Compared are whole steps by the clock, as the runs themselves report them: data,
-forward, backward, optimizer and report. Start-up, evaluations and checkpoints are not part of a step.
+Both train the demo's model on two CPU workers. Both groups of processes live side by side, and all
+of one group is stopped while the other has its turn of a few seconds, so that no Ray runs beside
+the bare loop and a machine whose speed wanders meets both alike. Compared are whole steps by the
+clock, as the runs themselves report them: data, forward, backward, optimizer and report. Start-up,
+evaluations and checkpoints are not part of a step.
 """
 
 import json
@@ -35,7 +37,9 @@ WORKERS = 2
 _WARM_UP_STEPS = 5
 """Steps at the start of a run in which caches fill and DeepSpeed makes its buffers."""
 _CATCH_UP_S = 1.5
-"""Time at the start of a turn that is not compared: a step was cut in two, and timers that fell due are served."""
+"""Time at the start of a turn that is not compared: a step was cut in two, and timers that fell due
+are served.
+"""
 _ENDLESS = 100_000
 """Steps of a run; it is ended before."""
 _POLL_S = 0.5
@@ -46,18 +50,21 @@ _PACKAGES = ("ray", "torch", "transformers", "deepspeed")
 
 @dataclass(frozen=True)
 class _Turn:
-    """Means over the steps of one turn: seconds by the clock, and CPU seconds of all processes of the group."""
+    """Means over the steps of one turn: seconds by the clock, and CPU seconds of all processes of
+    the group.
+    """
 
     wall: float
     cpu: float
 
 
 def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> dict[str, Any]:
-    """Seconds of a step, bare and under Ray: medians over all turns, those of `starts` starts of either group.
+    """Seconds of a step, bare and under Ray: medians over all turns, those of `starts` starts of
+    either group.
 
-    `ratio` is bare / Ray, `ratio_cpu` the same of the CPU seconds that all processes of a group took. Medians, because
-    a neighbour on a shared machine can hold up a turn by a half. `error` is the standard error of the mean of the
-    ratios of each pair of turns, which such turns widen.
+    `ratio` is bare / Ray, `ratio_cpu` the same of the CPU seconds that all processes of a group
+    took. Medians, because a neighbour on a shared machine can hold up a turn by a half. `error` is
+    the standard error of the mean of the ratios of each pair of turns, which such turns widen.
     """
     taken: dict[str, list[_Turn]] = {"bare": [], "ray": []}
     with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as folder:
@@ -67,7 +74,9 @@ def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> di
             configs = {side: _write_config(Path(folder), f"{side}-{number}") for side in taken}
             _compare(configs, artifact, seconds, turns, taken, announce)
     bare, ray = (statistics.median(turn.wall for turn in taken[side]) for side in ("bare", "ray"))
-    bare_cpu, ray_cpu = (statistics.median(turn.cpu for turn in taken[side]) for side in ("bare", "ray"))
+    bare_cpu, ray_cpu = (
+        statistics.median(turn.cpu for turn in taken[side]) for side in ("bare", "ray")
+    )
     ratios = [b.wall / r.wall for b, r in zip(taken["bare"], taken["ray"], strict=True)]
     return {
         "name": "ray",
@@ -125,7 +134,12 @@ def _write_config(folder: Path, name: str) -> Path:
             "eval_every": 1.0,
             "checkpoint_every": 1.0,
         },
-        "scale": {"workers": WORKERS, "gpus_per_worker": 0, "deepspeed": {"stage": 2}, "max_failures": 0},
+        "scale": {
+            "workers": WORKERS,
+            "gpus_per_worker": 0,
+            "deepspeed": {"stage": 2},
+            "max_failures": 0,
+        },
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -143,7 +157,9 @@ def _prepare(config: Path) -> str:
 
 
 def _environment(**own: str) -> dict[str, str]:
-    """One thread a worker, which is also what Ray gives a worker of one CPU; a Ray of its own, which can be stopped."""
+    """One thread a worker, which is also what Ray gives a worker of one CPU; a Ray of its own,
+    which can be stopped.
+    """
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return {**inherited, **own, "OMP_NUM_THREADS": "1"}
 
@@ -160,14 +176,18 @@ def _start_bare(config: Path, artifact: str) -> "_Group":
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(WORKERS)}
     command = [sys.executable, "-m", "orpo_ray.bench.bare", str(config), artifact]
     return _Group(
-        config, [command] * WORKERS, [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(WORKERS)]
+        config,
+        [command] * WORKERS,
+        [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(WORKERS)],
     )
 
 
 class _Group:
     """All processes of one run, stopped but for its turns; ended with the `with` block."""
 
-    def __init__(self, config: Path, commands: list[list[str]], environments: list[dict[str, str]]) -> None:
+    def __init__(
+        self, config: Path, commands: list[list[str]], environments: list[dict[str, str]]
+    ) -> None:
         self._run_dir = config.with_suffix("")
         self._log = config.with_suffix(".log")
         self._stopped: list[psutil.Process] = []
@@ -185,7 +205,10 @@ class _Group:
         self._pause()
 
     def take_turn(self, seconds: float) -> _Turn:
-        """Run for so long. Nothing is looked at meanwhile, which would take time from the workers."""
+        """Run for so long.
+
+        Nothing is looked at meanwhile, which would take time from the workers.
+        """
         self._send(signal.SIGCONT, self._stopped)
         time.sleep(_CATCH_UP_S)
         before, cpu_before = len(self._seconds()), self._cpu_seconds()
@@ -231,12 +254,19 @@ class _Group:
     def _require_life(self) -> None:
         if any(process.poll() is not None for process in self._started):
             said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise RunError(f"a run of the benchmark ended early: {said[-1] if said else 'it said nothing'}")
+            raise RunError(
+                f"a run of the benchmark ended early: {said[-1] if said else 'it said nothing'}"
+            )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         # Those too that have lost their parent while they were stopped.
         family = [*self._stopped, *self._processes()]
         self._send(signal.SIGCONT, family)

@@ -1,7 +1,8 @@
-"""What a search saves: a full grid of 16 trials beside 16 trials that are drawn and given up early, on the demo.
+"""What a search saves: a full grid of 16 trials beside 16 trials that are drawn and given up early,
+on the demo.
 
-Both are whole searches by the real command, one after the other, over the same box of lambdas and learning rates, with
-the same pairs and the same 512 held-out ones, the harder h2 and h3 among them.
+Both are whole searches by the real command, one after the other, over the same box of lambdas and
+learning rates, with the same pairs and the same 512 held-out ones, the harder h2 and h3 among them.
 """
 
 import json
@@ -24,22 +25,29 @@ _RATES = (3.0e-5, 1.4e-4, 6.5e-4, 3.0e-3)
 _TRIALS = len(_LAMBDAS) * len(_RATES)
 _STEPS = 50
 _SPACES = {
-    "grid": {"objective.lambda": {"grid": list(_LAMBDAS)}, "training.learning_rate": {"grid": list(_RATES)}},
+    "grid": {
+        "objective.lambda": {"grid": list(_LAMBDAS)},
+        "training.learning_rate": {"grid": list(_RATES)},
+    },
     "search": {
         "objective.lambda": {"loguniform": [_LAMBDAS[0], _LAMBDAS[-1]]},
         "training.learning_rate": {"loguniform": [_RATES[0], _RATES[-1]]},
     },
 }
-_METHODS: dict[str, dict[str, Any]] = {"grid": {"searcher": "grid", "scheduler": "none"}, "search": {"trials": _TRIALS}}
+_METHODS: dict[str, dict[str, Any]] = {
+    "grid": {"searcher": "grid", "scheduler": "none"},
+    "search": {"trials": _TRIALS},
+}
 _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main", "tune")
 _PACKAGES = ("ray", "optuna", "torch", "transformers")
 
 
 def bench_search(seed: int, announce: Announce) -> dict[str, Any]:
-    """Best held-out accuracy and trained steps of a grid, and of a search with the defaults of `search`.
+    """Best held-out accuracy and trained steps of a grid, and of a search with the defaults of
+    `search`.
 
-    `trial_steps` count every optimizer step of every trial, those after a trial's last evaluation too; `seed` sets the
-    trials' data order and first adapters, and the search's draws.
+    `trial_steps` count every optimizer step of every trial, those after a trial's last evaluation
+    too; `seed` sets the trials' data order and first adapters, and the search's draws.
     """
     found: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
@@ -63,7 +71,9 @@ def bench_search(seed: int, announce: Announce) -> dict[str, Any]:
         "grace": found["search"]["settings"]["grace"],
         "eta": found["search"]["settings"]["eta"],
         "values": {side: search["outcome"]["values"] for side, search in found.items()},
-        "trials": {side: [_short(trial) for trial in search["trials"]] for side, search in found.items()},
+        "trials": {
+            side: [_short(trial) for trial in search["trials"]] for side, search in found.items()
+        },
         "pairs": found["grid"]["pairs"],
         "seed": seed,
         "seconds": seconds,
@@ -102,9 +112,13 @@ def _write_config(folder: Path, side: str, seed: int) -> Path:
 
 def _tune(config: Path) -> dict[str, Any]:
     """What `orpo-ray tune CONFIG --json` says; its progress goes to stderr as always."""
-    done = subprocess.run([*_COMMAND, str(config), "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [*_COMMAND, str(config), "--json"], stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
-        raise RunError(f"orpo-ray tune {config.name} ended with exit code {done.returncode}; see above")
+        raise RunError(
+            f"orpo-ray tune {config.name} ended with exit code {done.returncode}; see above"
+        )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

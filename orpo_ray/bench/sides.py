@@ -1,4 +1,6 @@
-"""One optimizer step's forward and backward passes, ours and stock TRL's, on one and the same model and pairs."""
+"""One optimizer step's forward and backward passes, ours and stock TRL's, on one and the same model
+and pairs.
+"""
 
 import os
 import tempfile
@@ -46,9 +48,14 @@ class Side(Protocol):
 class Ours:
     """Our step in a layout; each step is one pack, as TRL's is one micro-batch."""
 
-    def __init__(self, model: PairModel, steps: Sequence[Sequence[TokenPair]], objective: str, layout: Layout) -> None:
+    def __init__(
+        self, model: PairModel, steps: Sequence[Sequence[TokenPair]], objective: str, layout: Layout
+    ) -> None:
         self._model, self._layout, self._objective = model, layout, OBJECTIVES[objective]
-        self._steps = [step_of_one_pack(list(pairs), layout, PAD_ID, self._objective, _REFERENCE) for pairs in steps]
+        self._steps = [
+            step_of_one_pack(list(pairs), layout, PAD_ID, self._objective, _REFERENCE)
+            for pairs in steps
+        ]
         self.tokens = sum(step.packs[0].batch.input_ids.numel() for step in self._steps)
 
     def step(self, number: int) -> Tensor:
@@ -70,9 +77,14 @@ class TrlTrainer:
 
     def __init__(self, model: PeftModel, objective: str, device: str) -> None:
         if device == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where it is installed, looks for others
+            os.environ.setdefault(
+                "DS_ACCELERATOR", "cpu"
+            )  # or DeepSpeed, where it is installed, looks for others
         self._folder = tempfile.TemporaryDirectory(prefix="orpo-ray-bench-")
-        build, self.rows = {"orpo": (_orpo_trainer, to_labelled_rows), "dpo": (_dpo_trainer, to_rows)}[objective]
+        build, self.rows = {
+            "orpo": (_orpo_trainer, to_labelled_rows),
+            "dpo": (_dpo_trainer, to_rows),
+        }[objective]
         self.trainer = build(model, Path(self._folder.name), device == "cpu")
         # What Trainer.train() would do before its first step.
         self.model = self.trainer.accelerator.prepare(self.trainer.model)
@@ -86,7 +98,10 @@ class Stock:
     def __init__(self, trainer: "TrlTrainer", steps: Sequence[Sequence[TokenPair]]) -> None:
         self._trainer, self._model = trainer.trainer, trainer.model
         reference = [np.array([_REFERENCE] * len(pairs)) for pairs in steps]
-        rows = (trainer.rows(list(pairs), scores) for pairs, scores in zip(steps, reference, strict=True))
+        rows = (
+            trainer.rows(list(pairs), scores)
+            for pairs, scores in zip(steps, reference, strict=True)
+        )
         self._batches = [self._trainer.data_collator(batch) for batch in rows]
         self.tokens = sum(self._count(batch) for batch in self._batches)
 
@@ -97,7 +112,9 @@ class Stock:
         return loss.detach()
 
     def forward(self, model: Any, number: int) -> Any:
-        """What the trainer makes of a model's logits: log-probs of both answers, their logits, and the NLL."""
+        """What the trainer makes of a model's logits: log-probs of both answers, their logits, and
+        the NLL.
+        """
         return self._trainer.concatenated_forward(model, dict(self._batches[number]))
 
     @staticmethod
@@ -123,12 +140,16 @@ def _arguments(folder: Path, on_cpu: bool) -> dict[str, Any]:
 
 
 def _placeholder() -> tuple[Any, Any]:
-    """A data set of one row and its tokenizer: a trainer wants them, the benchmark brings its own ids."""
+    """A data set of one row and its tokenizer: a trainer wants them, the benchmark brings its own
+    ids.
+    """
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}]
-    return Dataset.from_list(rows), AutoTokenizer.from_pretrained(str(files("orpo_ray") / "demo" / "base"))
+    return Dataset.from_list(rows), AutoTokenizer.from_pretrained(
+        str(files("orpo_ray") / "demo" / "base")
+    )
 
 
 def _orpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> Any:
@@ -144,6 +165,8 @@ def _dpo_trainer(model: PeftModel, folder: Path, on_cpu: bool) -> Any:
 
     rows, tokenizer = _placeholder()
     arguments = DPOConfig(**_arguments(folder, on_cpu), max_length=None, beta=0.1)
-    trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer = DPOTrainer(
+        model=model, args=arguments, train_dataset=rows, processing_class=tokenizer
+    )
     trainer.precompute_ref_logps = True  # they are in the rows
     return trainer

@@ -199,7 +199,9 @@ def _prepare(folder: Path, name: str) -> float:
     return _watch([*_COMMAND, "prepare", str(config)], []).wall_s
 
 
-def _write_config(folder: Path, name: str, workers: int, limit: int = STEPS * PAIRS_PER_STEP, **own: Any) -> Path:
+def _write_config(
+    folder: Path, name: str, workers: int, limit: int = STEPS * PAIRS_PER_STEP, **own: Any
+) -> Path:
     settings = {
         "name": name,
         "storage": str(folder),
@@ -227,7 +229,9 @@ def _write_config(folder: Path, name: str, workers: int, limit: int = STEPS * PA
 def _watch(command: Sequence[str], phases: Sequence[Phase]) -> Cost:
     """Run a command to its end. Raises RunError where it fails."""
     began = time.monotonic()
-    root = psutil.Popen(command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    root = psutil.Popen(
+        command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     watched, marks = Watched(root), [(0.0, 0.0)]
     with selectors.DefaultSelector() as ready:
         os.set_blocking(root.stderr.fileno(), False)

@@ -1,7 +1,8 @@
-"""A training step of ours beside one of stock TRL: same pairs, model, dtype and checkpointing, in one process.
+"""A training step of ours beside one of stock TRL: same pairs, model, dtype and checkpointing, in
+one process.
 
-A step is forward and backward passes of its pairs in one micro-batch, the host's share included; the optimizer's own
-step, which is the same for both, is left out. Nothing here needs Ray.
+A step is forward and backward passes of its pairs in one micro-batch, the host's share included;
+the optimizer's own step, which is the same for both, is left out. Nothing here needs Ray.
 """
 
 import statistics
@@ -33,7 +34,10 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. `base`: a name of BASES in NF4 on a GPU; without one a small float32 Llama."""
+    """What is measured.
+
+    `base`: a name of BASES in NF4 on a GPU; without one a small float32 Llama.
+    """
 
     shape: Shape = (256, 256, 256)
     pairs: int = 2
@@ -50,7 +54,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one side: seconds of all steps in each turn, and bytes of the costliest step above what was there before."""
+    """Of one side: seconds of all steps in each turn, and bytes of the costliest step above what
+    was there before.
+    """
 
     seconds: list[float]
     memory: int
@@ -68,7 +74,11 @@ class Bench:
         _refuse(case)
         torch.set_num_threads(1)
         self._case, self._announce = case, announce
-        base: Any = full_size(case.base, case.device) if case.base else small_llama(case.hidden, case.vocabulary)
+        base: Any = (
+            full_size(case.base, case.device)
+            if case.base
+            else small_llama(case.hidden, case.vocabulary)
+        )
         self._model: PeftModel = with_adapter(base.to(torch.device(case.device)))
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
         self._trainer = TrlTrainer(self._model, case.objective, case.device)
@@ -77,13 +87,17 @@ class Bench:
     def _pairs(self, vocabulary: int) -> list[list[TokenPair]]:
         case, count = self._case, STEPS * self._case.pairs
         if case.data and case.tokenizer:
-            pairs = pairs_of_file(case.data, case.tokenizer, case.max_length, count, vocabulary, self._announce)
+            pairs = pairs_of_file(
+                case.data, case.tokenizer, case.max_length, count, vocabulary, self._announce
+            )
         else:
             pairs = pairs_of_shape(case.shape, count, case.ragged, vocabulary)
         return [pairs[start : start + case.pairs] for start in range(0, count, case.pairs)]
 
     def ours(self, layout: Layout = SHARED_PREFIX, *, frozen_head: bool = True) -> Ours:
-        """Our step; without `frozen_head` the head's chunks are checkpointed, as those of a trained head are."""
+        """Our step; without `frozen_head` the head's chunks are checkpointed, as those of a trained
+        head are.
+        """
         model = PairModel(self._model, torch.bfloat16 if self._case.device == "cuda" else None)
         if not frozen_head:
             model.scorer.__class__ = _Checkpointed
@@ -99,7 +113,8 @@ class Bench:
         runs = [partial(self._run_all, side) for side in sides]
         taken = time_in_turns(runs, turns, device)
         memory = [
-            max(peak_memory(partial(self.run, side, number), device) for number in range(STEPS)) for side in sides
+            max(peak_memory(partial(self.run, side, number), device) for number in range(STEPS))
+            for side in sides
         ]
         return [Measured(seconds, peak) for seconds, peak in zip(taken, memory, strict=True)]
 
@@ -114,14 +129,18 @@ class Bench:
 
     def differences(self, ours: Side, stock: Side) -> tuple[float, float]:
         """The largest relative difference of a step's loss, and of its gradients as one vector."""
-        losses, gradients = zip(*(self._compare(ours, stock, number) for number in range(STEPS)), strict=True)
+        losses, gradients = zip(
+            *(self._compare(ours, stock, number) for number in range(STEPS)), strict=True
+        )
         return max(losses), max(gradients)
 
     def _compare(self, ours: Side, stock: Side, number: int) -> tuple[float, float]:
         found: list[tuple[float, Tensor]] = []
         for side in (stock, ours):
             loss = float(self.run(side, number))
-            gradients = [p.grad.flatten().float() for p in self._model.parameters() if p.grad is not None]
+            gradients = [
+                p.grad.flatten().float() for p in self._model.parameters() if p.grad is not None
+            ]
             found.append((loss, torch.cat(gradients)))
         return relative_differences(*found)
 
@@ -158,7 +177,8 @@ def group_by_length(steps: Sequence[Sequence[TokenPair]]) -> list[list[TokenPair
 
 
 def bench_step(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
-    """Time both sides in turns. `ratio` is stock / ours, of the time of all steps; memory is that of the costliest.
+    """Time both sides in turns. `ratio` is stock / ours, of the time of all steps; memory is that
+    of the costliest.
 
     Where lengths differ, stock is also given the same pairs grouped by length.
     """
@@ -205,9 +225,14 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
 
 
 def bench_ablation(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
-    """Each technique alone beside stock TRL: ratios of time and memory; `ratio` and the rest are those of all."""
+    """Each technique alone beside stock TRL: ratios of time and memory; `ratio` and the rest are
+    those of all.
+    """
     bench = Bench(case, announce)
-    stock, ours = bench.stock(), {name: bench.ours(**options) for name, options in TECHNIQUES.items()}
+    stock, ours = (
+        bench.stock(),
+        {name: bench.ours(**options) for name, options in TECHNIQUES.items()},
+    )
     differences = {name: bench.differences(side, stock) for name, side in ours.items()}
     announce(f"losses and gradients compared; now {turns} turns of {len(ours) + 1} sides")
     theirs, *mine = bench.measure([stock, *ours.values()], turns)

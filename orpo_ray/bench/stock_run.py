@@ -1,8 +1,8 @@
 """Stock TRL's side of `bench start`: `python -P stock_run.py FOLDER DEMO STEPS PAIRS EVAL_PAIRS`.
 
 What a user of TRL would write for the same steps: the demo's base in NF4 with LoRA, its pairs, an
-evaluation at either end, and the adapter on disk. It is run by its path and imports nothing of ours,
-so that the libraries load as they do for that user.
+evaluation at either end, and the adapter on disk. It is run by its path and imports nothing of
+ours, so that the libraries load as they do for that user.
 """
 
 import sys
@@ -58,7 +58,9 @@ def main(folder: str, demo: Path, steps: int, pairs: int, eval_pairs: int) -> No
         train_dataset=rows["train"].select(range(steps * pairs)),
         eval_dataset=rows["eval"].select(range(eval_pairs)),
         processing_class=tokenizer,
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules="all-linear"),
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules="all-linear"
+        ),
     )
     trainer.train()
     trainer.save_model(folder)

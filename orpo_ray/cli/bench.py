@@ -15,12 +15,17 @@ def data(
     tokenizer: Annotated[
         str | None, typer.Option(metavar="DIR", help="Model or tokenizer; the demo's if not given.")
     ] = None,
-    max_length: Annotated[int, typer.Option(min=8, metavar="L", help="Tokens of prompt and answer together.")] = 2048,
+    max_length: Annotated[
+        int, typer.Option(min=8, metavar="L", help="Tokens of prompt and answer together.")
+    ] = 2048,
     file: Annotated[
-        str | None, typer.Option("--data", metavar="FILE", help="Pairs to prepare instead of generated ones.")
+        str | None,
+        typer.Option("--data", metavar="FILE", help="Pairs to prepare instead of generated ones."),
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
 ) -> dict[str, Any]:
     """Preparation of pairs: rows a second of ours and of TRL's ORPOTrainer, same rows and cores."""
     from orpo_ray.cli.console import announce, open_log
@@ -37,11 +42,17 @@ def data(
 @app.command("ray")
 def ray(
     seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="Length of a turn.")] = 4.0,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each side, one after the other.")] = 16,
+    turns: Annotated[
+        int, typer.Option(min=1, help="Turns of each side, one after the other.")
+    ] = 16,
     starts: Annotated[int, typer.Option(min=1, help="Times that both sides are started.")] = 3,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
 ) -> dict[str, Any]:
-    """What Ray costs: the demo's steps under Ray Train and under bare torch.distributed, two workers each."""
+    """What Ray costs: the demo's steps under Ray Train and under bare torch.distributed, two
+    workers each.
+    """
     from orpo_ray.cli.console import announce, open_log
 
     open_log()
@@ -49,7 +60,10 @@ def ray(
 
     result = bench_ray(seconds, turns, starts, announce)
     if not json:
-        print(f"{result['workers']} workers, seconds of a step, median of {starts * turns} turns of {seconds:g} s")
+        print(
+            f"{result['workers']} workers, seconds of a step, median of {starts * turns} turns of "
+            f"{seconds:g} s"
+        )
         print(f"bare   {result['bare']:9.4f}\nRay    {result['ray']:9.4f}")
         print(f"ratio  {result['ratio']:9.3f}   ({result['ratio_cpu']:.3f} by CPU seconds)")
     return result
@@ -57,21 +71,38 @@ def ray(
 
 Turns = Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")]
 StartTurns = Annotated[int, typer.Option("--turns", min=1, help="Times each command runs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
-ShapeOption = Annotated[str, typer.Option("--shape", metavar="P/C/R", help="Tokens of prompt, chosen, rejected.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+]
+ShapeOption = Annotated[
+    str, typer.Option("--shape", metavar="P/C/R", help="Tokens of prompt, chosen, rejected.")
+]
 Pairs = Annotated[int, typer.Option(min=1, metavar="B", help="Pairs of a step.")]
 Ragged = Annotated[
-    float, typer.Option(min=0, max=0.99, help="Lengths drawn from (1 - r) to (1 + r) times the shape's.")
+    float,
+    typer.Option(min=0, max=0.99, help="Lengths drawn from (1 - r) to (1 + r) times the shape's."),
 ]
-Vocabulary = Annotated[int, typer.Option("--vocab", min=8, metavar="V", help="Ids of the model's vocabulary.")]
-Hidden = Annotated[int, typer.Option("--hidden", min=64, metavar="H", help="Width of the model; heads are of 64.")]
-Data = Annotated[str | None, typer.Option("--data", metavar="FILE", help="Pairs of a file instead of drawn ones.")]
-Tokenizer = Annotated[str | None, typer.Option(metavar="DIR", help="Model or tokenizer that reads the file.")]
-MaxLength = Annotated[int, typer.Option(min=8, metavar="L", help="Longer pairs of the file are left out.")]
+Vocabulary = Annotated[
+    int, typer.Option("--vocab", min=8, metavar="V", help="Ids of the model's vocabulary.")
+]
+Hidden = Annotated[
+    int, typer.Option("--hidden", min=64, metavar="H", help="Width of the model; heads are of 64.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="FILE", help="Pairs of a file instead of drawn ones."),
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Model or tokenizer that reads the file.")
+]
+MaxLength = Annotated[
+    int, typer.Option(min=8, metavar="L", help="Longer pairs of the file are left out.")
+]
 ObjectiveOption = Annotated[Literal["orpo", "dpo"], typer.Option("--objective", help="The loss.")]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")]
 Base = Annotated[
-    Literal["mistral-7b", "llama-3-8b"] | None, typer.Option(help="Random weights of this shape in NF4, on a GPU.")
+    Literal["mistral-7b", "llama-3-8b"] | None,
+    typer.Option(help="Random weights of this shape in NF4, on a GPU."),
 ]
 
 
@@ -91,11 +122,25 @@ def step(
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
-    """A training step: ours beside stock TRL's, on the same pairs, weights, number format and checkpointing."""
+    """A training step: ours beside stock TRL's, on the same pairs, weights, number format and
+    checkpointing.
+    """
     announce = _open_quiet_log()
     from orpo_ray.bench.step import Case, bench_step
 
-    case = Case(_shape(shape), pairs, ragged, objective, hidden, vocabulary, data, tokenizer, max_length, device, base)
+    case = Case(
+        _shape(shape),
+        pairs,
+        ragged,
+        objective,
+        hidden,
+        vocabulary,
+        data,
+        tokenizer,
+        max_length,
+        device,
+        base,
+    )
     result = bench_step(case, turns, announce)
     if not json:
         _print_sides(result)
@@ -119,7 +164,9 @@ def ablation(
     announce = _open_quiet_log()
     from orpo_ray.bench.step import Case, bench_ablation
 
-    case = Case(_shape(shape), pairs, ragged, objective, hidden, vocabulary, device=device, base=base)
+    case = Case(
+        _shape(shape), pairs, ragged, objective, hidden, vocabulary, device=device, base=base
+    )
     result = bench_ablation(case, turns, announce)
     if not json:
         _print_sides(result)
@@ -137,7 +184,9 @@ def head(
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
-    """The output head alone: selected log-probs beside TRL's full logits, on the same hidden states."""
+    """The output head alone: selected log-probs beside TRL's full logits, on the same hidden
+    states.
+    """
     announce = _open_quiet_log()
     from orpo_ray.bench.head import bench_head
 
@@ -164,9 +213,13 @@ def start(turns: StartTurns = 3, json: Json = False) -> dict[str, Any]:
 @app.command("search")
 def search(
     seed: Annotated[int, typer.Option(min=0, help="Of data order, first adapters and draws.")] = 1,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
 ) -> dict[str, Any]:
-    """What a search saves: the demo's full grid of 16 trials and 16 trials of the default search, in trained steps."""
+    """What a search saves: the demo's full grid of 16 trials and 16 trials of the default search,
+    in trained steps.
+    """
     from orpo_ray.cli.console import announce, open_log
 
     open_log()
@@ -177,7 +230,8 @@ def search(
         print(f"{'':7} {'best accuracy':>14} {'margin':>7} {'steps':>6} {'minutes':>8}")
         for side in ("grid", "search"):
             numbers = (
-                f"{result[f'best_{side}']:14.3f} {result[f'margin_{side}']:7.2f} {result[f'trial_steps_{side}']:6}"
+                f"{result[f'best_{side}']:14.3f} {result[f'margin_{side}']:7.2f} "
+                f"{result[f'trial_steps_{side}']:6}"
             )
             print(f"{side:7} {numbers} {result['seconds'][side] / 60:8.1f}")
         print(f"ratio of steps {result['ratio']:.2f}")
@@ -185,7 +239,9 @@ def search(
 
 
 def _open_quiet_log() -> Announce:
-    """Where a benchmark tells how it goes; torch's own remarks on what it allocates are kept out."""
+    """Where a benchmark tells how it goes; torch's own remarks on what it allocates are kept
+    out.
+    """
     import os
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -201,7 +257,9 @@ def _shape(text: str) -> tuple[int, int, int]:
 
     parts = text.split("/")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
-        raise ConfigError(f"--shape: {text}: write tokens of prompt, chosen and rejected, such as 256/128/128")
+        raise ConfigError(
+            f"--shape: {text}: write tokens of prompt, chosen and rejected, such as 256/128/128"
+        )
     prompt, chosen, rejected = map(int, parts)
     return prompt, chosen, rejected
 
@@ -209,7 +267,10 @@ def _shape(text: str) -> tuple[int, int, int]:
 def _print_start(result: dict[str, Any]) -> None:
     print(f"CPU seconds of all processes, median of {result['turns']}")
     for side in ("one_worker", "two_workers", "stock"):
-        print(f"{side:13} {result[f'{side}_cpu_s']:6.1f}  ({result['wall_s'][side]:.1f} s by the clock)")
+        print(
+            f"{side:13} {result[f'{side}_cpu_s']:6.1f}  ({result['wall_s'][side]:.1f} s by the "
+            "clock)"
+        )
         for phase, taken in result["phases"].get(side, {}).items():
             print(f"  {phase:17} {taken['cpu_s']:6.1f}  ({taken['wall_s']:.1f})")
     print(f"{'second trial':13} {result['second_trial_cpu_s']:6.1f}  (before its first step)")
@@ -222,17 +283,29 @@ def _print_sides(result: dict[str, Any]) -> None:
     for side in ("ours", "stock"):
         memory = f"{result[f'memory_{side}'] / 2**20:7.0f}" if f"memory_{side}" in result else ""
         print(f"{side:6} {result[side]:9.4f} {result[f'tokens_{side}']:8,} {memory}")
-    grouped = f" ({result['ratio_grouped']:.2f} beside pairs grouped by length)" if "ratio_grouped" in result else ""
+    grouped = (
+        f" ({result['ratio_grouped']:.2f} beside pairs grouped by length)"
+        if "ratio_grouped" in result
+        else ""
+    )
     print(f"ratio  {result['ratio']:9.2f}{grouped}, memory {result['memory_ratio']:.2f}")
-    print(f"differences: loss {result['max_rel_loss_diff']:.1e}, gradients {result['max_rel_grad_diff']:.1e}")
+    print(
+        f"differences: loss {result['max_rel_loss_diff']:.1e}, gradients "
+        f"{result['max_rel_grad_diff']:.1e}"
+    )
 
 
 def _print(result: dict[str, Any]) -> None:
     print(f"{result['rows']} rows on {result['cores']} cores, median of {result['repetitions']}")
     print(f"{'':6} {'rows/s':>9} {'start-up s':>11} {'pairs':>8} {'tokens':>11}")
     for side in ("ours", "stock"):
-        numbers = (f"{result[f'{what}_{side}']:>{width},}" for what, width in (("pairs", 8), ("tokens", 11)))
-        print(f"{side:6} {result[side]:9,.0f} {result[f'startup_{side}']:11.2f} {' '.join(numbers)}")
+        numbers = (
+            f"{result[f'{what}_{side}']:>{width},}"
+            for what, width in (("pairs", 8), ("tokens", 11))
+        )
+        print(
+            f"{side:6} {result[side]:9,.0f} {result[f'startup_{side}']:11.2f} {' '.join(numbers)}"
+        )
     print(f"ratio  {result['ratio']:9.2f}   ({result['ratio_cpu']:.2f} by CPU seconds)")
     for reason, count in result["dropped_ours"].items():
         print(f"ours dropped {count} ({reason})")

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from orpo_ray.jobs.hosts import HostsConfig
     from orpo_ray.jobs.ssh import Ssh
 
-app = typer.Typer(add_completion=False, help="A Ray cluster on servers of your own, over SSH, or on Kubernetes.")
+app = typer.Typer(
+    add_completion=False, help="A Ray cluster on servers of your own, over SSH, or on Kubernetes."
+)
 
 Hosts = Annotated[Path, typer.Argument(metavar="HOSTS.yaml")]
 
@@ -45,7 +47,9 @@ def kuberay(
     config: Config,
     image: Annotated[str, typer.Option(help="Made with cluster/docker/Dockerfile.")],
     overrides: Overrides = None,
-    claim: Annotated[str | None, typer.Option(help="Volume claim that all pods mount as the storage's folder.")] = None,
+    claim: Annotated[
+        str | None, typer.Option(help="Volume claim that all pods mount as the storage's folder.")
+    ] = None,
     nodes: NodeCount = 1,
     gpus_per_node: GpusPerNode = None,
     cpus_per_node: CpusPerNode = 8,
@@ -63,16 +67,22 @@ def kuberay(
     settings = load_config(file, overrides or ())
     asked = nodes_for(settings.scale, nodes, gpus_per_node, cpus_per_node, memory_per_node)
     text = file.read_text(encoding="utf-8-sig")
-    return write_files(manifests(settings, text, overrides or (), Pods(asked, image, claim)), out, json)
+    return write_files(
+        manifests(settings, text, overrides or (), Pods(asked, image, claim)), out, json
+    )
 
 
 @app.command("up")
 def up(
     hosts: Hosts,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and connect to nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and connect to nothing.")
+    ] = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Start Ray on every server, with a token that none can do without; the first server is the head."""
+    """Start Ray on every server, with a token that none can do without; the first server is the
+    head.
+    """
     from orpo_ray.cli.console import announce, full_log, open_log
     from orpo_ray.jobs import bare_metal
 
@@ -107,7 +117,11 @@ def down(hosts: Hosts, json: Json = False) -> dict[str, Any]:
 
     cluster, shell = _reach(hosts)
     if missed := bare_metal.down(cluster, shell, announce):
-        others = "the other servers have stopped" if len(missed) < len(cluster.addresses) else "none was reached"
+        others = (
+            "the other servers have stopped"
+            if len(missed) < len(cluster.addresses)
+            else "none was reached"
+        )
         raise ResourceError(f"Ray may still run on {', '.join(missed)}; {others}")
     return {"stopped": cluster.addresses}
 

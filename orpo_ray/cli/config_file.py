@@ -7,5 +7,8 @@ from orpo_ray.storage import file_at
 
 
 def load(place: str, overrides: Sequence[str]) -> RunConfig:
-    """Read a run's YAML and apply `key=value` overrides. Raises ConfigError with one line on any mistake."""
+    """Read a run's YAML and apply `key=value` overrides.
+
+    Raises ConfigError with one line on any mistake.
+    """
     return load_config(file_at(place), overrides)

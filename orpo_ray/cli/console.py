@@ -1,4 +1,5 @@
-"""What a command says: announcements and progress on stderr, its result on stdout, library noise in a log file.
+"""What a command says: announcements and progress on stderr, its result on stdout, library noise in
+a log file.
 
 Settings and storage are imported where they are used: --help needs neither.
 """
@@ -54,8 +55,9 @@ def fresh_line() -> str:
 class Terminal(Console):
     """The user at a terminal.
 
-    The log moves on to the folder of `run` once the run has begun. It begins once it holds its lock and has written the
-    config, settings and data being fine: before both, there is nothing to add to a log that may be another process's.
+    The log moves on to the folder of `run` once the run has begun. It begins once it holds its lock
+    and has written the config, settings and data being fine: before both, there is nothing to add
+    to a log that may be another process's.
     """
 
     def __init__(
@@ -86,18 +88,23 @@ class Terminal(Console):
 
 
 def open_log(verbose: bool = False) -> None:
-    """Send what libraries log and warn about to a temporary file instead of the terminal, or to both."""
+    """Send what libraries log and warn about to a temporary file instead of the terminal, or to
+    both.
+    """
     try:
         _log_to(Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE)
     except OSError as error:
-        raise ConfigError(f"TMPDIR: the folder for temporary files cannot be written: {error.strerror}") from error
+        raise ConfigError(
+            f"TMPDIR: the folder for temporary files cannot be written: {error.strerror}"
+        ) from error
     if verbose:
         shown = logging.StreamHandler()
         shown.addFilter(lambda line: line.name != _log.name)  # announced already
         logging.getLogger().addHandler(shown)
     _log.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    # On a full disk every line logged would otherwise print a traceback; what cannot do without the disk tells it once.
+    # On a full disk every line logged would otherwise print a traceback; what cannot do without the
+    # disk tells it once.
     logging.raiseExceptions = False
     threading.excepthook = _log_thread_failure
     # Read by the libraries when they are imported, which is why commands call this first.
@@ -116,7 +123,9 @@ def _log_to(path: Path, kept_in: Storage | None = None) -> None:
 
 
 def _move_log(path: Path, kept_in: Storage) -> None:
-    """Log to `path` from now on, after what the log has so far; on a full disk the log stays where it is."""
+    """Log to `path` from now on, after what the log has so far; on a full disk the log stays where
+    it is.
+    """
     former = full_log()
     if former is None or Path(former) == path.absolute():
         return
@@ -128,7 +137,9 @@ def _move_log(path: Path, kept_in: Storage) -> None:
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
-    """Keep what kills a library's background thread, such as TensorBoard's writer, off the terminal too."""
+    """Keep what kills a library's background thread, such as TensorBoard's writer, off the terminal
+    too.
+    """
     _log.error("a thread failed", exc_info=failure.exc_value)
 
 
@@ -146,7 +157,9 @@ def full_log() -> str | None:
 
 
 def keep_log() -> str | None:
-    """Keep the log as the run is kept, and say where it is; it is here where the storage cannot be reached."""
+    """Keep the log as the run is kept, and say where it is; it is here where the storage cannot be
+    reached.
+    """
     for handler in _log_files():
         if handler.kept_in is None:
             return handler.baseFilename
@@ -174,7 +187,10 @@ class _LogStream(io.TextIOBase):
 
 @contextmanager
 def prints_to_log(verbose: bool) -> Iterator[None]:
-    """Keep what libraries print off the terminal: Ray tells of a dead worker in a page of text. Shown if `verbose`."""
+    """Keep what libraries print off the terminal: Ray tells of a dead worker in a page of text.
+
+    Shown if `verbose`.
+    """
     if verbose:
         yield
         return
@@ -184,7 +200,10 @@ def prints_to_log(verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def stdout_for_result(alone: bool) -> Iterator[TextIO]:
-    """The real stdout. If `alone`, whatever else is printed meanwhile, by any library, goes to stderr."""
+    """The real stdout.
+
+    If `alone`, whatever else is printed meanwhile, by any library, goes to stderr.
+    """
     if not alone:
         yield sys.stdout
         return

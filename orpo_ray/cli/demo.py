@@ -1,4 +1,6 @@
-"""`orpo-ray demo`: the whole way on a laptop CPU in under three minutes; base and pairs ship along."""
+"""`orpo-ray demo`: the whole way on a laptop CPU in under three minutes; base and pairs ship
+along.
+"""
 
 import os
 import time
@@ -25,13 +27,20 @@ def _known(objective: str) -> str:
 
 @app.command("demo")
 def demo(
-    objective: Annotated[str, typer.Option(metavar=_NAMES, callback=_known, help="The loss to train with.")] = "orpo",
+    objective: Annotated[
+        str, typer.Option(metavar=_NAMES, callback=_known, help="The loss to train with.")
+    ] = "orpo",
     storage: Annotated[str, typer.Option(help="Folder for the run.")] = "runs",
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
 ) -> dict[str, Any]:
-    """Align a tiny chat model on this machine's CPU and show what changed; goes on with an interrupted demo."""
+    """Align a tiny chat model on this machine's CPU and show what changed; goes on with an
+    interrupted demo.
+    """
     started = time.monotonic()
-    # So small a model gains nothing from more threads, and on a busy laptop they wait for each other.
+    # So small a model gains nothing from more threads, and on a busy laptop they wait for each
+    # other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from orpo_ray.cli.console import Terminal, announce, open_log, prints_to_log
     from orpo_ray.cli.demo_run import demo_outcome, next_demo, print_demo

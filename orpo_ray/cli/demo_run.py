@@ -57,7 +57,9 @@ def next_demo(objective: str, storage: str) -> RunConfig:
     begun = [path.parent for path in Run(new).root.glob(f"demo-{objective}-*/{CONFIG_FILE}")]
     for folder in sorted(begun, reverse=True):
         if not (folder / RESULT_FILE).exists():
-            config = _interrupted_demo(objective, storage, folder.name.removeprefix(f"demo-{objective}-"))
+            config = _interrupted_demo(
+                objective, storage, folder.name.removeprefix(f"demo-{objective}-")
+            )
             if config is not None:
                 return config
     return new
@@ -119,35 +121,54 @@ def demo_outcome(config: RunConfig, trained: TrainResult, evaluation: Evaluation
 def print_demo(outcome: dict[str, Any], evaluation: Evaluation) -> None:
     """The most telling numbers and a few answers."""
     console = Console()
-    table = Table(title=f"{outcome['objective'].upper()} with NF4 QLoRA, on pairs it never saw", title_justify="left")
+    table = Table(
+        title=f"{outcome['objective'].upper()} with NF4 QLoRA, on pairs it never saw",
+        title_justify="left",
+    )
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     for name in _HELD_OUT:
-        table.add_row(_LABELS[name], f"{outcome[f'{name}_before']:.2f}", f"{outcome[f'{name}_after']:.2f}")
+        table.add_row(
+            _LABELS[name], f"{outcome[f'{name}_before']:.2f}", f"{outcome[f'{name}_after']:.2f}"
+        )
     before, after = (evaluation.metrics[who]["all"] for who in ("base", "trained"))
     for key, label in (("chosen_logp", "chosen"), ("rejected_logp", "rejected")):
         table.add_row(f"{label} log-prob per token", f"{before[key]:.2f}", f"{after[key]:.2f}")
-    for kind, label in zip(_VERDICTS, ("polite and right", "rude and wrong", "anything else"), strict=True):
-        row = [f"{outcome[when][kind]} of {len(evaluation.samples)}" for when in ("greedy_before", "greedy_after")]
+    for kind, label in zip(
+        _VERDICTS, ("polite and right", "rude and wrong", "anything else"), strict=True
+    ):
+        row = [
+            f"{outcome[when][kind]} of {len(evaluation.samples)}"
+            for when in ("greedy_before", "greedy_after")
+        ]
         table.add_row(f"greedy answers: {label}", *row)
     console.print(table)
     for question, sample in _telling(evaluation.samples):
         console.print(Text(question["prompt"][-1]["content"], style="bold"))
         console.print(Text(f"  before: {sample.base}"))
         console.print(Text(f"  after:  {sample.trained}"))
-    console.print(f"{outcome['seconds']:.0f} seconds; adapter: {outcome['adapter']}", soft_wrap=True)
+    console.print(
+        f"{outcome['seconds']:.0f} seconds; adapter: {outcome['adapter']}", soft_wrap=True
+    )
 
 
 def _telling(samples: Sequence[Sample]) -> list[tuple[dict[str, Any], Sample]]:
-    """A few answers: first those that were rude and wrong and are good now, then those that changed."""
+    """A few answers: first those that were rude and wrong and are good now, then those that
+    changed.
+    """
     both = list(zip(judge_prompts(), samples, strict=True))
-    mended = [(q, s) for q, s in both if verdict(s.base, q) == "bad" and verdict(s.trained, q) == "good"]
+    mended = [
+        (q, s) for q, s in both if verdict(s.base, q) == "bad" and verdict(s.trained, q) == "good"
+    ]
     changed = [(q, s) for q, s in both if (q, s) not in mended and s.base != s.trained]
     return (mended + changed + both)[:_SHOWN_ANSWERS]
 
 
 def _count_verdicts(samples: Sequence[Sample], who: str) -> dict[str, int]:
-    verdicts = Counter(verdict(getattr(s, who), question) for question, s in zip(judge_prompts(), samples, strict=True))
+    verdicts = Counter(
+        verdict(getattr(s, who), question)
+        for question, s in zip(judge_prompts(), samples, strict=True)
+    )
     return {kind: verdicts[kind] for kind in _VERDICTS}
 
 

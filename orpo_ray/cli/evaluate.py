@@ -11,12 +11,20 @@ app = typer.Typer(add_completion=False)
 def evaluate(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Another adapter folder or run than this config's own.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Another adapter folder or run than this config's own.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Prompts to answer with both models.")] = 3,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer in tokens.")] = 128,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of an answer in tokens.")
+    ] = 128,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
 ) -> dict[str, Any]:
-    """Compare base and trained model on the evaluation pairs: accuracy, margin, log-probs, answers."""
+    """Compare base and trained model on the evaluation pairs: accuracy, margin, log-probs,
+    answers.
+    """
     from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import Terminal, open_log
 
@@ -25,7 +33,9 @@ def evaluate(
     from orpo_ray import api
     from orpo_ray.cli.results import print_result
 
-    judged = api.evaluate(settings, adapter, samples=samples, max_new_tokens=max_new_tokens, console=Terminal())
+    judged = api.evaluate(
+        settings, adapter, samples=samples, max_new_tokens=max_new_tokens, console=Terminal()
+    )
     result = judged.to_json()
     if not json:
         print_result("evaluate", result)

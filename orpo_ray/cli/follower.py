@@ -1,4 +1,6 @@
-"""Shows what a job prints as the command itself would: one progress line on a terminal, its result at the end."""
+"""Shows what a job prints as the command itself would: one progress line on a terminal, its result
+at the end.
+"""
 
 import json
 import re

@@ -51,7 +51,9 @@ class LazyGroup(TyperGroup):
         """The command of that name, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command: Any = typer.main.get_command(importlib.import_module(f"orpo_ray.cli.{cmd_name}").app)
+        command: Any = typer.main.get_command(
+            importlib.import_module(f"orpo_ray.cli.{cmd_name}").app
+        )
         command.name = cmd_name
         found: TyperCommand | TyperGroup = command
         return found
@@ -70,7 +72,9 @@ def _print_version(wanted: bool) -> None:
 def _root(
     show_version: Annotated[
         bool,
-        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version."),
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """From a base model and preference pairs to an aligned chat model."""
@@ -79,7 +83,8 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
-    A command returns its JSON object; with --json that object, or one that tells the error, is all of stdout.
+    A command returns its JSON object; with --json that object, or one that tells the error, is all
+    of stdout.
     """
     as_json = "--json" in arguments and not set(_HELP) & set(arguments)
     with stdout_for_result(as_json) as stdout:
@@ -110,11 +115,15 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
         return _fail(_usage(error, arguments[0]), WRONG_USAGE)
     except OrpoRayError as error:
         log_failure(error)
-        return _fail(str(error), error.exit_code, keep_log() if isinstance(error, RunError) else None)
+        return _fail(
+            str(error), error.exit_code, keep_log() if isinstance(error, RunError) else None
+        )
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as stop:
-        if stop.code != signal.SIGTERM:  # what Ray makes of the signal; Typer leaves in this way when stdout is gone
+        if (
+            stop.code != signal.SIGTERM
+        ):  # what Ray makes of the signal; Typer leaves in this way when stdout is gone
             raise
         return _interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback goes to the log, its path to the user
@@ -132,14 +141,18 @@ def _usage(error: typer.TyperException, command: str) -> str:
     message = error.format_message().rstrip(".")
     if command not in COMMANDS and not command.startswith("-"):
         near = get_close_matches(command, COMMANDS, 1)
-        return f"{message}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
+        return f"{message}; " + (
+            f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        )
     context = getattr(error, "ctx", None)
     return f"{message} (see {context.command_path} --help)" if context else message
 
 
 def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[str, Any]]:
     line = " ".join(message.split())
-    print(f"{fresh_line()}orpo-ray: {line}" + (f" (full log: {log})" if log else ""), file=sys.stderr)
+    print(
+        f"{fresh_line()}orpo-ray: {line}" + (f" (full log: {log})" if log else ""), file=sys.stderr
+    )
     return code, {"error": line, "exit_code": code}
 
 

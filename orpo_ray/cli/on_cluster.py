@@ -22,25 +22,37 @@ def _named(run: str | None) -> str | None:
 
 Run = Annotated[str, typer.Argument(metavar="RUN", callback=_named)]
 AnyRun = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", help="Its name; all runs if there is none.", callback=_named)
+    str | None,
+    typer.Argument(metavar="[RUN]", help="Its name; all runs if there is none.", callback=_named),
 ]
 Hosts = Annotated[
-    Path | None, typer.Option("--hosts", metavar="HOSTS.yaml", help="The cluster of a hosts.yaml, reached over SSH.")
+    Path | None,
+    typer.Option(
+        "--hosts", metavar="HOSTS.yaml", help="The cluster of a hosts.yaml, reached over SSH."
+    ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="URL", help="Its dashboard, if not http://127.0.0.1:8265 on this machine."),
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="Its dashboard, if not http://127.0.0.1:8265 on this machine.",
+    ),
 ]
 Token = Annotated[
-    Path | None, typer.Option("--token", metavar="FILE", help="Its token, if not in ~/.ray/orpo-ray.token.")
+    Path | None,
+    typer.Option("--token", metavar="FILE", help="Its token, if not in ~/.ray/orpo-ray.token."),
 ]
 Anyone = Annotated[
     bool,
     typer.Option(
-        "--anyone-may-run-code", help="Use a cluster that wants no token, where all who reach it may do this."
+        "--anyone-may-run-code",
+        help="Use a cluster that wants no token, where all who reach it may do this.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+]
 
 
 @contextmanager
@@ -51,7 +63,9 @@ def jobs_of(
     anyone: bool,
     ask: "Callable[[Callable[[], RayJobs]], RayJobs]" = lambda question: question(),
 ) -> Iterator["Jobs"]:
-    """The jobs of the cluster that these options name; `ask` may ask again while it does not answer."""
+    """The jobs of the cluster that these options name; `ask` may ask again while it does not
+    answer.
+    """
     from orpo_ray.cli.console import announce
     from orpo_ray.jobs.reach import is_loopback, way_to
 
@@ -79,10 +93,19 @@ def where(hosts: Path | None, address: str | None, token: Path | None, anyone: b
 
 
 def as_typed(hosts: Path | None, address: str | None, token: Path | None, anyone: bool) -> str:
-    """The options that name a cluster, to be told with another command, with a space before each."""
+    """The options that name a cluster, to be told with another command, with a space before
+    each.
+    """
     named = {"--hosts": hosts, "--address": address, "--token": token}
-    words = [word for option, value in named.items() if value is not None for word in (option, str(value))]
-    return "".join(f" {shlex.quote(word)}" for word in [*words, *(["--anyone-may-run-code"] if anyone else [])])
+    words = [
+        word
+        for option, value in named.items()
+        if value is not None
+        for word in (option, str(value))
+    ]
+    return "".join(
+        f" {shlex.quote(word)}" for word in [*words, *(["--anyone-may-run-code"] if anyone else [])]
+    )
 
 
 def patience() -> "Patience":
@@ -98,5 +121,7 @@ def known(job: "Job | None", run: str) -> "Job":
     from orpo_ray.errors import ConfigError
 
     if job is None:
-        raise ConfigError(f"the cluster has no job of run {run}; `orpo-ray status` lists those it has")
+        raise ConfigError(
+            f"the cluster has no job of run {run}; `orpo-ray status` lists those it has"
+        )
     return job

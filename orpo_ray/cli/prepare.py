@@ -16,18 +16,35 @@ app = typer.Typer(add_completion=False)
 
 @app.command("prepare")
 def prepare(
-    settings: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...")] = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="DIR", help="Model or tokenizer: model.base.")] = None,
-    train: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Training pairs; may be repeated.")] = None,
-    evaluation: Annotated[list[str] | None, typer.Option("--eval", metavar="FILE", help="Evaluation pairs.")] = None,
-    storage: Annotated[str | None, typer.Option(metavar="DIR", help="Where the prepared pairs go.")] = None,
-    columns: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Of an unknown format: prompt=..,chosen=..,rejected=..")
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...")
     ] = None,
-    show: Annotated[int, typer.Option(min=0, metavar="N", help="Print N pairs as they will be trained.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Model or tokenizer: model.base.")
+    ] = None,
+    train: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Training pairs; may be repeated.")
+    ] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option("--eval", metavar="FILE", help="Evaluation pairs.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the prepared pairs go.")
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Of an unknown format: prompt=..,chosen=..,rejected=.."),
+    ] = None,
+    show: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Print N pairs as they will be trained.")
+    ] = 0,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
 ) -> dict[str, Any]:
-    """Check and tokenise preference pairs, from a config or from --tokenizer, --train and --storage."""
+    """Check and tokenise preference pairs, from a config or from --tokenizer, --train and
+    --storage.
+    """
     from orpo_ray.cli.console import Terminal, open_log
 
     options = _as_overrides(tokenizer, train, evaluation, storage, columns)
@@ -49,7 +66,11 @@ def prepare(
     result = {
         "artifact": kept_in.place_of(artifact.path),
         "quarantine": kept_in.place_of(artifact.path / "quarantine.jsonl"),
-        **{name: value for name, value in artifact.summary.to_json().items() if name not in ("settings", "files")},
+        **{
+            name: value
+            for name, value in artifact.summary.to_json().items()
+            if name not in ("settings", "files")
+        },
     }
     if not json:
         print_result("prepare", result)
@@ -71,14 +92,19 @@ def _as_overrides(
         "storage": storage,
         "data.columns": _parse_columns(columns) if columns is not None else None,
     }
-    return (f"{key}={json_module.dumps(value)}" for key, value in values.items() if value not in (None, []))
+    return (
+        f"{key}={json_module.dumps(value)}"
+        for key, value in values.items()
+        if value not in (None, [])
+    )
 
 
 def _parse_columns(text: str) -> dict[str, str]:
     names = dict(part.split("=", 1) for part in text.split(",") if part.count("=") == 1)
     if len(names) < 3 or len(names) != len(text.split(",")):
         raise ConfigError(
-            f"--columns: write prompt=..,chosen=..,rejected=.., and system=.. if there is one, not {text!r}"
+            "--columns: write prompt=..,chosen=..,rejected=.., and system=.. if there is one, not "
+            f"{text!r}"
         )
     return {key.strip(): value.strip() for key, value in names.items()}
 
@@ -94,7 +120,9 @@ def _resolve(arguments: Sequence[str], options: Sequence[str]) -> "RunConfig":
         return load(arguments[0], [*options, *arguments[1:]])
     given = {option.partition("=")[0] for option in options}
     if not {"model.base", "data.train"} <= given:
-        raise ConfigError("prepare: name a CONFIG.yaml, or give --tokenizer DIR --train FILE --storage DIR")
+        raise ConfigError(
+            "prepare: name a CONFIG.yaml, or give --tokenizer DIR --train FILE --storage DIR"
+        )
     tree: dict[str, Any] = {"name": "prepare"}
     places: dict[Key, str] = {(): "the command line"}
     for override in [*options, *arguments]:

@@ -16,7 +16,9 @@ def hours_minutes_seconds(seconds: float) -> str:
 
 
 class ProgressLine:
-    """Watches reported metrics; redraws one line on a terminal, elsewhere prints one now and then."""
+    """Watches reported metrics; redraws one line on a terminal, elsewhere prints one now and
+    then.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

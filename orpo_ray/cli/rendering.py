@@ -9,7 +9,9 @@ from orpo_ray.errors import ConfigError
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
-NodeCount = Annotated[int, typer.Option("--nodes", min=1, help="Machines that the workers are spread over.")]
+NodeCount = Annotated[
+    int, typer.Option("--nodes", min=1, help="Machines that the workers are spread over.")
+]
 GpusPerNode = Annotated[int | None, typer.Option(min=0, help="Default: what scale.workers take.")]
 CpusPerNode = Annotated[int, typer.Option(min=1, help="More of them prepare pairs sooner.")]
 MemoryPerNode = Annotated[int, typer.Option(min=1, help="In GiB; every worker loads the base.")]
@@ -17,7 +19,10 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")]
 
 
 def write_files(files: dict[str, str], out: Path, json: bool) -> dict[str, Any]:
-    """Write files by name into a folder, and say where they are. Raises ConfigError where that cannot be."""
+    """Write files by name into a folder, and say where they are.
+
+    Raises ConfigError where that cannot be.
+    """
     written = []
     for name, text in files.items():
         try:

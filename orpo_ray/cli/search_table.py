@@ -21,19 +21,26 @@ _LINES_BESIDE_ROWS = 7
 
 
 class SearchTable:
-    """Watches a search: a table that is redrawn on a terminal, elsewhere a line for each thing that happened."""
+    """Watches a search: a table that is redrawn on a terminal, elsewhere a line for each thing that
+    happened.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._console = Console(stderr=True)
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        )
         self._told: dict[int, tuple[str, float]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()
@@ -43,13 +50,19 @@ class SearchTable:
         if self._live is not None:
             self._live.start()
             rows = max(1, self._console.height - _LINES_BESIDE_ROWS)
-            self._live.update(Group(table_of(search, rows), Text(_counts(search, self._clock()))), refresh=True)
+            self._live.update(
+                Group(table_of(search, rows), Text(_counts(search, self._clock()))), refresh=True
+            )
             return
         for trial in search.trials:
             news = (trial.state, trial.last.get("step", -1.0))
             if self._told.get(trial.number, ("", -1.0)) != news:
                 self._told[trial.number] = news
-                print(f"{_line(trial)}  [{_counts(search, self._clock())}]", file=sys.stderr, flush=True)
+                print(
+                    f"{_line(trial)}  [{_counts(search, self._clock())}]",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def _counts(search: Search, now: float) -> str:
@@ -61,7 +74,9 @@ def _counts(search: Search, now: float) -> str:
 
 
 def _seconds_left(search: Search, now: float) -> float | None:
-    """From the steps since the command was given, and those that ended trials took; none until one has finished."""
+    """From the steps since the command was given, and those that ended trials took; none until one
+    has finished.
+    """
     ended = [trial for trial in search.trials if trial.state in ("finished", "stopped")]
     if search.began is None or not any(trial.state == "finished" for trial in ended):
         return None
@@ -71,12 +86,20 @@ def _seconds_left(search: Search, now: float) -> float | None:
     mean = sum(trial.steps for trial in ended) / len(ended)
     running = [trial for trial in search.trials if trial.state == "running"]
     # One that is past the mean was not given up, and is more likely to go on to its end.
-    to_end = sum((mean if trial.steps < mean else trial.total_steps) - trial.steps for trial in running)
-    return (to_end + mean * max(0, search.trial_count - len(search.trials))) * (now - search.began.at) / steps
+    to_end = sum(
+        (mean if trial.steps < mean else trial.total_steps) - trial.steps for trial in running
+    )
+    return (
+        (to_end + mean * max(0, search.trial_count - len(search.trials)))
+        * (now - search.began.at)
+        / steps
+    )
 
 
 def table_of(search: Search, rows: int | None = None) -> Table:
-    """A row a trial; where there is room for so many `rows` only, those that are running and the latest to end."""
+    """A row a trial; where there is room for so many `rows` only, those that are running and the
+    latest to end.
+    """
     fields = list(dict.fromkeys(name for trial in search.trials for name in trial.values))
     table = Table(title=f"{search.name}: {search.status}", title_justify="left")
     table.add_column("trial", justify="right")
@@ -86,11 +109,18 @@ def table_of(search: Search, rows: int | None = None) -> Table:
         table.add_column(name, justify="right")
     table.add_column("state")
     for trial in _shown(search.trials, rows):
-        numbers = [f"{trial.last[name]:.3f}" if trial.last.get(name) is not None else "" for name in _COLUMNS]
-        marked = "bold" if search.outcome is not None and trial.number == search.outcome.best else ""
+        numbers = [
+            f"{trial.last[name]:.3f}" if trial.last.get(name) is not None else ""
+            for name in _COLUMNS
+        ]
+        marked = (
+            "bold" if search.outcome is not None and trial.number == search.outcome.best else ""
+        )
         values = [shown_values({name: trial.values[name]}).partition("=")[2] for name in fields]
         step = f"{trial.steps}/{trial.total_steps}" if trial.total_steps else ""
-        table.add_row(str(trial.number), *values, step, *numbers, _STATES[trial.state], style=marked)
+        table.add_row(
+            str(trial.number), *values, step, *numbers, _STATES[trial.state], style=marked
+        )
     return table
 
 
@@ -121,7 +151,10 @@ def print_search(search: Search, console: Console | None = None) -> None:
 
 
 def _print_outcome(outcome: Found, console: Console) -> None:
-    table = Table(title="Pareto front: nobody has both a higher accuracy and a lower NLL", title_justify="left")
+    table = Table(
+        title="Pareto front: nobody has both a higher accuracy and a lower NLL",
+        title_justify="left",
+    )
     for column in ("trial", "accuracy", "NLL of chosen", "margin", "values"):
         table.add_column(column, justify="left" if column == "values" else "right", overflow="fold")
     for point in outcome.pareto:

@@ -1,4 +1,6 @@
-"""Prepared pairs for the eye: which tokens are trained, how long they are, what was dropped and why."""
+"""Prepared pairs for the eye: which tokens are trained, how long they are, what was dropped and
+why.
+"""
 
 import json
 from collections.abc import Iterable
@@ -23,7 +25,11 @@ _BAR = 40
 def show_artifact(artifact: Artifact, tokenizer: Any, count: int, to_stderr: bool) -> None:
     """Print the first `count` pairs, the histogram of lengths and the table of dropped rows."""
     console = Console(stderr=to_stderr)
-    legend = [("prompt, not trained", "prompt"), ("chosen, trained", "chosen"), ("rejected, trained", "rejected")]
+    legend = [
+        ("prompt, not trained", "prompt"),
+        ("chosen, trained", "chosen"),
+        ("rejected, trained", "rejected"),
+    ]
     console.print(Text("   ").join(Text(text, style=_STYLES[part]) for text, part in legend))
     for index in range(min(count, len(artifact.train))):
         pair = artifact.train[index]
@@ -36,7 +42,9 @@ def show_artifact(artifact: Artifact, tokenizer: Any, count: int, to_stderr: boo
 
 
 def colour_tokens(tokenizer: Any, ids: list[int], style: str) -> Text:
-    """The text of token ids in one style, special tokens reversed so that they can be told from text."""
+    """The text of token ids in one style, special tokens reversed so that they can be told from
+    text.
+    """
     special = set(tokenizer.all_special_ids)
     text = Text()
     for is_special, run in groupby(ids, key=special.__contains__):
@@ -49,7 +57,12 @@ def length_histogram(lengths: npt.NDArray[np.int64]) -> Table:
     totals = longer_side(lengths)
     edges = np.unique(np.linspace(totals.min(), totals.max() + 1, _BINS + 1).astype(int))
     counts, _ = np.histogram(totals, bins=edges)
-    table = Table(title="tokens of prompt and longer answer", title_justify="left", show_header=False, box=None)
+    table = Table(
+        title="tokens of prompt and longer answer",
+        title_justify="left",
+        show_header=False,
+        box=None,
+    )
     for size, low, high in zip(counts, edges, edges[1:], strict=False):
         bar = "█" * round(_BAR * size / counts.max())
         table.add_row(f"{low}-{high - 1}", str(size), bar)
@@ -57,7 +70,9 @@ def length_histogram(lengths: npt.NDArray[np.int64]) -> Table:
 
 
 def dropped_rows(artifact: Artifact) -> Table:
-    """What is not trained, why, and where the first example stands; the texts themselves are not shown."""
+    """What is not trained, why, and where the first example stands; the texts themselves are not
+    shown.
+    """
     summary = artifact.summary
     table = Table(title="dropped", title_justify="left", box=None)
     for column in ("rows", "reason", "first"):

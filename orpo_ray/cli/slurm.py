@@ -33,7 +33,9 @@ def render(
     gpus_per_node: GpusPerNode = None,
     cpus_per_node: CpusPerNode = 8,
     memory_per_node: MemoryPerNode = 64,
-    time: Annotated[str, typer.Option(help="Limit, after which the job comes back and goes on.")] = "24:00:00",
+    time: Annotated[
+        str, typer.Option(help="Limit, after which the job comes back and goes on.")
+    ] = "24:00:00",
     partition: Annotated[str | None, typer.Option(help="Default: the site's.")] = None,
     out: Out = Path(),
     json: Json = False,
@@ -48,5 +50,12 @@ def render(
     settings = load(config, overrides or ())
     asked = nodes_for(settings.scale, nodes, gpus_per_node, cpus_per_node, memory_per_node)
     refuse_secrets_of_overrides(overrides or ())
-    train = ["orpo-ray", "train", config if is_url(config) else str(Path(config).absolute()), *(overrides or ())]
-    return write_files(sbatch_file(settings, train, Request(asked, time, partition), Path.cwd()), out, json)
+    train = [
+        "orpo-ray",
+        "train",
+        config if is_url(config) else str(Path(config).absolute()),
+        *(overrides or ()),
+    ]
+    return write_files(
+        sbatch_file(settings, train, Request(asked, time, partition), Path.cwd()), out, json
+    )

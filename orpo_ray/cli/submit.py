@@ -25,25 +25,37 @@ def submit(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]... [-- OPTION...]", help="Options behind -- are the command's own."),
+        typer.Argument(
+            metavar="[KEY=VALUE]... [-- OPTION...]", help="Options behind -- are the command's own."
+        ),
     ] = None,
     hosts: Hosts = None,
     address: Address = None,
     token: Token = None,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable of the job; no secrets. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A variable of the job; no secrets. May be repeated."
+        ),
     ] = None,
     ship_code: Annotated[
         bool, typer.Option("--ship-code", help="Send this orpo-ray along, instead of theirs.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and pack, say what would be sent, and connect to nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check and pack, say what would be sent, and connect to nothing."
+        ),
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="End once it is submitted; it goes on there.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="End once it is submitted; it goes on there.")
+    ] = False,
     anyone: Anyone = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Run train, tune, prepare or evaluate on a cluster; the same command attaches to it, or goes on with it."""
+    """Run train, tune, prepare or evaluate on a cluster; the same command attaches to it, or goes
+    on with it.
+    """
     from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import announce
     from orpo_ray.cli.follower import Follower
@@ -101,16 +113,21 @@ def _interrupted(run: str, options: str, at_work: bool) -> Exception:
 
     if not at_work:
         return StoppedError(
-            f"interrupted before the cluster said that it has run {run}; `orpo-ray status{options}` shows what it has"
+            f"interrupted before the cluster said that it has run {run}; `orpo-ray "
+            f"status{options}` shows what it has"
         )
     return StoppedError(
-        f"no longer following; what was submitted goes on: `orpo-ray logs --follow {run}{options}` shows it, "
+        f"no longer following; what was submitted goes on: `orpo-ray logs --follow {run}{options}` "
+        "shows it, "
         f"`orpo-ray stop {run}{options}` ends it with a checkpoint"
     )
 
 
 def _conclude(job: "Job", follower: "Follower", options: str) -> dict[str, Any]:
-    """The command's own result; empty if it has none. Raises what ended it, with the command's own exit code."""
+    """The command's own result; empty if it has none.
+
+    Raises what ended it, with the command's own exit code.
+    """
     from orpo_ray.errors import JobError, RunError, StoppedError
     from orpo_ray.jobs.job import last_line
 
@@ -119,12 +136,17 @@ def _conclude(job: "Job", follower: "Follower", options: str) -> dict[str, Any]:
     if job.state == "stopped":
         raise StoppedError(f"run {job.run}: {told or 'stopped; the same command goes on'}")
     if job.exit_code is None:
-        raise RunError(f"run {job.run} was lost: {last_line(job.message)}; the same command goes on")
+        raise RunError(
+            f"run {job.run} was lost: {last_line(job.message)}; the same command goes on"
+        )
     if job.exit_code in _OURS:
-        raise JobError(f"run {job.run}: {told or f'see `orpo-ray logs {job.run}{options}`'}", job.exit_code)
+        raise JobError(
+            f"run {job.run}: {told or f'see `orpo-ray logs {job.run}{options}`'}", job.exit_code
+        )
     if job.exit_code:
         raise RunError(
-            f"run {job.run} was ended from outside (exit code {job.exit_code}); `orpo-ray logs {job.run}{options}` "
+            f"run {job.run} was ended from outside (exit code {job.exit_code}); `orpo-ray logs "
+            f"{job.run}{options}` "
             "shows how far it came, and the same command goes on"
         )
     return result

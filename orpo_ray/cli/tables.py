@@ -15,8 +15,12 @@ _ROWS = (
 )
 
 
-def print_comparison(metrics: dict[str, dict[str, dict[str, float]]], console: Console | None = None) -> None:
-    """Metrics by source of the base and the trained model; over all of them where there are several."""
+def print_comparison(
+    metrics: dict[str, dict[str, dict[str, float]]], console: Console | None = None
+) -> None:
+    """Metrics by source of the base and the trained model; over all of them where there are
+    several.
+    """
     console = console or Console()
     for source, base in metrics["base"].items():
         if source == "all" and len(metrics["base"]) == 2:

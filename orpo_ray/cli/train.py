@@ -11,9 +11,15 @@ app = typer.Typer(add_completion=False)
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and prepare, but do not train.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and prepare, but do not train.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
 ) -> dict[str, Any]:
     """Train an adapter on preference pairs; the same command resumes an unfinished run."""
     from orpo_ray.cli.config_file import load

@@ -12,13 +12,24 @@ def tune(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG.yaml")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     show: Annotated[
-        str | None, typer.Option("--show", metavar="RUN", help="Print a search's table from its folder, and end.")
+        str | None,
+        typer.Option(
+            "--show", metavar="RUN", help="Print a search's table from its folder, and end."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and prepare, but try nothing.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and prepare, but try nothing.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
 ) -> dict[str, Any]:
-    """Search lambda, learning rate or any other setting; the same command goes on with an unfinished search."""
+    """Search lambda, learning rate or any other setting; the same command goes on with an
+    unfinished search.
+    """
     from orpo_ray.cli.results import print_result
     from orpo_ray.cli.search_table import SearchTable, print_search
     from orpo_ray.errors import ConfigError
@@ -26,7 +37,9 @@ def tune(
 
     if show is not None:
         if config is not None or dry_run:
-            raise ConfigError("--show RUN stands alone: it reads what a search has written, and starts nothing")
+            raise ConfigError(
+                "--show RUN stands alone: it reads what a search has written, and starts nothing"
+            )
         found = find_search(show)
         if not json:
             print_search(found)
@@ -52,7 +65,9 @@ def _search(path: str, overrides: list[str], verbose: bool, table: Any) -> dict[
     from orpo_ray.runs.search_run import search_for
 
     with prints_to_log(verbose), table:
-        return api.tune(settings, Terminal(search_for(settings), ProgressLine(), table), verbose).to_json()
+        return api.tune(
+            settings, Terminal(search_for(settings), ProgressLine(), table), verbose
+        ).to_json()
 
 
 def _plan(path: str, overrides: list[str]) -> dict[str, Any]:
@@ -64,5 +79,8 @@ def _plan(path: str, overrides: list[str]) -> dict[str, Any]:
     from orpo_ray import api
 
     plan = api.plan_search(settings, Terminal())
-    announce(f"{plan.trials} trials of {plan.trial.steps} steps, {plan.at_once} at once; nothing was started")
+    announce(
+        f"{plan.trials} trials of {plan.trial.steps} steps, {plan.at_once} at once; nothing was "
+        "started"
+    )
     return plan.to_json()

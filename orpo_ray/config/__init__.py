@@ -1,4 +1,7 @@
-"""What a run is: typed, frozen settings and the YAML they come from. Imports neither torch nor ray."""
+"""What a run is: typed, frozen settings and the YAML they come from.
+
+Imports neither torch nor ray.
+"""
 
 from orpo_ray.config.build import build, dump
 from orpo_ray.config.data import Columns, DataConfig, Source

@@ -11,11 +11,17 @@ from orpo_ray.config.section import Section
 class Source(Section):
     """One file or hub dataset of preference pairs."""
 
-    source: str = Field(min_length=1, description="hub name, or path or URL of .jsonl .json .jsonl.gz .parquet .csv")
+    source: str = Field(
+        min_length=1, description="hub name, or path or URL of .jsonl .json .jsonl.gz .parquet .csv"
+    )
     split: str = Field("train", description="split of a hub dataset; files have none")
     revision: str | None = Field(None, description="commit or tag of a hub dataset")
-    weight: PositiveFloat = Field(1.0, description="how often an epoch sees each pair: 2 twice, 0.5 a seeded half")
-    limit: PositiveInt | None = Field(None, le=2**53, description="at most this many rows, from the start")
+    weight: PositiveFloat = Field(
+        1.0, description="how often an epoch sees each pair: 2 twice, 0.5 a seeded half"
+    )
+    limit: PositiveInt | None = Field(
+        None, le=2**53, description="at most this many rows, from the start"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -31,7 +37,8 @@ class Columns(Section):
     chosen: str
     rejected: str
     system: str | None = Field(
-        None, description="text for the system turn; the column named system or system_prompt unless set"
+        None,
+        description="text for the system turn; the column named system or system_prompt unless set",
     )
 
 
@@ -39,17 +46,25 @@ class DataConfig(Section):
     """The pairs of a run."""
 
     train: tuple[Source, ...] = Field(min_length=1)
-    eval: tuple[Source, ...] = Field((), description="empty: a seeded share of the training pairs is held out")
-    eval_fraction: float = Field(0.05, gt=0, lt=1, description="share held out when `eval` is empty")
+    eval: tuple[Source, ...] = Field(
+        (), description="empty: a seeded share of the training pairs is held out"
+    )
+    eval_fraction: float = Field(
+        0.05, gt=0, lt=1, description="share held out when `eval` is empty"
+    )
     max_length: int = Field(2048, ge=8, description="tokens of prompt and answer together")
-    max_prompt_length: int = Field(1024, ge=4, description="tokens of the prompt; half of max_length unless set")
+    max_prompt_length: int = Field(
+        1024, ge=4, description="tokens of the prompt; half of max_length unless set"
+    )
     overlong: Literal["drop", "truncate-prompt-left", "error"] = Field(
         "drop", description="what to do with a pair beyond these lengths"
     )
     bad_rows: Literal["quarantine", "fail"] = Field(
         "quarantine", description="put bad rows aside with their reason, or stop at the first"
     )
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="stop when a larger share of all rows is bad")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="stop when a larger share of all rows is bad"
+    )
     columns: Columns | None = Field(None, description="for files whose shape is not recognised")
 
     @model_validator(mode="before")
@@ -65,7 +80,8 @@ class DataConfig(Section):
     def _prompt_leaves_room(self) -> Self:
         if self.max_prompt_length >= self.max_length:
             raise ValueError(
-                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
+                f"max_prompt_length ({self.max_prompt_length}) must be below max_length "
+                f"({self.max_length}), "
                 "or no answer fits"
             )
         return self

@@ -1,27 +1,41 @@
-"""Which objectives each engine computes, and in which form: TRL's definitions are not always the papers'."""
+"""Which objectives each engine computes, and in which form: TRL's definitions are not always the
+papers'.
+"""
 
 from orpo_ray.config.model import AdapterConfig
 from orpo_ray.config.objectives import ObjectiveConfig
 from orpo_ray.config.training import TrainingConfig
 
 
-def refuse_engine(objective: ObjectiveConfig, training: TrainingConfig, adapter: AdapterConfig) -> str | None:
-    """Why the engine that was asked for does not compute the objective as it is set, or None where it does."""
+def refuse_engine(
+    objective: ObjectiveConfig, training: TrainingConfig, adapter: AdapterConfig
+) -> str | None:
+    """Why the engine that was asked for does not compute the objective as it is set, or None where
+    it does.
+    """
     return _REFUSALS[training.engine](objective, training, adapter)
 
 
-def _refuse_ours(objective: ObjectiveConfig, training: TrainingConfig, adapter: AdapterConfig) -> str | None:
+def _refuse_ours(
+    objective: ObjectiveConfig, training: TrainingConfig, adapter: AdapterConfig
+) -> str | None:
     if objective.only_in_trl:
-        return f"objective.kind: {objective.kind} is computed by TRL's trainer; set training.engine=trl"
+        return (
+            f"objective.kind: {objective.kind} is computed by TRL's trainer; set "
+            "training.engine=trl"
+        )
     return None
 
 
-def _refuse_trls(objective: ObjectiveConfig, training: TrainingConfig, adapter: AdapterConfig) -> str | None:
+def _refuse_trls(
+    objective: ObjectiveConfig, training: TrainingConfig, adapter: AdapterConfig
+) -> str | None:
     if training.layout not in ("auto", "padded"):
         return f"training.layout: TRL's trainers pad; {training.layout} needs training.engine=fast"
     if objective.compares_below_adapter and adapter.kind == "none":
         return (
-            f"adapter.kind: TRL's {objective.kind.upper()} compares with the model below the adapter; none has no such "
+            f"adapter.kind: TRL's {objective.kind.upper()} compares with the model below the "
+            "adapter; none has no such "
             "model"
         )
     found = objective.in_trl()

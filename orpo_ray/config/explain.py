@@ -1,4 +1,6 @@
-"""Pydantic's complaints in, one line out: where it stands, which key, what is wrong, what to write instead."""
+"""Pydantic's complaints in, one line out: where it stands, which key, what is wrong, what to write
+instead.
+"""
 
 import difflib
 import re
@@ -11,7 +13,9 @@ from orpo_ray.config.plain_yaml import Key, shown
 
 
 def explain(model: type[BaseModel], error: ValidationError, places: Mapping[Key, str]) -> str:
-    """The first mistake in full, unknown keys before others, and the number of the others behind it."""
+    """The first mistake in full, unknown keys before others, and the number of the others behind
+    it.
+    """
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     keys = [_clean(model, detail) for detail in details]
     key = max((k for k in keys if k[: len(keys[0])] == keys[0]), key=len)
@@ -24,10 +28,17 @@ def explain(model: type[BaseModel], error: ValidationError, places: Mapping[Key,
 
 
 def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
-    """Where to look: for a broken rule the settings that it names, overridden ones first; else the key itself."""
+    """Where to look: for a broken rule the settings that it names, overridden ones first; else the
+    key itself.
+    """
     if detail["type"] == "value_error":
-        named = [(*key, *word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", detail["msg"])]
-        found = sorted((places[k] for k in named if k in places), key=lambda place: not place.startswith("override"))
+        named = [
+            (*key, *word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", detail["msg"])
+        ]
+        found = sorted(
+            (places[k] for k in named if k in places),
+            key=lambda place: not place.startswith("override"),
+        )
         if found:
             return found[0]
     return next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
@@ -42,13 +53,18 @@ def _message(model: type[BaseModel], key: Key, detail: Any, details: list[Any]) 
         case "missing":
             return f"{name}: missing; {dotted(key[:-1]) or 'every run'} needs it"
         case "union_tag_invalid":
-            return f"{name}.kind: {detail['ctx']['tag']!r} is not one of {detail['ctx']['expected_tags']}"
+            return (
+                f"{name}.kind: {detail['ctx']['tag']!r} is not one of "
+                f"{detail['ctx']['expected_tags']}"
+            )
         case "union_tag_not_found":
             return f"{name}.kind: missing; it names the objective"
         case "value_error":
             message = detail["msg"].removeprefix("Value error, ")
             return f"{name}: {message}" if name else message
-    wanted = " or ".join(dict.fromkeys(_wanted(model, key, d) for d in details)).replace(" or be ", " or ")
+    wanted = " or ".join(dict.fromkeys(_wanted(model, key, d) for d in details)).replace(
+        " or be ", " or "
+    )
     return f"{name}: must {wanted}, not {shown(detail['input'])}".removeprefix(": ")
 
 
@@ -115,7 +131,9 @@ def _names(model: type[BaseModel]) -> list[str]:
 
 def _models_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
     """The sections that a field may hold, whatever union or list they stand in."""
-    annotation = next((f.annotation for n, f in model.model_fields.items() if (f.alias or n) == name), None)
+    annotation = next(
+        (f.annotation for n, f in model.model_fields.items() if (f.alias or n) == name), None
+    )
     return list(_sections(annotation))
 
 
@@ -127,7 +145,9 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _clean(model: type[BaseModel], detail: Any) -> Key:
-    """Where a pydantic complaint points, without the union tags and type names it mixes into the location."""
+    """Where a pydantic complaint points, without the union tags and type names it mixes into the
+    location.
+    """
     key: list[str | int] = []
     for part in detail["loc"]:
         if isinstance(part, int) or part in fields_at(model, tuple(key)):

@@ -1,4 +1,6 @@
-"""YAML file and dotted overrides in, a checked RunConfig out; every complaint names file, line and key."""
+"""YAML file and dotted overrides in, a checked RunConfig out; every complaint names file, line and
+key.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -18,8 +20,11 @@ _DEEPEST = 32
 _A_CONFIG = "a config is a YAML mapping of sections such as model, data and training"
 
 
-def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
-    """A run's settings from its YAML file, or from plain data of the same shape, with `key=value` overrides.
+def load_config(
+    source: str | PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()
+) -> RunConfig:
+    """A run's settings from its YAML file, or from plain data of the same shape, with `key=value`
+    overrides.
 
     Raises ConfigError with one line on any mistake.
     """
@@ -30,7 +35,9 @@ def load_config(source: str | PathLike[str] | Mapping[str, Any], overrides: Iter
     elif isinstance(source, str | PathLike):
         tree, places = read_yaml(Path(source))
     else:
-        raise ConfigError(f"config: must be a YAML file's path or a dict of sections, not {type(source).__name__}")
+        raise ConfigError(
+            f"config: must be a YAML file's path or a dict of sections, not {type(source).__name__}"
+        )
     for override in overrides:
         key, value = parse_override(override)
         place = f"override {shown(without_secrets(override))}"
@@ -55,7 +62,10 @@ def _listed(overrides: Any) -> list[str]:
 
 
 def _copied(value: Any, depth: int = 0) -> Any:
-    """Plain data that overrides may change, with paths as text. Raises ConfigError for other data."""
+    """Plain data that overrides may change, with paths as text.
+
+    Raises ConfigError for other data.
+    """
     if depth > _DEEPEST:
         raise ConfigError("config: nested too deeply; does it hold itself?")
     if isinstance(value, Mapping):
@@ -80,7 +90,9 @@ def load_resolved(path: Path) -> RunConfig:
 
 
 def read_yaml(path: Path, expected: str = _A_CONFIG) -> tuple[dict[str, Any], dict[Key, str]]:
-    """The YAML as plain data, and for each key the `file:line` it stands on; `expected` is what to ask for."""
+    """The YAML as plain data, and for each key the `file:line` it stands on; `expected` is what to
+    ask for.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError as error:
@@ -91,7 +103,9 @@ def read_yaml(path: Path, expected: str = _A_CONFIG) -> tuple[dict[str, Any], di
         tree, lines = parse(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text: byte 0x{raw[error.start]:02x}") from error
+        raise ConfigError(
+            f"{path}:{line}: not UTF-8 text: byte 0x{raw[error.start]:02x}"
+        ) from error
     except NotPlainYamlError as error:
         raise ConfigError(f"{path}:{error.line or 1}: {error}") from error
     if not isinstance(tree, dict):
@@ -113,14 +127,20 @@ def parse_override(text: str) -> tuple[Key, Any]:
 
 
 def set_dotted(tree: dict[str, Any], key: Key, value: Any) -> None:
-    """Set one value in nested plain data, making sections on the way. Raises ConfigError where there is no place."""
+    """Set one value in nested plain data, making sections on the way.
+
+    Raises ConfigError where there is no place.
+    """
     at: Any = tree
     for depth, part in enumerate(key):
         last = depth == len(key) - 1
         if isinstance(at, list):
             if not isinstance(part, int) or part >= len(at):
                 known = f"0 to {len(at) - 1}" if at else "none; set the whole list"
-                raise ConfigError(f"{dotted(key)}: {dotted(key[:depth])} has {len(at)} items, its keys are {known}")
+                raise ConfigError(
+                    f"{dotted(key)}: {dotted(key[:depth])} has {len(at)} items, its keys are "
+                    f"{known}"
+                )
         elif isinstance(at, dict):
             part = str(part)
             if not last and at.get(part) is None:

@@ -18,8 +18,8 @@ class ModelConfig(Section):
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     chat_template: str | None = Field(
         None,
-        description="in place of the base's own: plain, chatml, llama3, gemma, mistral, qwen3, phi3, "
-        "or the path of a Jinja file",
+        description="in place of the base's own: plain, chatml, llama3, gemma, mistral, qwen3, "
+        "phi3, or the path of a Jinja file",
     )
 
     @field_validator("base")
@@ -39,7 +39,9 @@ class AdapterConfig(Section):
         "all-linear", description="module names, or every linear layer of the body"
     )
     dora: bool = False
-    init_from: str | None = Field(None, description="adapter folder, or a finished run, to start from; s3:// too")
+    init_from: str | None = Field(
+        None, description="adapter folder, or a finished run, to start from; s3:// too"
+    )
 
     @field_validator("init_from")
     @classmethod
@@ -49,7 +51,12 @@ class AdapterConfig(Section):
     @model_validator(mode="after")
     def _full_training_has_no_adapter(self) -> Self:
         if self.kind == "none" and (self.dora or self.init_from):
-            raise ValueError("kind: none trains the base itself, so dora and init_from have no meaning; remove them")
+            raise ValueError(
+                "kind: none trains the base itself, so dora and init_from have no meaning; remove "
+                "them"
+            )
         if self.targets == ():
-            raise ValueError("targets is empty: name modules such as [q_proj, v_proj], or write all-linear")
+            raise ValueError(
+                "targets is empty: name modules such as [q_proj, v_proj], or write all-linear"
+            )
         return self

@@ -7,7 +7,9 @@ import yaml
 
 Key = tuple[str | int, ...]
 
-_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+_TAGS = {
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")
+}
 _MAX_DEPTH = 32
 _MAX_ENTRIES = 100_000
 
@@ -28,7 +30,9 @@ class _Loader(yaml.SafeLoader):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a plain name", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be a plain name", problem_mark=key.start_mark
+                )
             if key.value in seen:
                 problem = f"{key.value} stands twice, first in line {seen[key.value]}"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
@@ -42,7 +46,9 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
 
 
@@ -56,7 +62,9 @@ def parse(text: str) -> tuple[Any, dict[Key, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         ours = type(error) is yaml.MarkedYAMLError
-        raise NotPlainYamlError(f"{'' if ours else 'not YAML: '}{error.problem or error}", line) from error
+        raise NotPlainYamlError(
+            f"{'' if ours else 'not YAML: '}{error.problem or error}", line
+        ) from error
     except yaml.reader.ReaderError as error:
         problem = f"not YAML: the character {text[error.position]!r} is not allowed"
         raise NotPlainYamlError(problem, text.count("\n", 0, error.position) + 1) from error
@@ -65,11 +73,17 @@ def parse(text: str) -> tuple[Any, dict[Key, int]]:
 
 
 def _plain(loader: _Loader, node: yaml.Node, at: Key, lines: dict[Key, int]) -> Any:
-    """A node as fresh plain data: an alias becomes a copy, so that changing one place leaves the other alone."""
+    """A node as fresh plain data: an alias becomes a copy, so that changing one place leaves the
+    other alone.
+    """
     if node.tag not in _TAGS:
-        raise yaml.MarkedYAMLError(problem=f"the tag {node.tag} is not allowed", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(
+            problem=f"the tag {node.tag} is not allowed", problem_mark=node.start_mark
+        )
     if len(at) > _MAX_DEPTH or len(lines) > _MAX_ENTRIES:
-        raise yaml.MarkedYAMLError(problem="nested too deeply or too large", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(
+            problem="nested too deeply or too large", problem_mark=node.start_mark
+        )
     if isinstance(node, yaml.MappingNode):
         data = {}
         for key, value in node.value:
@@ -83,7 +97,11 @@ def _plain(loader: _Loader, node: yaml.Node, at: Key, lines: dict[Key, int]) -> 
     try:
         value = loader.construct_object(node)
         # JSON writes a character beyond 16 bits as two halves, which PyYAML leaves apart.
-        return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
+        return (
+            value.encode("utf-16", "surrogatepass").decode("utf-16")
+            if isinstance(value, str)
+            else value
+        )
     except (ValueError, KeyError, IndexError) as error:
         problem = f"{shown(node.value)} is not {node.tag.rpartition(':')[2]}"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error

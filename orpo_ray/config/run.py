@@ -24,11 +24,16 @@ _NOT_OF_A_STAGE = ("name", "storage", "search", "stages")
 
 
 class RunConfig(Section):
-    """Everything that decides what a run computes. Frozen and total: later stages fill in no defaults."""
+    """Everything that decides what a run computes.
+
+    Frozen and total: later stages fill in no defaults.
+    """
 
     name: str = Field(description="folder of the run inside the storage; a/b lies inside a")
     storage: str = Field(
-        "runs", min_length=1, description="folder that holds runs and prepared data, or s3://bucket/folder"
+        "runs",
+        min_length=1,
+        description="folder that holds runs and prepared data, or s3://bucket/folder",
     )
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
@@ -37,7 +42,9 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     scale: ScaleConfig = ScaleConfig()
     stages: tuple[dict[str, Any], ...] = Field(
-        (), description="settings of each stage that differ from those above; a stage starts from the one before it"
+        (),
+        description="settings of each stage that differ from those above; a stage starts from the "
+        "one before it",
     )
     search: SearchConfig | None = Field(None, description="only read by `tune`")
 
@@ -45,9 +52,14 @@ class RunConfig(Section):
     @classmethod
     def _name_is_a_free_folder(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"must be letters, digits and . _ - and begin with one of the first two, not {name!r}")
+            raise ValueError(
+                "must be letters, digits and . _ - and begin with one of the first two, not "
+                f"{name!r}"
+            )
         if (folder := name.partition("/")[0]) in _FOLDERS_OF_THE_STORAGE:
-            raise ValueError(f"{folder} is a folder that all runs of a storage share; choose another name")
+            raise ValueError(
+                f"{folder} is a folder that all runs of a storage share; choose another name"
+            )
         return name
 
     @field_validator("storage")
@@ -76,14 +88,17 @@ class RunConfig(Section):
 
     @property
     def place(self) -> str:
-        """Where the run's files are for whoever looks for them from elsewhere: the URL of a folder, or its path."""
+        """Where the run's files are for whoever looks for them from elsewhere: the URL of a folder,
+        or its path.
+        """
         return inside(self.storage if is_url(self.storage) else str(self.storage_dir), self.name)
 
     @model_validator(mode="after")
     def _full_training_needs_full_weights(self) -> Self:
         if self.adapter.kind == "none" and self.model.quantization != "none":
             raise ValueError(
-                f"adapter.kind: none trains the base's own weights, which quantization: {self.model.quantization} "
+                "adapter.kind: none trains the base's own weights, which quantization: "
+                f"{self.model.quantization} "
                 "freezes; set model.quantization=none, or adapter.kind=lora"
             )
         return self
@@ -93,7 +108,8 @@ class RunConfig(Section):
         deepspeed, optimizer = self.scale.deepspeed, self.training.optimizer
         if isinstance(deepspeed, DeepSpeedConfig) and deepspeed.stage > 0 and optimizer != "adamw":
             raise ValueError(
-                f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO stage {deepspeed.stage} "
+                f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO "
+                f"stage {deepspeed.stage} "
                 "would cut through; set scale.deepspeed=none, or training.optimizer=adamw"
             )
         return self
@@ -114,7 +130,9 @@ class RunConfig(Section):
                     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
                     raise ValueError(f"stages.{number}: {section} is no section of a stage; {hint}")
                 if not isinstance(content, dict):
-                    raise ValueError(f"stages.{number}.{section}: must be a section, not {content!r}")
+                    raise ValueError(
+                        f"stages.{number}.{section}: must be a section, not {content!r}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -126,13 +144,16 @@ class RunConfig(Section):
                 raise ValueError(f"search.space: {problem}")
         if len(stages) > 1:
             raise ValueError(
-                f"search.space: fields of stages {' and '.join(sorted(stages))}; search one stage at a time"
+                f"search.space: fields of stages {' and '.join(sorted(stages))}; search one stage "
+                "at a time"
             )
         return self
 
     def _refuse_search_of(self, field: str) -> str | None:
         """Why a field cannot be searched in this run, or None if it can."""
-        known = [key for key in all_keys(type(self)) if key.partition(".")[0] not in _NOT_OF_A_STAGE]
+        known = [
+            key for key in all_keys(type(self)) if key.partition(".")[0] not in _NOT_OF_A_STAGE
+        ]
         if not field.startswith("stages."):
             if self.stages and refuse_field(field, known) is None:
                 return f"{field}: the run has stages; name the stage, such as stages.0.{field}"
@@ -141,7 +162,10 @@ class RunConfig(Section):
             return f"{field}: the run has no stages"
         _, number, *rest = field.split(".")
         if not number.isdecimal() or int(number) >= len(self.stages):
-            return f"{field}: the run has {len(self.stages)} stages, named stages.0 to stages.{len(self.stages) - 1}"
+            return (
+                f"{field}: the run has {len(self.stages)} stages, named stages.0 to "
+                f"stages.{len(self.stages) - 1}"
+            )
         if not rest:
             return f"{field}: name a field of the stage, such as {field}.training.learning_rate"
         return refuse_field(".".join(rest), known, f"stages.{number}.")

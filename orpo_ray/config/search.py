@@ -1,4 +1,6 @@
-"""What a search varies, how it chooses what to try, and when it gives a trial up; only `tune` reads it."""
+"""What a search varies, how it chooses what to try, and when it gives a trial up; only `tune` reads
+it.
+"""
 
 from difflib import get_close_matches
 from math import prod
@@ -17,7 +19,8 @@ METRICS = {
     "eval/chosen_logp": "max",
     "eval/nll": "min",
 }
-"""What may be searched for, and which way is better; none of them is scaled by a setting of a loss."""
+"""What may be searched for, and which way is better; none of them is scaled by a setting of a loss.
+"""
 
 TRIALS = 16
 _LARGEST_GRID = 10_000
@@ -46,25 +49,38 @@ _NOT_SEARCHED = {
 
 
 class SearchConfig(Section):
-    """Dotted fields and the ranges to try; `search: {trials: 16}` alone takes ranges that suit the objective."""
+    """Dotted fields and the ranges to try; `search: {trials: 16}` alone takes ranges that suit the
+    objective.
+    """
 
     space: dict[str, Any] = Field(
         default_factory=dict,
-        description="field: {uniform | loguniform: [low, high]}, {quniform | qloguniform: [low, high, step]} or "
-        "{choice | grid: [values]}",
+        description="field: {uniform | loguniform: [low, high]}, "
+        "{quniform | qloguniform: [low, high, step]} or {choice | grid: [values]}",
     )
     trials: PositiveInt | None = Field(None, description=f"{TRIALS} unless the grid says how many")
     try_given: bool = Field(
-        True, description="trial 0 is the given configuration; a grid has one point more, if it lacks that"
+        True,
+        description="trial 0 is the given configuration; a grid has one point more, if it lacks "
+        "that",
     )
-    metric: str = Field(ACCURACY, description=f"one of {', '.join(METRICS)}; ties of accuracy go by eval/margin")
+    metric: str = Field(
+        ACCURACY, description=f"one of {', '.join(METRICS)}; ties of accuracy go by eval/margin"
+    )
     searcher: Literal["tpe", "random", "grid"] = Field(
         "tpe",
-        description="tpe and random begin with points spread over the ranges; tpe then draws near the best",
+        description="tpe and random begin with points spread over the ranges; tpe then draws near "
+        "the best",
     )
-    scheduler: Literal["asha", "none"] = Field("asha", description="asha gives up trials that are behind")
-    grace: float = Field(0.2, gt=0, le=1, description="share of a run after which a trial may be given up")
-    eta: int = Field(3, ge=2, description="one of so many trials goes on past grace, and past eta times that")
+    scheduler: Literal["asha", "none"] = Field(
+        "asha", description="asha gives up trials that are behind"
+    )
+    grace: float = Field(
+        0.2, gt=0, le=1, description="share of a run after which a trial may be given up"
+    )
+    eta: int = Field(
+        3, ge=2, description="one of so many trials goes on past grace, and past eta times that"
+    )
 
     @property
     def domains(self) -> dict[str, Domain]:
@@ -99,7 +115,8 @@ class SearchConfig(Section):
     def _no_pbt(cls, scheduler: Any) -> Any:
         if str(scheduler).lower() in ("pbt", "pb2"):
             raise ValueError(
-                f"{scheduler} copies the checkpoint of a better trial into a worse one, which Ray Tune skips without "
+                f"{scheduler} copies the checkpoint of a better trial into a worse one, which Ray "
+                "Tune skips without "
                 "an error where a trial is a Ray Train run; use asha or none"
             )
         return scheduler
@@ -109,14 +126,24 @@ class SearchConfig(Section):
         domains = self.domains.values()
         if self.searcher == "grid":
             if not domains or any(not isinstance(domain, Options) for domain in domains):
-                raise ValueError("searcher: grid tries every combination; give each field of space {grid: [values]}")
+                raise ValueError(
+                    "searcher: grid tries every combination; give each field of space {grid: "
+                    "[values]}"
+                )
             points = prod(len(domain.values) for domain in domains if isinstance(domain, Options))
             if self.trials is not None and self.trials != points:
-                raise ValueError(f"trials: the grid has {points} points, not {self.trials}; remove trials")
+                raise ValueError(
+                    f"trials: the grid has {points} points, not {self.trials}; remove trials"
+                )
             if points > _LARGEST_GRID:
-                raise ValueError(f"space: the grid has {points} points; {_LARGEST_GRID} is the most")
+                raise ValueError(
+                    f"space: the grid has {points} points; {_LARGEST_GRID} is the most"
+                )
         elif any(isinstance(domain, Options) and domain.is_grid for domain in domains):
-            raise ValueError(f"space: grid is for searcher: grid; {self.searcher} draws from {{choice: [values]}}")
+            raise ValueError(
+                f"space: grid is for searcher: grid; {self.searcher} draws from {{choice: "
+                f"[values]}}"
+            )
         return self
 
 
@@ -134,10 +161,17 @@ def _refusal_of_metric(metric: str) -> str:
     """Why a search may not go by a metric, and what to go by instead."""
     bare = metric.rpartition("/")[2]
     if "loss" in bare or "preference" in bare:
-        return f"{metric} is scaled by lambda or beta: the smallest weight would win; use {ACCURACY}"
+        return (
+            f"{metric} is scaled by lambda or beta: the smallest weight would win; use {ACCURACY}"
+        )
     if "reward" in metric:
-        return f"{metric} is the margin times beta: the largest beta would win; use {ACCURACY} or eval/margin"
-    near = get_close_matches(metric, METRICS, n=1, cutoff=0.5) or [m for m in METRICS if m.endswith(f"/{bare}")]
+        return (
+            f"{metric} is the margin times beta: the largest beta would win; use {ACCURACY} or "
+            "eval/margin"
+        )
+    near = get_close_matches(metric, METRICS, n=1, cutoff=0.5) or [
+        m for m in METRICS if m.endswith(f"/{bare}")
+    ]
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
     return f"{metric} is not what a search can go by; {hint}"
 
@@ -145,14 +179,20 @@ def _refusal_of_metric(metric: str) -> str:
 def refuse_field(field: str, known: list[str], stage: str = "") -> str | None:
     """Why a dotted field cannot be searched, or None if it can.
 
-    `known`: all keys of a config. `stage`: what stands before a field of a stage, such as `stages.1.`.
+    `known`: all keys of a config. `stage`: what stands before a field of a stage, such as
+    `stages.1.`.
     """
     for fixed, reason in _NOT_SEARCHED.items():
         if field == fixed or (fixed != "stages" and field.startswith(f"{fixed}.")):
             return f"{stage}{field} is not searched: {reason}"
         if fixed.startswith(f"{field}."):
-            return f"{stage}{field} holds {fixed}, which is not searched: {reason}; name a field of {stage}{field}"
+            return (
+                f"{stage}{field} holds {fixed}, which is not searched: {reason}; name a field "
+                f"of {stage}{field}"
+            )
     if field in known:
         return None
-    near = get_close_matches(field, known, n=1) or [k for k in known if k.endswith(f".{field.rpartition('.')[2]}")]
+    near = get_close_matches(field, known, n=1) or [
+        k for k in known if k.endswith(f".{field.rpartition('.')[2]}")
+    ]
     return f"{stage}{field}: unknown field" + (f"; did you mean {stage}{near[0]}?" if near else "")

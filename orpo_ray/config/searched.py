@@ -20,7 +20,9 @@ def settings_of(config: RunConfig) -> SearchConfig:
 
 
 def given_values(config: RunConfig, domains: dict[str, Domain]) -> dict[str, Any]:
-    """What each searched field is in the config: of a list of values, the one that changes nothing."""
+    """What each searched field is in the config: of a list of values, the one that changes
+    nothing.
+    """
     return {field: _given(config, field, domain) for field, domain in domains.items()}
 
 
@@ -50,7 +52,9 @@ def _changes_nothing(config: RunConfig, field: str, value: Any) -> bool:
 
 
 def grid_points(config: RunConfig, domains: dict[str, Domain]) -> list[dict[str, Any]]:
-    """What a grid tries: the given configuration, then every other combination, the last field running fastest."""
+    """What a grid tries: the given configuration, then every other combination, the last field
+    running fastest.
+    """
     lists = [domain.values for domain in domains.values() if isinstance(domain, Options)]
     points = [dict(zip(domains, point, strict=True)) for point in product(*lists)]
     if not settings_of(config).try_given:
@@ -68,7 +72,10 @@ def trial_count(config: RunConfig) -> int:
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """The config with searched fields set, and no search. Raises ConfigError if they make no valid run."""
+    """The config with searched fields set, and no search.
+
+    Raises ConfigError if they make no valid run.
+    """
     tree = dump(config) | {"search": None}
     for field, value in values.items():
         _set(tree, parse_override(f"{field}=")[0], value)
@@ -76,7 +83,9 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 
 def _set(tree: dict[str, Any], key: Key, value: Any) -> None:
-    """Put a value in its place; of a section only the settings that are named change, as in a stage."""
+    """Put a value in its place; of a section only the settings that are named change, as in a
+    stage.
+    """
     if not isinstance(value, dict):
         set_dotted(tree, key, value)
         return

@@ -12,7 +12,11 @@ class Section(BaseModel):
     """A part of a config. Frozen, because a run never changes what the user asked for."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        populate_by_name=True,
+        validate_default=True,
     )
 
     @model_validator(mode="before")
@@ -21,7 +25,10 @@ class Section(BaseModel):
         """Pydantic would read `learning_rate: yes` as 1."""
         for name, field in cls.model_fields.items():
             value = data.get(field.alias or name) if isinstance(data, dict) else None
-            if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
+            if isinstance(value, bool) and bool not in (
+                field.annotation,
+                *get_args(field.annotation),
+            ):
                 raise ValueError(f"{field.alias or name} must be a number or text, not {value}")
         return data
 
@@ -33,7 +40,8 @@ class Section(BaseModel):
             return data
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}
         return {
-            key: [value] if key in fields and _is_item(fields[key], value) else value for key, value in data.items()
+            key: [value] if key in fields and _is_item(fields[key], value) else value
+            for key, value in data.items()
         }
 
 
@@ -43,5 +51,7 @@ def _is_item(field: FieldInfo, value: Any) -> bool:
         return False
     is_union = get_origin(field.annotation) in (Union, UnionType)
     options = get_args(field.annotation) if is_union else (field.annotation,)
-    words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
+    words = [
+        word for option in options if get_origin(option) is Literal for word in get_args(option)
+    ]
     return any(get_origin(option) is tuple for option in options) and value not in words

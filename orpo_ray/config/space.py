@@ -18,7 +18,9 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Span:
-    """Numbers from low to high, drawn evenly, or by their logarithm; if there is a step, low plus multiples of it."""
+    """Numbers from low to high, drawn evenly, or by their logarithm; if there is a step, low plus
+    multiples of it.
+    """
 
     low: float
     high: float
@@ -26,7 +28,9 @@ class Span:
     step: float | None = None
 
     def at(self, share: float) -> float | int:
-        """The value at a share of the way from low to high, 0 <= share < 1; each step has an equal part."""
+        """The value at a share of the way from low to high, 0 <= share < 1; each step has an equal
+        part.
+        """
         if self.log:
             return self.settle(self.low * (self.high / self.low) ** share)
         if self.step is None:
@@ -39,10 +43,14 @@ class Span:
         return _is_number(value) and self.low <= value <= self.high
 
     def settle(self, drawn: float) -> float | int:
-        """The value that a number drawn from the span stands for: itself, or the nearest that steps lead to."""
+        """The value that a number drawn from the span stands for: itself, or the nearest that steps
+        lead to.
+        """
         if self.step is None:
             return drawn
-        steps = min(round((drawn - self.low) / self.step), int((self.high - self.low) / self.step + 1e-9))
+        steps = min(
+            round((drawn - self.low) / self.step), int((self.high - self.low) / self.step + 1e-9)
+        )
         if all(isinstance(number, int) for number in (self.low, self.high, self.step)):
             return self.low + steps * self.step
         return float(f"{self.low + steps * self.step:.12g}")  # not 0.30000000000000004
@@ -50,7 +58,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Options:
-    """Some values, sections too; `is_grid`: each of them is tried with each of every other field."""
+    """Some values, sections too; `is_grid`: each of them is tried with each of every other
+    field.
+    """
 
     values: tuple[Any, ...]
     is_grid: bool = False
@@ -60,13 +70,19 @@ Domain = Span | Options
 
 
 def parse_domain(text: Any) -> Domain:
-    """Read `{loguniform: [0.05, 1.0]}` and its like. Raises ValueError with what is wrong and what to write."""
+    """Read `{loguniform: [0.05, 1.0]}` and its like.
+
+    Raises ValueError with what is wrong and what to write.
+    """
     if not isinstance(text, Mapping) or len(text) != 1:
         raise ValueError(f"write one of {', '.join(FORMS)}, such as {{loguniform: [0.05, 1.0]}}")
     ((kind, numbers),) = text.items()
     if kind not in FORMS:
         near = near_form(kind)
-        raise ValueError(f"{kind}: unknown; " + (f"did you mean {near}?" if near else f"known: {', '.join(FORMS)}"))
+        raise ValueError(
+            f"{kind}: unknown; "
+            + (f"did you mean {near}?" if near else f"known: {', '.join(FORMS)}")
+        )
     if not isinstance(numbers, list | tuple):
         raise ValueError(f"{kind}: write {FORMS[kind]}")
     if kind in ("choice", "grid"):
@@ -105,9 +121,13 @@ def _span(kind: str, numbers: list[Any] | tuple[Any, ...]) -> Span:
     if low >= high:
         raise ValueError(f"{kind}: {low:g} to {high:g} is no range; write the smaller number first")
     if log and low <= 0:
-        raise ValueError(f"{kind}: its low end is {low:g}, which has no logarithm; start above 0, or use uniform")
+        raise ValueError(
+            f"{kind}: its low end is {low:g}, which has no logarithm; start above 0, or use uniform"
+        )
     if step is not None and not 0 < step <= high - low:
-        raise ValueError(f"{kind}: the step must be above 0 and no larger than the range, not {step:g}")
+        raise ValueError(
+            f"{kind}: the step must be above 0 and no larger than the range, not {step:g}"
+        )
     return Span(low, high, log, step)
 
 

@@ -13,10 +13,12 @@ _SHAPE = ("kind", "r", "alpha", "targets", "dora")
 
 
 def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) -> list[RunConfig]:
-    """The config of each stage: the run's own settings with the stage's in their place, inside the run's folder.
+    """The config of each stage: the run's own settings with the stage's in their place, inside the
+    run's folder.
 
-    A stage starts from what the one before it made, unless it names another adapter; that is its reference too.
-    `places`: where each key was written. Raises ConfigError for a stage that cannot be, all before the first is run.
+    A stage starts from what the one before it made, unless it names another adapter; that is its
+    reference too. `places`: where each key was written. Raises ConfigError for a stage that cannot
+    be, all before the first is run.
     """
     common = dump(config.model_copy(update={"stages": (), "search": None}))
     stages: list[RunConfig] = []
@@ -26,7 +28,9 @@ def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) ->
         _refuse_other_base(number, common["model"], tree["model"])
         if stages and not changes.get("adapter", {}).get("init_from"):
             _start_from(tree, stages[-1])
-        stage = build(RunConfig, tree, _places_of(number, changes, {(): config.name, **(places or {})}))
+        stage = build(
+            RunConfig, tree, _places_of(number, changes, {(): config.name, **(places or {})})
+        )
         if stages:
             _refuse_other_shape(number, stages[-1], stage)
         stages.append(stage)
@@ -34,7 +38,9 @@ def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) ->
 
 
 def merged(common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections with single settings replaced; an objective of another kind is replaced as a whole."""
+    """Sections with single settings replaced; an objective of another kind is replaced as a
+    whole.
+    """
     tree = dict(common)
     for section, content in changes.items():
         before = tree.get(section, {})
@@ -44,19 +50,32 @@ def merged(common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return tree
 
 
-def _places_of(number: int, changes: Mapping[str, Any], places: Mapping[Key, str]) -> dict[Key, str]:
-    """Where each key of a stage was written; where that is not known of a section, the place of the stage."""
+def _places_of(
+    number: int, changes: Mapping[str, Any], places: Mapping[Key, str]
+) -> dict[Key, str]:
+    """Where each key of a stage was written; where that is not known of a section, the place of the
+    stage.
+    """
     written = next(places[key] for key in (("stages", number), ("stages",), ()) if key in places)
     common = {key: place for key, place in places.items() if not key or key[0] not in changes}
-    own = {key[2:]: place for key, place in places.items() if key[:2] == ("stages", number) and len(key) > 2}
+    own = {
+        key[2:]: place
+        for key, place in places.items()
+        if key[:2] == ("stages", number) and len(key) > 2
+    }
     return {**common, **{(section,): written for section in changes}, **own}
 
 
 def _refuse_other_base(number: int, common: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a stage on a base of its own: what one stage makes of a base, the next goes on from."""
+    """Raise ConfigError for a stage on a base of its own: what one stage makes of a base, the next
+    goes on from.
+    """
     for key in ("base", "revision"):
         if model[key] != common[key]:
-            raise ConfigError(f"stages.{number}.model.{key}: all stages train the run's base; set model.{key} instead")
+            raise ConfigError(
+                f"stages.{number}.model.{key}: all stages train the run's base; set model.{key} "
+                "instead"
+            )
 
 
 def _start_from(tree: dict[str, Any], former: RunConfig) -> None:
@@ -67,13 +86,16 @@ def _start_from(tree: dict[str, Any], former: RunConfig) -> None:
 
 
 def _refuse_other_shape(number: int, former: RunConfig, stage: RunConfig) -> None:
-    """Raise ConfigError for an adapter that could not start from the one before, hours before it would have to."""
+    """Raise ConfigError for an adapter that could not start from the one before, hours before it
+    would have to.
+    """
     if stage.adapter.init_from not in (None, former.place):
         return
     for key in _SHAPE:
         before, here = getattr(former.adapter, key), getattr(stage.adapter, key)
         if before != here:
             raise ConfigError(
-                f"stages.{number}.adapter.{key}: {here}, but the stage before it trains an adapter with {before}; "
+                f"stages.{number}.adapter.{key}: {here}, but the stage before it trains an adapter "
+                f"with {before}; "
                 "use the same value"
             )

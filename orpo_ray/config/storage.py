@@ -1,6 +1,8 @@
-"""Where files are kept: in a folder, or in a bucket of an S3-compatible store with a copy of it on each server.
+"""Where files are kept: in a folder, or in a bucket of an S3-compatible store with a copy of it on
+each server.
 
-A place is written as a path or as an s3:// URL. Here is what either means on this server; nothing is opened.
+A place is written as a path or as an s3:// URL. Here is what either means on this server; nothing
+is opened.
 """
 
 import os
@@ -24,7 +26,10 @@ def is_url(place: str) -> bool:
 
 
 def refuse_url(url: str) -> str | None:
-    """Why a URL names no place in a bucket, or None if it does. Quotes nothing that may be a secret."""
+    """Why a URL names no place in a bucket, or None if it does.
+
+    Quotes nothing that may be a secret.
+    """
     scheme, _, rest = url.partition("://")
     if "@" in rest:
         return f"a URL carries no user or password; {_CREDENTIALS}"
@@ -34,14 +39,20 @@ def refuse_url(url: str) -> str | None:
         return f"{scheme}:// is not supported; {WHAT_WORKS}"
     bucket, *folders = rest.rstrip("/").split("/")
     if not _BUCKET.fullmatch(bucket):
-        return f"what follows s3:// is no name of a bucket (3 to 63 of a-z, 0-9, . and -); {WHAT_WORKS}"
+        return (
+            "what follows s3:// is no name of a bucket (3 to 63 of a-z, 0-9, . and -); "
+            f"{WHAT_WORKS}"
+        )
     if not all(_NAME.fullmatch(folder) for folder in folders):
         return "the URL has a folder that is not made of letters, digits and . _ - ="
     return None
 
 
 def checked_place(place: str) -> str:
-    """A path, or a URL that names a place in a bucket. Raises ValueError for any other URL, and for half of one."""
+    """A path, or a URL that names a place in a bucket.
+
+    Raises ValueError for any other URL, and for half of one.
+    """
     if is_url(place) and (problem := refuse_url(place)):
         raise ValueError(problem)
     if _HALF_A_URL.match(place) and not is_url(place):
@@ -50,7 +61,8 @@ def checked_place(place: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text for the terminal and the log, without what a URL in it may carry before its host or after a `?`.
+    """A text for the terminal and the log, without what a URL in it may carry before its host or
+    after a `?`.
 
     What stands where a port would and is none may be a password, whose `@` was forgotten.
     """
@@ -68,19 +80,30 @@ def inside(place: str, *names: str) -> str:
 
 def local_path(place: str, setting: str = "") -> Path:
     """Where a place is on this server: the path itself, or the copy of what an s3:// URL names."""
-    return mirrors() / place.removeprefix(SCHEME).rstrip("/") if is_url(place) else expanded(place, setting)
+    return (
+        mirrors() / place.removeprefix(SCHEME).rstrip("/")
+        if is_url(place)
+        else expanded(place, setting)
+    )
 
 
 def expanded(path: str, setting: str = "") -> Path:
-    """A path whose ~ is read as a shell does. Raises ConfigError, naming the setting, for a home that is not here."""
+    """A path whose ~ is read as a shell does.
+
+    Raises ConfigError, naming the setting, for a home that is not here.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         named = f"{setting}: " if setting else ""
-        raise ConfigError(f"{named}{path}: nobody here has that name, so there is no such home") from error
+        raise ConfigError(
+            f"{named}{path}: nobody here has that name, so there is no such home"
+        ) from error
 
 
 def mirrors() -> Path:
-    """The folder of this server that holds a copy of what it uses of each bucket, under the bucket's name."""
+    """The folder of this server that holds a copy of what it uses of each bucket, under the
+    bucket's name.
+    """
     caches = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
     return (caches / "orpo-ray" / "s3").resolve()

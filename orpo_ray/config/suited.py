@@ -33,14 +33,19 @@ _SMALL_SOURCE = (
 
 _RATES = {
     ("lora", True): Suited(
-        {"loguniform": [2e-5, 4e-4]}, "Axolotl's example mistral-qlora-orpo: 2e-4; peft's default alpha"
+        {"loguniform": [2e-5, 4e-4]},
+        "Axolotl's example mistral-qlora-orpo: 2e-4; peft's default alpha",
     ),
     ("lora", False): Suited(
         {"loguniform": [1e-6, 1e-4]},
         "Zephyr 7B DPO QLoRA (alignment-handbook) and Qwen3 LoRA DPO (LLaMA-Factory): 5e-6",
     ),
-    ("none", True): Suited({"loguniform": [2e-7, 1e-5]}, "Zephyr 141B ORPO (alignment-handbook): 5e-6"),
-    ("none", False): Suited({"loguniform": [2e-8, 2e-6]}, "Zephyr 7B Gemma DPO (alignment-handbook): 5e-7"),
+    ("none", True): Suited(
+        {"loguniform": [2e-7, 1e-5]}, "Zephyr 141B ORPO (alignment-handbook): 5e-6"
+    ),
+    ("none", False): Suited(
+        {"loguniform": [2e-8, 2e-6]}, "Zephyr 7B Gemma DPO (alignment-handbook): 5e-7"
+    ),
 }
 """Learning rates by adapter kind, and whether the loss has a likelihood term.
 

@@ -12,12 +12,17 @@ Every = Steps | Fraction
 
 
 def every_to_steps(every: int | float, total_steps: int) -> int:
-    """Steps between two events: `every` itself if whole, else that fraction of the run, at least 1."""
+    """Steps between two events: `every` itself if whole, else that fraction of the run, at least
+    1.
+    """
     return every if isinstance(every, int) else max(1, round(every * total_steps))
 
 
 def warmup_steps(warmup: int | float, total_steps: int) -> int:
-    """Steps of warm-up. A fraction is rounded down: the first such step has rate 0, which a short run cannot afford."""
+    """Steps of warm-up.
+
+    A fraction is rounded down: the first such step has rate 0, which a short run cannot afford.
+    """
     return warmup if isinstance(warmup, int) else int(warmup * total_steps)
 
 
@@ -25,21 +30,26 @@ class TrainingConfig(Section):
     """Optimisation, evaluation and checkpoints of a run."""
 
     learning_rate: PositiveFloat = 1.0e-4
-    pairs_per_step: PositiveInt = Field(64, description="the global batch, whatever the number of GPUs")
-    tokens_per_microbatch: Literal["auto"] | PositiveInt = Field("auto", description="memory, not results")
+    pairs_per_step: PositiveInt = Field(
+        64, description="the global batch, whatever the number of GPUs"
+    )
+    tokens_per_microbatch: Literal["auto"] | PositiveInt = Field(
+        "auto", description="memory, not results"
+    )
     epochs: PositiveInt | PositiveFloat | None = Field(
         None, description="passes over the pairs, such as 1.5; 1 unless max_steps is set"
     )
     max_steps: PositiveInt | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, lt=1, strict=True)] = Field(
-        0.1, description="steps if whole, else a fraction of the run"
-    )
+    warmup: (
+        Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, lt=1, strict=True)]
+    ) = Field(0.1, description="steps if whole, else a fraction of the run")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
     gradient_checkpointing: Literal["auto"] | bool = Field(
-        "auto", description="recompute activations in the backward pass; auto: where memory is short"
+        "auto",
+        description="recompute activations in the backward pass; auto: where memory is short",
     )
     eval_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
     checkpoint_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
@@ -48,13 +58,19 @@ class TrainingConfig(Section):
     layout: Literal["auto", "padded", "packed", "shared-prefix"] = Field(
         "auto", description="how pairs stand in a micro-batch; speed and memory, not results"
     )
-    engine: Literal["fast", "trl"] = Field("fast", description="trl: stock TRL computes the loss, padded")
-    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field((), description="beside TensorBoard, which is always on")
+    engine: Literal["fast", "trl"] = Field(
+        "fast", description="trl: stock TRL computes the loss, padded"
+    )
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        (), description="beside TensorBoard, which is always on"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
-            raise ValueError("epochs and max_steps both set the length of the run; keep one of them")
+            raise ValueError(
+                "epochs and max_steps both set the length of the run; keep one of them"
+            )
         return self
 
 
@@ -62,7 +78,8 @@ class DeepSpeedConfig(Section):
     """A ZeRO stage, where the user names one."""
 
     stage: Annotated[int, Field(ge=0, le=3, strict=True)] = Field(
-        description="what the workers share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too"
+        description="what the workers share out: 0 nothing, 1 optimizer state, 2 gradients too, "
+        "3 weights too"
     )
 
 
@@ -74,27 +91,35 @@ class ScaleConfig(Section):
     )
     ray: bool = Field(False, description="use Ray Train for a single worker too")
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
-        "auto", description="a worker uses one GPU, a part of one, or none; auto: one where there are GPUs"
+        "auto",
+        description="a worker uses one GPU, a part of one, or none; auto: one where there are GPUs",
     )
-    cpus_per_worker: PositiveFloat = Field(1.0, description="whole or in parts, with four decimals at most")
+    cpus_per_worker: PositiveFloat = Field(
+        1.0, description="whole or in parts, with four decimals at most"
+    )
     deepspeed: Literal["auto", "none"] | DeepSpeedConfig = "auto"
     max_failures: int = Field(3, ge=0, description="lost workers a run survives")
     queue_timeout: float = Field(
-        600.0, ge=0, description="seconds that a run waits for CPUs or GPUs of the cluster that others hold"
+        600.0,
+        ge=0,
+        description="seconds that a run waits for CPUs or GPUs of the cluster that others hold",
     )
 
     @field_validator("cpus_per_worker")
     @classmethod
     def _ray_counts_four_decimals(cls, cpus: float) -> float:
         if round(cpus, 4) != cpus:
-            raise ValueError(f"{cpus:g} has more than four decimals, which Ray does not count; round it")
+            raise ValueError(
+                f"{cpus:g} has more than four decimals, which Ray does not count; round it"
+            )
         return cpus
 
     @model_validator(mode="after")
     def _a_part_of_a_gpu_serves_one_worker(self) -> Self:
         if self.gpus_per_worker != "auto" and 0 < self.gpus_per_worker < 1 and self.workers != 1:
             raise ValueError(
-                f"gpus_per_worker: {self.gpus_per_worker:g} would have workers share a GPU, which NCCL does not let "
+                f"gpus_per_worker: {self.gpus_per_worker:g} would have workers share a GPU, which "
+                "NCCL does not let "
                 "them; set gpus_per_worker=1, or workers=1"
             )
         return self

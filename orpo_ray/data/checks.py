@@ -10,15 +10,18 @@ REASONS = {
     "duplicate-key": "the row names a column twice",
     "ragged-row": "the row has more or fewer cells than the header",
     "invalid-utf8": "the text is not valid UTF-8",
-    "unknown-shape": "the columns are not recognised; name them (--columns prompt=..,chosen=..,rejected=..)",
+    "unknown-shape": "the columns are not recognised; name them (--columns "
+    "prompt=..,chosen=..,rejected=..)",
     "missing-column": "a column named in `columns` is not in the row",
     "images": "the row carries images, and this trainer reads text only",
-    "unpaired": "the rows are unpaired: one answer and a label (as for KTO), not a chosen and a rejected answer",
+    "unpaired": "the rows are unpaired: one answer and a label (as for KTO), not a chosen and a "
+    "rejected answer",
     "prompt-elsewhere": "the prompt is kept in another file (prompt_id); join the two files first",
     "prompts-only": "the file is a side table of prompts without answers",
     "wrong-type": "a column holds neither text nor chat messages",
     "wrong-label": "the label names neither of the two outputs (expected 1 or 2)",
-    "wrong-roles": "the roles do not make a conversation that ends with a user turn and an assistant answer",
+    "wrong-roles": "the roles do not make a conversation that ends with a user turn and an "
+    "assistant answer",
     "different-prompts": "chosen and rejected answer different prompts",
     "missing-prompt": "the prompt is missing or empty",
     "missing-chosen": "there is no chosen answer",
@@ -27,7 +30,8 @@ REASONS = {
     "empty-rejected": "the rejected answer is empty",
     "identical": "chosen and rejected are the same",
     "template-refused": "the chat template refuses the conversation",
-    "template-rewrites": "the chat template rewrites the answer, so it is not what generation would continue with",
+    "template-rewrites": "the chat template rewrites the answer, so it is not what generation "
+    "would continue with",
     "end-token-inside": "the answer contains the end token before its end",
     "overlong": "the pair is longer than max_prompt_length or max_length",
 }
@@ -35,7 +39,9 @@ REASONS = {
 
 OVERLONG = "overlong"
 
-WHOLE_FILE = frozenset({"images", "unpaired", "prompt-elsewhere", "prompts-only", "unknown-shape", "missing-column"})
+WHOLE_FILE = frozenset(
+    {"images", "unpaired", "prompt-elsewhere", "prompts-only", "unknown-shape", "missing-column"}
+)
 """Reasons that, met in every row at the start of a file, condemn the file and not the row."""
 
 
@@ -82,10 +88,14 @@ def _check_answers(pair: Pair) -> Refusal | None:
 
 
 def _check_unicode(pair: Pair) -> Refusal | None:
-    """Lone surrogates come from broken JSON escapes and from undecodable CSV bytes; no tokenizer takes them."""
+    """Lone surrogates come from broken JSON escapes and from undecodable CSV bytes; no tokenizer
+    takes them.
+    """
     for text in (*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            return Refusal("invalid-utf8", f"character {error.start + 1} is half of a surrogate pair")
+            return Refusal(
+                "invalid-utf8", f"character {error.start + 1} is half of a surrogate pair"
+            )
     return None

@@ -62,7 +62,8 @@ class _Sides:
 class Shape:
     """Rows that have one of `prompt` (if any are listed) and one pair of `sides`.
 
-    `read` finds the three values, or gives None where the values show that the row is of a later shape.
+    `read` finds the three values, or gives None where the values show that the row is of a later
+    shape.
     """
 
     name: str
@@ -99,14 +100,17 @@ def _find_sides(row: Row, columns: Columns | None) -> tuple[_Sides, tuple[str, .
         if not missing:
             _refuse_missing_system(row, columns)
             return _Sides(*(row[name] for name in named)), named
-        # A second source (often `eval`) may come in a shape of its own; half a match is a spelling mistake.
+        # A second source (often `eval`) may come in a shape of its own; half a match is a spelling
+        # mistake.
         if len(missing) < len(named):
             raise _RowRefused("missing-column", f"{', '.join(missing)} is not among {_names(row)}")
     present = {name for name, value in row.items() if value is not None}
     for shape in SHAPES:
         sides = next((pair for pair in shape.sides if present.issuperset(pair)), None)
         prompt = _find_prompt(present, shape) if sides else None
-        found = shape.read(row, prompt, *sides) if sides is not None and prompt is not None else None
+        found = (
+            shape.read(row, prompt, *sides) if sides is not None and prompt is not None else None
+        )
         if found is not None and sides is not None:
             return found, (str(prompt), *sides, *shape.also)
     raise _RowRefused(*_why_no_shape(row, present))
@@ -154,7 +158,7 @@ def _names(row: Row) -> str:
     return "columns " + ", ".join(list(row)[:12]) if row else "no columns"
 
 
-# --- how the three values of each shape are found ---------------------------------------------------------------
+# --- how the three values of each shape are found -------------------------------------------------
 
 
 def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
@@ -171,16 +175,23 @@ def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
         earlier = [
             message
             for asked, answered in history
-            for message in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
+            for message in (
+                {"role": "user", "content": asked},
+                {"role": "assistant", "content": answered},
+            )
         ]
     except (TypeError, ValueError) as error:
-        raise _RowRefused("wrong-type", "history is not a list of question and answer pairs") from error
+        raise _RowRefused(
+            "wrong-type", "history is not a list of question and answer pairs"
+        ) from error
     return _Sides([*earlier, {"role": "user", "content": question}], row[chosen], row[rejected])
 
 
 def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
     value = row[prompt]
-    return _Sides(value.get("messages") if isinstance(value, dict) else value, row[chosen], row[rejected])
+    return _Sides(
+        value.get("messages") if isinstance(value, dict) else value, row[chosen], row[rejected]
+    )
 
 
 def _read_labelled(row: Row, prompt: str, first: str, second: str) -> _Sides:
@@ -208,7 +219,12 @@ def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides 
 
 SHAPES = (
     Shape("two outputs and a label", _PROMPTS, _OUTPUTS, _read_labelled, (*_LABELS, *_ALPACA)),
-    Shape("OpenAI preference", ("input",), (("preferred_output", "non_preferred_output"),), _read_openai),
+    Shape(
+        "OpenAI preference",
+        ("input",),
+        (("preferred_output", "non_preferred_output"),),
+        _read_openai,
+    ),
     Shape("ShareGPT conversations", _CONVERSATIONS[:2], _SIDES, _read_explicit),
     Shape("Alpaca instruction", ("instruction",), _SIDES, _read_alpaca, _ALPACA),
     Shape("prompt and two answers", _PROMPTS, _SIDES, _read_explicit),
@@ -217,14 +233,16 @@ SHAPES = (
 )
 
 
-# --- Anthropic HH dialogues -------------------------------------------------------------------------------------
+# --- Anthropic HH dialogues -----------------------------------------------------------------------
 
 
 def _split_dialogues(chosen: str, rejected: str) -> _Sides:
     """Both dialogues up to their last `Assistant:` are the prompt; what follows are the answers."""
     (prompt, better), (other, worse) = _cut_dialogue(chosen), _cut_dialogue(rejected)
     if prompt.strip() != other.strip():
-        raise _RowRefused("different-prompts", 'the dialogues differ before their last "Assistant:"')
+        raise _RowRefused(
+            "different-prompts", 'the dialogues differ before their last "Assistant:"'
+        )
     return _Sides(_read_dialogue(prompt), better, worse)
 
 
@@ -237,7 +255,9 @@ def _cut_dialogue(text: str) -> tuple[str, str]:
 
 
 def _read_dialogue(text: str) -> list[Message]:
-    """Turns of a dialogue; two in a row of one speaker are one turn, as people sometimes typed the role words."""
+    """Turns of a dialogue; two in a row of one speaker are one turn, as people sometimes typed the
+    role words.
+    """
     before, *parts = _HH_TURN.split(text)
     turns: list[Message] = [{"role": "system", "content": before.strip()}] if before.strip() else []
     for speaker, said in zip(parts[::2], parts[1::2], strict=True):
@@ -249,7 +269,7 @@ def _read_dialogue(text: str) -> list[Message]:
     return turns
 
 
-# --- from raw values to messages --------------------------------------------------------------------------------
+# --- from raw values to messages ------------------------------------------------------------------
 
 
 def _to_pair(sides: _Sides, system: str) -> Pair:
@@ -262,14 +282,18 @@ def _to_pair(sides: _Sides, system: str) -> Pair:
 
 
 def _join(prompt: list[Message], context: list[Message]) -> list[Message]:
-    """One conversation, without loss, from an explicit prompt and the messages that stand before the last answer."""
+    """One conversation, without loss, from an explicit prompt and the messages that stand before
+    the last answer.
+    """
     if not prompt and not context:
         raise _RowRefused("missing-prompt")
     asked, inside = _comparable(prompt), _comparable(context)
     if any(inside[start : start + len(asked)] == asked for start in range(len(inside))):
         return context
     # The answers repeat the end of the prompt, and may go on from there.
-    shared = next((n for n in range(min(len(asked), len(inside)), 0, -1) if asked[-n:] == inside[:n]), 0)
+    shared = next(
+        (n for n in range(min(len(asked), len(inside)), 0, -1) if asked[-n:] == inside[:n]), 0
+    )
     if shared or not context or context[0]["role"] == "assistant":
         return prompt + context[shared:]
     raise _RowRefused("different-prompts", "the prompt is not the one inside the answers")
@@ -301,7 +325,9 @@ def _with_system(conversation: list[Message], system: str) -> list[Message]:
     if conversation[0]["role"] != "system":
         return [{"role": "system", "content": system}, *conversation]
     if conversation[0]["content"].strip() != system.strip():
-        raise _RowRefused("different-prompts", "the system column is not the system turn of the conversation")
+        raise _RowRefused(
+            "different-prompts", "the system column is not the system turn of the conversation"
+        )
     return conversation
 
 
@@ -324,18 +350,24 @@ def _answer(value: Any, side: str) -> tuple[list[Message], str]:
         return [], value
     messages = _messages(value, side)
     if messages[-1]["role"] != "assistant":
-        raise _RowRefused("wrong-roles", f"{side} ends with a turn of role {messages[-1]['role']!r}")
+        raise _RowRefused(
+            "wrong-roles", f"{side} ends with a turn of role {messages[-1]['role']!r}"
+        )
     return messages[:-1], messages[-1]["content"]
 
 
 def _messages(value: Any, column: str) -> list[Message]:
     values = value if isinstance(value, list) else [value]
-    return [_message(item, column, "user" if column == "prompt" else "assistant") for item in values]
+    return [
+        _message(item, column, "user" if column == "prompt" else "assistant") for item in values
+    ]
 
 
 def _message(value: Any, column: str, default_role: str) -> Message:
     if not isinstance(value, dict):
-        raise _RowRefused("wrong-type", f"{column} holds {type(value).__name__}, not text or messages")
+        raise _RowRefused(
+            "wrong-type", f"{column} holds {type(value).__name__}, not text or messages"
+        )
     name = next((value[key] for key in _ROLE_KEYS if value.get(key) is not None), default_role)
     role = ROLES.get(str(name).lower())
     if role is None:

@@ -24,16 +24,23 @@ def explain_hub_error(source: Source, error: Exception) -> str:
     chain = f"{text} {error.__cause__ or ''} {type(error).__name__}".lower()
     if "gated" in chain:
         page = f"https://huggingface.co/datasets/{name}"
-        return f"hub dataset {name} is gated: accept its terms on {page} and log in with `hf auth login`"
+        return (
+            f"hub dataset {name} is gated: accept its terms on {page} and log in with `hf auth "
+            "login`"
+        )
     if "offline" in chain:
         return (
-            f"hub dataset {name} is not in the local cache and this machine is offline (HF_HUB_OFFLINE): "
+            f"hub dataset {name} is not in the local cache and this machine is offline "
+            "(HF_HUB_OFFLINE): "
             "fetch it once while online, or name a local file"
         )
     if "split" in chain and "should be one of" in chain:
         return f"hub dataset {name} has no split {source.split!r}: {text}"
     if type(error).__name__ == "DatasetNotFoundError":
-        return f"{name} is neither a local file nor a hub dataset this account can read (private ones: `hf auth login`)"
+        return (
+            f"{name} is neither a local file nor a hub dataset this account can read (private "
+            "ones: `hf auth login`)"
+        )
     if isinstance(error, ConnectionError):
         return f"hub dataset {name} cannot be reached and is not in the local cache: {text}"
     return f"hub dataset {name} cannot be loaded: {text[:300]}"

@@ -58,15 +58,21 @@ def prepare(
 ) -> Artifact:
     """Turn the sources of a run into tokenised pairs, or find them already made.
 
-    `storage` is the local folder of what is `kept_in`. `tokenizer` has its chat template set; `tokenizer_fingerprint`
-    stands for its files. `announce` gets one line for each thing the user should know. Ray is started
-    for much data if it is not running, and left running for the caller.
-    Raises DataError for what cannot be read, for too many bad rows, and where no pair is left; ResourceError where
-    RAY_ADDRESS names a cluster that cannot be joined, or whose CPUs others hold for `queue_timeout` seconds.
+    `storage` is the local folder of what is `kept_in`. `tokenizer` has its chat template set;
+    `tokenizer_fingerprint` stands for its files. `announce` gets one line for each thing the user
+    should know. Ray is started for much data if it is not running, and left running for the caller.
+    Raises DataError for what cannot be read, for too many bad rows, and where no pair is left;
+    ResourceError where RAY_ADDRESS names a cluster that cannot be joined, or whose CPUs others hold
+    for `queue_timeout` seconds.
     """
-    PairTokeniser(tokenizer)  # for what it refuses: a tokenizer that cannot do it is named before any file is read
+    PairTokeniser(
+        tokenizer
+    )  # for what it refuses: a tokenizer that cannot do it is named before any file is read
     if date := fixed_date(tokenizer):
-        announce(f"the chat template asks for today's date: it always gets {date}, so that tokens stay the same")
+        announce(
+            f"the chat template asks for today's date: it always gets {date}, so that tokens stay "
+            "the same"
+        )
     sources = read_all(data)
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
@@ -88,7 +94,8 @@ def prepare(
         summary = summarise(rows, selection, origins, not data.eval, digest, settings)
         refuse_empty(summary, data)
         found = _write(storage, summary, rows, sources, selection)
-        # Another run may have stored the same pairs meanwhile, and its workers read them: those stay.
+        # Another run may have stored the same pairs meanwhile, and its workers read them: those
+        # stay.
         is_kept = not is_kept and kept_in.holds(path / MANIFEST)
     if not is_kept:
         kept_in.store_folder(path, MANIFEST)
@@ -97,7 +104,9 @@ def prepare(
     return found
 
 
-def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed: int) -> dict[str, Any]:
+def _settings(
+    data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed: int
+) -> dict[str, Any]:
     """All that shapes the artifact but the rows; the seed only where something is drawn."""
     draws = not data.eval or any(source.weight % 1 for source in data.train)
     policies = data.model_dump(mode="json", exclude={"train", "eval", "eval_fraction", "columns"})
@@ -115,7 +124,7 @@ def _settings(data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed
     }
 
 
-# --- the parallel part ------------------------------------------------------------------------------------------
+# --- the parallel part ----------------------------------------------------------------------------
 
 
 def _process(
@@ -155,10 +164,14 @@ def _process_with_ray(
 
 
 def _wait_for_room(queue_timeout: float, announce: Announce) -> None:
-    """Raise ResourceError where no CPU of a cluster becomes free in time; Ray Data itself would wait without end."""
+    """Raise ResourceError where no CPU of a cluster becomes free in time; Ray Data itself would
+    wait without end.
+    """
     import ray
 
-    has_started = ray.remote(lambda: True).remote()  # travels by value: no worker imports this module for it
+    has_started = ray.remote(
+        lambda: True
+    ).remote()  # travels by value: no worker imports this module for it
     patience = max(queue_timeout, _START_S)
     if not ray.wait([has_started], timeout=_BUSY_AFTER_S)[0]:
         announce("the cluster is busy; waiting for a free CPU to prepare data on")
@@ -166,12 +179,15 @@ def _wait_for_room(queue_timeout: float, announce: Announce) -> None:
         ray.get(has_started, timeout=patience - _BUSY_AFTER_S)
     except ray.exceptions.GetTimeoutError as error:
         raise ResourceError(
-            f"no CPU of the Ray cluster was free within {patience:g} s to prepare data on; is it busy?"
+            f"no CPU of the Ray cluster was free within {patience:g} s to prepare data on; is it "
+            "busy?"
         ) from error
 
 
 def _as_tasks(blocks: Sequence[pa.Table]) -> list[pa.Table]:
-    """Consecutive blocks joined to a few tasks a core: Ray Data leaves a core idle for about 0.1 s after each task."""
+    """Consecutive blocks joined to a few tasks a core: Ray Data leaves a core idle for about 0.1 s
+    after each task.
+    """
     import ray
 
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -180,7 +196,9 @@ def _as_tasks(blocks: Sequence[pa.Table]) -> list[pa.Table]:
 
 
 def _process_block(processor: Any, task: pa.Table) -> pa.Table:
-    """Runs in a Ray worker: one process a core, so the tokenizer must not start threads of its own."""
+    """Runs in a Ray worker: one process a core, so the tokenizer must not start threads of its
+    own.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # A block at a time: what a tokenizer returns takes many times the memory of its text.
     blocks = (pa.Table.from_batches([batch]) for batch in task.to_batches())
@@ -189,7 +207,9 @@ def _process_block(processor: Any, task: pa.Table) -> pa.Table:
 
 @lru_cache(maxsize=1)
 def _get_processor(reference: Any) -> RowProcessor:
-    """The processor behind an object reference; unpacking a large vocabulary for each block would cost more than it."""
+    """The processor behind an object reference; unpacking a large vocabulary for each block would
+    cost more than it.
+    """
     import ray
 
     processor: RowProcessor = ray.get(reference)
@@ -197,7 +217,11 @@ def _get_processor(reference: Any) -> RowProcessor:
 
 
 def _write(
-    storage: Path, summary: Summary, rows: pa.Table, sources: Sequence[RawSource], selection: Selection
+    storage: Path,
+    summary: Summary,
+    rows: pa.Table,
+    sources: Sequence[RawSource],
+    selection: Selection,
 ) -> Artifact:
     quarantine = (
         {
@@ -210,7 +234,9 @@ def _write(
         for row in rows.select(["source", "line", "code", "detail"]).to_pylist()
         if row["code"] not in ("", OVERLONG)
     )
-    return write_artifact(storage, summary, _taken(rows, selection.train), _taken(rows, selection.eval), quarantine)
+    return write_artifact(
+        storage, summary, _taken(rows, selection.train), _taken(rows, selection.eval), quarantine
+    )
 
 
 def _taken(rows: pa.Table, indices: Sequence[int]) -> Iterator[pa.Table]:

@@ -39,13 +39,18 @@ class RawSource:
 
 
 def read_all(data: DataConfig) -> list[RawSource]:
-    """Every source of a config, the training ones first. Raises DataError for what cannot be read."""
+    """Every source of a config, the training ones first.
+
+    Raises DataError for what cannot be read.
+    """
     everything = [*data.train, *data.eval]
     labels = source_labels(everything)
     splits = ["train"] * len(data.train) + ["eval"] * len(data.eval)
     return [
         _read_source(number, source, label, split)
-        for number, (source, label, split) in enumerate(zip(everything, labels, splits, strict=True))
+        for number, (source, label, split) in enumerate(
+            zip(everything, labels, splits, strict=True)
+        )
     ]
 
 
@@ -56,7 +61,9 @@ def _read_source(number: int, source: Source, label: str, split: str) -> RawSour
     size = 0
     for row in read_rows(source):
         content.update(f"{row.line}:{row.problem}:{len(row.text)}:".encode() + row.text)
-        open_rows.append({"source": number, "line": row.line, "text": row.text, "problem": row.problem})
+        open_rows.append(
+            {"source": number, "line": row.line, "text": row.text, "problem": row.problem}
+        )
         size += len(row.text)
         if len(open_rows) == _BLOCK_ROWS or size > _BLOCK_BYTES:
             blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
@@ -69,7 +76,9 @@ def _read_source(number: int, source: Source, label: str, split: str) -> RawSour
 
 
 def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Announce) -> None:
-    """Raise DataError where no source has the named columns; say which sources are read without them."""
+    """Raise DataError where no source has the named columns; say which sources are read without
+    them.
+    """
     found = [(raw.source.source, lacks_columns(raw, columns)) for raw in sources]
     lacking = [(name, why) for name, why in found if why is not None]
     if len(lacking) == len(found):
@@ -79,7 +88,9 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
         announce(f"data.columns do not apply to {name}, whose shape is recognised instead: {why}")
 
 
-def announce_unused(name: str, rows: Iterable[RawRow], columns: Columns | None, announce: Announce) -> None:
+def announce_unused(
+    name: str, rows: Iterable[RawRow], columns: Columns | None, announce: Announce
+) -> None:
     """Say which columns of a source are no part of any pair."""
     if unused := unused_in(rows, columns):
         announce(f"{name}: columns that are not used: {', '.join(unused)}")

@@ -18,7 +18,9 @@ _TOP_REASONS = 3
 
 def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConfig) -> None:
     """Raise DataError where the user's policies say that such data must not be trained on."""
-    failures = [row for row in rows.select(["source", "line", "code", "detail"]).to_pylist() if row["code"]]
+    failures = [
+        row for row in rows.select(["source", "line", "code", "detail"]).to_pylist() if row["code"]
+    ]
     overlong = next((row for row in failures if row["code"] == OVERLONG), None)
     if overlong and data.overlong == "error":
         raise DataError(f"{_where(overlong, sources)} (data.overlong is error)")
@@ -28,15 +30,21 @@ def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConf
     if len(bad) > data.max_bad_fraction * rows.num_rows:
         top = Counter(row["code"] for row in bad).most_common(_TOP_REASONS)
         first = {code: next(row for row in bad if row["code"] == code) for code, _ in top}
-        reasons = "; ".join(f"{count} x {code}, first {_where(first[code], sources)}" for code, count in top)
+        reasons = "; ".join(
+            f"{count} x {code}, first {_where(first[code], sources)}" for code, count in top
+        )
         raise DataError(
-            f"{len(bad)} of {rows.num_rows} rows are bad, more than data.max_bad_fraction ({data.max_bad_fraction:g}) "
+            f"{len(bad)} of {rows.num_rows} rows are bad, more than data.max_bad_fraction "
+            f"({data.max_bad_fraction:g}) "
             f"allows: {reasons}"
         )
 
 
 def _where(row: dict[str, Any], sources: Sequence[RawSource]) -> str:
-    return f"{sources[row['source']].source.source}:{row['line']}: {explain(Refusal(row['code'], row['detail']))}"
+    return (
+        f"{sources[row['source']].source.source}:{row['line']}: "
+        f"{explain(Refusal(row['code'], row['detail']))}"
+    )
 
 
 def refuse_empty(summary: Summary, data: DataConfig) -> None:
@@ -50,10 +58,13 @@ def refuse_empty(summary: Summary, data: DataConfig) -> None:
 
 
 def _refuse_weightless(summary: Summary) -> None:
-    """Raise DataError where there are training pairs and only a weight near zero leaves none of them."""
+    """Raise DataError where there are training pairs and only a weight near zero leaves none of
+    them.
+    """
     for source in summary.sources:
         if source["used_for"] == "train" and source["kept"] and source["weight"] < 1:
             raise DataError(
-                f"data.train: weight {source['weight']:g} of {source['source']} rounds to no training pair "
+                f"data.train: weight {source['weight']:g} of {source['source']} rounds to no "
+                "training pair "
                 f"({source['kept']} usable); raise the weight"
             )

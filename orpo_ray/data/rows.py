@@ -1,4 +1,6 @@
-"""Raw rows in, tokenised pairs or reasons out: the step that runs in parallel, one Arrow block at a time."""
+"""Raw rows in, tokenised pairs or reasons out: the step that runs in parallel, one Arrow block at a
+time.
+"""
 
 import difflib
 import hashlib
@@ -17,7 +19,14 @@ from orpo_ray.data.store import SCHEMA
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
 from orpo_ray.errors import DataError
 
-RAW = pa.schema([("source", pa.int32()), ("line", pa.int64()), ("text", pa.large_binary()), ("problem", pa.string())])
+RAW = pa.schema(
+    [
+        ("source", pa.int32()),
+        ("line", pa.int64()),
+        ("text", pa.large_binary()),
+        ("problem", pa.string()),
+    ]
+)
 """A raw row: number of its source, line, JSON text, and what its reader found wrong with it."""
 
 RESULT = pa.schema(
@@ -33,7 +42,9 @@ RESULT = pa.schema(
         ("truncated", pa.bool_()),
     ]
 )
-"""A row's outcome: an empty `code` and token ids, or why it is not used; the keys find equal pairs and prompts."""
+"""A row's outcome: an empty `code` and token ids, or why it is not used; the keys find equal pairs
+and prompts.
+"""
 
 _SNIFFED_ROWS = 20
 _SHOWN_COLUMNS = 12
@@ -41,9 +52,13 @@ _KEY_BYTES = 16
 
 
 class RowProcessor:
-    """Recognises, checks, renders and tokenises blocks of raw rows; built once in each worker process."""
+    """Recognises, checks, renders and tokenises blocks of raw rows; built once in each worker
+    process.
+    """
 
-    def __init__(self, tokenizer: Any, labels: Sequence[str], limits: Limits, columns: Columns | None) -> None:
+    def __init__(
+        self, tokenizer: Any, labels: Sequence[str], limits: Limits, columns: Columns | None
+    ) -> None:
         self._tokeniser = PairTokeniser(tokenizer)
         self._labels = labels
         self._limits = limits
@@ -54,10 +69,17 @@ class RowProcessor:
         raw = block.to_pylist()
         read = [_read(row["text"], row["problem"], self._columns) for row in raw]
         ids = [f"{self._labels[row['source']]}:{row['line']}" for row in raw]
-        usable = [(pair, pair_id) for pair, pair_id in zip(read, ids, strict=True) if isinstance(pair, Pair)]
-        tokens = iter(self._tokeniser.pairs([pair for pair, _ in usable], [pair_id for _, pair_id in usable]))
+        usable = [
+            (pair, pair_id)
+            for pair, pair_id in zip(read, ids, strict=True)
+            if isinstance(pair, Pair)
+        ]
+        tokens = iter(
+            self._tokeniser.pairs([pair for pair, _ in usable], [pair_id for _, pair_id in usable])
+        )
         outcomes = [
-            self._outcome(found, next(tokens)) if isinstance(found, Pair) else _refused(found) for found in read
+            self._outcome(found, next(tokens)) if isinstance(found, Pair) else _refused(found)
+            for found in read
         ]
         rows = [
             {"source": row["source"], "line": row["line"], "pair_id": pair_id, **outcome}
@@ -117,8 +139,12 @@ def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None
 
 
 def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
-    """How a message says it where the first rows hold none of the named columns; None where they hold one."""
-    parsed = (parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False))
+    """How a message says it where the first rows hold none of the named columns; None where they
+    hold one.
+    """
+    parsed = (
+        parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False)
+    )
     found = list(dict.fromkeys(name for row in parsed if isinstance(row, dict) for name in row))
     named = [columns.prompt, columns.chosen, columns.rejected]
     if not found or set(named) & set(found):
@@ -130,7 +156,9 @@ def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
 
 def unused_in(rows: Iterable[RawRow], columns: Columns | None) -> list[str]:
     """Columns that no pair of the first rows is read from, the first ones of many."""
-    parsed = [parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False)]
+    parsed = [
+        parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False)
+    ]
     found = [row for row in parsed if isinstance(row, dict)]
     used = set().union(*(used_columns(row, columns) for row in found))
     names = dict.fromkeys(name for row in found for name in row)

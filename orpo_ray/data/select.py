@@ -1,4 +1,6 @@
-"""Which processed rows become training and evaluation pairs: duplicates, the held-out share, weights."""
+"""Which processed rows become training and evaluation pairs: duplicates, the held-out share,
+weights.
+"""
 
 import hashlib
 from collections import defaultdict
@@ -12,7 +14,9 @@ from orpo_ray.config.data import Source
 
 @dataclass(frozen=True)
 class Selection:
-    """Row numbers of the processed table, in order; a number stands in `train` as often as its weight says."""
+    """Row numbers of the processed table, in order; a number stands in `train` as often as its
+    weight says.
+    """
 
     train: list[int]
     eval: list[int]
@@ -21,8 +25,11 @@ class Selection:
     overlap: int
 
 
-def select_pairs(rows: pa.Table, train: Sequence[Source], hold_out: float | None, seed: int) -> Selection:
-    """Choose from processed rows, whose sources below `len(train)` are for training and the others for evaluation.
+def select_pairs(
+    rows: pa.Table, train: Sequence[Source], hold_out: float | None, seed: int
+) -> Selection:
+    """Choose from processed rows, whose sources below `len(train)` are for training and the others
+    for evaluation.
 
     `hold_out` is the share of the training pairs to evaluate on when there is no evaluation source.
     """
@@ -55,8 +62,12 @@ def _first_of_each(indices: Sequence[int], keys: Sequence[bytes]) -> tuple[list[
     return first, more
 
 
-def _hold_out(indices: Sequence[int], prompts: Sequence[bytes], share: float, seed: int) -> set[int]:
-    """Whole prompts in a seeded order until the share is reached; none where all pairs have one prompt."""
+def _hold_out(
+    indices: Sequence[int], prompts: Sequence[bytes], share: float, seed: int
+) -> set[int]:
+    """Whole prompts in a seeded order until the share is reached; none where all pairs have one
+    prompt.
+    """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index in indices:
         groups[prompts[index]].append(index)
@@ -72,9 +83,15 @@ def _hold_out(indices: Sequence[int], prompts: Sequence[bytes], share: float, se
 
 
 def _weighted(
-    indices: Sequence[int], sources: Sequence[int], train: Sequence[Source], pair_ids: Sequence[str], seed: int
+    indices: Sequence[int],
+    sources: Sequence[int],
+    train: Sequence[Source],
+    pair_ids: Sequence[str],
+    seed: int,
 ) -> list[int]:
-    """Each index as often as the whole part of its weight, and a seeded choice of them once more."""
+    """Each index as often as the whole part of its weight, and a seeded choice of them once
+    more.
+    """
     extra: set[int] = set()
     for number, source in enumerate(train):
         own = [index for index in indices if sources[index] == number]

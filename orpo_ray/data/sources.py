@@ -29,7 +29,9 @@ _PARQUET_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as JSON text, with its line (its number where a file has no lines) and a reader's complaint, if any."""
+    """One row as JSON text, with its line (its number where a file has no lines) and a reader's
+    complaint, if any.
+    """
 
     line: int
     text: bytes
@@ -37,7 +39,10 @@ class RawRow:
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
-    """Rows of a file, URL or hub dataset in order, at most `limit`. Raises DataError when it cannot be read."""
+    """Rows of a file, URL or hub dataset in order, at most `limit`.
+
+    Raises DataError when it cannot be read.
+    """
     name = source.source
     if "://" in name:
         rows = _read_file(name, PurePosixPath(urlsplit(name).path).name)
@@ -50,24 +55,35 @@ def read_rows(source: Source) -> Iterator[RawRow]:
 
 
 def source_labels(sources: Sequence[Source]) -> list[str]:
-    """Short names for pair ids: the file name, or as much of the path as tells the sources apart."""
+    """Short names for pair ids: the file name, or as much of the path as tells the sources
+    apart.
+    """
     parts = [_label_parts(source, sources) for source in sources]
     labels = []
     for own in parts:
         others = [other for other in parts if other != own]
-        depth = next((d for d in range(1, len(own) + 1) if all(other[-d:] != own[-d:] for other in others)), len(own))
+        depth = next(
+            (d for d in range(1, len(own) + 1) if all(other[-d:] != own[-d:] for other in others)),
+            len(own),
+        )
         labels.append("/".join(own[-depth:]))
     return labels
 
 
 def is_path(name: str) -> bool:
-    """Whether a source names a local file; one that exists wins over a hub dataset of the same name."""
-    looks_like_one = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or _reader(name) is not None
+    """Whether a source names a local file; one that exists wins over a hub dataset of the same
+    name.
+    """
+    looks_like_one = (
+        name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or _reader(name) is not None
+    )
     return looks_like_one or Path(name).exists()
 
 
 def _hub_label(source: Source, sources: Sequence[Source]) -> str:
-    """The name; with split and revision where another source takes other rows of the same dataset."""
+    """The name; with split and revision where another source takes other rows of the same
+    dataset.
+    """
     rows = {(other.revision, other.split) for other in sources if other.source == source.source}
     revision = f"@{source.revision}" if source.revision else ""
     return source.source if len(rows) == 1 else f"{source.source}{revision}/{source.split}"
@@ -77,7 +93,11 @@ def _label_parts(source: Source, sources: Sequence[Source]) -> tuple[str, ...]:
     name = source.source
     if "://" in name:
         return PurePosixPath(urlsplit(name).path).parts
-    return expanded(name, "source").absolute().parts if is_path(name) else (_hub_label(source, sources),)
+    return (
+        expanded(name, "source").absolute().parts
+        if is_path(name)
+        else (_hub_label(source, sources),)
+    )
 
 
 def _existing(path: Path) -> Path:
@@ -86,7 +106,9 @@ def _existing(path: Path) -> Path:
         return path
     if path.is_dir():
         files = sorted(entry.name for entry in path.iterdir() if _reader(entry.name))
-        raise DataError(f"{path} is a directory; name a file in it" + (f", such as {files[0]}" if files else ""))
+        raise DataError(
+            f"{path} is a directory; name a file in it" + (f", such as {files[0]}" if files else "")
+        )
     if not path.parent.is_dir():
         raise DataError(f"{path}: no such file (there is no directory {path.parent})")
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1)
@@ -96,7 +118,10 @@ def _existing(path: Path) -> Path:
 def _read_file(location: str, name: str) -> Iterator[RawRow]:
     reader = _reader(name)
     if reader is None:
-        raise DataError(f"{location}: unknown kind of file; use .jsonl, .json, .parquet or .csv (text also as .gz)")
+        raise DataError(
+            f"{location}: unknown kind of file; use .jsonl, .json, .parquet or .csv (text also as "
+            ".gz)"
+        )
     line = 0
     try:
         with _open(location) as stream:
@@ -105,8 +130,19 @@ def _read_file(location: str, name: str) -> Iterator[RawRow]:
                 yield row
     except DataError:
         raise
-    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error, pa.ArrowException, OSError, ValueError) as error:
-        kind = next((text for types, text in _FAILURES.items() if isinstance(error, types)), "cannot be read")
+    except (
+        EOFError,
+        gzip.BadGzipFile,
+        zlib.error,
+        csv.Error,
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:
+        kind = next(
+            (text for types, text in _FAILURES.items() if isinstance(error, types)),
+            "cannot be read",
+        )
         after = f" after line {line}" if line else ""
         raise DataError(f"{location}: {kind}{after}: {_first_line(error)}") from error
 
@@ -139,11 +175,13 @@ def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
     return _READERS.get(suffix) if not (name.endswith(".gz") and suffix == ".parquet") else None
 
 
-# --- JSON -------------------------------------------------------------------------------------------------------
+# --- JSON -----------------------------------------------------------------------------------------
 
 
 def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
-    """JSON lines or one array, whatever the suffix says: many .json files hold lines, some .jsonl files an array."""
+    """JSON lines or one array, whatever the suffix says: many .json files hold lines, some .jsonl
+    files an array.
+    """
     first, number = stream.readline().removeprefix(_BOM), 1
     while first and not first.strip():
         first, number = stream.readline(), number + 1
@@ -177,8 +215,11 @@ def _lines(lines: Iterable[bytes], number: int) -> Iterator[RawRow]:
 
 
 def _elements(data: bytes) -> Iterator[RawRow]:
-    """Elements of an array, or the one value there is; numbered from 1, their text left as it is."""
-    # surrogateescape: a wrong byte condemns its own row, not the file; encoding it again restores the byte.
+    """Elements of an array, or the one value there is; numbered from 1, their text left as it
+    is.
+    """
+    # surrogateescape: a wrong byte condemns its own row, not the file; encoding it again restores
+    # the byte.
     text = data.decode("utf-8", errors="surrogateescape").strip()
     if not text.startswith("["):
         yield RawRow(1, text.encode("utf-8", errors="surrogateescape"))
@@ -206,11 +247,13 @@ def _skip(text: str, position: int, characters: str) -> int:
     return position
 
 
-# --- CSV and Parquet --------------------------------------------------------------------------------------------
+# --- CSV and Parquet ------------------------------------------------------------------------------
 
 
 def _read_csv(stream: IO[bytes]) -> Iterator[RawRow]:
-    """Rows of a CSV with a header; strict, because a quote left open would swallow the rest of the file."""
+    """Rows of a CSV with a header; strict, because a quote left open would swallow the rest of the
+    file.
+    """
     csv.field_size_limit(sys.maxsize)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     records = csv.reader(text, strict=True)
@@ -239,7 +282,9 @@ def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
 
 def _dump(row: dict[str, Any]) -> bytes:
     # Images, dates and bytes become their type's name: no recognised column may hold them.
-    return json.dumps(row, ensure_ascii=True, default=lambda value: {"type": type(value).__name__}).encode()
+    return json.dumps(
+        row, ensure_ascii=True, default=lambda value: {"type": type(value).__name__}
+    ).encode()
 
 
 def _first_line(error: BaseException) -> str:

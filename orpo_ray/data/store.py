@@ -71,7 +71,9 @@ class PairTable:
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         rows = [batch.num_rows for batch in self._batches]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._views = [tuple(_view(batch.column(side)) for side in SIDES) for batch in self._batches]
+        self._views = [
+            tuple(_view(batch.column(side)) for side in SIDES) for batch in self._batches
+        ]
 
     def __reduce__(self) -> tuple[type["PairTable"], tuple[Path]]:
         return (PairTable, (self.path,))
@@ -87,9 +89,12 @@ class PairTable:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[number])
         prompt, chosen, rejected = (
-            values[offsets[row] : offsets[row + 1]].copy() for offsets, values in self._views[number]
+            values[offsets[row] : offsets[row + 1]].copy()
+            for offsets, values in self._views[number]
         )
-        return TokenPair(self._batches[number].column("pair_id")[row].as_py(), prompt, chosen, rejected)
+        return TokenPair(
+            self._batches[number].column("pair_id")[row].as_py(), prompt, chosen, rejected
+        )
 
     def __iter__(self) -> Iterator[TokenPair]:
         return (self[index] for index in range(len(self)))
@@ -105,12 +110,17 @@ class PairTable:
     @property
     def largest_token_id(self) -> int:
         """The largest id anywhere in the table, for comparison with a model's vocabulary."""
-        return max((int(values.max()) for views in self._views for _, values in views if len(values)), default=0)
+        return max(
+            (int(values.max()) for views in self._views for _, values in views if len(values)),
+            default=0,
+        )
 
     @property
     def pair_ids(self) -> list[str]:
         """Where each pair came from: `<file name>:<line>`."""
-        return [pair_id for batch in self._batches for pair_id in batch.column("pair_id").to_pylist()]
+        return [
+            pair_id for batch in self._batches for pair_id in batch.column("pair_id").to_pylist()
+        ]
 
 
 @dataclass(frozen=True)
@@ -168,9 +178,13 @@ def open_artifact(path: Path) -> Artifact:
     """Open a finished artifact by its directory. Raises DataError when it is not one."""
     try:
         summary = Summary(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
-        return Artifact(path, summary, PairTable(path / "train.arrow"), PairTable(path / "eval.arrow"))
+        return Artifact(
+            path, summary, PairTable(path / "train.arrow"), PairTable(path / "eval.arrow")
+        )
     except (OSError, ValueError, TypeError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} is not prepared data ({error}); run `orpo-ray prepare` again") from error
+        raise DataError(
+            f"{path} is not prepared data ({error}); run `orpo-ray prepare` again"
+        ) from error
 
 
 def write_artifact(
@@ -193,7 +207,9 @@ def write_artifact(
         _write_durably(building / MANIFEST, json.dumps(summary.to_json(), indent=2) + "\n")
         _move_into_place(building, final, summary.hash)
     except OSError as error:
-        raise DataError(f"cannot write the prepared data to {final}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot write the prepared data to {final}: {error.strerror or error}"
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return open_artifact(final)
@@ -217,7 +233,9 @@ def _make_room(parent: Path) -> None:
 def _write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         for table in tables:
-            for batch in table.select(SCHEMA.names).cast(SCHEMA).combine_chunks().to_batches(BATCH_ROWS):
+            for batch in (
+                table.select(SCHEMA.names).cast(SCHEMA).combine_chunks().to_batches(BATCH_ROWS)
+            ):
                 writer.write_batch(batch)
 
 
@@ -228,18 +246,29 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _complete(summary: Summary, folder: Path) -> Summary:
-    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
-    return replace(summary, files=files, token_lengths=_quantiles(PairTable(folder / "train.arrow").lengths))
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    return replace(
+        summary, files=files, token_lengths=_quantiles(PairTable(folder / "train.arrow").lengths)
+    )
 
 
 def _quantiles(lengths: npt.NDArray[np.int64]) -> dict[str, dict[str, int]]:
     if not len(lengths):
         return {}
     table = {
-        side: {f"p{round(q * 100)}": int(np.quantile(lengths[:, i], q, method="higher")) for q in QUANTILES}
+        side: {
+            f"p{round(q * 100)}": int(np.quantile(lengths[:, i], q, method="higher"))
+            for q in QUANTILES
+        }
         for i, side in enumerate(SIDES)
     }
-    return {side: {**values, "max": int(lengths[:, i].max())} for i, (side, values) in enumerate(table.items())}
+    return {
+        side: {**values, "max": int(lengths[:, i].max())}
+        for i, (side, values) in enumerate(table.items())
+    }
 
 
 def _write_durably(path: Path, text: str) -> None:
@@ -250,7 +279,9 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 def _move_into_place(building: Path, final: Path, digest: str) -> None:
-    """Rename; another process may have finished the same artifact meanwhile, and then its files serve."""
+    """Rename; another process may have finished the same artifact meanwhile, and then its files
+    serve.
+    """
     if final.exists() and find_damage(final, digest):
         aside = final.parent / f".building-damaged-{uuid.uuid4().hex[:8]}"
         final.rename(aside)

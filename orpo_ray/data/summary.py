@@ -20,7 +20,9 @@ def summarise(
     digest: str,
     settings: dict[str, Any],
 ) -> Summary:
-    """Count processed rows by what became of them; `origins` names source, label and split of each source number."""
+    """Count processed rows by what became of them; `origins` names source, label and split of each
+    source number.
+    """
     codes, sources = rows["code"].to_pylist(), rows["source"].to_pylist()
     multi_turn, truncated = rows["multi_turn"].to_pylist(), rows["truncated"].to_pylist()
     bad = Counter(code for code in codes if code and code != OVERLONG)
@@ -49,7 +51,9 @@ def _per_source(
 ) -> list[dict[str, Any]]:
     read, kept = Counter(sources), Counter(sources[index] for index in selection.kept)
     duplicates = Counter(sources[index] for index in selection.duplicates)
-    overlong = Counter(number for number, code in zip(sources, codes, strict=True) if code == OVERLONG)
+    overlong = Counter(
+        number for number, code in zip(sources, codes, strict=True) if code == OVERLONG
+    )
     return [
         {
             **source.model_dump(mode="json"),
@@ -70,30 +74,46 @@ def describe(summary: Summary) -> list[str]:
     weighted = any(source["weight"] != 1 for source in summary.sources)
     lines = [
         f"{_count(summary.train, 'training pair')} and {_count(summary.eval, 'evaluation pair')} "
-        f"from {_count(summary.read, 'row')}" + (" (training pairs counted by weight)" if weighted else "")
+        f"from {_count(summary.read, 'row')}"
+        + (" (training pairs counted by weight)" if weighted else "")
     ]
-    lines += [f"{_count(count, 'bad row')} in quarantine.jsonl: {REASONS[code]}" for code, count in summary.bad.items()]
+    lines += [
+        f"{_count(count, 'bad row')} in quarantine.jsonl: {REASONS[code]}"
+        for code, count in summary.bad.items()
+    ]
     if summary.duplicates:
         lines.append(f"{_count(summary.duplicates, 'exact duplicate')} dropped")
     if summary.overlong:
-        lines.append(f"{_count(summary.overlong, 'pair')} dropped as longer than max_prompt_length or max_length")
+        lines.append(
+            f"{_count(summary.overlong, 'pair')} dropped as longer than max_prompt_length or "
+            "max_length"
+        )
     if summary.truncated:
         lines.append(f"{_count(summary.truncated, 'prompt')} cut on the left to fit")
     if summary.multi_turn:
         lines.append(
-            f"{_count(summary.multi_turn, 'pair')} with earlier assistant turns: only the last answer is trained"
+            f"{_count(summary.multi_turn, 'pair')} with earlier assistant turns: only the last "
+            "answer is trained"
         )
     return lines + _describe_evaluation(summary)
 
 
 def _describe_evaluation(summary: Summary) -> list[str]:
     if summary.overlap:
-        return [f"warning: {_count(summary.overlap, 'pair')} in both train and eval, so evaluation will flatter"]
+        return [
+            f"warning: {_count(summary.overlap, 'pair')} in both train and eval, so evaluation "
+            "will flatter"
+        ]
     if not summary.held_out:
         return []
     if not summary.eval:
-        return ["no data.eval, and all pairs have the same prompt: nothing is held out for evaluation"]
-    return [f"no data.eval: {_count(summary.eval, 'training pair')} held out for evaluation (seeded, whole prompts)"]
+        return [
+            "no data.eval, and all pairs have the same prompt: nothing is held out for evaluation"
+        ]
+    return [
+        f"no data.eval: {_count(summary.eval, 'training pair')} held out for evaluation (seeded, "
+        "whole prompts)"
+    ]
 
 
 def _count(number: int, noun: str) -> str:

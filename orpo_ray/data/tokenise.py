@@ -1,7 +1,8 @@
 """From a pair to token ids: one template rendering a side, one tokenizer call a batch.
 
-Three promises hold for every pair. The prompt's ids are the very ids generation starts from, whatever the answer.
-Prompt and answer together are the conversation as the template renders it. Each answer ends with exactly one end token.
+Three promises hold for every pair. The prompt's ids are the very ids generation starts from,
+whatever the answer. Prompt and answer together are the conversation as the template renders it.
+Each answer ends with exactly one end token.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from orpo_ray.data.checks import OVERLONG
 from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
 from orpo_ray.errors import DataError
 
-# Texts to put before an answer that is tokenised apart, where a tokenizer would mark the start of a text.
+# Texts to put before an answer that is tokenised apart, where a tokenizer would mark the start of a
+# text.
 _ANCHORS = ("\n", ".", "a")
 
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
@@ -27,7 +29,9 @@ _DATED_TEMPLATE = (
     + "".join(f" | replace('%{name}', {_DATE.strftime('%' + name)!r})" for name in _DIRECTIVES)
     + " }}{% endmacro %}\n"
 )
-"""Goes before a template that asks for today's date; with its line break, which Jinja drops, it adds no text."""
+"""Goes before a template that asks for today's date; with its line break, which Jinja drops, it
+adds no text.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """Texts of one pair: the prompt up to where generation starts, the answers without their end token."""
+    """Texts of one pair: the prompt up to where generation starts, the answers without their end
+    token.
+    """
 
     prompt: str
     chosen: str
@@ -65,13 +71,19 @@ class PairTokeniser:
         if not tokenizer.chat_template:
             raise DataError("the tokenizer has no chat template; set model.chat_template")
         if tokenizer.eos_token_id is None:
-            raise DataError("the tokenizer names no end token (eos_token), so an answer could never end")
+            raise DataError(
+                "the tokenizer names no end token (eos_token), so an answer could never end"
+            )
         self._tokenizer = tokenizer
-        self._template = _DATED_TEMPLATE + tokenizer.get_chat_template() if fixed_date(tokenizer) else None
+        self._template = (
+            _DATED_TEMPLATE + tokenizer.get_chat_template() if fixed_date(tokenizer) else None
+        )
         self._end: int = tokenizer.eos_token_id
         self._end_text: str = tokenizer.eos_token
         self._bos: int | None = tokenizer.bos_token_id
-        self._adds_bos = self._bos is not None and list(tokenizer("a")["input_ids"])[:1] == [self._bos]
+        self._adds_bos = self._bos is not None and list(tokenizer("a")["input_ids"])[:1] == [
+            self._bos
+        ]
         self._marks_start = self._finds_start_marker()
         self._cuts = _cutting_tokens(tokenizer)
 
@@ -81,7 +93,10 @@ class PairTokeniser:
         return self._bos
 
     def prompts(self, conversations: Sequence[list[Message]]) -> list[list[int]]:
-        """Token ids generation starts from, one list a conversation. Raises DataError where the template refuses."""
+        """Token ids generation starts from, one list a conversation.
+
+        Raises DataError where the template refuses.
+        """
         texts = [self._render(messages, generation=True) for messages in conversations]
         for text in texts:
             if isinstance(text, Refusal):
@@ -101,7 +116,10 @@ class PairTokeniser:
     def _render(self, messages: list[Message], generation: bool) -> str | Refusal:
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, add_generation_prompt=generation
+                messages,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=generation,
             )
         except TemplateError as error:
             return Refusal("template-refused", str(error))
@@ -119,70 +137,93 @@ class PairTokeniser:
             return rejected
         return _Rendered(prompt, chosen, rejected)
 
-    def _render_answer(self, messages: list[Message], prompt: str, answer: str, if_empty: str) -> str | Refusal:
+    def _render_answer(
+        self, messages: list[Message], prompt: str, answer: str, if_empty: str
+    ) -> str | Refusal:
         """The text that generation should continue the prompt with, up to the end token."""
         answer = self._without_end(answer)
         if not answer.strip():
             return Refusal(if_empty, "nothing but the end token")
-        whole = self._render([*messages, {"role": "assistant", "content": answer}], generation=False)
+        whole = self._render(
+            [*messages, {"role": "assistant", "content": answer}], generation=False
+        )
         if isinstance(whole, Refusal):
             return whole
         if not whole.startswith(prompt) or answer.strip() not in whole[len(prompt) :]:
             return Refusal("template-rewrites")
         rest = whole[len(prompt) :]
         end = rest.rfind(self._end_text)
-        # A template without an end token still closes the turn, often with a line break nobody should learn.
+        # A template without an end token still closes the turn, often with a line break nobody
+        # should learn.
         return rest[:end] if end >= 0 else rest.rstrip()
 
     def _without_end(self, answer: str) -> str:
-        """Some files keep the end token in the answer; the template writes it too, and it must stand there once."""
+        """Some files keep the end token in the answer; the template writes it too, and it must
+        stand there once.
+        """
         while answer.rstrip().endswith(self._end_text):
             answer = answer.rstrip().removesuffix(self._end_text)
         return answer
 
     def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], list[int], list[int]]]:
-        """Prompt, chosen and rejected ids without end tokens; all texts in two or three tokenizer calls.
+        """Prompt, chosen and rejected ids without end tokens; all texts in two or three tokenizer
+        calls.
 
-        Tokenised together with its prompt an answer comes out as it stands in context; what stands before the prompt's
-        cut is no part of that context, and is not tokenised again. But a merge over the boundary, or another split of
-        the prompt's last white space, would give a prompt that generation never starts from: such answers are
-        tokenised apart.
+        Tokenised together with its prompt an answer comes out as it stands in context; what stands
+        before the prompt's cut is no part of that context, and is not tokenised again. But a merge
+        over the boundary, or another split of the prompt's last white space, would give a prompt
+        that generation never starts from: such answers are tokenised apart.
         """
         prompts = self._encode([text.prompt for text in texts])
         cuts = [self._find_cut(text.prompt, ids) for text, ids in zip(texts, prompts, strict=True)]
         tails = [text.prompt[cut.character :] for text, cut in zip(texts, cuts, strict=True)]
         tail_ids = [ids[cut.token :] for ids, cut in zip(prompts, cuts, strict=True)]
         answers = [text.chosen for text in texts] + [text.rejected for text in texts]
-        wholes = self._encode([tail + answer for tail, answer in zip(tails * 2, answers, strict=True)])
+        wholes = self._encode(
+            [tail + answer for tail, answer in zip(tails * 2, answers, strict=True)]
+        )
         results: list[list[int]] = []
         apart: list[int] = []
         for index, (tail, whole) in enumerate(zip(tail_ids * 2, wholes, strict=True)):
             results.append(whole[len(tail) :])
             if whole[: len(tail)] != tail:
                 apart.append(index)
-        for index, ids in zip(apart, self._encode_apart([answers[index] for index in apart]), strict=True):
+        for index, ids in zip(
+            apart, self._encode_apart([answers[index] for index in apart]), strict=True
+        ):
             results[index] = ids
         return list(zip(prompts, results[: len(texts)], results[len(texts) :], strict=True))
 
     def _find_cut(self, text: str, ids: list[int]) -> _Cut:
         """The last place in a prompt that no token crosses and no token after it looks beyond."""
-        place = next((place for place in reversed(range(len(ids))) if ids[place] in self._cuts), None)
+        place = next(
+            (place for place in reversed(range(len(ids))) if ids[place] in self._cuts), None
+        )
         if place is None:
             return _Cut(0, 0)
         mark = self._cuts[ids[place]]
-        # Where the text holds the mark as often as the ids do, the last of one is the last of the other.
-        return _Cut(text.rindex(mark), place) if text.count(mark) == ids.count(ids[place]) else _Cut(0, 0)
+        # Where the text holds the mark as often as the ids do, the last of one is the last of the
+        # other.
+        return (
+            _Cut(text.rindex(mark), place)
+            if text.count(mark) == ids.count(ids[place])
+            else _Cut(0, 0)
+        )
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
         if self._tokenizer.is_fast:
-            # The same ids, without all that the usual call makes beside them. Others may use this tokenizer and pad.
+            # The same ids, without all that the usual call makes beside them. Others may use this
+            # tokenizer and pad.
             backend = self._tokenizer.backend_tokenizer
             backend.no_padding()
             backend.no_truncation()
             backend.encode_special_tokens = self._tokenizer.split_special_tokens
-            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                encoding.ids
+                for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)
+            ]
         encoded = self._tokenizer(
             texts,
             add_special_tokens=False,
@@ -195,7 +236,9 @@ class PairTokeniser:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def _finds_start_marker(self) -> bool:
-        """Whether the tokenizer marks the start of a text, as Llama 2's does with its leading-space sign."""
+        """Whether the tokenizer marks the start of a text, as Llama 2's does with its leading-space
+        sign.
+        """
         alone, anchor, together = self._encode(["a", "\n", "\na"])
         return together[len(anchor) :] != alone
 
@@ -206,14 +249,22 @@ class PairTokeniser:
         results: list[list[int] | None] = [None] * len(texts)
         for anchor in _ANCHORS:
             open_ = [index for index, ids in enumerate(results) if ids is None]
-            anchor_ids, *together = self._encode([anchor, *(anchor + texts[index] for index in open_)])
+            anchor_ids, *together = self._encode(
+                [anchor, *(anchor + texts[index] for index in open_)]
+            )
             for index, ids in zip(open_, together, strict=True):
                 if ids[: len(anchor_ids)] == anchor_ids:
                     results[index] = ids[len(anchor_ids) :]
-        # Where every anchor merges with the text (none does so with all three in any known vocabulary) it stands alone.
-        return [self._encode([text])[0] if ids is None else ids for ids, text in zip(results, texts, strict=True)]
+        # Where every anchor merges with the text (none does so with all three in any known
+        # vocabulary) it stands alone.
+        return [
+            self._encode([text])[0] if ids is None else ids
+            for ids, text in zip(results, texts, strict=True)
+        ]
 
-    def _finish(self, pair_id: str, prompt: list[int], chosen: list[int], rejected: list[int]) -> TokenPair | Refusal:
+    def _finish(
+        self, pair_id: str, prompt: list[int], chosen: list[int], rejected: list[int]
+    ) -> TokenPair | Refusal:
         for name, ids in (("chosen", chosen), ("rejected", rejected)):
             if self._end in ids:
                 return Refusal("end-token-inside", name)
@@ -223,19 +274,30 @@ class PairTokeniser:
         return TokenPair(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
-        """Exactly one start token: templates write it, tokenizers add it, pre-templated prompts repeat it."""
+        """Exactly one start token: templates write it, tokenizers add it, pre-templated prompts
+        repeat it.
+        """
         if self._bos is None:
             return ids
-        repeated = next((i for i, (one, two) in enumerate(pairwise([*ids, -1])) if (one, two) != (self._bos,) * 2), 0)
+        repeated = next(
+            (
+                i
+                for i, (one, two) in enumerate(pairwise([*ids, -1]))
+                if (one, two) != (self._bos,) * 2
+            ),
+            0,
+        )
         ids = ids[repeated:]
         return [self._bos, *ids] if self._adds_bos and ids[:1] != [self._bos] else ids
 
 
 def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
-    """Ids and texts of tokens at which a text can be cut in front, and both parts come out as in one.
+    """Ids and texts of tokens at which a text can be cut in front, and both parts come out as in
+    one.
 
-    Added tokens split a text before anything else is done to it, unless they are looked for after normalisation, take
-    the white space before them along, want the end of a word there, or stand inside another one.
+    Added tokens split a text before anything else is done to it, unless they are looked for after
+    normalisation, take the white space before them along, want the end of a word there, or stand
+    inside another one.
     """
     if not tokenizer.is_fast or tokenizer.split_special_tokens:
         return {}
@@ -251,18 +313,28 @@ def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def fixed_date(tokenizer: Any) -> str | None:
-    """The date a chat template gets that asks for today's, so that tokens are the same every day; else None."""
+    """The date a chat template gets that asks for today's, so that tokens are the same every day;
+    else None.
+    """
     return f"{_DATE:%Y-%m-%d}" if "strftime_now" in str(tokenizer.chat_template) else None
 
 
 def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refusal:
-    """The pair within the limits: as it is, with its prompt cut on the left, or refused as overlong."""
+    """The pair within the limits: as it is, with its prompt cut on the left, or refused as
+    overlong.
+    """
     answer = max(len(pair.chosen), len(pair.rejected))
     prompt = len(pair.prompt)
     room = min(limits.max_prompt_length, limits.max_length - answer)
     if prompt <= room:
         return pair
-    start = pair.prompt[:1] if bos_id is not None and pair.prompt[:1].tolist() == [bos_id] else pair.prompt[:0]
+    start = (
+        pair.prompt[:1]
+        if bos_id is not None and pair.prompt[:1].tolist() == [bos_id]
+        else pair.prompt[:0]
+    )
     if limits.overlong == "truncate-prompt-left" and room > len(start):
-        return replace(pair, prompt=np.concatenate([start, pair.prompt[prompt - (room - len(start)) :]]))
+        return replace(
+            pair, prompt=np.concatenate([start, pair.prompt[prompt - (room - len(start)) :]])
+        )
     return Refusal(OVERLONG, f"prompt {prompt} tokens, longer answer {answer}")

@@ -14,12 +14,20 @@ from orpo_ray.training.memory import is_out_of_memory
 
 Kind = Literal["told", "memory", "peer", "unexpected", "lost"]
 
-# How gloo and NCCL word it when the process at the other end is gone; both raise plain RuntimeErrors at times.
-_PEER_GONE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE)
+# How gloo and NCCL word it when the process at the other end is gone; both raise plain
+# RuntimeErrors at times.
+_PEER_GONE = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE
+)
 # Settings or a machine that will not do, told by NCCL; it would tell the same again.
 _NEVER_WORKS = re.compile(r"invalid ?usage|duplicate gpu|unhandled cuda error", re.IGNORECASE)
-_OUT_OF_MEMORY = "lower training.tokens_per_microbatch or data.max_length, or share out more with scale.deepspeed.stage"
-INTERFACES = "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
+_OUT_OF_MEMORY = (
+    "lower training.tokens_per_microbatch or data.max_length, or share out more with "
+    "scale.deepspeed.stage"
+)
+INTERFACES = (
+    "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
+)
 _TOLD_CHARACTERS = 200
 _KILLED_FOR_MEMORY = re.compile(r"NODE_OUT_OF_MEMORY|low on memory")
 
@@ -41,8 +49,8 @@ class GiveUp:
 def kind_of(error: BaseException) -> Kind:
     """What ended a worker.
 
-    `told`: an error of ours. `memory`: out of memory. `peer`: another worker is gone. `lost`: the process itself is
-    gone. `unexpected`: any other exception.
+    `told`: an error of ours. `memory`: out of memory. `peer`: another worker is gone. `lost`: the
+    process itself is gone. `unexpected`: any other exception.
     """
     if isinstance(error, OrpoRayError):
         return "told"
@@ -52,7 +60,9 @@ def kind_of(error: BaseException) -> Kind:
         return "unexpected"
     if isinstance(error, RayError | RayTrainError):
         return "memory" if _KILLED_FOR_MEMORY.search(str(error)) else "lost"
-    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _PEER_GONE.search(str(error))):
+    if isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and _PEER_GONE.search(str(error))
+    ):
         return "peer"
     return "unexpected"
 
@@ -67,9 +77,10 @@ def is_deterministic(error: BaseException) -> bool:
 def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | GiveUp:
     """What follows when workers failed; `failures` by rank.
 
-    Errors of ours and a lack of memory would come again, whatever the other workers say; a dead process or server may
-    be excused. An exception that nobody foresaw counts as its own fault, unless a process died at the same time:
-    that others lose the connection to a worker which fails is only natural.
+    Errors of ours and a lack of memory would come again, whatever the other workers say; a dead
+    process or server may be excused. An exception that nobody foresaw counts as its own fault,
+    unless a process died at the same time: that others lose the connection to a worker which fails
+    is only natural.
     """
     ranks: dict[Kind, list[int]] = {}
     for rank, error in sorted(failures.items()):
@@ -90,5 +101,12 @@ def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | 
     heard = ""
     if not gone and (peers := ranks.get("peer")):
         # No process is gone: it may be the network that never let them meet.
-        heard = f" (worker {peers[0]}: {on_one_line(failures[peers[0]])[:_TOLD_CHARACTERS]}; {INTERFACES})"
-    return GiveUp(RunError(f"{reason}; no retry is left (scale.max_failures); the same command goes on{heard}"))
+        heard = (
+            f" (worker {peers[0]}: {on_one_line(failures[peers[0]])[:_TOLD_CHARACTERS]}; "
+            f"{INTERFACES})"
+        )
+    return GiveUp(
+        RunError(
+            f"{reason}; no retry is left (scale.max_failures); the same command goes on{heard}"
+        )
+    )

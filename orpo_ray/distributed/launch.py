@@ -1,4 +1,6 @@
-"""The driver's side of a run under Ray Train: starts the workers, shows what they do, and starts them again."""
+"""The driver's side of a run under Ray Train: starts the workers, shows what they do, and starts
+them again.
+"""
 
 import os
 import time
@@ -9,7 +11,10 @@ from typing import Any, Protocol
 
 from ray.exceptions import RayError
 from ray.train import PreemptionError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
 
 from orpo_ray.distributed.driver import Driver
 from orpo_ray.distributed.entry import train_worker
@@ -26,13 +31,21 @@ from orpo_ray.runs.run import Run
 
 _LOST_MAILBOX_S = 60.0
 _GROUP_TIMEOUT_S = 1800
-"""The longest that a worker waits for the others; a checkpoint on slow storage is written in that time."""
+"""The longest that a worker waits for the others; a checkpoint on slow storage is written in that
+time.
+"""
 
-# What Ray Train keeps in a run's folder, and would go on from; ours are the manifests of the checkpoints.
+# What Ray Train keeps in a run's folder, and would go on from; ours are the manifests of the
+# checkpoints.
 _RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 
 _NO_ACTOR = b"\xff" * 16
-_MAY_BE_EXCUSED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, PreemptionError, RayError)
+_MAY_BE_EXCUSED = (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    PreemptionError,
+    RayError,
+)
 
 _START_TIMEOUT, _RAYS_START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0
 _ENDING_S, _ENDING_POLL_S = 5.0, 0.1
@@ -45,7 +58,8 @@ _SETTINGS = {
     # Nothing here asks for its news.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Each checkpoint, and the end, waits for Ray's next look: every 2 s if it is not told otherwise.
+    # Each checkpoint, and the end, waits for Ray's next look: every 2 s if it is not told
+    # otherwise.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Workers read relative paths of the config from where the command was given.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -146,9 +160,9 @@ class RayGroup:
 def train(driver: Driver, start: Start = RayGroup) -> None:
     """Train under Ray Train until the run is finished.
 
-    Workers that are lost are started again from the last checkpoint, `scale.max_failures` times, on what is left
-    of the cluster. Raises what the first worker to fail raised, StoppedError after a stop, ResourceError if
-    the workers cannot be started.
+    Workers that are lost are started again from the last checkpoint, `scale.max_failures` times, on
+    what is left of the cluster. Raises what the first worker to fail raised, StoppedError after a
+    stop, ResourceError if the workers cannot be started.
     """
     scale, announce = driver.run.config.scale, driver.console.announce
     retries_left = scale.max_failures
@@ -166,13 +180,16 @@ def train(driver: Driver, start: Start = RayGroup) -> None:
         if isinstance(decision, GiveUp):
             raise decision.error from error
         retries_left -= 1
-        announce(f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)")
+        announce(
+            f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)"
+        )
         driver.place_again()
 
 
 @contextmanager
 def _patience(queue_timeout: float) -> Iterator[None]:
-    """Have Ray Train wait so long for workers that others, who came at the same moment, leave no room for.
+    """Have Ray Train wait so long for workers that others, who came at the same moment, leave no
+    room for.
 
     After a loss it must not: what is left of the cluster is looked at again instead.
     """
@@ -187,13 +204,17 @@ def _patience(queue_timeout: float) -> Iterator[None]:
 
 
 def _attempt(driver: Driver, start: Start) -> Exception | None:
-    """Start the workers once, and pass on their news until they end; what Ray Train raised, if anything."""
+    """Start the workers once, and pass on their news until they end; what Ray Train raised, if
+    anything.
+    """
     _forget(driver.run)
     group = start(driver.run, driver.placement, driver.task)
     try:
         _attend(group, driver)
     except RayError as error:
-        raise RunError(f"the connection to Ray is lost: {error}; the same command goes on") from error
+        raise RunError(
+            f"the connection to Ray is lost: {error}; the same command goes on"
+        ) from error
     finally:
         group.leave()
     _forget(driver.run)
@@ -206,7 +227,9 @@ def _attend(group: Group, driver: Driver) -> None:
     while group.is_alive():
         if silent and group.waits_for_room():
             silent = False
-            driver.console.announce("the cluster is busy; the workers start when others leave them room")
+            driver.console.announce(
+                "the cluster is busy; the workers start when others leave them room"
+            )
         if driver.console.stop_requested() and not told_to_stop:
             told_to_stop = True
             if not group.request_stop():
@@ -224,7 +247,9 @@ def _forget(run: Run) -> None:
 
 
 def free_what_dead_controllers_hold() -> None:
-    """Give back what controllers of this job had reserved for workers: Ray keeps it until their job ends, too."""
+    """Give back what controllers of this job had reserved for workers: Ray keeps it until their job
+    ends, too.
+    """
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -234,7 +259,9 @@ def free_what_dead_controllers_hold() -> None:
 
 
 def free_what_controllers_held() -> None:
-    """Give back all that controllers of this job had reserved, who are ending: Ray is told a little later."""
+    """Give back all that controllers of this job had reserved, who are ending: Ray is told a little
+    later.
+    """
     deadline = time.monotonic() + _ENDING_S
     while _held_groups() and time.monotonic() < deadline:
         free_what_dead_controllers_hold()
@@ -259,7 +286,11 @@ def _groups_of_controllers() -> list[Any]:
     records = state._connect_and_get_accessor().get_placement_group_table()
     groups = map(messages.PlacementGroupTableData.FromString, records)
     # What no actor has made, such as a trial's place under Tune, is not a controller's.
-    return [group for group in groups if group.creator_actor_id != _NO_ACTOR and group.creator_job_id.hex() == job]
+    return [
+        group
+        for group in groups
+        if group.creator_actor_id != _NO_ACTOR and group.creator_job_id.hex() == job
+    ]
 
 
 def _pass_on(messages: list[Message], console: Console) -> None:
@@ -291,17 +322,23 @@ def _trainer(run: Run, placement: Placement, settings: dict[str, Any]) -> Any:
             num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources
         ),
         run_config=train.RunConfig(
-            # Its folder is the run's own: Ray takes note of checkpoints only where it lies above them.
+            # Its folder is the run's own: Ray takes note of checkpoints only where it lies above
+            # them.
             name=run.folder.name,
             storage_path=str(run.folder.parent),
             logging_config=train.LoggingConfig(log_level="ERROR"),
-            # Whether to start again is decided here, from what went wrong; Ray would retry a user's error too.
-            failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+            # Whether to start again is decided here, from what went wrong; Ray would retry a user's
+            # error too.
+            failure_config=train.FailureConfig(
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
         ),
     )
 
 
-def _decide(error: Exception, placement: Placement, retries_left: int, is_first: bool) -> Retry | GiveUp:
+def _decide(
+    error: Exception, placement: Placement, retries_left: int, is_first: bool
+) -> Retry | GiveUp:
     """What follows from what Ray Train raised."""
     from ray.train import ControllerError, WorkerGroupError
 
@@ -311,11 +348,16 @@ def _decide(error: Exception, placement: Placement, retries_left: int, is_first:
         return GiveUp(error)
     cause = error.controller_failure if isinstance(error, ControllerError) else error
     if isinstance(cause, WorkerGroupStartupTimeoutError) and (is_first or not retries_left):
-        busy = f"{placement.workers} workers could not be started in time; is the cluster busy, or a server down?"
+        busy = (
+            f"{placement.workers} workers could not be started in time; is the cluster busy, or "
+            "a server down?"
+        )
         return GiveUp(ResourceError(busy))
     # A dead server takes Ray a while to notice, so what is left of the cluster is looked at again.
     if isinstance(cause, _MAY_BE_EXCUSED) and not is_deterministic(cause) and retries_left > 0:
-        return Retry("a server or Ray Train's controller was lost, or the workers could not be started")
+        return Retry(
+            "a server or Ray Train's controller was lost, or the workers could not be started"
+        )
     said = on_one_line(error)
     hint = INTERFACES if "onnect" in said else "the same command goes on"
     return GiveUp(RunError(f"Ray Train failed: {said[:300]}; {hint}"))

@@ -1,4 +1,6 @@
-"""The wire between a driver and its workers while they train: news one way, the wish to stop the other."""
+"""The wire between a driver and its workers while they train: news one way, the wish to stop the
+other.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +15,9 @@ class Message:
 
 
 class Mailbox:
-    """A Ray actor that takes no CPU; nobody waits in it, so that it has work only when somebody calls."""
+    """A Ray actor that takes no CPU; nobody waits in it, so that it has work only when somebody
+    calls.
+    """
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
@@ -29,7 +33,9 @@ class Mailbox:
         return messages
 
     def exchange(self, *messages: Message) -> bool:
-        """Leave messages, and learn whether to stop; who calls this counts as listening from then on."""
+        """Leave messages, and learn whether to stop; who calls this counts as listening from then
+        on.
+        """
         self.post(*messages)
         self._has_listener = True
         return self._stop

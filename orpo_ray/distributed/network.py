@@ -33,7 +33,9 @@ _LOOPBACK = ("127.0.0.1", "::1")
 
 @dataclass
 class GroupConfig(BackendConfig):
-    """A process group over `backend` (gloo or nccl), whose members wait `timeout_s` for each other."""
+    """A process group over `backend` (gloo or nccl), whose members wait `timeout_s` for each
+    other.
+    """
 
     backend: str
     timeout_s: int
@@ -72,7 +74,9 @@ class _GroupBackend(Backend):
         address, port = worker_group.execute_single(0, get_address_and_port)
         size = len(worker_group)
         joining = [
-            worker_group.execute_single_async(rank, join_group, rank, size, f"{address}:{port}", asdict(backend_config))
+            worker_group.execute_single_async(
+                rank, join_group, rank, size, f"{address}:{port}", asdict(backend_config)
+            )
             for rank in range(size)
         ]
         ray.get(joining)
@@ -80,7 +84,9 @@ class _GroupBackend(Backend):
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Have them part."""
         leaving = worker_group.execute_async(leave_group)
-        patience = env_integer(TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S)
+        patience = env_integer(
+            TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
+        )
         try:
             ray.get(leaving, timeout=patience)
         except GetTimeoutError:
@@ -89,7 +95,9 @@ class _GroupBackend(Backend):
 
 @contextmanager
 def _on_own_gpu() -> Iterator[None]:
-    """Make the worker's GPU torch's current one, as Ray does, before any library asks for a device."""
+    """Make the worker's GPU torch's current one, as Ray does, before any library asks for a
+    device.
+    """
     from ray.train.torch.config import TorchConfigContextManager
 
     with TorchConfigContextManager():

@@ -1,4 +1,6 @@
-"""Where a run's workers go, decided before anything else starts; imports no torch, so that a refusal comes at once."""
+"""Where a run's workers go, decided before anything else starts; imports no torch, so that a
+refusal comes at once.
+"""
 
 import os
 import time
@@ -45,12 +47,16 @@ class Placement:
 def place(scale: ScaleConfig, announce: Announce, verbose: bool = False) -> Placement:
     """Look at the cluster and place the workers there. Raises ResourceError where they do not fit.
 
-    One worker that no cluster was named for needs no look: it is this process. On a cluster Ray starts that one too.
+    One worker that no cluster was named for needs no look: it is this process. On a cluster Ray
+    starts that one too.
     """
     if scale.workers == 1 and not _asks_for_ray(scale) and not joins_cluster():
         cores = os.cpu_count() or 1
         if scale.cpus_per_worker > cores:
-            raise ResourceError(f"scale.cpus_per_worker: {scale.cpus_per_worker:g}, but this machine has {cores} CPU")
+            raise ResourceError(
+                f"scale.cpus_per_worker: {scale.cpus_per_worker:g}, but this machine has {cores} "
+                "CPU"
+            )
         return Placement(1, scale.cpus_per_worker, _local_gpus(scale), nodes=1, uses_ray=False)
     _refuse_first_ray_train()
     start_ray(verbose=verbose)
@@ -58,16 +64,25 @@ def place(scale: ScaleConfig, announce: Announce, verbose: bool = False) -> Plac
     if joins_cluster():  # which counts what each run holds; this process would go uncounted
         placement = replace(placement, uses_ray=True)
     if scale.workers == "auto":
-        what = f"{placement.gpus:g} GPU each" if placement.gpus else f"{placement.cpus:g} CPU each, no GPU in sight"
+        what = (
+            f"{placement.gpus:g} GPU each"
+            if placement.gpus
+            else f"{placement.cpus:g} CPU each, no GPU in sight"
+        )
         announce(f"workers {placement.workers}: {what}")
     return placement
 
 
 def _refuse_first_ray_train() -> None:
-    """Raise ConfigError where the environment asks Ray for its first Train, which has another interface."""
+    """Raise ConfigError where the environment asks Ray for its first Train, which has another
+    interface.
+    """
     setting = os.environ.get("RAY_TRAIN_V2_ENABLED", "1")
     if setting.lower() not in ("1", "true"):
-        raise ConfigError(f"RAY_TRAIN_V2_ENABLED={setting} in the environment turns off what training needs; unset it")
+        raise ConfigError(
+            f"RAY_TRAIN_V2_ENABLED={setting} in the environment turns off what training needs; "
+            "unset it"
+        )
 
 
 def cluster_nodes() -> list[Node]:
@@ -88,8 +103,15 @@ def cluster_nodes() -> list[Node]:
 
 
 def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
-    """Decide what each worker takes and how many there are. Pure; raises ResourceError where they do not fit."""
-    gpus = float(any(node.gpus for node in nodes)) if scale.gpus_per_worker == "auto" else scale.gpus_per_worker
+    """Decide what each worker takes and how many there are.
+
+    Pure; raises ResourceError where they do not fit.
+    """
+    gpus = (
+        float(any(node.gpus for node in nodes))
+        if scale.gpus_per_worker == "auto"
+        else scale.gpus_per_worker
+    )
     cpus = scale.cpus_per_worker
     room = [_room(node, cpus, gpus) for node in nodes]
     auto = max(1, sum(room) if gpus else min(_CPU_WORKERS, sum(room)))
@@ -119,7 +141,8 @@ def wait_for_room(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait until the workers' CPUs and GPUs are free, saying what for; `free`: what each server has to give just now.
+    """Wait until the workers' CPUs and GPUs are free, saying what for; `free`: what each server has
+    to give just now.
 
     Raises ResourceError where others hold them for `queue_timeout` seconds.
     """
@@ -162,7 +185,9 @@ def free_nodes() -> list[Node]:
 
 def runs_at_once(placement: Placement, nodes: Sequence[Node]) -> int:
     """How many runs of such a placement the cluster holds, those that span servers too. Pure."""
-    return max(1, sum(_room(node, placement.cpus, placement.gpus) for node in nodes) // placement.workers)
+    return max(
+        1, sum(_room(node, placement.cpus, placement.gpus) for node in nodes) // placement.workers
+    )
 
 
 def _asked(workers: int, cpus: float, gpus: float) -> str:

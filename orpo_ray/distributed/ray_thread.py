@@ -34,11 +34,14 @@ class RayThread(threading.Thread):
                 self.error.__cause__ = error
 
     def leave(self) -> None:
-        """Call Ray no more, where it was not waited for: a call after Ray's end would end the process, with Ray's code.
+        """Call Ray no more, where it was not waited for: a call after Ray's end would end the
+        process, with Ray's code.
 
         A thread that waits for Ray stays where it is, which does no harm.
         """
         self._is_left = True
         if self.is_alive() and self.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self.ident), ctypes.py_object(SystemExit)
+            )
             self.join(_LEAVE_S)

@@ -1,4 +1,6 @@
-"""Reference log-probs by Ray Data actors, one on each worker's share of the cluster, before training starts."""
+"""Reference log-probs by Ray Data actors, one on each worker's share of the cluster, before
+training starts.
+"""
 
 import queue
 from collections.abc import Iterator
@@ -28,8 +30,9 @@ _POLL_S = 1.0
 def prepare_references(driver: Driver) -> None:
     """Have the reference log-probs of the training pairs in the cache, if the objective needs them.
 
-    Quantisation, dtype and layout are those of training. CPUs and GPUs are free again when this returns. Actors that
-    are lost are started again, `scale.max_failures` times, on what is left of the cluster.
+    Quantisation, dtype and layout are those of training. CPUs and GPUs are free again when this
+    returns. Actors that are lost are started again, `scale.max_failures` times, on what is left of
+    the cluster.
     """
     config, table, announce = driver.run.config, driver.artifact.train, driver.console.announce
     if not build_objective(config.objective).needs_reference:
@@ -39,32 +42,42 @@ def prepare_references(driver: Driver) -> None:
         return  # announced by the workers, who read it again
     _, distinct, copies = np.unique(table.pair_ids, return_index=True, return_inverse=True)
     task, decisions = driver.task, driver.setup.decisions
-    packs = cut_packs(distinct, pack_costs(table.lengths, decisions.layout), decisions.tokens_per_microbatch)
+    packs = cut_packs(
+        distinct, pack_costs(table.lengths, decisions.layout), decisions.tokens_per_microbatch
+    )
     retries_left = config.scale.max_failures
     while True:
         workers = driver.placement.workers
         actors = f"{workers} actors" if workers > 1 else "one actor"
         announce(f"reference log-probs: computing them once for {len(distinct)} pairs, by {actors}")
         try:
-            log_probs = _compute(task, packs, len(table), driver.placement, driver.console)[distinct][copies]
+            log_probs = _compute(task, packs, len(table), driver.placement, driver.console)[
+                distinct
+            ][copies]
             break
         except RayTaskError as error:
-            raise RunError(f"an actor that computes reference log-probs failed: {error.cause!r}") from error
+            raise RunError(
+                f"an actor that computes reference log-probs failed: {error.cause!r}"
+            ) from error
         except GetTimeoutError as error:
             raise ResourceError(
-                f"no room for {actors} that compute reference log-probs within {ROOM_S} s; is the cluster busy?"
+                f"no room for {actors} that compute reference log-probs within {ROOM_S} s; is the "
+                "cluster busy?"
             ) from error
         except RayError as error:
             if not retries_left:
                 raise RunError(
-                    "actors that compute reference log-probs were lost, and no retry is left (scale.max_failures); "
+                    "actors that compute reference log-probs were lost, and no retry is left "
+                    "(scale.max_failures); "
                     "the same command starts again"
                 ) from error
             retries_left -= 1
             announce(f"an actor was lost; starting again ({retries_left} retries left)")
             driver.place_again()
     if not np.isfinite(log_probs).all():
-        raise RunError("a reference log-prob is not finite; there are bad numbers among the base's weights")
+        raise RunError(
+            "a reference log-prob is not finite; there are bad numbers among the base's weights"
+        )
     cache.write(log_probs)
 
 
@@ -82,7 +95,9 @@ def _compute(
 
 
 def _as_they_come(batches: Iterator[Any], console: Console) -> Iterator[Any]:
-    """The same batches, waited for beside this thread: a wish to stop is heard while actors wait for room, too."""
+    """The same batches, waited for beside this thread: a wish to stop is heard while actors wait
+    for room, too.
+    """
     fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
     done = object()
 
@@ -120,8 +135,12 @@ def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> 
 
     blocks = min(len(packs), placement.workers * _BLOCKS_PER_ACTOR)
     with quiet_context():
-        ray.data.DataContext.get_current().wait_for_min_actors_s = ROOM_S  # Ray Data's own number is endless
-        rows = ray.data.from_items([{"pack": pack.tolist()} for pack in packs], override_num_blocks=blocks)
+        ray.data.DataContext.get_current().wait_for_min_actors_s = (
+            ROOM_S  # Ray Data's own number is endless
+        )
+        rows = ray.data.from_items(
+            [{"pack": pack.tolist()} for pack in packs], override_num_blocks=blocks
+        )
         scored = rows.map_batches(
             Scorer,
             fn_constructor_args=(task,),

@@ -1,4 +1,6 @@
-"""The reporter of a Ray Train worker: files by the first rank, news to the driver, checkpoints acknowledged by Ray."""
+"""The reporter of a Ray Train worker: files by the first rank, news to the driver, checkpoints
+acknowledged by Ray.
+"""
 
 import time
 from collections.abc import Callable
@@ -25,7 +27,9 @@ _ANSWER_S = 0.5
 
 
 class RayReporter(GroupReporter):
-    """Reports of all ranks of a worker group; each rank has one and calls it in step with the others."""
+    """Reports of all ranks of a worker group; each rank has one and calls it in step with the
+    others.
+    """
 
     def __init__(self, local: LocalReporter, world: World, mailbox: Any) -> None:
         super().__init__(local, world)
@@ -36,7 +40,9 @@ class RayReporter(GroupReporter):
         self._stop_requested = False
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Publish a step's metrics; Ray, where every report is a barrier, hears of evaluations only."""
+        """Publish a step's metrics; Ray, where every report is a barrier, hears of evaluations
+        only.
+        """
         super().report(step, total_steps, metrics)
         evaluated = any(name.startswith("eval/") for name in metrics)
         if self._world.is_first:
@@ -51,7 +57,9 @@ class RayReporter(GroupReporter):
         super().save(position, write)
         # Ray, which only takes note, knows the run's folder as the driver's server has it.
         run_dir = Path(ray.train.get_context().get_storage().experiment_fs_path)
-        folder = str(run_dir / self._local.folder_of(position.step).relative_to(self._local.run.folder))
+        folder = str(
+            run_dir / self._local.folder_of(position.step).relative_to(self._local.run.folder)
+        )
         ray.train.report(
             plain_record(position.step, position.metrics),
             checkpoint=Checkpoint(folder) if self._world.is_first else None,
@@ -61,12 +69,19 @@ class RayReporter(GroupReporter):
             consistency_mode=CheckpointConsistencyMode.COMMITTED, timeout_s=_ACKNOWLEDGEMENT_S
         )
         if not any(reported.checkpoint.path == folder for reported in on_record):
-            raise RunError(f"Ray did not take note of the checkpoint of step {position.step}; it lies in {folder}")
+            raise RunError(
+                f"Ray did not take note of the checkpoint of step {position.step}; it lies in "
+                f"{folder}"
+            )
         if self._world.is_first:
-            self._stop_requested = ray.get(self._tell())  # a message that nobody waits for may die with its sender
+            self._stop_requested = ray.get(
+                self._tell()
+            )  # a message that nobody waits for may die with its sender
 
     def stop_requested(self) -> bool:
-        """Whether the driver was asked to stop; it is asked now and then, and answers at once unless it is busy."""
+        """Whether the driver was asked to stop; it is asked now and then, and answers at once
+        unless it is busy.
+        """
         if self._world.is_first and time.monotonic() - self._told_at > _NEWS_EVERY_S:
             answered, _ = ray.wait([self._tell()], timeout=_ANSWER_S)
             for answer in answered:

@@ -1,4 +1,6 @@
-"""A run on workers from its prepared pairs to its end: settled, its reference log-probs computed, trained."""
+"""A run on workers from its prepared pairs to its end: settled, its reference log-probs computed,
+trained.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -15,7 +17,9 @@ from orpo_ray.training.setup import settle
 
 @dataclass(frozen=True)
 class Ground:
-    """What runs stand on that differ in their settings only: the same pairs, room and kind of device."""
+    """What runs stand on that differ in their settings only: the same pairs, room and kind of
+    device.
+    """
 
     artifact: Artifact
     placement: Placement
@@ -33,7 +37,9 @@ def train_on(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) ->
 
 
 def prepare_on(ground: Ground, run: Run, console: Console) -> None:
-    """Settle a run and have its reference log-probs in the cache, for others that will need the same ones."""
+    """Settle a run and have its reference log-probs in the cache, for others that will need the
+    same ones.
+    """
     references.prepare_references(_driver(ground, run, console))
 
 
@@ -49,4 +55,6 @@ def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> 
         run.refresh()  # the first worker may have written on another server what the run began with
         return found, settled(found)
 
-    return Driver(run, artifact, console, ground.placement, settled(ground.placement), look_again, poll_s)
+    return Driver(
+        run, artifact, console, ground.placement, settled(ground.placement), look_again, poll_s
+    )

@@ -1,4 +1,6 @@
-"""The actor that computes reference log-probs; the driver names it, so that what it computes with is imported there."""
+"""The actor that computes reference log-probs; the driver names it, so that what it computes with
+is imported there.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +26,9 @@ class Scorer:
         self._score: Score | None = None
 
     def __call__(self, rows: Any) -> dict[str, Any]:
-        """Log-probs of the pairs of some packs; an error of ours as a row, since Ray Data would wrap it."""
+        """Log-probs of the pairs of some packs; an error of ours as a row, since Ray Data would
+        wrap it.
+        """
         try:
             self._score = self._score or self._load()
             packs = [np.asarray(pack, dtype=np.int64) for pack in rows["pack"]]

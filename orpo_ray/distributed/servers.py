@@ -1,4 +1,6 @@
-"""Is every server of a cluster fit for a run? Asked before pairs are prepared, and without holding a CPU or GPU."""
+"""Is every server of a cluster fit for a run? Asked before pairs are prepared, and without holding
+a CPU or GPU.
+"""
 
 import shutil
 import uuid
@@ -36,10 +38,11 @@ class Report:
 
 
 def check_servers(run: Run, announce: Announce) -> None:
-    """Ask every server of the cluster that this process has joined; one alone has nobody to disagree with.
+    """Ask every server of the cluster that this process has joined; one alone has nobody to
+    disagree with.
 
-    Raises ConfigError where versions differ or the storage is not shared, ResourceError where a server does not
-    answer or its disk is full.
+    Raises ConfigError where versions differ or the storage is not shared, ResourceError where a
+    server does not answer or its disk is full.
     """
     import ray
 
@@ -59,26 +62,34 @@ def refuse_unfit(reports: Sequence[Report], ours: Mapping[str, str], storage: st
             here, there = ours.get(package, "none"), report.versions.get(package, "none")
             if here != there:
                 raise ConfigError(
-                    f"server {report.address} has {package} {there}, but the run's driver has {here}; "
+                    f"server {report.address} has {package} {there}, but the run's driver has "
+                    f"{here}; "
                     "install the same on every server"
                 )
     if unseen := [report.address for report in reports if not report.sees_storage]:
         raise ConfigError(
-            f"storage: {storage} is not seen on {', '.join(unseen)}; use s3://bucket/folder, or a folder that every "
+            f"storage: {storage} is not seen on {', '.join(unseen)}; use s3://bucket/folder, or a "
+            "folder that every "
             "server shares"
         )
     for report in reports:
         if report.free_bytes < _LEAST_FREE_BYTES:
             raise ResourceError(
-                f"server {report.address} has {report.free_bytes / 2**20:.0f} MB free on Ray's disk; "
+                f"server {report.address} has {report.free_bytes / 2**20:.0f} MB free on Ray's "
+                "disk; "
                 f"make room for {_LEAST_FREE_BYTES / 2**20:.0f} MB"
             )
 
 
 def describe_network(reports: Sequence[Report]) -> str:
     """One line: over which interface the servers reach each other. Pure."""
-    found = [f"{report.interface or 'an unknown interface'} on {report.address}" for report in reports]
-    return f"{len(reports)} servers agree in versions and see the storage; gloo and NCCL use {', '.join(found)}"
+    found = [
+        f"{report.interface or 'an unknown interface'} on {report.address}" for report in reports
+    ]
+    return (
+        f"{len(reports)} servers agree in versions and see the storage; gloo and NCCL use "
+        f"{', '.join(found)}"
+    )
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:
@@ -88,7 +99,10 @@ def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str |
 
 def own_interfaces() -> dict[str, list[str]]:
     """The addresses of each of this server's interfaces."""
-    return {name: [entry.address for entry in entries] for name, entries in psutil.net_if_addrs().items()}
+    return {
+        name: [entry.address for entry in entries]
+        for name, entries in psutil.net_if_addrs().items()
+    }
 
 
 @contextmanager
@@ -99,7 +113,9 @@ def _marker(run: Run) -> Iterator[str]:
         folder.mkdir(parents=True)
         (folder / _MARKER).touch()
     except OSError as error:
-        raise ConfigError(f"storage: {run.config.storage} cannot be written: {error.strerror}") from error
+        raise ConfigError(
+            f"storage: {run.config.storage} cannot be written: {error.strerror}"
+        ) from error
     try:
         storage.store(folder / _MARKER)
         yield storage.place_of(folder / _MARKER)
@@ -115,7 +131,9 @@ def _ask(nodes: Sequence[Mapping[str, Any]], marker: str) -> list[Report]:
     asked = {
         node["NodeManagerAddress"]: ray.remote(_report)
         .options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         )
         .remote(marker)
         for node in nodes
@@ -134,9 +152,13 @@ def _answer(address: str, reference: Any) -> Report:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OrpoRayError):
             raise type(error.cause)(f"server {address}: {error.cause}") from error
-        raise ConfigError(f"server {address} cannot load orpo_ray: {on_one_line(error.cause)[:200]}") from error
+        raise ConfigError(
+            f"server {address} cannot load orpo_ray: {on_one_line(error.cause)[:200]}"
+        ) from error
     except ray.exceptions.RayError as error:
-        raise ResourceError(f"server {address} was lost while it was asked: {on_one_line(error)[:200]}") from error
+        raise ResourceError(
+            f"server {address} was lost while it was asked: {on_one_line(error)[:200]}"
+        ) from error
     return report
 
 

@@ -18,8 +18,8 @@ from orpo_ray.training.decisions import Setup
 class Task:
     """Where resolved config and pairs lie, and what was settled.
 
-    `config` and `artifact` are places, for which a server may have paths of its own. `directory` is where the command
-    was given: relative paths in the config start there.
+    `config` and `artifact` are places, for which a server may have paths of its own. `directory` is
+    where the command was given: relative paths in the config start there.
     """
 
     config: str
@@ -28,7 +28,8 @@ class Task:
     directory: Path
 
     def enter(self) -> Run:
-        """The run, the relative paths in its config read as the driver reads them, where a server has its folder.
+        """The run, the relative paths in its config read as the driver reads them, where a server
+        has its folder.
 
         Raises ConfigError on a server that does not see what the driver wrote.
         """
@@ -38,7 +39,8 @@ class Task:
         if not path.exists():
             storage = path.parent.parent
             raise ConfigError(
-                f"storage: {storage} is not seen on server {platform.node()}; use a folder that every server sees"
+                f"storage: {storage} is not seen on server {platform.node()}; use a folder that "
+                "every server sees"
             )
         return Run(load_resolved(path))
 

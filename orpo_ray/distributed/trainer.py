@@ -1,7 +1,8 @@
 """Ray's trainer without the helper processes that a run of ours has no work for.
 
-Each of Ray's actors wakes a hundred times a second, work or none, and where workers fill their cores each time one of
-them is put aside (docs/benchmarks.md). The seams are private to Ray: a test counts the processes of a run.
+Each of Ray's actors wakes a hundred times a second, work or none, and where workers fill their
+cores each time one of them is put aside (docs/benchmarks.md). The seams are private to Ray: a test
+counts the processes of a run.
 """
 
 import atexit
@@ -15,9 +16,13 @@ from orpo_ray.lean_imports import without_collections
 with warnings.catch_warnings(), without_collections():  # in Ray's controller, too
     warnings.simplefilter("ignore")
     import ray
-    from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as WARNS_OF_BLOCKING
+    from ray._common.constants import (
+        RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as WARNS_OF_BLOCKING,
+    )
     from ray.train.v2._internal.callbacks import DatasetsCallback
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
     from ray.train.v2._internal.constants import get_env_vars_to_propagate
     from ray.train.v2._internal.execution.controller import TrainController as RaysController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -40,11 +45,21 @@ class LeanTrainer(DataParallelTrainer):
         self._controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
-        idle = (DatasetsCallback, PlacementGroupCleanerCallback) if self._owns_ray else (DatasetsCallback,)
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
+        idle = (
+            (DatasetsCallback, PlacementGroupCleanerCallback)
+            if self._owns_ray
+            else (DatasetsCallback,)
+        )
+        return [
+            callback
+            for callback in super()._create_default_callbacks()
+            if not isinstance(callback, idle)
+        ]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        """As Ray does it in a thread that hears no signals; who holds the controller may `end` it."""
+        """As Ray does it in a thread that hears no signals; who holds the controller may `end`
+        it.
+        """
         scaling: Any = self.scaling_config  # typed as that of Ray's first Train
         if self._owns_ray:
             options["scaling_policy"] = _NoAutoscaler(scaling)
@@ -72,7 +87,8 @@ class LeanTrainer(DataParallelTrainer):
 class _Workers(WorkerGroup):
     """Wait for each other's news as long as Ray does, however often the controller looks.
 
-    The error of a worker that has lost another one is known at once; that the other one died, later.
+    The error of a worker that has lost another one is known at once; that the other one died,
+    later.
     """
 
     def poll_status(self, timeout: float | None = None) -> Any:

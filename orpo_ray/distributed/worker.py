@@ -1,4 +1,6 @@
-"""What runs in each Ray Train worker: the training loop, with a reporter that speaks to the driver."""
+"""What runs in each Ray Train worker: the training loop, with a reporter that speaks to the
+driver.
+"""
 
 from contextlib import nullcontext
 from typing import Any

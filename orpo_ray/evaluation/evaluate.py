@@ -37,7 +37,9 @@ def judge_model(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
 ) -> Judged:
-    """Score the base (`trained` None) or the result of a run, and let it answer `prompts` (token ids) greedily."""
+    """Score the base (`trained` None) or the result of a run, and let it answer `prompts` (token
+    ids) greedily.
+    """
     model = load_trained(config, decisions, trained)
     model.check_reads(table)
     metrics = evaluate_pairs(model, table, padding_id(tokenizer), decisions.tokens_per_microbatch)
@@ -46,7 +48,9 @@ def judge_model(
 
 
 def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -> PairModel:
-    """The base, with the adapter in folder `trained` on it, or, for full training, the model in that folder."""
+    """The base, with the adapter in folder `trained` on it, or, for full training, the model in
+    that folder.
+    """
     source, adapted = config.model, False
     if trained is not None:
         fetch_trained(trained)
@@ -55,6 +59,10 @@ def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -
             inside_run = local_path(trained) / "adapter"
             folder = inside_run if inside_run.is_dir() else local_path(trained)
             source = source.model_copy(update={"base": str(folder), "revision": None})
-    base = load_base(source, decisions.device, decisions.dtype, decisions.attention, trainable=False)
-    model = load_adapter(base, trained, trainable=False) if trained is not None and adapted else base
+    base = load_base(
+        source, decisions.device, decisions.dtype, decisions.attention, trainable=False
+    )
+    model = (
+        load_adapter(base, trained, trainable=False) if trained is not None and adapted else base
+    )
     return PairModel(model, autocast_dtype(decisions))

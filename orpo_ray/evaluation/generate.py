@@ -20,7 +20,8 @@ def greedy_answers(
 ) -> list[str]:
     """One answer a prompt, given as token ids; decoded without special tokens, in order.
 
-    Prompts are padded on the left in batches of like length. An answer ends where the base reads no further.
+    Prompts are padded on the left in batches of like length. An answer ends where the base reads no
+    further.
     """
     model.eval()
     generate: Any = model.model.generate
@@ -30,13 +31,19 @@ def greedy_answers(
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         width = max(len(prompts[index]) for index in chunk)
-        room = max_new_tokens if model.positions is None else min(max_new_tokens, model.positions - width)
+        room = (
+            max_new_tokens
+            if model.positions is None
+            else min(max_new_tokens, model.positions - width)
+        )
         ids = torch.full((len(chunk), width), pad_id)
         mask = torch.zeros((len(chunk), width), dtype=torch.long)
         for row, index in enumerate(chunk):
             ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
             mask[row, width - len(prompts[index]) :] = 1
-        with torch.autocast(model.device.type, dtype=model.autocast, enabled=model.autocast is not None):
+        with torch.autocast(
+            model.device.type, dtype=model.autocast, enabled=model.autocast is not None
+        ):
             out = generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),

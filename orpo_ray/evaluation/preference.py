@@ -8,8 +8,12 @@ from orpo_ray.training.metrics import score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
 
 
-def evaluate_pairs(model: PairModel, table: PairTable, pad_id: int, token_budget: int) -> dict[str, dict[str, float]]:
-    """Preference metrics by source name, `all` first; a pair's source is what its id has before the last colon."""
+def evaluate_pairs(
+    model: PairModel, table: PairTable, pad_id: int, token_budget: int
+) -> dict[str, dict[str, float]]:
+    """Preference metrics by source name, `all` first; a pair's source is what its id has before the
+    last colon.
+    """
     scores = score_pairs(model, table, pad_id, token_budget)
     sources = np.array([pair_id.rpartition(":")[0] for pair_id in table.pair_ids])
     result = {"all": _describe(scores, np.ones(len(sources), dtype=bool))}
@@ -20,6 +24,9 @@ def evaluate_pairs(model: PairModel, table: PairTable, pad_id: int, token_budget
 
 def _describe(scores: PairScores, rows: np.ndarray) -> dict[str, float]:
     part = PairScores(
-        scores.chosen[rows], scores.rejected[rows], scores.chosen_tokens[rows], scores.rejected_tokens[rows]
+        scores.chosen[rows],
+        scores.rejected[rows],
+        scores.chosen_tokens[rows],
+        scores.rejected_tokens[rows],
     )
     return {"pairs": int(rows.sum()), **summarise(part)}

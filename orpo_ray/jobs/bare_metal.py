@@ -1,4 +1,6 @@
-"""A Ray cluster on servers of one's own: brought up through Ray's launcher, asked how it is, taken down."""
+"""A Ray cluster on servers of one's own: brought up through Ray's launcher, asked how it is, taken
+down.
+"""
 
 import json
 import os
@@ -26,12 +28,14 @@ _LAUNCH_S = 600
 
 _VERSIONS = (
     "import importlib.metadata as m, platform; "
-    "print(platform.python_version(), *(p + ' ' + m.version(p) for p in ('ray', 'torch', 'orpo-ray')), sep=', ')"
+    "print(platform.python_version(), *(p + ' ' + m.version(p) for p in ('ray', 'torch', "
+    "'orpo-ray')), sep=', ')"
 )
 _NODES = (
     "import json, logging, ray; "
     "ray.init(address='{head}', logging_level=logging.ERROR, log_to_driver=False); "
-    "print(json.dumps([[n['NodeManagerAddress'], n['Resources'].get('CPU', 0), n['Resources'].get('GPU', 0)] "
+    "print(json.dumps([[n['NodeManagerAddress'], n['Resources'].get('CPU', 0), "
+    "n['Resources'].get('GPU', 0)] "
     "for n in ray.nodes() if n['Alive']]))"
 )
 
@@ -47,18 +51,23 @@ class Server:
 
 
 class Launcher(Protocol):
-    """What starts Ray on all servers, given the launcher's YAML. Raises ResourceError where it cannot."""
+    """What starts Ray on all servers, given the launcher's YAML.
+
+    Raises ResourceError where it cannot.
+    """
 
     def __call__(self, text: str, *, keep_head: bool) -> None:
         """Start the head, unless it is to stay as it is; the head starts the others."""
 
 
-def up(hosts: HostsConfig, shell: Shell, launch: Launcher, announce: Callable[[str], None]) -> list[Server]:
+def up(
+    hosts: HostsConfig, shell: Shell, launch: Launcher, announce: Callable[[str], None]
+) -> list[Server]:
     """Give every server the token, start Ray on all of them, and wait until each has joined.
 
-    Where the head is up, it and its jobs are left alone, and only servers that are missing are started. Raises
-    ResourceError for a server that cannot be reached or does not join, ConfigError where the servers do not have the
-    same versions.
+    Where the head is up, it and its jobs are left alone, and only servers that are missing are
+    started. Raises ResourceError for a server that cannot be reached or does not join, ConfigError
+    where the servers do not have the same versions.
     """
     found = status(hosts, shell, lambda why: None)
     if all(server.joined for server in found):
@@ -69,13 +78,19 @@ def up(hosts: HostsConfig, shell: Shell, launch: Launcher, announce: Callable[[s
     for address in hosts.addresses:
         shell.run(address, _KEEP_TOKEN, stdin=f"{token}\n")
     where = ", ".join(server.address for server in found if not server.joined)
-    announce(f"{len(hosts.addresses)} servers have the token of {hosts.token_file}; starting Ray on {where}")
+    announce(
+        f"{len(hosts.addresses)} servers have the token of {hosts.token_file}; starting Ray on "
+        f"{where}"
+    )
     launch(bare_metal(hosts)[f"{hosts.name}.launcher.yaml"], keep_head=found[0].joined)
     return _wait_until_joined(hosts, shell)
 
 
 def plan(hosts: HostsConfig) -> dict[str, list[str]]:
-    """What `up` would do on each server, told without asking any. Raises ConfigError for a token of no use."""
+    """What `up` would do on each server, told without asking any.
+
+    Raises ConfigError for a token of no use.
+    """
     is_new = not hosts.token_file.exists()
     if not is_new:
         read_token(hosts.token_file)
@@ -91,23 +106,35 @@ def plan(hosts: HostsConfig) -> dict[str, list[str]]:
 
 
 def status(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) -> list[Server]:
-    """Which servers have joined the cluster; none of them, and the reason told, where the head does not answer."""
-    command = f'{_AUTHENTICATED}{hosts.environment}/bin/python -c "{_NODES.format(head=f"{hosts.head}:{ports.GCS}")}"'
+    """Which servers have joined the cluster; none of them, and the reason told, where the head does
+    not answer.
+    """
+    command = (
+        f"{_AUTHENTICATED}{hosts.environment}/bin/python -c "
+        f'"{_NODES.format(head=f"{hosts.head}:{ports.GCS}")}"'
+    )
     try:
-        joined = {address: (cpus, gpus) for address, cpus, gpus in json.loads(_last_line(shell, hosts, command))}
+        joined = {
+            address: (cpus, gpus)
+            for address, cpus, gpus in json.loads(_last_line(shell, hosts, command))
+        }
     except ConfigError:
         raise
     except (ResourceError, ValueError) as error:
         announce(f"no cluster answers on the head: {on_one_line(error)}")
         joined = {}
     return [
-        Server(address, True, *joined[address]) if address in joined else Server(address, joined=False)
+        Server(address, True, *joined[address])
+        if address in joined
+        else Server(address, joined=False)
         for address in hosts.addresses
     ]
 
 
 def down(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) -> list[str]:
-    """Stop Ray on every server, the head first, so that it starts no other again; those that could not be reached."""
+    """Stop Ray on every server, the head first, so that it starts no other again; those that could
+    not be reached.
+    """
     missed = []
     for address in hosts.addresses:
         try:
@@ -120,7 +147,8 @@ def down(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) -> l
 
 _AUTHENTICATED = f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN_FILE}; "
 _KEEP_TOKEN = (
-    f'umask 077; file="{TOKEN_FILE}"; mkdir -p "$(dirname "$file")"; cat > "$file.new" && mv "$file.new" "$file"'
+    f'umask 077; file="{TOKEN_FILE}"; mkdir -p "$(dirname "$file")"; cat > "$file.new" '
+    '&& mv "$file.new" "$file"'
 )
 
 
@@ -138,7 +166,10 @@ def _refuse_other_versions(versions: dict[str, str]) -> None:
     (head, expected), *others = versions.items()
     for address, found in others:
         if found != expected:
-            raise ConfigError(f"{address} has {found}, but the head {head} has {expected}; install the same on both")
+            raise ConfigError(
+                f"{address} has {found}, but the head {head} has {expected}; install the same on "
+                "both"
+            )
 
 
 def _wait_until_joined(hosts: HostsConfig, shell: Shell) -> list[Server]:
@@ -150,7 +181,8 @@ def _wait_until_joined(hosts: HostsConfig, shell: Shell) -> list[Server]:
             return found
         if time.monotonic() > deadline:
             raise ResourceError(
-                f"{', '.join(missing)} did not join within {_JOIN_S:.0f} s; the head's log says why: "
+                f"{', '.join(missing)} did not join within {_JOIN_S:.0f} s; the head's log says "
+                "why: "
                 "/tmp/ray/session_latest/logs/monitor.log there"
             )
         time.sleep(_POLL_S)
@@ -168,7 +200,9 @@ class RayLauncher:
             config = Path(folder) / "launcher.yaml"
             config.write_text(text, encoding="utf-8")
             keep = ["--no-restart"] if keep_head else []
-            self._run(["up", "--yes", "--no-config-cache", "--disable-usage-stats", *keep, str(config)])
+            self._run(
+                ["up", "--yes", "--no-config-cache", "--disable-usage-stats", *keep, str(config)]
+            )
 
     def _run(self, arguments: Sequence[str]) -> None:
         command = [str(Path(sys.executable).with_name("ray")), *arguments]
@@ -184,6 +218,8 @@ class RayLauncher:
                     timeout=_LAUNCH_S,
                 ).returncode
             except subprocess.TimeoutExpired as error:
-                raise ResourceError(f"Ray's launcher did not end within {_LAUNCH_S} s (its log: {self.log})") from error
+                raise ResourceError(
+                    f"Ray's launcher did not end within {_LAUNCH_S} s (its log: {self.log})"
+                ) from error
         if code:
             raise ResourceError(f"Ray's launcher ended with exit code {code} (its log: {self.log})")

@@ -1,7 +1,9 @@
-"""The first thing that runs of a submitted job: is this the cluster that it was made for? Then orpo-ray takes over.
+"""The first thing that runs of a submitted job: is this the cluster that it was made for? Then
+orpo-ray takes over.
 
-Travels as a file of its own and imports nothing of orpo_ray, which may not be there: python job.py PYTHON RAY VERSION
-COMMAND... where VERSION is the version of orpo-ray that has to be installed, or - where it was sent along.
+Travels as a file of its own and imports nothing of orpo_ray, which may not be there: python job.py
+PYTHON RAY VERSION COMMAND... where VERSION is the version of orpo-ray that has to be installed, or
+- where it was sent along.
 """
 
 import importlib.metadata
@@ -19,14 +21,23 @@ def complaint(python: str, ray: str, version: str) -> str | None:
     """What is not as the submitter has it, or None."""
     here = {"Python": ".".join(map(str, sys.version_info[:2])), "Ray": _installed("ray")}
     if here["Ray"] is None:
-        return f"the cluster's python ({sys.executable}) has no Ray; start Ray with its environment first in PATH"
+        return (
+            f"the cluster's python ({sys.executable}) has no Ray; start Ray with its "
+            "environment first in PATH"
+        )
     for what, wanted in (("Python", python), ("Ray", ray)):
         if here[what] != wanted:
-            return f"the cluster has {what} {here[what]}, but the run was submitted with {wanted}; use the same on both"
+            return (
+                f"the cluster has {what} {here[what]}, but the run was submitted with {wanted}; "
+                "use the same on both"
+            )
     found = _installed("orpo-ray")
     if version not in (ANY, found):
         has = f"has orpo-ray {found}" if found else "has no orpo-ray"
-        return f"the cluster {has}, but the run was submitted with {version}; install it there, or use --ship-code"
+        return (
+            f"the cluster {has}, but the run was submitted with {version}; install it there, or "
+            "use --ship-code"
+        )
     return None
 
 
@@ -44,7 +55,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"orpo-ray: {problem}", file=sys.stderr)
         print(json.dumps({"error": problem, "exit_code": WRONG_USAGE}))
         sys.exit(WRONG_USAGE)
-    # A cluster that was started in a script's background ignores SIGINT, and so would all that it starts.
+    # A cluster that was started in a script's background ignores SIGINT, and so would all that it
+    # starts.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, "-m", "orpo_ray.cli.main", *command])
 

@@ -32,7 +32,9 @@ class SshConfig(Section):
     """How the servers are reached."""
 
     user: str = Field("root", description="who starts Ray on each server")
-    key: str = Field("~/.ssh/id_ed25519", description="file of the private key, here and then on the head")
+    key: str = Field(
+        "~/.ssh/id_ed25519", description="file of the private key, here and then on the head"
+    )
 
     @property
     def key_file(self) -> Path:
@@ -45,23 +47,34 @@ class HostsConfig(Section):
 
     name: str = Field(description="of the cluster; its files are named after it")
     head: Address = Field(description="the head's address on the network that joins the servers")
-    workers: tuple[Address, ...] = Field((), description="the other servers' addresses on that network")
+    workers: tuple[Address, ...] = Field(
+        (), description="the other servers' addresses on that network"
+    )
     ssh: SshConfig = SshConfig()
-    token: str = Field(DEFAULT_FILE, description="file of the cluster's token here; made if it is not there")
-    environment: str = Field("/opt/orpo-ray", description="virtual environment that holds orpo-ray on every server")
+    token: str = Field(
+        DEFAULT_FILE, description="file of the cluster's token here; made if it is not there"
+    )
+    environment: str = Field(
+        "/opt/orpo-ray", description="virtual environment that holds orpo-ray on every server"
+    )
 
     @field_validator("name")
     @classmethod
     def _name_is_a_word(cls, name: str) -> str:
         if not _WORD.fullmatch(name):
-            raise ValueError(f"must be letters, digits and . _ - and begin with one of the first two, not {name!r}")
+            raise ValueError(
+                "must be letters, digits and . _ - and begin with one of the first two, not "
+                f"{name!r}"
+            )
         return name
 
     @field_validator("environment")
     @classmethod
     def _environment_is_a_path(cls, path: str) -> str:
         if not _PATH.fullmatch(path):
-            raise ValueError(f"must be an absolute path of letters, digits and . _ - /, not {path!r}")
+            raise ValueError(
+                f"must be an absolute path of letters, digits and . _ - /, not {path!r}"
+            )
         return path.rstrip("/")
 
     @field_validator("token")

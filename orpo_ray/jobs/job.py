@@ -1,4 +1,6 @@
-"""Runs as jobs of a cluster: one name for both, and what a submission does where the name is taken."""
+"""Runs as jobs of a cluster: one name for both, and what a submission does where the name is
+taken.
+"""
 
 import hashlib
 import json
@@ -37,7 +39,9 @@ class Job:
 
     @property
     def never_started(self) -> bool:
-        """Whether the cluster itself failed to start the command, as it may when it has only just come up."""
+        """Whether the cluster itself failed to start the command, as it may when it has only just
+        come up.
+        """
         return self.state == "failed" and self.exit_code is None and not self.started
 
 
@@ -53,7 +57,10 @@ class Submission:
 
 
 class Jobs(Protocol):
-    """The jobs of one cluster. Everything raises UnreachableError while the cluster does not answer."""
+    """The jobs of one cluster.
+
+    Everything raises UnreachableError while the cluster does not answer.
+    """
 
     def find(self, run: str) -> Job | None:
         """The job of a run, if the cluster knows of one."""
@@ -65,7 +72,10 @@ class Jobs(Protocol):
         """Start a job. Raises NameTakenError where the run has one."""
 
     def delete(self, run: str) -> None:
-        """Forget a job, so that its run may be submitted again. Raises NameTakenError where it is not over."""
+        """Forget a job, so that its run may be submitted again.
+
+        Raises NameTakenError where it is not over.
+        """
 
     def stop(self, run: str) -> None:
         """Ask a job to end with a checkpoint."""
@@ -87,29 +97,38 @@ def job_id(run: str) -> str:
 
 
 def describe(command: str, config: RunConfig, others: Sequence[Any]) -> dict[str, str]:
-    """What is kept with a job to know its like again; `others`: what else was asked for, as plain data."""
+    """What is kept with a job to know its like again; `others`: what else was asked for, as plain
+    data.
+    """
     content = json.dumps([dump(config), others], sort_keys=True)
     return {"command": command, "config": hashlib.sha256(content.encode()).hexdigest()}
 
 
-def decide(job: Job | None, metadata: Mapping[str, str]) -> Literal["submit", "attach", "submit again"]:
+def decide(
+    job: Job | None, metadata: Mapping[str, str]
+) -> Literal["submit", "attach", "submit again"]:
     """What submitting a run means where the cluster has this job of it, or none. Pure.
 
-    A run that is over is submitted again: its command goes on from the last checkpoint, or finds it finished.
-    Raises ConfigError where another command or other settings are at work under the name.
+    A run that is over is submitted again: its command goes on from the last checkpoint, or finds it
+    finished. Raises ConfigError where another command or other settings are at work under the name.
     """
     if job is None:
         return "submit"
     command = job.metadata.get("command")
     if command is None:
-        raise ConfigError(f"the cluster has a job {job.run} that is no run of orpo-ray; choose another name")
+        raise ConfigError(
+            f"the cluster has a job {job.run} that is no run of orpo-ray; choose another name"
+        )
     if job.is_over:
         return "submit again"
     if command != metadata["command"]:
-        raise ConfigError(f"run {job.run} is at work on the cluster: {command}; wait for it, or stop it")
+        raise ConfigError(
+            f"run {job.run} is at work on the cluster: {command}; wait for it, or stop it"
+        )
     if job.metadata.get("config") != metadata["config"]:
         raise ConfigError(
-            f"run {job.run} is at work on the cluster with other settings; stop it, or choose another name"
+            f"run {job.run} is at work on the cluster with other settings; stop it, or choose "
+            "another name"
         )
     return "attach"
 

@@ -20,10 +20,16 @@ from orpo_ray.jobs.nodes import Nodes
 from orpo_ray.jobs.package import is_here, named_paths
 from orpo_ray.jobs.render import fill
 from orpo_ray.jobs.request import STOP
-from orpo_ray.jobs.secrets import refuse_secrets, refuse_secrets_in_text, refuse_secrets_of_overrides
+from orpo_ray.jobs.secrets import (
+    refuse_secrets,
+    refuse_secrets_in_text,
+    refuse_secrets_of_overrides,
+)
 
 TOKEN_SECRET, SECRETS = "orpo-ray-token", "orpo-ray-secrets"
-"""Names of the Secrets that the pods mount; the first one's key is `auth_token`, as KubeRay wants it."""
+"""Names of the Secrets that the pods mount; the first one's key is `auth_token`, as KubeRay wants
+it.
+"""
 
 _LONGEST_NAME = 47
 """KubeRay appends to it, and Kubernetes allows 63."""
@@ -54,14 +60,17 @@ class Pods:
         if not _IMAGE.fullmatch(self.image):
             raise ConfigError(f"--image: {self.image!r} is no name of an image")
         if self.claim is not None and not _CLAIM.fullmatch(self.claim):
-            raise ConfigError(f"--claim: {self.claim!r} is no name of a volume claim (a-z, 0-9, . and -)")
+            raise ConfigError(
+                f"--claim: {self.claim!r} is no name of a volume claim (a-z, 0-9, . and -)"
+            )
 
 
 def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods) -> dict[str, str]:
-    """A RayJob that trains a config, and a RayCluster that stays, by file name; `text` is the config's file.
+    """A RayJob that trains a config, and a RayCluster that stays, by file name; `text` is the
+    config's file.
 
-    Raises ConfigError where the run's name, its storage or a path is of no use on Kubernetes, and for secrets: whoever
-    may look at the cluster reads the config.
+    Raises ConfigError where the run's name, its storage or a path is of no use on Kubernetes, and
+    for secrets: whoever may look at the cluster reads the config.
     """
     refuse_secrets(dump(config), {})
     # Overrides may hide what the file says, or what other overrides do.
@@ -81,7 +90,11 @@ def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods
         "cluster": indent(cluster.rstrip(), " " * 4),
         "image": json.dumps(pods.image),
     }
-    standing = {"name": name, "network_policy": policy, "cluster": indent(cluster.rstrip(), " " * 2)}
+    standing = {
+        "name": name,
+        "network_policy": policy,
+        "cluster": indent(cluster.rstrip(), " " * 2),
+    }
     return {
         f"{name}.rayjob.yaml": fill("kuberay/rayjob.yaml", job),
         f"{name}.raycluster.yaml": fill("kuberay/raycluster.yaml", standing),
@@ -91,10 +104,15 @@ def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods
 def _kubernetes_name(name: str) -> str:
     """The run's name in the letters that Kubernetes allows."""
     found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if not found[:1].isalpha() or len(found) > _LONGEST_NAME or not isinstance(yaml.safe_load(found), str):
+    if (
+        not found[:1].isalpha()
+        or len(found) > _LONGEST_NAME
+        or not isinstance(yaml.safe_load(found), str)
+    ):
         raise ConfigError(
             f"name: {name} would be {found} on Kubernetes, where it must begin with a letter, "
-            f"have {_LONGEST_NAME} characters at most, and be no word of YAML's; choose another name"
+            f"have {_LONGEST_NAME} characters at most, and be no word of YAML's; choose another "
+            "name"
         )
     return found
 
@@ -103,11 +121,15 @@ def _storage(storage: str, claim: str | None) -> dict[str, str]:
     """The volume that a folder of the pods is: what they write elsewhere is gone with them."""
     if "://" in storage:
         if claim:
-            raise ConfigError(f"--claim: storage is {storage}, which no volume is mounted for; leave the option out")
+            raise ConfigError(
+                f"--claim: storage is {storage}, which no volume is mounted for; leave the option "
+                "out"
+            )
         return {"storage_volume": "", "storage_mount": ""}
     if not claim or not PurePosixPath(storage).is_absolute():
         raise ConfigError(
-            f"storage: {storage} would be gone with its pod; give an absolute path and the volume claim "
+            f"storage: {storage} would be gone with its pod; give an absolute path and the volume "
+            "claim "
             "that all pods mount there (--claim), or a URL"
         )
     _refuse_system_folder(storage)
@@ -120,16 +142,25 @@ def _refuse_system_folder(storage: str) -> None:
     """Raise ConfigError for a place where the volume would hide what the pods live on."""
     first, *others = PurePosixPath(posixpath.normpath(storage)).parts[1:] or ("",)
     if not first or first in _SYSTEM or (first in _SHARED and not others) or ":" in storage:
-        raise ConfigError(f"storage: no volume is mounted at {storage}; give a folder of its own, such as /runs")
+        raise ConfigError(
+            f"storage: no volume is mounted at {storage}; give a folder of its own, such as /runs"
+        )
 
 
 def _refuse_files_of_this_machine(config: RunConfig) -> None:
-    """Raise ConfigError for paths that no pod has: nothing is carried along, and pods begin in an empty home."""
+    """Raise ConfigError for paths that no pod has: nothing is carried along, and pods begin in an
+    empty home.
+    """
     for key, path in named_paths(config):
-        is_file = _FILE.fullmatch(path) or key in ("model.chat_template", "adapter.init_from") or is_here(Path(path))
+        is_file = (
+            _FILE.fullmatch(path)
+            or key in ("model.chat_template", "adapter.init_from")
+            or is_here(Path(path))
+        )
         if is_file and not is_url(path) and not path.startswith("/"):
             raise ConfigError(
-                f"{key}: no pod has {path}; name a model or dataset of the hub, a URL, or an absolute path below the "
+                f"{key}: no pod has {path}; name a model or dataset of the hub, a URL, or an "
+                "absolute path below the "
                 "storage"
             )
 

@@ -17,7 +17,9 @@ class Nodes:
     memory_gib: int
 
 
-def nodes_for(scale: ScaleConfig, count: int, gpus: int | None, cpus: int, memory_gib: int) -> Nodes:
+def nodes_for(
+    scale: ScaleConfig, count: int, gpus: int | None, cpus: int, memory_gib: int
+) -> Nodes:
     """Machines that hold a run's workers; GPUs per node follow from the workers unless given.
 
     Raises ConfigError where they cannot be told, or where the workers do not fit.
@@ -45,4 +47,7 @@ def _gpus_of_a_worker(scale: ScaleConfig, gpus: int | None) -> float:
 
 def _refuse(option: str, given: int | None, needed: int, workers: int) -> None:
     if given is not None and given < needed:
-        raise ConfigError(f"{option}: {given} are too few for the {workers} workers of a node, which take {needed}")
+        raise ConfigError(
+            f"{option}: {given} are too few for the {workers} workers of a node, which take "
+            f"{needed}"
+        )

@@ -1,4 +1,6 @@
-"""What a submitted run takes along: its resolved config, and the files that it names by relative paths."""
+"""What a submitted run takes along: its resolved config, and the files that it names by relative
+paths.
+"""
 
 import os
 import shutil
@@ -20,18 +22,22 @@ MOST_BYTES = 50 * 2**20
 
 @dataclass(frozen=True)
 class Luggage:
-    """Files and folders to carry, by their paths relative to where the command is given, and what stays there."""
+    """Files and folders to carry, by their paths relative to where the command is given, and what
+    stays there.
+    """
 
     carried: tuple[str, ...]
     left: tuple[str, ...]
-    """Absolute paths that exist here as well: they are read on the servers, where they may be others."""
+    """Absolute paths that exist here as well: they are read on the servers, where they may be
+    others.
+    """
 
 
 def sort_luggage(config: RunConfig, here: Path) -> Luggage:
     """Tell what a run carries along: relative paths travel, absolute ones are the servers' own.
 
-    Raises ConfigError for a relative path that leads out of `here`, for too much, and for a storage that would lie
-    in the package.
+    Raises ConfigError for a relative path that leads out of `here`, for too much, and for a storage
+    that would lie in the package.
     """
     _refuse_relative_storage(config.storage)
     carried, left = [], []
@@ -42,14 +48,16 @@ def sort_luggage(config: RunConfig, here: Path) -> Luggage:
         elif is_here(here / at):
             if not at.parts or ".." in at.parts or at.parts[0] in (CONFIG_FILE, ENTRY_FILE):
                 raise ConfigError(
-                    f"{key}: {path} cannot be carried along; give the command in a folder above it, "
+                    f"{key}: {path} cannot be carried along; give the command in a folder above "
+                    "it, "
                     "or name its absolute path on the servers"
                 )
             carried.append(path)
     size = sum(file.stat().st_size for path in carried for file in _files(here / path))
     if size > MOST_BYTES:
         raise ConfigError(
-            f"{', '.join(carried)}: {size / 2**20:.0f} MB are too much to carry along (at most {MOST_BYTES >> 20}); "
+            f"{', '.join(carried)}: {size / 2**20:.0f} MB are too much to carry along (at most "
+            f"{MOST_BYTES >> 20}); "
             "put them where every server sees them, and name their absolute paths there"
         )
     return Luggage(tuple(dict.fromkeys(carried)), tuple(dict.fromkeys(left)))
@@ -57,7 +65,9 @@ def sort_luggage(config: RunConfig, here: Path) -> Luggage:
 
 def pack(config: RunConfig, luggage: Luggage, here: Path, folder: Path) -> None:
     """Fill an empty folder with what the job is started in."""
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(
+        yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8"
+    )
     shutil.copyfile(Path(__file__).with_name("entry.py"), folder / ENTRY_FILE)
     for path in luggage.carried:
         for file in _files(here / path):
@@ -75,13 +85,16 @@ def sizes(folder: Path) -> dict[str, int]:
 def _refuse_relative_storage(storage: str) -> None:
     if "://" not in storage and not storage.startswith(("/", "~")):
         raise ConfigError(
-            f"storage: {storage} is relative, and would be lost with the job's own folder; name s3://bucket/folder, "
+            f"storage: {storage} is relative, and would be lost with the job's own folder; name "
+            "s3://bucket/folder, "
             "or the absolute path of a folder that every server sees"
         )
 
 
 def is_here(path: Path) -> bool:
-    """Whether a path is one of this machine; what cannot be one here may be a server's, or a name of the hub."""
+    """Whether a path is one of this machine; what cannot be one here may be a server's, or a name
+    of the hub.
+    """
     try:
         return path.expanduser().exists()
     except (OSError, RuntimeError):
@@ -104,7 +117,10 @@ def named_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A file, or all files of a folder, links followed. Raises ConfigError for what cannot be carried."""
+    """A file, or all files of a folder, links followed.
+
+    Raises ConfigError for what cannot be carried.
+    """
     if not path.is_dir():
         yield _regular(path)
         return
@@ -112,10 +128,14 @@ def _files(path: Path) -> Iterator[Path]:
     for folder, _, names in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
         if real in above:
-            raise ConfigError(f"{path}: cannot be carried along: {folder} is in it twice, by a link")
+            raise ConfigError(
+                f"{path}: cannot be carried along: {folder} is in it twice, by a link"
+            )
         above.add(real)
         # Ray would leave out what these name.
-        yield from (_regular(Path(folder, name)) for name in sorted(names) if name not in _IGNORE_FILES)
+        yield from (
+            _regular(Path(folder, name)) for name in sorted(names) if name not in _IGNORE_FILES
+        )
 
 
 def _regular(path: Path) -> Path:

@@ -1,4 +1,6 @@
-"""The ports of a cluster's servers, each in one place: start commands and firewall are filled in from here."""
+"""The ports of a cluster's servers, each in one place: start commands and firewall are filled in
+from here.
+"""
 
 GCS = 6379
 CLIENT = 10001
@@ -20,6 +22,8 @@ EPHEMERAL = (32768, 60999)
 
 
 def shut_to_strangers() -> list[str]:
-    """What the firewall keeps for the peers below the ephemeral range, as nftables writes ports and ranges."""
+    """What the firewall keeps for the peers below the ephemeral range, as nftables writes ports and
+    ranges.
+    """
     single = sorted({GCS, CLIENT, DASHBOARD, *OF_EACH_SERVER.values()})
     return [*map(str, single), f"{WORKERS[0]}-{WORKERS[1]}"]

@@ -17,7 +17,15 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from orpo_ray.config.storage import expanded
 from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
-from orpo_ray.jobs.job import Job, NameTakenError, State, Submission, UnreachableError, job_id, last_line
+from orpo_ray.jobs.job import (
+    Job,
+    NameTakenError,
+    State,
+    Submission,
+    UnreachableError,
+    job_id,
+    last_line,
+)
 
 Result = TypeVar("Result")
 
@@ -34,7 +42,10 @@ _ODD = (ValueError, TypeError, KeyError, AttributeError)
 _VERSION = "/api/version"
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _NO_DASHBOARD = "answers, but not as Ray's dashboard does"
-_NO_ADDRESS = "--address (or RAY_API_SERVER_ADDRESS) must be the dashboard's URL, such as http://127.0.0.1:8265"
+_NO_ADDRESS = (
+    "--address (or RAY_API_SERVER_ADDRESS) must be the dashboard's URL, such as "
+    "http://127.0.0.1:8265"
+)
 _STATES: dict[JobStatus, State] = {
     JobStatus.PENDING: "pending",
     JobStatus.RUNNING: "running",
@@ -43,18 +54,22 @@ _STATES: dict[JobStatus, State] = {
     JobStatus.FAILED: "failed",
 }
 _LINES_BEFORE = "lines_before"
-"""Ray appends to the log of an earlier job of the same id; so many lines in it are not this job's."""
-_RAYS_OWN = re.compile(r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\t\w+ job_manager\.py:\d+ -- ")
+"""Ray appends to the log of an earlier job of the same id; so many lines in it are not this job's.
+"""
+_RAYS_OWN = re.compile(
+    r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\t\w+ job_manager\.py:\d+ -- "
+)
 """What Ray writes into a job's log, before or after the command's first lines."""
 
 
 class RayJobs:
     """The jobs of a cluster whose dashboard listens at `address`.
 
-    `connect` is called before each request, to mend a way there that has broken; `before_token` before the token is
-    sent for the first time. `needs_no_token`: take a cluster that answers everybody. Raises ConfigError for such a
-    cluster otherwise, for a token that it does not take, for another version of Ray, and where something else than a
-    dashboard answers; UnreachableError where nobody answers.
+    `connect` is called before each request, to mend a way there that has broken; `before_token`
+    before the token is sent for the first time. `needs_no_token`: take a cluster that answers
+    everybody. Raises ConfigError for such a cluster otherwise, for a token that it does not take,
+    for another version of Ray, and where something else than a dashboard answers; UnreachableError
+    where nobody answers.
     """
 
     def __init__(
@@ -74,10 +89,13 @@ class RayJobs:
         is_open = _answers_everybody(address)
         if is_open and not needs_no_token:
             raise ConfigError(
-                f"{address}: this cluster answers without a token, so anyone who reaches it may run code there; "
-                "turn token authentication on (orpo-ray cluster up does), or add --anyone-may-run-code"
+                f"{address}: this cluster answers without a token, so anyone who reaches it may "
+                "run code there; "
+                "turn token authentication on (orpo-ray cluster up does), or add "
+                "--anyone-may-run-code"
             )
-        # Ray's client lets this variable, and RAY_ADDRESS behind it, override the address that it is given.
+        # Ray's client lets this variable, and RAY_ADDRESS behind it, override the address that it
+        # is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         if not is_open and not token:
             raise ConfigError(f"{address}: this cluster wants a token; name its file with --token")
@@ -92,7 +110,8 @@ class RayJobs:
             raise ConfigError(f"{address}: {_NO_DASHBOARD}: {on_one_line(error)[:200]}") from error
         if self._client.version != ray_version:
             raise ConfigError(
-                f"the cluster has Ray {self._client.version}, but here is {ray_version}; use the same on both"
+                f"the cluster has Ray {self._client.version}, but here is {ray_version}; use the "
+                "same on both"
             )
 
     def find(self, run: str) -> Job | None:
@@ -107,7 +126,9 @@ class RayJobs:
     def all(self) -> list[Job]:
         """Every job that was submitted, the latest first."""
         try:
-            found = self._answer(lambda: [_job(each) for each in self._client.list_jobs() if each.submission_id])
+            found = self._answer(
+                lambda: [_job(each) for each in self._client.list_jobs() if each.submission_id]
+            )
         except RuntimeError as error:
             raise _failure(error) from error
         return sorted(found, key=lambda job: -job.submitted_at)
@@ -118,7 +139,10 @@ class RayJobs:
             self._client.submit_job,
             entrypoint=submission.entrypoint,
             runtime_env=dict(submission.environment),
-            metadata={**submission.metadata, _LINES_BEFORE: str(self._lines_before.get(submission.run, 0))},
+            metadata={
+                **submission.metadata,
+                _LINES_BEFORE: str(self._lines_before.get(submission.run, 0)),
+            },
             submission_id=job_id(submission.run),
         )
         try:
@@ -129,7 +153,10 @@ class RayJobs:
             raise _failure(error) from error
 
     def delete(self, run: str) -> None:
-        """Forget a job, so that its run may be submitted again. Raises NameTakenError where it is not over."""
+        """Forget a job, so that its run may be submitted again.
+
+        Raises NameTakenError where it is not over.
+        """
         self._lines_before[run] = self._log(run).count("\n")
         try:
             self._answer(lambda: self._client.delete_job(_in_url(run)))
@@ -164,7 +191,8 @@ class RayJobs:
             raise
         except _ODD as error:
             raise ResourceError(
-                f"{self._address}: answers, but not as Ray's Jobs API does: {on_one_line(error)[:200]}"
+                f"{self._address}: answers, but not as Ray's Jobs API does: "
+                f"{on_one_line(error)[:200]}"
             ) from error
 
     def _since_its_start(self, run: str, lines: Iterator[str]) -> Iterator[str]:
@@ -172,7 +200,9 @@ class RayJobs:
         if job is None:
             return
         before = int(job.metadata.get(_LINES_BEFORE, 0))
-        yield from (line for line in itertools.islice(lines, before, None) if not _RAYS_OWN.match(line))
+        yield from (
+            line for line in itertools.islice(lines, before, None) if not _RAYS_OWN.match(line)
+        )
 
     def _log(self, run: str) -> str:
         """The log of a run's last job; empty where there is none."""
@@ -195,7 +225,9 @@ class RayJobs:
             raise UnreachableError(f"{self._address}: the connection is lost") from error
 
     async def _next(self, stream: AsyncIterator[str]) -> str | None:
-        """The next piece of a log, or None at its end; while nothing comes, the connection is tried."""
+        """The next piece of a log, or None at its end; while nothing comes, the connection is
+        tried.
+        """
         piece = asyncio.ensure_future(anext(stream, None))
         while not (await asyncio.wait({piece}, timeout=_QUIET_S))[0]:
             await asyncio.to_thread(_ask, "GET", self._address, _VERSION)
@@ -219,12 +251,22 @@ class _Client(JobSubmissionClient):
         return str(self._server_ray_version)
 
     def _do_request(
-        self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None, **options: Any
+        self,
+        method: str,
+        endpoint: str,
+        *,
+        data: bytes | None = None,
+        json_data: Any = None,
+        **options: Any,
     ) -> requests.Response:
         assert not options, "no request of ours has others"
-        response = _ask(method, self._address, endpoint, data=data, json=json_data, headers=self._ours)
+        response = _ask(
+            method, self._address, endpoint, data=data, json=json_data, headers=self._ours
+        )
         if response.status_code in _NOT_LET_IN:
-            raise ConfigError(f"{self._address}: the cluster does not take this token; is it the right file?")
+            raise ConfigError(
+                f"{self._address}: the cluster does not take this token; is it the right file?"
+            )
         if response.status_code in _BUSY:
             raise UnreachableError(f"{self._address}: not ready (HTTP {response.status_code})")
         return response
@@ -233,7 +275,8 @@ class _Client(JobSubmissionClient):
 def _answers_everybody(address: str) -> bool:
     """Whether a cluster answers a request that carries no token.
 
-    Raises UnreachableError where nobody answers, ConfigError where it is no cluster: the token is not for others.
+    Raises UnreachableError where nobody answers, ConfigError where it is no cluster: the token is
+    not for others.
     """
     response = _ask("GET", address, _VERSION)
     if response.status_code in _NOT_LET_IN:
@@ -250,12 +293,16 @@ def _answers_everybody(address: str) -> bool:
 
 
 def _ask(method: str, address: str, endpoint: str, **content: Any) -> requests.Response:
-    """One request, straight to the cluster: the environment's proxy would see the token, its .netrc replace it."""
+    """One request, straight to the cluster: the environment's proxy would see the token, its .netrc
+    replace it.
+    """
     trusted = _trusted(address)
     try:
         with requests.Session() as session:
             session.trust_env, session.verify = False, trusted
-            return session.request(method, address + endpoint, timeout=_TIMEOUT_S, allow_redirects=False, **content)
+            return session.request(
+                method, address + endpoint, timeout=_TIMEOUT_S, allow_redirects=False, **content
+            )
     except requests.exceptions.SSLError as error:
         raise ConfigError(
             f"{address}: no TLS that this machine trusts; is it http, or is a certificate missing? "
@@ -268,9 +315,11 @@ def _ask(method: str, address: str, endpoint: str, **content: Any) -> requests.R
 
 
 def _trusted(address: str) -> str | bool:
-    """The certificates that a cluster's own has to be signed by; requests' own list where no variable names others.
+    """The certificates that a cluster's own has to be signed by; requests' own list where no
+    variable names others.
 
-    The environment is not trusted otherwise, see `_ask`; the file counts for requests and for the log's connection.
+    The environment is not trusted otherwise, see `_ask`; the file counts for requests and for the
+    log's connection.
     """
     for variable in _CERTIFICATES if address.startswith("https:") else ():
         if place := os.environ.get(variable):
@@ -281,7 +330,10 @@ def _trusted(address: str) -> str | bool:
 
 
 def check_address(address: str) -> str:
-    """The URL of a dashboard: scheme, host and port. Raises ConfigError where it is none; it may hold a secret."""
+    """The URL of a dashboard: scheme, host and port.
+
+    Raises ConfigError where it is none; it may hold a secret.
+    """
     try:
         url = urlsplit(address)
         port = url.port
@@ -312,7 +364,9 @@ def _in_url(run: str) -> str:
 
 
 def _failure(error: RuntimeError) -> ResourceError:
-    """What Ray's Jobs API could not do; it may be able to in a moment, when its agents have started."""
+    """What Ray's Jobs API could not do; it may be able to in a moment, when its agents have
+    started.
+    """
     if "No available agent" in str(error):
         return UnreachableError("the cluster has no agent yet to run a job")
     return ResourceError(f"the cluster could not do it: {last_line(str(error))}")

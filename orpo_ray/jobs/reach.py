@@ -1,4 +1,6 @@
-"""The way to a cluster's dashboard: its URL, or an SSH connection to the head, whose dashboard nobody else reaches."""
+"""The way to a cluster's dashboard: its URL, or an SSH connection to the head, whose dashboard
+nobody else reaches.
+"""
 
 import os
 import re
@@ -21,14 +23,18 @@ from orpo_ray.jobs.job import UnreachableError
 from orpo_ray.jobs.ssh import ssh_to
 from orpo_ray.jobs.token import DEFAULT_FILE, read_token
 
-_REFUSED = re.compile(r"Permission denied|Host key verification failed|Too many authentication failures")
+_REFUSED = re.compile(
+    r"Permission denied|Host key verification failed|Too many authentication failures"
+)
 """What ssh says of a server that answers; asking it again changes nothing."""
 _LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
 
 
 @dataclass(frozen=True)
 class Way:
-    """A cluster's dashboard, the token that it wants, what leads there, and what mends that before a request."""
+    """A cluster's dashboard, the token that it wants, what leads there, and what mends that before
+    a request.
+    """
 
     address: str
     token: str
@@ -37,14 +43,20 @@ class Way:
 
 
 @contextmanager
-def way_to(hosts: Path | None, address: str | None, token: Path | None, needs_no_token: bool) -> Iterator[Way]:
-    """The way to the cluster of a hosts.yaml, or to a dashboard's URL; to this machine's own if neither is named.
+def way_to(
+    hosts: Path | None, address: str | None, token: Path | None, needs_no_token: bool
+) -> Iterator[Way]:
+    """The way to the cluster of a hosts.yaml, or to a dashboard's URL; to this machine's own if
+    neither is named.
 
-    Raises ConfigError where the token or the key for SSH cannot be read. Nothing is asked before `connect`.
+    Raises ConfigError where the token or the key for SSH cannot be read. Nothing is asked before
+    `connect`.
     """
     if hosts is None:
         url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOOPBACK
-        file = token or expanded(os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_FILE, "RAY_AUTH_TOKEN_PATH")
+        file = token or expanded(
+            os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_FILE, "RAY_AUTH_TOKEN_PATH"
+        )
         yield Way(url, "" if needs_no_token and not file.exists() else read_token(file))
         return
     if address is not None:
@@ -84,7 +96,8 @@ class _Tunnel:
     def open(self) -> None:
         """Connect, unless the connection stands.
 
-        Raises UnreachableError where it cannot be made at the moment, ResourceError where the server refuses it.
+        Raises UnreachableError where it cannot be made at the moment, ResourceError where the
+        server refuses it.
         """
         if self._process is not None and self._process.poll() is None:
             return
@@ -110,4 +123,6 @@ def _listens(pid: int, port: int) -> bool:
         connections = psutil.Process(pid).net_connections("tcp4")
     except psutil.NoSuchProcess:
         return False
-    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections)
+    return any(
+        each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections
+    )

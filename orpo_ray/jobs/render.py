@@ -12,14 +12,20 @@ TOKEN_FILE = "$HOME/.ray/orpo-ray.token"
 
 
 def cluster_file(name: str) -> str:
-    """The text of a file of `cluster/`: carried in the wheel, or beside the package where it is worked on."""
+    """The text of a file of `cluster/`: carried in the wheel, or beside the package where it is
+    worked on.
+    """
     package = Path(__file__).parents[1]
-    home = next(folder for folder in (package / "cluster", package.parent / "cluster") if folder.is_dir())
+    home = next(
+        folder for folder in (package / "cluster", package.parent / "cluster") if folder.is_dir()
+    )
     return (home / name).read_text(encoding="utf-8")
 
 
 def bare_metal(hosts: HostsConfig) -> dict[str, str]:
-    """The files for servers of one's own, by name: what Ray's launcher reads, and the firewall's script."""
+    """The files for servers of one's own, by name: what Ray's launcher reads, and the firewall's
+    script.
+    """
     return {
         f"{hosts.name}.launcher.yaml": fill("bare-metal/launcher.yaml", _launcher(hosts)),
         f"{hosts.name}.firewall.nft": fill("bare-metal/firewall.nft", _firewall(hosts)),
@@ -50,10 +56,13 @@ def _launcher(hosts: HostsConfig) -> dict[str, str]:
 
 
 def _which_address(hosts: HostsConfig) -> str:
-    """Shell that finds out which of the cluster's addresses is this server's, and on which interface."""
+    """Shell that finds out which of the cluster's addresses is this server's, and on which
+    interface.
+    """
     ours = " ".join(f"-e {address}" for address in hosts.addresses)
     return (
-        f"address=$(ip -o -4 addr show | awk '{{print $4}}' | cut -d/ -f1 | grep -Fx {ours} | head -n 1); "
+        f"address=$(ip -o -4 addr show | awk '{{print $4}}' | cut -d/ -f1 | grep -Fx {ours} | head "
+        "-n 1); "
         """interface=$(ip -o -4 addr show to "$address" | awk '{print $2}' | head -n 1);"""
     )
 

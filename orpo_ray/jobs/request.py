@@ -35,7 +35,9 @@ def request(
     """
     refuse_secrets(dump(config), environment, options)
     if late := next((word for word in options if "=" in word and not word.startswith("-")), None):
-        raise ConfigError(f"{late}: settings stand before --, which only options of {command} follow")
+        raise ConfigError(
+            f"{late}: settings stand before --, which only options of {command} follow"
+        )
     here = Path.cwd()
     luggage = sort_luggage(config, here)
     if luggage.carried:
@@ -56,7 +58,10 @@ def request(
         )
 
 
-_OUR_CODE: dict[str, Any] = {"py_modules": [str(Path(__file__).parents[1])], "excludes": ["__pycache__"]}
+_OUR_CODE: dict[str, Any] = {
+    "py_modules": [str(Path(__file__).parents[1])],
+    "excludes": ["__pycache__"],
+}
 
 
 def _entrypoint(command: str, options: Sequence[str], ship_code: bool) -> str:

@@ -32,18 +32,22 @@ class Request:
         """Both stand in the script."""
         if not _TIME.fullmatch(self.time):
             raise ConfigError(
-                f"--time: {self.time!r} is no time of Slurm's; write minutes, hours:minutes:seconds or days-hours"
+                f"--time: {self.time!r} is no time of Slurm's; write minutes, "
+                "hours:minutes:seconds or days-hours"
             )
         if 0 < _seconds(self.time) < _SHORTEST_S:  # 0 is no limit at all
             raise ConfigError(
-                f"--time: {self.time} is too short: a checkpoint is saved five minutes before the end; "
+                f"--time: {self.time} is too short: a checkpoint is saved five minutes before the "
+                "end; "
                 f"give {_SHORTEST_S // 60} minutes or more"
             )
         if self.partition is not None and not _PARTITION.fullmatch(self.partition):
             raise ConfigError(f"--partition: {self.partition!r} is no name of a partition")
 
 
-def sbatch_file(config: RunConfig, train: Sequence[str], request: Request, folder: Path) -> dict[str, str]:
+def sbatch_file(
+    config: RunConfig, train: Sequence[str], request: Request, folder: Path
+) -> dict[str, str]:
     """The job's script, by file name. `train` is the command that trains, given in `folder`.
 
     Raises ConfigError for storage that only one of several nodes has.
@@ -64,14 +68,18 @@ def sbatch_file(config: RunConfig, train: Sequence[str], request: Request, folde
         "gcs": str(ports.GCS),
         "ray_options": f"{node_ports()} --disable-usage-stats",
         # Of a bucket there is but a copy, which may be an old one.
-        "result": "" if "://" in config.storage else shlex.quote(str(config.run_dir / "result.json")),
+        "result": ""
+        if "://" in config.storage
+        else shlex.quote(str(config.run_dir / "result.json")),
         "train": shlex.join(train),
     }
     return {f"{job}.sbatch": fill("slurm/settings.sbatch", values) + cluster_file("slurm/run.sh")}
 
 
 def _seconds(time: str) -> int:
-    """Minutes, minutes:seconds, hours:minutes:seconds, or days before hours, hours:minutes or hours:minutes:seconds."""
+    """Minutes, minutes:seconds, hours:minutes:seconds, or days before hours, hours:minutes or
+    hours:minutes:seconds.
+    """
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     hours, minutes, seconds = ([*parts, 0, 0] if dash or len(parts) == 3 else [0, *parts, 0])[:3]
@@ -79,13 +87,17 @@ def _seconds(time: str) -> int:
 
 
 def _also(request: Request) -> str:
-    """Lines for what is asked for only where it is wanted: a node without GPUs may know no such option."""
+    """Lines for what is asked for only where it is wanted: a node without GPUs may know no such
+    option.
+    """
     wanted = {"gpus-per-node": request.nodes.gpus, "partition": request.partition}
     return "".join(f"\n#SBATCH --{option}={value}" for option, value in wanted.items() if value)
 
 
 def _refuse_local_storage(storage: str) -> None:
-    """Raise ConfigError for a folder that is another one on every node, as far as its name tells."""
+    """Raise ConfigError for a folder that is another one on every node, as far as its name
+    tells.
+    """
     path = local_path(storage, "storage")
     if not path.is_absolute() or any(path.is_relative_to(folder) for folder in _LOCAL):
         raise ConfigError(

@@ -22,23 +22,38 @@ class Shell(Protocol):
     """What starts and stops a cluster needs of its servers."""
 
     def run(self, address: str, command: str, stdin: str = "") -> str:
-        """What a command of the server's shell writes to stdout. Raises ResourceError, naming the server."""
+        """What a command of the server's shell writes to stdout.
+
+        Raises ResourceError, naming the server.
+        """
 
 
 @dataclass(frozen=True)
 class Ssh:
-    """The servers as they are. A server that is met for the first time is trusted; another key later is refused."""
+    """The servers as they are.
+
+    A server that is met for the first time is trusted; another key later is refused.
+    """
 
     user: str
     key: Path
     known_hosts: Path
 
     def run(self, address: str, command: str, stdin: str = "") -> str:
-        """What a command of the server's shell writes to stdout. Raises ResourceError, naming the server."""
+        """What a command of the server's shell writes to stdout.
+
+        Raises ResourceError, naming the server.
+        """
         words = [*self._words(), f"{self.user}@{address}", command]
         try:
             done = subprocess.run(
-                words, input=stdin, capture_output=True, text=True, errors="replace", check=False, timeout=_COMMAND_S
+                words,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=_COMMAND_S,
             )
         except FileNotFoundError as error:
             raise ResourceError(_NO_SSH) from error
@@ -46,14 +61,27 @@ class Ssh:
             raise ResourceError(f"{address}: no answer within {_COMMAND_S} s") from error
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            what = f"cannot be reached as {self.user}" if done.returncode == _NOT_REACHED else "a command failed"
+            what = (
+                f"cannot be reached as {self.user}"
+                if done.returncode == _NOT_REACHED
+                else "a command failed"
+            )
             raise ResourceError(f"{address}: {what}: {said}")
         return done.stdout
 
     def forward(self, address: str, port: int, remote_port: int) -> "subprocess.Popen[str]":
-        """Lead a port of this machine's loopback to one of the server's, until the process ends; it tells why."""
+        """Lead a port of this machine's loopback to one of the server's, until the process ends; it
+        tells why.
+        """
         lead = f"127.0.0.1:{port}:127.0.0.1:{remote_port}"
-        alive = ("-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
+        alive = (
+            "-o",
+            "ExitOnForwardFailure=yes",
+            "-o",
+            "ServerAliveInterval=5",
+            "-o",
+            "ServerAliveCountMax=3",
+        )
         words = [*self._words(), *alive, "-N", "-L", lead, f"{self.user}@{address}"]
         try:
             return subprocess.Popen(
@@ -72,22 +100,36 @@ class Ssh:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            why = f"the folder {folder}, which holds the servers' keys, too, cannot be made: {error.strerror}"
+            why = (
+                f"the folder {folder}, which holds the servers' keys, too, cannot be made: "
+                f"{error.strerror}"
+            )
             raise ConfigError(f"token: {why}") from error
         # Without quotes a path with a space would be two, and neither might hold the servers' keys.
         known_hosts = str(self.known_hosts).replace("%", "%%")
         trust = (f'UserKnownHostsFile="{known_hosts}"', "StrictHostKeyChecking=accept-new")
         options = ("BatchMode=yes", "IdentitiesOnly=yes", *trust, f"ConnectTimeout={_CONNECT_S}")
-        return ["ssh", "-i", str(self.key), *(part for option in options for part in ("-o", option))]
+        return [
+            "ssh",
+            "-i",
+            str(self.key),
+            *(part for option in options for part in ("-o", option)),
+        ]
 
 
 def ssh_to(hosts: HostsConfig) -> Ssh:
-    """The way to the servers of a hosts.yaml. Raises ConfigError for a key that is not here, and for odd paths."""
+    """The way to the servers of a hosts.yaml.
+
+    Raises ConfigError for a key that is not here, and for odd paths.
+    """
     key, known_hosts = hosts.ssh.key_file, hosts.known_hosts_file
     try:
         key.open("rb").close()
     except OSError as error:
         raise ConfigError(f"ssh.key: {key} cannot be read: {error.strerror}") from error
     if _SPECIAL.search(str(known_hosts)):
-        raise ConfigError(f'token: {known_hosts.parent}: ssh takes no path with " or \\ or ${{ in it; choose another')
+        raise ConfigError(
+            f'token: {known_hosts.parent}: ssh takes no path with " or \\ or ${{ in it; choose '
+            "another"
+        )
     return Ssh(hosts.ssh.user, key, known_hosts)

@@ -6,19 +6,32 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from orpo_ray.errors import ResourceError, StoppedError
-from orpo_ray.jobs.job import Job, Jobs, NameTakenError, Submission, UnreachableError, decide, last_line
+from orpo_ray.jobs.job import (
+    Job,
+    Jobs,
+    NameTakenError,
+    Submission,
+    UnreachableError,
+    decide,
+    last_line,
+)
 
 Result = TypeVar("Result")
 
 _PATIENCE_S, _PAUSE_S = 600.0, 2.0
 _END_S = 180.0
 _STARTS = 5
-"""How often the cluster may fail to start a command: it does in its first seconds, and just after a job of the name."""
+"""How often the cluster may fail to start a command: it does in its first seconds, and just after a
+job of the name.
+"""
 
 
 @dataclass
 class Patience:
-    """Asks a cluster again while it does not answer, and says that it does so. Raises ResourceError in the end."""
+    """Asks a cluster again while it does not answer, and says that it does so.
+
+    Raises ResourceError in the end.
+    """
 
     announce: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
@@ -66,18 +79,26 @@ def submit(jobs: Jobs, submission: Submission, patience: Patience) -> bool:
             return False
         try:
             if job is not None:
-                patience.announce(f"run {run} was submitted before ({job.state}); submitting it again")
+                patience.announce(
+                    f"run {run} was submitted before ({job.state}); submitting it again"
+                )
                 patience.ask(lambda: jobs.delete(run))
             patience.ask(lambda: jobs.submit(submission))
         except NameTakenError:
-            continue  # of two submissions at one time the other came first; or ours did, and its answer was lost
+            # The other of two submissions came first; or ours did, and its answer was lost.
+            continue
         patience.announce(f"submitted run {run}")
         return True
-    raise ResourceError(f"run {run} is submitted and ended again and again by others; wait for them")
+    raise ResourceError(
+        f"run {run} is submitted and ended again and again by others; wait for them"
+    )
 
 
 def follow(jobs: Jobs, run: str, show: Callable[[str], None], patience: Patience) -> Job:
-    """Show what a job prints, each line once, until it is over. Raises StoppedError where the cluster forgot it."""
+    """Show what a job prints, each line once, until it is over.
+
+    Raises StoppedError where the cluster forgot it.
+    """
     shown = 0
     while True:
         try:
@@ -91,7 +112,10 @@ def follow(jobs: Jobs, run: str, show: Callable[[str], None], patience: Patience
             patience.wait(error)
             continue
         if job is None:
-            raise StoppedError(f"the cluster was started anew and has no job {run}; submit it again, and it goes on")
+            raise StoppedError(
+                f"the cluster was started anew and has no job {run}; submit it again, and it goes "
+                "on"
+            )
         if job.is_over:
             return job
         patience.sleep(_PAUSE_S)
@@ -104,7 +128,8 @@ def submit_and_follow(
     patience: Patience,
     at_work: Callable[[], None] = lambda: None,
 ) -> Job:
-    """Submit a run and follow it to its end; what the cluster fails to start is submitted again, a few times.
+    """Submit a run and follow it to its end; what the cluster fails to start is submitted again, a
+    few times.
 
     `at_work` is called once the cluster has the run.
     """
@@ -129,7 +154,10 @@ def stop(jobs: Jobs, run: str, patience: Patience) -> Job | None:
     asked = patience.clock()
     while job is not None and not job.is_over:
         if patience.clock() - asked > _END_S:
-            raise ResourceError(f"run {run} has not ended after {_END_S / 60:.0f} minutes; `orpo-ray status` shows it")
+            raise ResourceError(
+                f"run {run} has not ended after {_END_S / 60:.0f} minutes; `orpo-ray status` shows "
+                "it"
+            )
         patience.sleep(_PAUSE_S)
         job = patience.ask(lambda: jobs.find(run))
     return job

@@ -1,4 +1,6 @@
-"""The cluster's token: whoever holds it runs any code there, so it is a file that its owner alone can read."""
+"""The cluster's token: whoever holds it runs any code there, so it is a file that its owner alone
+can read.
+"""
 
 import os
 import secrets
@@ -13,13 +15,20 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def read_token(path: Path) -> str:
-    """The token of a file. Raises ConfigError where there is none, or where others than its owner can reach it."""
+    """The token of a file.
+
+    Raises ConfigError where there is none, or where others than its owner can reach it.
+    """
     try:
         mode, token = path.stat().st_mode, path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: the token cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"{path}: the token cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if mode & _OTHERS:
-        raise ConfigError(f"{path}: others may read or write the token (mode {mode & 0o777:o}); chmod 600 {path}")
+        raise ConfigError(
+            f"{path}: others may read or write the token (mode {mode & 0o777:o}); chmod 600 {path}"
+        )
     if not token or len(token.split()) > 1:
         raise ConfigError(f"{path}: one line with the token is expected")
     return token

@@ -1,4 +1,6 @@
-"""The trained part of a model: a fresh LoRA or DoRA adapter, an earlier one to go on from, or every weight."""
+"""The trained part of a model: a fresh LoRA or DoRA adapter, an earlier one to go on from, or every
+weight.
+"""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
 from orpo_ray.runs.console import Announce
 
 
-def attach_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Announce) -> PeftModel | PreTrainedModel:
+def attach_adapter(
+    base: PreTrainedModel, config: AdapterConfig, announce: Announce
+) -> PeftModel | PreTrainedModel:
     """The model with its trainable part; the base itself when `kind: none` trains every weight."""
     if config.kind == "none":
         return base
@@ -33,27 +37,38 @@ def attach_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Annou
         return get_peft_model(base, lora)
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        # PEFT wraps the weights of experts that are no modules of their own, and cannot drop out what goes into them.
+        # PEFT wraps the weights of experts that are no modules of their own, and cannot drop out
+        # what goes into them.
         setting = "dropout: set it to 0" if "lora_dropout" in reason else "targets"
         raise ConfigError(f"adapter.{setting}: {reason}") from error
 
 
-def load_adapter(base: PreTrainedModel, path: str, *, trainable: bool, dropout: float = 0.0) -> PeftModel:
+def load_adapter(
+    base: PreTrainedModel, path: str, *, trainable: bool, dropout: float = 0.0
+) -> PeftModel:
     """The base with an adapter from disk on it. Raises ConfigError if the two do not fit."""
     folder = find_adapter(path)
     _read_adapter_config(folder)
     if not (folder / "adapter_model.safetensors").is_file():
-        raise ConfigError(f"{folder}: no adapter_model.safetensors; only safetensors adapters are loaded")
+        raise ConfigError(
+            f"{folder}: no adapter_model.safetensors; only safetensors adapters are loaded"
+        )
     adapter_config = LoraConfig.from_pretrained(str(folder))
     adapter_config.lora_dropout = dropout
     adapter_config.inference_mode = not trainable
     try:
-        return PeftModel.from_pretrained(base, folder, config=adapter_config, is_trainable=trainable)
+        return PeftModel.from_pretrained(
+            base, folder, config=adapter_config, is_trainable=trainable
+        )
     except (RuntimeError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: this adapter does not fit the base: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{folder}: this adapter does not fit the base: {str(error).splitlines()[0]}"
+        ) from error
 
 
-def _continue_adapter(base: PreTrainedModel, config: AdapterConfig, announce: Announce) -> PeftModel:
+def _continue_adapter(
+    base: PreTrainedModel, config: AdapterConfig, announce: Announce
+) -> PeftModel:
     assert config.init_from is not None
     folder = find_adapter(config.init_from)
     _refuse_other_shape(config, _read_adapter_config(folder), folder)
@@ -62,7 +77,10 @@ def _continue_adapter(base: PreTrainedModel, config: AdapterConfig, announce: An
 
 
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
-    """What PEFT wrote about an adapter. Raises ConfigError if it is broken or tells of something else than LoRA."""
+    """What PEFT wrote about an adapter.
+
+    Raises ConfigError if it is broken or tells of something else than LoRA.
+    """
     try:
         found: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         kind = found.get("peft_type")
@@ -74,23 +92,35 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_other_shape(config: AdapterConfig, found: dict[str, Any], folder: Path) -> None:
-    """The shape of an adapter is fixed when it is made, so settings that disagree with it are a mistake."""
+    """The shape of an adapter is fixed when it is made, so settings that disagree with it are a
+    mistake.
+    """
     asked = {"r": (config.r, found.get("r")), "alpha": (config.alpha, found.get("lora_alpha"))}
     asked["dora"] = (config.dora, found.get("use_dora", False))
     for key, (wanted, stored) in asked.items():
         if wanted != stored:
-            raise ConfigError(f"adapter.{key}: {wanted} here, but init_from {folder} has {stored}; use the same value")
-    if config.targets != "all-linear" and not _same_targets(config.targets, found["target_modules"]):
+            raise ConfigError(
+                f"adapter.{key}: {wanted} here, but init_from {folder} has {stored}; use the same "
+                "value"
+            )
+    if config.targets != "all-linear" and not _same_targets(
+        config.targets, found["target_modules"]
+    ):
         raise ConfigError(
-            f"adapter.targets: {list(config.targets)} here, but init_from {folder} has others; use its own"
+            f"adapter.targets: {list(config.targets)} here, but init_from {folder} has others; use "
+            "its own"
         )
 
 
 def _same_targets(asked: Sequence[str], stored: Sequence[str]) -> bool:
-    """PEFT keeps a target as it was named or by its whole path; a name means every path that ends with it."""
+    """PEFT keeps a target as it was named or by its whole path; a name means every path that ends
+    with it.
+    """
 
     def means(name: str, path: str) -> bool:
         return f".{path}".endswith(f".{name}")
 
     found = [path for path in stored if any(means(name, path) for name in asked)]
-    return len(found) == len(stored) and all(any(means(name, path) for path in stored) for name in asked)
+    return len(found) == len(stored) and all(
+        any(means(name, path) for path in stored) for name in asked
+    )

@@ -7,7 +7,13 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ConfigError, ResourceError
@@ -31,7 +37,8 @@ def load_base(
 ) -> PreTrainedModel:
     """The causal language model on its device, without dropout of its own.
 
-    Frozen in the run's dtype, or, when every weight is trained, in float32: the optimizer needs full precision.
+    Frozen in the run's dtype, or, when every weight is trained, in float32: the optimizer needs
+    full precision.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -48,7 +55,9 @@ def load_base(
             ignore_mismatched_sizes=True,  # refused below, with the name of the tensor
         )
     except torch.OutOfMemoryError as error:
-        raise ResourceError(f"model.base: {config.base} does not fit into the memory of {device}") from error
+        raise ResourceError(
+            f"model.base: {config.base} does not fit into the memory of {device}"
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(explain_load_error(config.base, "model", error)) from error
     model: PreTrainedModel = loaded[0]
@@ -59,12 +68,16 @@ def load_base(
 
 
 def _numbered(device: str) -> str:
-    """This process's own GPU by number: the threads that load weights would take "cuda" for the first one."""
+    """This process's own GPU by number: the threads that load weights would take "cuda" for the
+    first one.
+    """
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
 def _without_dropout(config: ModelConfig, announce: Announce) -> PreTrainedConfig:
-    """The base's configuration with its dropout at 0: the policy must begin as the reference that is scored without."""
+    """The base's configuration with its dropout at 0: the policy must begin as the reference that
+    is scored without.
+    """
     found: PreTrainedConfig = AutoConfig.from_pretrained(
         base_location(config), revision=config.revision, trust_remote_code=False
     )
@@ -81,20 +94,28 @@ def _without_dropout(config: ModelConfig, announce: Announce) -> PreTrainedConfi
 
 
 def _refuse_incomplete(base: str, model: torch.nn.Module, loading: dict[str, Any]) -> None:
-    """Raise ConfigError where transformers would go on with random weights instead of those that are missing."""
-    absent = sorted(loading["missing_keys"]) + sorted(str(entry[0]) for entry in loading["mismatched_keys"])
+    """Raise ConfigError where transformers would go on with random weights instead of those that
+    are missing.
+    """
+    absent = sorted(loading["missing_keys"]) + sorted(
+        str(entry[0]) for entry in loading["mismatched_keys"]
+    )
     absent += [name for name, module in model.named_modules() if _has_other_shape(module)]
     if absent:
         raise ConfigError(
-            f"model.base: the weights of {base} lack {absent[0]} or have it in another shape than config.json says"
-            + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "")
+            f"model.base: the weights of {base} lack {absent[0]} or have it in another shape than "
+            "config.json says" + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "")
         )
 
 
 def _has_other_shape(module: torch.nn.Module) -> bool:
-    """Whether a quantised layer holds weights that do not fit it; transformers does not compare their shapes."""
+    """Whether a quantised layer holds weights that do not fit it; transformers does not compare
+    their shapes.
+    """
     if isinstance(module, Linear4bit):
-        state = getattr(module.weight, "quant_state", None)  # None: missing from the file, and named as such
+        state = getattr(
+            module.weight, "quant_state", None
+        )  # None: missing from the file, and named as such
         shape = state.shape if state else module.weight.shape
     elif isinstance(module, Linear8bitLt):
         shape = module.weight.shape
@@ -104,11 +125,16 @@ def _has_other_shape(module: torch.nn.Module) -> bool:
 
 
 def fetch_base(config: ModelConfig) -> None:
-    """Have the base's files on this server, so that several processes that load it do not each download it."""
+    """Have the base's files on this server, so that several processes that load it do not each
+    download it.
+    """
     if not Path(base_location(config)).is_dir():
         try:
             snapshot_download(
-                base_location(config), revision=config.revision, allow_patterns=_FILES, ignore_patterns=_NOT_FILES
+                base_location(config),
+                revision=config.revision,
+                allow_patterns=_FILES,
+                ignore_patterns=_NOT_FILES,
             )
         except (OSError, ValueError) as error:
             raise ConfigError(explain_load_error(config.base, "model", error)) from error
@@ -122,9 +148,10 @@ def count_quantized(model: torch.nn.Module) -> int:
 def _keep_training_format(model: torch.nn.Module) -> None:
     """Have bitsandbytes compute in one way, whether it trains or evaluates.
 
-    On a CPU with AVX512-BF16 it repacks 4-bit weights at the first evaluation; the repacked form computes in bfloat16
-    and has no backward: gradients below it would vanish without an error. 8-bit layers quantise activations only where
-    they evaluate: reference log-probs would not be those of the policy that starts from it.
+    On a CPU with AVX512-BF16 it repacks 4-bit weights at the first evaluation; the repacked form
+    computes in bfloat16 and has no backward: gradients below it would vanish without an error.
+    8-bit layers quantise activations only where they evaluate: reference log-probs would not be
+    those of the policy that starts from it.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):

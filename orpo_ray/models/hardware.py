@@ -20,7 +20,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Hardware:
-    """What one process computes on: "cpu" or "cuda". `flash_attention`: the flash-attn package is there and runs.
+    """What one process computes on: "cpu" or "cuda". `flash_attention`: the flash-attn package is
+    there and runs.
 
     `memory` is that of a GPU, in bytes; None on a CPU.
     """
@@ -58,7 +59,9 @@ def probe_hardware() -> Hardware:
     )
 
 
-def choose_numerics(config: ModelConfig, hardware: Hardware, known: Collection[str] = ATTENTIONS) -> Numerics:
+def choose_numerics(
+    config: ModelConfig, hardware: Hardware, known: Collection[str] = ATTENTIONS
+) -> Numerics:
     """Decide dtype and attention, of those `known` to the base.
 
     Raises ResourceError if the config names what the machine cannot do.
@@ -69,7 +72,9 @@ def choose_numerics(config: ModelConfig, hardware: Hardware, known: Collection[s
         dtype = ("bfloat16" if hardware.bfloat16 else "float16") if on_gpu else "float32"
         why_dtype = f"the best that {hardware.name} computes"
     if dtype == "float16" and not on_gpu:
-        raise ResourceError("model.dtype: float16 trains only on a GPU, and there is none here; use float32 or auto")
+        raise ResourceError(
+            "model.dtype: float16 trains only on a GPU, and there is none here; use float32 or auto"
+        )
     if dtype == "bfloat16" and on_gpu and not hardware.bfloat16:
         raise ResourceError(f"model.dtype: {hardware.name} has no bfloat16; use float16 or auto")
     attention: str = config.attention
@@ -79,9 +84,12 @@ def choose_numerics(config: ModelConfig, hardware: Hardware, known: Collection[s
         attention, why_attention = _best_attention(flash_fits, known)
     if attention == "flash_attention_2" and not flash_fits:
         raise ResourceError(
-            "model.attention: flash_attention_2 needs a GPU, a 16-bit dtype and the flash-attn package; use auto"
+            "model.attention: flash_attention_2 needs a GPU, a 16-bit dtype and the flash-attn "
+            "package; use auto"
         )
-    return Numerics(dtype, attention, (f"dtype {dtype}: {why_dtype}", f"attention {attention}: {why_attention}"))
+    return Numerics(
+        dtype, attention, (f"dtype {dtype}: {why_dtype}", f"attention {attention}: {why_attention}")
+    )
 
 
 def _best_attention(flash_fits: bool, known: Collection[str]) -> tuple[str, str]:

@@ -1,4 +1,6 @@
-"""What identifies the models that a run starts from, so that a run that goes on notices others; no weight is loaded."""
+"""What identifies the models that a run starts from, so that a run that goes on notices others; no
+weight is loaded.
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,9 @@ from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
 
 
 def base_fingerprint(config: ModelConfig) -> str:
-    """What identifies the base's weights: the commit of a hub model, the content hash of a local folder."""
+    """What identifies the base's weights: the commit of a hub model, the content hash of a local
+    folder.
+    """
     local = Path(base_location(config))
     if local.is_dir():
         return folder_fingerprint(local, ("*.safetensors", "config.json"))

@@ -16,7 +16,8 @@ _BYTES = {"nf4": 0.5 + 1 / 64, "int8": 1.0}
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of a model's parameters: in its linear layers but the head, which can be quantised, and all others.
+    """Counts of a model's parameters: in its linear layers but the head, which can be quantised,
+    and all others.
 
     `widths` is the sum, over those layers, of what goes in and what comes out.
     """
@@ -43,7 +44,9 @@ class Parameters:
 def count_parameters(config: ModelConfig) -> Parameters:
     """Count a base's parameters on torch's meta device, which holds no numbers."""
     try:
-        found = AutoConfig.from_pretrained(base_location(config), revision=config.revision, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(
+            base_location(config), revision=config.revision, trust_remote_code=False
+        )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

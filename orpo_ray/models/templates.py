@@ -1,7 +1,7 @@
 """Chat templates by name, for a base without one and for a base that shall speak another one.
 
-Each writes one family's published turn markers. A prompt, as generation starts from it, is always the
-beginning of the whole conversation; an answer is trimmed, as those families do it.
+Each writes one family's published turn markers. A prompt, as generation starts from it, is always
+the beginning of the whole conversation; an answer is trimmed, as those families do it.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ _BOS = "{{ bos_token or '' }}"
 _TRIMMED = "message['content'] | trim"
 _GENERATE = "{% if add_generation_prompt %}{{ 'START' }}{% endif %}"
 
-# No space after "Assistant:": byte-level tokenizers keep a leading space with the word that follows.
+# No space after "Assistant:": byte-level tokenizers keep a leading space with the word that
+# follows.
 _PLAIN = _each(
     "{% if message['role'] == 'system' %}{{ message['content'] }}"
     "{% elif message['role'] == 'user' %}{{ 'Human: ' + message['content'] }}"
@@ -36,7 +37,8 @@ _PLAIN = _each(
 _CHATML_TURN = "{{ '<|im_start|>' + message['role'] + '\\n' + " + _TRIMMED + " + '<|im_end|>\\n' }}"
 _CHATML = _each(_CHATML_TURN, end=_GENERATE.replace("START", "<|im_start|>assistant\\n"))
 
-# Without thinking, as Qwen3 renders it with enable_thinking=False: the last answer follows empty thoughts.
+# Without thinking, as Qwen3 renders it with enable_thinking=False: the last answer follows empty
+# thoughts.
 _NO_THOUGHTS = "<think>\\n\\n</think>\\n\\n"
 _QWEN3 = _each(
     "{% if message['role'] == 'assistant' and loop.last %}"
@@ -46,7 +48,9 @@ _QWEN3 = _each(
 )
 
 _LLAMA3 = _each(
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + " + _TRIMMED + " + '<|eot_id|>' }}",
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + "
+    + _TRIMMED
+    + " + '<|eot_id|>' }}",
     start=_BOS,
     end=_GENERATE.replace("START", "<|start_header_id|>assistant<|end_header_id|>\\n\\n"),
 )

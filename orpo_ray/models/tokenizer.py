@@ -15,7 +15,10 @@ from orpo_ray.runs.console import Announce
 
 
 def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokenizerBase:
-    """The tokenizer with its chat template settled. Raises ConfigError if it cannot be loaded or has no end token."""
+    """The tokenizer with its chat template settled.
+
+    Raises ConfigError if it cannot be loaded or has no end token.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             base_location(config), revision=config.revision, trust_remote_code=False
@@ -23,16 +26,20 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(explain_load_error(config.base, "tokenizer", error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise ConfigError(f"model.base: {config.base} holds no tokenizer: there is no vocabulary in it")
+        raise ConfigError(
+            f"model.base: {config.base} holds no tokenizer: there is no vocabulary in it"
+        )
     if tokenizer.eos_token is None:
         raise ConfigError(
-            f"model.base: the tokenizer of {config.base} names no end token (eos_token); answers need one"
+            f"model.base: the tokenizer of {config.base} names no end token (eos_token); answers "
+            "need one"
         )
     if config.chat_template is not None:
         tokenizer.chat_template = _named_template(tokenizer, config, announce)
     elif tokenizer.chat_template is None:
         announce(
-            f"{config.base} has no chat template: the plain one is used (Human: ... Assistant: ...); "
+            f"{config.base} has no chat template: the plain one is used (Human: ... Assistant: "
+            "...); "
             "model.chat_template names another"
         )
         tokenizer.chat_template = TEMPLATES["plain"].text
@@ -40,42 +47,64 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
 
 
 def base_location(config: ModelConfig) -> str:
-    """The base as transformers takes it: a hub name as it stands, a folder in the user's home with its full path.
+    """The base as transformers takes it: a hub name as it stands, a folder in the user's home with
+    its full path.
 
     Of a URL, the copy that `fetch_trained` makes.
     """
-    return str(local_path(config.base)) if config.base.startswith("~") or is_url(config.base) else config.base
+    return (
+        str(local_path(config.base))
+        if config.base.startswith("~") or is_url(config.base)
+        else config.base
+    )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over the vocabulary, the rules and the special tokens; the chat template is not part of it."""
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
-    special = repr(sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()))
+    """SHA-256 over the vocabulary, the rules and the special tokens; the chat template is not part
+    of it.
+    """
+    backend = (
+        tokenizer.backend_tokenizer.to_str()
+        if tokenizer.is_fast
+        else repr(sorted(tokenizer.get_vocab().items()))
+    )
+    special = repr(
+        sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    )
     return hashlib.sha256((backend + special).encode()).hexdigest()
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token id that fills batches; masks come from lengths, so which one it is never matters."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+    return int(
+        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    )
 
 
 def explain_load_error(base: str, part: str, error: Exception) -> str:
-    """One line for a base that does not load: a missing folder, a name without access, or broken files."""
+    """One line for a base that does not load: a missing folder, a name without access, or broken
+    files.
+    """
     folder = Path(base).expanduser()
     if base.startswith((".", "/", "~")) and not folder.exists():
         return f"model.base: no folder {base}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     # A first line that ends with a colon only introduces the next.
     reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     if folder.is_dir():
         return f"model.base: the {part} in {base} cannot be loaded: {reason}"
     return (
         f"model.base: the {part} of {base} cannot be loaded: {reason} (is the name right, "
-        "is access granted to this account, is the network reachable or the model in the local cache?)"
+        "is access granted to this account, is the network reachable or the model in the local "
+        "cache?)"
     )
 
 
-def _named_template(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, announce: Announce) -> str:
+def _named_template(
+    tokenizer: PreTrainedTokenizerBase, config: ModelConfig, announce: Announce
+) -> str:
     """The template that a setting names: one of ours, or a file."""
     wanted = str(config.chat_template)
     named = TEMPLATES.get(wanted)
@@ -99,9 +128,13 @@ def _named_template(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, ann
 def _read_template(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_without_generation_marks(text))
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
+            _without_generation_marks(text)
+        )
     except (OSError, UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
-        raise ConfigError(f"model.chat_template: {path} cannot be read as a Jinja file: {error}") from error
+        raise ConfigError(
+            f"model.chat_template: {path} cannot be read as a Jinja file: {error}"
+        ) from error
     return text
 
 

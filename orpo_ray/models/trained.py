@@ -1,4 +1,6 @@
-"""Where a model lies that was trained before: an adapter, or a whole model, of a run or in a folder of its own."""
+"""Where a model lies that was trained before: an adapter, or a whole model, of a run or in a folder
+of its own.
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,9 @@ _MODEL_CONFIG, _OF_A_RUN = "config.json", "run.json"
 
 
 def fetch_trained(place: str) -> None:
-    """Have on this server what a URL names: what a run has made, or a folder with an adapter or a whole model."""
+    """Have on this server what a URL names: what a run has made, or a folder with an adapter or a
+    whole model.
+    """
     storage = storage_at(place)
     if not storage.is_remote:
         return
@@ -33,4 +37,6 @@ def find_adapter(path: str) -> Path:
     for candidate in (folder, folder / "adapter"):
         if (candidate / ADAPTER_CONFIG).is_file():
             return candidate
-    raise ConfigError(f"{path}: no adapter_config.json here or in its folder adapter/; is the run finished?")
+    raise ConfigError(
+        f"{path}: no adapter_config.json here or in its folder adapter/; is the run finished?"
+    )

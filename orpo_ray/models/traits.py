@@ -1,4 +1,6 @@
-"""What a base's configuration says of how its layers mix tokens: the layouts of pairs and the attention it takes."""
+"""What a base's configuration says of how its layers mix tokens: the layouts of pairs and the
+attention it takes.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +20,11 @@ _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 class Traits:
     """Of a base. `window`: tokens that a layer looks back at most, None where every layer sees all.
 
-    `own_attention`: its layers do not ask transformers' attention interface, so ours cannot stand in for theirs.
-    `recurrent`: layers carry a state from token to token. `router_loss`: it asks for a loss of its experts' router.
-    `stretches_beyond`: tokens from which on the longest row of a batch changes the positions of all, if any.
-    `attentions`: those of ATTENTIONS that its layers know.
+    `own_attention`: its layers do not ask transformers' attention interface, so ours cannot stand
+    in for theirs. `recurrent`: layers carry a state from token to token. `router_loss`: it asks for
+    a loss of its experts' router. `stretches_beyond`: tokens from which on the longest row of a
+    batch changes the positions of all, if any. `attentions`: those of ATTENTIONS that its layers
+    know.
     """
 
     own_attention: bool = False
@@ -34,13 +37,21 @@ class Traits:
 
 
 def read_traits(config: ModelConfig) -> Traits:
-    """The traits of a base; no weight is loaded. Raises ConfigError where it has no readable configuration."""
+    """The traits of a base; no weight is loaded.
+
+    Raises ConfigError where it has no readable configuration.
+    """
     try:
-        found = AutoConfig.from_pretrained(base_location(config), revision=config.revision, trust_remote_code=False)
+        found = AutoConfig.from_pretrained(
+            base_location(config), revision=config.revision, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
     if type(found) not in AutoModelForCausalLM._model_mapping:
-        raise ConfigError(f"model.base: {config.base} is of type {found.model_type}, which is no causal language model")
+        raise ConfigError(
+            f"model.base: {config.base} is of type {found.model_type}, which is no causal language "
+            "model"
+        )
     model_type: Any = AutoModelForCausalLM._model_mapping[type(found)]
     text = found.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
@@ -56,7 +67,8 @@ def read_traits(config: ModelConfig) -> Traits:
 
 
 def _attentions(model_type: type[PreTrainedModel]) -> Iterator[str]:
-    # None: every kernel will do; a base that names its own would have them fetched in place of flash-attn.
+    # None: every kernel will do; a base that names its own would have them fetched in place of
+    # flash-attn.
     kernels = getattr(model_type, "_compatible_flash_implementations", None)
     if model_type._supports_flash_attn and (kernels is None or "flash_attention_2" in kernels):
         yield "flash_attention_2"

@@ -1,4 +1,6 @@
-"""The losses: pure functions of pair log-probs, each in a file that bears the name of its settings' file."""
+"""The losses: pure functions of pair log-probs, each in a file that bears the name of its settings'
+file.
+"""
 
 import importlib
 
@@ -13,4 +15,12 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     return built
 
 
-__all__ = ["LossParts", "NllTokens", "Objective", "PairLogps", "build_objective", "log_odds_ratio", "loss_parts"]
+__all__ = [
+    "LossParts",
+    "NllTokens",
+    "Objective",
+    "PairLogps",
+    "build_objective",
+    "log_odds_ratio",
+    "loss_parts",
+]

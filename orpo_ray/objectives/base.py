@@ -1,4 +1,6 @@
-"""What every objective is made of: log-probs of pairs in, a per-pair preference term and two weights out."""
+"""What every objective is made of: log-probs of pairs in, a per-pair preference term and two
+weights out.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +15,8 @@ NllTokens = Literal["response", "full"]
 class PairLogps:
     """Log-probabilities of n pairs, summed over tokens, natural log, float32, each of shape [n].
 
-    `nll_sum` is the negative log-likelihood of the chosen side, over the answer alone or over prompt and answer.
+    `nll_sum` is the negative log-likelihood of the chosen side, over the answer alone or over
+    prompt and answer.
     """
 
     chosen: Tensor
@@ -36,14 +39,18 @@ class PairLogps:
 
     @property
     def reference(self) -> tuple[Tensor, Tensor]:
-        """Summed reference log-probs (chosen, rejected); only objectives that declare the need may ask."""
+        """Summed reference log-probs (chosen, rejected); only objectives that declare the need may
+        ask.
+        """
         assert self.reference_chosen is not None and self.reference_rejected is not None
         return self.reference_chosen, self.reference_rejected
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss: preference_weight * mean over pairs of `preference` + nll_weight * mean over tokens of the NLL."""
+    """A loss: preference_weight * mean over pairs of `preference` + nll_weight * mean over tokens
+    of the NLL.
+    """
 
     kind: str
     preference: Callable[[PairLogps], Tensor] | None
@@ -71,7 +78,9 @@ class LossParts:
         return self.preference + self.nll
 
 
-def loss_parts(objective: Objective, pairs: PairLogps, pair_count: int, token_count: int) -> LossParts:
+def loss_parts(
+    objective: Objective, pairs: PairLogps, pair_count: int, token_count: int
+) -> LossParts:
     """This pack's share of the step's loss; shares of all packs of a step add up to the loss.
 
     `pair_count` and `token_count` are those of the whole step, over all packs and ranks.
@@ -79,4 +88,6 @@ def loss_parts(objective: Objective, pairs: PairLogps, pair_count: int, token_co
     nll = objective.nll_weight * pairs.nll_sum.sum() / token_count
     if objective.preference is None:
         return LossParts(preference=nll.new_zeros(()), nll=nll)
-    return LossParts(objective.preference_weight * objective.preference(pairs).sum() / pair_count, nll)
+    return LossParts(
+        objective.preference_weight * objective.preference(pairs).sum() / pair_count, nll
+    )

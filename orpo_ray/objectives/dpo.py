@@ -1,7 +1,8 @@
-"""DPO: direct preference optimisation (arXiv:2305.18290, equation 7; label smoothing as in its cDPO note).
+"""DPO: direct preference optimisation (arXiv:2305.18290, equation 7; label smoothing as in its cDPO
+note).
 
-Its relatives take the same margin: the hinge of SLiC (arXiv:2305.10425), here on log-ratios, and robust DPO
-(arXiv:2403.00409).
+Its relatives take the same margin: the hinge of SLiC (arXiv:2305.10425), here on log-ratios, and
+robust DPO (arXiv:2403.00409).
 """
 
 from collections.abc import Callable
@@ -33,7 +34,10 @@ def hinge_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
 
 def robust_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
     """The sigmoid's loss, unbiased where that share of labels is flipped, [n]."""
-    clean, flipped = (1 - label_smoothing) * logsigmoid(scaled), label_smoothing * logsigmoid(-scaled)
+    clean, flipped = (
+        (1 - label_smoothing) * logsigmoid(scaled),
+        label_smoothing * logsigmoid(-scaled),
+    )
     return (flipped - clean) / (1 - 2 * label_smoothing)
 
 

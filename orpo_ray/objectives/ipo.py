@@ -8,7 +8,9 @@ from orpo_ray.config.objectives.ipo import IpoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
 
-def ipo_preference(pairs: PairLogps, beta: float, log_probs: Literal["sum", "token-mean"]) -> Tensor:
+def ipo_preference(
+    pairs: PairLogps, beta: float, log_probs: Literal["sum", "token-mean"]
+) -> Tensor:
     """Squared distance of the log-ratio margin from 1 / (2 beta), [n]."""
     reference_chosen, reference_rejected = pairs.reference
     chosen, rejected = pairs.chosen - reference_chosen, pairs.rejected - reference_rejected
@@ -19,4 +21,8 @@ def ipo_preference(pairs: PairLogps, beta: float, log_probs: Literal["sum", "tok
 
 def build(config: IpoConfig) -> Objective:
     """The IPO loss, over summed or token-mean log-probs."""
-    return Objective("ipo", lambda pairs: ipo_preference(pairs, config.beta, config.log_probs), needs_reference=True)
+    return Objective(
+        "ipo",
+        lambda pairs: ipo_preference(pairs, config.beta, config.log_probs),
+        needs_reference=True,
+    )

@@ -1,4 +1,6 @@
-"""ORPO: monolithic preference optimisation without a reference model (arXiv:2403.07691, equations 3 to 7)."""
+"""ORPO: monolithic preference optimisation without a reference model (arXiv:2403.07691, equations 3
+to 7).
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch.nn.functional import logsigmoid
 from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
-# The odds of a probability of exactly 1 are infinite; this is as near as float32 can still tell apart.
+# The odds of a probability of exactly 1 are infinite; this is as near as float32 can still tell
+# apart.
 _LARGEST_LOG_PROB = -1e-6
 
 
@@ -18,7 +21,9 @@ def log_odds(log_prob: Tensor) -> Tensor:
 
 
 def log_odds_ratio(pairs: PairLogps) -> Tensor:
-    """How much larger the odds of the chosen answer are than those of the rejected one, as a log, [n]."""
+    """How much larger the odds of the chosen answer are than those of the rejected one, as a log,
+    [n].
+    """
     return log_odds(pairs.chosen_mean) - log_odds(pairs.rejected_mean)
 
 
@@ -29,4 +34,10 @@ def orpo_preference(pairs: PairLogps) -> Tensor:
 
 def build(config: OrpoConfig) -> Objective:
     """NLL plus lambda times the odds-ratio term."""
-    return Objective("orpo", orpo_preference, preference_weight=config.lambda_, nll_weight=1.0, nll_on=config.nll_on)
+    return Objective(
+        "orpo",
+        orpo_preference,
+        preference_weight=config.lambda_,
+        nll_weight=1.0,
+        nll_on=config.nll_on,
+    )

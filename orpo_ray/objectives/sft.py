@@ -1,4 +1,6 @@
-"""Supervised fine-tuning on the chosen answers: the first of two stages, and the baseline to beat."""
+"""Supervised fine-tuning on the chosen answers: the first of two stages, and the baseline to
+beat.
+"""
 
 from orpo_ray.config.objectives.sft import SftConfig
 from orpo_ray.objectives.base import Objective

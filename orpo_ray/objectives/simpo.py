@@ -1,4 +1,6 @@
-"""SimPO: a reference-free, length-normalised reward with a target margin (arXiv:2405.14734, equation 6)."""
+"""SimPO: a reference-free, length-normalised reward with a target margin (arXiv:2405.14734,
+equation 6).
+"""
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -14,4 +16,6 @@ def simpo_preference(pairs: PairLogps, beta: float, gamma_beta_ratio: float) -> 
 
 def build(config: SimpoConfig) -> Objective:
     """The SimPO loss; unlike TRL's it adds no NLL term."""
-    return Objective("simpo", lambda pairs: simpo_preference(pairs, config.beta, config.gamma_beta_ratio))
+    return Objective(
+        "simpo", lambda pairs: simpo_preference(pairs, config.beta, config.gamma_beta_ratio)
+    )

@@ -1,4 +1,7 @@
-"""What may change when the same command comes again, and what would make another run of it. Pure."""
+"""What may change when the same command comes again, and what would make another run of it.
+
+Pure.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -9,26 +12,36 @@ from pydantic import ValidationError
 from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 
-# Settings that may change on resume: they move work and files about, but not the numbers that come out.
+# Settings that may change on resume: they move work and files about, but not the numbers that come
+# out.
 FREE_KEYS = ("storage", "scale.", "search", "training.tokens_per_microbatch", "training.trackers")
 
 
-def refuse_changed_config(stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...] = FREE_KEYS) -> None:
-    """Raise ConfigError if a run was made with other settings than those in `free`, naming the first."""
+def refuse_changed_config(
+    stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...] = FREE_KEYS
+) -> None:
+    """Raise ConfigError if a run was made with other settings than those in `free`, naming the
+    first.
+    """
     before, now = flatten(_as_read_now(stored, config, free)), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in changed if not key.startswith(free)]
     changed = [key for key in changed if not _is_moved(before.get(key), now.get(key), config)]
     if changed:
         key = changed[0]
-        more = f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        more = (
+            f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
+        )
         raise ConfigError(
-            f"{key}: {now.get(key)!r} here, but run {config.name} was made with {before.get(key)!r}{more}; "
+            f"{key}: {now.get(key)!r} here, but run {config.name} was made with "
+            f"{before.get(key)!r}{more}; "
             "give the new run another name, or restore the setting"
         )
 
 
-def _as_read_now(stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...]) -> Mapping[str, Any]:
+def _as_read_now(
+    stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...]
+) -> Mapping[str, Any]:
     """Settings as an older version wrote them, with the defaults of what it did not know.
 
     What may change counts as it is now. What this version does not know stays as it stands; so does
@@ -49,7 +62,9 @@ def _as_read_now(stored: Mapping[str, Any], config: RunConfig, free: tuple[str, 
         return stored
 
 
-def _with_free(stored: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+def _with_free(
+    stored: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]
+) -> dict[str, Any]:
     """A copy of stored settings with those that may change as they are now."""
     tree: dict[str, Any] = copy.deepcopy(dict(stored))
     for key in free:
@@ -83,12 +98,17 @@ def _is_moved(before: Any, now: Any, config: RunConfig) -> bool:
     return now.startswith(place) and before.endswith(f"/{now.removeprefix(place)}")
 
 
-def refuse_changed_identity(stored: Mapping[str, str], name: str, identity: Mapping[str, str]) -> None:
-    """Raise ConfigError if data, tokenizer or weights behind unchanged settings are not those the run began with."""
+def refuse_changed_identity(
+    stored: Mapping[str, str], name: str, identity: Mapping[str, str]
+) -> None:
+    """Raise ConfigError if data, tokenizer or weights behind unchanged settings are not those the
+    run began with.
+    """
     for key, value in identity.items():
         if stored.get(key, value) != value:
             raise ConfigError(
-                f"{key}: not what run {name} began with ({stored[key][:16]} then, {value[:16]} now); "
+                f"{key}: not what run {name} began with ({stored[key][:16]} then, {value[:16]} "
+                "now); "
                 "give the new run another name, or restore what was there"
             )
 

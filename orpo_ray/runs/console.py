@@ -1,4 +1,6 @@
-"""What is said and heard while something runs: lines for the user, numbers, and the wish to stop."""
+"""What is said and heard while something runs: lines for the user, numbers, and the wish to
+stop.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

@@ -7,7 +7,12 @@ from typing import Any
 
 from orpo_ray.errors import ConfigError
 
-CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = "config.json", "run.json", "result.json", "metrics.jsonl"
+CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = (
+    "config.json",
+    "run.json",
+    "result.json",
+    "metrics.jsonl",
+)
 SEARCH_FILE = "search.json"
 """Of a search, whose folder holds its trials' runs."""
 LOG_FILE = "run.log"
@@ -31,7 +36,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file that `write_json` wrote, or None if there is none yet."""
     try:
-        content: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        content: dict[str, Any] | None = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        )
         if not isinstance(content, dict | None):
             raise ValueError("not an object")
     except ValueError as error:
@@ -42,5 +49,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def damaged(path: Path, error: Exception) -> ConfigError:
     """What to raise for a file that is not as the run wrote it."""
     return ConfigError(
-        f"{path}: not as this version writes it ({error}); restore the file, or give the new run another name"
+        f"{path}: not as this version writes it ({error}); restore the file, or give the new run "
+        "another name"
     )

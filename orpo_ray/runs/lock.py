@@ -8,7 +8,9 @@ from pathlib import Path
 
 RUN_LOCK_FILE = ".lock"
 WORKERS_LOCK_FILE = ".workers.lock"
-"""Of the process that writes where workers train, maybe on another server than the one that gave the command."""
+"""Of the process that writes where workers train, maybe on another server than the one that gave
+the command.
+"""
 _POLL_S = 0.2
 _held: set[Path] = set()
 """Locks that this process holds."""

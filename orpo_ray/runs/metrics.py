@@ -1,4 +1,6 @@
-"""A run's metrics.jsonl: one line a report, the numbers of a step under `train/` and `eval/` names."""
+"""A run's metrics.jsonl: one line a report, the numbers of a step under `train/` and `eval/`
+names.
+"""
 
 import json
 import math
@@ -9,8 +11,13 @@ from orpo_ray.runs.files import METRICS_FILE
 
 
 def plain_record(step: int, metrics: Metrics) -> dict[str, float | None]:
-    """A step for JSON, which has no word for the infinite gradient norm of a float16 step that was skipped."""
-    return {"step": step, **{name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}}
+    """A step for JSON, which has no word for the infinite gradient norm of a float16 step that was
+    skipped.
+    """
+    return {
+        "step": step,
+        **{name: float(value) if math.isfinite(value) else None for name, value in metrics.items()},
+    }
 
 
 def last_metrics(folder: Path) -> Metrics:
@@ -24,7 +31,10 @@ def last_metrics(folder: Path) -> Metrics:
 
 def evaluations(folder: Path) -> list[Metrics]:
     """Every evaluation of a run: its step and the numbers under `eval/`."""
-    found = [{k: v for k, v in record.items() if k == "step" or k.startswith("eval/")} for record in _records(folder)]
+    found = [
+        {k: v for k, v in record.items() if k == "step" or k.startswith("eval/")}
+        for record in _records(folder)
+    ]
     return [evaluation for evaluation in found if len(evaluation) > 1]
 
 
@@ -36,7 +46,9 @@ def metric_by_step(folder: Path, name: str) -> dict[int, float]:
 def lines_until(text: str, step: int) -> str:
     """The whole lines of a metrics.jsonl up to a step."""
     records = ((line, read_metrics_line(line)) for line in text.splitlines())
-    return "".join(f"{line}\n" for line, record in records if record is not None and record["step"] <= step)
+    return "".join(
+        f"{line}\n" for line, record in records if record is not None and record["step"] <= step
+    )
 
 
 def read_metrics_line(line: str) -> Metrics | None:

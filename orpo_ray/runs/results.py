@@ -35,7 +35,10 @@ class TrainResult:
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Self:
-        """What `to_json` gave, more of it ignored. Raises TypeError or KeyError for anything else."""
+        """What `to_json` gave, more of it ignored.
+
+        Raises TypeError or KeyError for anything else.
+        """
         plain = {entry.name: written[entry.name] for entry in fields(cls) if entry.name in written}
         stages = tuple(cls.from_json(stage) for stage in written.get("stages", ()))
         known = {"layout": None, **plain}
@@ -69,7 +72,9 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """What `train` would do: the steps of a run and what was settled, or, of a run in stages, the plan of each."""
+    """What `train` would do: the steps of a run and what was settled, or, of a run in stages, the
+    plan of each.
+    """
 
     name: str
     steps: int
@@ -84,7 +89,11 @@ class TrainPlan:
     def to_json(self) -> dict[str, Any]:
         """Plain data; a run in stages has but its name, its steps and its stages."""
         if self.stages:
-            return {"name": self.name, "steps": self.steps, "stages": [stage.to_json() for stage in self.stages]}
+            return {
+                "name": self.name,
+                "steps": self.steps,
+                "stages": [stage.to_json() for stage in self.stages],
+            }
         plain = asdict(self)
         del plain["stages"]
         return plain
@@ -92,7 +101,9 @@ class TrainPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What `tune` would do: trials of the run that `trial` plans, so many at once, over the ranges of `space`."""
+    """What `tune` would do: trials of the run that `trial` plans, so many at once, over the ranges
+    of `space`.
+    """
 
     name: str
     trials: int
@@ -102,5 +113,10 @@ class SearchPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        own = {"name": self.name, "trials": self.trials, "at_once": self.at_once, "space": dict(self.space)}
+        own = {
+            "name": self.name,
+            "trials": self.trials,
+            "at_once": self.at_once,
+            "space": dict(self.space),
+        }
         return {**self.trial.to_json(), **own}

@@ -1,4 +1,6 @@
-"""A run on disk: where it is kept, who is at work on it, what it was made with and what came of it."""
+"""A run on disk: where it is kept, who is at work on it, what it was made with and what came of
+it.
+"""
 
 import shutil
 import tempfile
@@ -14,7 +16,14 @@ from orpo_ray.errors import ConfigError, RunError
 from orpo_ray.runs import files
 from orpo_ray.runs.changes import FREE_KEYS, refuse_changed_config
 from orpo_ray.runs.console import Console
-from orpo_ray.runs.lock import RUN_LOCK_FILE, WORKERS_LOCK_FILE, LockedError, is_locked, is_ours, locked
+from orpo_ray.runs.lock import (
+    RUN_LOCK_FILE,
+    WORKERS_LOCK_FILE,
+    LockedError,
+    is_locked,
+    is_ours,
+    locked,
+)
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.storage import Storage, storage_at
 
@@ -24,7 +33,9 @@ _RECORDS = (files.CONFIG_FILE, files.RUN_FILE, files.RESULT_FILE, files.SEARCH_F
 
 
 class RunFolder(Generic[Outcome]):
-    """What a run and a search have in common: a folder in a storage, a lock, a config that must not change."""
+    """What a run and a search have in common: a folder in a storage, a lock, a config that must not
+    change.
+    """
 
     free_keys: ClassVar[tuple[str, ...]] = FREE_KEYS
     """Settings that may change when it is gone on with."""
@@ -58,7 +69,8 @@ class RunFolder(Generic[Outcome]):
     def refresh(self) -> None:
         """Have here what the storage tells of it, for a process that has not begun to work on it.
 
-        Where another process of this server is at work on it, what lies here is newer, and is left alone.
+        Where another process of this server is at work on it, what lies here is newer, and is left
+        alone.
         """
         if not self.storage.is_remote or is_locked(self.path(WORKERS_LOCK_FILE)):
             return
@@ -71,7 +83,9 @@ class RunFolder(Generic[Outcome]):
         if not self.is_ours and self.storage.holds(self.path(files.LOG_FILE)):
             self.fetch(files.LOG_FILE)
         # What a checkpoint holds is fetched by who goes on from it, maybe on another server.
-        self.storage.fetch_folders(self.path(files.CHECKPOINTS), files.CHECKPOINT_MANIFEST, only_manifests=True)
+        self.storage.fetch_folders(
+            self.path(files.CHECKPOINTS), files.CHECKPOINT_MANIFEST, only_manifests=True
+        )
 
     @property
     def is_ours(self) -> bool:
@@ -80,12 +94,16 @@ class RunFolder(Generic[Outcome]):
 
     @property
     def has_started(self) -> bool:
-        """Whether there is something to go on from; a run that never saved a checkpoint may begin anew."""
+        """Whether there is something to go on from; a run that never saved a checkpoint may begin
+        anew.
+        """
         begun = self.path(files.RESULT_FILE).exists() or self.path(files.SEARCH_FILE).exists()
         return begun or any(self.path(files.CHECKPOINTS).glob("step-*"))
 
     def refuse_changes(self) -> None:
-        """Raise ConfigError if what has started under this name was made with other settings, naming the first."""
+        """Raise ConfigError if what has started under this name was made with other settings,
+        naming the first.
+        """
         stored = files.read_json(self.path(files.CONFIG_FILE))
         if stored is not None and self.has_started:
             refuse_changed_config(stored, self.config, self.free_keys)
@@ -95,20 +113,25 @@ class RunFolder(Generic[Outcome]):
         raise NotImplementedError
 
     def look(self, console: Console) -> Outcome | None:
-        """Fetch what is known, refuse changed settings, and return what came of it if nothing is left to do."""
+        """Fetch what is known, refuse changed settings, and return what came of it if nothing is
+        left to do.
+        """
         self.refresh()
         self.refuse_changes()
         finished = self.finished()
         if finished is not None:
-            console.announce(f"run {self.name} is finished: {self.place}; give another name to train again")
+            console.announce(
+                f"run {self.name} is finished: {self.place}; give another name to train again"
+            )
         return finished
 
     @contextmanager
     def at_work(self, console: Console, patience_s: float = 0.0) -> Iterator[Outcome | None]:
         """Keep other processes away while it is worked on, and begin it.
 
-        Yields what came of it where another process has ended it meanwhile: then there is nothing to do. Raises
-        ConfigError where one is still at work after that time, and for changed settings.
+        Yields what came of it where another process has ended it meanwhile: then there is nothing
+        to do. Raises ConfigError where one is still at work after that time, and for changed
+        settings.
         """
         with self.lock(patience_s):
             finished = self.look(console)
@@ -125,11 +148,13 @@ class RunFolder(Generic[Outcome]):
                 yield
         except LockedError:
             raise ConfigError(
-                f"{self.folder}: another process is training this run; wait for it, or choose another name"
+                f"{self.folder}: another process is training this run; wait for it, or choose "
+                "another name"
             ) from None
 
     def check_writable(self) -> None:
-        """Raise ConfigError if its folder cannot be made or written; one that was not there is not left behind.
+        """Raise ConfigError if its folder cannot be made or written; one that was not there is not
+        left behind.
 
         Raises ResourceError where the storage is on other machines and not there.
         """
@@ -141,7 +166,9 @@ class RunFolder(Generic[Outcome]):
             if is_new:
                 self.folder.rmdir()
         except OSError as error:
-            raise ConfigError(f"storage: {self.folder} cannot be written: {error.strerror}") from error
+            raise ConfigError(
+                f"storage: {self.folder} cannot be written: {error.strerror}"
+            ) from error
 
     def write_config(self) -> None:
         """Keep its settings, for its workers and for the next start."""
@@ -156,16 +183,23 @@ class Run(RunFolder[TrainResult]):
     def refuse_changes(self) -> None:
         """As for any run. Raises ConfigError, too, where a search has this name."""
         if self.path(files.SEARCH_FILE).exists():
-            raise ConfigError(f"name: {self.place} holds a search; train its best.yaml, or choose another name")
+            raise ConfigError(
+                f"name: {self.place} holds a search; train its best.yaml, or choose another name"
+            )
         super().refuse_changes()
 
     def finished(self) -> TrainResult | None:
         """What it made, if it was trained to its end and its adapter is still there."""
         result = self.result()
-        return result if result is not None and self.storage.holds(self.path(files.ADAPTER)) else None
+        return (
+            result if result is not None and self.storage.holds(self.path(files.ADAPTER)) else None
+        )
 
     def result(self) -> TrainResult | None:
-        """What result.json says; None before the end. Raises ConfigError for a file that is damaged."""
+        """What result.json says; None before the end.
+
+        Raises ConfigError for a file that is damaged.
+        """
         path = self.path(files.RESULT_FILE)
         written = files.read_json(path)
         if written is None:
@@ -177,7 +211,9 @@ class Run(RunFolder[TrainResult]):
 
     @property
     def adapter(self) -> str:
-        """Where its adapter is, or, for full training, its model, once it has ended: a path or a URL."""
+        """Where its adapter is, or, for full training, its model, once it has ended: a path or a
+        URL.
+        """
         return self.place_of(files.ADAPTER)
 
     @property
@@ -186,13 +222,16 @@ class Run(RunFolder[TrainResult]):
         return self.config.storage if is_url(self.config.storage) else str(self.root)
 
     def facts(self) -> dict[str, Any]:
-        """What run.json says of a run that has something to go on from; empty for one that begins."""
+        """What run.json says of a run that has something to go on from; empty for one that
+        begins.
+        """
         if not self.has_started:
             return {}
         stored = files.read_json(self.path(files.RUN_FILE))
         if stored is None:
             raise ConfigError(
-                f"{self.path(files.RUN_FILE)}: missing, so nobody can tell what the run began with; restore it"
+                f"{self.path(files.RUN_FILE)}: missing, so nobody can tell what the run began "
+                "with; restore it"
             )
         return stored
 
@@ -220,11 +259,14 @@ class Run(RunFolder[TrainResult]):
 
     @contextmanager
     def only_group(self, patience_s: float) -> Iterator[None]:
-        """Keep workers apart from those of an earlier start whose driver is dead, and who have not noticed yet."""
+        """Keep workers apart from those of an earlier start whose driver is dead, and who have not
+        noticed yet.
+        """
         try:
             with locked(self.path(WORKERS_LOCK_FILE), patience_s):
                 yield
         except LockedError:
             raise RunError(
-                f"{self.folder}: workers of an earlier start are still writing there; end them first"
+                f"{self.folder}: workers of an earlier start are still writing there; end them "
+                "first"
             ) from None

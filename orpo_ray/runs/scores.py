@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 from orpo_ray.errors import ConfigError
 
 INTERVAL_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "nll")
-"""The means that have an interval: per pair, but for `nll`, which is per token of the chosen answers."""
+"""The means that have an interval: per pair, but for `nll`, which is per token of the chosen
+answers.
+"""
 
 _DRAWS = 1000
 _SEED = 20
@@ -57,14 +59,21 @@ def intervals(scores: PairScores) -> dict[str, tuple[float, float]]:
     columns = _columns(scores)
     drawn = np.stack([_means(columns, weights) for weights in _resamples(len(scores))])
     low, high = np.percentile(drawn, _TAILS, axis=0)
-    return {name: (float(low[index]), float(high[index])) for index, name in enumerate(INTERVAL_METRICS)}
+    return {
+        name: (float(low[index]), float(high[index])) for index, name in enumerate(INTERVAL_METRICS)
+    }
 
 
 def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
-    """How each of INTERVAL_METRICS changed, pair by pair. Both score the same pairs in one order."""
+    """How each of INTERVAL_METRICS changed, pair by pair.
+
+    Both score the same pairs in one order.
+    """
     assert len(before) == len(after), "a change is between two evaluations of the same pairs"
     first, second = _columns(before), _columns(after)
-    differences = np.stack([_means(second, weights) - _means(first, weights) for weights in _resamples(len(before))])
+    differences = np.stack(
+        [_means(second, weights) - _means(first, weights) for weights in _resamples(len(before))]
+    )
     low, high = np.percentile(differences, _TAILS, axis=0)
     once = np.ones(len(before), dtype=np.int64)
     was, now = _means(first, once), _means(second, once)
@@ -75,7 +84,8 @@ def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
 
 
 def smallest_visible(count: int) -> float:
-    """The smallest change of accuracy that so many pairs can show, all of them turning the same way.
+    """The smallest change of accuracy that so many pairs can show, all of them turning the same
+    way.
 
     By McNemar's exact test at 5 %: six pairs of one way and none of the other are the first that
     chance explains in fewer than one case of twenty (2 / 2^6).
@@ -84,7 +94,9 @@ def smallest_visible(count: int) -> float:
 
 
 def _columns(scores: PairScores) -> NDArray[np.float64]:
-    """Per pair [n, 6]: INTERVAL_METRICS, of `nll` what is summed, and the tokens that it is divided by."""
+    """Per pair [n, 6]: INTERVAL_METRICS, of `nll` what is summed, and the tokens that it is divided
+    by.
+    """
     chosen = scores.chosen / scores.chosen_tokens
     rejected = scores.rejected / scores.rejected_tokens
     margin = chosen - rejected
@@ -114,7 +126,9 @@ def write_scores(path: Path, scores: PairScores) -> None:
     """Write them in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({name: np.ascontiguousarray(column) for name, column in asdict(scores).items()}, temporary)
+    save_file(
+        {name: np.ascontiguousarray(column) for name, column in asdict(scores).items()}, temporary
+    )
     temporary.replace(path)
 
 

@@ -11,7 +11,9 @@ Status = Literal["running", "interrupted", "stopped", "finished"]
 
 @dataclass
 class Trial:
-    """One run of a search: `values` by searched field, an evaluation (`step` and `eval/` numbers) after the other."""
+    """One run of a search: `values` by searched field, an evaluation (`step` and `eval/` numbers)
+    after the other.
+    """
 
     number: int
     run: str
@@ -23,10 +25,14 @@ class Trial:
     evaluations: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
     may_pass: bool = False
-    """Whether a failed trial may come through another time as it is: it lacked room, a disk or its process."""
+    """Whether a failed trial may come through another time as it is: it lacked room, a disk or its
+    process.
+    """
 
     def note(self, step: int, total_steps: int, evaluation: Mapping[str, float]) -> bool:
-        """Take in an evaluation; False for a step that is on record, which a resumed run comes to again."""
+        """Take in an evaluation; False for a step that is on record, which a resumed run comes to
+        again.
+        """
         self.total_steps = total_steps
         if self.evaluations and step <= self.evaluations[-1]["step"]:
             return False
@@ -42,7 +48,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Start:
-    """When the command that is at work was given, in seconds since 1970, and the steps that were trained by then."""
+    """When the command that is at work was given, in seconds since 1970, and the steps that were
+    trained by then.
+    """
 
     at: float
     steps: int
@@ -91,7 +99,9 @@ class Search:
     def result(self) -> "SearchResult":
         """What it found, now that it has ended."""
         assert self.outcome is not None, "a search that has ended has an outcome"
-        return SearchResult(**asdict(self.outcome), name=self.name, trials=tuple(self.trials), record=self)
+        return SearchResult(
+            **asdict(self.outcome), name=self.name, trials=tuple(self.trials), record=self
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as search.json has it."""
@@ -120,7 +130,10 @@ def _known(kind: type, written: Any) -> dict[str, Any]:
 
 
 def search_of(written: Mapping[str, Any]) -> Search:
-    """The search that plain data tells of. Raises TypeError, KeyError or ValueError where it tells of none."""
+    """The search that plain data tells of.
+
+    Raises TypeError, KeyError or ValueError where it tells of none.
+    """
     began, outcome = written.get("began"), written.get("outcome")
     search = Search(
         **{
@@ -131,7 +144,11 @@ def search_of(written: Mapping[str, Any]) -> Search:
         }
     )
     for trial in search.trials:
-        whole = isinstance(trial.values, dict) and all("step" in evaluation for evaluation in trial.evaluations)
+        whole = isinstance(trial.values, dict) and all(
+            "step" in evaluation for evaluation in trial.evaluations
+        )
         if trial.state not in get_args(State) or not whole:
-            raise ValueError(f"trial {trial.number}: state {trial.state!r}, values {trial.values!r}")
+            raise ValueError(
+                f"trial {trial.number}: state {trial.state!r}, values {trial.values!r}"
+            )
     return search

@@ -24,14 +24,19 @@ class SearchRun(RunFolder[Search]):
     free_keys: ClassVar = (*(key for key in FREE_KEYS if key != "search"), "search.trials")
 
     def finished(self) -> Search | None:
-        """The search, if it has ended with an outcome; more trials than it had are something left to do."""
+        """The search, if it has ended with an outcome; more trials than it had are something left
+        to do.
+        """
         search = self.search()
         if search is None or search.status != "finished" or search.outcome is None:
             return None
         return search if len(search.trials) >= trial_count(self.config) else None
 
     def search(self) -> Search | None:
-        """What has been tried so far, or None where none has begun. Raises ConfigError for a file that is damaged."""
+        """What has been tried so far, or None where none has begun.
+
+        Raises ConfigError for a file that is damaged.
+        """
         return _read_search(self.folder)
 
     def keep(self, search: Search) -> None:
@@ -52,12 +57,14 @@ def find_search(place: str) -> Search:
         if storage.is_remote and not at_work:
             storage.fetch(candidate / SEARCH_FILE)
         if candidate.is_dir() and (found := _read_search(candidate)) is not None:
-            # On which server the process of a search in a bucket is at work, if it is, nobody can tell from here.
+            # On which server the process of a search in a bucket is at work, if it is, nobody can
+            # tell from here.
             if found.status == "running" and not storage.is_remote and not at_work:
                 found.status = "interrupted"  # its process was killed: the same command goes on
             return found
     raise ConfigError(
-        f"{place}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such as runs/x"
+        f"{place}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such "
+        "as runs/x"
     )
 
 

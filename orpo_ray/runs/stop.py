@@ -14,12 +14,15 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal(Console):
-    """A console that hears signals, too: the first one is a request to stop, a second one acts as it always did.
+    """A console that hears signals, too: the first one is a request to stop, a second one acts as
+    it always did.
 
     It hears them while it is entered, and passes on to `console` whatever is said.
     """
 
-    def __init__(self, console: Console, says: str = "stopping, with a checkpoint if training has begun") -> None:
+    def __init__(
+        self, console: Console, says: str = "stopping, with a checkpoint if training has begun"
+    ) -> None:
         self._console = console
         self._says = says
         self._requested = False
@@ -42,13 +45,17 @@ class StopSignal(Console):
         return self._requested or self._console.stop_requested()
 
     def __enter__(self) -> Self:
-        # Python delivers signals to the main thread only; elsewhere the caller has its own way to stop.
+        # Python delivers signals to the main thread only; elsewhere the caller has its own way to
+        # stop.
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._request) for number in SIGNALS}
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._restore()
 

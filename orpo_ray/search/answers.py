@@ -29,16 +29,20 @@ _POLL_S = 1.0
 
 
 def answer(ground: Ground, trials: Sequence[Run], console: Console) -> list[dict[str, str]]:
-    """A few held-out prompts with the greedy answers of the base and of each trial's adapter, by run name.
+    """A few held-out prompts with the greedy answers of the base and of each trial's adapter, by
+    run name.
 
-    Computed on the room of one worker, where the trials were. Raises StoppedError on request, ResourceError where no
-    room becomes free in time, RunError where a model cannot be loaded or does not answer.
+    Computed on the room of one worker, where the trials were. Raises StoppedError on request,
+    ResourceError where no room becomes free in time, RunError where a model cannot be loaded or
+    does not answer.
     """
     artifact = trials[0].storage.place_of(ground.artifact.path)
     room = {"num_cpus": ground.placement.cpus, "num_gpus": ground.placement.gpus}
     _wait(ray.remote(lambda: None).options(**room).remote(), console, ROOM_S)
     configs = [trial.config for trial in trials]
-    answers: list[dict[str, str]] = _wait(ray.remote(_answer).options(**room).remote(artifact, configs), console)
+    answers: list[dict[str, str]] = _wait(
+        ray.remote(_answer).options(**room).remote(artifact, configs), console
+    )
     return answers
 
 
@@ -46,9 +50,13 @@ def _wait(pending: Any, console: Console, seconds: float = math.inf) -> Any:
     give_up = time.monotonic() + seconds
     while not ray.wait([pending], timeout=_POLL_S)[0]:
         if console.stop_requested():
-            raise StoppedError("stopped; all trials have ended, and the same command goes on from there")
+            raise StoppedError(
+                "stopped; all trials have ended, and the same command goes on from there"
+            )
         if time.monotonic() > give_up:
-            raise ResourceError(f"no room for one worker became free within {seconds:g} s; is the cluster busy?")
+            raise ResourceError(
+                f"no room for one worker became free within {seconds:g} s; is the cluster busy?"
+            )
         free_what_dead_controllers_hold()  # those of the trials that were given up last
     try:
         return ray.get(pending)

@@ -1,4 +1,7 @@
-"""How a search goes on: which trial is next, what follows from an evaluation, what is kept of both. Knows no Ray."""
+"""How a search goes on: which trial is next, what follows from an evaluation, what is kept of both.
+
+Knows no Ray.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,9 +18,14 @@ from orpo_ray.search.study import Study
 
 
 class Course:
-    """The trials of a search, from what is on record to the last. The console is shown every change."""
+    """The trials of a search, from what is on record to the last.
 
-    def __init__(self, run: SearchRun, space: Space, search: Search, study: Study, console: Console) -> None:
+    The console is shown every change.
+    """
+
+    def __init__(
+        self, run: SearchRun, space: Space, search: Search, study: Study, console: Console
+    ) -> None:
         self._run = run
         self._space = space
         self._search = search
@@ -31,7 +39,8 @@ class Course:
         return not self._interrupted and len(self._search.trials) >= self._search.trial_count
 
     def next(self) -> tuple[Trial, RunConfig] | None:
-        """The next trial and its config: one that was interrupted, else a new one; None when all have been begun.
+        """The next trial and its config: one that was interrupted, else a new one; None when all
+        have been begun.
 
         Values that go together in no valid run are a failed trial, and the next one follows.
         """
@@ -50,7 +59,9 @@ class Course:
         self._keep()
         return trial
 
-    def evaluated(self, trial: Trial, step: int, total_steps: int, evaluation: Mapping[str, float]) -> bool:
+    def evaluated(
+        self, trial: Trial, step: int, total_steps: int, evaluation: Mapping[str, float]
+    ) -> bool:
         """Take in an evaluation; whether the trial is given up."""
         if not trial.note(step, total_steps, evaluation):
             return False
@@ -67,7 +78,9 @@ class Course:
         if trial.last.get("step") == trial.total_steps:
             self._end(trial, "finished")
         else:
-            self.failed(trial, f"{METRICS_FILE} in {trial.run} lacks the evaluation of its last step")
+            self.failed(
+                trial, f"{METRICS_FILE} in {trial.run} lacks the evaluation of its last step"
+            )
 
     def failed(self, trial: Trial, error: str, may_pass: bool = False) -> None:
         """A trial ended with an error; the search goes on without it."""
@@ -85,7 +98,9 @@ class Course:
 
 
 def take_up(run: SearchRun, search: Search) -> None:
-    """Make ready what another process has left: failures that may pass are tried again, what nobody heard is read."""
+    """Make ready what another process has left: failures that may pass are tried again, what nobody
+    heard is read.
+    """
     for trial in search.trials:
         if trial.state == "failed" and trial.may_pass:
             trial.state, trial.error, trial.may_pass = "running", None, False
@@ -94,7 +109,9 @@ def take_up(run: SearchRun, search: Search) -> None:
 
 
 def _catch_up(run: SearchRun, trial: Trial) -> None:
-    """Put on record what a trial reported when nobody listened: going on, it does not report it again."""
+    """Put on record what a trial reported when nobody listened: going on, it does not report it
+    again.
+    """
     trial_run = run.trial_run(trial)
     trial_run.fetch(METRICS_FILE)
     result = read_json(trial_run.fetch(RESULT_FILE)) or {}

@@ -19,7 +19,9 @@ _EDGE = 0.05
 
 @dataclass(frozen=True)
 class Compared:
-    """The best trial compared with trial 0, the given configuration, after as many steps of each."""
+    """The best trial compared with trial 0, the given configuration, after as many steps of
+    each.
+    """
 
     metric: str
     change: Change
@@ -27,18 +29,25 @@ class Compared:
 
 
 def best_trial(search: Search) -> Trial | None:
-    """The best of the trials that were trained to their end, by their last evaluation; None where there is none."""
+    """The best of the trials that were trained to their end, by their last evaluation; None where
+    there is none.
+    """
     finished = _finished(search.trials)
-    return max(finished, key=lambda trial: score(search.metric, trial.last, search.pairs), default=None)
+    return max(
+        finished, key=lambda trial: score(search.metric, trial.last, search.pairs), default=None
+    )
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Finished trials that no other one beats in both preference accuracy and chosen NLL, best accuracy first.
+    """Finished trials that no other one beats in both preference accuracy and chosen NLL, best
+    accuracy first.
 
     Of trials that are equal in both, the one with the larger margin stands for all.
     """
     front: list[Trial] = []
-    by_accuracy = sorted(_finished(trials), key=lambda t: (-t.last[ACCURACY], t.last[NLL], -t.last[MARGIN]))
+    by_accuracy = sorted(
+        _finished(trials), key=lambda t: (-t.last[ACCURACY], t.last[NLL], -t.last[MARGIN])
+    )
     for trial in by_accuracy:
         if not front or trial.last[NLL] < front[-1].last[NLL]:
             front.append(trial)
@@ -57,15 +66,21 @@ def reading(search: Search, compared: Compared | None = None) -> list[str]:
     """
     best, front = best_trial(search), pareto_front(search.trials)
     assert best is not None, "a search without a finished trial has nothing to read"
-    counts = {state: sum(t.state == state for t in search.trials) for state in ("finished", "stopped", "failed")}
+    counts = {
+        state: sum(t.state == state for t in search.trials)
+        for state in ("finished", "stopped", "failed")
+    }
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
     whole = max(search.trial_count, len(search.trials)) * best.total_steps
     return [
         f"Trial {best.number} is best: {shown_values(best.values)} prefers the chosen answer for "
-        f"{best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs, by {best.last[MARGIN]:.2f} nats a token.",
-        f"{counts['finished']} trials were trained to the end, {counts['stopped']} given up early{failed}: "
+        f"{best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs, by {best.last[MARGIN]:.2f} "
+        "nats a token.",
+        f"{counts['finished']} trials were trained to the end, {counts['stopped']} given up "
+        f"early{failed}: "
         f"{trial_steps(search.trials)} steps of the {whole} that all would take.",
-        _price(front, best) + " Read the answers before the numbers; then train best.yaml with more data or steps.",
+        _price(front, best)
+        + " Read the answers before the numbers; then train best.yaml with more data or steps.",
         *_against_given(search, best, compared),
         *_edges(search, best),
     ]
@@ -76,14 +91,17 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
     if not search.settings.get("try_given"):
         return []
     if best.number == 0:
-        return ["No trial is better than the given configuration (trial 0): the search changes nothing."]
+        return [
+            "No trial is better than the given configuration (trial 0): the search changes nothing."
+        ]
     if compared is None:
         return []
     change, name = compared.change, compared.metric.removeprefix("eval/")
     told = (
         f"Compared with the given configuration (trial 0) at step {compared.step}: {name} "
         f"{change.after:.3f} against {change.before:.3f}, a difference of "
-        f"{change.after - change.before:+.3f} (95 % interval {change.low:+.3f} to {change.high:+.3f}): "
+        f"{change.after - change.before:+.3f} (95 % interval {change.low:+.3f} to "
+        f"{change.high:+.3f}): "
     )
     if not change.is_noise:
         return [f"{told}more than the noise of {search.pairs} held-out pairs."]
@@ -93,7 +111,8 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
 def too_few(pairs: int) -> str:
     """What so many held-out pairs cannot tell apart."""
     return (
-        f"{pairs} held-out pairs show no difference of accuracy below {smallest_visible(pairs):.3f}; "
+        f"{pairs} held-out pairs show no difference of accuracy below "
+        f"{smallest_visible(pairs):.3f}; "
         "more of them in data.eval show smaller ones."
     )
 
@@ -109,7 +128,8 @@ def _edges(search: Search, best: Trial) -> list[str]:
         if end is not None:
             low, high = _around(domain, value)
             lines.append(
-                f"{name}={value:.3g} is at the {end} end of its range, {domain.low:g} to {domain.high:g}: "
+                f"{name}={value:.3g} is at the {end} end of its range, {domain.low:g} to "
+                f"{domain.high:g}: "
                 f"the best may lie beyond it. Search {low:g} to {high:g} next."
             )
     return lines
@@ -125,7 +145,9 @@ def _end_of(domain: Span, value: float) -> str | None:
 
 
 def _around(domain: Span, value: float) -> tuple[float, float]:
-    """A range as wide as this one with the value in its middle, to two digits; none of our numbers is negative."""
+    """A range as wide as this one with the value in its middle, to two digits; none of our numbers
+    is negative.
+    """
     if domain.log:
         factor = math.exp(_width(domain) / 2)
         middle = value if value > 0 else domain.low
@@ -149,7 +171,8 @@ def _price(front: list[Trial], best: Trial) -> str:
     if best.last[NLL] - gentle.last[NLL] < _NOTICED_NATS:
         return "No finished trial keeps the chosen answers noticeably likelier."
     return (
-        f"Trial {gentle.number} keeps them likelier (NLL {gentle.last[NLL]:.2f} against {best.last[NLL]:.2f} a token) "
+        f"Trial {gentle.number} keeps them likelier (NLL {gentle.last[NLL]:.2f} against "
+        f"{best.last[NLL]:.2f} a token) "
         f"at accuracy {gentle.last[ACCURACY]:.1%}."
     )
 
@@ -166,4 +189,8 @@ def _short(value: Any) -> str:
 def _finished(trials: Sequence[Trial]) -> list[Trial]:
     """Those that were trained to the end, and to numbers that are finite."""
     needed = (ACCURACY, MARGIN, NLL)
-    return [t for t in trials if t.state == "finished" and all(t.last[name] is not None for name in needed)]
+    return [
+        t
+        for t in trials
+        if t.state == "finished" and all(t.last[name] is not None for name in needed)
+    ]

@@ -1,4 +1,6 @@
-"""The one number that trials are ranked by: higher is better, and it means the same whatever lambda or beta is."""
+"""The one number that trials are ranked by: higher is better, and it means the same whatever lambda
+or beta is.
+"""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +13,8 @@ MARGIN = "eval/margin"
 def score(metric: str, evaluation: Mapping[str, float | None], pairs: int) -> float:
     """How good an evaluation over so many pairs is; minus infinity where a number was not finite.
 
-    Accuracy moves in steps of 1/pairs; the margin, squeezed into less than one such step, decides among equals only.
+    Accuracy moves in steps of 1/pairs; the margin, squeezed into less than one such step, decides
+    among equals only.
     """
     value, margin = evaluation[metric], evaluation[MARGIN]
     if value is None or margin is None:

@@ -91,20 +91,31 @@ def _end(search: Search) -> None:
 def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:
     """The search as it is on record, or a new one, at work from now on."""
     search = run.search() or Search(run.name, dump(settings), 0, pairs)
-    search.settings, search.trial_count, search.status = dump(settings), trial_count(run.config), "running"
+    search.settings, search.trial_count, search.status = (
+        dump(settings),
+        trial_count(run.config),
+        "running",
+    )
     take_up(run, search)
     search.began = Start(time.time(), trial_steps(search.trials))
     run.keep(search)
     return search
 
 
-def _announce_late_evaluations(base: RunConfig, settings: SearchConfig, ground: Ground, announce: Announce) -> None:
-    """Say so where no evaluation lies between the grace and the end of a run: nobody could be given up."""
+def _announce_late_evaluations(
+    base: RunConfig, settings: SearchConfig, ground: Ground, announce: Announce
+) -> None:
+    """Say so where no evaluation lies between the grace and the end of a run: nobody could be given
+    up.
+    """
     steps = len(steps_of_run(base, len(ground.artifact.train)))
     every = every_to_steps(base.training.eval_every, steps)
-    if settings.scheduler == "asha" and not any(step >= settings.grace * steps for step in range(every, steps, every)):
+    if settings.scheduler == "asha" and not any(
+        step >= settings.grace * steps for step in range(every, steps, every)
+    ):
         announce(
-            f"asha can give no trial up: none is evaluated between search.grace ({settings.grace:g} of a run) and its "
+            "asha can give no trial up: none is evaluated between search.grace "
+            f"({settings.grace:g} of a run) and its "
             f"end; lower training.eval_every"
         )
 
@@ -122,7 +133,9 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
 
 
 def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
-    """Runs whose reference log-probs some trial needs and the run itself does not make: one for each such cache."""
+    """Runs whose reference log-probs some trial needs and the run itself does not make: one for
+    each such cache.
+    """
     found: dict[str, RunConfig] = {}
     for values in probes(config, space):
         run = trial_config(config, space, values, f"{config.name}/references")
@@ -132,7 +145,10 @@ def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
 
 
 def _best(search: Search) -> Trial:
-    """The best trial. Raises RunError, or ResourceError where another time may do, if none came to its end."""
+    """The best trial.
+
+    Raises RunError, or ResourceError where another time may do, if none came to its end.
+    """
     best = best_trial(search)
     if best is not None:
         return best
@@ -145,7 +161,8 @@ def _best(search: Search) -> Trial:
 
 
 def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared | None:
-    """The best trial and the given configuration on the same pairs, at the last step that both came to.
+    """The best trial and the given configuration on the same pairs, at the last step that both came
+    to.
 
     None if the given one was not tried, is the best, or came to no evaluation.
     """
@@ -190,10 +207,14 @@ def _outcome(run: SearchRun, search: Search, best: Trial, compared: Compared | N
 def _answers(
     run: SearchRun, space: Space, search: Search, best: Trial, ground: Ground, console: Console
 ) -> list[dict[str, str]]:
-    """Answers of the front's ends and of the best trial; none, and said so, where they cannot be generated."""
+    """Answers of the front's ends and of the best trial; none, and said so, where they cannot be
+    generated.
+    """
     front = pareto_front(search.trials)
     ends = {trial.number: trial for trial in (front[0], best, front[-1])}
-    trials = [Run(trial_config(run.config, space, trial.values, trial.run)) for trial in ends.values()]
+    trials = [
+        Run(trial_config(run.config, space, trial.values, trial.run)) for trial in ends.values()
+    ]
     try:
         answers = answer(ground, trials, console)
     except (RunError, ResourceError) as error:
@@ -207,7 +228,9 @@ def _best_config(config: RunConfig, best: Trial) -> str:
     """The whole run with the best trial's values, as YAML that `train` takes."""
     changed = with_values(config, best.values)
     tree = dump(changed) | {"name": f"{config.name.removesuffix(f'/{FOLDER}')}-best"}
-    tree = {key: value for key, value in tree.items() if key != "search" and (key != "stages" or value)}
+    tree = {
+        key: value for key, value in tree.items() if key != "search" and (key != "stages" or value)
+    }
     heading = f"# Trial {best.number} of search {config.name}: {shown_values(best.values)}\n"
     return heading + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 

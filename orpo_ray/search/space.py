@@ -1,4 +1,6 @@
-"""What a search varies: the ranges asked for, or those that suit the objective; and the config that a trial trains."""
+"""What a search varies: the ranges asked for, or those that suit the objective; and the config that
+a trial trains.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,21 +15,26 @@ from orpo_ray.runs.console import Announce
 
 @dataclass(frozen=True)
 class Space:
-    """The range of each searched field, and the stage that they are fields of, None where the run has none."""
+    """The range of each searched field, and the stage that they are fields of, None where the run
+    has none.
+    """
 
     domains: dict[str, Domain]
     stage: int | None = None
 
 
 def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
-    """The config with all that a search goes by; ranges that suit it, if none are written, announced.
+    """The config with all that a search goes by; ranges that suit it, if none are written,
+    announced.
 
     Raises ConfigError if ranges are wanted and the base, whose size they go by, cannot be found.
     """
     search = config.search or SearchConfig()
     if not search.space:
         domains = _defaults(config)
-        announce(f"search.space: {'; '.join(f'{name} {shown_range(d)}' for name, d in domains.items())}")
+        announce(
+            f"search.space: {'; '.join(f'{name} {shown_range(d)}' for name, d in domains.items())}"
+        )
         wide = _widened(config, domains, announce) if search.try_given else domains
         search = search.model_copy(update={"space": {name: written(d) for name, d in wide.items()}})
     return config.model_copy(update={"search": search})
@@ -48,7 +55,9 @@ def _defaults(config: RunConfig) -> dict[str, Domain]:
     return {prefix + name: parse_domain(suited.range) for name, suited in fields.items()}
 
 
-def _widened(config: RunConfig, domains: dict[str, Domain], announce: Announce) -> dict[str, Domain]:
+def _widened(
+    config: RunConfig, domains: dict[str, Domain], announce: Announce
+) -> dict[str, Domain]:
     """The ranges, so wide that they hold what the config has; what was widened is announced."""
     wide = dict(domains)
     for name, value in given_values(config, domains).items():
@@ -60,7 +69,9 @@ def _widened(config: RunConfig, domains: dict[str, Domain], announce: Announce) 
             announce(f"search.space: {name} {value:g} has no logarithm: trial 0 alone tries it")
             continue
         wide[name] = replace(domain, low=min(domain.low, value), high=max(domain.high, value))
-        announce(f"search.space: {name} {shown_range(wide[name])}: widened to hold the given {value:g}")
+        announce(
+            f"search.space: {name} {shown_range(wide[name])}: widened to hold the given {value:g}"
+        )
     return wide
 
 
@@ -75,16 +86,23 @@ def resolve(config: RunConfig) -> Space:
 
 
 def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: str) -> RunConfig:
-    """The run that tries `values`: the config itself, or one stage of it, under a name of its own."""
+    """The run that tries `values`: the config itself, or one stage of it, under a name of its
+    own.
+    """
     changed = with_values(config, values)
     if space.stage is not None:
         changed = stage_configs(changed, {(): f"search.space: stages.{space.stage}"})[space.stage]
-    # Always under Ray Train, where a trial finds its room; one worker would otherwise train in the trial's process.
-    return changed.model_copy(update={"name": name, "scale": changed.scale.model_copy(update={"ray": True})})
+    # Always under Ray Train, where a trial finds its room; one worker would otherwise train in the
+    # trial's process.
+    return changed.model_copy(
+        update={"name": name, "scale": changed.scale.model_copy(update={"ray": True})}
+    )
 
 
 def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
-    """Values to try on paper: every point of a grid, else the ends and a point inside of each range by itself."""
+    """Values to try on paper: every point of a grid, else the ends and a point inside of each range
+    by itself.
+    """
     if settings_of(config).searcher == "grid":
         yield from grid_points(config, space.domains)
         return

@@ -1,8 +1,9 @@
-"""What to try next and whom to give up: Optuna's samplers and ASHA's rungs, over trials that are on record.
+"""What to try next and whom to give up: Optuna's samplers and ASHA's rungs, over trials that are on
+record.
 
-The study lives in memory and is made anew from the record when a search goes on. What it says then is what it would
-have said: each draw is seeded by the search's seed and the number of trials before it, and a trial's values at the
-rungs are on record.
+The study lives in memory and is made anew from the record when a search goes on. What it says then
+is what it would have said: each draw is seeded by the search's seed and the number of trials before
+it, and a trial's values at the rungs are on record.
 """
 
 from collections.abc import Sequence
@@ -32,15 +33,21 @@ from orpo_ray.search.score import score
 _PROGRESS = 1000
 """Optuna counts progress in whole numbers: thousandths of a run."""
 _SPREAD = 10
-"""Trials before TPE draws near what was good; of fewer it would make too much (Optuna's own number)."""
+"""Trials before TPE draws near what was good; of fewer it would make too much (Optuna's own
+number).
+"""
 
 _ENDS = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class Study:
-    """Draws values and judges evaluations; `trials` are those on record, `pairs` those that each is judged by."""
+    """Draws values and judges evaluations; `trials` are those on record, `pairs` those that each is
+    judged by.
+    """
 
-    def __init__(self, config: RunConfig, domains: dict[str, Domain], pairs: int, trials: Sequence[Trial]) -> None:
+    def __init__(
+        self, config: RunConfig, domains: dict[str, Domain], pairs: int, trials: Sequence[Trial]
+    ) -> None:
         self._search = settings_of(config)
         self._domains = domains
         self._seed = config.training.seed
@@ -70,20 +77,28 @@ class Study:
         return values
 
     def _drawn(self, number: int) -> dict[str, Any]:
-        """The values of a draw: the first ones, or all at random, spread over the ranges; else TPE's."""
+        """The values of a draw: the first ones, or all at random, spread over the ranges; else
+        TPE's.
+        """
         if self._search.searcher == "random" or number < _SPREAD:
             return spread_values(self._domains, self._seed, number)
         self._study.sampler = self._tpe(number)
         drawn = self._study.ask(self._distributions)
         # What counts is the settled value, which is all that the record knows.
         self._study.tell(drawn, state=TrialState.FAIL)
-        return {name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()}
+        return {
+            name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()
+        }
 
     def judge(self, trial: Trial) -> bool:
-        """Whether to give the trial up after its latest evaluation. The end of a run is never given up."""
+        """Whether to give the trial up after its latest evaluation.
+
+        The end of a run is never given up.
+        """
         progress = trial.last["step"] / trial.total_steps
         value = score(self._search.metric, trial.last, self._pairs)
-        # TPE learns from trials that were given up by how far they came, and how well they did there.
+        # TPE learns from trials that were given up by how far they came, and how well they did
+        # there.
         if (known := self._open.get(trial.number)) is not None:
             known.report(value, int(_PROGRESS * progress))
         behind = self._rungs is not None and self._rungs.gives_up(trial.number, progress, value)
@@ -94,7 +109,11 @@ class Study:
         ended = self._open.pop(trial.number, None)
         if ended is None:
             return
-        value = score(self._search.metric, trial.last, self._pairs) if trial.state == "finished" else None
+        value = (
+            score(self._search.metric, trial.last, self._pairs)
+            if trial.state == "finished"
+            else None
+        )
         self._study.tell(ended, value, _ENDS[trial.state])
 
     def _begin(self, number: int, values: dict[str, Any]) -> None:
@@ -121,12 +140,17 @@ class Study:
 
 
 def spread_values(domains: dict[str, Domain], seed: int, number: int) -> dict[str, Any]:
-    """Point of that number in a scrambled Sobol sequence over the ranges: any first few are spread."""
+    """Point of that number in a scrambled Sobol sequence over the ranges: any first few are
+    spread.
+    """
     engine = SobolEngine(len(domains), scramble=True, seed=seed)
     if number:
         engine.fast_forward(number)
     shares = engine.draw(1, dtype=torch.float64)[0].tolist()
-    return {name: _at(domain, share) for (name, domain), share in zip(domains.items(), shares, strict=True)}
+    return {
+        name: _at(domain, share)
+        for (name, domain), share in zip(domains.items(), shares, strict=True)
+    }
 
 
 def _at(domain: Domain, share: float) -> Any:

@@ -40,7 +40,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialRoom:
-    """What all trials of a search share. `directory`: where the command was given; relative paths start there.
+    """What all trials of a search share. `directory`: where the command was given; relative paths
+    start there.
 
     `artifact`: the place of the prepared pairs, whose path a trial's server may have of its own.
     """
@@ -57,11 +58,12 @@ class TrialRoom:
 
 
 def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
-    """Train the run whose config is in `settings`, or go on with it, reporting each evaluation to Tune.
+    """Train the run whose config is in `settings`, or go on with it, reporting each evaluation to
+    Tune.
 
-    The last report says `finished`, or tells the `error` that ended the run and whether it `may_pass` without a change
-    of the config. Tune hears of no exception, so that what it takes for a failure is a lost process, after which it
-    starts the trial again.
+    The last report says `finished`, or tells the `error` that ended the run and whether it
+    `may_pass` without a change of the config. Tune hears of no exception, so that what it takes for
+    a failure is a lost process, after which it starts the trial again.
     """
     try:
         told = _attempt(settings, room)
@@ -72,7 +74,9 @@ def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
 
 
 def _attempt(settings: dict[str, Any], room: TrialRoom) -> dict[str, Any] | None:
-    """Train, and keep the log whatever comes of it; what to report, None if the trial was given up."""
+    """Train, and keep the log whatever comes of it; what to report, None if the trial was given
+    up.
+    """
     run = None
     try:
         run = _open(settings, room)
@@ -94,7 +98,9 @@ def _told(error: Exception) -> dict[str, Any]:
 
 
 def _was_given_up(error: BaseException) -> bool:
-    """Whether the error came up on the way out of a trial that was given up: Tune waits for no report of it."""
+    """Whether the error came up on the way out of a trial that was given up: Tune waits for no
+    report of it.
+    """
     cause = error.__context__
     return cause is not None and (isinstance(cause, SystemExit) or _was_given_up(cause))
 
@@ -131,7 +137,10 @@ class _Tune(Console):
         _log.info(line)
 
     def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Hand an evaluation to Tune. Raises SystemExit where the trial is given up, which ends its workers."""
+        """Hand an evaluation to Tune.
+
+        Raises SystemExit where the trial is given up, which ends its workers.
+        """
         evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
         if evaluation:
             tune.report({"total_steps": total_steps, **plain_record(step, evaluation)})

@@ -1,6 +1,8 @@
-"""A course under Ray Tune: Tune starts, ends and restarts the trials' processes; what it is told comes from the course.
+"""A course under Ray Tune: Tune starts, ends and restarts the trials' processes; what it is told
+comes from the course.
 
-Tune's own snapshots hold pickles, so nothing is ever read from them: they are swept away when the search ends.
+Tune's own snapshots hold pickles, so nothing is ever read from them: they are swept away when the
+search ends.
 """
 
 import logging
@@ -33,7 +35,8 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = "tune"
 _POLL_S = 1.0
-# A trial's process computes nothing: its workers take the room. Tune wants something to reserve: a byte of memory.
+# A trial's process computes nothing: its workers take the room. Tune wants something to reserve: a
+# byte of memory.
 _NOTHING: dict[str, int | float] = {"memory": 1}
 
 _SETTINGS = {
@@ -45,10 +48,17 @@ _SETTINGS = {
 }
 
 
-def run_course(run: SearchRun, course: Course, room: TrialRoom, at_once: int, console: Console) -> None:
-    """Run the trials of a course, so many at once, until none is left. Raises StoppedError on request."""
+def run_course(
+    run: SearchRun, course: Course, room: TrialRoom, at_once: int, console: Console
+) -> None:
+    """Run the trials of a course, so many at once, until none is left.
+
+    Raises StoppedError on request.
+    """
     os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would list failed trials once more, past our log
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # it would list failed trials once more, past our log
     folder = run.path(_FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     trials: dict[str, Trial] = {}
@@ -76,21 +86,26 @@ def run_course(run: SearchRun, course: Course, room: TrialRoom, at_once: int, co
     try:
         while fitting.is_alive():
             fitting.join(_POLL_S)
-            # Ray keeps the room of a trial that was given up: its controller, who had asked for it, died with it.
+            # Ray keeps the room of a trial that was given up: its controller, who had asked for it,
+            # died with it.
             free_what_dead_controllers_hold()
     finally:
         fitting.leave()
         free_what_controllers_held()  # whoever goes on in this process may want the room
     shutil.rmtree(folder, ignore_errors=True)
     if console.stop_requested():
-        raise StoppedError("stopped; the same command keeps finished trials and goes on with the others")
+        raise StoppedError(
+            "stopped; the same command keeps finished trials and goes on with the others"
+        )
     if fitting.error is not None:
         said = on_one_line(fitting.error)[:300]
         raise RunError(f"Ray Tune failed: {said}; the same command goes on") from fitting.error
 
 
 class _NotKept:
-    """Tune pickles what it is given into snapshots that nobody reads: a course, and who watches it, stay here."""
+    """Tune pickles what it is given into snapshots that nobody reads: a course, and who watches it,
+    stay here.
+    """
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -112,7 +127,9 @@ class _Searcher(_NotKept, Searcher):
         self._trials[trial_id], config = found
         return {"config": dump(config)}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Nothing: the scheduler hears of it first."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -147,7 +164,9 @@ class _Scheduler(_NotKept, FIFOScheduler):
 
 
 class _Losses(_NotKept, tune.Callback):
-    """Hears of trials whose process was lost once more than is excused; the scheduler is told of every loss."""
+    """Hears of trials whose process was lost once more than is excused; the scheduler is told of
+    every loss.
+    """
 
     def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
         self._course = course
@@ -158,7 +177,9 @@ class _Losses(_NotKept, tune.Callback):
         ours = self._trials[trial.trial_id]
         _log.error("the process of trial %d was lost", ours.number, exc_info=trial.get_error())
         if ours.state == "running":
-            told = "its process was lost, before it began or once more than scale.max_failures excuses"
+            told = (
+                "its process was lost, before it began or once more than scale.max_failures excuses"
+            )
             self._course.failed(ours, told, may_pass=True)
 
 

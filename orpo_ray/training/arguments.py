@@ -11,7 +11,11 @@ from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.zero import deepspeed_config, prepare_deepspeed
 
 _SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-_OPTIMIZERS = {"adamw": "adamw_torch", "adamw-8bit": "adamw_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
+_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw-8bit": "adamw_8bit",
+    "paged-adamw-8bit": "paged_adamw_8bit",
+}
 
 
 def training_arguments(
@@ -31,7 +35,8 @@ def training_arguments(
         prepare_deepspeed(decisions.device)
     # Before DeepSpeed's settings are read, or every process would believe that it is alone.
     PartialState(cpu=on_cpu)
-    # Stage 0 would keep the norm to itself: the trainer clips there. It must be said: left out, it comes to mean 1.
+    # Stage 0 would keep the norm to itself: the trainer clips there. It must be said: left out, it
+    # comes to mean 1.
     max_grad_norm = 0.0 if stage == 0 else config.max_grad_norm
     arguments = kind(
         output_dir=str(run_dir),

@@ -1,7 +1,8 @@
 """Attention over one row that holds many answers: exact, without a mask of the row's square.
 
-A row is cut into runs. A run's tokens see themselves causally and, where it shares a prompt, the first tokens of the
-run before it. transformers hands the runs of a batch on to every layer's attention, whatever the model.
+A row is cut into runs. A run's tokens see themselves causally and, where it shares a prompt, the
+first tokens of the run before it. transformers hands the runs of a batch on to every layer's
+attention, whatever the model.
 """
 
 import inspect
@@ -28,10 +29,11 @@ _UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a row in order: run i has `lengths[i]` tokens, which also see `shared[i]` of the run before it.
+    """The runs of a row in order: run i has `lengths[i]` tokens, which also see `shared[i]` of the
+    run before it.
 
-    Plain numbers, since the device is not to be asked for them; `query_ends` and `key_ends` [runs + 1] are the same
-    for kernels that read them there.
+    Plain numbers, since the device is not to be asked for them; `query_ends` and `key_ends` [runs +
+    1] are the same for kernels that read them there.
     """
 
     lengths: tuple[int, ...]
@@ -58,7 +60,9 @@ class Runs:
     @property
     def longest(self) -> int:
         """Keys that the last token of the longest run sees."""
-        return max(length + shared for length, shared in zip(self.lengths, self.shared, strict=True))
+        return max(
+            length + shared for length, shared in zip(self.lengths, self.shared, strict=True)
+        )
 
     def keys(self, values: Tensor, dim: int) -> list[Tensor]:
         """Keys or values of the row as those that each run sees."""
@@ -82,23 +86,36 @@ def attend(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer: queries [1, heads, T, D], keys and values [1, key heads, T, D]; returns [1, T, heads, D].
+    """Attention of one layer: queries [1, heads, T, D], keys and values [1, key heads, T, D];
+    returns [1, T, heads, D].
 
     Raises ConfigError for a layer whose attention is more than causal.
     """
     if runs is None:
-        raise ConfigError(f"training.layout: {type(module).__name__} is not told of the runs; use padded")
-    assert attention_mask is None and not dropout, "no mask is known by our name, and a base's own dropout is off"
+        raise ConfigError(
+            f"training.layout: {type(module).__name__} is not told of the runs; use padded"
+        )
+    assert attention_mask is None and not dropout, (
+        "no mask is known by our name, and a base's own dropout is off"
+    )
     asked = [name for name in _UNKNOWN if others.get(name) is not None]
     if sliding_window is not None and sliding_window < runs.longest:
         asked.append(f"a window of {sliding_window}")
     if asked:
-        raise ConfigError(f"training.layout: {type(module).__name__} computes attention with {asked[0]}; use padded")
+        raise ConfigError(
+            f"training.layout: {type(module).__name__} computes attention with {asked[0]}; use "
+            "padded"
+        )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key = query.to(value.dtype), key.to(value.dtype)  # rotation leaves them in float32 under autocast
+    query, key = (
+        query.to(value.dtype),
+        key.to(value.dtype),
+    )  # rotation leaves them in float32 under autocast
     varlen = None
     if query.is_cuda and value.shape[-1] == query.shape[-1]:
-        varlen = find_varlen(query.device, value.dtype, query.shape[1] // key.shape[1], query.shape[-1])
+        varlen = find_varlen(
+            query.device, value.dtype, query.shape[1] // key.shape[1], query.shape[-1]
+        )
     if varlen is None:
         return _per_run(query, key, value, runs, scaling).transpose(1, 2).contiguous(), None
     q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
@@ -114,11 +131,15 @@ def _per_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, scaling: flo
     if group > 1 and query.is_cuda:  # a GPU's kernels that take a mask take no groups
         key, value, group = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), 1
     outputs = []
-    for q, k, v in zip(query.split(runs.lengths, 2), runs.keys(key, 2), runs.keys(value, 2), strict=True):
+    for q, k, v in zip(
+        query.split(runs.lengths, 2), runs.keys(key, 2), runs.keys(value, 2), strict=True
+    ):
         square = q.shape[2] == k.shape[2]
         mask = None if square else causal_lower_right(q.shape[2], k.shape[2])
         outputs.append(
-            scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=square, scale=scaling, enable_gqa=group > 1)
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=square, scale=scaling, enable_gqa=group > 1
+            )
         )
     return torch.cat(outputs, 2)
 
@@ -127,11 +148,14 @@ Varlen = Callable[[Tensor, Tensor, Tensor, Runs, float], Tensor]
 
 
 @cache
-def find_varlen(device: torch.device, dtype: torch.dtype, group: int, head_dim: int) -> Varlen | None:
-    """torch's flash attention over runs of any length, [T, heads, D]; None where this version or GPU has none.
+def find_varlen(
+    device: torch.device, dtype: torch.dtype, group: int, head_dim: int
+) -> Varlen | None:
+    """torch's flash attention over runs of any length, [T, heads, D]; None where this version or
+    GPU has none.
 
-    Tried on a small example, since its signature has changed between versions, and since shorter queries than keys
-    must be aligned at their ends.
+    Tried on a small example, since its signature has changed between versions, and since shorter
+    queries than keys must be aligned at their ends.
     """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
@@ -143,7 +167,10 @@ def find_varlen(device: torch.device, dtype: torch.dtype, group: int, head_dim: 
     runs = Runs.of([(5, 0), (3, 2)]).to(device)
     generator = torch.Generator(device).manual_seed(0)
     heads = ((2 * group, 8), (2, 8), (2, 8))
-    q, k, v = (torch.randn(h, t, head_dim, device=device, dtype=dtype, generator=generator)[None] for h, t in heads)
+    q, k, v = (
+        torch.randn(h, t, head_dim, device=device, dtype=dtype, generator=generator)[None]
+        for h, t in heads
+    )
     scaling = head_dim**-0.5
     expected = _per_run(q.float(), k.float(), v.float(), runs, scaling)[0].transpose(0, 1)
     try:
@@ -160,7 +187,9 @@ def find_varlen(device: torch.device, dtype: torch.dtype, group: int, head_dim: 
 def _adapt(varlen_attn: Any) -> Varlen:
     """torch's varlen_attn in the form that its version has."""
     known = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    options: dict[str, Any] = (
+        {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    )
     if "enable_gqa" in known:
         options["enable_gqa"] = True
 

@@ -1,4 +1,5 @@
-"""Checkpoints that know nothing of the number of GPUs: named tensors, plain JSON, a manifest written last.
+"""Checkpoints that know nothing of the number of GPUs: named tensors, plain JSON, a manifest
+written last.
 
 step-000040/
     adapter/            the adapter (or the whole model) with tokenizer, loadable by PEFT as it is
@@ -28,7 +29,9 @@ _NAME = re.compile(r"step-\d{6,}")
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come, beside its tensors: `random_states` by rank, `metrics` of an evaluation at this step."""
+    """How far a run has come, beside its tensors: `random_states` by rank, `metrics` of an
+    evaluation at this step.
+    """
 
     step: int
     total_steps: int
@@ -40,7 +43,9 @@ class Position:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as the keeping policy sees it; accuracy and margin are None where it was not evaluated."""
+    """A checkpoint as the keeping policy sees it; accuracy and margin are None where it was not
+    evaluated.
+    """
 
     step: int
     accuracy: float | None
@@ -76,7 +81,10 @@ def write_manifest(folder: Path) -> None:
     for path in files:
         _sync(path)
     entries = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
         for path in files
     }
     (folder / MANIFEST).write_text(json.dumps({"files": entries}, indent=1), encoding="utf-8")
@@ -99,9 +107,11 @@ def find_damage(folder: Path) -> str | None:
 
 
 def newest_whole(parent: Path, announce: Announce) -> Path | None:
-    """The newest undamaged checkpoint; what a killed run left half-written or half-deleted is swept away.
+    """The newest undamaged checkpoint; what a killed run left half-written or half-deleted is swept
+    away.
 
-    Damaged ones are set aside under another name: they must not count as the newest when others are deleted.
+    Damaged ones are set aside under another name: they must not count as the newest when others are
+    deleted.
     """
     for left in [*parent.glob(".building-*"), *parent.glob(".deleting-*")]:
         shutil.rmtree(left)
@@ -135,7 +145,9 @@ def prune(parent: Path, keep: int) -> list[Path]:
 
 
 def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
-    """The newest, then the best by accuracy (ties: by margin), then the next newest, until `keep` are named."""
+    """The newest, then the best by accuracy (ties: by margin), then the next newest, until `keep`
+    are named.
+    """
     newest_first = sorted((s.step for s in saved), reverse=True)
     judged = [s for s in saved if s.accuracy is not None and s.margin is not None]
     best = [max(judged, key=lambda s: (s.accuracy, s.margin, s.step)).step] if judged else []
@@ -163,14 +175,19 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _sync_folders(checkpoint: Path) -> None:
-    """Make the names in a checkpoint, and its own, durable: after it, an older one may be deleted."""
+    """Make the names in a checkpoint, and its own, durable: after it, an older one may be
+    deleted.
+    """
     inside = [path for path in checkpoint.rglob("*") if path.is_dir()]
     for folder in [*inside, checkpoint, checkpoint.parent]:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what network file systems say of any folder
+            if error.errno not in (
+                errno.EINVAL,
+                errno.ENOTSUP,
+            ):  # what network file systems say of any folder
                 raise
         finally:
             os.close(descriptor)

@@ -10,7 +10,10 @@ from orpo_ray.training.strategy import Strategy
 
 @dataclass(frozen=True)
 class Decisions:
-    """What `auto` came to. Written to run.json; all but `strategy` are taken from there when the run is resumed."""
+    """What `auto` came to.
+
+    Written to run.json; all but `strategy` are taken from there when the run is resumed.
+    """
 
     device: str
     dtype: str

@@ -1,6 +1,8 @@
-"""Who computes the loss: our own code or stock TRL. What a run needs to know of either, in one type.
+"""Who computes the loss: our own code or stock TRL. What a run needs to know of either, in one
+type.
 
-Nothing heavy is imported before it is used: the driver of a run on workers asks for the layout only.
+Nothing heavy is imported before it is used: the driver of a run on workers asks for the layout
+only.
 """
 
 from abc import ABC, abstractmethod
@@ -33,9 +35,15 @@ class Engine(ABC):
 
     @abstractmethod
     def model(
-        self, model: "PeftModel | PreTrainedModel", config: RunConfig, autocast: "torch.dtype | None"
+        self,
+        model: "PeftModel | PreTrainedModel",
+        config: RunConfig,
+        autocast: "torch.dtype | None",
     ) -> "PairModel":
-        """Base and adapter as its trainer takes them. Raises ConfigError for a model that it does not compute."""
+        """Base and adapter as its trainer takes them.
+
+        Raises ConfigError for a model that it does not compute.
+        """
 
     @abstractmethod
     def trainer(
@@ -45,10 +53,15 @@ class Engine(ABC):
 
 
 class FastEngine(Engine):
-    """Ours: any layout, log-probs of selected tokens, micro-batches as large as memory lets them be."""
+    """Ours: any layout, log-probs of selected tokens, micro-batches as large as memory lets them
+    be.
+    """
 
     def model(
-        self, model: "PeftModel | PreTrainedModel", config: RunConfig, autocast: "torch.dtype | None"
+        self,
+        model: "PeftModel | PreTrainedModel",
+        config: RunConfig,
+        autocast: "torch.dtype | None",
     ) -> "PairModel":
         """One whose head scores selected tokens."""
         from orpo_ray.training.pair_model import PairModel
@@ -71,7 +84,10 @@ class TrlEngine(Engine):
     untried = "TRL computes the loss"
 
     def model(
-        self, model: "PeftModel | PreTrainedModel", config: RunConfig, autocast: "torch.dtype | None"
+        self,
+        model: "PeftModel | PreTrainedModel",
+        config: RunConfig,
+        autocast: "torch.dtype | None",
     ) -> "PairModel":
         """One that computes TRL's loss, too."""
         from orpo_ray.training.trl_engine import trl_model
@@ -88,7 +104,9 @@ class TrlEngine(Engine):
         def arguments(kind: Any, folder: Path, **own: Any) -> Any:
             return training_arguments(config.training, folder, 1, decisions, kind, **own)
 
-        return partial(TrlTrainer, objective_config=config.objective, tokenizer=tokenizer, arguments=arguments)
+        return partial(
+            TrlTrainer, objective_config=config.objective, tokenizer=tokenizer, arguments=arguments
+        )
 
 
 _ENGINES: dict[str, Engine] = {"fast": FastEngine(), "trl": TrlEngine()}

@@ -1,8 +1,10 @@
-"""Pairs to tensors: how they are laid out for one forward pass, and the places whose tokens are scored.
+"""Pairs to tensors: how they are laid out for one forward pass, and the places whose tokens are
+scored.
 
-`padded`: chosen and rejected sides as rows, padded on the right; the plain reference. `packed`: the same sides one
-after the other in a single row, no padding. `shared-prefix`: `[prompt|chosen|rejected]...` in a single row, so that
-each prompt is computed once; the rejected answer's positions go on after the prompt, and it sees the prompt and itself.
+`padded`: chosen and rejected sides as rows, padded on the right; the plain reference. `packed`: the
+same sides one after the other in a single row, no padding. `shared-prefix`:
+`[prompt|chosen|rejected]...` in a single row, so that each prompt is computed once; the rejected
+answer's positions go on after the prompt, and it sees the prompt and itself.
 """
 
 from collections.abc import Sequence
@@ -25,10 +27,11 @@ PROMPT, CHOSEN, REJECTED = 0, 1, 2
 class PairBatch:
     """n pairs ready for one forward pass.
 
-    `input_ids` are [rows, T]. Padded rows come with an `attention_mask` [rows, T]; the single row of the other layouts
-    with `position_ids` [1, T] and with the `runs` that its attention goes by. A scored token i of N was predicted at
-    `positions[i]`, an index into the flattened rows; it is `targets[i]`, of pair `pair[i]`, in its prompt, chosen or
-    rejected `part[i]`. `chosen_tokens` and `rejected_tokens` are the answers' lengths, [n].
+    `input_ids` are [rows, T]. Padded rows come with an `attention_mask` [rows, T]; the single row
+    of the other layouts with `position_ids` [1, T] and with the `runs` that its attention goes by.
+    A scored token i of N was predicted at `positions[i]`, an index into the flattened rows; it is
+    `targets[i]`, of pair `pair[i]`, in its prompt, chosen or rejected `part[i]`. `chosen_tokens`
+    and `rejected_tokens` are the answers' lengths, [n].
     """
 
     input_ids: Tensor
@@ -44,7 +47,9 @@ class PairBatch:
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same batch on another device."""
-        moved: dict[str, Any] = {field.name: _moved(getattr(self, field.name), device) for field in fields(self)}
+        moved: dict[str, Any] = {
+            field.name: _moved(getattr(self, field.name), device) for field in fields(self)
+        }
         return PairBatch(**moved)
 
 
@@ -56,7 +61,9 @@ def _moved(value: Tensor | Runs | None, device: torch.device) -> Tensor | Runs |
 
 
 class _Side(NamedTuple):
-    """An answer in place: its tokens stand from `start` on in the flattened rows, its prompt from `prompt_start`."""
+    """An answer in place: its tokens stand from `start` on in the flattened rows, its prompt from
+    `prompt_start`.
+    """
 
     pair: int
     part: int
@@ -65,18 +72,26 @@ class _Side(NamedTuple):
 
 
 def collate(
-    pairs: Sequence[TokenPair], layout: Layout, pad_id: int, *, score_prompt: bool, with_rejected: bool = True
+    pairs: Sequence[TokenPair],
+    layout: Layout,
+    pad_id: int,
+    *,
+    score_prompt: bool,
+    with_rejected: bool = True,
 ) -> PairBatch:
     """Pairs in one of the layouts; `pad_id` fills up the rows of the padded one.
 
-    `score_prompt` adds the tokens of the chosen side's prompt (from its second on) to those that are scored.
+    `score_prompt` adds the tokens of the chosen side's prompt (from its second on) to those that
+    are scored.
     """
     if layout.pads:
         return _padded(pairs, pad_id, score_prompt, with_rejected)
     return _in_one_row(pairs, layout.shares_prompts, score_prompt, with_rejected)
 
 
-def _padded(pairs: Sequence[TokenPair], pad_id: int, score_prompt: bool, with_rejected: bool) -> PairBatch:
+def _padded(
+    pairs: Sequence[TokenPair], pad_id: int, score_prompt: bool, with_rejected: bool
+) -> PairBatch:
     """Rows for all chosen, then all rejected sides."""
     answers = [(CHOSEN, i, pair.chosen) for i, pair in enumerate(pairs)]
     if with_rejected:
@@ -92,10 +107,14 @@ def _padded(pairs: Sequence[TokenPair], pad_id: int, score_prompt: bool, with_re
         _Side(i, part, index * width, index * width + len(pairs[i].prompt))
         for index, (part, i, _) in enumerate(answers)
     ]
-    return _batch(pairs, sides, score_prompt, input_ids, attention_mask=torch.from_numpy(attention_mask))
+    return _batch(
+        pairs, sides, score_prompt, input_ids, attention_mask=torch.from_numpy(attention_mask)
+    )
 
 
-def _in_one_row(pairs: Sequence[TokenPair], share: bool, score_prompt: bool, with_rejected: bool) -> PairBatch:
+def _in_one_row(
+    pairs: Sequence[TokenPair], share: bool, score_prompt: bool, with_rejected: bool
+) -> PairBatch:
     """All sides one after the other; a rejected one without its prompt where that is shared."""
     tokens: list[NDArray[np.int32]] = []
     position_ids: list[NDArray[np.int64]] = []
@@ -132,18 +151,25 @@ def _batch(
     position_ids: Tensor | None = None,
     runs: Runs | None = None,
 ) -> PairBatch:
-    """The batch, with the places where each side's tokens are predicted: the answer's first at the prompt's last."""
+    """The batch, with the places where each side's tokens are predicted: the answer's first at the
+    prompt's last.
+    """
     positions, targets, owners, parts = [], [], [], []
     for side in sides:
         pair = pairs[side.pair]
-        answer, prompt_length = (pair.chosen if side.part == CHOSEN else pair.rejected), len(pair.prompt)
+        answer, prompt_length = (
+            (pair.chosen if side.part == CHOSEN else pair.rejected),
+            len(pair.prompt),
+        )
         if score_prompt and side.part == CHOSEN:
             positions.append(side.prompt_start + np.arange(prompt_length - 1))
             targets.append(pair.prompt[1:])
             parts.append(np.full(prompt_length - 1, PROMPT))
             owners.append(np.full(prompt_length - 1, side.pair))
         positions.append(
-            np.concatenate([[side.prompt_start + prompt_length - 1], side.start + np.arange(len(answer) - 1)])
+            np.concatenate(
+                [[side.prompt_start + prompt_length - 1], side.start + np.arange(len(answer) - 1)]
+            )
         )
         targets.append(answer)
         parts.append(np.full(len(answer), side.part))

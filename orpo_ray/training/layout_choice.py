@@ -1,13 +1,25 @@
-"""Which layout a run takes, and why: a pure function of the pairs' lengths and the base's traits."""
+"""Which layout a run takes, and why: a pure function of the pairs' lengths and the base's
+traits.
+"""
 
 from dataclasses import dataclass
 
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
-from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Indices, Layout, longer_side, pack_costs
+from orpo_ray.training.plan import (
+    PACKED,
+    PADDED,
+    SHARED_PREFIX,
+    Indices,
+    Layout,
+    longer_side,
+    pack_costs,
+)
 
 _MIN_SAVING = 0.02
-"""Share of a packed row's tokens that sharing prompts must save; below, its cut-up attention costs more than that."""
+"""Share of a packed row's tokens that sharing prompts must save; below, its cut-up attention costs
+more than that.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,7 +30,9 @@ class LayoutChoice:
     reason: str
 
 
-def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected: bool) -> LayoutChoice:
+def choose_layout(
+    asked: str, traits: Traits, lengths: Indices, *, with_rejected: bool
+) -> LayoutChoice:
     """Decide for pairs of (prompt, chosen, rejected) `lengths` [n, 3].
 
     Raises ConfigError where the base cannot take the layout that was asked for.
@@ -28,10 +42,14 @@ def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected
     if wanted is PADDED:
         return LayoutChoice(PADDED, "as configured")
     no_sharing = obstacle or (
-        "the base asks for its router's loss, which is a mean over tokens" if traits.router_loss else None
+        "the base asks for its router's loss, which is a mean over tokens"
+        if traits.router_loss
+        else None
     )
     if wanted is SHARED_PREFIX and not with_rejected:
-        no_sharing = no_sharing or "the objective computes one answer a pair, so no prompt is shared"
+        no_sharing = (
+            no_sharing or "the objective computes one answer a pair, so no prompt is shared"
+        )
     refused = {PACKED: obstacle, SHARED_PREFIX: no_sharing}.get(wanted) if wanted else None
     if refused:
         raise ConfigError(f"training.layout: {wanted} does not fit this run: {refused}; use auto")
@@ -44,31 +62,45 @@ def choose_layout(asked: str, traits: Traits, lengths: Indices, *, with_rejected
 
 def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bool) -> LayoutChoice:
     if not with_rejected:
-        return LayoutChoice(PACKED, "no padding; the objective computes one answer a pair, so no prompt is shared")
+        return LayoutChoice(
+            PACKED, "no padding; the objective computes one answer a pair, so no prompt is shared"
+        )
     if no_sharing:
         return LayoutChoice(PACKED, f"no padding; prompts are not shared, as {no_sharing}")
-    packed, shared = (int(pack_costs(lengths, layout).tokens.sum()) for layout in (PACKED, SHARED_PREFIX))
+    packed, shared = (
+        int(pack_costs(lengths, layout).tokens.sum()) for layout in (PACKED, SHARED_PREFIX)
+    )
     saved = 1 - shared / packed if packed else 0.0
     if saved < _MIN_SAVING:
-        return LayoutChoice(PACKED, f"no padding; sharing prompts would save only {saved:.1%} of the tokens")
+        return LayoutChoice(
+            PACKED, f"no padding; sharing prompts would save only {saved:.1%} of the tokens"
+        )
     return LayoutChoice(
-        SHARED_PREFIX, f"each prompt is computed once, which saves {saved:.0%} of the tokens; no padding"
+        SHARED_PREFIX,
+        f"each prompt is computed once, which saves {saved:.0%} of the tokens; no padding",
     )
 
 
 def _no_single_row(traits: Traits, longest: int) -> str | None:
     """What keeps several answers from standing in one row, or None."""
     if traits.recurrent:
-        return "layers of the base carry a state from token to token, which answers in one row would share"
+        return (
+            "layers of the base carry a state from token to token, which answers in one row "
+            "would share"
+        )
     if traits.own_attention:
         return "the base computes its attention in its own way"
     if traits.soft_cap:
         return "the base caps its attention scores"
     if traits.window is not None and traits.window < longest:
-        return f"layers of the base look back {traits.window} tokens, but the longest pair has {longest}"
+        return (
+            f"layers of the base look back {traits.window} tokens, but the longest pair has "
+            f"{longest}"
+        )
     if traits.stretches_beyond is not None and traits.stretches_beyond < longest:
         return (
-            f"a pair of more than {traits.stretches_beyond} tokens changes the positions of all that stand in its row, "
+            f"a pair of more than {traits.stretches_beyond} tokens changes the positions of all "
+            "that stand in its row, "
             "and in its micro-batch; set data.max_length to that to have none"
         )
     return None

@@ -1,4 +1,6 @@
-"""The model of a run as training starts with it; reference log-probs and evaluation begin here, too."""
+"""The model of a run as training starts with it; reference log-probs and evaluation begin here,
+too.
+"""
 
 import torch
 from transformers import set_seed
@@ -14,17 +16,29 @@ from orpo_ray.training.pair_model import PairModel
 
 
 def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce) -> PairModel:
-    """Base and adapter as training starts: seeded, on the device, frozen where they are not trained."""
+    """Base and adapter as training starts: seeded, on the device, frozen where they are not
+    trained.
+    """
     full = config.adapter.kind == "none"
-    # Where weights are cut up each worker moves its part: they need not fit on the GPU before, unless quantised there.
+    # Where weights are cut up each worker moves its part: they need not fit on the GPU before,
+    # unless quantised there.
     whole_on_cpu = decisions.strategy.shares_weights and config.model.quantization == "none"
     device = "cpu" if whole_on_cpu else decisions.device
-    base = load_base(config.model, device, decisions.dtype, decisions.attention, trainable=full, announce=announce)
+    base = load_base(
+        config.model,
+        device,
+        decisions.dtype,
+        decisions.attention,
+        trainable=full,
+        announce=announce,
+    )
     set_seed(config.training.seed)
     model = attach_adapter(base, config.adapter, announce)
     return engine_of(config).model(model, config, autocast_dtype(decisions))
 
 
 def autocast_dtype(decisions: Decisions) -> torch.dtype | None:
-    """The 16-bit format that a PairModel computes in, in training, reference and evaluation alike."""
+    """The 16-bit format that a PairModel computes in, in training, reference and evaluation
+    alike.
+    """
     return None if decisions.dtype == "float32" else DTYPES[decisions.dtype]

@@ -1,4 +1,7 @@
-"""One run, in one process or in each of several: model, objective, plan, trainer, checkpoints. No Ray."""
+"""One run, in one process or in each of several: model, objective, plan, trainer, checkpoints.
+
+No Ray.
+"""
 
 import os
 from collections.abc import Callable
@@ -60,18 +63,23 @@ class _Session:
     """The pairs of each optimizer step."""
 
 
-def train(run: Run, artifact: Artifact, setup: Setup, reporter: Reporter, announce: Announce) -> None:
-    """Train to the end of the plan; the first process writes result.json. Every process of the world calls this.
+def train(
+    run: Run, artifact: Artifact, setup: Setup, reporter: Reporter, announce: Announce
+) -> None:
+    """Train to the end of the plan; the first process writes result.json. Every process of the
+    world calls this.
 
-    Goes on from the reporter's latest checkpoint. Raises StoppedError if the reporter asked to stop, NonFiniteError
-    if a loss or gradient went wrong, a user error if the run cannot be what the config asks for.
+    Goes on from the reporter's latest checkpoint. Raises StoppedError if the reporter asked to
+    stop, NonFiniteError if a loss or gradient went wrong, a user error if the run cannot be what
+    the config asks for.
     """
     config, world = run.config, current_world()
     steps = steps_of_run(config, len(artifact.train))
     session = _Session(run, artifact, setup, reporter, announce, world, steps)
     if len(artifact.train) < config.training.pairs_per_step:
         announce(
-            f"only {len(artifact.train)} pairs for pairs_per_step {config.training.pairs_per_step}: one step each epoch"
+            f"only {len(artifact.train)} pairs for pairs_per_step "
+            f"{config.training.pairs_per_step}: one step each epoch"
         )
     checkpoint = reporter.latest_checkpoint()
     position = read_position(checkpoint) if checkpoint else None
@@ -85,13 +93,18 @@ def train(run: Run, artifact: Artifact, setup: Setup, reporter: Reporter, announ
         _run_steps(session, (checkpoint, position) if checkpoint and position else None)
     checkpoint = reporter.latest_checkpoint()
     if checkpoint is None or read_position(checkpoint).step < len(steps):
-        raise RunError("the checkpoint of the last step is damaged; the same command trains again what it held")
+        raise RunError(
+            "the checkpoint of the last step is damaged; the same command trains again what it held"
+        )
     if world.is_first:
         _finish(session, checkpoint)
 
 
 def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
-    """Train what is left of the plan. Raises StoppedError if the reporter asked to stop before its end."""
+    """Train what is left of the plan.
+
+    Raises StoppedError if the reporter asked to stop before its end.
+    """
     run, decisions, steps = session.run, session.setup.decisions, session.steps
     config = run.config
     if decisions.device == "cpu":
@@ -105,9 +118,16 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     pad_id = padding_id(tokenizer)
     _check(model, session, pad_id)
     objective = build_objective(config.objective)
-    # Cut for the largest pack first, then to be trained on: seconds for a few hundred thousand pairs.
-    plan = cache(lambda tokens: plan_run(config, session.artifact.train, session.world.size, tokens, model.layout))
-    decisions = _settle_budget(session, replace(decisions, layout=model.layout), model, objective, pad_id, plan)
+    # Cut for the largest pack first, then to be trained on: seconds for a few hundred thousand
+    # pairs.
+    plan = cache(
+        lambda tokens: plan_run(
+            config, session.artifact.train, session.world.size, tokens, model.layout
+        )
+    )
+    decisions = _settle_budget(
+        session, replace(decisions, layout=model.layout), model, objective, pad_id, plan
+    )
     if session.world.is_first:
         run.add_facts({"decisions": asdict(decisions)})
     budget = decisions.tokens_per_microbatch
@@ -131,16 +151,21 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         write_model=lambda folder, weights: _write_model(model, tokenizer, folder, weights),
         resume=resume,
         on_ready=lambda strategy: _note_workers(run, strategy, model.layout, session.world),
-        callbacks=[_tensorboard(run.folder, resume[1].step if resume else 0)] if session.world.is_first else [],
+        callbacks=[_tensorboard(run.folder, resume[1].step if resume else 0)]
+        if session.world.is_first
+        else [],
     )
     trainer.train()
     done = trainer.state.global_step
     if done < len(steps):
-        raise StoppedError(f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on")
+        raise StoppedError(
+            f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on"
+        )
 
 
 def _check(model: PairModel, session: _Session, pad_id: int) -> None:
-    """Raise ConfigError where the base cannot read the pairs, or is not what the scorer takes it for.
+    """Raise ConfigError where the base cannot read the pairs, or is not what the scorer takes it
+    for.
 
     Settles the layout, too: the first process says how it computes attention.
     """
@@ -149,7 +174,8 @@ def _check(model: PairModel, session: _Session, pad_id: int) -> None:
         model.check_reads(table)
     if decisions.strategy.shares_weights and model.scorer.head is not None:
         raise ConfigError(
-            "adapter.targets: an adapted or quantised head is called chunk by chunk, which ZeRO stage 3 cannot keep in "
+            "adapter.targets: an adapted or quantised head is called chunk by chunk, which ZeRO "
+            "stage 3 cannot keep in "
             "step over workers; leave the head out, or set scale.deepspeed.stage=2"
         )
     if model.device.type != decisions.device:
@@ -161,7 +187,9 @@ def _check(model: PairModel, session: _Session, pad_id: int) -> None:
     settle_layout(model, decisions, artifact.train, pad_id, session.announce, session.world)
     if not model.layout.pads:
         path = model.attention_path
-        session.announce(f"attention in layout {model.layout}: {path}, in place of {decisions.attention}")
+        session.announce(
+            f"attention in layout {model.layout}: {path}, in place of {decisions.attention}"
+        )
 
 
 def _settle_budget(
@@ -181,11 +209,15 @@ def _settle_budget(
     if untried is None and model.device.type != decisions.device:
         untried = "the weights are shared out first"
     if untried is not None:
-        session.announce(f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried, as {untried}")
+        session.announce(
+            f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried, as {untried}"
+        )
         return decisions
     if not (decisions.find_budget or decisions.device == "cuda"):
         return decisions
-    probe = Probe(model, objective, session.artifact.train, pad_id, memory_of(decisions.device, world))
+    probe = Probe(
+        model, objective, session.artifact.train, pad_id, memory_of(decisions.device, world)
+    )
     return settle_budget(
         probe,
         config.training,
@@ -198,7 +230,9 @@ def _settle_budget(
 
 
 def _note_workers(run: Run, strategy: Strategy, layout: Layout, world: World) -> None:
-    """Kept on disk: a run that is killed after its last checkpoint has no trainer when it is finished."""
+    """Kept on disk: a run that is killed after its last checkpoint has no trainer when it is
+    finished.
+    """
     pids = world.gather(os.getpid())
     if world.is_first:
         run.add_facts({"workers": pids, "strategy": strategy, "layout": layout})
@@ -214,8 +248,12 @@ def _reference(session: _Session, model: PairModel, pad_id: int) -> np.ndarray:
     )
     if found is not None:
         return found
-    session.announce(f"reference log-probs: computing them once for {len(set(table.pair_ids))} pairs")
-    scores = score_pairs(model, table, pad_id, budget, session.reporter.stop_requested, session.world)
+    session.announce(
+        f"reference log-probs: computing them once for {len(set(table.pair_ids))} pairs"
+    )
+    scores = score_pairs(
+        model, table, pad_id, budget, session.reporter.stop_requested, session.world
+    )
     log_probs = np.stack([scores.chosen, scores.rejected], axis=1)
     if session.world.is_first:
         cache.write(log_probs)
@@ -231,7 +269,9 @@ def _write_model(
     """
     inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
     is_adapter = model.model is not model.causal_model
-    own: dict[str, Any] = {"save_embedding_layers": False, "selected_adapters": ["default"]} if is_adapter else {}
+    own: dict[str, Any] = (
+        {"save_embedding_layers": False, "selected_adapters": ["default"]} if is_adapter else {}
+    )
     model.model.save_pretrained(str(folder), state_dict=inner, **own)
     tokenizer.save_pretrained(folder)
 
@@ -241,14 +281,18 @@ def _tensorboard(folder: Path, start: int) -> TrainerCallback:
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
-    return TensorBoardCallback(SummaryWriter(folder / TENSORBOARD, purge_step=start + 1 if start else 0))
+    return TensorBoardCallback(
+        SummaryWriter(folder / TENSORBOARD, purge_step=start + 1 if start else 0)
+    )
 
 
 def _finish(session: _Session, checkpoint: Path) -> None:
     """Lay the final adapter beside the checkpoints and write result.json, last of all."""
     run = session.run
     metrics = last_metrics(run.folder)
-    write_model_card(run.lay_adapter(checkpoint / "adapter"), run.config, session.artifact.summary, metrics)
+    write_model_card(
+        run.lay_adapter(checkpoint / "adapter"), run.config, session.artifact.summary, metrics
+    )
     found = run.facts()
     run.conclude(
         TrainResult(
@@ -266,7 +310,13 @@ def _finish(session: _Session, checkpoint: Path) -> None:
 
 
 def _speed(folder: Path, steps: list[Indices]) -> float | None:
-    """Pairs per second of training proper, over all processes that the run took, from the steps still on record."""
+    """Pairs per second of training proper, over all processes that the run took, from the steps
+    still on record.
+    """
     speeds = metric_by_step(folder, "train/pairs_per_second")
     sizes = {number: len(pairs) for number, pairs in enumerate(steps, start=1) if number in speeds}
-    return sum(sizes.values()) / sum(size / speeds[number] for number, size in sizes.items()) if sizes else None
+    return (
+        sum(sizes.values()) / sum(size / speeds[number] for number, size in sizes.items())
+        if sizes
+        else None
+    )

@@ -1,4 +1,6 @@
-"""Numbers that tell how well a model prefers; none of them depends on lambda, beta or another setting of a loss."""
+"""Numbers that tell how well a model prefers; none of them depends on lambda, beta or another
+setting of a loss.
+"""
 
 from collections.abc import Callable
 
@@ -22,15 +24,25 @@ _SHARES = ("nll", "preference", "loss")
 
 
 def pair_metrics(pairs: PairLogps) -> Tensor:
-    """Sums over pairs of PAIR_METRICS, [5]; log-probs are per token, so that length does not count."""
+    """Sums over pairs of PAIR_METRICS, [5]; log-probs are per token, so that length does not
+    count.
+    """
     chosen, rejected = pairs.chosen_mean, pairs.rejected_mean
     margin = chosen - rejected
-    columns = ((margin > 0).to(margin.dtype), margin, chosen, rejected, log_odds_ratio(pairs).to(margin.dtype))
+    columns = (
+        (margin > 0).to(margin.dtype),
+        margin,
+        chosen,
+        rejected,
+        log_odds_ratio(pairs).to(margin.dtype),
+    )
     return torch.stack(columns).sum(dim=1)
 
 
 class StepMetrics:
-    """Sums up a step's metrics on the device; the host looks at them once, when the step is logged."""
+    """Sums up a step's metrics on the device; the host looks at them once, when the step is
+    logged.
+    """
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective = objective
@@ -40,7 +52,11 @@ class StepMetrics:
         """Count one pack."""
         with torch.no_grad():
             shares = torch.stack([pairs.nll_sum.sum(), parts.preference, parts.total])
-            per_pair = pair_metrics(pairs) if self._objective.needs_rejected else shares.new_zeros(len(PAIR_METRICS))
+            per_pair = (
+                pair_metrics(pairs)
+                if self._objective.needs_rejected
+                else shares.new_zeros(len(PAIR_METRICS))
+            )
             self._sums = self._sums + weight * torch.cat([per_pair.to(shares.dtype), shares])
 
     @property
@@ -49,11 +65,15 @@ class StepMetrics:
         return self._sums
 
     def means(self, sums: list[float], pair_count: int, token_count: int) -> dict[str, float]:
-        """The step's means from the sums of all processes; `preference_share` is that term's part of the loss."""
+        """The step's means from the sums of all processes; `preference_share` is that term's part
+        of the loss.
+        """
         *per_pair, nll, preference, loss = sums
         result = {"nll": nll / token_count}
         if self._objective.needs_rejected:
-            result |= {name: value / pair_count for name, value in zip(PAIR_METRICS, per_pair, strict=True)}
+            result |= {
+                name: value / pair_count for name, value in zip(PAIR_METRICS, per_pair, strict=True)
+            }
             result["preference_share"] = preference / loss if loss else 0.0
         return result
 
@@ -66,10 +86,11 @@ def score_pairs(
     stop_requested: Callable[[], bool] = lambda: False,
     world: World = ALONE,
 ) -> PairScores:
-    """Log-probs of every pair of a table, without gradient and without dropout. Raises StoppedError on request.
+    """Log-probs of every pair of a table, without gradient and without dropout. Raises StoppedError
+    on request.
 
-    A pair that stands in the table several times is scored once. The processes of `world` share the work, and each
-    gets all scores.
+    A pair that stands in the table several times is scored once. The processes of `world` share the
+    work, and each gets all scores.
     """
     was_training = model.training
     model.eval()
@@ -88,18 +109,32 @@ def score_pairs(
     return PairScores(sums[:, 0], sums[:, 1], lengths[:, 1], lengths[:, 2])
 
 
-def score_pack(model: PairModel, table: PairTable, pairs: NDArray[np.int64], pad_id: int) -> NDArray[np.float64]:
-    """Summed log-probs [n, 2] of the pairs of one pack, in one forward pass; the model is evaluating."""
-    batch = collate([table[i] for i in pairs], model.layout, pad_id, score_prompt=False).to(model.device)
+def score_pack(
+    model: PairModel, table: PairTable, pairs: NDArray[np.int64], pad_id: int
+) -> NDArray[np.float64]:
+    """Summed log-probs [n, 2] of the pairs of one pack, in one forward pass; the model is
+    evaluating.
+    """
+    batch = collate([table[i] for i in pairs], model.layout, pad_id, score_prompt=False).to(
+        model.device
+    )
     with torch.no_grad():
         scored = pair_logps(model(batch), batch)
-    log_probs: NDArray[np.float64] = torch.stack([scored.chosen, scored.rejected], dim=1).double().cpu().numpy()
+    log_probs: NDArray[np.float64] = (
+        torch.stack([scored.chosen, scored.rejected], dim=1).double().cpu().numpy()
+    )
     return log_probs
 
 
 def summarise(scores: PairScores) -> dict[str, float]:
     """The means that an evaluation reports; `nll` is per token of the chosen answers."""
-    columns = (scores.chosen, scores.rejected, scores.chosen_tokens, scores.rejected_tokens, -scores.chosen)
+    columns = (
+        scores.chosen,
+        scores.rejected,
+        scores.chosen_tokens,
+        scores.rejected_tokens,
+        -scores.chosen,
+    )
     pairs = PairLogps(*(torch.from_numpy(column) for column in columns))
     means = (pair_metrics(pairs) / len(scores.chosen)).tolist()
     nll = float(-scores.chosen.sum() / scores.chosen_tokens.sum())

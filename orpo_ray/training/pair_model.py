@@ -16,9 +16,13 @@ from orpo_ray.training.plan import Layout, longer_side
 
 
 class PairModel(nn.Module):
-    """A causal language model whose head scores selected tokens only; one forward goes through it per pack."""
+    """A causal language model whose head scores selected tokens only; one forward goes through it
+    per pack.
+    """
 
-    def __init__(self, model: PeftModel | PreTrainedModel, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: PeftModel | PreTrainedModel, autocast: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         causal = self.causal_model
@@ -36,7 +40,9 @@ class PairModel(nn.Module):
     @property
     def causal_model(self) -> PreTrainedModel:
         """The language model below the adapter."""
-        below: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        below: Any = (
+            self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        )
         model: PreTrainedModel = below
         return model
 
@@ -57,16 +63,27 @@ class PairModel(nn.Module):
     def use_layout(self, layout: Layout) -> None:
         """Take batches of this layout from now on; a model is made for padded ones."""
         self.layout = layout
-        self.causal_model.set_attn_implementation(self._own_attention if layout.pads else RUNS_ATTENTION)
+        self.causal_model.set_attn_implementation(
+            self._own_attention if layout.pads else RUNS_ATTENTION
+        )
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Log-probs [N] of the batch's scored tokens, float32."""
-        assert (batch.runs is None) == self.layout.pads, f"a batch for another layout than {self.layout}"
+        assert (batch.runs is None) == self.layout.pads, (
+            f"a batch for another layout than {self.layout}"
+        )
         # Named only where they are: not every model knows them.
         own = {"position_ids": batch.position_ids, "runs": batch.runs} if batch.runs else {}
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(
+            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+        ):
             body = self.causal_model.base_model
-            output = body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **own)
+            output = body(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+                **own,
+            )
             hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
             return self.scorer(hidden, batch.targets)
 
@@ -76,42 +93,62 @@ class PairModel(nn.Module):
         return getattr(self.causal_model.config.get_text_config(), "max_position_embeddings", None)
 
     def check_reads(self, table: PairTable) -> None:
-        """Raise ConfigError if a pair is longer than the base reads, or holds tokens that the base does not have."""
+        """Raise ConfigError if a pair is longer than the base reads, or holds tokens that the base
+        does not have.
+        """
         longest = int(longer_side(table.lengths).max())
         if self.positions is not None and longest > self.positions:
             raise ConfigError(
-                f"data.max_length: the longest pair has {longest} tokens, but the base reads {self.positions}; "
+                f"data.max_length: the longest pair has {longest} tokens, but the base reads "
+                f"{self.positions}; "
                 f"set data.max_length={self.positions}"
             )
         embedding: Any = self.causal_model.get_input_embeddings()
         rows = embedding.weight.shape[0]
         if table.largest_token_id >= rows:
             raise ConfigError(
-                f"model.base: its tokenizer writes token {table.largest_token_id}, but its embedding has {rows} rows"
+                f"model.base: its tokenizer writes token {table.largest_token_id}, but its "
+                f"embedding has {rows} rows"
             )
 
     @torch.no_grad()
     def check_scorer(self, token_ids: Tensor, tolerance: float) -> None:
-        """Compare the scorer with the model's own logits on a few tokens; leaves the model evaluating.
+        """Compare the scorer with the model's own logits on a few tokens; leaves the model
+        evaluating.
 
-        Raises ConfigError for a model that does something to its logits that this class does not know.
+        Raises ConfigError for a model that does something to its logits that this class does not
+        know.
         """
         self.eval()
         ids = token_ids[None].to(self.device)
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            expected = self.causal_model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-            hidden = self.causal_model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+        with torch.autocast(
+            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+        ):
+            expected = (
+                self.causal_model(input_ids=ids, use_cache=False)
+                .logits[0, :-1]
+                .float()
+                .log_softmax(-1)
+            )
+            hidden = self.causal_model.base_model(input_ids=ids, use_cache=False).last_hidden_state[
+                0, :-1
+            ]
             found = self.scorer(hidden, ids[0, 1:])
         if not expected.isfinite().all():
-            raise ConfigError("model.base: its log-probs are not finite; there are bad numbers among its weights")
+            raise ConfigError(
+                "model.base: its log-probs are not finite; there are bad numbers among its weights"
+            )
         difference = (found - expected.gather(-1, ids[0, 1:, None]).squeeze(-1)).abs().max().item()
         if not difference <= tolerance:
             raise ConfigError(
-                f"model.base: {type(self.causal_model).__name__} turns hidden states into logits in a way that is "
+                f"model.base: {type(self.causal_model).__name__} turns hidden states into logits "
+                "in a way that is "
                 f"not supported (log-probs differ by {difference:.2g})"
             )
 
 
 def _logit_scale(text_config: object) -> float:
     """Cohere multiplies its logits, Granite divides them."""
-    return getattr(text_config, "logit_scale", None) or 1.0 / (getattr(text_config, "logits_scaling", None) or 1.0)
+    return getattr(text_config, "logit_scale", None) or 1.0 / (
+        getattr(text_config, "logits_scaling", None) or 1.0
+    )

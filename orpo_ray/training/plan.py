@@ -1,4 +1,6 @@
-"""Which pairs form each optimizer step, and how a step is cut into packs: a pure function of lengths and seed."""
+"""Which pairs form each optimizer step, and how a step is cut into packs: a pure function of
+lengths and seed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +35,9 @@ PADDED, PACKED, SHARED_PREFIX = Layout
 
 @dataclass(frozen=True)
 class PackCosts:
-    """Tokens that pairs take: `tokens` [n] of each alone; in a `rectangular` pack all take as many as the longest."""
+    """Tokens that pairs take: `tokens` [n] of each alone; in a `rectangular` pack all take as many
+    as the longest.
+    """
 
     tokens: Indices
     rectangular: bool
@@ -57,12 +61,17 @@ def pack_costs(lengths: Indices, layout: Layout, *, with_rejected: bool = True) 
         return PackCosts(prompt + chosen, rectangular=layout.pads)
     if layout.pads:
         return PackCosts(2 * longer_side(lengths), rectangular=True)
-    return PackCosts((1 if layout.shares_prompts else 2) * prompt + chosen + rejected, rectangular=False)
+    return PackCosts(
+        (1 if layout.shares_prompts else 2) * prompt + chosen + rejected, rectangular=False
+    )
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Pairs that one rank runs in one forward pass. Weight 0 keeps a rank without work in step with the others."""
+    """Pairs that one rank runs in one forward pass.
+
+    Weight 0 keeps a rank without work in step with the others.
+    """
 
     pairs: Indices
     weight: float = 1.0
@@ -77,18 +86,24 @@ class Step:
 
 
 def step_pairs(count: int, pairs_per_step: int, seed: int, epoch: int) -> list[Indices]:
-    """The pairs of each optimizer step of an epoch over `count` pairs; the last step may have fewer."""
+    """The pairs of each optimizer step of an epoch over `count` pairs; the last step may have
+    fewer.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int64)
     return [order[start : start + pairs_per_step] for start in range(0, count, pairs_per_step)]
 
 
 def cut_step(pairs: Indices, costs: PackCosts, world_size: int, token_budget: int) -> Step:
-    """One step's pairs as packs for each rank; a pair that exceeds the budget alone still gets a pack of its own."""
+    """One step's pairs as packs for each rank; a pair that exceeds the budget alone still gets a
+    pack of its own.
+    """
     return Step(pairs, deal(cut_packs(pairs, costs, token_budget), costs, world_size))
 
 
 def cut_packs(pairs: Indices, costs: PackCosts, token_budget: int) -> list[Indices]:
-    """Packs within the budget: neighbours in length where they are padded, else first-fit-decreasing."""
+    """Packs within the budget: neighbours in length where they are padded, else
+    first-fit-decreasing.
+    """
     descending = pairs[np.argsort(-costs.tokens[pairs], kind="stable")]
     if costs.rectangular:
         return _neighbours(descending, costs.tokens, token_budget)
@@ -119,7 +134,9 @@ def _neighbours(descending: Indices, tokens: Indices, token_budget: int) -> list
 
 
 def deal(packs: list[Indices], costs: PackCosts, world_size: int) -> tuple[tuple[Pack, ...], ...]:
-    """Packs to ranks, balanced by cost, the same number for each, of weight 0 where a rank has none."""
+    """Packs to ranks, balanced by cost, the same number for each, of weight 0 where a rank has
+    none.
+    """
     packs = _split_to_multiple(packs, costs, world_size)
     per_rank = -(-len(packs) // world_size)
     ranks: list[list[Pack]] = [[] for _ in range(world_size)]
@@ -134,7 +151,9 @@ def deal(packs: list[Indices], costs: PackCosts, world_size: int) -> tuple[tuple
 
 
 def _split_to_multiple(packs: list[Indices], costs: PackCosts, world_size: int) -> list[Indices]:
-    """Halve the costliest packs until every rank gets as many as the others, or no pack has two pairs left."""
+    """Halve the costliest packs until every rank gets as many as the others, or no pack has two
+    pairs left.
+    """
     packs = list(packs)
     while len(packs) % world_size:
         splittable: Sequence[int] = [i for i, pack in enumerate(packs) if len(pack) > 1]

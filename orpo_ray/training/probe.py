@@ -11,7 +11,15 @@ from orpo_ray.data.store import PairTable
 from orpo_ray.errors import ResourceError
 from orpo_ray.objectives import Objective
 from orpo_ray.runs.console import Announce
-from orpo_ray.training.budget import Budget, Memory, Sizes, find_budget, sample_pack, smaller, usable
+from orpo_ray.training.budget import (
+    Budget,
+    Memory,
+    Sizes,
+    find_budget,
+    sample_pack,
+    smaller,
+    usable,
+)
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.memory import CpuMemory, GpuMemory
 from orpo_ray.training.pair_model import PairModel
@@ -25,16 +33,22 @@ MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 
 class Probe:
-    """Runs packs of a run for the memory that they take; weights, gradients and random states stay as they were."""
+    """Runs packs of a run for the memory that they take; weights, gradients and random states stay
+    as they were.
+    """
 
-    def __init__(self, model: PairModel, objective: Objective, table: PairTable, pad_id: int, memory: Memory) -> None:
+    def __init__(
+        self, model: PairModel, objective: Objective, table: PairTable, pad_id: int, memory: Memory
+    ) -> None:
         self._model, self._objective, self._table, self._pad_id = model, objective, table, pad_id
         self._memory = memory
         self.costs = pack_costs(table.lengths, model.layout, with_rejected=objective.needs_rejected)
 
     def room(self, workers: int, strategy: Strategy) -> int:
         """Bytes that packs may take where so many workers train under a strategy."""
-        trained = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
+        trained = sum(
+            parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad
+        )
         return usable(self._memory.free(), trained, workers, strategy)
 
     def measure(self, tokens: int, checkpointing: bool) -> int | None:
@@ -53,7 +67,9 @@ class Probe:
 
     def _run(self, pairs: Indices) -> None:
         model, objective = self._model, self._objective
-        step = step_of_one_pack([self._table[i] for i in pairs], model.layout, self._pad_id, objective)
+        step = step_of_one_pack(
+            [self._table[i] for i in pairs], model.layout, self._pad_id, objective
+        )
         model.train()
         _, parts = pack_loss(model, objective, step.packs[0], step, model.device)
         parts.total.backward()
@@ -76,17 +92,20 @@ def settle_budget(
     world: World,
     announce: Announce,
 ) -> Decisions:
-    """Find what is open of tokens and checkpointing, the same on all processes, then try the plan's largest pack.
+    """Find what is open of tokens and checkpointing, the same on all processes, then try the plan's
+    largest pack.
 
-    `plan` gives the steps for a budget; `largest_step` are the tokens of the largest one. Raises ResourceError where
-    the longest pair does not fit.
+    `plan` gives the steps for a budget; `largest_step` are the tokens of the largest one. Raises
+    ResourceError where the longest pair does not fit.
     """
     longest = int(probe.costs.tokens.max())
     budget = Budget(decisions.tokens_per_microbatch, decisions.gradient_checkpointing)
     may_shrink = decisions.find_budget and config.tokens_per_microbatch == "auto"
     if decisions.find_budget:
         most = max(longest, MOST_TOKENS[decisions.device] if may_shrink else budget.tokens)
-        sizes = Sizes(longest, probe.costs.of(sample_pack(probe.costs, 2 * longest)), largest_step, most)
+        sizes = Sizes(
+            longest, probe.costs.of(sample_pack(probe.costs, 2 * longest)), largest_step, most
+        )
         asked = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
         room = probe.room(world.size, decisions.strategy)
         found = _least(world.gather(find_budget(probe.measure, room, sizes, asked)), longest)
@@ -106,7 +125,10 @@ def settle_budget(
         f"{probe.costs.of(worst)} tokens, was tried; the longest training pair has {longest}"
     )
     return replace(
-        decisions, tokens_per_microbatch=budget.tokens, gradient_checkpointing=budget.checkpointing, find_budget=False
+        decisions,
+        tokens_per_microbatch=budget.tokens,
+        gradient_checkpointing=budget.checkpointing,
+        find_budget=False,
     )
 
 
@@ -115,13 +137,17 @@ def _least(budgets: list[Budget | None], longest: int) -> Budget:
     found = [budget for budget in budgets if budget is not None]
     if len(found) < len(budgets):
         raise _too_large(longest)
-    return Budget(min(budget.tokens for budget in found), any(budget.checkpointing for budget in found))
+    return Budget(
+        min(budget.tokens for budget in found), any(budget.checkpointing for budget in found)
+    )
 
 
 def _too_large(tokens: int) -> ResourceError:
     return ResourceError(
-        f"training.tokens_per_microbatch: a micro-batch of {tokens} tokens does not fit into the memory that is free; "
-        "lower data.max_length or training.tokens_per_microbatch, or set training.gradient_checkpointing=true"
+        f"training.tokens_per_microbatch: a micro-batch of {tokens} tokens does not fit into the "
+        "memory that is free; "
+        "lower data.max_length or training.tokens_per_microbatch, or set "
+        "training.gradient_checkpointing=true"
     )
 
 

@@ -1,4 +1,6 @@
-"""Where reference log-probs are kept: computed once from the model as training starts, then read by every run."""
+"""Where reference log-probs are kept: computed once from the model as training starts, then read by
+every run.
+"""
 
 import hashlib
 import json
@@ -22,7 +24,9 @@ _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 class ReferenceCache:
-    """Summed log-probs [n, 2] of both answers of a table's n pairs, under a hash of all that they depend on."""
+    """Summed log-probs [n, 2] of both answers of a table's n pairs, under a hash of all that they
+    depend on.
+    """
 
     def __init__(self, folder: Path, inputs: dict[str, Any], storage: Storage = LOCAL) -> None:
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -30,7 +34,9 @@ class ReferenceCache:
         self._storage = storage
 
     def read(self, rows: int, announce: Announce) -> NDArray[np.float64] | None:
-        """The log-probs of a table of so many pairs, or None; a damaged file is announced and counts as none."""
+        """The log-probs of a table of so many pairs, or None; a damaged file is announced and
+        counts as none.
+        """
         if not self._storage.holds(self._path) or not self._storage.fetch(self._path):
             return None
         try:
@@ -38,7 +44,10 @@ class ReferenceCache:
             if log_probs.shape != (rows, 2):
                 raise ValueError(f"shape {log_probs.shape} for {rows} pairs")
         except (SafetensorError, KeyError, OSError, ValueError) as error:
-            announce(f"the cached reference log-probs {self._path.name} are damaged ({error}); computing them again")
+            announce(
+                f"the cached reference log-probs {self._path.name} are damaged ({error}); "
+                "computing them again"
+            )
             return None
         announce(f"reference log-probs: reused from {self._path.name}")
         return log_probs

@@ -1,4 +1,6 @@
-"""Where a run's metrics and checkpoints go; the loop knows only this seam, with Ray behind it or without."""
+"""Where a run's metrics and checkpoints go; the loop knows only this seam, with Ray behind it or
+without.
+"""
 
 import json
 import os
@@ -21,13 +23,20 @@ from orpo_ray.training.world import World
 
 
 class Reporter(Protocol):
-    """What the training loop needs from the world around it. Where several processes train, each calls all of it."""
+    """What the training loop needs from the world around it.
+
+    Where several processes train, each calls all of it.
+    """
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Publish one step's metrics, plain numbers under `train/` and `eval/` names, the same in every process."""
+        """Publish one step's metrics, plain numbers under `train/` and `eval/` names, the same in
+        every process.
+        """
 
     def keep_scores(self, step: int, scores: PairScores) -> None:
-        """Keep what each held-out pair scored at a step, for intervals; its metrics are reported next."""
+        """Keep what each held-out pair scored at a step, for intervals; its metrics are reported
+        next.
+        """
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Make a checkpoint durable: `write` fills the folder it is given, in one process only."""
@@ -42,7 +51,9 @@ class Reporter(Protocol):
         """Forget metrics of steps after `step`: they will be computed again."""
 
     def stop_requested(self) -> bool:
-        """Whether the run should save a checkpoint and end at this step; one process that says so is enough."""
+        """Whether the run should save a checkpoint and end at this step; one process that says so
+        is enough.
+        """
 
 
 class LocalReporter:
@@ -60,7 +71,9 @@ class LocalReporter:
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain_record(step, metrics)) + "\n")
         if any(name.startswith("eval/") for name in metrics):
-            self.run.store(METRICS_FILE)  # a trial may be given up on it, and never come to a checkpoint
+            self.run.store(
+                METRICS_FILE
+            )  # a trial may be given up on it, and never come to a checkpoint
         self._console.watch(step, total_steps, metrics)
 
     def keep_scores(self, step: int, scores: PairScores) -> None:
@@ -80,7 +93,8 @@ class LocalReporter:
                 self.run.storage.remove_folder(pruned, checkpoints.MANIFEST)
         except (OSError, SafetensorError) as error:
             raise RunError(
-                f"the checkpoint of step {position.step} cannot be written to {self._checkpoints}: {error}; "
+                f"the checkpoint of step {position.step} cannot be written to {self._checkpoints}: "
+                f"{error}; "
                 "make room there, then the same command goes on from the checkpoint before"
             ) from error
 
@@ -89,7 +103,9 @@ class LocalReporter:
         return checkpoints.folder_of(self._checkpoints, step)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose files are whole; damaged ones are announced and passed over."""
+        """The newest checkpoint whose files are whole; damaged ones are announced and passed
+        over.
+        """
         self.run.storage.fetch_folders(self._checkpoints, checkpoints.MANIFEST)
         return checkpoints.newest_whole(self._checkpoints, self._console.announce)
 
@@ -107,7 +123,9 @@ class LocalReporter:
 
 
 class GroupReporter:
-    """One reporter for processes that train together: the first one writes, the others wait for it."""
+    """One reporter for processes that train together: the first one writes, the others wait for
+    it.
+    """
 
     def __init__(self, first: LocalReporter, world: World) -> None:
         self._first = first
@@ -131,7 +149,9 @@ class GroupReporter:
         self._world.wait()
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, as the first process found it; on other servers, its position only."""
+        """The newest whole checkpoint, as the first process found it; on other servers, its
+        position only.
+        """
         found = self._first.latest_checkpoint() if self._world.is_first else None
         place = self._world.from_first(self._storage.place_of(found) if found else None)
         if place is None:

@@ -1,4 +1,6 @@
-"""What a run's settings make of the plan: the steps of all its epochs, and how each is cut into packs."""
+"""What a run's settings make of the plan: the steps of all its epochs, and how each is cut into
+packs.
+"""
 
 from orpo_ray.config import RunConfig, warmup_steps
 from orpo_ray.data.store import PairTable
@@ -8,21 +10,33 @@ from orpo_ray.training.plan import Indices, Layout, Step, cut_step, pack_costs, 
 
 
 def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
-    """The pairs of each optimizer step of the whole run over `count` pairs, epoch after epoch, cut at max_steps."""
+    """The pairs of each optimizer step of the whole run over `count` pairs, epoch after epoch, cut
+    at max_steps.
+    """
     settings = config.training
     each = -(-count // settings.pairs_per_step)
     wanted = settings.max_steps or max(1, round((settings.epochs or 1) * each))
     epochs = range(-(-wanted // each))
-    steps = [pairs for epoch in epochs for pairs in step_pairs(count, settings.pairs_per_step, settings.seed, epoch)][
-        :wanted
-    ]
+    steps = [
+        pairs
+        for epoch in epochs
+        for pairs in step_pairs(count, settings.pairs_per_step, settings.seed, epoch)
+    ][:wanted]
     if (warmup := warmup_steps(settings.warmup, len(steps))) >= len(steps):
-        raise ConfigError(f"training.warmup: {warmup} steps, but the run has {len(steps)}; its rate would never rise")
+        raise ConfigError(
+            f"training.warmup: {warmup} steps, but the run has {len(steps)}; its rate would never "
+            "rise"
+        )
     return steps
 
 
-def plan_run(config: RunConfig, table: PairTable, world_size: int, token_budget: int, layout: Layout) -> list[Step]:
+def plan_run(
+    config: RunConfig, table: PairTable, world_size: int, token_budget: int, layout: Layout
+) -> list[Step]:
     """The steps of the whole run with the packs of each rank."""
     with_rejected = build_objective(config.objective).needs_rejected
     costs = pack_costs(table.lengths, layout, with_rejected=with_rejected)
-    return [cut_step(pairs, costs, world_size, token_budget) for pairs in steps_of_run(config, len(table))]
+    return [
+        cut_step(pairs, costs, world_size, token_budget)
+        for pairs in steps_of_run(config, len(table))
+    ]

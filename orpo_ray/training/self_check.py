@@ -1,4 +1,6 @@
-"""At the start of a run: whether the chosen layout gives this very model the log-probs that plain padded rows give."""
+"""At the start of a run: whether the chosen layout gives this very model the log-probs that plain
+padded rows give.
+"""
 
 import torch
 from torch import Tensor
@@ -22,30 +24,44 @@ _GPU_FAILED = "CUDA error"
 
 
 def settle_layout(
-    model: PairModel, decisions: Decisions, table: PairTable, pad_id: int, announce: Announce, world: World = ALONE
+    model: PairModel,
+    decisions: Decisions,
+    table: PairTable,
+    pad_id: int,
+    announce: Announce,
+    world: World = ALONE,
 ) -> None:
-    """Have the model take the layout that was decided or, said loudly, padded rows where it is wrong for the model.
+    """Have the model take the layout that was decided or, said loudly, padded rows where it is
+    wrong for the model.
 
-    Compared are the first pairs of a table. All processes of a world settle on the same; the model evaluates after it.
+    Compared are the first pairs of a table. All processes of a world settle on the same; the model
+    evaluates after it.
     """
     layout = decisions.layout
     if not layout.pads:
         problems = world.gather(_problem(model, decisions, _first_pairs(table, decisions), pad_id))
         problem = next((found for found in problems if found), None)
         if problem:
-            announce(f"WARNING: layout {layout} is not right for this model, falling back to padded rows: {problem}")
+            announce(
+                f"WARNING: layout {layout} is not right for this model, falling back to padded "
+                f"rows: {problem}"
+            )
             layout = PADDED
     model.use_layout(layout)
 
 
 def _first_pairs(table: PairTable, decisions: Decisions) -> list[TokenPair]:
-    """A few pairs, fewer where they do not fit into a micro-batch; memory has not been looked at yet."""
+    """A few pairs, fewer where they do not fit into a micro-batch; memory has not been looked at
+    yet.
+    """
     pairs = [table[i] for i in range(min(_PAIRS, len(table)))]
     longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     return pairs[: max(1, decisions.tokens_per_microbatch // (2 * longest))]
 
 
-def _problem(model: PairModel, decisions: Decisions, pairs: list[TokenPair], pad_id: int) -> str | None:
+def _problem(
+    model: PairModel, decisions: Decisions, pairs: list[TokenPair], pad_id: int
+) -> str | None:
     expected = _log_probs(model, PADDED, pairs, pad_id)
     try:
         found = _log_probs(model, decisions.layout, pairs, pad_id)
@@ -55,7 +71,9 @@ def _problem(model: PairModel, decisions: Decisions, pairs: list[TokenPair], pad
         return on_one_line(error) or type(error).__name__
     difference = (found - expected).abs().max().item()
     return (
-        None if difference <= TOLERANCE[decisions.dtype] else f"log-probs of the first pairs differ by {difference:.2g}"
+        None
+        if difference <= TOLERANCE[decisions.dtype]
+        else f"log-probs of the first pairs differ by {difference:.2g}"
     )
 
 

@@ -1,4 +1,6 @@
-"""What a run settles before its first step: the meaning of every `auto`, and what its inputs are."""
+"""What a run settles before its first step: the meaning of every `auto`, and what its inputs
+are.
+"""
 
 import importlib.util
 from dataclasses import asdict
@@ -32,25 +34,47 @@ _AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
 
 
 def settle(
-    run: Run, artifact: Artifact, announce: Announce, hardware: Hardware, workers: int = 1, nodes: int = 1
+    run: Run,
+    artifact: Artifact,
+    announce: Announce,
+    hardware: Hardware,
+    workers: int = 1,
+    nodes: int = 1,
 ) -> Setup:
-    """Decide, announce and record. Raises a user error where the run cannot go on as asked or as it began."""
+    """Decide, announce and record.
+
+    Raises a user error where the run cannot go on as asked or as it began.
+    """
     config = run.config
     if not len(artifact.eval):
-        raise DataError("no evaluation pairs are left; add rows to data.eval, or remove it to hold some out")
+        raise DataError(
+            "no evaluation pairs are left; add rows to data.eval, or remove it to hold some out"
+        )
     _require_trackers(config)
     stored = run.facts()
     fetch_inputs(config)
     identity = _identity(config, artifact)
     refuse_changed_identity(stored.get("identity", {}), config.name, identity)
-    decisions = decide(config, all_lengths(artifact), stored.get("decisions", {}), announce, hardware, workers, nodes)
-    run.write_facts({**stored, "identity": identity, "decisions": asdict(decisions), "versions": versions()})
+    decisions = decide(
+        config,
+        all_lengths(artifact),
+        stored.get("decisions", {}),
+        announce,
+        hardware,
+        workers,
+        nodes,
+    )
+    run.write_facts(
+        {**stored, "identity": identity, "decisions": asdict(decisions), "versions": versions()}
+    )
     run.store(RUN_FILE)
     return Setup(decisions, identity)
 
 
 def fetch_inputs(config: RunConfig) -> None:
-    """Have on this server the base and the first adapter that URLs name; what the hub has is fetched by its client."""
+    """Have on this server the base and the first adapter that URLs name; what the hub has is
+    fetched by its client.
+    """
     fetch_trained(config.model.base)
     if config.adapter.init_from is not None:
         fetch_trained(config.adapter.init_from)
@@ -71,10 +95,14 @@ def decide(
     workers: int = 1,
     nodes: int = 1,
 ) -> Decisions:
-    """Give every `auto` its value: the one of `before` where a run goes on, otherwise what fits the hardware."""
+    """Give every `auto` its value: the one of `before` where a run goes on, otherwise what fits the
+    hardware.
+    """
     recorded: dict[str, Any] = {key: before[key] for key in ("dtype", "attention") if key in before}
     traits = read_traits(config.model)
-    numerics = choose_numerics(config.model.model_copy(update=recorded), hardware, traits.attentions)
+    numerics = choose_numerics(
+        config.model.model_copy(update=recorded), hardware, traits.attentions
+    )
     if recorded:
         announce(f"dtype {numerics.dtype} and attention {numerics.attention}: as the run began")
     else:
@@ -90,16 +118,30 @@ def decide(
     is_open = "auto" in asked and "gradient_checkpointing" not in before
     if "auto" in asked and not is_open:
         kept = "on" if checkpointing else "off"
-        announce(f"tokens per micro-batch {tokens}, gradient checkpointing {kept}: as the run began")
+        announce(
+            f"tokens per micro-batch {tokens}, gradient checkpointing {kept}: as the run began"
+        )
     if tokens < longest:
-        announce(f"tokens per micro-batch {tokens}: the longest pair alone takes {longest} and runs by itself")
+        announce(
+            f"tokens per micro-batch {tokens}: the longest pair alone takes {longest} and runs by "
+            "itself"
+        )
     strategy = _strategy(config, Workers(workers, nodes, hardware.memory), numerics.dtype, announce)
     return Decisions(
-        hardware.device, numerics.dtype, numerics.attention, layout, strategy, checkpointing, tokens, is_open
+        hardware.device,
+        numerics.dtype,
+        numerics.attention,
+        layout,
+        strategy,
+        checkpointing,
+        tokens,
+        is_open,
     )
 
 
-def _layout(config: RunConfig, traits: Traits, lengths: Indices, before: dict[str, Any], announce: Announce) -> Layout:
+def _layout(
+    config: RunConfig, traits: Traits, lengths: Indices, before: dict[str, Any], announce: Announce
+) -> Layout:
     """How pairs stand in a micro-batch: as the run began where it goes on."""
     if "layout" in before:
         announce(f"layout {before['layout']}: as the run began")
@@ -119,10 +161,15 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
     if parameters is not None:
         trains_all = config.adapter.kind == "none"
         frozen = 0 if trains_all else parameters.bytes(config.model.quantization, dtype)
-        size = ModelSize(frozen, parameters.total if trains_all else parameters.adapter(config.adapter.r))
+        size = ModelSize(
+            frozen, parameters.total if trains_all else parameters.adapter(config.adapter.r)
+        )
     choice = choose_strategy(config, workers, dtype, size)
     if choice.strategy.stage is not None and dtype == "float16":
-        raise ConfigError("scale.deepspeed: float16 trains without DeepSpeed only; use none, or model.dtype=bfloat16")
+        raise ConfigError(
+            "scale.deepspeed: float16 trains without DeepSpeed only; use none, or "
+            "model.dtype=bfloat16"
+        )
     if choice.strategy is not Strategy.SINGLE:
         who = f"{workers.count} workers" if workers.count > 1 else "one worker"
         announce(f"{who}, {choice.strategy}: {choice.reason}")
@@ -130,7 +177,9 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
 
 
 def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
-    """Hashes of all that lies behind unchanged settings: prepared pairs, tokenizer, weights, first adapter."""
+    """Hashes of all that lies behind unchanged settings: prepared pairs, tokenizer, weights, first
+    adapter.
+    """
     identity = {
         # Before the data, which cannot stay the same under another tokenizer.
         "tokenizer": tokenizer_fingerprint(load_tokenizer(config.model, SILENT.announce)),
@@ -145,4 +194,6 @@ def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
 def _require_trackers(config: RunConfig) -> None:
     for tracker in config.training.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise ResourceError(f"training.trackers: {tracker} is not installed; pip install 'orpo-ray[{tracker}]'")
+            raise ResourceError(
+                f"training.trackers: {tracker} is not installed; pip install 'orpo-ray[{tracker}]'"
+            )

@@ -1,4 +1,6 @@
-"""What an exact resume needs of a live run: parameters and optimizer state by name, random states."""
+"""What an exact resume needs of a live run: parameters and optimizer state by name, random
+states.
+"""
 
 import base64
 import random
@@ -22,7 +24,8 @@ _MASTER = "master"
 def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Tensor]:
     """Every trained parameter with its optimizer state, whole and on the CPU, by name.
 
-    `optimizer` is torch's, bitsandbytes' or one of ZeRO's. Every rank must call this; those that do not `keep` get {}.
+    `optimizer` is torch's, bitsandbytes' or one of ZeRO's. Every rank must call this; those that do
+    not `keep` get {}.
     """
     tensors: dict[str, Tensor] = {}
     sharded = zero.is_sharded(optimizer)
@@ -42,7 +45,9 @@ def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Ten
 def masters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The trained parameters alone, by name, out of what `collect_state` returned."""
     return {
-        name.removesuffix(f"/{_MASTER}"): tensor for name, tensor in tensors.items() if name.endswith(f"/{_MASTER}")
+        name.removesuffix(f"/{_MASTER}"): tensor
+        for name, tensor in tensors.items()
+        if name.endswith(f"/{_MASTER}")
     }
 
 
@@ -52,16 +57,22 @@ def save_state(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def load_parameters(model: nn.Module, folder: Path) -> None:
-    """Put the trained parameters back; before DeepSpeed has taken the model, which cuts up what it finds.
+    """Put the trained parameters back; before DeepSpeed has taken the model, which cuts up what it
+    finds.
 
     The model must train the same parameters as when they were saved.
     """
     with safe_open(folder / STATE_FILE, framework="pt") as file, torch.no_grad():
-        left = {key.removesuffix(f"/{_MASTER}") for key in file.keys() if key.endswith(f"/{_MASTER}")}  # noqa: SIM118
+        names = list(file.keys())
+        left = {key.removesuffix(f"/{_MASTER}") for key in names if key.endswith(f"/{_MASTER}")}
         for name, parameter in _trained(model):
-            parameter.copy_(file.get_tensor(f"{name}/{_MASTER}"))  # one at a time: a whole model's take much memory
+            parameter.copy_(
+                file.get_tensor(f"{name}/{_MASTER}")
+            )  # one at a time: a whole model's take much memory
             left.remove(name)
-    assert not left, f"the checkpoint holds state of parameters that are not trained: {sorted(left)[:3]}"
+    assert not left, (
+        f"the checkpoint holds state of parameters that are not trained: {sorted(left)[:3]}"
+    )
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, world: World) -> None:
@@ -69,7 +80,11 @@ def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, world: World)
     sharded = zero.is_sharded(optimizer)
     if hasattr(optimizer, "check_overrides"):
         optimizer.check_overrides()  # bitsandbytes decides here which parameters keep 32-bit state
-    place = {p: (g, i) for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])}
+    place = {
+        p: (g, i)
+        for g, group in enumerate(optimizer.param_groups)
+        for i, p in enumerate(group["params"])
+    }
     with safe_open(folder / STATE_FILE, framework="pt") as file:
         keys: dict[str, list[str]] = {}
         for full_name in file.keys():  # noqa: SIM118 - it is no dictionary
@@ -90,9 +105,14 @@ def _to_cpu(value: Any) -> Tensor:
 
 
 def _fill(
-    optimizer: torch.optim.Optimizer, parameter: Tensor, place: tuple[int, int], stored: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    parameter: Tensor,
+    place: tuple[int, int],
+    stored: dict[str, Tensor],
 ) -> None:
-    """Give one parameter its optimizer state; bitsandbytes makes its own (maybe paged) buffers first."""
+    """Give one parameter its optimizer state; bitsandbytes makes its own (maybe paged) buffers
+    first.
+    """
     state = optimizer.state[parameter]
     if stored and hasattr(optimizer, "init_state"):
         optimizer.init_state(optimizer.param_groups[place[0]], parameter, *place)
@@ -108,7 +128,9 @@ def _fill(
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [
+        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
 
 
 def capture_random_state() -> dict[str, Any]:
@@ -135,7 +157,9 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def seed_process(seed: int, step: int, rank: int) -> None:
-    """Seed the generators of a process that has no state to go on from: each rank draws its own dropout."""
+    """Seed the generators of a process that has no state to go on from: each rank draws its own
+    dropout.
+    """
     set_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 
 

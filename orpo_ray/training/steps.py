@@ -1,4 +1,6 @@
-"""The planned steps as tensors: what one rank computes of each, and the counts of the whole step."""
+"""The planned steps as tensors: what one rank computes of each, and the counts of the whole
+step.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -68,16 +70,25 @@ class StepDataset(Dataset[StepInput]):
     def __getitem__(self, index: int) -> StepInput:
         step = self._work.steps[self._first + index]
         packs = [self._pack(pack.pairs, pack.weight) for pack in step.packs[self._rank]]
-        return StepInput(packs, step.pairs, len(step.pairs), scored_tokens(self._lengths[step.pairs], self._objective))
+        return StepInput(
+            packs,
+            step.pairs,
+            len(step.pairs),
+            scored_tokens(self._lengths[step.pairs], self._objective),
+        )
 
     def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[Any]:
         work, reference = self._work, self._work.reference
         batch = lay_out([work.train[i] for i in pairs], work.layout, work.pad_id, self._objective)
-        return PackInput(batch, weight, None if reference is None else torch.from_numpy(reference[pairs]).float())
+        return PackInput(
+            batch, weight, None if reference is None else torch.from_numpy(reference[pairs]).float()
+        )
 
 
 def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
-    """Tokens that the NLL of a step is the mean of, from the (prompt, chosen, rejected) lengths [n, 3] of its pairs."""
+    """Tokens that the NLL of a step is the mean of, from the (prompt, chosen, rejected) lengths [n,
+    3] of its pairs.
+    """
     scored = lengths[:, 1]
     if objective.nll_on == "full":
         scored = scored + lengths[:, 0] - 1
@@ -87,7 +98,11 @@ def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
 def lay_out(pairs: list[TokenPair], layout: Layout, pad_id: int, objective: Objective) -> PairBatch:
     """Pairs as an objective is computed on them: what it does not score takes no part."""
     return collate(
-        pairs, layout, pad_id, score_prompt=objective.nll_on == "full", with_rejected=objective.needs_rejected
+        pairs,
+        layout,
+        pad_id,
+        score_prompt=objective.nll_on == "full",
+        with_rejected=objective.needs_rejected,
     )
 
 
@@ -98,7 +113,9 @@ def step_of_one_pack(
     objective: Objective,
     reference: tuple[float, float] = (0.0, 0.0),
 ) -> StepInput:
-    """Pairs as a step by themselves, outside of any plan; where log-probs of a reference are needed, all have these."""
+    """Pairs as a step by themselves, outside of any plan; where log-probs of a reference are
+    needed, all have these.
+    """
     lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
     references = torch.tensor([reference] * len(pairs)) if objective.needs_reference else None
     pack = PackInput(lay_out(pairs, layout, pad_id, objective), 1.0, references)
@@ -106,9 +123,15 @@ def step_of_one_pack(
 
 
 def pack_loss(
-    model: nn.Module, objective: Objective, pack: PackInput[PairBatch], step: StepInput, device: torch.device
+    model: nn.Module,
+    objective: Objective,
+    pack: PackInput[PairBatch],
+    step: StepInput,
+    device: torch.device,
 ) -> tuple[PairLogps, LossParts]:
-    """Forward pass of one pack: its pairs' log-probs and its share of the step's loss, its weight not counted."""
+    """Forward pass of one pack: its pairs' log-probs and its share of the step's loss, its weight
+    not counted.
+    """
     batch = pack.batch.to(device)
     pairs = pair_logps(model(batch), batch)
     if pack.reference is not None:

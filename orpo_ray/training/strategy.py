@@ -41,12 +41,17 @@ class Strategy(StrEnum):
 # Bytes of float32 weight, gradient and Adam's two moments of a trained parameter.
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
 _MEMORY_FOR_STATE = 0.7
-"""Share of a worker's memory that weights and optimizer state may take; the rest is for activations."""
+"""Share of a worker's memory that weights and optimizer state may take; the rest is for
+activations.
+"""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a run. `memory`: bytes of GPU memory that each has, None where they compute on CPUs."""
+    """The processes of a run.
+
+    `memory`: bytes of GPU memory that each has, None where they compute on CPUs.
+    """
 
     count: int
     nodes: int
@@ -55,7 +60,9 @@ class Workers:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Bytes that the frozen weights take on one worker, and the number of parameters that are trained."""
+    """Bytes that the frozen weights take on one worker, and the number of parameters that are
+    trained.
+    """
 
     frozen_bytes: int
     trained: int
@@ -69,8 +76,13 @@ class StrategyChoice:
     reason: str
 
 
-def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: ModelSize) -> StrategyChoice:
-    """Decide how `workers` train a model of that size. Pure; `dtype` is the one that the run computes in."""
+def choose_strategy(
+    config: RunConfig, workers: Workers, dtype: str, size: ModelSize
+) -> StrategyChoice:
+    """Decide how `workers` train a model of that size.
+
+    Pure; `dtype` is the one that the run computes in.
+    """
     asked = config.scale.deepspeed
     if isinstance(asked, DeepSpeedConfig):
         return StrategyChoice(Strategy.zero(asked.stage), "as configured")
@@ -80,11 +92,13 @@ def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: Model
         return StrategyChoice(Strategy.DDP, "as configured")
     if config.training.optimizer != "adamw":
         return StrategyChoice(
-            Strategy.DDP, f"{config.training.optimizer} keeps 8-bit blocks, which DeepSpeed cannot cut"
+            Strategy.DDP,
+            f"{config.training.optimizer} keeps 8-bit blocks, which DeepSpeed cannot cut",
         )
     if dtype == "float16":
         return StrategyChoice(
-            Strategy.DDP, "float16 finds its loss scale step by step, which is tried without DeepSpeed only"
+            Strategy.DDP,
+            "float16 finds its loss scale step by step, which is tried without DeepSpeed only",
         )
     room = None if workers.memory is None else _MEMORY_FOR_STATE * workers.memory
     if config.adapter.kind != "none":
@@ -92,19 +106,29 @@ def choose_strategy(config: RunConfig, workers: Workers, dtype: str, size: Model
     return _for_full_training(workers, size, room)
 
 
-def _for_adapter(config: RunConfig, workers: Workers, size: ModelSize, room: float | None) -> StrategyChoice:
+def _for_adapter(
+    config: RunConfig, workers: Workers, size: ModelSize, room: float | None
+) -> StrategyChoice:
     """The base is frozen: what is shared out is small, unless the base itself does not fit."""
     base = "the base fits on each worker"
     if room is not None and size.frozen_bytes > room:
-        base = f"the base takes {_size(size.frozen_bytes)}, more than the {_size(room)} that a worker has for it"
+        base = (
+            f"the base takes {_size(size.frozen_bytes)}, more than the {_size(room)} that a "
+            "worker has for it"
+        )
         if config.model.quantization == "none":
             return StrategyChoice(Strategy.ZERO_3, base)
-        base += ", and quantised every worker loads it whole whatever the stage; trying all the same"
+        base += (
+            ", and quantised every worker loads it whole whatever the stage; trying all the same"
+        )
     if workers.nodes == 1:
-        return StrategyChoice(Strategy.ZERO_2, f"{base}; optimizer state and gradients are shared out")
+        return StrategyChoice(
+            Strategy.ZERO_2, f"{base}; optimizer state and gradients are shared out"
+        )
     crossing = _size(_GRADIENT * size.trained)
     return StrategyChoice(
-        Strategy.DDP, f"{base}; up to {crossing} of gradients cross the network once a step, not once a pack"
+        Strategy.DDP,
+        f"{base}; up to {crossing} of gradients cross the network once a step, not once a pack",
     )
 
 
@@ -115,15 +139,25 @@ def _for_full_training(workers: Workers, size: ModelSize, room: float | None) ->
     stage = fitting[0] if fitting else 3
     reason = f"weights, gradients and optimizer state take {_size(takes[stage])} on each worker"
     if room is not None:
-        reason += f" of {_size(room)}" if fitting else f", more than the {_size(room)} there are; trying all the same"
+        reason += (
+            f" of {_size(room)}"
+            if fitting
+            else f", more than the {_size(room)} there are; trying all the same"
+        )
     return StrategyChoice(Strategy.zero(stage) if stage else Strategy.DDP, reason)
 
 
 def bytes_of_stage(size: ModelSize, workers: int, stage: int) -> float:
-    """Bytes of weights, gradients and moments on each worker under a ZeRO stage (0: nothing is shared out)."""
+    """Bytes of weights, gradients and moments on each worker under a ZeRO stage (0: nothing is
+    shared out).
+    """
     moments = _MOMENTS / (workers if stage >= 1 else 1)
     gradient = _GRADIENT / (workers if stage >= 2 else 1)
-    weight, frozen = (_WEIGHT / workers, size.frozen_bytes / workers) if stage >= 3 else (_WEIGHT, size.frozen_bytes)
+    weight, frozen = (
+        (_WEIGHT / workers, size.frozen_bytes / workers)
+        if stage >= 3
+        else (_WEIGHT, size.frozen_bytes)
+    )
     return frozen + size.trained * (weight + gradient + moments)
 
 

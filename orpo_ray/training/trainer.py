@@ -1,4 +1,6 @@
-"""The Hugging Face Trainer with our data order, forward, loss and checkpoint: one batch is one optimizer step."""
+"""The Hugging Face Trainer with our data order, forward, loss and checkpoint: one batch is one
+optimizer step.
+"""
 
 import math
 import time
@@ -61,7 +63,9 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
         self._world = current_world()
-        assert args.world_size == self._world.size, "accelerate does not see the processes that train together"
+        assert args.world_size == self._world.size, (
+            "accelerate does not see the processes that train together"
+        )
         self.remove_callback(PrinterCallback)
         self.add_callback(_Flow(config, len(work.steps), self._on_start, lambda: self._stop))
         self._seed = config.seed
@@ -103,7 +107,12 @@ class PreferenceTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[StepInput]:
         """The rest of the run, one step an item; not prepared, since that would shard it again."""
         # A generator of its own: drawing the loader's seed must not move the global random state.
-        return DataLoader(self._dataset(), batch_size=1, collate_fn=lambda items: items[0], generator=torch.Generator())
+        return DataLoader(
+            self._dataset(),
+            batch_size=1,
+            collate_fn=lambda items: items[0],
+            generator=torch.Generator(),
+        )
 
     def _dataset(self) -> StepDataset:
         return StepDataset(self._work, self._objective, self._start, self.args.process_index)
@@ -123,14 +132,17 @@ class PreferenceTrainer(Trainer):
     def training_step(  # type: ignore[override]  # a step of ours, where the Trainer has a batch
         self, model: nn.Module, inputs: StepInput, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Walk the packs, gradients synchronised at the last one only; returns the step's loss on this rank."""
+        """Walk the packs, gradients synchronised at the last one only; returns the step's loss on
+        this rank.
+        """
         model.train()
         self._current = inputs
         metrics = self._new_metrics()
         total = torch.zeros((), device=self.args.device)
         for index, pack in enumerate(inputs.packs):
             last = index == len(inputs.packs) - 1
-            # Without it every pack would take an optimizer step under DeepSpeed, and reduce gradients under DDP.
+            # Without it every pack would take an optimizer step under DeepSpeed, and reduce
+            # gradients under DDP.
             self.accelerator.gradient_state._set_sync_gradients(last)
             with self._gradient_sync(model, last):
                 total = total + self._run_pack(model, pack, inputs, metrics)
@@ -143,22 +155,30 @@ class PreferenceTrainer(Trainer):
         return total
 
     def _gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
+        return (
+            nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
+        )
 
     def _new_metrics(self) -> StepMetrics:
         return StepMetrics(self._objective, self.args.device)
 
-    def _run_pack(self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics) -> Tensor:
+    def _run_pack(
+        self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics
+    ) -> Tensor:
         """Forward and backward of one pack; its share of the loss, as `_backward` returns it."""
         pairs, parts = pack_loss(model, self._objective, pack, step, self.args.device)
         metrics.add(pairs, parts, pack.weight)
         return self._backward(parts.total * pack.weight)
 
     def _backward(self, share: Tensor) -> Tensor:
-        """Backward pass of a share of the step's loss, scaled for the mean that ranks take; the scaled share."""
+        """Backward pass of a share of the step's loss, scaled for the mean that ranks take; the
+        scaled share.
+        """
         loss = share * self._world.size
         # DeepSpeed would divide by its accumulation steps, of which it knows nothing here.
-        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+        self.accelerator.backward(
+            loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {})
+        )
         return loss.detach()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
@@ -184,7 +204,8 @@ class PreferenceTrainer(Trainer):
         self._skipped += 1
         if self._skipped >= MAX_SKIPPED_STEPS or self.accelerator.scaler.get_scale() <= 1.0:
             raise RunError(
-                f"float16 overflowed in {self._skipped} steps in a row, the last being {self.state.global_step + 1}; "
+                f"float16 overflowed in {self._skipped} steps in a row, the last being "
+                f"{self.state.global_step + 1}; "
                 "use model.dtype=bfloat16 or float32, or a lower training.learning_rate"
             )
 
@@ -192,7 +213,8 @@ class PreferenceTrainer(Trainer):
         assert self._current is not None
         names = _names(self._work.train, self._current.pair_indices)
         return NonFiniteError(
-            f"the {what} of step {self.state.global_step + 1} is not finite; no weight was changed by it. "
+            f"the {what} of step {self.state.global_step + 1} is not finite; no weight was changed "
+            "by it. "
             f"Its pairs: {names}. Look at these pairs, or lower training.learning_rate"
         )
 
@@ -206,10 +228,14 @@ class PreferenceTrainer(Trainer):
             logs |= self._step_metrics | self._speed()
         super().log(logs, start_time)
         published = {name: float(value) for name, value in logs.items() if name != "epoch"}
-        self._reporter.report(self.state.global_step, len(self._work.steps), rewrite_logs(published))
+        self._reporter.report(
+            self.state.global_step, len(self._work.steps), rewrite_logs(published)
+        )
 
     def _speed(self) -> dict[str, float]:
-        """How long the step took, its data and the report of the one before included; not evaluations, checkpoints."""
+        """How long the step took, its data and the report of the one before included; not
+        evaluations, checkpoints.
+        """
         assert self._current is not None
         now = time.perf_counter()
         seconds, self._counting_from = now - self._counting_from, now
@@ -221,25 +247,38 @@ class PreferenceTrainer(Trainer):
         yield
         self._counting_from += time.perf_counter() - started
 
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Preference metrics over the evaluation pairs. Raises NonFiniteError where a log-prob is no number."""
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        """Preference metrics over the evaluation pairs.
+
+        Raises NonFiniteError where a log-prob is no number.
+        """
         model = self.accelerator.unwrap_model(self.model)
-        # Before the first step nothing is lost by stopping at once; later the step's checkpoint comes first.
+        # Before the first step nothing is lost by stopping at once; later the step's checkpoint
+        # comes first.
         stop = self._reporter.stop_requested if self.state.global_step == 0 else lambda: False
         work = self._work
         with self._not_counted():
-            scores = score_pairs(model, work.evaluation, work.pad_id, work.token_budget, stop, self._world)
+            scores = score_pairs(
+                model, work.evaluation, work.pad_id, work.token_budget, stop, self._world
+            )
         bad = np.flatnonzero(~np.isfinite(scores.chosen + scores.rejected))
         if len(bad):
             raise NonFiniteError(
-                f"the evaluation at step {self.state.global_step} is not finite: {len(bad)} pairs, such as "
-                f"{_names(self._work.evaluation, bad[:8])}. Look at these pairs, or at the base's weights"
+                f"the evaluation at step {self.state.global_step} is not finite: {len(bad)} pairs, "
+                "such as "
+                f"{_names(self._work.evaluation, bad[:8])}. Look at these pairs, or at the base's "
+                "weights"
             )
         metrics = summarise(scores)
         self._reporter.keep_scores(self.state.global_step, scores)
         self.log({f"eval_{name}": value for name, value in metrics.items()})
         self.control.should_evaluate = False
-        self._latest_eval = (self.state.global_step, {f"eval/{name}": value for name, value in metrics.items()})
+        self._latest_eval = (
+            self.state.global_step,
+            {f"eval/{name}": value for name, value in metrics.items()},
+        )
         return {}
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
@@ -258,7 +297,9 @@ class PreferenceTrainer(Trainer):
             metrics=metrics if evaluated_at == self.state.global_step else {},
         )
         with self._not_counted():
-            tensors = collect_state(self._whole_model, self._inner_optimizer, keep=self._world.is_first)
+            tensors = collect_state(
+                self._whole_model, self._inner_optimizer, keep=self._world.is_first
+            )
             self._reporter.save(position, lambda folder: self._write_checkpoint(folder, tensors))
 
     def _write_checkpoint(self, folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -268,7 +309,8 @@ class PreferenceTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer does, but without what bitsandbytes remembers of other runs.
 
-        It keeps, by a parameter's place and for as long as the process lives, which ones have 32-bit state.
+        It keeps, by a parameter's place and for as long as the process lives, which ones have
+        32-bit state.
         """
         GlobalOptimManager.get_instance().initialize()
         return super().create_optimizer(*args, **kwargs)
@@ -276,7 +318,9 @@ class PreferenceTrainer(Trainer):
     # Exact resume.
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Start the step counter where the checkpoint was; the loader holds just the rest: nothing is skipped."""
+        """Start the step counter where the checkpoint was; the loader holds just the rest: nothing
+        is skipped.
+        """
         super()._init_training_state(max_steps, *args, **kwargs)
         self.state.global_step = self._start
         return 0, 0
@@ -299,22 +343,34 @@ class PreferenceTrainer(Trainer):
         return prepared
 
     def _before_plain_step(self) -> None:
-        """ZeRO stage 0 steps inside the last backward and tests no gradient, so this is the last stop before it."""
+        """ZeRO stage 0 steps inside the last backward and tests no gradient, so this is the last
+        stop before it.
+        """
         limit = self._max_grad_norm or math.inf
-        self._plain_norm = torch.nn.utils.clip_grad_norm_(self._whole_model.parameters(), limit).item()
+        self._plain_norm = torch.nn.utils.clip_grad_norm_(
+            self._whole_model.parameters(), limit
+        ).item()
         if not math.isfinite(self._plain_norm):
             raise self._non_finite("gradient")
 
     @property
     def strategy(self) -> Strategy:
-        """How the processes share the work, read off the engine; known once training is prepared."""
+        """How the processes share the work, read off the engine; known once training is
+        prepared.
+        """
         if self.is_deepspeed_enabled:
             engine: Any = self.deepspeed
             return Strategy.zero(engine.zero_optimization_stage())
-        return Strategy.DDP if isinstance(self.model_wrapped, DistributedDataParallel) else Strategy.SINGLE
+        return (
+            Strategy.DDP
+            if isinstance(self.model_wrapped, DistributedDataParallel)
+            else Strategy.SINGLE
+        )
 
     def _on_start(self) -> None:
-        """Last thing before the first step: a fresh run is evaluated, a resumed one gets its random states back."""
+        """Last thing before the first step: a fresh run is evaluated, a resumed one gets its random
+        states back.
+        """
         self._on_ready(self.strategy)
         states = self._resume[1].random_states if self._resume else []
         if self._resume is None:
@@ -330,7 +386,11 @@ class _Flow(TrainerCallback):
     """When to evaluate, save and stop."""
 
     def __init__(
-        self, config: TrainingConfig, total: int, on_start: Callable[[], None], stop_agreed: Callable[[], bool]
+        self,
+        config: TrainingConfig,
+        total: int,
+        on_start: Callable[[], None],
+        stop_agreed: Callable[[], bool],
     ) -> None:
         self._eval_every = every_to_steps(config.eval_every, total)
         self._save_every = every_to_steps(config.checkpoint_every, total)

@@ -1,9 +1,11 @@
-"""`engine: trl`: the loss of every pack by TRL's own trainers; data order, steps and checkpoints stay ours.
+"""`engine: trl`: the loss of every pack by TRL's own trainers; data order, steps and checkpoints
+stay ours.
 
-Settings are translated here and nowhere else: fields keep the paper's names, and ORPO's lambda is TRL's beta. TRL's
-trainer is built around a small stand-in, since it changes the model that it is given (a second adapter, other formats);
-then it computes its loss on ours. It is stock in what it computes: padded rows, each prompt twice, full logits for ORPO
-and CPO, means of a micro-batch. A step of several packs weighs them by their pairs.
+Settings are translated here and nowhere else: fields keep the paper's names, and ORPO's lambda is
+TRL's beta. TRL's trainer is built around a small stand-in, since it changes the model that it is
+given (a second adapter, other formats); then it computes its loss on ours. It is stock in what it
+computes: padded rows, each prompt twice, full logits for ORPO and CPO, means of a micro-batch. A
+step of several packs weighs them by their pairs.
 """
 
 import tempfile
@@ -17,7 +19,13 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from orpo_ray.config import RunConfig
 from orpo_ray.config.objectives import InTrl, ObjectiveConfig
@@ -31,12 +39,14 @@ from orpo_ray.training.steps import PackInput, StepDataset, StepInput
 from orpo_ray.training.trainer import PreferenceTrainer
 
 _LONGEST = 2**20
-"""Tokens that nothing is truncated to: what is too long has been dropped or cut by the preparation."""
+"""Tokens that nothing is truncated to: what is too long has been dropped or cut by the preparation.
+"""
 _FUSED = ("DPO", "KTO")
 """Trainers that ask their model for log-probs instead of logits."""
 _FUSED_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 REFERENCE_ADAPTER = "ref"
-"""TRL's name for the adapter that KTO compares with, where a run does not start from a fresh one."""
+"""TRL's name for the adapter that KTO compares with, where a run does not start from a fresh one.
+"""
 
 Rows = list[dict[str, Any]]
 TrlBatch = dict[str, Any]
@@ -44,12 +54,19 @@ TrlBatch = dict[str, Any]
 
 
 def to_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
-    """Rows for DPO's collator; `reference` [n, 2] are summed log-probs of the chosen and rejected answers."""
+    """Rows for DPO's collator; `reference` [n, 2] are summed log-probs of the chosen and rejected
+    answers.
+    """
     rows: Rows = []
     for i, pair in enumerate(pairs):
-        row = {f"{part}_ids": getattr(pair, part).tolist() for part in ("prompt", "chosen", "rejected")}
+        row = {
+            f"{part}_ids": getattr(pair, part).tolist() for part in ("prompt", "chosen", "rejected")
+        }
         if reference is not None:
-            row |= {"ref_chosen_logps": float(reference[i, 0]), "ref_rejected_logps": float(reference[i, 1])}
+            row |= {
+                "ref_chosen_logps": float(reference[i, 0]),
+                "ref_rejected_logps": float(reference[i, 1]),
+            }
         rows.append(row)
     return rows
 
@@ -59,8 +76,14 @@ def to_labelled_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Ro
     rows: Rows = []
     for pair in pairs:
         prompt = pair.prompt.tolist()
-        row: dict[str, Any] = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-        for side, answer in (("chosen", pair.chosen.tolist()), ("rejected", pair.rejected.tolist())):
+        row: dict[str, Any] = {
+            "prompt_input_ids": prompt,
+            "prompt_attention_mask": [1] * len(prompt),
+        }
+        for side, answer in (
+            ("chosen", pair.chosen.tolist()),
+            ("rejected", pair.rejected.tolist()),
+        ):
             row[f"{side}_input_ids"] = prompt + answer
             row[f"{side}_attention_mask"] = [1] * (len(prompt) + len(answer))
             row[f"{side}_labels"] = [-100] * len(prompt) + answer
@@ -69,9 +92,15 @@ def to_labelled_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Ro
 
 
 def to_unpaired_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
-    """The unpaired view: all chosen answers, then all rejected ones; each also with its neighbour's, as a baseline."""
+    """The unpaired view: all chosen answers, then all rejected ones; each also with its
+    neighbour's, as a baseline.
+    """
     rows: Rows = [
-        {"prompt_ids": pair.prompt.tolist(), "completion_ids": getattr(pair, side).tolist(), "label": side == "chosen"}
+        {
+            "prompt_ids": pair.prompt.tolist(),
+            "completion_ids": getattr(pair, side).tolist(),
+            "label": side == "chosen",
+        }
         for side in ("chosen", "rejected")
         for pair in pairs
     ]
@@ -81,13 +110,20 @@ def to_unpaired_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Ro
 
 
 Rower = Callable[[list[TokenPair], np.ndarray | None], Rows]
-_ROWS: dict[str, Rower] = {"ORPO": to_labelled_rows, "CPO": to_labelled_rows, "DPO": to_rows, "KTO": to_unpaired_rows}
+_ROWS: dict[str, Rower] = {
+    "ORPO": to_labelled_rows,
+    "CPO": to_labelled_rows,
+    "DPO": to_rows,
+    "KTO": to_unpaired_rows,
+}
 _LENGTHS: dict[str, int | None] = {"ORPO": _LONGEST, "CPO": _LONGEST, "DPO": None, "KTO": None}
 
 
 def _in_trl(objective: ObjectiveConfig) -> InTrl:
     found = objective.in_trl()
-    assert isinstance(found, InTrl), "the config refuses an objective that TRL does not compute as it is set"
+    assert isinstance(found, InTrl), (
+        "the config refuses an objective that TRL does not compute as it is set"
+    )
     return found
 
 
@@ -113,7 +149,9 @@ class TrlModel(PairModel):
         if isinstance(batch, PairBatch):
             return super().forward(batch)
         assert self._loss is not None
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(
+            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+        ):
             return self._loss(self.model, batch)
 
 
@@ -126,7 +164,9 @@ class TrlStepDataset(StepDataset):
 
     def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[TrlBatch]:
         reference = self._work.reference
-        rows = self._rows([self._work.train[i] for i in pairs], None if reference is None else reference[pairs])
+        rows = self._rows(
+            [self._work.train[i] for i in pairs], None if reference is None else reference[pairs]
+        )
         return PackInput(self._collate(rows), weight * len(pairs), None)
 
 
@@ -135,7 +175,9 @@ class _LossAlone(StepMetrics):
 
     def add_loss(self, loss: Tensor) -> None:
         """Count one pack's share of the step's loss."""
-        self._sums = self._sums + torch.nn.functional.pad(loss.detach()[None], (len(self._sums) - 1, 0))
+        self._sums = self._sums + torch.nn.functional.pad(
+            loss.detach()[None], (len(self._sums) - 1, 0)
+        )
 
     def means(self, sums: list[float], pair_count: int, token_count: int) -> dict[str, float]:
         """Nothing beside the loss, which the trainer logs."""
@@ -166,24 +208,35 @@ class TrlTrainer(PreferenceTrainer):
     def _dataset(self) -> StepDataset:
         rank = self.args.process_index
         rows = _ROWS[self._in_trl.trainer]
-        return TrlStepDataset(self._inside.data_collator, rows, self._work, self._objective, self._start, rank)
+        return TrlStepDataset(
+            self._inside.data_collator, rows, self._work, self._objective, self._start, rank
+        )
 
     def _new_metrics(self) -> StepMetrics:
         return _LossAlone(self._objective, self.args.device)
 
-    def _run_pack(self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics) -> Tensor:
-        """Forward and backward of one micro-batch: TRL's mean over it, weighed by its share of the step's pairs."""
-        batch: TrlBatch = {name: _moved(value, self.args.device) for name, value in pack.batch.items()}
+    def _run_pack(
+        self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics
+    ) -> Tensor:
+        """Forward and backward of one micro-batch: TRL's mean over it, weighed by its share of the
+        step's pairs.
+        """
+        batch: TrlBatch = {
+            name: _moved(value, self.args.device) for name, value in pack.batch.items()
+        }
         share = model(batch) * (pack.weight / step.pair_count)
         assert isinstance(metrics, _LossAlone)
         metrics.add_loss(share)
         # What it would log itself, and clear then.
-        getattr(self._inside, "_metrics" if self._in_trl.trainer in _FUSED else "_stored_metrics")["train"].clear()
+        getattr(self._inside, "_metrics" if self._in_trl.trainer in _FUSED else "_stored_metrics")[
+            "train"
+        ].clear()
         return self._backward(share)
 
 
 class _Alone:
-    """An accelerator whose process shares nothing: what TRL gathers for its metrics would need packs of one size.
+    """An accelerator whose process shares nothing: what TRL gathers for its metrics would need
+    packs of one size.
 
     KTO's baseline is gathered, too, and is taken within the micro-batch instead.
     """
@@ -205,36 +258,62 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _build(in_trl: InTrl, tokenizer: PreTrainedTokenizerBase, arguments: Callable[..., TrainingArguments]) -> Any:
+def _build(
+    in_trl: InTrl, tokenizer: PreTrainedTokenizerBase, arguments: Callable[..., TrainingArguments]
+) -> Any:
     """TRL's trainer around a model that nothing is asked of, with a data set of one row."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     trainer_type, config_type = _classes(in_trl.trainer)
-    tokenizer = deepcopy(tokenizer)  # TRL names a padding token where there is none, which the run's own must not get
+    tokenizer = deepcopy(
+        tokenizer
+    )  # TRL names a padding token where there is none, which the run's own must not get
     tokenizer.pad_token_id = padding_id(tokenizer)
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with tempfile.TemporaryDirectory(prefix="orpo-ray-trl-") as folder:
-        args = arguments(config_type, Path(folder), max_length=_LENGTHS[in_trl.trainer], **in_trl.settings)
-        args.per_device_train_batch_size = 2  # KTO asks for more than one; no loader of its own is ever made
-        inside = trainer_type(
-            model=_stand_in(len(tokenizer)), args=args, train_dataset=rows, processing_class=tokenizer
+        args = arguments(
+            config_type, Path(folder), max_length=_LENGTHS[in_trl.trainer], **in_trl.settings
         )
-    # Its own way to have them computed would go over the one row; ours are in the rows of every pack.
+        args.per_device_train_batch_size = (
+            2  # KTO asks for more than one; no loader of its own is ever made
+        )
+        inside = trainer_type(
+            model=_stand_in(len(tokenizer)),
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+    # Its own way to have them computed would go over the one row; ours are in the rows of every
+    # pack.
     inside.precompute_ref_logps = in_trl.trainer == "DPO"
     return inside
 
 
 def _stand_in(vocabulary: int) -> PeftModel:
-    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, num_key_value_heads=1, **sizes))
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=["q_proj"]))
 
 
-def trl_model(model: PeftModel | PreTrainedModel, config: RunConfig, autocast: torch.dtype | None) -> TrlModel:
-    """Base and adapter as a trainer of TRL's takes them. Raises ConfigError where it would leave out the head's."""
+def trl_model(
+    model: PeftModel | PreTrainedModel, config: RunConfig, autocast: torch.dtype | None
+) -> TrlModel:
+    """Base and adapter as a trainer of TRL's takes them.
+
+    Raises ConfigError where it would leave out the head's.
+    """
     objective = config.objective
-    if isinstance(model, PeftModel) and objective.compares_below_adapter and config.adapter.init_from is not None:
+    if (
+        isinstance(model, PeftModel)
+        and objective.compares_below_adapter
+        and config.adapter.init_from is not None
+    ):
         keep_start_as_reference(model)
     made = TrlModel(model, autocast)
     _refuse_adapted_head(made, objective)
@@ -247,7 +326,8 @@ def _refuse_adapted_head(model: TrlModel, objective: ObjectiveConfig) -> None:
         return
     instead = "" if objective.only_in_trl else ", or set training.engine=fast"
     raise ConfigError(
-        "adapter.targets: TRL's DPO and KTO take the head's own weight and would leave its adapter out; leave the head "
+        "adapter.targets: TRL's DPO and KTO take the head's own weight and would leave its adapter "
+        "out; leave the head "
         f"out{instead}"
     )
 
@@ -260,7 +340,9 @@ def _fuse_head(model: TrlModel) -> None:
 
 
 def keep_start_as_reference(model: PeftModel) -> None:
-    """A frozen copy of the adapter that a run starts from: KTO compares with it, not with the base."""
+    """A frozen copy of the adapter that a run starts from: KTO compares with it, not with the
+    base.
+    """
     start: Any = deepcopy(model.peft_config["default"])
     start.lora_dropout = 0.0  # it is computed in a model that trains
     model.add_adapter(REFERENCE_ADAPTER, start)
@@ -268,6 +350,8 @@ def keep_start_as_reference(model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if "default" in parts:
-            copy = copies[".".join(REFERENCE_ADAPTER if part == "default" else part for part in parts)]
+            copy = copies[
+                ".".join(REFERENCE_ADAPTER if part == "default" else part for part in parts)
+            ]
             copy.data.copy_(parameter.data)
     model.set_adapter("default")

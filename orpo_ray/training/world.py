@@ -1,4 +1,6 @@
-"""The processes that train together, as torch.distributed has them; a process alone is a world of one."""
+"""The processes that train together, as torch.distributed has them; a process alone is a world of
+one.
+"""
 
 import os
 from dataclasses import dataclass
@@ -50,7 +52,9 @@ class World:
     def wait(self) -> None:
         """Go on when every process has come here."""
         if self.size > 1:
-            dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+            dist.barrier(
+                device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+            )
 
 
 ALONE = World(rank=0, size=1, local_rank=0)

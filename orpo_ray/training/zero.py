@@ -1,4 +1,6 @@
-"""DeepSpeed: its settings for our way of stepping, and named full tensors in and out of its shards."""
+"""DeepSpeed: its settings for our way of stepping, and named full tensors in and out of its
+shards.
+"""
 
 import math
 import os
@@ -11,7 +13,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def deepspeed_config(stage: int, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's own settings. The number format stays ours: trained weights float32, autocast inside the model."""
+    """DeepSpeed's own settings.
+
+    The number format stays ours: trained weights float32, autocast inside the model.
+    """
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -35,8 +40,12 @@ def prepare_deepspeed(device: str) -> None:
 
 
 def is_sharded(optimizer: Any) -> bool:
-    """Whether an optimizer is one of ZeRO's, whose tensors are flat shards; stage 0 keeps torch's own."""
-    return hasattr(optimizer, "single_partition_of_fp32_groups") or hasattr(optimizer, "fp32_partitioned_groups_flat")
+    """Whether an optimizer is one of ZeRO's, whose tensors are flat shards; stage 0 keeps torch's
+    own.
+    """
+    return hasattr(optimizer, "single_partition_of_fp32_groups") or hasattr(
+        optimizer, "fp32_partitioned_groups_flat"
+    )
 
 
 def full_parameter(parameter: nn.Parameter) -> Tensor:
@@ -49,14 +58,19 @@ def full_parameter(parameter: nn.Parameter) -> Tensor:
 
 
 def link_state(optimizer: Any) -> None:
-    """Have ZeRO-1/2 find the moments of every parameter group: it looks for them once, when only its first has any."""
+    """Have ZeRO-1/2 find the moments of every parameter group: it looks for them once, when only
+    its first has any.
+    """
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def full_state(optimizer: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Adam's whole state of a sharded parameter, under torch's names. Every rank must ask, in the same order."""
+    """Adam's whole state of a sharded parameter, under torch's names.
+
+    Every rank must ask, in the same order.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     step = next(iter(optimizer.optimizer.state.values()))["step"]
@@ -67,23 +81,33 @@ def full_state(optimizer: Any, parameter: nn.Parameter) -> dict[str, Tensor]:
 def make_state(optimizer: Any, step: float) -> None:
     """Give ZeRO's inner Adam the state that it would otherwise make at its first step."""
     stage_3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
-    shards = optimizer.fp32_partitioned_groups_flat if stage_3 else optimizer.single_partition_of_fp32_groups
+    shards = (
+        optimizer.fp32_partitioned_groups_flat
+        if stage_3
+        else optimizer.single_partition_of_fp32_groups
+    )
     for shard in shards:
         moments = {key: torch.zeros_like(shard) for key in _MOMENTS}
         # The only place where the step can be set; torch keeps it on the CPU.
-        optimizer.optimizer.state[shard] = {"step": torch.tensor(step, dtype=torch.float32), **moments}
+        optimizer.optimizer.state[shard] = {
+            "step": torch.tensor(step, dtype=torch.float32),
+            **moments,
+        }
     if not stage_3:
         optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def fill_state(parameter: nn.Parameter, moments: dict[str, Tensor], rank: int, world_size: int) -> None:
+def fill_state(
+    parameter: nn.Parameter, moments: dict[str, Tensor], rank: int, world_size: int
+) -> None:
     """Put whole moments into this rank's shard of a parameter."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     for key in _MOMENTS:
         value = moments[key].to(parameter.device)
         if hasattr(parameter, "ds_id"):
-            # ZeRO-3 cuts flat tensors into equal parts, the last one padded; its own setter does not pad.
+            # ZeRO-3 cuts flat tensors into equal parts, the last one padded; its own setter does
+            # not pad.
             part = math.ceil(value.numel() / world_size)
             padded = nn.functional.pad(value.flatten(), (0, part * world_size - value.numel()))
             safe_set_local_optimizer_state(parameter, padded[rank * part : (rank + 1) * part], key)

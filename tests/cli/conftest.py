@@ -1,4 +1,6 @@
-"""The command line as a person uses it: in this process where that is faster, as a real process where it matters."""
+"""The command line as a person uses it: in this process where that is faster, as a real process
+where it matters.
+"""
 
 import logging
 import os
@@ -25,7 +27,9 @@ def plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray_session: None) -> Iterator[Command]:
+def command(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> Iterator[Command]:
     """Runs `orpo-ray` with the given arguments in this process."""
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
@@ -46,7 +50,9 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The run that tests look at, and whose prepared pairs they share; all of it is as a person starts it."""
+    """The run that tests look at, and whose prepared pairs they share; all of it is as a person
+    starts it.
+    """
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder)
     done = fresh_shell("train", config, "--json")

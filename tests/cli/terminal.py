@@ -26,7 +26,8 @@ data:
   max_length: 96
   max_prompt_length: 48
 objective: {{kind: orpo, lambda: 0.5}}
-training: {{pairs_per_step: 8, max_steps: 4, eval_every: 2, checkpoint_every: 2, learning_rate: 1.0e-3}}
+training:
+  {{pairs_per_step: 8, max_steps: 4, eval_every: 2, checkpoint_every: 2, learning_rate: 1.0e-3}}
 scale: {{workers: 1}}
 """
 
@@ -51,7 +52,9 @@ def write_config(folder: Path) -> Path:
 
 
 def start(*arguments: object, **variables: str) -> ForkedCommand:
-    """Begin `orpo-ray` with the given arguments in a process of its own, to be sent signals or timed."""
+    """Begin `orpo-ray` with the given arguments in a process of its own, to be sent signals or
+    timed.
+    """
     words = [str(argument) for argument in arguments]
     return command_server().start(words, Path.cwd(), {**ENVIRONMENT, **variables})
 
@@ -64,7 +67,8 @@ def shell(*arguments: object) -> Done:
 def fresh_shell(*arguments: object) -> Done:
     """`shell` in a new interpreter, as a person's shell starts it.
 
-    For what a fork cannot show: `-m` as entry point, what libraries say when they are loaded, and which are.
+    For what a fork cannot show: `-m` as entry point, what libraries say when they are loaded, and
+    which are.
     """
     command = [sys.executable, "-m", "orpo_ray.cli.main", *map(str, arguments)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)

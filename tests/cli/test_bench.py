@@ -20,7 +20,9 @@ LIST_HEAVY = (
 
 
 def test_help_loads_nothing_heavy() -> None:
-    done = subprocess.run([sys.executable, "-c", LIST_HEAVY], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_HEAVY], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "0 set()"
 
 
@@ -32,10 +34,13 @@ def test_both_sides_make_the_same_of_the_same_rows(command: Command) -> None:
     assert done.code == 0
     assert (result["name"], result["device"], result["rows"]) == ("data", "cpu", ROWS)
     assert result["pairs_ours"] == result["pairs_stock"] == ROWS
-    # The demo's template closes a turn with the end token alone, so that stock adds none of its own.
+    # The demo's template closes a turn with the end token alone, so that stock adds none of its
+    # own.
     assert result["tokens_ours"] == result["tokens_stock"] > 2 * ROWS * 150
     assert result["ours"] == pytest.approx(ROWS / result["seconds_ours"][0])
-    assert result["stock"] == pytest.approx(ROWS / (result["seconds_stock"][0] - result["startup_stock"]))
+    assert result["stock"] == pytest.approx(
+        ROWS / (result["seconds_stock"][0] - result["startup_stock"])
+    )
     assert result["ratio"] == pytest.approx(result["ours"] / result["stock"])
 
 
@@ -44,7 +49,9 @@ def test_both_sides_make_the_same_of_the_same_rows(command: Command) -> None:
 def test_a_file_of_ones_own_gives_as_many_rows_as_it_has(command: Command, tmp_path: Path) -> None:
     good = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": f"No {n}"} for n in range(10)]
     file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in [*good, good[0], {"prompt": "no answers"}]))
+    file.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*good, good[0], {"prompt": "no answers"}])
+    )
     done = command("bench", "data", "--data", file, "--repetitions", 1)
     assert done.code == 0
     assert "11 rows on" in done.out
@@ -63,13 +70,26 @@ def test_the_cost_of_ray_is_that_of_its_turns_and_nothing_stays_behind(command: 
         assert len(result["turns"][side]) == 2
         assert result[side] == pytest.approx(sum(result["turns"][side]) / 2)
     assert result["ratio"] == pytest.approx(result["bare"] / result["ray"])
-    assert not [p for p in psutil.process_iter(["cmdline"]) if "orpo-ray-bench-" in " ".join(p.info["cmdline"] or ())]
+    assert not [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if "orpo-ray-bench-" in " ".join(p.info["cmdline"] or ())
+    ]
 
 
 KEYS = {
-    "name", "ratio", "ours", "stock", "tokens_ours", "tokens_stock", "memory_ratio", "max_rel_loss_diff",
-    "max_rel_grad_diff", "device", "versions",
-}  # fmt: skip
+    "name",
+    "ratio",
+    "ours",
+    "stock",
+    "tokens_ours",
+    "tokens_stock",
+    "memory_ratio",
+    "max_rel_loss_diff",
+    "max_rel_grad_diff",
+    "device",
+    "versions",
+}
 SMALL = ("--hidden", 64, "--vocab", 300, "--turns", 1, "--json")
 WITHOUT_RAY = """
 import json, sys
@@ -91,11 +111,15 @@ def check_sides(result: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_step_is_the_same_on_both_sides_and_needs_no_ray(tmp_path: Path) -> None:
-    """Every step holds pairs of 40 + 10 + 20 tokens; stock computes their prompts twice and pads to 60."""
+    """Every step holds pairs of 40 + 10 + 20 tokens; stock computes their prompts twice and pads to
+    60.
+    """
     common = [str(word) for word in ("bench", "step", "--shape", "40/10/20", "--pairs", 3, *SMALL)]
     asked = json.dumps([[*common, "--objective", objective] for objective in ("orpo", "dpo")])
     command = [sys.executable, "-c", WITHOUT_RAY, asked]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == 2
@@ -109,9 +133,14 @@ def test_a_step_is_the_same_on_both_sides_and_needs_no_ray(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_pairs_of_a_file_are_those_that_fit(command: Command, tmp_path: Path) -> None:
-    short = [{"prompt": f"Say {n}.", "chosen": "yes " * (5 * n % 12 + 1), "rejected": "no"} for n in range(12)]
+    short = [
+        {"prompt": f"Say {n}.", "chosen": "yes " * (5 * n % 12 + 1), "rejected": "no"}
+        for n in range(12)
+    ]
     file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in [{**short[0], "chosen": "word " * 400}, *short]))
+    file.write_text(
+        "".join(json.dumps(row) + "\n" for row in [{**short[0], "chosen": "word " * 400}, *short])
+    )
     options = ("--data", file, "--tokenizer", BASE, "--max-length", 100)
     done = command("bench", "step", *options, "--pairs", 3, *SMALL)
     assert done.code == 0, done.err
@@ -119,12 +148,17 @@ def test_pairs_of_a_file_are_those_that_fit(command: Command, tmp_path: Path) ->
     check_sides(result)
     assert result["tokens_stock_grouped"] < result["tokens_stock"]
     few = command("bench", "step", *options, "--pairs", 4, *SMALL)
-    assert few.code == 2 and "12 pairs fit into 100 tokens, 16 are needed" in json.loads(few.out)["error"]
+    assert (
+        few.code == 2
+        and "12 pairs fit into 100 tokens, 16 are needed" in json.loads(few.out)["error"]
+    )
 
 
 @pytest.mark.slow
 def test_the_head_alone_scores_what_the_loss_needs(command: Command) -> None:
-    """Of 2 pairs of 8 + 8 + 8 tokens stock makes logits for 2 * 2 * 16 places, ours for 7 + 8 + 8 a pair."""
+    """Of 2 pairs of 8 + 8 + 8 tokens stock makes logits for 2 * 2 * 16 places, ours for 7 + 8 + 8 a
+    pair.
+    """
     done = command("bench", "head", "--shape", "8/8/8", *SMALL)
     assert done.code == 0, done.err
     result = json.loads(done.out)
@@ -141,8 +175,17 @@ def test_each_technique_is_measured_alone(command: Command) -> None:
     assert result.keys() >= KEYS
     assert result["max_rel_loss_diff"] < 1e-5 and result["max_rel_grad_diff"] < 1e-4
     tokens = {name: found["tokens"] for name, found in result["techniques"].items()}
-    assert tokens["selected log-probs"] == tokens["gradient in the forward pass"] == result["tokens_stock"]
-    assert tokens["all"] == tokens["shared prompts, no padding"] < tokens["no padding"] < result["tokens_stock"]
+    assert (
+        tokens["selected log-probs"]
+        == tokens["gradient in the forward pass"]
+        == result["tokens_stock"]
+    )
+    assert (
+        tokens["all"]
+        == tokens["shared prompts, no padding"]
+        < tokens["no padding"]
+        < result["tokens_stock"]
+    )
     assert result["techniques"]["all"]["ratio"] == result["ratio"]
 
 
@@ -153,7 +196,11 @@ def test_each_technique_is_measured_alone(command: Command) -> None:
         (["--shape", "0/3/3"], 2, "--shape"),
         (["--objective", "kto"], 2, "--objective"),
         (["--data", "pairs.jsonl"], 2, "--data and --tokenizer go together"),
-        (["--base", "llama-3-8b"], 2, "--base: llama-3-8b in NF4 is measured on a GPU; add --device cuda"),
+        (
+            ["--base", "llama-3-8b"],
+            2,
+            "--base: llama-3-8b in NF4 is measured on a GPU; add --device cuda",
+        ),
         (["--device", "cuda"], 3, "--device: there is no CUDA device here"),
     ],
 )

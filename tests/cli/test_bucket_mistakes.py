@@ -1,4 +1,6 @@
-"""A storage that cannot be used is told in one line, with the right exit code, before anything is prepared."""
+"""A storage that cannot be used is told in one line, with the right exit code, before anything is
+prepared.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +24,16 @@ def server() -> Iterator[Server]:
         ("s3://other/runs", LACKING, "storage: there is no bucket other at http://127.0.0.1:"),
         ("s3://AKIA:se/cret@bucket/runs", WRONG, "storage: a URL carries no user or password"),
         ("s3://bucket/runs?secret_key=cret", WRONG, "storage: a URL carries no query"),
-        ("gs://bucket/runs", WRONG, "storage: gs:// is not supported; use s3://bucket/folder, or a folder"),
-        ("http://host/runs", WRONG, "storage: http:// is not supported; use s3://bucket/folder, or a folder"),
+        (
+            "gs://bucket/runs",
+            WRONG,
+            "storage: gs:// is not supported; use s3://bucket/folder, or a folder",
+        ),
+        (
+            "http://host/runs",
+            WRONG,
+            "storage: http:// is not supported; use s3://bucket/folder, or a folder",
+        ),
     ],
 )
 def test_a_storage_that_cannot_be_is_refused(
@@ -36,7 +46,10 @@ def test_a_storage_that_cannot_be_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for variable, value in {**server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+    for variable, value in {
+        **server.environment,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }.items():
         monkeypatch.setenv(variable, value)
     search = ["search.space={objective.lambda: {loguniform: [0.1, 1.0]}}"] if name == "tune" else []
     done = command(name, write_config(tmp_path), f"storage={storage}", *search)
@@ -46,7 +59,9 @@ def test_a_storage_that_cannot_be_is_refused(
     assert "cret" not in done.err.replace("secret_key", "")
 
 
-def test_a_server_that_is_not_there_is_told(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_told(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for variable, value in {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
         "AWS_ACCESS_KEY_ID": "a",

@@ -1,4 +1,6 @@
-"""Commands for a cluster, as far as they need none: what they would do, and what they refuse before they ask it."""
+"""Commands for a cluster, as far as they need none: what they would do, and what they refuse before
+they ask it.
+"""
 
 import http.server
 import json
@@ -49,7 +51,13 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def hosts(tmp_path: Path) -> Path:
     """Two servers."""
     (tmp_path / "id").touch()
-    tree = {"name": "lab", "head": "10.0.0.1", "workers": ["10.0.0.2"], "ssh": {"key": "~/id"}, "token": "~/s/token"}
+    tree = {
+        "name": "lab",
+        "head": "10.0.0.1",
+        "workers": ["10.0.0.2"],
+        "ssh": {"key": "~/id"},
+        "token": "~/s/token",
+    }
     (tmp_path / "hosts.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     return tmp_path / "hosts.yaml"
 
@@ -62,13 +70,24 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_up_would_do_is_told_and_nothing_is_asked(command: Command, hosts: Path, no_ssh: Path) -> None:
+def test_what_up_would_do_is_told_and_nothing_is_asked(
+    command: Command, hosts: Path, no_ssh: Path
+) -> None:
     done = command("cluster", "up", hosts, "--dry-run")
     first, second = done.out.splitlines()
-    versions, token = "as root over SSH, compare its versions with the head's", hosts.with_name("s") / "token"
+    versions, token = (
+        "as root over SSH, compare its versions with the head's",
+        hosts.with_name("s") / "token",
+    )
     given = f"{versions}; give it a new token, made in {token}; start Ray of /opt/orpo-ray"
-    assert (first, second) == (f"10.0.0.1: {given} as the head", f"10.0.0.2: {given} and have it join 10.0.0.1")
-    assert (done.code, done.said) == (0, ["nothing was started; servers that have joined already would be left alone"])
+    assert (first, second) == (
+        f"10.0.0.1: {given} as the head",
+        f"10.0.0.2: {given} and have it join 10.0.0.1",
+    )
+    assert (done.code, done.said) == (
+        0,
+        ["nothing was started; servers that have joined already would be left alone"],
+    )
     assert not no_ssh.exists() and not token.parent.exists()
     make_token(token)
     steps = command("cluster", "up", hosts, "--dry-run", "--json").result["servers"][0]["steps"]
@@ -90,7 +109,9 @@ def test_a_key_that_is_not_here_is_named_before_a_server_is_asked(
     assert not no_ssh.exists()
 
 
-def test_where_no_server_was_reached_none_is_said_to_have_stopped(command: Command, hosts: Path, no_ssh: Path) -> None:
+def test_where_no_server_was_reached_none_is_said_to_have_stopped(
+    command: Command, hosts: Path, no_ssh: Path
+) -> None:
     done = command("cluster", "down", hosts)
     assert done.code == LACKING
     assert done.said[-1] == "orpo-ray: Ray may still run on 10.0.0.1, 10.0.0.2; none was reached"
@@ -101,15 +122,23 @@ def test_what_would_be_submitted_is_told_and_nobody_is_asked(
     command: Command, config: Path, hosts: Path, no_ssh: Path, way: str
 ) -> None:
     make_token(hosts.with_name("s") / "token")
-    named = ("--address", "http://127.0.0.1:9", "--token", "s/token") if way == "address" else ("--hosts", hosts)
+    named = (
+        ("--address", "http://127.0.0.1:9", "--token", "s/token")
+        if way == "address"
+        else ("--hosts", hosts)
+    )
     asked = ("submit", "train", config, "name=team/a", *named, "--dry-run")
     done = command(*asked, "--json", "--", "--verbose")
     assert done.code == 0, done.err
     assert done.said[-1] == "nothing was submitted, and the cluster was not asked"
     plan = done.result
     assert (plan["run"], plan["job"], plan["code"]) == ("team/a", "team:a", [])
-    assert plan["cluster"] == ("http://127.0.0.1:9" if way == "address" else "10.0.0.1, over SSH as root")
-    assert plan["command"].startswith("python job.py ") and plan["command"].endswith(" train run.yaml --verbose --json")
+    assert plan["cluster"] == (
+        "http://127.0.0.1:9" if way == "address" else "10.0.0.1, over SSH as root"
+    )
+    assert plan["command"].startswith("python job.py ") and plan["command"].endswith(
+        " train run.yaml --verbose --json"
+    )
     assert plan["files"]["demo/train.jsonl"] == (DEMO / "train.jsonl").stat().st_size
     assert {"job.py", "run.yaml", "demo/base/config.json"} < set(plan["files"])
     shown = command(*asked, "--ship-code")
@@ -120,7 +149,9 @@ def test_what_would_be_submitted_is_told_and_nobody_is_asked(
 
 
 class Imposter(http.server.ThreadingHTTPServer):
-    """A dashboard that asks nobody for a token, and has another Ray; it remembers what it was asked."""
+    """A dashboard that asks nobody for a token, and has another Ray; it remembers what it was
+    asked.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _AnotherRay)
@@ -172,7 +203,10 @@ def token(tmp_path: Path) -> Path:
         (["--hosts", "hosts.yaml"], "--hosts and --address both name a cluster"),
         (["--token", "nowhere"], "nowhere: the token cannot be read"),
         (["--token", "empty"], "empty: one line with the token is expected"),
-        (["data.train.0.source=../x.jsonl"], "data.train.0.source: ../x.jsonl cannot be carried along"),
+        (
+            ["data.train.0.source=../x.jsonl"],
+            "data.train.0.source: ../x.jsonl cannot be carried along",
+        ),
         (["--", "--verbose", "storage=runs"], "storage=runs: settings stand before --"),
     ],
 )
@@ -192,7 +226,9 @@ def test_refused_before_anything_is_sent(
     (config.parent / "x.jsonl").touch()
     (project / "empty").touch(mode=0o600)
     monkeypatch.chdir(project)
-    done = command("submit", "train", config, "--address", imposter.address, "--token", token, *dry, *words)
+    done = command(
+        "submit", "train", config, "--address", imposter.address, "--token", token, *dry, *words
+    )
     assert one_line(done, WRONG).startswith(f"orpo-ray: {says}")
     assert "hf_abc" not in done.err
     assert imposter.asked == []
@@ -223,7 +259,9 @@ def test_who_stops_waiting_for_a_cluster_is_not_told_of_a_run_there(
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orpo_ray.cli.on_cluster.patience", lambda: Patience(announce, sleep=interrupted))
+    monkeypatch.setattr(
+        "orpo_ray.cli.on_cluster.patience", lambda: Patience(announce, sleep=interrupted)
+    )
     nowhere = ("--address", f"http://127.0.0.1:{free_ports(1)[0]}", "--token", str(token))
     done = command("submit", "train", config, *nowhere)
     assert any("asking again" in line for line in done.said)
@@ -233,7 +271,9 @@ def test_who_stops_waiting_for_a_cluster_is_not_told_of_a_run_there(
 
 @dataclass
 class Cluster:
-    """It has no job until one is submitted, which then is over, as it is told, and has printed these lines."""
+    """It has no job until one is submitted, which then is over, as it is told, and has printed
+    these lines.
+    """
 
     state: State
     exit_code: int | None
@@ -256,13 +296,25 @@ SAID = json.dumps({"error": "x.jsonl: no such file", "exit_code": WRONG})
 @pytest.mark.parametrize(
     ("state", "ended", "printed", "code", "says"),
     [
-        ("failed", WRONG, ["orpo-ray: x.jsonl: no such file", SAID], WRONG, "run tiny: x.jsonl: no such file"),
+        (
+            "failed",
+            WRONG,
+            ["orpo-ray: x.jsonl: no such file", SAID],
+            WRONG,
+            "run tiny: x.jsonl: no such file",
+        ),
         ("failed", LACKING, ["some word"], LACKING, "run tiny: see `orpo-ray logs tiny"),
         ("failed", 137, ["some word"], FAILED, "run tiny was ended from outside (exit code 137)"),
-        ("failed", None, ["some word"], FAILED, "run tiny was lost: lost; the same command goes on"),
+        (
+            "failed",
+            None,
+            ["some word"],
+            FAILED,
+            "run tiny was lost: lost; the same command goes on",
+        ),
         ("stopped", None, ["some word"], STOPPED, "run tiny: stopped; the same command goes on"),
     ],
-)  # fmt: skip
+)
 def test_the_exit_code_is_what_became_of_the_job(
     command: Command,
     config: Path,
@@ -296,11 +348,19 @@ def test_a_config_in_a_bucket_is_taken_and_told_by_its_url(
 ) -> None:
     make_token(hosts.with_name("s") / "token")
     with serve() as server:
-        for variable, value in {**server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        for variable, value in {
+            **server.environment,
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        }.items():
             monkeypatch.setenv(variable, value)
         there, nowhere = "s3://bucket/best/tiny.yaml", "s3://bucket/none.yaml"
         server.bucket.put("best/tiny.yaml", config.read_bytes())
-        on_the_hub = ["model.base=a/b", "data.train.0.source=a/b", "data.eval.0.source=a/b", "storage=s3://bucket/runs"]
+        on_the_hub = [
+            "model.base=a/b",
+            "data.train.0.source=a/b",
+            "data.eval.0.source=a/b",
+            "storage=s3://bucket/runs",
+        ]
         pods, token = ["--image", "x", "--gpus-per-node", "0"], ["--token", "s/token", "--dry-run"]
         for words, options in (
             (["submit", "train"], token),
@@ -310,7 +370,13 @@ def test_a_config_in_a_bucket_is_taken_and_told_by_its_url(
         ):
             done = command(*words, there, *options)
             assert done.code == 0, done.err
-        assert f"train=(orpo-ray train {there})\n" in (tmp_path / "tiny.sbatch").read_text(encoding="utf-8")
-        for words, options in ((["submit", "train"], token), (["slurm", "render"], []), (["train"], [])):
+        assert f"train=(orpo-ray train {there})\n" in (tmp_path / "tiny.sbatch").read_text(
+            encoding="utf-8"
+        )
+        for words, options in (
+            (["submit", "train"], token),
+            (["slurm", "render"], []),
+            (["train"], []),
+        ):
             done = command(*words, nowhere, *options)
             assert (done.code, done.said) == (WRONG, [f"orpo-ray: {nowhere}: no such file"])

@@ -15,11 +15,20 @@ from orpo_ray.cli.main import COMMANDS
 from orpo_ray.config import RunConfig, dump, load_config
 from orpo_ray.config.explain import all_keys
 
-TRAIN_METRICS = {"loss", "grad_norm", "nll", "log_odds_ratio", "accuracy", "margin", "chosen_logp", "rejected_logp"}
+TRAIN_METRICS = {
+    "loss",
+    "grad_norm",
+    "nll",
+    "log_odds_ratio",
+    "accuracy",
+    "margin",
+    "chosen_logp",
+    "rejected_logp",
+}
 EVAL_METRICS = {"accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio", "nll"}
 
 
-# --- help, config -----------------------------------------------------------------------------------------------
+# --- help, config ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "config show", "config schema"])
@@ -28,16 +37,24 @@ def test_every_command_has_help_that_explains_its_options(command: Command, name
     assert (done.code, done.err) == (0, "")
     assert f"Usage: orpo-ray {name} " in done.out
     # A row is the option, what it takes, and what it is for.
-    rows = [line.strip("│ ").split(maxsplit=2) for line in done.out.splitlines() if line.startswith("│ --")]
+    rows = [
+        line.strip("│ ").split(maxsplit=2)
+        for line in done.out.splitlines()
+        if line.startswith("│ --")
+    ]
     assert rows and all(len(row) == 3 for row in rows), "an option without an explanation"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_the_first_page_names_every_command_with_what_it_is_for(command: Command, arguments: list[str]) -> None:
+def test_the_first_page_names_every_command_with_what_it_is_for(
+    command: Command, arguments: list[str]
+) -> None:
     done = command(*arguments)
     assert (done.code, done.err) == (0, "")
     rows = [line.strip("│ ").split(maxsplit=1) for line in done.out.splitlines()]
-    assert [row[0] for row in rows if row and row[0] in COMMANDS and len(row) == 2] == list(COMMANDS)
+    assert [row[0] for row in rows if row and row[0] in COMMANDS and len(row) == 2] == list(
+        COMMANDS
+    )
 
 
 def test_config_show_prints_every_setting_as_yaml_that_loads_again(
@@ -55,7 +72,9 @@ def test_config_show_prints_every_setting_as_yaml_that_loads_again(
     assert command("config", "show", again, "--json").result == shown
 
 
-def test_config_schema_is_a_json_schema_that_describes_every_setting(command: Command, config: Path) -> None:
+def test_config_schema_is_a_json_schema_that_describes_every_setting(
+    command: Command, config: Path
+) -> None:
     done = command("config", "schema")
     schema = done.result
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -64,32 +83,47 @@ def test_config_schema_is_a_json_schema_that_describes_every_setting(command: Co
     written = yaml.safe_load(config.read_text(encoding="utf-8"))
     validator.validate(written)
     validator.validate(dump(load_config(config)))
-    for wrong in ({**written, "lambda": 1}, {**written, "name": 3}, {**written, "objective": {"kind": "rloo"}}):
+    for wrong in (
+        {**written, "lambda": 1},
+        {**written, "name": 3},
+        {**written, "objective": {"kind": "rloo"}},
+    ):
         with pytest.raises(jsonschema.ValidationError):
             validator.validate(wrong)
     assert command("config", "schema", "--json").result == schema
 
 
 def _described(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -> set[str]:
-    """Dotted names of all properties that a schema knows, whatever references and unions they stand behind."""
+    """Dotted names of all properties that a schema knows, whatever references and unions they stand
+    behind.
+    """
     if "$ref" in node:
         node = schema["$defs"][node["$ref"].rpartition("/")[2]]
     found = set()
     for name, inner in node.get("properties", {}).items():
         found |= {prefix + name} | _described(schema, inner, f"{prefix}{name}.")
-    for inner in [*node.get("anyOf", []), *node.get("oneOf", []), *([node["items"]] if "items" in node else [])]:
+    for inner in [
+        *node.get("anyOf", []),
+        *node.get("oneOf", []),
+        *([node["items"]] if "items" in node else []),
+    ]:
         found |= _described(schema, inner, prefix)
     return found
 
 
-# --- prepare ----------------------------------------------------------------------------------------------------
+# --- prepare --------------------------------------------------------------------------------------
 
 
 def test_prepare_shows_pairs_as_they_will_be_trained(command: Command, config: Path) -> None:
     done = command("prepare", config, "--show", "3")
     assert done.code == 0
     assert done.said[0].startswith("prepared data found in ")
-    assert done.out.count("prompt: ") == done.out.count("chosen: ") == done.out.count("rejected: ") == 3
+    assert (
+        done.out.count("prompt: ")
+        == done.out.count("chosen: ")
+        == done.out.count("rejected: ")
+        == 3
+    )
     first = json.loads((DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     shown = " ".join(done.out.split())
     for side in ("prompt", "chosen", "rejected"):
@@ -103,12 +137,28 @@ def test_prepare_without_a_config_names_columns_and_makes_the_same_pairs(
     command: Command, config: Path, tmp_path: Path
 ) -> None:
     renamed = {"prompt": "question", "chosen": "good", "rejected": "bad"}
-    rows = [json.loads(line) for line in (DEMO / "h2.jsonl").read_text(encoding="utf-8").splitlines()[:40]]
+    rows = [
+        json.loads(line)
+        for line in (DEMO / "h2.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    ]
     odd = tmp_path / "odd.jsonl"
-    odd.write_text("".join(json.dumps({renamed[k]: r[k][0]["content"] for k in renamed}) + "\n" for r in rows))
+    odd.write_text(
+        "".join(json.dumps({renamed[k]: r[k][0]["content"] for k in renamed}) + "\n" for r in rows)
+    )
     plain = tmp_path / "plain.jsonl"
-    plain.write_text("".join(json.dumps({k: r[k][0]["content"] for k in renamed}) + "\n" for r in rows))
-    common = ["prepare", "--tokenizer", BASE, "--storage", tmp_path / "storage", "--eval", DEMO / "h3.jsonl", "--json"]
+    plain.write_text(
+        "".join(json.dumps({k: r[k][0]["content"] for k in renamed}) + "\n" for r in rows)
+    )
+    common = [
+        "prepare",
+        "--tokenizer",
+        BASE,
+        "--storage",
+        tmp_path / "storage",
+        "--eval",
+        DEMO / "h3.jsonl",
+        "--json",
+    ]
     columns = "prompt=question,chosen=good,rejected=bad"
     named = command(*common, "--train", odd, "--columns", columns)
     known = command(*common, "--train", plain)
@@ -117,11 +167,15 @@ def test_prepare_without_a_config_names_columns_and_makes_the_same_pairs(
     arrows = [Path(done.result["artifact"]) / "eval.arrow" for done in (named, known)]
     assert arrows[0].read_bytes() == arrows[1].read_bytes()
     defaults = ["data.max_length=2048", "data.max_prompt_length=1024"]
-    by_config = command("prepare", config, "--train", plain, "--eval", DEMO / "h3.jsonl", "--json", *defaults)
-    assert by_config.result["hash"] == known.result["hash"], "a config and options that say the same find one artifact"
+    by_config = command(
+        "prepare", config, "--train", plain, "--eval", DEMO / "h3.jsonl", "--json", *defaults
+    )
+    assert by_config.result["hash"] == known.result["hash"], (
+        "a config and options that say the same find one artifact"
+    )
 
 
-# --- train ------------------------------------------------------------------------------------------------------
+# --- train ----------------------------------------------------------------------------------------
 
 
 def test_dry_run_prepares_and_plans_but_begins_no_run(command: Command, config: Path) -> None:
@@ -142,7 +196,9 @@ def test_a_finished_run_is_told_and_not_trained_again(command: Command, finished
     before = _snapshot(finished.run_dir)
     done = command("train", finished.config)
     assert done.code == 0
-    assert done.said == [f"run tiny is finished: {finished.run_dir}; give another name to train again"]
+    assert done.said == [
+        f"run tiny is finished: {finished.run_dir}; give another name to train again"
+    ]
     assert done.out == f"adapter: {finished.run_dir / 'adapter'}\n"
     assert command("train", finished.config, "--json").result == finished.done.result
     dry = command("train", finished.config, "--dry-run")
@@ -152,22 +208,36 @@ def test_a_finished_run_is_told_and_not_trained_again(command: Command, finished
 
 def _snapshot(run_dir: Path) -> dict[str, int]:
     """When each file of a run that says something was last written; the log may grow."""
-    files = (path for path in run_dir.rglob("*") if path.is_file() and path.name not in ("run.log", ".lock"))
+    files = (
+        path
+        for path in run_dir.rglob("*")
+        if path.is_file() and path.name not in ("run.log", ".lock")
+    )
     return {str(path.relative_to(run_dir)): path.stat().st_mtime_ns for path in files}
 
 
 def test_with_json_stdout_is_one_object_and_the_rest_is_on_stderr(finished: Finished) -> None:
     assert finished.done.out.count("\n") == 1
-    assert finished.done.result == json.loads((finished.run_dir / "result.json").read_text(encoding="utf-8"))
+    assert finished.done.result == json.loads(
+        (finished.run_dir / "result.json").read_text(encoding="utf-8")
+    )
     said = finished.done.said
     assert said[0] == "48 training pairs and 16 evaluation pairs from 64 rows"
-    assert [line.split()[:2] for line in said[-3:]] == [["step", "0/4"], ["step", "2/4"], ["step", "4/4"]]
-    noise = [line for line in said if any(word in line.lower() for word in ("warning", "error", "trace"))]
+    assert [line.split()[:2] for line in said[-3:]] == [
+        ["step", "0/4"],
+        ["step", "2/4"],
+        ["step", "4/4"],
+    ]
+    noise = [
+        line for line in said if any(word in line.lower() for word in ("warning", "error", "trace"))
+    ]
     assert not noise, "what libraries have to say belongs in run.log"
     assert "%|" not in finished.done.err, "a library's progress bar"
 
 
-@pytest.mark.parametrize("arguments", [["train", "none.yaml"], ["trian"], ["config"], ["prepare", "--show", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["train", "none.yaml"], ["trian"], ["config"], ["prepare", "--show", "x"]]
+)
 def test_with_json_a_failure_is_one_object_too(command: Command, arguments: list[str]) -> None:
     assert_one_object(command(*arguments, "--json"))
 
@@ -186,17 +256,21 @@ def test_train_from_python(config: Path, finished: Finished, ray_session: None) 
     said: list[str] = []
     seen: list[int] = []
     settings = orpo_ray.load_config(config, ["name=python"])
-    result = orpo_ray.train(settings, Listener(said, lambda step, total, metrics: seen.append(step)))
+    result = orpo_ray.train(
+        settings, Listener(said, lambda step, total, metrics: seen.append(step))
+    )
     assert result.name == "python" and result.to_json()["status"] == "finished"
     assert seen == [0, 1, 2, 2, 3, 4, 4]
     assert any("training pairs" in line for line in said)
     shell_run, python_run = read_metrics(finished.run_dir), read_metrics(settings.run_dir)
-    assert [line.get("train/loss") for line in python_run] == [line.get("train/loss") for line in shell_run]
+    assert [line.get("train/loss") for line in python_run] == [
+        line.get("train/loss") for line in shell_run
+    ]
     assert orpo_ray.train(settings, Listener(said)) == result
     assert said[-1].startswith("run python is finished")
 
 
-# --- what a run leaves ------------------------------------------------------------------------------------------
+# --- what a run leaves ----------------------------------------------------------------------------
 
 
 def _read(finished: Finished, name: str) -> Any:
@@ -209,15 +283,21 @@ def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
         *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
         *("adapter", "checkpoints", "tensorboard"),
     }
-    assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == [
+        "step-000002",
+        "step-000004",
+    ]
 
 
 def test_config_json_is_total(finished: Finished) -> None:
     stored = _read(finished, "config.json")
     assert stored == dump(load_config(finished.config))
-    # `search` is null, `scale.deepspeed` is a word, and an objective has only the keys of its own kind.
+    # `search` is null, `scale.deepspeed` is a word, and an objective has only the keys of its own
+    # kind.
     branches = ("search.", "objective.", "scale.deepspeed.")
-    assert {key for key in all_keys(RunConfig) if not key.startswith((*branches, "data.columns."))} <= _keys(stored)
+    assert {
+        key for key in all_keys(RunConfig) if not key.startswith((*branches, "data.columns."))
+    } <= _keys(stored)
     assert set(stored["objective"]) >= {"kind", "lambda", "nll_on"}
 
 
@@ -226,10 +306,16 @@ def _keys(tree: Any, prefix: str = "") -> set[str]:
         return {key for item in tree for key in _keys(item, prefix)}
     if not isinstance(tree, dict):
         return set()
-    return {key for name, value in tree.items() for key in {prefix + name} | _keys(value, f"{prefix}{name}.")}
+    return {
+        key
+        for name, value in tree.items()
+        for key in {prefix + name} | _keys(value, f"{prefix}{name}.")
+    }
 
 
-def test_metrics_begin_with_an_evaluation_and_hold_every_step_in_full_precision(finished: Finished) -> None:
+def test_metrics_begin_with_an_evaluation_and_hold_every_step_in_full_precision(
+    finished: Finished,
+) -> None:
     lines = read_metrics(finished.run_dir)
     assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4]
     evaluations = [line for line in lines if "eval/accuracy" in line]
@@ -248,7 +334,9 @@ def test_metrics_begin_with_an_evaluation_and_hold_every_step_in_full_precision(
 
 def test_result_json_sums_the_run_up(finished: Finished) -> None:
     result = _read(finished, "result.json")
-    assert {"status", "name", "steps", "adapter", "metrics", "pairs_per_second", "versions"} <= set(result)
+    assert {"status", "name", "steps", "adapter", "metrics", "pairs_per_second", "versions"} <= set(
+        result
+    )
     assert (result["status"], result["name"], result["steps"]) == ("finished", "tiny", 4)
     assert result["adapter"] == str(finished.run_dir / "adapter")
     (worker,) = result["workers"]
@@ -262,13 +350,17 @@ def test_result_json_sums_the_run_up(finished: Finished) -> None:
     assert {"python", "torch", "transformers", "peft", "orpo-ray"} <= set(result["versions"])
 
 
-def test_run_json_says_what_auto_came_to_and_what_lay_behind_the_settings(finished: Finished) -> None:
+def test_run_json_says_what_auto_came_to_and_what_lay_behind_the_settings(
+    finished: Finished,
+) -> None:
     run = _read(finished, "run.json")
     assert run["decisions"]["device"] == "cpu"
     assert run["decisions"]["dtype"] == "float32"
     assert run["decisions"]["tokens_per_microbatch"] > 0
     artifacts = (finished.run_dir.parent / "artifacts").glob("*/artifact.json")
-    assert run["identity"]["data"] in {json.loads(path.read_text(encoding="utf-8"))["hash"] for path in artifacts}
+    assert run["identity"]["data"] in {
+        json.loads(path.read_text(encoding="utf-8"))["hash"] for path in artifacts
+    }
     assert {"tokenizer", "model.base"} <= set(run["identity"])
 
 
@@ -277,10 +369,15 @@ def test_tensorboard_has_the_same_curves(finished: Finished) -> None:
 
     events = EventAccumulator(str(finished.run_dir / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    curves = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
     lines = read_metrics(finished.run_dir)
     for name in sorted({name for line in lines for name in line} - {"step"}):
-        expected = [(line["step"], pytest.approx(line[name], rel=1e-5)) for line in lines if name in line]
+        expected = [
+            (line["step"], pytest.approx(line[name], rel=1e-5)) for line in lines if name in line
+        ]
         assert curves[name] == expected, name
 
 
@@ -295,14 +392,20 @@ def test_the_adapter_folder_is_all_that_is_needed_to_use_it(finished: Finished) 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(BASE).chat_template
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
-    (newest,) = (finished.run_dir / "checkpoints").glob("step-000004/adapter/adapter_model.safetensors")
+    (newest,) = (finished.run_dir / "checkpoints").glob(
+        "step-000004/adapter/adapter_model.safetensors"
+    )
     assert (folder / "adapter_model.safetensors").read_bytes() == newest.read_bytes()
 
 
 def test_the_model_card_tells_data_settings_and_metrics(finished: Finished) -> None:
     card = (finished.run_dir / "adapter" / "README.md").read_text(encoding="utf-8")
     _, header, body = card.split("---\n", 2)
-    assert yaml.safe_load(header) == {"base_model": str(BASE), "tags": ["orpo-ray", "orpo"], "library_name": "peft"}
+    assert yaml.safe_load(header) == {
+        "base_model": str(BASE),
+        "tags": ["orpo-ray", "orpo"],
+        "library_name": "peft",
+    }
     assert f"Data hash: `{_read(finished, 'run.json')['identity']['data']}`" in body
     assert "48 pairs for training, 16 for evaluation, out of 64 rows read" in body
     metrics = _read(finished, "result.json")["metrics"]
@@ -318,11 +421,15 @@ def test_run_log_keeps_what_was_announced_and_what_libraries_said(finished: Fini
             assert line in log
 
 
-# --- evaluate ---------------------------------------------------------------------------------------------------
+# --- evaluate -------------------------------------------------------------------------------------
 
 
-def test_evaluate_compares_the_base_with_what_the_run_made_of_it(command: Command, finished: Finished) -> None:
-    done = command("evaluate", finished.config, "--samples", "2", "--max-new-tokens", "24", "--json")
+def test_evaluate_compares_the_base_with_what_the_run_made_of_it(
+    command: Command, finished: Finished
+) -> None:
+    done = command(
+        "evaluate", finished.config, "--samples", "2", "--max-new-tokens", "24", "--json"
+    )
     assert done.code == 0, done.err
     result = done.result
     first, *_, last = read_metrics(finished.run_dir)
@@ -330,7 +437,10 @@ def test_evaluate_compares_the_base_with_what_the_run_made_of_it(command: Comman
         overall = result["metrics"][who]["all"]
         assert overall["pairs"] == 16
         for name in EVAL_METRICS:
-            assert overall[name] == pytest.approx(line[f"eval/{name}"], rel=1e-4, abs=1e-6), (who, name)
+            assert overall[name] == pytest.approx(line[f"eval/{name}"], rel=1e-4, abs=1e-6), (
+                who,
+                name,
+            )
         assert result["metrics"][who]["h1.jsonl"] == overall
     assert result["quantized_modules"] > 0
     assert result["adapter"] == str(finished.run_dir / "adapter")
@@ -346,18 +456,34 @@ def test_evaluate_prints_tables_and_answers(command: Command, finished: Finished
     assert "before: " in done.out and "after: " in done.out
 
 
-def test_evaluate_looks_at_another_adapter_or_run(command: Command, config: Path, finished: Finished) -> None:
+def test_evaluate_looks_at_another_adapter_or_run(
+    command: Command, config: Path, finished: Finished
+) -> None:
     quiet = ["--samples", "0", "--json"]
-    for place in (finished.run_dir, finished.run_dir / "adapter", finished.run_dir / "checkpoints/step-000002/adapter"):
+    for place in (
+        finished.run_dir,
+        finished.run_dir / "adapter",
+        finished.run_dir / "checkpoints/step-000002/adapter",
+    ):
         done = command("evaluate", config, "name=none", "--adapter", place, *quiet)
         assert done.code == 0, done.err
         assert done.result["samples"] == []
-    middle = next(line for line in read_metrics(finished.run_dir) if line["step"] == 2 and "eval/margin" in line)
-    assert done.result["metrics"]["trained"]["all"]["margin"] == pytest.approx(middle["eval/margin"], rel=1e-4)
+    middle = next(
+        line
+        for line in read_metrics(finished.run_dir)
+        if line["step"] == 2 and "eval/margin" in line
+    )
+    assert done.result["metrics"]["trained"]["all"]["margin"] == pytest.approx(
+        middle["eval/margin"], rel=1e-4
+    )
 
 
 def test_evaluate_splits_the_metrics_by_source(command: Command, finished: Finished) -> None:
-    sources = json.dumps([{"source": str(DEMO / f"{name}.jsonl"), "limit": 8} for name in ("h1", "h3")])
+    sources = json.dumps(
+        [{"source": str(DEMO / f"{name}.jsonl"), "limit": 8} for name in ("h1", "h3")]
+    )
     done: Done = command("evaluate", finished.config, f"data.eval={sources}", "--samples", "0")
     assert done.code == 0, done.err
-    assert [name in done.out for name in ("all: 16 pairs", "h1.jsonl: 8 pairs", "h3.jsonl: 8 pairs")] == [True] * 3
+    assert [
+        name in done.out for name in ("all: 16 pairs", "h1.jsonl: 8 pairs", "h3.jsonl: 8 pairs")
+    ] == [True] * 3

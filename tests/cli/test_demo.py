@@ -72,7 +72,9 @@ def test_the_demo_reports_what_is_on_disk_and_in_the_model(demo: Done) -> None:
 
     result = demo.result
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    base = AutoModelForCausalLM.from_pretrained(result["base"], quantization_config=quantized, device_map="cpu")
+    base = AutoModelForCausalLM.from_pretrained(
+        result["base"], quantization_config=quantized, device_map="cpu"
+    )
     model = PeftModel.from_pretrained(base, result["adapter"])
     assert result["quantized_modules"] == count_quantized(model) > 0
     lines = Path(result["eval_file"]).read_text(encoding="utf-8").splitlines()
@@ -81,7 +83,9 @@ def test_the_demo_reports_what_is_on_disk_and_in_the_model(demo: Done) -> None:
     assert len(set(result["workers"])) == len(result["workers"]) == 2
     assert result["strategy"] == "deepspeed-zero-2"
     assert result["ray_version"] == version("ray")
-    stored = json.loads((Path(result["adapter"]).parent / "result.json").read_text(encoding="utf-8"))
+    stored = json.loads(
+        (Path(result["adapter"]).parent / "result.json").read_text(encoding="utf-8")
+    )
     assert (result["steps"], result["workers"]) == (stored["steps"], stored["workers"])
     assert (result["strategy"], result["adapter"]) == (stored["strategy"], stored["adapter"])
 
@@ -114,7 +118,9 @@ for name in objectives:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the recipe of each other objective comes to; with one worker, since each start of two costs seconds."""
+    """What the recipe of each other objective comes to; with one worker, since each start of two
+    costs seconds.
+    """
     storage = str(tmp_path_factory.mktemp("others"))
     command = [sys.executable, "-c", IN_ONE_PROCESS, storage, *OTHERS]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -126,18 +132,22 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OTHERS)
-def test_the_other_objectives_teach_the_preference(others: dict[str, dict[str, Any]], objective: str) -> None:
+def test_the_other_objectives_teach_the_preference(
+    others: dict[str, dict[str, Any]], objective: str
+) -> None:
     result = others[objective]
     assert result["objective"] == objective
     assert result["accuracy_after"] >= 0.85
     if objective == "sft":
-        assert result["h2_after"] < result["h2_before"], "likelihood alone raises rejected answers too"
+        assert result["h2_after"] < result["h2_before"], (
+            "likelihood alone raises rejected answers too"
+        )
         assert result["h3_after"] < result["h3_before"]
     else:
         assert result["greedy_good"] >= 50
 
 
-# --- going on ---------------------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -154,7 +164,10 @@ def test_the_same_command_goes_on_with_an_interrupted_demo(tmp_path: Path) -> No
     assert done.code == 0, done.err
     (run_dir,) = tmp_path.glob("demo-orpo-*")
     stopped_at = interrupted.said[-1].removeprefix("orpo-ray: stopped at step ").split()[0]
-    assert next(line for line in done.said if line.startswith("resuming at step ")).split()[3] == stopped_at
+    assert (
+        next(line for line in done.said if line.startswith("resuming at step ")).split()[3]
+        == stopped_at
+    )
     assert done.result["adapter"] == str(run_dir / "adapter")
 
 
@@ -186,7 +199,7 @@ def test_a_new_demo_begins_where_none_can_go_on(tmp_path: Path) -> None:
     assert not next_demo("sft", str(tmp_path / "none")).storage_dir.exists()
 
 
-# --- the judge --------------------------------------------------------------------------------------------------
+# --- the judge ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -210,13 +223,23 @@ def test_there_are_64_questions_with_two_facts_each() -> None:
     assert all(question["prompt"][-1]["role"] == "user" for question in questions)
 
 
-def test_every_polite_frame_around_the_right_fact_is_good(question: dict[str, Any], judge: dict[str, Any]) -> None:
-    answers = [f"{o} {question['right']} {c}" for o in judge["polite_openers"] for c in judge["polite_closers"]]
+def test_every_polite_frame_around_the_right_fact_is_good(
+    question: dict[str, Any], judge: dict[str, Any]
+) -> None:
+    answers = [
+        f"{o} {question['right']} {c}"
+        for o in judge["polite_openers"]
+        for c in judge["polite_closers"]
+    ]
     assert Counter(verdict(answer, question) for answer in answers) == {"good": len(answers)}
 
 
-def test_every_rude_frame_around_the_wrong_fact_is_bad(question: dict[str, Any], judge: dict[str, Any]) -> None:
-    answers = [f"{o} {question['wrong']} {c}" for o in judge["rude_openers"] for c in judge["rude_closers"]]
+def test_every_rude_frame_around_the_wrong_fact_is_bad(
+    question: dict[str, Any], judge: dict[str, Any]
+) -> None:
+    answers = [
+        f"{o} {question['wrong']} {c}" for o in judge["rude_openers"] for c in judge["rude_closers"]
+    ]
     assert Counter(verdict(answer, question) for answer in answers) == {"bad": len(answers)}
 
 
@@ -237,7 +260,9 @@ def test_every_rude_frame_around_the_wrong_fact_is_bad(question: dict[str, Any],
         "{open} {right} {right} {close}",
     ],
 )
-def test_anything_else_is_broken(question: dict[str, Any], judge: dict[str, Any], form: str) -> None:
+def test_anything_else_is_broken(
+    question: dict[str, Any], judge: dict[str, Any], form: str
+) -> None:
     answer = form.format(
         right=question["right"],
         wrong=question["wrong"],
@@ -251,7 +276,9 @@ def test_anything_else_is_broken(question: dict[str, Any], judge: dict[str, Any]
 
 def test_the_outcome_is_read_off_the_run(judge: dict[str, Any], tmp_path: Path) -> None:
     questions = judge_prompts()
-    good = [f"{judge['polite_openers'][0]} {q['right']} {judge['polite_closers'][0]}" for q in questions]
+    good = [
+        f"{judge['polite_openers'][0]} {q['right']} {judge['polite_closers'][0]}" for q in questions
+    ]
     bad = [f"{judge['rude_openers'][0]} {q['wrong']} {judge['rude_closers'][0]}" for q in questions]
     answers = zip(bad, [*good[:60], "", "", "", ""], strict=True)
     sources = ("h1.jsonl", "h2.jsonl", "h3.jsonl")
@@ -260,7 +287,9 @@ def test_the_outcome_is_read_off_the_run(judge: dict[str, Any], tmp_path: Path) 
         adapter="somewhere",
         metrics={
             "base": {name: {"accuracy": 0.5} for name in sources},
-            "trained": {name: {"accuracy": 0.9 + n / 100} for n, name in enumerate(sources, start=1)},
+            "trained": {
+                name: {"accuracy": 0.9 + n / 100} for n, name in enumerate(sources, start=1)
+            },
         },
         samples=tuple(Sample(prompt="", base=base, trained=trained) for base, trained in answers),
         quantized_modules=14,

@@ -1,4 +1,6 @@
-"""Runs that are there already, finished, unfinished or damaged, and a command that does not fit them."""
+"""Runs that are there already, finished, unfinished or damaged, and a command that does not fit
+them.
+"""
 
 import shutil
 from pathlib import Path
@@ -23,11 +25,24 @@ def unfinished(finished: Finished, config: Path) -> Path:
     return run_dir
 
 
-def test_a_changed_setting_on_an_unfinished_run(command: Command, config: Path, unfinished: Path) -> None:
+def test_a_changed_setting_on_an_unfinished_run(
+    command: Command, config: Path, unfinished: Path
+) -> None:
     done = command("train", config, "objective.lambda=0.7", "training.seed=1")
-    one_line(done, WRONG, "objective.lambda: 0.7 here", "tiny was made with 0.5", "1 more: training.seed")
-    one_line(command("train", config, "data.train.0.limit=40"), WRONG, "data.train.0.limit: 40 here", "with 48")
-    one_line(command("train", config, "--dry-run", "model.quantization=none"), WRONG, "model.quantization")
+    one_line(
+        done, WRONG, "objective.lambda: 0.7 here", "tiny was made with 0.5", "1 more: training.seed"
+    )
+    one_line(
+        command("train", config, "data.train.0.limit=40"),
+        WRONG,
+        "data.train.0.limit: 40 here",
+        "with 48",
+    )
+    one_line(
+        command("train", config, "--dry-run", "model.quantization=none"),
+        WRONG,
+        "model.quantization",
+    )
 
 
 def test_an_unfinished_run_goes_on_with_the_settings_it_had(
@@ -43,7 +58,13 @@ def test_an_unfinished_run_goes_on_with_the_settings_it_had(
 
 def test_a_changed_setting_on_a_finished_run(command: Command, finished: Finished) -> None:
     done = command("train", finished.config, "training.learning_rate=2e-3")
-    one_line(done, WRONG, "training.learning_rate: 0.002 here", "made with 0.001", "give the new run another name")
+    one_line(
+        done,
+        WRONG,
+        "training.learning_rate: 0.002 here",
+        "made with 0.001",
+        "give the new run another name",
+    )
     assert command("train", finished.config).code == 0
 
 
@@ -55,7 +76,11 @@ def test_changed_weights_behind_an_unchanged_setting(command: Command, config: P
     run_dir = config.parent / "storage" / "tiny"
     (run_dir / "result.json").unlink()
     tensors = load_file(base_dir / "model.safetensors")
-    save_file({k: v + 1 for k, v in tensors.items()}, base_dir / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v + 1 for k, v in tensors.items()},
+        base_dir / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     one_line(command(*here), WRONG, "model.base: not what run tiny began with")
 
 
@@ -64,10 +89,15 @@ def test_a_run_that_another_process_is_at(command: Command, config: Path) -> Non
     run_dir = config.parent / "storage" / "tiny"
     with locked_elsewhere(run_dir):
         one_line(command("train", config), WRONG, str(run_dir), "another process")
-        assert [path.name for path in run_dir.iterdir()] == [".lock"], "its log is not ours to write to"
-        # Once it has begun, too: the second command announces where its workers go before it asks for the lock.
+        assert [path.name for path in run_dir.iterdir()] == [".lock"], (
+            "its log is not ours to write to"
+        )
+        # Once it has begun, too: the second command announces where its workers go before it asks
+        # for the lock.
         (run_dir / "config.json").write_text("{}")
-        one_line(command("train", config, "scale.workers=auto"), WRONG, str(run_dir), "another process")
+        one_line(
+            command("train", config, "scale.workers=auto"), WRONG, str(run_dir), "another process"
+        )
         assert not (run_dir / "run.log").exists()
     (run_dir / "config.json").unlink()
     nothing_in_the_way(command, config)
@@ -79,7 +109,9 @@ def test_a_file_where_the_run_should_be(command: Command, config: Path) -> None:
     assert (config.parent / "storage" / "tiny").read_text() == "mine"
 
 
-def test_a_finished_run_whose_prepared_pairs_are_gone(command: Command, config: Path, finished: Finished) -> None:
+def test_a_finished_run_whose_prepared_pairs_are_gone(
+    command: Command, config: Path, finished: Finished
+) -> None:
     storage = config.parent / "storage"
     (storage / "artifacts").unlink()
     shutil.copytree(finished.run_dir, storage / "tiny")
@@ -107,7 +139,9 @@ def test_a_run_that_another_process_ends_meanwhile(
     assert not any(line.startswith("resuming") for line in done.said)
 
 
-def test_a_finished_run_whose_adapter_is_gone(command: Command, config: Path, finished: Finished) -> None:
+def test_a_finished_run_whose_adapter_is_gone(
+    command: Command, config: Path, finished: Finished
+) -> None:
     run_dir = config.parent / "storage" / "tiny"
     shutil.copytree(finished.run_dir, run_dir)
     shutil.rmtree(run_dir / "adapter")
@@ -116,7 +150,9 @@ def test_a_finished_run_whose_adapter_is_gone(command: Command, config: Path, fi
 
 @pytest.mark.parametrize("content", ["", "{"])
 @pytest.mark.parametrize("name", ["config.json", "run.json", "result.json"])
-def test_a_broken_file_of_the_run(command: Command, config: Path, unfinished: Path, name: str, content: str) -> None:
+def test_a_broken_file_of_the_run(
+    command: Command, config: Path, unfinished: Path, name: str, content: str
+) -> None:
     (unfinished / name).write_text(content)
     one_line(command("train", config), WRONG, str(unfinished / name))
 

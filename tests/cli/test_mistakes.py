@@ -1,4 +1,6 @@
-"""What a person gets wrong: one line that says what and where, an exit code, and nothing in the way afterwards."""
+"""What a person gets wrong: one line that says what and where, an exit code, and nothing in the way
+afterwards.
+"""
 
 import errno
 import gzip
@@ -37,11 +39,14 @@ Make = Callable[[Path], list[str]]
 """Lays the trap in a folder; gives what to put behind `orpo-ray train CONFIG`."""
 
 
-# --- traps ------------------------------------------------------------------------------------------------------
+# --- traps ----------------------------------------------------------------------------------------
 
 
 def demo_rows(count: int = 20) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[:count]]
+    return [
+        json.loads(line)
+        for line in (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    ]
 
 
 def rows(*items: dict[str, Any] | str, name: str = "pairs.jsonl") -> Make:
@@ -126,7 +131,9 @@ def drop_tensor(folder: Path) -> None:
 
 def token_beyond_the_embedding(folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    content["added_tokens"].append({**content["added_tokens"][0], "id": 100_000, "content": "<|far|>"})
+    content["added_tokens"].append(
+        {**content["added_tokens"][0], "id": 100_000, "content": "<|far|>"}
+    )
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     template = folder / "chat_template.jinja"
     template.write_text("<|far|>" + template.read_text(encoding="utf-8"), encoding="utf-8")
@@ -138,9 +145,21 @@ NO_FOLDER = "/proc/orpo-ray" if os.geteuid() == 0 else "/orpo-ray"
 """A folder that cannot be made; root can make nearly all."""
 
 SETTINGS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
-    "unknown key": (setting("training.learning_rat=1"), WRONG, ("training.learning_rat", "training.learning_rate?")),
-    "key of a section": (setting("lambda=0.3"), WRONG, ("lambda", "did you mean objective.lambda?")),
-    "word for a number": (setting("training.learning_rate=fast"), WRONG, ("training.learning_rate", "'fast'")),
+    "unknown key": (
+        setting("training.learning_rat=1"),
+        WRONG,
+        ("training.learning_rat", "training.learning_rate?"),
+    ),
+    "key of a section": (
+        setting("lambda=0.3"),
+        WRONG,
+        ("lambda", "did you mean objective.lambda?"),
+    ),
+    "word for a number": (
+        setting("training.learning_rate=fast"),
+        WRONG,
+        ("training.learning_rate", "'fast'"),
+    ),
     "negative": (setting("training.pairs_per_step=-8"), WRONG, ("training.pairs_per_step", "-8")),
     "all steps are warmup": (
         setting("training.warmup=8", "training.max_steps=4"),
@@ -152,7 +171,11 @@ SETTINGS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "name that leaves the storage": (setting("name=a/../../b"), WRONG, ("name", "'a/../../b'")),
     "name above": (setting("name=.."), WRONG, ("name", "'..'")),
     "empty name": (setting("name="), WRONG, ("name",)),
-    "nf4 and full": (setting("adapter.kind=none"), WRONG, ("adapter.kind", "nf4", "model.quantization=none")),
+    "nf4 and full": (
+        setting("adapter.kind=none"),
+        WRONG,
+        ("adapter.kind", "nf4", "model.quantization=none"),
+    ),
     "int8 and full": (
         setting("adapter.kind=none", "model.quantization=int8"),
         WRONG,
@@ -163,16 +186,28 @@ SETTINGS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("storage", "https://", "s3://bucket/folder"),
     ),
-    "storage is a file": (setting("storage=HERE/tiny.yaml"), WRONG, ("storage", "tiny.yaml", "Not a directory")),
+    "storage is a file": (
+        setting("storage=HERE/tiny.yaml"),
+        WRONG,
+        ("storage", "tiny.yaml", "Not a directory"),
+    ),
     "storage cannot be made": (setting(f"storage={NO_FOLDER}"), WRONG, ("storage", NO_FOLDER)),
     "storage is empty": (setting("storage="), WRONG, ("storage",)),
-    "float16 on a CPU": (setting("model.dtype=float16"), LACKING, ("model.dtype", "float16", "GPU")),
+    "float16 on a CPU": (
+        setting("model.dtype=float16"),
+        LACKING,
+        ("model.dtype", "float16", "GPU"),
+    ),
     "no worker": (setting("scale.workers=0"), WRONG, ("scale.workers", "0")),
     "a stage that is none": (setting("scale.deepspeed.stage=4"), WRONG, ("scale.deepspeed", "4")),
     "more CPUs than there are": (
         setting("scale.workers=64"),
         LACKING,
-        ("scale.workers: 64 workers with 1 CPU each were asked for", "there is room for", " CPU, 0 GPU)"),
+        (
+            "scale.workers: 64 workers with 1 CPU each were asked for",
+            "there is room for",
+            " CPU, 0 GPU)",
+        ),
     ),
     "GPUs where there is none": (
         setting("scale.workers=2", "scale.gpus_per_worker=1"),
@@ -187,43 +222,80 @@ SETTINGS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
 }
 
 SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
-    "missing": (setting("data.train.0.source=HERE/none.jsonl"), WRONG, ("none.jsonl: no such file",)),
+    "missing": (
+        setting("data.train.0.source=HERE/none.jsonl"),
+        WRONG,
+        ("none.jsonl: no such file",),
+    ),
     "misspelt": (
         setting(f"data.train.0.source={DEMO}/trian.jsonl"),
         WRONG,
         ("trian.jsonl", "did you mean train.jsonl?"),
     ),
-    "missing for eval": (setting("data.eval.0.source=HERE/none.jsonl"), WRONG, ("none.jsonl: no such file",)),
-    "more rows than can be counted": (setting("data.train.0.limit=100000000000000000000"), WRONG, ("limit",)),
+    "missing for eval": (
+        setting("data.eval.0.source=HERE/none.jsonl"),
+        WRONG,
+        ("none.jsonl: no such file",),
+    ),
+    "more rows than can be counted": (
+        setting("data.train.0.limit=100000000000000000000"),
+        WRONG,
+        ("limit",),
+    ),
     "a directory": (setting(f"data.train.0.source={DEMO}"), WRONG, (str(DEMO), "is a directory")),
-    "a config": (setting("data.train.0.source=HERE/tiny.yaml"), WRONG, ("tiny.yaml", "unknown kind of file")),
+    "a config": (
+        setting("data.train.0.source=HERE/tiny.yaml"),
+        WRONG,
+        ("tiny.yaml", "unknown kind of file"),
+    ),
     "empty": (rows(), WRONG, ("pairs.jsonl: no rows in it",)),
     "blank lines": (rows("", "", ""), WRONG, ("pairs.jsonl: no rows in it",)),
     "not JSON": (rows("hello", "world"), WRONG, ("pairs.jsonl:1", "not valid JSON")),
-    "all bad": (rows(*({**row, "chosen": ""} for row in GOOD)), WRONG, ("20 of 36 rows", "pairs.jsonl:1", "empty")),
+    "all bad": (
+        rows(*({**row, "chosen": ""} for row in GOOD)),
+        WRONG,
+        ("20 of 36 rows", "pairs.jsonl:1", "empty"),
+    ),
     "too many bad": (
         rows(*BAD_SIDE),
         WRONG,
-        ("5 of 36 rows are bad", "data.max_bad_fraction (0.05)", "pairs.jsonl:1", "chosen and rejected are the same"),
+        (
+            "5 of 36 rows are bad",
+            "data.max_bad_fraction (0.05)",
+            "pairs.jsonl:1",
+            "chosen and rejected are the same",
+        ),
     ),
     "one bad where none may be": (
         lambda folder: [*rows(*GOOD, BAD_SIDE[0])(folder), "data.bad_rows=fail"],
         WRONG,
         ("pairs.jsonl:21", "data.bad_rows"),
     ),
-    "images": (rows(*({**row, "images": ["x.png"]} for row in GOOD)), WRONG, ("pairs.jsonl", "images")),
+    "images": (
+        rows(*({**row, "images": ["x.png"]} for row in GOOD)),
+        WRONG,
+        ("pairs.jsonl", "images"),
+    ),
     "unpaired": (
         rows(*({"prompt": "Say 1.", "completion": "1", "label": True} for _ in GOOD)),
         WRONG,
         ("pairs.jsonl", "unpaired"),
     ),
-    "unknown columns": (rows({"q": "?", "yes": "a", "no": "b"}), WRONG, ("pairs.jsonl", "q, yes, no", "--columns")),
+    "unknown columns": (
+        rows({"q": "?", "yes": "a", "no": "b"}),
+        WRONG,
+        ("pairs.jsonl", "q, yes, no", "--columns"),
+    ),
     "damaged gzip": (
         raw(gzip.compress(json.dumps(GOOD).encode())[:200], "pairs.jsonl.gz"),
         WRONG,
         ("pairs.jsonl.gz", "gzip"),
     ),
-    "an executable": (raw(bytes(range(256)) * 20, "pairs.parquet"), WRONG, ("pairs.parquet", "Parquet")),
+    "an executable": (
+        raw(bytes(range(256)) * 20, "pairs.parquet"),
+        WRONG,
+        ("pairs.parquet", "Parquet"),
+    ),
     "too long": (
         setting("data.max_length=12", "data.max_prompt_length=6"),
         WRONG,
@@ -234,13 +306,25 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("no evaluation pairs", "data.eval"),
     ),
-    "hub without a network": (setting("data.train.0.source=nobody/nothing"), WRONG, ("nobody/nothing", "offline")),
-    "nobody answers": (setting("data.train.0.source=http://127.0.0.1:9/pairs.jsonl"), WRONG, ("127.0.0.1:9",)),
+    "hub without a network": (
+        setting("data.train.0.source=nobody/nothing"),
+        WRONG,
+        ("nobody/nothing", "offline"),
+    ),
+    "nobody answers": (
+        setting("data.train.0.source=http://127.0.0.1:9/pairs.jsonl"),
+        WRONG,
+        ("127.0.0.1:9",),
+    ),
 }
 
 MODELS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "no such folder": (setting("model.base=HERE/none"), WRONG, ("model.base", "no folder")),
-    "no such model": (setting("model.base=nobody/nothing"), WRONG, ("model.base", "nobody/nothing")),
+    "no such model": (
+        setting("model.base=nobody/nothing"),
+        WRONG,
+        ("model.base", "nobody/nothing"),
+    ),
     "a file": (setting("model.base=HERE/tiny.yaml"), WRONG, ("model.base", "tiny.yaml")),
     "no tokenizer": (base(unlink("tok*", "*.jinja")), WRONG, ("model.base", "tokenizer")),
     "broken tokenizer": (
@@ -248,31 +332,67 @@ MODELS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("model.base", "tokenizer"),
     ),
-    "no end token": (base(edit_json("tokenizer_config.json", eos_token=None)), WRONG, ("model.base", "eos_token")),
+    "no end token": (
+        base(edit_json("tokenizer_config.json", eos_token=None)),
+        WRONG,
+        ("model.base", "eos_token"),
+    ),
     "no weights": (base(unlink("*.safetensors")), WRONG, ("model.base", "model.safetensors")),
     "only pickled weights": (base(only_pickle), WRONG, ("model.base", "safetensors")),
     "no config.json": (base(unlink("config.json")), WRONG, ("model.base", "config.json")),
-    "unknown architecture": (base(edit_json("config.json", model_type="nope")), WRONG, ("model.base", "nope")),
+    "unknown architecture": (
+        base(edit_json("config.json", model_type="nope")),
+        WRONG,
+        ("model.base", "nope"),
+    ),
     "not a language model": (
         base(edit_json("config.json", model_type="vit")),
         WRONG,
         ("model.base", "of type vit, which is no causal language model"),
     ),
-    "missing template": (setting("model.chat_template=HERE/none.jinja"), WRONG, ("model.chat_template", "none.jinja")),
+    "missing template": (
+        setting("model.chat_template=HERE/none.jinja"),
+        WRONG,
+        ("model.chat_template", "none.jinja"),
+    ),
     "template is a folder": (setting("model.chat_template=HERE"), WRONG, ("model.chat_template",)),
     "template does not parse": (
         text("model.chat_template", "my.jinja", "{% for m in %}"),
         WRONG,
         ("model.chat_template", "my.jinja cannot be read as a Jinja file"),
     ),
-    "template without the answer": (text("model.chat_template", "my.jinja", "hello"), WRONG, ("chat template",)),
-    "targets are not there": (setting("adapter.targets=[nope_proj]"), WRONG, ("adapter.targets", "nope_proj")),
-    "missing adapter": (setting("adapter.init_from=HERE/none"), WRONG, ("none", "adapter_config.json")),
+    "template without the answer": (
+        text("model.chat_template", "my.jinja", "hello"),
+        WRONG,
+        ("chat template",),
+    ),
+    "targets are not there": (
+        setting("adapter.targets=[nope_proj]"),
+        WRONG,
+        ("adapter.targets", "nope_proj"),
+    ),
+    "missing adapter": (
+        setting("adapter.init_from=HERE/none"),
+        WRONG,
+        ("none", "adapter_config.json"),
+    ),
     "truncated weights": (base(truncate), WRONG, ("model.base",)),
-    "empty weights": (base(lambda folder: (folder / "model.safetensors").write_bytes(b"")), WRONG, ("model.base",)),
+    "empty weights": (
+        base(lambda folder: (folder / "model.safetensors").write_bytes(b"")),
+        WRONG,
+        ("model.base",),
+    ),
     "a tensor is missing": (base(drop_tensor), WRONG, ("model.base",)),
-    "a tensor is missing, no quantization": (base(drop_tensor, "model.quantization=none"), WRONG, ("model.base",)),
-    "config of another size": (base(edit_json("config.json", intermediate_size=272)), WRONG, ("model.base",)),
+    "a tensor is missing, no quantization": (
+        base(drop_tensor, "model.quantization=none"),
+        WRONG,
+        ("model.base",),
+    ),
+    "config of another size": (
+        base(edit_json("config.json", intermediate_size=272)),
+        WRONG,
+        ("model.base",),
+    ),
     "token beyond the embedding": (base(token_beyond_the_embedding), WRONG, ("model.base",)),
 }
 
@@ -293,7 +413,9 @@ def test_wrong_data(command: Command, config: Path, name: str) -> None:
     after = {path.name for path in (config.parent / "storage" / "artifacts").iterdir()}
     assert len(after - before) == (name == "a single pair"), "refused data leaves no artifact"
     folders = {path.name for path in (config.parent / "storage").iterdir()}
-    assert folders == {"artifacts"} or name == "a single pair", "a run that never began has no folder"
+    assert folders == {"artifacts"} or name == "a single pair", (
+        "a run that never began has no folder"
+    )
     nothing_in_the_way(command, config)
 
 
@@ -304,7 +426,7 @@ def test_a_wrong_model(command: Command, config: Path, name: str) -> None:
     nothing_in_the_way(command, config)
 
 
-# --- usage ------------------------------------------------------------------------------------------------------
+# --- usage ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -331,12 +453,20 @@ def test_a_wrong_model(command: Command, config: Path, name: str) -> None:
         (["prepare", "CONFIG", "--train", ""], ("data.train.0.source",)),
         (["prepare", "CONFIG", "--columns", ""], ("--columns",)),
         (["prepare", "CONFIG", "--columns", "q,good,bad"], ("--columns", "q,good,bad")),
-        (["prepare", "CONFIG", "--columns", "prompt=q,chosen=good,rejekted=bad"], ("rejekted", "rejected")),
-        (["prepare", "--tokenizer", str(BASE), "--train", str(DEMO)], (str(DEMO), "is a directory")),
+        (
+            ["prepare", "CONFIG", "--columns", "prompt=q,chosen=good,rejekted=bad"],
+            ("rejekted", "rejected"),
+        ),
+        (
+            ["prepare", "--tokenizer", str(BASE), "--train", str(DEMO)],
+            (str(DEMO), "is a directory"),
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_usage(command: Command, config: Path, arguments: list[str], told: tuple[str, ...]) -> None:
+def test_wrong_usage(
+    command: Command, config: Path, arguments: list[str], told: tuple[str, ...]
+) -> None:
     done = command(*(argument.replace("CONFIG", str(config)) for argument in arguments))
     assert done.out == ""
     one_line(done, WRONG, *told)
@@ -357,7 +487,9 @@ def test_wrong_usage(command: Command, config: Path, arguments: list[str], told:
     ids=["missing", "empty", "jsonl", "one row", "twice", "bytes", "open bracket", "section"],
 )
 @pytest.mark.parametrize("name", ["train", "evaluate", "prepare", "config show"])
-def test_a_wrong_config_file(command: Command, tmp_path: Path, name: str, content: bytes | None, told: str) -> None:
+def test_a_wrong_config_file(
+    command: Command, tmp_path: Path, name: str, content: bytes | None, told: str
+) -> None:
     path = tmp_path / "run.yaml"
     if content is not None:
         path.write_bytes(content)
@@ -383,29 +515,52 @@ def test_numbers_that_are_not_finite_become_null_in_json(
 ) -> None:
     found = {"loss": float("nan"), "margins": [1.0, float("-inf")], "steps": 3}
     monkeypatch.setattr("orpo_ray.config.dump", lambda config: found)
-    assert command("config", "show", config, "--json").result == {"loss": None, "margins": [1.0, None], "steps": 3}
+    assert command("config", "show", config, "--json").result == {
+        "loss": None,
+        "margins": [1.0, None],
+        "steps": 3,
+    }
 
 
 def test_stdout_that_nobody_reads_is_no_traceback(config: Path) -> None:
     for option in ([], ["--json"]):
         with Path("/dev/full").open("w") as full:
-            command = [sys.executable, "-m", "orpo_ray.cli.main", "config", "show", str(config), *option]
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True, check=False)
+            command = [
+                sys.executable,
+                "-m",
+                "orpo_ray.cli.main",
+                "config",
+                "show",
+                str(config),
+                *option,
+            ]
+            done = subprocess.run(
+                command,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env=ENVIRONMENT,
+                text=True,
+                check=False,
+            )
         one_line(Done(done.returncode, "", done.stderr), FAILED, "No space left on device")
 
 
-# --- adapters ---------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------
 
 
 def copy_adapter(finished: Finished, folder: Path) -> Path:
     return Path(shutil.copytree(finished.run_dir / "adapter", folder / "adapter"))
 
 
-@pytest.mark.parametrize(("key", "value", "made_with"), [("r", "8", "4"), ("alpha", "16", "8"), ("dora", "true", "F")])
+@pytest.mark.parametrize(
+    ("key", "value", "made_with"), [("r", "8", "4"), ("alpha", "16", "8"), ("dora", "true", "F")]
+)
 def test_an_adapter_of_another_shape(
     command: Command, config: Path, finished: Finished, key: str, value: str, made_with: str
 ) -> None:
-    done = command("train", config, f"adapter.init_from={finished.run_dir}", f"adapter.{key}={value}")
+    done = command(
+        "train", config, f"adapter.init_from={finished.run_dir}", f"adapter.{key}={value}"
+    )
     one_line(done, WRONG, f"adapter.{key}", str(finished.run_dir / "adapter"), made_with)
     nothing_in_the_way(command, config)
 
@@ -415,14 +570,18 @@ def test_an_adapter_of_another_base(command: Command, config: Path, finished: Fi
 
     other = config.parent / "other"
     shutil.copytree(BASE, other)
-    wide = LlamaConfig.from_pretrained(BASE, num_attention_heads=4, num_key_value_heads=4, head_dim=16, hidden_size=64)
+    wide = LlamaConfig.from_pretrained(
+        BASE, num_attention_heads=4, num_key_value_heads=4, head_dim=16, hidden_size=64
+    )
     LlamaForCausalLM(wide).save_pretrained(other)
     done = command("train", config, f"adapter.init_from={finished.run_dir}", f"model.base={other}")
     one_line(done, WRONG, str(finished.run_dir / "adapter"), "does not fit the base")
     nothing_in_the_way(command, config)
 
 
-def test_a_pickled_adapter_is_not_opened(command: Command, config: Path, finished: Finished) -> None:
+def test_a_pickled_adapter_is_not_opened(
+    command: Command, config: Path, finished: Finished
+) -> None:
     folder = copy_adapter(finished, config.parent)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     done = command("train", config, f"adapter.init_from={folder}")
@@ -430,7 +589,9 @@ def test_a_pickled_adapter_is_not_opened(command: Command, config: Path, finishe
     nothing_in_the_way(command, config)
 
 
-def test_a_base_in_the_home_folder(command: Command, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_in_the_home_folder(
+    command: Command, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(config.parent))
     shutil.copytree(BASE, config.parent / "base")
     assert command("train", config, "model.base=~/base", "--dry-run").code == 0
@@ -446,16 +607,24 @@ def test_a_truncated_adapter(command: Command, config: Path, finished: Finished,
 
 
 def test_evaluate_without_anything_to_evaluate(command: Command, config: Path) -> None:
-    one_line(command("evaluate", config), WRONG, "run tiny in", "is not finished", "train it, or name an adapter")
+    one_line(
+        command("evaluate", config),
+        WRONG,
+        "run tiny in",
+        "is not finished",
+        "train it, or name an adapter",
+    )
     one_line(command("evaluate", config, "--adapter", config.parent), WRONG, "adapter_config.json")
     nothing_in_the_way(command, config)
 
 
-# --- afterwards ------------------------------------------------------------------------------------------------
+# --- afterwards -----------------------------------------------------------------------------------
 
 
 def test_a_tracker_that_is_not_installed(command: Command, config: Path) -> None:
-    tracker = next((name for name in ("wandb", "mlflow") if importlib.util.find_spec(name) is None), None)
+    tracker = next(
+        (name for name in ("wandb", "mlflow") if importlib.util.find_spec(name) is None), None
+    )
     if tracker is None:
         pytest.skip("every tracker is installed here")
     done = command("train", config, f"training.trackers=[{tracker}]")
@@ -466,7 +635,12 @@ def test_a_tracker_that_is_not_installed(command: Command, config: Path) -> None
 def test_after_every_kind_of_failure_the_corrected_command_trains(
     command: Command, config: Path, finished: Finished
 ) -> None:
-    traps = [SETTINGS["float16 on a CPU"], SOURCES["all bad"], MODELS["no weights"], MODELS["targets are not there"]]
+    traps = [
+        SETTINGS["float16 on a CPU"],
+        SOURCES["all bad"],
+        MODELS["no weights"],
+        MODELS["targets are not there"],
+    ]
     for make, code, told in traps:
         one_line(command("train", config, *make(config.parent)), code, *told)
     done = command("train", config)
@@ -477,12 +651,14 @@ def test_after_every_kind_of_failure_the_corrected_command_trains(
     assert ours == (finished.run_dir / weights).read_bytes()
 
 
-# --- a full disk, an impatient user -----------------------------------------------------------------------------
+# --- a full disk, an impatient user ---------------------------------------------------------------
 
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """For this process, files cannot grow beyond `size` bytes: the cheapest stand-in for a full disk."""
+    """For this process, files cannot grow beyond `size` bytes: the cheapest stand-in for a full
+    disk.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -504,9 +680,12 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_it_able_to_go_on(
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize(("name", "number"), [("prepare", signal.SIGINT), ("train", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("prepare", signal.SIGINT), ("train", signal.SIGTERM)]
+)
 def test_a_signal_during_preparation(config: Path, name: str, number: signal.Signals) -> None:
-    # A named pipe as chat template: once it can be opened to write, the command reads it, and waits.
+    # A named pipe as chat template: once it can be opened to write, the command reads it, and
+    # waits.
     pipe = config.parent / "template.jinja"
     os.mkfifo(pipe)
     command = start(name, config, f"model.chat_template={pipe}", "--json")

@@ -18,12 +18,18 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(shared_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], ray_session: None) -> Run:
-    """Runs `orpo-ray prepare` with a tokenizer and a storage; gives exit code, stdout and stderr."""
+def command(
+    shared_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], ray_session: None
+) -> Run:
+    """Runs `orpo-ray prepare` with a tokenizer and a storage; gives exit code, stdout and
+    stderr.
+    """
     tokenizer = str(shared_data / "tokenizers/minimind_chatml_6400")
 
     def call(*arguments: str, tokenizer: str = tokenizer) -> tuple[int, str, str]:
-        code = run(["prepare", "--tokenizer", tokenizer, "--storage", str(tmp_path / "st"), *arguments])
+        code = run(
+            ["prepare", "--tokenizer", tokenizer, "--storage", str(tmp_path / "st"), *arguments]
+        )
         captured = capfd.readouterr()
         return code, captured.out, captured.err
 
@@ -39,7 +45,9 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-def test_show_prints_pairs_lengths_and_what_was_dropped(command: Run, pairs: Path, tmp_path: Path) -> None:
+def test_show_prints_pairs_lengths_and_what_was_dropped(
+    command: Run, pairs: Path, tmp_path: Path
+) -> None:
     code, out, err = command("--train", str(pairs), "--show", "2")
     assert code == 0
     assert "prompt, not trained" in out
@@ -62,8 +70,12 @@ def test_json_is_one_object_alone_on_stdout(command: Run, pairs: Path) -> None:
     assert "<|im_start|>assistant" in err
 
 
-def test_the_same_from_a_config_with_overrides(command: Run, pairs: Path, tmp_path: Path, shared_data: Path) -> None:
-    _, out, _ = command("--train", str(pairs), "--json", "data.max_length=500", "data.max_prompt_length=90")
+def test_the_same_from_a_config_with_overrides(
+    command: Run, pairs: Path, tmp_path: Path, shared_data: Path
+) -> None:
+    _, out, _ = command(
+        "--train", str(pairs), "--json", "data.max_length=500", "data.max_prompt_length=90"
+    )
     config = tmp_path / "run.yaml"
     config.write_text(
         f"name: demo\nstorage: {tmp_path / 'st'}\n"
@@ -77,11 +89,15 @@ def test_the_same_from_a_config_with_overrides(command: Run, pairs: Path, tmp_pa
 
 def test_columns(command: Run, tmp_path: Path) -> None:
     path = tmp_path / "odd.jsonl"
-    path.write_text("".join(json.dumps({"q": f"Q{n}", "good": "yes", "bad": "no"}) + "\n" for n in range(4)))
+    path.write_text(
+        "".join(json.dumps({"q": f"Q{n}", "good": "yes", "bad": "no"}) + "\n" for n in range(4))
+    )
     code, out, err = command("--train", str(path))
     assert (code, out) == (2, "")
     assert err.startswith(f"orpo-ray: {path}: the columns are not recognised")
-    code, out, _ = command("--train", str(path), "--columns", "prompt=q,chosen=good,rejected=bad", "--json")
+    code, out, _ = command(
+        "--train", str(path), "--columns", "prompt=q,chosen=good,rejected=bad", "--json"
+    )
     assert (code, json.loads(out)["train"]) == (0, 3)
 
 
@@ -90,19 +106,26 @@ def test_columns(command: Run, tmp_path: Path) -> None:
     [
         ([], "name a CONFIG.yaml, or give --tokenizer DIR --train FILE --storage DIR"),
         (["--train", "none.jsonl"], "none.jsonl: no such file"),
-        (["--train", "x.jsonl", "--columns", "prompt"], "--columns: write prompt=..,chosen=..,rejected=.."),
+        (
+            ["--train", "x.jsonl", "--columns", "prompt"],
+            "--columns: write prompt=..,chosen=..,rejected=..",
+        ),
         (["--train", "x.jsonl", "data.max_lenght=7"], "max_lenght"),
         (["none.yaml"], "none.yaml: no such file"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(command: Run, arguments: list[str], told: str) -> None:
+def test_mistakes_are_one_line_and_exit_code_2(
+    command: Run, arguments: list[str], told: str
+) -> None:
     code, out, err = command(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("orpo-ray: ") and err.count("\n") == 1
     assert told in err
 
 
-def test_special_tokens_are_told_apart_and_letters_of_many_bytes_stay_whole(chatml_tokenizer: Any) -> None:
+def test_special_tokens_are_told_apart_and_letters_of_many_bytes_stay_whole(
+    chatml_tokenizer: Any,
+) -> None:
     [tokens] = PairTokeniser(chatml_tokenizer).pairs(
         [Pair([{"role": "user", "content": "问"}], "机器学习", "é")], ["f:1"]
     )

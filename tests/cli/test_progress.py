@@ -49,10 +49,15 @@ def test_a_line_says_step_speed_loss_accuracy_margin_and_time_left(clock: Clock)
         progress(10, 400, TRAINED)
     first, second = stderr.getvalue().splitlines()
     assert first == "step 0/400  accuracy 0.500  margin -0.010"
-    assert second == "step 10/400  pairs/s 32.0  loss 0.2500  accuracy 0.500  margin -0.010  left 1:05:00"
+    assert (
+        second
+        == "step 10/400  pairs/s 32.0  loss 0.2500  accuracy 0.500  margin -0.010  left 1:05:00"
+    )
 
 
-def test_elsewhere_than_on_a_terminal_lines_are_rare_but_every_evaluation_has_one(clock: Clock) -> None:
+def test_elsewhere_than_on_a_terminal_lines_are_rare_but_every_evaluation_has_one(
+    clock: Clock,
+) -> None:
     with redirect_stderr(io.StringIO()) as stderr:
         progress = ProgressLine(clock)
         progress(0, 100, EVALUATION)
@@ -113,4 +118,6 @@ def test_time_lost_with_a_worker_does_not_count(clock: Clock) -> None:
             line(step, 12, TRAINED)
             clock.now += 20
         line(5, 12, TRAINED)
-    assert stderr.getvalue().splitlines()[-1].endswith("left 0:02:20"), "seven steps of twenty seconds"
+    assert stderr.getvalue().splitlines()[-1].endswith("left 0:02:20"), (
+        "seven steps of twenty seconds"
+    )

@@ -15,14 +15,17 @@ PAGE = ROOT / "docs" / "python.md"
 USES_MARGIN = """
 import orpo_ray
 settings = {settings}
-config = orpo_ray.load_config(settings, ["name=margin", "objective={{kind: margin, gap: 0.5}}", "training.max_steps=2"])
+overrides = ["name=margin", "objective={{kind: margin, gap: 0.5}}", "training.max_steps=2"]
+config = orpo_ray.load_config(settings, overrides)
 result = orpo_ray.train(config, orpo_ray.Console())
 assert result.steps == 2 and result.metrics["train/loss"] > 0, result
 """
 
 
 def blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def files() -> dict[str, str]:
@@ -68,7 +71,10 @@ def test_the_examples_run_as_they_stand(project: Path) -> None:
 
 
 def test_the_objective_is_two_files(project: Path) -> None:
-    assert list(files()) == ["orpo_ray/config/objectives/margin.py", "orpo_ray/objectives/margin.py"]
+    assert list(files()) == [
+        "orpo_ray/config/objectives/margin.py",
+        "orpo_ray/objectives/margin.py",
+    ]
     for name, text in files().items():
         (project / name).write_text(text, encoding="utf-8")
     settings = re.search(r"settings = (\{.*?^\})", blocks()[0], re.MULTILINE | re.DOTALL)

@@ -60,7 +60,9 @@ def project(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_readme_shows_commands() -> None:
-    readmes = {str(path.relative_to(ROOT)) for path in [README, *(ROOT / "examples").rglob("README.md")]}
+    readmes = {
+        str(path.relative_to(ROOT)) for path in [README, *(ROOT / "examples").rglob("README.md")]
+    }
     assert readmes == {*READMES, *NEEDS_THE_HUB, *SCRIPTS}
     for name in readmes:
         words = {words[0] for words in shown_commands(ROOT / name)}
@@ -74,7 +76,9 @@ def test_scripts_that_a_readme_shows_are_there(name: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*TRAINS, *(pytest.param(name, marks=pytest.mark.long) for name in SEARCHES)])
+@pytest.mark.parametrize(
+    "name", [*TRAINS, *(pytest.param(name, marks=pytest.mark.long) for name in SEARCHES)]
+)
 def test_the_commands_of_a_readme(command: Command, project: Path, name: str) -> None:
     for words in shown_commands(ROOT / name):
         if words[0] == "make" or words[1] == "demo":
@@ -88,23 +92,31 @@ def test_the_commands_of_a_readme(command: Command, project: Path, name: str) ->
 
 
 def test_make_has_the_targets_that_the_readmes_show() -> None:
-    targets = {words[1] for name in READMES for words in shown_commands(ROOT / name) if words[0] == "make"}
+    targets = {
+        words[1] for name in READMES for words in shown_commands(ROOT / name) if words[0] == "make"
+    }
     assert targets == {"demo", "test"}
     for target in sorted(targets):
-        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert {"demo": "orpo-ray demo", "test": "pytest"}[target] in done.stdout
 
 
 @pytest.mark.parametrize("name", NEEDS_THE_HUB)
-def test_commands_that_need_the_hub_name_a_config_that_loads(command: Command, project: Path, name: str) -> None:
+def test_commands_that_need_the_hub_name_a_config_that_loads(
+    command: Command, project: Path, name: str
+) -> None:
     for words in shown_commands(ROOT / name):
         assert words[:2] in (["orpo-ray", "train"], ["orpo-ray", "evaluate"])
         settings = [word for word in words[2:] if not word.startswith("--")]
         assert command("config", "show", *settings).code == 0
 
 
-def test_commands_in_running_text_exist_and_their_settings_load(command: Command, project: Path) -> None:
+def test_commands_in_running_text_exist_and_their_settings_load(
+    command: Command, project: Path
+) -> None:
     found = re.findall(r"`orpo-ray ([^`]+)`", README.read_text(encoding="utf-8"))
     assert found
     for words in (line.split() for line in found):
@@ -121,7 +133,9 @@ def test_the_yaml_of_the_readme_loads_and_is_its_example_in_short(tmp_path: Path
     text, search, scale = re.findall(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     path = tmp_path / "short.yaml"
     path.write_text(text, encoding="utf-8")
-    example = load_config(ROOT / "examples" / "mistral-7b-orpo" / "orpo.yaml", ["training.epochs=null"])
+    example = load_config(
+        ROOT / "examples" / "mistral-7b-orpo" / "orpo.yaml", ["training.epochs=null"]
+    )
     assert load_config(path) == example
     path.write_text(text + scale, encoding="utf-8")
     assert load_config(path) == example, "the scale that the README shows is the default"

@@ -1,4 +1,6 @@
-"""`orpo-ray slurm render` and `orpo-ray cluster kuberay`: what they write, and what they refuse in one line."""
+"""`orpo-ray slurm render` and `orpo-ray cluster kuberay`: what they write, and what they refuse in
+one line.
+"""
 
 import json
 from pathlib import Path
@@ -9,8 +11,15 @@ from terminal import Command
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "quickstart-cpu" / "orpo.yaml"
-ON_THE_HUB = ("model.base=team/base", "data.train.0.source=team/pairs", "data.eval.0.source=team/pairs")
-SLURM, KUBERAY = ("slurm", "render", CONFIG), ("cluster", "kuberay", CONFIG, "--image", "orpo-ray:1")
+ON_THE_HUB = (
+    "model.base=team/base",
+    "data.train.0.source=team/pairs",
+    "data.eval.0.source=team/pairs",
+)
+SLURM, KUBERAY = (
+    ("slurm", "render", CONFIG),
+    ("cluster", "kuberay", CONFIG, "--image", "orpo-ray:1"),
+)
 
 
 def test_the_job_of_slurm_trains_what_was_typed_from_where_it_was_typed(
@@ -18,7 +27,9 @@ def test_the_job_of_slurm_trains_what_was_typed_from_where_it_was_typed(
 ) -> None:
     monkeypatch.chdir(ROOT)
     relative = CONFIG.relative_to(ROOT)
-    done = command("slurm", "render", relative, "objective.lambda=0.3", "--time", "90", "--out", tmp_path)
+    done = command(
+        "slurm", "render", relative, "objective.lambda=0.3", "--time", "90", "--out", tmp_path
+    )
     path = tmp_path / "quickstart-orpo.sbatch"
     assert (done.code, done.out, done.err) == (0, f"{path}\n", "")
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -28,12 +39,16 @@ def test_the_job_of_slurm_trains_what_was_typed_from_where_it_was_typed(
 
 
 def test_the_manifests_hold_the_config_as_it_was_written(command: Command, tmp_path: Path) -> None:
-    done = command(*KUBERAY, "storage=/runs", *ON_THE_HUB, "--claim", "runs", "--out", tmp_path, "--json")
+    done = command(
+        *KUBERAY, "storage=/runs", *ON_THE_HUB, "--claim", "runs", "--out", tmp_path, "--json"
+    )
     files = [tmp_path / f"quickstart-orpo.{kind}.yaml" for kind in ("rayjob", "raycluster")]
     assert done.code == 0 and json.loads(done.out) == {"files": [str(path) for path in files]}
     config_map, _, job = yaml.safe_load_all(files[0].read_text(encoding="utf-8"))
     assert config_map["data"]["config.yaml"] == CONFIG.read_text(encoding="utf-8")
-    assert job["spec"]["entrypoint"].endswith(f"config.yaml {' '.join(['storage=/runs', *ON_THE_HUB])}")
+    assert job["spec"]["entrypoint"].endswith(
+        f"config.yaml {' '.join(['storage=/runs', *ON_THE_HUB])}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,14 +60,22 @@ def test_the_manifests_hold_the_config_as_it_was_written(command: Command, tmp_p
         ((*SLURM, "scale.workers=auto"), "scale.workers: auto takes what is there"),
         ((*SLURM, "scale.wrkers=2"), "override 'scale.wrkers=2': scale.wrkers: unknown key"),
         ((*SLURM, "--time", "5"), "--time: 5 is too short"),
-        ((*SLURM, "model.base=https://u:secret@h/x", "model.base=demo"), "model.base: the URL carries a secret"),
+        (
+            (*SLURM, "model.base=https://u:secret@h/x", "model.base=demo"),
+            "model.base: the URL carries a secret",
+        ),
         (KUBERAY, "storage: runs would be gone with its pod"),
-        ((*KUBERAY, "storage=/runs", "--claim", "runs"), "data.train.0.source: no pod has orpo_ray/demo/train.jsonl"),
+        (
+            (*KUBERAY, "storage=/runs", "--claim", "runs"),
+            "data.train.0.source: no pod has orpo_ray/demo/train.jsonl",
+        ),
         ((*KUBERAY[:3], "--image", ""), "--image: '' is no name of an image"),
         (KUBERAY[:3], "Missing option '--image'"),
     ],
 )
-def test_a_mistake_is_one_line(command: Command, tmp_path: Path, arguments: tuple[object, ...], says: str) -> None:
+def test_a_mistake_is_one_line(
+    command: Command, tmp_path: Path, arguments: tuple[object, ...], says: str
+) -> None:
     done = command(*arguments, "--out", tmp_path / "out")
     assert done.code == 2 and done.out == ""
     assert done.err.startswith(f"orpo-ray: {says}") and done.err.count("\n") == 1

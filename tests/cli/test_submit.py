@@ -52,7 +52,9 @@ def test_a_submitted_run_is_the_run_of_this_machine_and_goes_on_when_nobody_foll
 ) -> None:
     first = start("submit", "train", "tiny.yaml", *way(cluster))
     # Once a line of the job's is shown, the submission is over, and the job has yet to train.
-    wait_until(lambda: "\n" in first.said().partition("submitted run tiny\n")[2], "the job has begun")
+    wait_until(
+        lambda: "\n" in first.said().partition("submitted run tiny\n")[2], "the job has begun"
+    )
     first.send_signal(signal.SIGINT)
     where = " ".join(way(cluster))
     told = (f"orpo-ray stop tiny {where}`", f"logs --follow tiny {where}`")
@@ -92,7 +94,9 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
     other = command("submit", "train", *ask, "training.seed=7")
     one_line(other, WRONG, "run team/long is at work on the cluster with other settings")
     shown = command("status", "team/long", *way(cluster), "--json")
-    assert [(run["command"], run["state"]) for run in shown.result["runs"]] == [("train", "running")]
+    assert [(run["command"], run["state"]) for run in shown.result["runs"]] == [
+        ("train", "running")
+    ]
 
     ended = command("stop", "team/long", *way(cluster))
     assert (ended.code, ended.out) == (0, "team/long: stopped\n"), ended.err
@@ -137,7 +141,9 @@ def test_the_code_of_this_machine_is_sent_where_asked(command: Command, cluster:
     assert_nowhere_to_be_read(cluster)
 
 
-def test_without_the_token_there_is_one_line_at_once(command: Command, cluster: Head, tmp_path: Path) -> None:
+def test_without_the_token_there_is_one_line_at_once(
+    command: Command, cluster: Head, tmp_path: Path
+) -> None:
     token = tmp_path / "token"
     token.write_text("0123456789abcdef", encoding="ascii")
     token.chmod(0o600)
@@ -169,9 +175,13 @@ def test_the_token_is_nowhere_to_be_read(cluster: Head) -> None:
 
 
 def assert_nowhere_to_be_read(cluster: Head) -> None:
-    """The token, in any file that the cluster and its jobs have made so far, or in a command line."""
+    """The token, in any file that the cluster and its jobs have made so far, or in a command
+    line.
+    """
     token = cluster.token.read_text().strip().encode()
-    others = [path for path in cluster.folder.rglob("*") if path.is_file() and path != cluster.token]
+    others = [
+        path for path in cluster.folder.rglob("*") if path.is_file() and path != cluster.token
+    ]
     assert len(others) > 50
     assert not [path for path in others if token in path.read_bytes()]
     for process in psutil.process_iter():

@@ -1,4 +1,6 @@
-"""`orpo-ray tune` as a person uses it: the plan, the search, its table from storage, and what is refused before it."""
+"""`orpo-ray tune` as a person uses it: the plan, the search, its table from storage, and what is
+refused before it.
+"""
 
 import fcntl
 import json
@@ -38,7 +40,12 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
             "max_length": 96,
             "max_prompt_length": 48,
         },
-        "training": {"pairs_per_step": 8, "max_steps": 3, "eval_every": 0.5, "checkpoint_every": 1.0},
+        "training": {
+            "pairs_per_step": 8,
+            "max_steps": 3,
+            "eval_every": 0.5,
+            "checkpoint_every": 1.0,
+        },
         "scale": {"workers": 1, "gpus_per_worker": 0},
         "stages": [sft, orpo],
         "search": {
@@ -55,7 +62,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
 
 
 @pytest.mark.slow
-def test_a_field_of_one_stage_is_searched_from_the_adapter_of_the_stage_before(tuned: tuple[Path, Done]) -> None:
+def test_a_field_of_one_stage_is_searched_from_the_adapter_of_the_stage_before(
+    tuned: tuple[Path, Done],
+) -> None:
     config, done = tuned
     folder = config.parent / "storage" / "staged" / "search"
     assert [trial["state"] for trial in done.result["trials"]] == ["finished", "finished"]
@@ -66,7 +75,11 @@ def test_a_field_of_one_stage_is_searched_from_the_adapter_of_the_stage_before(t
         tried = json.loads((trial / "config.json").read_text(encoding="utf-8"))
         assert tried["objective"]["lambda"] == weight and tried["training"]["max_steps"] == 2
         assert tried["adapter"]["init_from"] == str(folder / "1-sft")
-        starts.add(json.loads((trial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])["eval/nll"])
+        starts.add(
+            json.loads((trial / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])[
+                "eval/nll"
+            ]
+        )
         # An evaluation reaches the search without a checkpoint.
         assert [each["step"] for each in done.result["trials"][number]["evaluations"]] == [0, 1, 2]
         assert [path.name for path in (trial / "checkpoints").iterdir()] == ["step-000002"]
@@ -74,24 +87,41 @@ def test_a_field_of_one_stage_is_searched_from_the_adapter_of_the_stage_before(t
 
 
 @pytest.mark.slow
-def test_the_best_config_holds_all_stages_and_trains_as_it_is(command: Command, tuned: tuple[Path, Done]) -> None:
+def test_the_best_config_holds_all_stages_and_trains_as_it_is(
+    command: Command, tuned: tuple[Path, Done]
+) -> None:
     _, done = tuned
     outcome = done.result["outcome"]
     best = yaml.safe_load(Path(outcome["config"]).read_text(encoding="utf-8"))
-    assert best["stages"][1]["objective"]["lambda"] == outcome["values"]["stages.1.objective.lambda"]
+    assert (
+        best["stages"][1]["objective"]["lambda"] == outcome["values"]["stages.1.objective.lambda"]
+    )
     planned = command("train", outcome["config"], "--dry-run", "--json")
     assert (planned.code, planned.result["name"], planned.result["steps"]) == (0, "staged-best", 5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", ["staged", "staged/search"])
-def test_a_search_is_shown_from_its_folder(command: Command, tuned: tuple[Path, Done], inside: str) -> None:
+def test_a_search_is_shown_from_its_folder(
+    command: Command, tuned: tuple[Path, Done], inside: str
+) -> None:
     config, done = tuned
     shown = command("tune", "--show", config.parent / "storage" / inside)
     assert shown.code == 0
-    for part in ("staged/search: finished", "Pareto front", "is best", "config:  ", "adapter: ", "trial 0: ", "base: "):
+    for part in (
+        "staged/search: finished",
+        "Pareto front",
+        "is best",
+        "config:  ",
+        "adapter: ",
+        "trial 0: ",
+        "base: ",
+    ):
         assert part in shown.out
-    assert command("tune", "--show", config.parent / "storage" / inside, "--json").result == done.result
+    assert (
+        command("tune", "--show", config.parent / "storage" / inside, "--json").result
+        == done.result
+    )
 
 
 def test_a_running_search_is_shown_as_far_as_it_has_come(command: Command, tmp_path: Path) -> None:
@@ -100,7 +130,9 @@ def test_a_running_search_is_shown_as_far_as_it_has_come(command: Command, tmp_p
     assert "x/search: running" in shown.out and "trial 1 failed: no memory" in shown.out
 
 
-def test_a_search_whose_process_is_gone_is_not_said_to_be_running(command: Command, tmp_path: Path) -> None:
+def test_a_search_whose_process_is_gone_is_not_said_to_be_running(
+    command: Command, tmp_path: Path
+) -> None:
     assert "x/search: interrupted" in shown_half_way(command, tmp_path).out
 
 
@@ -116,12 +148,20 @@ def shown_half_way(command: Command, tmp_path: Path) -> Done:
     assert shown.code == 0
     (row,) = (line for line in shown.out.splitlines() if "0.25" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
-        "0", "0.25", "5/10", "0.750", "0.500", "1.250", "running",
-    ]  # fmt: skip
+        "0",
+        "0.25",
+        "5/10",
+        "0.750",
+        "0.500",
+        "1.250",
+        "running",
+    ]
     return shown
 
 
-def test_progress_tells_each_event_once_and_the_time_that_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_tells_each_event_once_and_the_time_that_is_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     now = [0.0]
     table = SearchTable(clock=lambda: now[0])
     search = Search("x", {"metric": "eval/accuracy"}, 4, 16, began=Start(0.0, 0))
@@ -136,18 +176,24 @@ def test_progress_tells_each_event_once_and_the_time_that_is_left(capsys: pytest
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "trial 0: objective.lambda=0.25  running  [0 of 4 trials done]",
-        "trial 0: objective.lambda=0.25  step 10/10  accuracy 0.750  margin 0.500  nll 1.250  finished  "
+        "trial 0: objective.lambda=0.25  step 10/10  accuracy 0.750  margin 0.500  nll 1.250  "
+        "finished  "
         "[1 of 4 trials done, time left about 0:03:00]",
     ]
 
 
-def test_a_trial_that_outlived_the_others_is_expected_to_go_on_to_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_that_outlived_the_others_is_expected_to_go_on_to_its_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     trials = [
         Trial(0, "", {}, "finished", steps=100, total_steps=100),
         Trial(1, "", {}, "stopped", steps=20, total_steps=100),
         Trial(2, "", {}, steps=70, total_steps=100),
     ]
-    table, search = SearchTable(clock=lambda: 190.0), Search("x", {}, 3, 16, trials=trials, began=Start(0.0, 0))
+    table, search = (
+        SearchTable(clock=lambda: 190.0),
+        Search("x", {}, 3, 16, trials=trials, began=Start(0.0, 0)),
+    )
     table(search)
     assert "[2 of 3 trials done, time left about 0:00:30]" in capsys.readouterr().err
     trials[0].state = "running"
@@ -158,8 +204,12 @@ def test_a_trial_that_outlived_the_others_is_expected_to_go_on_to_its_end(capsys
 def test_a_running_search_is_shown_with_what_is_left(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = Trial(0, "x/search/trials/000", {"objective.lambda": 0.25}, "finished", steps=10, total_steps=10)
-    search = Search("x/search", {"metric": "eval/accuracy"}, 4, 16, trials=[ended], began=Start(1000.0, 0))
+    ended = Trial(
+        0, "x/search/trials/000", {"objective.lambda": 0.25}, "finished", steps=10, total_steps=10
+    )
+    search = Search(
+        "x/search", {"metric": "eval/accuracy"}, 4, 16, trials=[ended], began=Start(1000.0, 0)
+    )
     write_json(tmp_path / "search.json", search.to_json())
     monkeypatch.setattr(time, "time", lambda: 1060.0)
     with locked(tmp_path / ".lock"):
@@ -180,7 +230,10 @@ def test_a_search_is_not_trained_over(command: Command, tmp_path: Path, config: 
     folder.mkdir(parents=True)
     write_json(folder / "search.json", Search("tiny/search", {}, 16, 16).to_json())
     done = command("train", config, "name=tiny/search")
-    assert done.code == 2 and "holds a search; train its best.yaml, or choose another name" in done.said[-1]
+    assert (
+        done.code == 2
+        and "holds a search; train its best.yaml, or choose another name" in done.said[-1]
+    )
 
 
 def test_a_dry_run_tells_what_would_be_tried(command: Command, config: Path) -> None:
@@ -189,7 +242,10 @@ def test_a_dry_run_tells_what_would_be_tried(command: Command, config: Path) -> 
     assert (done.result["trials"], done.result["steps"], done.result["pairs"]) == (5, 4, 48)
     assert done.result["at_once"] >= 1
     assert list(done.result["space"]) == ["objective.lambda"]
-    assert done.said[-1] == f"5 trials of 4 steps, {done.result['at_once']} at once; nothing was started"
+    assert (
+        done.said[-1]
+        == f"5 trials of 4 steps, {done.result['at_once']} at once; nothing was started"
+    )
     assert not (config.parent / "storage" / "tiny").exists()
 
 
@@ -198,18 +254,30 @@ def test_a_dry_run_tells_what_would_be_tried(command: Command, config: Path) -> 
     [
         (["search.space={objective.lamda: {uniform: [0, 1]}}"], "did you mean objective.lambda?"),
         (["search.space={objective.lambda: {loguniform: [0, 1]}}"], "which has no logarithm"),
-        (["search.space={objective.lambda: {uniform: [1, 0]}}"], "1 to 0 is no range; write the smaller number first"),
-        (["search.space={adapter.dropout: {uniform: [0.5, 2]}}"], "adapter.dropout: must be less than 1, not 2"),
+        (
+            ["search.space={objective.lambda: {uniform: [1, 0]}}"],
+            "1 to 0 is no range; write the smaller number first",
+        ),
+        (
+            ["search.space={adapter.dropout: {uniform: [0.5, 2]}}"],
+            "adapter.dropout: must be less than 1, not 2",
+        ),
         ([SPACE, "search.trials=0"], "search.trials: must be greater than 0, not 0"),
         ([SPACE, "search.metric=eval/acuracy"], "did you mean eval/accuracy?"),
         ([SPACE, "search.metric=eval/loss"], "is scaled by lambda or beta"),
         ([SPACE, "search.scheduler=pbt"], "use asha or none"),
         (
-            ["search.space={stages.1.objective.lambda: {uniform: [0, 1]}}", "stages=[{}, {objective: {kind: dpo}}]"],
+            [
+                "search.space={stages.1.objective.lambda: {uniform: [0, 1]}}",
+                "stages=[{}, {objective: {kind: dpo}}]",
+            ],
             "search.space: stages.1: objective.lambda: dpo has no lambda; remove it",
         ),
         (["--show", "runs/x"], "--show RUN stands alone"),
-        (["search.space={adapter.kind: {choice: [lora, none]}}"], "adapter.kind: none trains the base's own weights"),
+        (
+            ["search.space={adapter.kind: {choice: [lora, none]}}"],
+            "adapter.kind: none trains the base's own weights",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_starts(
@@ -228,11 +296,15 @@ def test_no_search_to_show_and_no_config_are_told(command: Command, tmp_path: Pa
     assert done.code == 2 and "name a config to search with" in done.said[-1]
 
 
-STAGES = "stages=[{objective: {kind: sft}}, {objective: {kind: orpo}, OTHER}, {objective: {kind: dpo}}]"
+STAGES = (
+    "stages=[{objective: {kind: sft}}, {objective: {kind: orpo}, OTHER}, {objective: {kind: dpo}}]"
+)
 FULL = ("adapter.kind=none", "model.quantization=none")
 
 
-@pytest.mark.parametrize(("other", "more"), [("model: {dtype: float32}", ()), ("training: {warmup: 1}", FULL)])
+@pytest.mark.parametrize(
+    ("other", "more"), [("model: {dtype: float32}", ()), ("training: {warmup: 1}", FULL)]
+)
 def test_a_later_stage_without_pairs_is_refused_before_the_first_is_trained(
     command: Command, config: Path, other: str, more: tuple[str, ...]
 ) -> None:
@@ -242,7 +314,9 @@ def test_a_later_stage_without_pairs_is_refused_before_the_first_is_trained(
     assert not (config.parent / "storage" / "tiny").exists()
 
 
-def test_stages_of_full_fine_tuning_are_planned_before_any_is_trained(command: Command, config: Path) -> None:
+def test_stages_of_full_fine_tuning_are_planned_before_any_is_trained(
+    command: Command, config: Path
+) -> None:
     stages = STAGES.replace("OTHER", "training: {max_steps: 3}")
     planned = command("train", config, stages, *FULL, "--dry-run", "--json")
     assert (planned.code, planned.result["steps"]) == (0, 4 + 3 + 4)
@@ -254,9 +328,14 @@ def test_stages_of_full_fine_tuning_are_planned_before_any_is_trained(command: C
 def test_other_settings_under_the_same_name_are_refused(command: Command, config: Path) -> None:
     folder = config.parent / "storage" / "tiny" / "search"
     folder.mkdir(parents=True)
-    shown: dict[str, Any] = command("config", "show", config, SPACE, "name=tiny/search", "--json").result
+    shown: dict[str, Any] = command(
+        "config", "show", config, SPACE, "name=tiny/search", "--json"
+    ).result
     (folder / "config.json").write_text(json.dumps(shown), encoding="utf-8")
     write_json(folder / "search.json", Search("tiny/search", shown["search"], 16, 16).to_json())
     done = command("tune", config, SPACE, "search.metric=eval/margin")
     assert done.code == 2
-    assert "search.metric: 'eval/margin' here, but run tiny/search was made with 'eval/accuracy'" in done.said[-1]
+    assert (
+        "search.metric: 'eval/margin' here, but run tiny/search was made with 'eval/accuracy'"
+        in done.said[-1]
+    )

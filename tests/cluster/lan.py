@@ -1,7 +1,8 @@
-"""Servers on one machine: each a network namespace with its own address, processes, /dev/shm, home and sshd.
+"""Servers on one machine: each a network namespace with its own address, processes, /dev/shm, home
+and sshd.
 
-They meet on a bridge that this machine is on, too. The file systems are shared but for each server's home and
-Ray's temporary folder.
+They meet on a bridge that this machine is on, too. The file systems are shared but for each
+server's home and Ray's temporary folder.
 """
 
 import os
@@ -106,12 +107,27 @@ class Lan:
             "sshd": _which("sshd"),
             "kept": _kept(),
         }
-        (self.folder / str(number) / "sshd_config").write_text(_SSHD.format(**told), encoding="utf-8")
+        (self.folder / str(number) / "sshd_config").write_text(
+            _SSHD.format(**told), encoding="utf-8"
+        )
         isolated = ("unshare", "--pid", "--fork", "--mount", "--kill-child", "--mount-proc")
-        command = ["ip", "netns", "exec", namespace(number), *isolated, "sh", "-ec", _BOOT.format(**told)]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            namespace(number),
+            *isolated,
+            "sh",
+            "-ec",
+            _BOOT.format(**told),
+        ]
         with (self.folder / str(number) / "log").open("ab") as log:
-            self.running[number] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        wait_until(lambda: not self.ssh(number, "true").returncode, f"server {number} boots", seconds=20)
+            self.running[number] = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        wait_until(
+            lambda: not self.ssh(number, "true").returncode, f"server {number} boots", seconds=20
+        )
 
     def kill(self, number: int) -> None:
         """Cut a server's power: all its processes are gone at once."""
@@ -121,7 +137,14 @@ class Lan:
 
     def ssh(self, number: int, command: str) -> subprocess.CompletedProcess[str]:
         """What a command does on a server."""
-        options = ("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
+        options = (
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+        )
         words = ["ssh", "-q", "-i", str(self.key), *options, f"root@{address(number)}", command]
         return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
 
@@ -137,7 +160,19 @@ class Lan:
         (self.folder / str(number)).mkdir()
         inside = namespace(number)
         _do("ip", "netns", "add", inside)
-        _do("ip", "link", "add", _cable(number), "type", "veth", "peer", "name", "eth0", "netns", inside)
+        _do(
+            "ip",
+            "link",
+            "add",
+            _cable(number),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            inside,
+        )
         _do("ip", "link", "set", _cable(number), "master", _BRIDGE, "up")
         _do("ip", "-n", inside, "addr", "add", f"{address(number)}/24", "dev", "eth0")
         for device in ("eth0", "lo"):

@@ -42,8 +42,15 @@ class Given:
 
 
 def project(folder: Path) -> Path:
-    """A run for two workers that no server has room for together, and whose storage all servers share."""
+    """A run for two workers that no server has room for together, and whose storage all servers
+    share.
+    """
     training = {"max_steps": 6, "eval_every": 3, "checkpoint_every": 3}
     return write_project(
-        folder / "here", str(folder / "shared"), "demo", 160, training, {"workers": 2, "cpus_per_worker": 2}
+        folder / "here",
+        str(folder / "shared"),
+        "demo",
+        160,
+        training,
+        {"workers": 2, "cpus_per_worker": 2},
     )

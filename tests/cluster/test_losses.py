@@ -1,4 +1,6 @@
-"""Runs on the three servers that lose one of them, its cable, or the head: they go on and end in the same bytes."""
+"""Runs on the three servers that lose one of them, its cable, or the head: they go on and end in
+the same bytes.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -27,14 +29,31 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(config: Path) -> str:
     """What the run comes to on one machine that nothing happens to."""
-    words = ["train", config.name, *LONG, f"storage={config.parent}/alone", "scale.cpus_per_worker=1", "--json"]
+    words = [
+        "train",
+        config.name,
+        *LONG,
+        f"storage={config.parent}/alone",
+        "scale.cpus_per_worker=1",
+        "--json",
+    ]
     done = Given(*words, cwd=config.parent).end()
     assert done.code == 0, done.err
     return weights(done.result["adapter"])
 
 
 def submit(hosts: Path, config: Path, name: str) -> Given:
-    return Given("submit", "train", config.name, f"name={name}", *LONG, "--hosts", hosts, "--json", cwd=config.parent)
+    return Given(
+        "submit",
+        "train",
+        config.name,
+        f"name={name}",
+        *LONG,
+        "--hosts",
+        hosts,
+        "--json",
+        cwd=config.parent,
+    )
 
 
 def run_dir(config: Path, name: str) -> Path:
@@ -51,7 +70,9 @@ def worker_besides_the_head(lan: Lan) -> int:
 
 @contextmanager
 def held_in_the_middle(folder: Path, lan: Lan) -> Iterator[None]:
-    """Keep a run's workers from going on once there is a checkpoint: what is done meanwhile meets them."""
+    """Keep a run's workers from going on once there is a checkpoint: what is done meanwhile meets
+    them.
+    """
 
     def in_the_middle() -> bool:
         return any(folder.glob("checkpoints/step-*/MANIFEST.json")) and last_step(folder) > 12
@@ -93,7 +114,9 @@ def went_on(done: Done, unbroken: str) -> None:
     assert weights(done.result["adapter"]) == unbroken
 
 
-def test_a_run_that_loses_a_server_goes_on_on_the_third(hosts: Path, config: Path, lan: Lan, unbroken: str) -> None:
+def test_a_run_that_loses_a_server_goes_on_on_the_third(
+    hosts: Path, config: Path, lan: Lan, unbroken: str
+) -> None:
     run = submit(hosts, config, "killed")
     with held_in_the_middle(run_dir(config, "killed"), lan):
         lost = worker_besides_the_head(lan)
@@ -102,10 +125,15 @@ def test_a_run_that_loses_a_server_goes_on_on_the_third(hosts: Path, config: Pat
     went_on(done, unbroken)
     assert "going on from the last checkpoint (2 retries left)" in done.err
     lan.boot(lost)
-    wait_until(lambda: all(server["joined"] for server in cluster("status", hosts)["servers"]), "it is back")
+    wait_until(
+        lambda: all(server["joined"] for server in cluster("status", hosts)["servers"]),
+        "it is back",
+    )
 
 
-def test_a_run_survives_a_cable_that_is_out_for_a_while(hosts: Path, config: Path, lan: Lan, unbroken: str) -> None:
+def test_a_run_survives_a_cable_that_is_out_for_a_while(
+    hosts: Path, config: Path, lan: Lan, unbroken: str
+) -> None:
     run = submit(hosts, config, "cut")
     with held_in_the_middle(run_dir(config, "cut"), lan):
         lost = worker_besides_the_head(lan)

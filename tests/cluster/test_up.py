@@ -1,4 +1,6 @@
-"""A cluster brought up by the command over real SSH: what runs there, who is let in, and how it is taken down."""
+"""A cluster brought up by the command over real SSH: what runs there, who is let in, and how it is
+taken down.
+"""
 
 import sys
 import time
@@ -23,11 +25,15 @@ def test_every_server_has_joined_with_all_it_has(hosts: Path) -> None:
 def test_the_token_is_its_owners_alone_and_in_no_process_list(hosts: Path, lan: Lan) -> None:
     token = (hosts.parent / "token").read_text(encoding="ascii").strip()
     for number in SERVERS:
-        kept = lan.ssh(number, "stat -c %a ~/.ray/orpo-ray.token; cat ~/.ray/orpo-ray.token; ps axww").stdout
+        kept = lan.ssh(
+            number, "stat -c %a ~/.ray/orpo-ray.token; cat ~/.ray/orpo-ray.token; ps axww"
+        ).stdout
         assert kept.startswith(f"600\n{token}\n") and kept.count(token) == 1
 
 
-def test_strangers_reach_no_port_of_the_cluster_once_the_firewall_is_up(hosts: Path, lan: Lan) -> None:
+def test_strangers_reach_no_port_of_the_cluster_once_the_firewall_is_up(
+    hosts: Path, lan: Lan
+) -> None:
     cluster("render", hosts, "--out", str(hosts.parent))
     documented = [ports.GCS, ports.CLIENT, *ports.OF_EACH_SERVER.values()]
     before = open_ports(lan, documented)
@@ -43,11 +49,18 @@ def test_strangers_reach_no_port_of_the_cluster_once_the_firewall_is_up(hosts: P
 def test_who_has_no_token_or_another_gets_no_answer(hosts: Path, lan: Lan) -> None:
     asked = f"curl -s -o /dev/null -w '%{{http_code}}' http://127.0.0.1:{ports.DASHBOARD}/api/jobs/"
     assert lan.ssh(SERVERS[0], asked).stdout == "401"
-    assert lan.ssh(SERVERS[0], f"{asked} -H 'Authorization: Bearer 0123456789abcdef'").stdout == "403"
-    assert lan.ssh(SERVERS[1], asked.replace("127.0.0.1", address(SERVERS[0]))).stdout == "000", "on loopback only"
+    assert (
+        lan.ssh(SERVERS[0], f"{asked} -H 'Authorization: Bearer 0123456789abcdef'").stdout == "403"
+    )
+    assert lan.ssh(SERVERS[1], asked.replace("127.0.0.1", address(SERVERS[0]))).stdout == "000", (
+        "on loopback only"
+    )
     other = hosts.parent / "other.token"
     make_token(other)
-    for token, told in ((other, "does not take this token"), (hosts.parent / "none", "the token cannot be read")):
+    for token, told in (
+        (other, "does not take this token"),
+        (hosts.parent / "none", "the token cannot be read"),
+    ):
         began = time.monotonic()
         refused = Given("status", "--hosts", hosts, "--token", token).end()
         assert time.monotonic() - began < 5
@@ -79,6 +92,8 @@ def test_up_again_leaves_a_cluster_that_is_up_alone(hosts: Path, lan: Lan) -> No
 def test_a_server_that_is_off_is_named(hosts: Path, lan: Lan, tmp_path: Path) -> None:
     settings = yaml.safe_load(hosts.read_text(encoding="utf-8"))
     changed = tmp_path / "hosts.yaml"
-    changed.write_text(yaml.safe_dump({**settings, "name": "other", "workers": [f"{GATEWAY[:-3]}99"]}))
+    changed.write_text(
+        yaml.safe_dump({**settings, "name": "other", "workers": [f"{GATEWAY[:-3]}99"]})
+    )
     answer = cluster("up", changed, code=3)
     assert answer["error"].startswith("10.77.0.99: cannot be reached as root")

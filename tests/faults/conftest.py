@@ -18,7 +18,9 @@ def shell() -> Iterator[Shell]:
     server = CommandServer(ENVIRONMENT)
 
     def call(*arguments: object, environment: Mapping[str, str] = ENVIRONMENT) -> Done:
-        return server.start([str(argument) for argument in arguments], Path.cwd(), environment).end()
+        return server.start(
+            [str(argument) for argument in arguments], Path.cwd(), environment
+        ).end()
 
     yield call
     server.close()

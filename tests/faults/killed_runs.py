@@ -83,7 +83,9 @@ def die() -> None:
 
 
 def at_report(step: int) -> Watch:
-    """Die when the train metrics of a step have been reported: the weights have moved, nothing is saved."""
+    """Die when the train metrics of a step have been reported: the weights have moved, nothing is
+    saved.
+    """
 
     def watch(reported: int, total_steps: int, metrics: dict[str, float]) -> None:
         if reported == step and "train/loss" in metrics:
@@ -141,7 +143,9 @@ PLACES: dict[str, Callable[[int], Watch]] = {
 
 
 def command_that_is_sent(number: signal.Signals, job: Job) -> int:
-    """The real command, which gets a signal once it has shown a step; what it says goes to a file."""
+    """The real command, which gets a signal once it has shown a step; what it says goes to a
+    file.
+    """
     show = progress.ProgressLine.__call__
 
     def showing(

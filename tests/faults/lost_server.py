@@ -1,4 +1,5 @@
-"""Trains on a Ray of two servers of one core each and kills one in mid-run: `lost_server.py CONFIG.yaml STEP [CACHE]`.
+"""Trains on a Ray of two servers of one core each and kills one in mid-run: `lost_server.py
+CONFIG.yaml STEP [CACHE]`.
 
 Prints, as JSON, the result and what was announced. Both servers are raylets on this machine; the
 second one dies when the checkpoint of STEP is there, beyond which the run is held back. With CACHE,
@@ -24,7 +25,9 @@ from orpo_ray.storage import storage_at
 
 
 def meeting_place() -> psutil.Process:
-    """The process of the actor at which workers meet to tell Ray of an evaluation or a checkpoint."""
+    """The process of the actor at which workers meet to tell Ray of an evaluation or a
+    checkpoint.
+    """
     actors = psutil.Process().children(recursive=True)
     title = "ray::SynchronizationActor"
     (found,) = (actor for actor in actors if title in " ".join(actor.cmdline()))
@@ -33,7 +36,9 @@ def meeting_place() -> psutil.Process:
 
 def main(config_path: str, step: int, cache: str | None = None) -> None:
     """Train to the end, on one server in the end."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27}
+    )
     own = {"env_vars": {"XDG_CACHE_HOME": cache}, "node_ip_address": "127.0.0.2"} if cache else {}
     second = cluster.add_node(num_cpus=1, object_store_memory=2**27, **own)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)

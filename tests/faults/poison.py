@@ -32,7 +32,9 @@ def step_pairs(config: RunConfig, artifact: Artifact, step: int) -> list[int]:
 
 def find_poison(config: RunConfig, artifact: Artifact) -> Poison:
     """A token that just one training pair and no evaluation pair holds, and not the first step."""
-    everywhere = Counter(token for table in (artifact.train, artifact.eval) for p in table for token in tokens_of(p))
+    everywhere = Counter(
+        token for table in (artifact.train, artifact.eval) for p in table for token in tokens_of(p)
+    )
     for step in (2, 3, 4, 5):
         for pair in step_pairs(config, artifact, step):
             for token in tokens_of(artifact.train[pair]):
@@ -47,7 +49,9 @@ def tokens_of(pair: TokenPair) -> set[int]:
 
 
 def poisoned_base(folder: Path, token: int) -> Path:
-    """The demo base with an infinite embedding for one token; its head is a copy of its own, and whole."""
+    """The demo base with an infinite embedding for one token; its head is a copy of its own, and
+    whole.
+    """
     model = AutoModelForCausalLM.from_pretrained(BASE)
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())

@@ -33,7 +33,11 @@ class Command:
     """`orpo-ray train`, or another command on a config, in a session of its own."""
 
     def __init__(
-        self, config: Path, *arguments: str, command: str = "train", environment: dict[str, str] | None = None
+        self,
+        config: Path,
+        *arguments: str,
+        command: str = "train",
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.processes = Processes()
         self._held: set[int] = set()
@@ -68,7 +72,9 @@ class Command:
         return self._text("err")
 
     def send(self, number: signal.Signals, to_group: bool = False) -> None:
-        """A signal to the driver, or to the whole group as a terminal or a batch system sends it."""
+        """A signal to the driver, or to the whole group as a terminal or a batch system sends
+        it.
+        """
         (os.killpg if to_group else os.kill)(self.pid, number)
 
     def hold(self) -> bool:

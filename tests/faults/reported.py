@@ -10,4 +10,7 @@ _CLOCK = ("train/pairs_per_second", "train/seconds")
 
 def comparable(run_dir: Path) -> list[dict[str, Any]]:
     """All reported numbers but those that a clock had a part in."""
-    return [{name: value for name, value in line.items() if name not in _CLOCK} for line in read_metrics(run_dir)]
+    return [
+        {name: value for name, value in line.items() if name not in _CLOCK}
+        for line in read_metrics(run_dir)
+    ]

@@ -1,6 +1,8 @@
-"""Runs whose storage is a bucket: the same bytes as in a folder, and a server that has nothing goes on from it.
+"""Runs whose storage is a bucket: the same bytes as in a folder, and a server that has nothing goes
+on from it.
 
-The bucket is the only thing that outlives what happens here: killed processes, copies deleted, stale or tampered with.
+The bucket is the only thing that outlives what happens here: killed processes, copies deleted,
+stale or tampered with.
 """
 
 import json
@@ -30,12 +32,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 STEPS, CHECKPOINT_EVERY, KILLED_AT = 10, 2, 7
 URL = "s3://bucket/runs"
-ADAPTER, STATE = "adapter/adapter_model.safetensors", f"checkpoints/step-{STEPS:06d}/state.safetensors"
+ADAPTER, STATE = (
+    "adapter/adapter_model.safetensors",
+    f"checkpoints/step-{STEPS:06d}/state.safetensors",
+)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A bucket, and servers by name: each has a folder for what it copies, and nothing else in common."""
+    """A bucket, and servers by name: each has a folder for what it copies, and nothing else in
+    common.
+    """
 
     server: Server
     folder: Path
@@ -74,12 +81,18 @@ def site(shell: Callable[..., Done], tmp_path_factory: pytest.TempPathFactory) -
         yield Site(server, tmp_path_factory.mktemp("servers"), shell)
 
 
-def write_config(folder: Path, storage: str, name: str, stages: Sequence[Any] = (), **sections: Any) -> Path:
+def write_config(
+    folder: Path, storage: str, name: str, stages: Sequence[Any] = (), **sections: Any
+) -> Path:
     """A run's YAML, with dropout."""
     training = {"checkpoint_every": CHECKPOINT_EVERY, "keep": 2, "eval_every": 5}
     common = {"adapter": {"dropout": 0.05}, "training": training}
     path = folder / f"{name}.yaml"
-    tree = {**settings(folder, name, **{**common, **sections}), "storage": storage, "stages": list(stages)}
+    tree = {
+        **settings(folder, name, **{**common, **sections}),
+        "storage": storage,
+        "stages": list(stages),
+    }
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
 
@@ -97,7 +110,7 @@ def same_numbers(lines: bytes, expected: Path, folder: Path) -> bool:
     return comparable(folder) == comparable(expected)
 
 
-# --- one run ----------------------------------------------------------------------------------------------------
+# --- one run --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,9 @@ def test_a_run_leaves_in_the_bucket_what_it_leaves_in_a_folder(
     for file in (ADAPTER, STATE):
         assert kept[file] == (unbroken / file).read_bytes(), file
     assert same_numbers(kept["metrics.jsonl"], unbroken, tmp_path)
-    expected = {path.relative_to(unbroken).as_posix() for path in unbroken.rglob("*") if path.is_file()}
+    expected = {
+        path.relative_to(unbroken).as_posix() for path in unbroken.rglob("*") if path.is_file()
+    }
     expected = {name for name in expected if not name.startswith((".", "tensorboard/"))}
     assert {name for name in kept if not name.startswith("tensorboard/")} == expected | {"run.log"}
     assert sum(name.startswith("tensorboard/") for name in kept) == 1
@@ -135,13 +150,17 @@ def test_the_result_names_the_adapter_by_its_url(site: Site, trained: Trained) -
     assert json.loads(site.kept("trained")["result.json"]) == trained.result
 
 
-def test_another_server_sees_that_the_run_is_finished_and_evaluates_it(site: Site, trained: Trained) -> None:
+def test_another_server_sees_that_the_run_is_finished_and_evaluates_it(
+    site: Site, trained: Trained
+) -> None:
     before = site.kept("trained")
     config = load_config(trained.config)
     with site.on("second"):
         said: list[str] = []
         assert api.train(config, Listener(said)).to_json() == trained.result
-        assert said == ["run trained is finished: s3://bucket/runs/trained; give another name to train again"]
+        assert said == [
+            "run trained is finished: s3://bucket/runs/trained; give another name to train again"
+        ]
         evaluation = api.evaluate(config, console=Listener(said))
         by_url = api.evaluate(config, adapter=trained.result["adapter"], console=SILENT)
     assert evaluation.adapter == trained.result["adapter"]
@@ -161,12 +180,14 @@ def test_pairs_that_one_server_prepared_are_found_by_another(site: Site, trained
     assert f"prepared data found in s3://bucket/runs/artifacts/{found.path.name}" in said
 
 
-# --- a server that dies -----------------------------------------------------------------------------------------
+# --- a server that dies ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def killed(site: Site, trained: Trained, killed_runs: KilledRuns) -> dict[str, bytes]:
-    """What a run that was killed in mid-step had brought to the bucket; its server's copy is left as it was."""
+    """What a run that was killed in mid-step had brought to the bucket; its server's copy is left
+    as it was.
+    """
     config = write_config(site.folder, URL, "killed")
     job = Job(str(config), "report", KILLED_AT, site.environment("first"))
     assert killed_runs.run(job) == -SIGKILL
@@ -184,7 +205,10 @@ def killed_again(site: Site, killed: dict[str, bytes]) -> RunConfig:
 
 
 def go_on(site: Site, config: RunConfig, server: str, unbroken: Path) -> list[str]:
-    """Train to the end on a server; it must end with the unbroken run's bytes. Returns what was said."""
+    """Train to the end on a server; it must end with the unbroken run's bytes.
+
+    Returns what was said.
+    """
     said: list[str] = []
     with site.on(server):
         api.train(config, Listener(said)).to_json()
@@ -193,7 +217,9 @@ def go_on(site: Site, config: RunConfig, server: str, unbroken: Path) -> list[st
     return said
 
 
-def test_what_was_saved_is_in_the_bucket_with_the_metrics_that_led_to_it(killed: dict[str, bytes]) -> None:
+def test_what_was_saved_is_in_the_bucket_with_the_metrics_that_led_to_it(
+    killed: dict[str, bytes],
+) -> None:
     manifests = sorted(name for name in killed if name.endswith("MANIFEST.json"))
     assert manifests == [f"checkpoints/step-{step:06d}/MANIFEST.json" for step in (4, 6)]
     assert not [name for name in killed if "step-000002" in name]
@@ -211,48 +237,68 @@ def test_another_server_goes_on_with_the_same_bytes(
     assert steps == {"step-000008", "step-000010"}
 
 
-def test_a_checkpoint_whose_upload_was_cut_is_passed_over(site: Site, killed_again: RunConfig, unbroken: Path) -> None:
+def test_a_checkpoint_whose_upload_was_cut_is_passed_over(
+    site: Site, killed_again: RunConfig, unbroken: Path
+) -> None:
     """Even by the server that wrote it, whose copy of it is whole."""
     cut = "runs/killed/checkpoints/step-000006/"
-    del site.server.bucket.objects[f"{cut}MANIFEST.json"], site.server.bucket.objects[f"{cut}state.safetensors"]
+    del (
+        site.server.bucket.objects[f"{cut}MANIFEST.json"],
+        site.server.bucket.objects[f"{cut}state.safetensors"],
+    )
     assert site.cache("first").joinpath("orpo-ray/s3/bucket", cut, "MANIFEST.json").exists()
     said = go_on(site, killed_again, "first", unbroken)
     assert f"resuming at step 4 of {STEPS}" in said
     assert not [line for line in said if "damaged" in line]
 
 
-def test_a_damaged_checkpoint_is_announced_and_passed_over(site: Site, killed_again: RunConfig, unbroken: Path) -> None:
+def test_a_damaged_checkpoint_is_announced_and_passed_over(
+    site: Site, killed_again: RunConfig, unbroken: Path
+) -> None:
     key = "runs/killed/checkpoints/step-000006/state.safetensors"
     site.server.bucket.put(key, site.server.bucket.objects[key][::-1])
     said = go_on(site, killed_again, "fourth", unbroken)
-    assert any(line.startswith("checkpoint step-000006 is damaged (state.safetensors") for line in said)
+    assert any(
+        line.startswith("checkpoint step-000006 is damaged (state.safetensors") for line in said
+    )
     assert f"resuming at step 4 of {STEPS}" in said
 
 
-def test_a_stale_and_tampered_copy_does_not_win(site: Site, killed_again: RunConfig, unbroken: Path) -> None:
+def test_a_stale_and_tampered_copy_does_not_win(
+    site: Site, killed_again: RunConfig, unbroken: Path
+) -> None:
     with site.on("stale"):
         run_dir = killed_again.run_dir
     checkpoints = run_dir / "checkpoints"
     shutil.copytree(unbroken, run_dir)  # finished, by what lies here
     shutil.copytree(checkpoints / "step-000008", checkpoints / "step-000006")
-    for file in (run_dir / "adapter" / "adapter_model.safetensors", checkpoints / "step-000010" / "state.safetensors"):
+    for file in (
+        run_dir / "adapter" / "adapter_model.safetensors",
+        checkpoints / "step-000010" / "state.safetensors",
+    ):
         file.write_bytes(file.read_bytes()[::-1])
     said = go_on(site, killed_again, "stale", unbroken)
     assert f"resuming at step 6 of {STEPS}" in said
 
 
-# --- several servers --------------------------------------------------------------------------------------------
+# --- several servers ------------------------------------------------------------------------------
 
 
 @pytest.mark.long
-def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(site: Site, trained: Trained) -> None:
+def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(
+    site: Site, trained: Trained
+) -> None:
     """Two raylets with copies of their own; the run goes on on what is left, from the bucket."""
     scale = {"workers": "auto", "gpus_per_worker": 0}
     training = {"max_steps": 15, "checkpoint_every": 5, "eval_every": 15}
-    config = write_config(site.folder, URL, "servers", adapter={"dropout": 0.0}, training=training, scale=scale)
+    config = write_config(
+        site.folder, URL, "servers", adapter={"dropout": 0.0}, training=training, scale=scale
+    )
     environment = {**ENVIRONMENT, **site.environment("driver")}
     told = train_and_lose_one(config, 5, site.cache("other-server"), environment=environment)
-    assert any("lost" in line and "going on from the last checkpoint" in line for line in told["said"])
+    assert any(
+        "lost" in line and "going on from the last checkpoint" in line for line in told["said"]
+    )
     (resumed,) = (line for line in told["said"] if line.startswith("resuming at step"))
     assert int(resumed.split()[3]) >= 5
     assert told["result"]["adapter"] == "s3://bucket/runs/servers/adapter"
@@ -261,20 +307,31 @@ def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(si
     assert [line["step"] for line in steps if "train/loss" in line] == list(range(1, 16))
 
 
-# --- a search ---------------------------------------------------------------------------------------------------
+# --- a search -------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
-def test_a_search_is_shown_and_its_best_run_used_on_another_server(site: Site, trained: Trained) -> None:
-    search = {"space": {"objective.lambda": {"grid": [0.1, 0.5]}}, "searcher": "grid", "scheduler": "none"}
+def test_a_search_is_shown_and_its_best_run_used_on_another_server(
+    site: Site, trained: Trained
+) -> None:
+    search = {
+        "space": {"objective.lambda": {"grid": [0.1, 0.5]}},
+        "searcher": "grid",
+        "scheduler": "none",
+    }
     scale = {"workers": 1, "gpus_per_worker": 0}
     training = {"max_steps": 4, "eval_every": 2, "checkpoint_every": 4}
-    config = write_config(site.folder, URL, "searched", search=search, scale=scale, training=training)
+    config = write_config(
+        site.folder, URL, "searched", search=search, scale=scale, training=training
+    )
     told = site.shell("tune", config, "--json").result
     assert [trial["state"] for trial in told["trials"]] == ["finished", "finished"]
     outcome = told["outcome"]
     assert outcome["config"] == "s3://bucket/runs/searched/search/best.yaml"
-    assert outcome["adapter"] == f"s3://bucket/runs/searched/search/trials/{outcome['best']:03d}/adapter"
+    assert (
+        outcome["adapter"]
+        == f"s3://bucket/runs/searched/search/trials/{outcome['best']:03d}/adapter"
+    )
     assert len(outcome["answers"]) == 4
     logs = [site.kept("searched")[f"search/trials/{number:03d}/run.log"] for number in range(2)]
     assert all(b"starting 1 worker under Ray Train" in log for log in logs)
@@ -282,10 +339,14 @@ def test_a_search_is_shown_and_its_best_run_used_on_another_server(site: Site, t
         assert find_search(f"{URL}/searched").to_json() == told
         assert config_file.load(outcome["config"], []).name == "searched-best"
         found = api.evaluate(load_config(config), adapter=outcome["adapter"], console=SILENT)
-    assert found.metrics["trained"]["all"]["accuracy"] == pytest.approx(outcome["metrics"]["eval/accuracy"])
+    assert found.metrics["trained"]["all"]["accuracy"] == pytest.approx(
+        outcome["metrics"]["eval/accuracy"]
+    )
 
 
-def test_a_later_stage_starts_from_the_adapter_of_the_one_before_wherever_it_runs(site: Site, trained: Trained) -> None:
+def test_a_later_stage_starts_from_the_adapter_of_the_one_before_wherever_it_runs(
+    site: Site, trained: Trained
+) -> None:
     stages = [{"objective": {"kind": "sft"}}, {"objective": {"kind": "dpo"}}]
     short = {"max_steps": 2, "eval_every": 2, "checkpoint_every": 2}
     config = load_config(write_config(site.folder, URL, "staged", training=short, stages=stages))

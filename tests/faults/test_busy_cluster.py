@@ -1,4 +1,6 @@
-"""Preparation and reference log-probs where nobody makes room: neither an endless wait nor a deaf one."""
+"""Preparation and reference log-probs where nobody makes room: neither an endless wait nor a deaf
+one.
+"""
 
 import json
 import subprocess
@@ -29,7 +31,9 @@ def scenario(storage: Path, name: str, room_s: float, stop: bool = False) -> dic
 
 
 @pytest.fixture(scope="module")
-def outcomes(prepared_storage: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+def outcomes(
+    prepared_storage: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, str]]:
     """What became of runs on one Ray of two CPUs that others hold."""
     empty = tmp_path_factory.mktemp("empty")
     scenarios = empty / "scenarios.json"
@@ -41,7 +45,9 @@ def outcomes(prepared_storage: Path, tmp_path_factory: pytest.TempPathFactory) -
     ]
     scenarios.write_text(json.dumps(listed), encoding="utf-8")
     command = [sys.executable, str(SCRIPT), str(scenarios)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=HANG_S)
+    done = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=HANG_S
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
     return told
@@ -50,13 +56,19 @@ def outcomes(prepared_storage: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_the_wait_for_room_has_an_end(outcomes: list[dict[str, str]]) -> None:
     told = outcomes[PREPARED]
     assert told["kind"] == "ResourceError"
-    assert "no room for 2 actors that compute reference log-probs within 3 s; is the cluster busy?" in told["message"]
+    assert (
+        "no room for 2 actors that compute reference log-probs within 3 s; is the cluster busy?"
+        in told["message"]
+    )
 
 
 def test_preparation_waits_for_room_with_an_end(outcomes: list[dict[str, str]]) -> None:
     told = outcomes[UNPREPARED]
     assert told["kind"] == "ResourceError"
-    assert told["message"] == "no CPU of the Ray cluster was free within 3 s to prepare data on; is it busy?"
+    assert (
+        told["message"]
+        == "no CPU of the Ray cluster was free within 3 s to prepare data on; is it busy?"
+    )
 
 
 def test_a_stop_is_heard_while_actors_wait_for_room(outcomes: list[dict[str, str]]) -> None:

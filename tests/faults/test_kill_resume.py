@@ -1,4 +1,6 @@
-"""A run that is killed anywhere and started again ends with the bytes of a run that was left alone; dropout is on."""
+"""A run that is killed anywhere and started again ends with the bytes of a run that was left alone;
+dropout is on.
+"""
 
 import json
 from collections.abc import Callable
@@ -55,12 +57,19 @@ LIKE_OTHERS = {"first-step", "middle-before-its-checkpoint", "first-step-of-an-e
 
 
 def write_config(storage: Path, name: str, **training: Any) -> Path:
-    """A run's YAML: NF4, dropout, and an adapter with tensors large enough for 8-bit optimizer state."""
+    """A run's YAML: NF4, dropout, and an adapter with tensors large enough for 8-bit optimizer
+    state.
+    """
     tree = settings(
         storage,
         name,
         adapter={"r": 32, "alpha": 32, "dropout": 0.05},
-        training={"checkpoint_every": CHECKPOINT_EVERY, "keep": 2, "eval_every": STEPS_AN_EPOCH, **training},
+        training={
+            "checkpoint_every": CHECKPOINT_EVERY,
+            "keep": 2,
+            "eval_every": STEPS_AN_EPOCH,
+            **training,
+        },
     )
     path = storage / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -72,14 +81,17 @@ def unbroken(prepared_storage: Path) -> dict[str, Path]:
     """Folders of runs that were left alone, by optimizer."""
     folders = {}
     for optimizer in ("adamw", "adamw-8bit"):
-        config = load_config(write_config(prepared_storage, f"unbroken-{optimizer}", optimizer=optimizer))
+        config = load_config(
+            write_config(prepared_storage, f"unbroken-{optimizer}", optimizer=optimizer)
+        )
         api.train(config, SILENT)
         folders[optimizer] = config.run_dir
     return folders
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if name in LIKE_OTHERS else ()) for name in KILLS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in LIKE_OTHERS else ()) for name in KILLS],
 )
 def test_a_killed_run_goes_on_exactly(
     name: str, killed_runs: KilledRuns, prepared_storage: Path, unbroken: dict[str, Path]
@@ -99,8 +111,13 @@ def test_a_killed_run_goes_on_exactly(
 
 
 def assert_same_run(run_dir: Path, expected: Path, result: dict[str, Any]) -> None:
-    """Adapter, optimizer state and checkpoints byte for byte, every metric once; nothing half-written is left."""
-    for file in ("adapter/adapter_model.safetensors", f"checkpoints/step-{STEPS:06d}/state.safetensors"):
+    """Adapter, optimizer state and checkpoints byte for byte, every metric once; nothing
+    half-written is left.
+    """
+    for file in (
+        "adapter/adapter_model.safetensors",
+        f"checkpoints/step-{STEPS:06d}/state.safetensors",
+    ):
         assert (run_dir / file).read_bytes() == (expected / file).read_bytes(), file
     assert names(run_dir / "checkpoints") == names(expected / "checkpoints")
     assert comparable(run_dir) == comparable(expected)
@@ -116,17 +133,25 @@ def names(folder: Path) -> list[str]:
 
 
 def test_the_unbroken_run_is_one_worth_comparing_with(unbroken: dict[str, Path]) -> None:
-    """Otherwise equal bytes would prove little: steps in order, dropout at work, 8-bit state really 8-bit."""
+    """Otherwise equal bytes would prove little: steps in order, dropout at work, 8-bit state really
+    8-bit.
+    """
     lines = read_metrics(unbroken["adamw"])
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 5, 10]
-    config = json.loads((unbroken["adamw"] / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads(
+        (unbroken["adamw"] / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    )
     assert config["lora_dropout"] == 0.05
-    state = load_file(unbroken["adamw-8bit"] / "checkpoints" / f"step-{STEPS:06d}" / "state.safetensors")
-    assert {tensor.dtype for name, tensor in state.items() if name.endswith("/state1")} == {torch.uint8}
+    state = load_file(
+        unbroken["adamw-8bit"] / "checkpoints" / f"step-{STEPS:06d}" / "state.safetensors"
+    )
+    assert {tensor.dtype for name, tensor in state.items() if name.endswith("/state1")} == {
+        torch.uint8
+    }
 
 
-# --- signals to the real command --------------------------------------------------------------------------------
+# --- signals to the real command ------------------------------------------------------------------
 
 SIGNALLED_IN, STOPPED_AT = 2, 3
 """A signal is heard in the step after it, where no checkpoint is due."""
@@ -162,10 +187,18 @@ def test_the_command_says_that_a_finished_run_is_finished(
     shell: Callable[..., Done], unbroken: dict[str, Path]
 ) -> None:
     run_dir = unbroken["adamw"]
-    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log"}
+    before = {
+        path: path.read_bytes()
+        for path in run_dir.rglob("*")
+        if path.is_file() and path.suffix != ".log"
+    }
     again = shell("train", run_dir.with_suffix(".yaml"), "--json")
     assert again.code == 0, again.err
     assert "run unbroken-adamw is finished" in again.err
     assert again.result == json.loads((run_dir / "result.json").read_text(encoding="utf-8"))
-    after = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".log"}
+    after = {
+        path: path.read_bytes()
+        for path in run_dir.rglob("*")
+        if path.is_file() and path.suffix != ".log"
+    }
     assert after == before

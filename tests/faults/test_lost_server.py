@@ -1,4 +1,6 @@
-"""A server that dies and does not come back: the run goes on by itself with the workers that fit on what is left."""
+"""A server that dies and does not come back: the run goes on by itself with the workers that fit on
+what is left.
+"""
 
 from pathlib import Path
 
@@ -23,10 +25,16 @@ def test_a_run_outlives_a_server(prepared_storage: Path) -> None:
     config.write_text(yaml.safe_dump({**tree, "scale": {"workers": "auto"}}), encoding="utf-8")
     told = train_and_lose_one(config, CHECKPOINT_EVERY)
     assert "workers 2: 1 CPU each, no GPU in sight" in told["said"]
-    assert any("lost" in line and "going on from the last checkpoint" in line for line in told["said"])
+    assert any(
+        "lost" in line and "going on from the last checkpoint" in line for line in told["said"]
+    )
     assert "workers 1: 1 CPU each, no GPU in sight" in told["said"]
     (resumed,) = (line for line in told["said"] if line.startswith("resuming at step"))
     assert int(resumed.split()[3]) >= CHECKPOINT_EVERY
     assert len(told["result"]["workers"]) == 1
-    steps = [line["step"] for line in read_metrics(prepared_storage / "lost-server") if "train/loss" in line]
+    steps = [
+        line["step"]
+        for line in read_metrics(prepared_storage / "lost-server")
+        if "train/loss" in line
+    ]
     assert steps == list(range(1, STEPS + 1))

@@ -1,4 +1,6 @@
-"""A loss, a gradient or an evaluation that is no number ends the run before the optimizer touches a weight."""
+"""A loss, a gradient or an evaluation that is no number ends the run before the optimizer touches a
+weight.
+"""
 
 import json
 import subprocess
@@ -13,7 +15,14 @@ import torch
 import yaml
 from poison import Poison, find_poison, poisoned_base, step_pairs, tokens_of
 from safetensors.torch import load_file, save_file
-from support import ENVIRONMENT, read_metrics, remember_trainers, run_config, settings, train_locally
+from support import (
+    ENVIRONMENT,
+    read_metrics,
+    remember_trainers,
+    run_config,
+    settings,
+    train_locally,
+)
 from torch import Tensor
 
 from orpo_ray import api
@@ -40,26 +49,36 @@ def artifact(prepared_storage: Path) -> Artifact:
 
 @pytest.fixture
 def trainers(monkeypatch: pytest.MonkeyPatch) -> list[PreferenceTrainer]:
-    """Fills with the trainers that runs make, so that their live weights can be looked at after a failure."""
+    """Fills with the trainers that runs make, so that their live weights can be looked at after a
+    failure.
+    """
     return remember_trainers(monkeypatch)
 
 
-def assert_stopped(error: NonFiniteError, what: str, config: RunConfig, artifact: Artifact, step: int) -> None:
+def assert_stopped(
+    error: NonFiniteError, what: str, config: RunConfig, artifact: Artifact, step: int
+) -> None:
     """The message names the step and its very pairs; later steps were not trained."""
     ids = artifact.train.pair_ids
     line = str(error)
     assert line.startswith(f"the {what} of step {step} is not finite")
     named = line.split("Its pairs: ")[1].split(". Look")[0].split(", ")
     assert named == [ids[i] for i in step_pairs(config, artifact, step)]
-    assert [record["step"] for record in read_metrics(config.run_dir) if "train/loss" in record] == list(range(1, step))
+    assert [
+        record["step"] for record in read_metrics(config.run_dir) if "train/loss" in record
+    ] == list(range(1, step))
     assert not (config.run_dir / "result.json").exists()
 
 
 def assert_untouched(trainer: PreferenceTrainer, config: RunConfig, step: int) -> None:
-    """Live adapter and optimizer state are, bit for bit, what the checkpoint of the step before holds."""
+    """Live adapter and optimizer state are, bit for bit, what the checkpoint of the step before
+    holds.
+    """
     saved = load_file(config.run_dir / "checkpoints" / f"step-{step - 1:06d}" / "state.safetensors")
     model = trainer.accelerator.unwrap_model(trainer.model)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     assert len(trained) == 56
     for name, parameter in trained.items():
         assert torch.equal(parameter, saved[f"{name}/master"]), name
@@ -68,7 +87,7 @@ def assert_untouched(trainer: PreferenceTrainer, config: RunConfig, step: int) -
         assert int(live["step"]) == step - 1
 
 
-# --- the forward pass -----------------------------------------------------------------------------------------------
+# --- the forward pass -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +109,9 @@ def test_a_loss_that_is_no_number_stops_before_the_optimizer(
     trainers: list[PreferenceTrainer],
     tmp_path: Path,
 ) -> None:
-    config = run_config(tmp_path, model={"base": str(poisoned), "quantization": quantization}, training=EVERY_STEP)
+    config = run_config(
+        tmp_path, model={"base": str(poisoned), "quantization": quantization}, training=EVERY_STEP
+    )
     with pytest.raises(NonFiniteError) as caught:
         train_locally(config, artifact)
     assert artifact.train.pair_ids[poison.pair] in str(caught.value)
@@ -103,7 +124,10 @@ def test_an_infinite_reference_stops_at_the_step_that_reads_it(
 ) -> None:
     dpo = {"kind": "dpo"}
     train_locally(
-        run_config(tmp_path, "fills-the-cache", objective=dpo, training={"max_steps": 1, "warmup": 0}), artifact
+        run_config(
+            tmp_path, "fills-the-cache", objective=dpo, training={"max_steps": 1, "warmup": 0}
+        ),
+        artifact,
     )
     (cached,) = (tmp_path / "references").iterdir()
     log_probs = load_file(cached)["log_probs"]
@@ -116,7 +140,7 @@ def test_an_infinite_reference_stops_at_the_step_that_reads_it(
     assert_untouched(trainers[-1], config, BAD_STEP)
 
 
-# --- the backward pass ----------------------------------------------------------------------------------------------
+# --- the backward pass ----------------------------------------------------------------------------
 
 
 def root_of_zero(chosen: Tensor) -> Tensor:
@@ -138,7 +162,9 @@ def test_a_gradient_that_is_no_number_stops_before_the_optimizer_though_the_loss
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(loop, "build_objective", lambda config: breaking(build_objective(config), extra))
+    monkeypatch.setattr(
+        loop, "build_objective", lambda config: breaking(build_objective(config), extra)
+    )
     # Nothing is left to find from memory, so that each call of the objective is a step.
     fixed = {"tokens_per_microbatch": 10_000, "gradient_checkpointing": False}
     config = run_config(tmp_path, training={**EVERY_STEP, **fixed, "max_grad_norm": max_grad_norm})
@@ -164,22 +190,30 @@ def breaking(objective: Objective, extra: Callable[[Tensor], Tensor]) -> Objecti
     return replace(objective, preference=preference)
 
 
-# --- the evaluation -------------------------------------------------------------------------------------------------
+# --- the evaluation -------------------------------------------------------------------------------
 
 
-def test_an_evaluation_that_is_no_number_stops_and_names_its_pairs(artifact: Artifact, tmp_path: Path) -> None:
+def test_an_evaluation_that_is_no_number_stops_and_names_its_pairs(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     trained = set().union(*(tokens_of(pair) for pair in artifact.train))
     counts = Counter(token for pair in artifact.eval for token in tokens_of(pair))
-    token = next(token for token, count in counts.items() if token not in trained and count < len(artifact.eval))
+    token = next(
+        token
+        for token, count in counts.items()
+        if token not in trained and count < len(artifact.eval)
+    )
     config = run_config(tmp_path, model={"base": str(poisoned_base(tmp_path / "base", token))})
     with pytest.raises(NonFiniteError) as caught:
         train_locally(config, artifact)
     bad = [pair.pair_id for pair in artifact.eval if token in tokens_of(pair)]
-    expected = f"the evaluation at step 0 is not finite: {len(bad)} pairs, such as {', '.join(bad)}. "
+    expected = (
+        f"the evaluation at step 0 is not finite: {len(bad)} pairs, such as {', '.join(bad)}. "
+    )
     assert str(caught.value).startswith(expected)
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -191,8 +225,11 @@ def test_the_command_ends_with_code_1_and_one_line(
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "orpo_ray.cli.main", "train", str(path), "--json"],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" not in done.stdout
@@ -200,7 +237,9 @@ def test_the_command_ends_with_code_1_and_one_line(
     assert last.startswith(f"orpo-ray: the loss of step {poison.step} is not finite")
     assert artifact.train[poison.pair].pair_id in last
     assert last.endswith(f"(full log: {prepared_storage / 'poisoned' / 'run.log'})")
-    assert "NonFiniteError" in (prepared_storage / "poisoned" / "run.log").read_text(encoding="utf-8")
+    assert "NonFiniteError" in (prepared_storage / "poisoned" / "run.log").read_text(
+        encoding="utf-8"
+    )
     answer = json.loads(done.stdout)
     assert answer["exit_code"] == 1
     assert answer["error"].startswith(f"the loss of step {poison.step} is not finite")

@@ -1,4 +1,5 @@
-"""Runs on two Ray workers that lose a worker, their driver or their patience; dropout, NF4 and ZeRO-2 are on.
+"""Runs on two Ray workers that lose a worker, their driver or their patience; dropout, NF4 and
+ZeRO-2 are on.
 
 Starts of Ray Train are dear, so that one run is wounded again and again, and others share a cluster
 of two CPUs. What follows from which loss is shown without Ray in tests/unit/test_launch.py.
@@ -27,7 +28,17 @@ from ray_head import Head
 from ray_processes import Command, Ended, run, worker_pids
 from reported import comparable
 from safetensors.numpy import load_file, save_file
-from support import BASE, DEMO, ENVIRONMENT, Listener, last_step, read_metrics, run_config, settings, wait_until
+from support import (
+    BASE,
+    DEMO,
+    ENVIRONMENT,
+    Listener,
+    last_step,
+    read_metrics,
+    run_config,
+    settings,
+    wait_until,
+)
 
 from orpo_ray import api
 from orpo_ray.config import load_config
@@ -71,10 +82,20 @@ def pairs(base: Path) -> Path:
 
 def long_run(storage: Path, name: str, base: Path, pairs: Path) -> Path:
     """A run that is long enough to be ended in its middle several times."""
-    training = {"max_steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, "keep": 2, "eval_every": EVAL_EVERY}
+    training = {
+        "max_steps": STEPS,
+        "checkpoint_every": CHECKPOINT_EVERY,
+        "keep": 2,
+        "eval_every": EVAL_EVERY,
+    }
     data = {"train": [{"source": str(pairs), "limit": 36}]}
     return write_config(
-        storage, name, model={"base": str(base)}, adapter={"dropout": 0.05}, data=data, training=training
+        storage,
+        name,
+        model={"base": str(base)},
+        adapter={"dropout": 0.05},
+        data=data,
+        training=training,
     )
 
 
@@ -91,7 +112,7 @@ def complaint(ended: Ended, code: int) -> str:
     return complaints[0]
 
 
-# --- a run that is wounded again and again ----------------------------------------------------------------------
+# --- a run that is wounded again and again --------------------------------------------------------
 
 
 class Wounded:
@@ -100,7 +121,9 @@ class Wounded:
     def __init__(self, config: Path, run_dir: Path, kept: Path) -> None:
         self.config, self.run_dir = config, run_dir
         self.kept = kept
-        """A storage with a copy of the run as it was after the first wounds, for other settings to go on from."""
+        """A storage with a copy of the run as it was after the first wounds, for other settings to
+        go on from.
+        """
         self.links: dict[str, Ended] = {}
         self.saved: dict[str, int] = {}
         """The step of the newest checkpoint at the wound."""
@@ -128,7 +151,9 @@ class Wounded:
         else:
             command.wait_until(command.hold, "a run to hold")
             pids = self.new_workers(command)
-            command.wait_until(lambda: last_step(self.run_dir) > self.checkpoints()[-1], "a step of their own")
+            command.wait_until(
+                lambda: last_step(self.run_dir) > self.checkpoints()[-1], "a step of their own"
+            )
         self.saved[link] = self.checkpoints()[-1]
         yield pids
         command.release()
@@ -139,7 +164,9 @@ class Wounded:
 
 
 @pytest.fixture(scope="module")
-def wounded(prepared_storage: Path, base: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Wounded:
+def wounded(
+    prepared_storage: Path, base: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Wounded:
     config = long_run(prepared_storage, "ray-wounded", base, pairs)
     chain = Wounded(config, prepared_storage / "ray-wounded", tmp_path_factory.mktemp("kept"))
 
@@ -192,7 +219,8 @@ def stopped_at(ended: Ended) -> int:
     """The step after which a command that was told to stop has ended, as it should."""
     line = complaint(ended, 4)
     step = int(line.removeprefix("orpo-ray: stopped at step ").split()[0])
-    assert line == f"orpo-ray: stopped at step {step} of {STEPS} with a checkpoint; the same command goes on"
+    stopped = f"orpo-ray: stopped at step {step} of {STEPS} with a checkpoint"
+    assert line == f"{stopped}; the same command goes on"
     return step
 
 
@@ -206,7 +234,10 @@ def test_a_killed_worker_is_replaced(wounded: Wounded) -> None:
 def test_a_killed_controller_leaves_room_for_the_next_workers(wounded: Wounded) -> None:
     ended = wounded.links["driver"]
     _, retry = (line for line in ended.said if "retries left" in line)
-    assert retry.startswith("a server or Ray Train's controller was lost") and "0 retries left" in retry
+    assert (
+        retry.startswith("a server or Ray Train's controller was lost")
+        and "0 retries left" in retry
+    )
     assert resumed_at(ended)[1:] == [wounded.saved["controller"]]
 
 
@@ -217,7 +248,9 @@ def test_a_killed_driver_takes_its_workers_with_it(wounded: Wounded) -> None:
 
 def test_a_signal_ends_the_run_with_a_checkpoint(wounded: Wounded) -> None:
     ended = wounded.links["SIGINT to all"]
-    assert "SIGINT: stopping, with a checkpoint if training has begun (again: at once)" in ended.said
+    assert (
+        "SIGINT: stopping, with a checkpoint if training has begun (again: at once)" in ended.said
+    )
     step = stopped_at(ended)
     assert wounded.saved["SIGINT to all"] < step < STEPS
     assert resumed_at(wounded.links["end"]) == [step]
@@ -231,7 +264,9 @@ def test_ray_runs_no_actor_that_a_run_has_no_work_for(wounded: Wounded) -> None:
 def test_a_killed_worker_is_no_reason_to_show_what_ray_says(wounded: Wounded) -> None:
     log = (wounded.run_dir / "run.log").read_text(encoding="utf-8")
     ours = ("step ", "orpo-ray: ", "adapter: ")
-    said = [line for ended in wounded.links.values() for line in ended.said if not line.startswith(ours)]
+    said = [
+        line for ended in wounded.links.values() for line in ended.said if not line.startswith(ours)
+    ]
     assert [line for line in said if f"orpo_ray INFO {line}" not in log] == []
 
 
@@ -257,18 +292,30 @@ def test_the_terminal_shows_progress_and_nothing_that_libraries_say(wounded: Wou
     log = (wounded.run_dir / "run.log").read_text(encoding="utf-8")
     progress = [line for line in ended.said if line.startswith("step ")]
     assert progress[-1].startswith(f"step {STEPS}/{STEPS}") and len(progress) >= 3
-    foreign = [line for line in ended.said if line not in progress and f"orpo_ray INFO {line}" not in log]
+    foreign = [
+        line for line in ended.said if line not in progress and f"orpo_ray INFO {line}" not in log
+    ]
     assert foreign == []
 
 
 def test_ray_leaves_nothing_of_its_own_in_the_run(wounded: Wounded) -> None:
     assert {path.name for path in wounded.run_dir.iterdir()} == {
-        *(".lock", ".workers.lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
+        *(
+            ".lock",
+            ".workers.lock",
+            "config.json",
+            "run.json",
+            "run.log",
+            "metrics.jsonl",
+            "result.json",
+        ),
         *("adapter", "checkpoints", "tensorboard"),
     }
 
 
-def test_what_was_wounded_ends_with_the_bytes_of_what_was_not(wounded: Wounded, unbroken: Path) -> None:
+def test_what_was_wounded_ends_with_the_bytes_of_what_was_not(
+    wounded: Wounded, unbroken: Path
+) -> None:
     assert steps_of(wounded.run_dir) == list(range(1, STEPS + 1)), "each step once"
     assert comparable(wounded.run_dir) == comparable(unbroken)
     for file in (WEIGHTS, f"checkpoints/step-{STEPS:06d}/state.safetensors"):
@@ -276,7 +323,9 @@ def test_what_was_wounded_ends_with_the_bytes_of_what_was_not(wounded: Wounded, 
 
 
 @pytest.mark.long
-def test_a_loss_that_no_retry_is_left_for_ends_the_run(prepared_storage: Path, base: Path, pairs: Path) -> None:
+def test_a_loss_that_no_retry_is_left_for_ends_the_run(
+    prepared_storage: Path, base: Path, pairs: Path
+) -> None:
     config = long_run(prepared_storage, "ray-lost", base, pairs)
     chain = Wounded(config, prepared_storage / "ray-lost", prepared_storage)
     command = Command(config, "scale.max_failures=0")
@@ -290,7 +339,9 @@ def test_a_loss_that_no_retry_is_left_for_ends_the_run(prepared_storage: Path, b
 
 
 @pytest.mark.long
-def test_another_program_may_ask_the_command_to_stop(prepared_storage: Path, base: Path, pairs: Path) -> None:
+def test_another_program_may_ask_the_command_to_stop(
+    prepared_storage: Path, base: Path, pairs: Path
+) -> None:
     config = long_run(prepared_storage, "ray-asked", base, pairs)
     chain = Wounded(config, prepared_storage / "ray-asked", prepared_storage)
     command = Command(config)
@@ -298,12 +349,14 @@ def test_another_program_may_ask_the_command_to_stop(prepared_storage: Path, bas
         command.send(SIGTERM)
         command.wait_until(lambda: "SIGTERM: stopping" in command.said(), "the driver's word")
     ended = command.end()
-    assert "SIGTERM: stopping, with a checkpoint if training has begun (again: at once)" in ended.said
+    assert (
+        "SIGTERM: stopping, with a checkpoint if training has begun (again: at once)" in ended.said
+    )
     assert chain.checkpoints()[-1] == stopped_at(ended)
     assert ended.left == {}
 
 
-# --- going on with other settings -------------------------------------------------------------------------------
+# --- going on with other settings -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -332,7 +385,9 @@ def go_on(wounded: Wounded, storage: Path, *overrides: str) -> tuple[dict[str, A
         ("model.quantization=none", "model.quantization: 'none' here"),
     ],
 )
-def test_a_changed_setting_is_refused_by_name(wounded: Wounded, begun: Path, override: str, told: str) -> None:
+def test_a_changed_setting_is_refused_by_name(
+    wounded: Wounded, begun: Path, override: str, told: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         go_on(wounded, begun, override)
     assert told in str(caught.value)
@@ -356,7 +411,9 @@ def change_pairs(base: Path, pairs: Path) -> None:
 def change_weights(base: Path, pairs: Path) -> None:
     tensors = load_file(base / "model.safetensors")
     name = next(name for name in tensors if "q_proj" in name)
-    save_file({**tensors, name: tensors[name] + 1}, base / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**tensors, name: tensors[name] + 1}, base / "model.safetensors", metadata={"format": "pt"}
+    )
 
 
 def change_tokenizer(base: Path, pairs: Path) -> None:
@@ -368,7 +425,11 @@ def change_tokenizer(base: Path, pairs: Path) -> None:
 @pytest.mark.usefixtures("ray_session", "restored")
 @pytest.mark.parametrize(
     ("change", "told"),
-    [(change_pairs, "data: not what"), (change_weights, "model.base: not what"), (change_tokenizer, "tokenizer: not")],
+    [
+        (change_pairs, "data: not what"),
+        (change_weights, "model.base: not what"),
+        (change_tokenizer, "tokenizer: not"),
+    ],
 )
 def test_changed_files_behind_unchanged_settings_are_refused_by_name(
     wounded: Wounded, begun: Path, base: Path, pairs: Path, change: Any, told: str
@@ -386,20 +447,28 @@ def test_a_run_of_two_workers_goes_on_in_one_process_with_other_packs(
     result, said = go_on(wounded, begun, "training.tokens_per_microbatch=1024")
     (step,) = (int(line.split()[3]) for line in said if line.startswith("resuming at step "))
     assert step == wounded.saved["driver"]
-    assert (result["steps"], result["strategy"], result["workers"]) == (STEPS, "single-process", [os.getpid()])
+    assert (result["steps"], result["strategy"], result["workers"]) == (
+        STEPS,
+        "single-process",
+        [os.getpid()],
+    )
     run_dir = begun / "ray-wounded"
     assert steps_of(run_dir) == list(range(1, STEPS + 1))
     ours, theirs = comparable(run_dir), comparable(unbroken)
-    assert [line for line in ours if line["step"] <= step] == [line for line in theirs if line["step"] <= step]
+    assert [line for line in ours if line["step"] <= step] == [
+        line for line in theirs if line["step"] <= step
+    ]
     # Dropout draws other numbers from there on: the same in distribution.
     assert ours[-1]["eval/nll"] == pytest.approx(theirs[-1]["eval/nll"], abs=0.2)
 
 
-# --- what would only happen again -------------------------------------------------------------------------------
+# --- what would only happen again -----------------------------------------------------------------
 
 
 @pytest.mark.long
-def test_a_loss_that_is_no_number_ends_the_run_at_once(head: Head, prepared_storage: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_at_once(
+    head: Head, prepared_storage: Path, tmp_path: Path
+) -> None:
     plain = run_config(prepared_storage)
     artifact = api.prepare(plain, SILENT)
     poison = find_poison(plain, artifact)
@@ -414,7 +483,9 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(head: Head, prepared_stor
 
 
 @pytest.mark.long
-def test_a_users_mistake_that_workers_find_ends_the_run_at_once(head: Head, prepared_storage: Path) -> None:
+def test_a_users_mistake_that_workers_find_ends_the_run_at_once(
+    head: Head, prepared_storage: Path
+) -> None:
     config = write_config(prepared_storage, "ray-mistaken", adapter={"targets": ["nope_proj"]})
     ended = run(config, environment=head.environment)
     line = complaint(ended, 2)
@@ -422,23 +493,32 @@ def test_a_users_mistake_that_workers_find_ends_the_run_at_once(head: Head, prep
     assert not any("retries left" in line for line in ended.said)
 
 
-def test_a_stop_while_workers_start_ends_the_command_and_frees_the_cluster(head: Head, prepared_storage: Path) -> None:
+def test_a_stop_while_workers_start_ends_the_command_and_frees_the_cluster(
+    head: Head, prepared_storage: Path
+) -> None:
     command = Command(write_config(prepared_storage, "ray-hasty"), environment=head.environment)
     command.wait_until(lambda: "starting 2 workers" in command.said(), "the workers' start")
     command.send(SIGINT)
     line = complaint(command.end(), 4)
-    assert line == "orpo-ray: stopped; the same command goes on from the last checkpoint, if there is one"
+    assert (
+        line
+        == "orpo-ray: stopped; the same command goes on from the last checkpoint, if there is one"
+    )
     assert not (prepared_storage / "ray-hasty" / "metrics.jsonl").exists()
     assert head.free_cpus() == 2
 
 
 @pytest.mark.long
-def test_a_controller_killed_while_workers_start_leaves_room_for_the_next(head: Head, prepared_storage: Path) -> None:
+def test_a_controller_killed_while_workers_start_leaves_room_for_the_next(
+    head: Head, prepared_storage: Path
+) -> None:
     """Its workers have not said a word yet, and the cluster has no CPU beside theirs."""
     training = {"max_steps": 4, "eval_every": 4, "checkpoint_every": 4}
     config = write_config(prepared_storage, "ray-orphans", training=training)
     command = Command(config, environment=head.environment)
-    command.wait_until(lambda: "RayTrainWorker" in head.processes.actors(), "the first worker's process")
+    command.wait_until(
+        lambda: "RayTrainWorker" in head.processes.actors(), "the first worker's process"
+    )
     assert last_step(prepared_storage / "ray-orphans") < 0
     os.kill(head.processes.pid_of_actor("TrainController"), SIGKILL)
     ended = command.end()
@@ -449,7 +529,8 @@ def test_a_controller_killed_while_workers_start_leaves_room_for_the_next(head: 
 
 ASKED = {
     "scale.workers=64": "64 workers with 1 CPU each were asked for, but there is room for 2",
-    "scale.gpus_per_worker=1": "2 workers with 1 CPU and 1 GPU each were asked for, but there is room for 0",
+    "scale.gpus_per_worker=1": "2 workers with 1 CPU and 1 GPU each were asked for, but there is "
+    "room for 0",
 }
 ASK = """
 import sys
@@ -459,12 +540,17 @@ print(codes, sorted({"torch", "transformers"} & sys.modules.keys()))
 """
 
 
-def test_more_than_the_cluster_has_is_refused_before_anything_is_loaded(head: Head, prepared_storage: Path) -> None:
+def test_more_than_the_cluster_has_is_refused_before_anything_is_loaded(
+    head: Head, prepared_storage: Path
+) -> None:
     config = write_config(prepared_storage, "ray-greedy")
     done = subprocess.run(
         [sys.executable, "-c", ASK, str(config), *ASKED],
-        env={**ENVIRONMENT, **head.environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env={**ENVIRONMENT, **head.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout == "[3, 3] []\n", done.stderr
     complaints = [line for line in done.stderr.splitlines() if line.startswith("orpo-ray: ")]
     for complaint_of_one, asked in zip(complaints, ASKED.values(), strict=True):
@@ -472,7 +558,7 @@ def test_more_than_the_cluster_has_is_refused_before_anything_is_loaded(head: He
     assert not (prepared_storage / "ray-greedy").exists()
 
 
-# --- reference log-probs by actors, on a cluster that is joined -------------------------------------------------
+# --- reference log-probs by actors, on a cluster that is joined -----------------------------------
 
 
 @dataclass(frozen=True)
@@ -504,9 +590,14 @@ def dpo(head: Head, prepared_storage: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.long
-def test_actors_compute_the_references_that_one_process_would(dpo: Dpo, prepared_storage: Path) -> None:
+def test_actors_compute_the_references_that_one_process_would(
+    dpo: Dpo, prepared_storage: Path
+) -> None:
     said = dpo.killed.said
-    assert any(line.startswith("reference log-probs: computing them once for 36 pairs, by 2 actors") for line in said)
+    assert any(
+        line.startswith("reference log-probs: computing them once for 36 pairs, by 2 actors")
+        for line in said
+    )
     (cached,) = dpo.references.iterdir()
     by_actors = load_file(cached)["log_probs"]
     tree = settings(
@@ -558,12 +649,16 @@ def test_ray_train_brings_a_single_worker_to_the_end(dpo: Dpo) -> None:
 
 @pytest.mark.long
 def test_verbose_shows_what_ray_has_to_say(dpo: Dpo) -> None:
-    assert any("pid=" in line or "ray" in line.lower().split("reused")[0] for line in dpo.finished.said)
+    assert any(
+        "pid=" in line or "ray" in line.lower().split("reused")[0] for line in dpo.finished.said
+    )
     shown = set(dpo.finished.said) - set(dpo.killed.said)
-    assert any("Ray" in line or "(TrainController" in line or "(RayTrainWorker" in line for line in shown)
+    assert any(
+        "Ray" in line or "(TrainController" in line or "(RayTrainWorker" in line for line in shown
+    )
 
 
-# --- real pairs -------------------------------------------------------------------------------------------------
+# --- real pairs -----------------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -573,10 +668,16 @@ def test_real_pairs_on_two_workers(head: Head, shared_data: Path, tmp_path: Path
 
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind_chatml_6400")
     shape = LlamaConfig(
-        vocab_size=6400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=6400,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     torch.manual_seed(0)
     LlamaForCausalLM(shape).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -611,5 +712,8 @@ def test_real_pairs_on_two_workers(head: Head, shared_data: Path, tmp_path: Path
     losses = [line["train/loss"] for line in metrics if "train/loss" in line]
     assert len(losses) == 6 and losses[-1] < losses[0]
     (artifact,) = (tmp_path / "artifacts").glob("*/artifact.json")
-    sources = {source["source"]: source for source in json.loads(artifact.read_text(encoding="utf-8"))["sources"]}
+    sources = {
+        source["source"]: source
+        for source in json.loads(artifact.read_text(encoding="utf-8"))["sources"]
+    }
     assert all(sources[key]["kept"] > 50 for key in sources) and len(sources) == 2

@@ -1,7 +1,8 @@
-"""A real search that loses a worker and its driver, in which one trial fails and others are given up.
+"""A real search that loses a worker and its driver, in which one trial fails and others are given
+up.
 
-Each trial is a whole run under Ray Train, with NF4 and LoRA; two run at once. Starts are dear, so that one search is
-wounded in every way, and the tests look at what it left behind.
+Each trial is a whole run under Ray Train, with NF4 and LoRA; two run at once. Starts are dear, so
+that one search is wounded in every way, and the tests look at what it left behind.
 """
 
 import json
@@ -63,7 +64,9 @@ def write_config(storage: Path, name: str, trials: int = TRIALS, **sections: Any
     search = {"space": SPACE, "trials": trials, "searcher": "random"}
     common = {"objective": {"kind": "dpo"}, "scale": SCALE, "training": training, "search": search}
     path = storage / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(settings(storage, name, **{**common, **sections})), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(settings(storage, name, **{**common, **sections})), encoding="utf-8"
+    )
     return path
 
 
@@ -73,7 +76,9 @@ def log(folder: Path, number: int) -> str:
 
 def begun(folder: Path) -> list[int]:
     """How often the workers of each trial were started."""
-    return [log(folder, number).count("starting 1 worker under Ray Train") for number in range(TRIALS)]
+    return [
+        log(folder, number).count("starting 1 worker under Ray Train") for number in range(TRIALS)
+    ]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -129,10 +134,16 @@ def searched(storage: Path) -> Searched:
     first.send(SIGKILL)
     first.release()
     wait_until(lambda: not first.processes.actors(), "the end of what a dead driver had started")
-    at_kill, begun_at_kill, workers_of_last = read(folder), begun(folder), worker_pids(folder / "trials" / "003")
+    at_kill, begun_at_kill, workers_of_last = (
+        read(folder),
+        begun(folder),
+        worker_pids(folder / "trials" / "003"),
+    )
     command = Command(config, "--json", command="tune")
     last = folder / "trials" / "003"
-    command.wait_until(lambda: command.hold() and worker_pids(last) != workers_of_last, "the last trial's workers")
+    command.wait_until(
+        lambda: command.hold() and worker_pids(last) != workers_of_last, "the last trial's workers"
+    )
     os.kill(processes_of_trials(command).pop(), SIGKILL)
     command.release()
     ended = command.end()
@@ -141,7 +152,17 @@ def searched(storage: Path) -> Searched:
     assert ended.code == 0, ended.said
     made = set((storage / "artifacts").iterdir()) - artifacts
     return Searched(
-        folder, killed, ended, at_kill, begun_at_kill, read(folder), workers, running, freed, processes, len(made)
+        folder,
+        killed,
+        ended,
+        at_kill,
+        begun_at_kill,
+        read(folder),
+        workers,
+        running,
+        freed,
+        processes,
+        len(made),
     )
 
 
@@ -158,7 +179,9 @@ def test_the_search_ends_with_every_trial_and_an_outcome(searched: Searched) -> 
 
 def test_a_trial_whose_worker_is_killed_goes_on(searched: Searched) -> None:
     assert "going on from the last checkpoint" in searched.log(0)
-    assert [each["step"] for each in searched.trial(0)["evaluations"]] == list(range(0, STEPS + 1, RUNG))
+    assert [each["step"] for each in searched.trial(0)["evaluations"]] == list(
+        range(0, STEPS + 1, RUNG)
+    )
 
 
 def test_a_failed_trial_tells_why_and_the_others_go_on(searched: Searched) -> None:
@@ -174,7 +197,9 @@ def test_a_trial_that_is_given_up_frees_its_workers_while_others_run(searched: S
     assert searched.at_kill["trials"][3]["evaluations"]
 
 
-def test_a_trial_begins_in_the_process_of_one_that_has_ended_or_was_given_up(searched: Searched) -> None:
+def test_a_trial_begins_in_the_process_of_one_that_has_ended_or_was_given_up(
+    searched: Searched,
+) -> None:
     before, after = searched.processes_of_trials
     assert len(before) == 2 and after == before
 
@@ -199,7 +224,9 @@ def test_a_killed_search_keeps_what_has_ended_and_goes_on_with_the_rest(searched
     assert drawn == [trial["values"] for trial in searched.record["trials"]][: len(drawn)]
 
 
-def test_pairs_are_prepared_and_reference_log_probs_computed_once(searched: Searched, storage: Path) -> None:
+def test_pairs_are_prepared_and_reference_log_probs_computed_once(
+    searched: Searched, storage: Path
+) -> None:
     assert searched.artifacts_made <= 1, "tests before this one may have prepared the same pairs"
     assert len(list((storage / "references").iterdir())) == 1
     computed = [line for line in searched.ended.said if "reference log-probs: computing" in line]
@@ -209,7 +236,9 @@ def test_pairs_are_prepared_and_reference_log_probs_computed_once(searched: Sear
 
 
 def test_every_trial_follows_the_schedule_of_a_whole_run(searched: Searched) -> None:
-    """The rate at a step, as a share of the trial's own, is that of the trial that was trained to the end."""
+    """The rate at a step, as a share of the trial's own, is that of the trial that was trained to
+    the end.
+    """
 
     def shares(number: int) -> list[float]:
         rate = searched.trial(number)["values"]["training.learning_rate"]
@@ -227,7 +256,9 @@ def test_every_trial_follows_the_schedule_of_a_whole_run(searched: Searched) -> 
 def test_the_best_config_trains_what_the_best_trial_trained(searched: Searched) -> None:
     best = yaml.safe_load(Path(searched.record["outcome"]["config"]).read_text(encoding="utf-8"))
     assert best["name"] == "searched-best"
-    assert best["training"]["learning_rate"] == searched.trial(0)["values"]["training.learning_rate"]
+    assert (
+        best["training"]["learning_rate"] == searched.trial(0)["values"]["training.learning_rate"]
+    )
     assert "search" not in best
 
 
@@ -243,14 +274,19 @@ def test_a_finished_search_is_shown_again_by_the_same_command(
 @pytest.mark.long
 def test_a_trial_may_take_several_workers_and_its_search_be_told_to_stop(storage: Path) -> None:
     scale = {"workers": 2, "cpus_per_worker": 0.5, "deepspeed": {"stage": 2}}
-    config = write_config(storage, "stopped", objective={"kind": "orpo"}, scale={**SCALE, **scale}, trials=1)
+    config = write_config(
+        storage, "stopped", objective={"kind": "orpo"}, scale={**SCALE, **scale}, trials=1
+    )
     folder = storage / "stopped" / "search"
     command = Command(config, command="tune")
     command.wait_until(lambda: steps_of(folder, 0), "the first trial's start")
     command.send(SIGTERM)
     ended = command.end()
     assert ended.code == 4 and not ended.left
-    assert ended.said[-1] == "orpo-ray: stopped; the same command keeps finished trials and goes on with the others"
+    assert (
+        ended.said[-1]
+        == "orpo-ray: stopped; the same command keeps finished trials and goes on with the others"
+    )
     assert read(folder)["status"] == "stopped"
     run = json.loads((folder / "trials" / "000" / "run.json").read_text(encoding="utf-8"))
     assert len(set(run["workers"])) == 2 and run["strategy"] == "deepspeed-zero-2"

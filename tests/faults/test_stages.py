@@ -24,14 +24,19 @@ pytestmark = pytest.mark.slow
 WEIGHTS = "adapter_model.safetensors"
 STAGES: list[dict[str, Any]] = [
     {"objective": {"kind": "sft"}, "training": {"max_steps": 4}},
-    {"objective": {"kind": "dpo", "beta": 0.1}, "training": {"max_steps": 8, "learning_rate": 5e-4}},
+    {
+        "objective": {"kind": "dpo", "beta": 0.1},
+        "training": {"max_steps": 8, "learning_rate": 5e-4},
+    },
 ]
 KILLED_AT = 6
 """A step that only the second stage has."""
 
 
 def write_config(storage: Path, name: str) -> Path:
-    tree = settings(storage, name, training={"max_steps": 4, "checkpoint_every": 4, "eval_every": 4})
+    tree = settings(
+        storage, name, training={"max_steps": 4, "checkpoint_every": 4, "eval_every": 4}
+    )
     path = storage / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**tree, "stages": STAGES}), encoding="utf-8")
     return path
@@ -56,7 +61,10 @@ def files_of(folder: Path) -> dict[str, int]:
 def runs(shell: Callable[..., Done], killed_runs: KilledRuns, prepared_storage: Path) -> Pair:
     done = shell("train", write_config(prepared_storage, "staged"), "--json")
     assert done.code == 0, done.err
-    config, folder = write_config(prepared_storage, "staged-killed"), prepared_storage / "staged-killed"
+    config, folder = (
+        write_config(prepared_storage, "staged-killed"),
+        prepared_storage / "staged-killed",
+    )
     assert killed_runs.run(Job(str(config), "report", KILLED_AT)) == -SIGKILL
     at_kill = files_of(folder / "1-sft")
     again = shell("train", config, "--json")
@@ -67,14 +75,20 @@ def runs(shell: Callable[..., Done], killed_runs: KilledRuns, prepared_storage: 
 def test_each_stage_has_metrics_and_checkpoints_of_its_own(runs: Pair) -> None:
     for stage, steps in (("1-sft", 4), ("2-dpo", 8)):
         folder = runs.unbroken / stage
-        assert [line["step"] for line in read_metrics(folder) if "train/loss" in line] == list(range(1, steps + 1))
+        assert [line["step"] for line in read_metrics(folder) if "train/loss" in line] == list(
+            range(1, steps + 1)
+        )
         assert (folder / "checkpoints" / f"step-{steps:06d}").is_dir()
 
 
-def test_the_second_stage_starts_from_the_first_ones_adapter_which_is_its_reference(runs: Pair) -> None:
+def test_the_second_stage_starts_from_the_first_ones_adapter_which_is_its_reference(
+    runs: Pair,
+) -> None:
     first, second = (read_metrics(runs.unbroken / stage) for stage in ("1-sft", "2-dpo"))
     numbers = ("eval/accuracy", "eval/margin", "eval/nll")
-    assert [second[0][name] for name in numbers] == pytest.approx([first[-1][name] for name in numbers], abs=1e-6)
+    assert [second[0][name] for name in numbers] == pytest.approx(
+        [first[-1][name] for name in numbers], abs=1e-6
+    )
     # Where policy and reference are the same, DPO's loss is log 2; dropout moves it a little.
     assert second[1]["train/loss"] == pytest.approx(0.6931, abs=0.02)
 
@@ -89,10 +103,17 @@ def test_the_whole_run_leaves_what_an_ordinary_one_leaves(runs: Pair) -> None:
 
 
 def test_killed_in_its_second_stage_the_run_goes_on_there(runs: Pair) -> None:
-    assert any(line.startswith("stage 1 of 2: sft") and line.endswith("1-sft, done before") for line in runs.done.said)
-    assert [line for line in runs.done.said if "resuming at step" in line] == ["resuming at step 4 of 8"]
+    assert any(
+        line.startswith("stage 1 of 2: sft") and line.endswith("1-sft, done before")
+        for line in runs.done.said
+    )
+    assert [line for line in runs.done.said if "resuming at step" in line] == [
+        "resuming at step 4 of 8"
+    ]
     assert files_of(runs.killed / "1-sft") == runs.first_stage_at_kill
-    expected, found = (load_file(folder / "adapter" / WEIGHTS) for folder in (runs.unbroken, runs.killed))
+    expected, found = (
+        load_file(folder / "adapter" / WEIGHTS) for folder in (runs.unbroken, runs.killed)
+    )
     assert all((expected[name] == found[name]).all() for name in expected)
     assert comparable(runs.killed / "2-dpo") == comparable(runs.unbroken / "2-dpo")
 
@@ -106,7 +127,10 @@ def test_a_finished_run_in_stages_is_not_run_again(runs: Pair) -> None:
 
 def test_another_setting_of_a_stage_that_was_trained_is_refused(runs: Pair) -> None:
     config = runs.unbroken.parent / "staged.yaml"
-    with pytest.raises(ConfigError, match=r"stages\.1\.objective\.beta: 0\.2 here, but run staged was made with 0\.1"):
+    with pytest.raises(
+        ConfigError,
+        match=r"stages\.1\.objective\.beta: 0\.2 here, but run staged was made with 0\.1",
+    ):
         api.train(load_config(config, ["stages.1.objective.beta=0.2"]))
 
 

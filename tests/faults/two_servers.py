@@ -19,7 +19,9 @@ _QUICK_TO_NOTICE = {
 """So that Ray notices within seconds that a server is gone."""
 
 
-def train_and_lose_one(config: Path, step: int, *cache: Path, environment: Mapping[str, str] = ENVIRONMENT) -> Any:
+def train_and_lose_one(
+    config: Path, step: int, *cache: Path, environment: Mapping[str, str] = ENVIRONMENT
+) -> Any:
     """What `lost_server.py` tells: the result, and what was announced."""
     done = subprocess.run(
         [sys.executable, str(_SCRIPT), str(config), str(step), *map(str, cache)],

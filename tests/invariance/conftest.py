@@ -1,4 +1,6 @@
-"""Prepared pairs that every test of this folder may train on, and what runs of several workers share."""
+"""Prepared pairs that every test of this folder may train on, and what runs of several workers
+share.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lower half of the demo's base: as good as the whole for sums that must agree, and twice as fast."""
+    """The lower half of the demo's base: as good as the whole for sums that must agree, and twice
+    as fast.
+    """
     folder = tmp_path_factory.mktemp("base")
     model = AutoModelForCausalLM.from_pretrained(BASE)
     model.model.layers = model.model.layers[:2]
@@ -32,7 +36,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return write_pairs(tmp_path_factory.mktemp("prepared"), demo_pairs("train", TRAIN), demo_pairs("h1", EVAL))
+    return write_pairs(
+        tmp_path_factory.mktemp("prepared"), demo_pairs("train", TRAIN), demo_pairs("h1", EVAL)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +49,9 @@ def ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="module")
-def make_lab(ranks: Ranks, base: Path, prepared: Artifact, tmp_path_factory: pytest.TempPathFactory) -> MakeLab:
+def make_lab(
+    ranks: Ranks, base: Path, prepared: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> MakeLab:
     def make(base: Path = base, artifact: Artifact = prepared) -> Lab:
         return Lab(ranks, tmp_path_factory.mktemp("runs"), base, artifact)
 

@@ -25,7 +25,11 @@ PLANTS = Path(__file__).with_name("plants.py")
 STRATEGIES = ("ddp", "zero-0", "zero-1", "zero-2", "zero-3")
 PLAIN: dict[str, Any] = {"model": {"quantization": "none"}}
 FULL: dict[str, Any] = {**PLAIN, "adapter": {"kind": "none"}}
-DPO: dict[str, Any] = {**PLAIN, "objective": {"kind": "dpo", "beta": 0.5}, "training": {"max_grad_norm": 2.0}}
+DPO: dict[str, Any] = {
+    **PLAIN,
+    "objective": {"kind": "dpo", "beta": 0.5},
+    "training": {"max_grad_norm": 2.0},
+}
 """Its gradients are between 1 and 6: clipped at first, then no more."""
 
 
@@ -39,7 +43,9 @@ class Cell(NamedTuple):
     layout: str = "auto"
 
     def __str__(self) -> str:
-        return f"{self.workers}x{self.packs}-{self.strategy}" + (f"-{self.layout}" if self.layout != "auto" else "")
+        return f"{self.workers}x{self.packs}-{self.strategy}" + (
+            f"-{self.layout}" if self.layout != "auto" else ""
+        )
 
 
 ALONE = Cell(1, 1, "ddp")
@@ -52,7 +58,9 @@ GRID = [
 
 @dataclass
 class Lab:
-    """Runs jobs together, in processes that are forks of one, and keeps what came of them by the name of the run."""
+    """Runs jobs together, in processes that are forks of one, and keeps what came of them by the
+    name of the run.
+    """
 
     ranks: Ranks
     root: Path
@@ -64,11 +72,18 @@ class Lab:
     cells: list[Cell] = field(default_factory=list)
 
     def config(
-        self, name: str, workers: int = 1, strategy: str = "ddp", packs: int = 1, steps: int = STEPS, **sections: Any
+        self,
+        name: str,
+        workers: int = 1,
+        strategy: str = "ddp",
+        packs: int = 1,
+        steps: int = STEPS,
+        **sections: Any,
     ) -> RunConfig:
         """A run that takes `packs` packs a rank in every step; no dropout unless it is asked for.
 
-        Activations are kept, as no memory has to be measured then: a third of what so short a run takes.
+        Activations are kept, as no memory has to be measured then: a third of what so short a run
+        takes.
         """
         training = {
             "pairs_per_step": PAIRS_PER_STEP,
@@ -100,7 +115,9 @@ class Lab:
             job["plant"] = f"{PLANTS}:{job['plant']}"
         config = self.config(name, workers, *args, **kwargs)
         path = self.root / f"{len(self.jobs)}-{name}.yaml"
-        path.write_text(yaml.safe_dump(config.model_dump(mode="json", by_alias=True)), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(config.model_dump(mode="json", by_alias=True)), encoding="utf-8"
+        )
         self.jobs.append(Job(str(path), str(self.artifact.path), workers, **job))
         return name
 
@@ -109,7 +126,14 @@ class Lab:
         self.cells += cells
         training = options.pop("training", {})
         return [
-            self.add(str(c), c.workers, c.strategy, c.packs, training={**training, "layout": c.layout}, **options)
+            self.add(
+                str(c),
+                c.workers,
+                c.strategy,
+                c.packs,
+                training={**training, "layout": c.layout},
+                **options,
+            )
             for c in cells
         ]
 
@@ -120,7 +144,9 @@ class Lab:
             name = Path(job.config).stem.partition("-")[2]
             self.raised.setdefault(name, []).append(raised)
             stopped = f"StoppedError: stopped at step {job.stop_at} of" if job.stop_at else ""
-            as_asked = all(text.startswith(stopped) and bool(text) == bool(stopped) for text in raised)
+            as_asked = all(
+                text.startswith(stopped) and bool(text) == bool(stopped) for text in raised
+            )
             if not as_asked and name not in may_fail:
                 wrong[Path(job.config).stem] = raised
         assert not wrong
@@ -139,19 +165,32 @@ class Lab:
 
     def noted(self, name: str, workers: int) -> list[Any]:
         """What a plant saw, by rank."""
-        return [json.loads(self.path(name, f"noted-{rank}.json").read_text("utf-8")) for rank in range(workers)]
+        return [
+            json.loads(self.path(name, f"noted-{rank}.json").read_text("utf-8"))
+            for rank in range(workers)
+        ]
 
     def result(self, name: str) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads(self.path(name, "result.json").read_text(encoding="utf-8"))
+        result: dict[str, Any] = json.loads(
+            self.path(name, "result.json").read_text(encoding="utf-8")
+        )
         return result
 
     def state(self, name: str, step: int = STEPS) -> dict[str, Tensor]:
         return load_file(self.path(name, f"checkpoints/step-{step:06d}/state.safetensors"))
 
     def check_float32(self, name: str, workers: int, steps: int = STEPS) -> None:
-        """Live weights (as `count_updates` notes them), master weights and the result, whatever the base's format."""
-        assert [counts["formats"] for counts in self.noted(name, workers)] == [["torch.float32"]] * workers, name
-        masters = {tensor.dtype for key, tensor in self.state(name, steps).items() if key.endswith("/master")}
+        """Live weights (as `count_updates` notes them), master weights and the result, whatever the
+        base's format.
+        """
+        assert [counts["formats"] for counts in self.noted(name, workers)] == [
+            ["torch.float32"]
+        ] * workers, name
+        masters = {
+            tensor.dtype
+            for key, tensor in self.state(name, steps).items()
+            if key.endswith("/master")
+        }
         assert masters == {torch.float32}, name
         (weights,) = self.path(name, "adapter").glob("*.safetensors")
         assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float32}, name
@@ -161,9 +200,11 @@ MakeLab = Callable[..., Lab]
 
 
 def budget_of(config: RunConfig, artifact: Artifact, workers: int, packs: int) -> int:
-    """The largest token budget whose plan gives every rank so many packs in each of the first steps.
+    """The largest token budget whose plan gives every rank so many packs in each of the first
+    steps.
 
-    In forty steps of other pairs each time no budget does so in all; then a few of the later ones have another number.
+    In forty steps of other pairs each time no budget does so in all; then a few of the later ones
+    have another number.
     """
     for budget in (100_000, *range(2000, 16, -4)):
         steps = plan_run(config, artifact.train, workers, budget, layout_of(config))
@@ -173,20 +214,30 @@ def budget_of(config: RunConfig, artifact: Artifact, workers: int, packs: int) -
 
 
 def differences(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, float]:
-    """The largest difference between two runs over all steps, by metric; they must have the same ones.
+    """The largest difference between two runs over all steps, by metric; they must have the same
+    ones.
 
     Of numbers beyond 1, as DPO's gradient norms are, it is the relative difference.
     """
     assert one.keys() == other.keys()
     assert all(len(one[key]) == len(other[key]) for key in one)
     assert one["steps"] == other["steps"]
-    return {key: max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(one[key], other[key], strict=True)) for key in one}
+    return {
+        key: max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(one[key], other[key], strict=True))
+        for key in one
+    }
 
 
 def largest(
-    lab: Lab, reference: str, names: Iterable[str], only: Iterable[str] = (), besides: Iterable[str] = ()
+    lab: Lab,
+    reference: str,
+    names: Iterable[str],
+    only: Iterable[str] = (),
+    besides: Iterable[str] = (),
 ) -> float:
-    """The largest difference of some runs from another one, in all metrics but some or in some; printed for the log."""
+    """The largest difference of some runs from another one, in all metrics but some or in some;
+    printed for the log.
+    """
     only, besides = set(only), set(besides)
 
     def curves(name: str) -> dict[str, list[float]]:

@@ -34,14 +34,20 @@ def note(world: World, run_dir: Path, what: Any) -> None:
 def wrap(name: str, around: Callable[..., Any]) -> None:
     """Replace a method of the trainer; `around` gets the original one first."""
     original = getattr(PreferenceTrainer, name)
-    setattr(PreferenceTrainer, name, lambda self, *args, **kwargs: around(original, self, *args, **kwargs))
+    setattr(
+        PreferenceTrainer,
+        name,
+        lambda self, *args, **kwargs: around(original, self, *args, **kwargs),
+    )
 
 
-# --- counters -------------------------------------------------------------------------------------------------------
+# --- counters -------------------------------------------------------------------------------------
 
 
 def count_updates(world: World, run_dir: Path) -> None:
-    """Packs, optimizer steps and DDP's reductions of all gradients, over the whole run; and the weights' formats."""
+    """Packs, optimizer steps and DDP's reductions of all gradients, over the whole run; and the
+    weights' formats.
+    """
     counts: Counter[str] = Counter(packs=0, steps=0, updates=0, reductions=0)
 
     def reduce(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -68,7 +74,9 @@ def count_updates(world: World, run_dir: Path) -> None:
 
     def train(original: Any, self: PreferenceTrainer, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        formats = {str(parameter.dtype) for parameter in self.model.parameters() if parameter.requires_grad}
+        formats = {
+            str(parameter.dtype) for parameter in self.model.parameters() if parameter.requires_grad
+        }
         note(world, run_dir, {**counts, "formats": sorted(formats)})
         return result
 
@@ -84,7 +92,9 @@ def note_dropout(world: World, run_dir: Path) -> None:
 
     def step(original: Any, self: PreferenceTrainer, *args: Any, **kwargs: Any) -> Any:
         with torch.random.fork_rng(devices=[]):
-            masks[self.state.global_step + 1] = torch.nn.functional.dropout(torch.ones(64), 0.5).tolist()
+            masks[self.state.global_step + 1] = torch.nn.functional.dropout(
+                torch.ones(64), 0.5
+            ).tolist()
         note(world, run_dir, masks)
         return original(self, *args, **kwargs)
 
@@ -92,7 +102,9 @@ def note_dropout(world: World, run_dir: Path) -> None:
 
 
 def note_fetches(world: World, run_dir: Path) -> None:
-    """How often this process fetched the base, and how often before the first process of its server had it."""
+    """How often this process fetched the base, and how often before the first process of its server
+    had it.
+    """
     seen = {"fetches": 0, "loads_too_early": 0}
     fetched = run_dir / "fetched"
 
@@ -108,7 +120,7 @@ def note_fetches(world: World, run_dir: Path) -> None:
     loop.fetch_base, loading.load_base = fetch, load
 
 
-# --- faults ---------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def update_at_every_pack(world: World, run_dir: Path) -> None:
@@ -141,10 +153,14 @@ def loss_is_nan(world: World, run_dir: Path) -> None:
 
 
 def gradient_is_nan(world: World, run_dir: Path) -> None:
-    """On one rank, in one step, one value of one parameter's gradient; the loss is as it should be."""
+    """On one rank, in one step, one value of one parameter's gradient; the loss is as it should
+    be.
+    """
 
     def prepared(original: Any, self: PreferenceTrainer, *args: Any, **kwargs: Any) -> Any:
-        parameter = [parameter for parameter in self.model.parameters() if parameter.requires_grad][-1]
+        parameter = [parameter for parameter in self.model.parameters() if parameter.requires_grad][
+            -1
+        ]
 
         def spoil(gradient: Tensor) -> Tensor:
             if not _is_bad(self, world):
@@ -165,7 +181,9 @@ def _is_bad(trainer: PreferenceTrainer, world: World) -> bool:
 
 
 def _watch_failure(world: World, run_dir: Path) -> None:
-    """Note which weights and optimizer state differ after the failure from those before its step."""
+    """Note which weights and optimizer state differ after the failure from those before its
+    step.
+    """
     before: dict[str, Tensor] = {}
 
     def step(original: Any, self: PreferenceTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -178,11 +196,17 @@ def _watch_failure(world: World, run_dir: Path) -> None:
             return original(self, *args, **kwargs)
         except NonFiniteError:
             after = _everything(self)
-            changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
+            changed = [
+                name for name, tensor in before.items() if not torch.equal(tensor, after[name])
+            ]
             note(
                 world,
                 run_dir,
-                {"compared": len(before), "changed": changed, "same_names": before.keys() == after.keys()},
+                {
+                    "compared": len(before),
+                    "changed": changed,
+                    "same_names": before.keys() == after.keys(),
+                },
             )
             raise
 

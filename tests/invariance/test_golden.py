@@ -1,7 +1,8 @@
-"""Twenty losses of each objective in each layout, as they were: that all curves move together is seen here alone.
+"""Twenty losses of each objective in each layout, as they were: that all curves move together is
+seen here alone.
 
-Where a change is meant to move them, `python tests/invariance/test_golden.py` writes them anew, and the commit says
-why.
+Where a change is meant to move them, `python tests/invariance/test_golden.py` writes them anew, and
+the commit says why.
 """
 
 import json
@@ -77,9 +78,13 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.mark.parametrize(("name", "layout"), ALL, ids=lambda part: str(part))
-def test_the_curve_is_what_it_was(name: str, layout: Layout, artifact: Artifact, tmp_path: Path) -> None:
+def test_the_curve_is_what_it_was(
+    name: str, layout: Layout, artifact: Artifact, tmp_path: Path
+) -> None:
     stored = json.loads(CURVES.read_text(encoding="utf-8"))
-    assert losses(name, layout, artifact, tmp_path) == pytest.approx(stored[f"{name} {layout}"], rel=RELATIVE, abs=0)
+    assert losses(name, layout, artifact, tmp_path) == pytest.approx(
+        stored[f"{name} {layout}"], rel=RELATIVE, abs=0
+    )
 
 
 def test_every_stored_curve_is_compared_and_learns() -> None:
@@ -92,7 +97,9 @@ def write() -> None:
     """All curves, as they are now."""
     with tempfile.TemporaryDirectory() as folder:
         pairs = make_artifact(Path(folder))
-        curves = {f"{name} {layout}": losses(name, layout, pairs, Path(folder)) for name, layout in ALL}
+        curves = {
+            f"{name} {layout}": losses(name, layout, pairs, Path(folder)) for name, layout in ALL
+        }
     lines = [f"  {json.dumps(key)}: {json.dumps(curve)}" for key, curve in curves.items()]
     CURVES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 

@@ -1,4 +1,6 @@
-"""Memory settings are no settings of the result: how a step is cut, recomputed or ordered leaves the curve as it is."""
+"""Memory settings are no settings of the result: how a step is cut, recomputed or ordered leaves
+the curve as it is.
+"""
 
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -10,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import BASE, Trained, demo_pairs, layout_of, make_artifact, run_config, train_locally, write_pairs
+from support import (
+    BASE,
+    Trained,
+    demo_pairs,
+    layout_of,
+    make_artifact,
+    run_config,
+    train_locally,
+    write_pairs,
+)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
@@ -36,7 +47,9 @@ STEPS, PAIRS_PER_STEP, PAIRS = 6, 5, 22
 """The fifth step is a smaller one and ends the first epoch."""
 
 LOSS, TENSOR = 1e-6, 1e-5
-"""Relative: of every step's loss, and of the adapter's change and its gradients' moving means as whole vectors."""
+"""Relative: of every step's loss, and of the adapter's change and its gradients' moving means as
+whole vectors.
+"""
 
 BUDGETS = (100, 160, 10_000)
 OBJECTIVES: dict[str, Mapping[str, Any]] = {
@@ -51,7 +64,8 @@ QUANTIZATIONS = ("none", "nf4")
 def cases(first: Iterable[str], *kept: tuple[str, str]) -> list[Any]:
     """Each of the first with each quantisation, all but some of them for `make test-long` alone."""
     return [
-        pytest.param(*case, marks=() if case in kept else pytest.mark.long) for case in product(first, QUANTIZATIONS)
+        pytest.param(*case, marks=() if case in kept else pytest.mark.long)
+        for case in product(first, QUANTIZATIONS)
     ]
 
 
@@ -61,14 +75,22 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return make_artifact(tmp_path_factory.mktemp("few"), train=PAIRS)
 
 
-def train(storage: Path, artifact: Artifact, name: str, quantization: str = "none", **sections: Any) -> Trained:
+def train(
+    storage: Path, artifact: Artifact, name: str, quantization: str = "none", **sections: Any
+) -> Trained:
     """STEPS steps without dropout; activations are kept, so that no memory need be measured."""
-    own = {"max_steps": STEPS, "pairs_per_step": PAIRS_PER_STEP, "eval_every": STEPS, "checkpoint_every": STEPS}
+    own = {
+        "max_steps": STEPS,
+        "pairs_per_step": PAIRS_PER_STEP,
+        "eval_every": STEPS,
+        "checkpoint_every": STEPS,
+    }
     training = {**own, "gradient_checkpointing": False, **sections.pop("training", {})}
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
     model = {"quantization": quantization, **sections.pop("model", {})}
     return train_locally(
-        run_config(storage, name, model=model, training=training, adapter=adapter, **sections), artifact
+        run_config(storage, name, model=model, training=training, adapter=adapter, **sections),
+        artifact,
     )
 
 
@@ -78,13 +100,17 @@ def assert_same_curve(one: Trained, other: Trained) -> None:
     np.testing.assert_allclose(other.losses, one.losses, rtol=LOSS)
     for ours, theirs in zip(one.metrics, other.metrics, strict=True):
         names = [name for name in ours if name.startswith("eval/") or name == "train/grad_norm"]
-        np.testing.assert_allclose([theirs[n] for n in names], [ours[n] for n in names], rtol=TENSOR, atol=LOSS)
+        np.testing.assert_allclose(
+            [theirs[n] for n in names], [ours[n] for n in names], rtol=TENSOR, atol=LOSS
+        )
     assert relative_difference(state(one, "exp_avg"), state(other, "exp_avg")) < TENSOR
     assert relative_difference(one.adapter, other.adapter) < TENSOR
 
 
 def state(trained: Trained, key: str) -> dict[str, Tensor]:
-    """One key of the last checkpoint's optimizer state; exp_avg is the moving mean of the gradients."""
+    """One key of the last checkpoint's optimizer state; exp_avg is the moving mean of the
+    gradients.
+    """
     tensors = load_file(trained.run_dir / "checkpoints" / f"step-{STEPS:06d}" / "state.safetensors")
     found = {name: tensor for name, tensor in tensors.items() if name.endswith(f"/{key}")}
     assert found and any(tensor.abs().max() > 0 for tensor in found.values())
@@ -95,12 +121,20 @@ def relative_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) 
     """Length of the difference over the length, all tensors taken as one vector."""
     assert one.keys() == other.keys()
     difference = sum((one[name] - other[name]).double().square().sum() for name in one)
-    return float((difference / sum(tensor.double().square().sum() for tensor in one.values())).sqrt())
+    return float(
+        (difference / sum(tensor.double().square().sum() for tensor in one.values())).sqrt()
+    )
 
 
 @pytest.mark.parametrize(
     ("objective", "quantization"),
-    cases(OBJECTIVES, ("orpo-response", "nf4"), ("orpo-full", "none"), ("dpo", "none"), ("simpo", "nf4")),
+    cases(
+        OBJECTIVES,
+        ("orpo-response", "nf4"),
+        ("orpo-full", "none"),
+        ("dpo", "none"),
+        ("simpo", "nf4"),
+    ),
 )
 def test_the_token_budget_does_not_change_the_run(
     objective: str, quantization: str, artifact: Artifact, tmp_path: Path
@@ -108,11 +142,15 @@ def test_the_token_budget_does_not_change_the_run(
     """In all else as a user's run is, with memory measured at the start."""
     runs = [
         train(
-            tmp_path, artifact, f"budget-{budget}", quantization, objective=OBJECTIVES[objective],
+            tmp_path,
+            artifact,
+            f"budget-{budget}",
+            quantization,
+            objective=OBJECTIVES[objective],
             training={"tokens_per_microbatch": budget, "gradient_checkpointing": "auto"},
         )
         for budget in BUDGETS
-    ]  # fmt: skip
+    ]
     for other in runs[1:]:
         assert_same_curve(runs[0], other)
 
@@ -120,7 +158,10 @@ def test_the_token_budget_does_not_change_the_run(
 def test_the_budgets_do_cut_steps_differently(artifact: Artifact, tmp_path: Path) -> None:
     config = run_config(tmp_path, training={"pairs_per_step": PAIRS_PER_STEP})
     layout = layout_of(config)
-    packs = [[len(step.packs[0]) for step in plan_run(config, artifact.train, 1, budget, layout)] for budget in BUDGETS]
+    packs = [
+        [len(step.packs[0]) for step in plan_run(config, artifact.train, 1, budget, layout)]
+        for budget in BUDGETS
+    ]
     assert packs[0] == [5, 5, 5, 5, 2] * 2
     assert packs[2] == [1] * 10
     assert all(one < several <= many for many, several, one in zip(*packs, strict=True) if many > 2)
@@ -128,7 +169,13 @@ def test_the_budgets_do_cut_steps_differently(artifact: Artifact, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("objective", "quantization"),
-    cases(OBJECTIVES, ("orpo-response", "none"), ("orpo-full", "nf4"), ("dpo", "nf4"), ("simpo", "none")),
+    cases(
+        OBJECTIVES,
+        ("orpo-response", "none"),
+        ("orpo-full", "nf4"),
+        ("dpo", "nf4"),
+        ("simpo", "none"),
+    ),
 )
 def test_the_layout_does_not_change_the_run(
     objective: str, quantization: str, base: Path, artifact: Artifact, tmp_path: Path
@@ -136,18 +183,25 @@ def test_the_layout_does_not_change_the_run(
     """DPO's reference is computed in the layout of its run."""
     padded, *others = [
         train(
-            tmp_path / layout, artifact, layout, quantization, model={"base": str(base)},
-            objective=OBJECTIVES[objective], training={"tokens_per_microbatch": 400, "layout": layout},
+            tmp_path / layout,
+            artifact,
+            layout,
+            quantization,
+            model={"base": str(base)},
+            objective=OBJECTIVES[objective],
+            training={"tokens_per_microbatch": 400, "layout": layout},
         )
         for layout in (PADDED, PACKED, SHARED_PREFIX)
-    ]  # fmt: skip
+    ]
     for other in others:
         assert_same_curve(padded, other)
 
 
 @pytest.mark.parametrize(
     ("layout", "quantization"),
-    cases((PADDED, PACKED, SHARED_PREFIX), (PADDED, "none"), (PACKED, "nf4"), (SHARED_PREFIX, "nf4")),
+    cases(
+        (PADDED, PACKED, SHARED_PREFIX), (PADDED, "none"), (PACKED, "nf4"), (SHARED_PREFIX, "nf4")
+    ),
 )
 def test_recomputed_activations_do_not_change_the_run(
     layout: str, quantization: str, base: Path, artifact: Artifact, tmp_path: Path
@@ -155,11 +209,16 @@ def test_recomputed_activations_do_not_change_the_run(
     """With dropout: the recomputed forward must draw the same mask."""
     off, on = (
         train(
-            tmp_path, artifact, f"checkpointing-{on}", quantization, model={"base": str(base)},
-            training={"gradient_checkpointing": on, "layout": layout}, adapter={"dropout": 0.2},
+            tmp_path,
+            artifact,
+            f"checkpointing-{on}",
+            quantization,
+            model={"base": str(base)},
+            training={"gradient_checkpointing": on, "layout": layout},
+            adapter={"dropout": 0.2},
         )
         for on in (False, True)
-    )  # fmt: skip
+    )
     assert_same_curve(off, on)
 
 
@@ -175,7 +234,9 @@ def test_the_order_of_the_pairs_within_a_step_does_not_change_the_run(tmp_path: 
 
 
 def test_the_comparison_would_notice_a_wrong_scale(artifact: Artifact, tmp_path: Path) -> None:
-    """One part in ten thousand of the preference term is enough to fail, so the tests above are no formality."""
+    """One part in ten thousand of the preference term is enough to fail, so the tests above are no
+    formality.
+    """
     one, other = (
         train(tmp_path, artifact, f"lambda-{weight}", objective={"kind": "orpo", "lambda": weight})
         for weight in (0.5, 0.50005)
@@ -184,10 +245,19 @@ def test_the_comparison_would_notice_a_wrong_scale(artifact: Artifact, tmp_path:
         assert_same_curve(one, other)
 
 
-# --- what the host waits for ----------------------------------------------------------------------------------------
+# --- what the host waits for ----------------------------------------------------------------------
 
-READS = {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.nonzero,
-         torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__}  # fmt: skip
+READS = {
+    torch.Tensor.item,
+    torch.Tensor.tolist,
+    torch.Tensor.cpu,
+    torch.Tensor.numpy,
+    torch.Tensor.nonzero,
+    torch.Tensor.__bool__,
+    torch.Tensor.__int__,
+    torch.Tensor.__float__,
+    torch.Tensor.__index__,
+}
 """What makes the host wait for a GPU until all that it was given is done."""
 
 
@@ -198,16 +268,24 @@ class CountReads(TorchFunctionMode):
         super().__init__()
         self.count = 0
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         self.count += function in READS
         return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
-    ("layout", "quantization"), cases((PACKED, SHARED_PREFIX), (PACKED, "none"), (SHARED_PREFIX, "nf4"))
+    ("layout", "quantization"),
+    cases((PACKED, SHARED_PREFIX), (PACKED, "none"), (SHARED_PREFIX, "nf4")),
 )
 def test_the_host_waits_once_a_step_however_many_packs_there_are(
-    layout: str, quantization: str, base: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layout: str,
+    quantization: str,
+    base: Path,
+    artifact: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In padded rows transformers looks at every mask to see whether it may be left out."""
     seen: dict[int, tuple[int, int]] = {}
@@ -216,23 +294,38 @@ def test_the_host_waits_once_a_step_however_many_packs_there_are(
     def counted(self: PreferenceTrainer, model: Any, inputs: Any, *args: Any) -> Tensor:
         with CountReads() as reads, profile(activities=[ProfilerActivity.CPU]) as profiled:
             loss = original(self, model, inputs, *args)
-        # What C++ does by itself, and what Python has it do; a list of a CPU's numbers is read without any of them.
-        reading = [event for event in profiled.events() if event.name in ("aten::_local_scalar_dense", "aten::nonzero")]
+        # What C++ does by itself, and what Python has it do; a list of a CPU's numbers is read
+        # without any of them.
+        reading = [
+            event
+            for event in profiled.events()
+            if event.name in ("aten::_local_scalar_dense", "aten::nonzero")
+        ]
         seen[len(inputs.packs)] = (reads.count, len(reading))
         return loss
 
     monkeypatch.setattr(PreferenceTrainer, "training_step", counted)
     for budget in (40, 10_000):
         train(
-            tmp_path, artifact, f"budget-{budget}", quantization, model={"base": str(base)}, training={
-                "tokens_per_microbatch": budget, "layout": layout, "gradient_checkpointing": True, "max_steps": 1,
-                "warmup": 0, "eval_every": 1, "checkpoint_every": 1,
+            tmp_path,
+            artifact,
+            f"budget-{budget}",
+            quantization,
+            model={"base": str(base)},
+            training={
+                "tokens_per_microbatch": budget,
+                "layout": layout,
+                "gradient_checkpointing": True,
+                "max_steps": 1,
+                "warmup": 0,
+                "eval_every": 1,
+                "checkpoint_every": 1,
             },
-        )  # fmt: skip
+        )
     assert seen == {PAIRS_PER_STEP: (1, 0), 1: (1, 0)}
 
 
-# --- shares of packs and ranks --------------------------------------------------------------------------------------
+# --- shares of packs and ranks --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [PADDED, PACKED, SHARED_PREFIX])
@@ -248,7 +341,9 @@ def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(
     for world_size, budget in ((1, 100), (3, 100), (3, 400), (5, 100_000)):
         step = plan_run(config, artifact.train, world_size, budget, layout)[0]
         idle += sum(pack.weight == 0.0 for rank in step.packs for pack in rank)
-        assert planned_loss(model, config, artifact, layout, world_size, budget) == pytest.approx(whole, rel=LOSS)
+        assert planned_loss(model, config, artifact, layout, world_size, budget) == pytest.approx(
+            whole, rel=LOSS
+        )
     assert idle, "no rank was ever without work"
 
 
@@ -257,34 +352,50 @@ CPU = Decisions("cpu", "float32", "sdpa", PADDED, Strategy.SINGLE, False, 10_000
 
 @torch.no_grad()
 def planned_loss(
-    model: PairModel, config: RunConfig, artifact: Artifact, layout: str, world_size: int, budget: int
+    model: PairModel,
+    config: RunConfig,
+    artifact: Artifact,
+    layout: str,
+    world_size: int,
+    budget: int,
 ) -> float:
     """The loss of the first step as the sum of what all packs of all ranks contribute."""
     objective = build_objective(config.objective)
     step = plan_run(config, artifact.train, world_size, budget, layout)[0]
     lengths = artifact.train.lengths[step.pairs]
-    tokens = int(lengths[:, 1].sum() + ((lengths[:, 0] - 1).sum() if objective.nll_on == "full" else 0))
+    tokens = int(
+        lengths[:, 1].sum() + ((lengths[:, 0] - 1).sum() if objective.nll_on == "full" else 0)
+    )
     model.use_layout(layout)
     total = 0.0
     for pack in (pack for rank in step.packs for pack in rank):
-        batch = collate([artifact.train[i] for i in pack.pairs], layout, 0, score_prompt=objective.nll_on == "full")
+        batch = collate(
+            [artifact.train[i] for i in pack.pairs],
+            layout,
+            0,
+            score_prompt=objective.nll_on == "full",
+        )
         parts = loss_parts(objective, pair_logps(model(batch), batch), len(step.pairs), tokens)
         total += pack.weight * float(parts.total)
     return total
 
 
-# --- evaluation before training -------------------------------------------------------------------------------------
+# --- evaluation before training -------------------------------------------------------------------
 
 
 @pytest.fixture
 def avx512bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bitsandbytes believe that this CPU has AVX512-BF16, for which it repacks 4-bit weights when it evaluates."""
+    """Let bitsandbytes believe that this CPU has AVX512-BF16, for which it repacks 4-bit weights
+    when it evaluates.
+    """
     monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
 
 
 @pytest.mark.usefixtures("avx512bf16")
 def test_four_bit_weights_are_never_repacked_by_an_evaluation(artifact: Artifact) -> None:
-    """The repacked form has no backward and computes in bfloat16; it may not come to be on any CPU."""
+    """The repacked form has no backward and computes in bfloat16; it may not come to be on any
+    CPU.
+    """
     model = load_base(ModelConfig(base=str(BASE)), "cpu", "float32", "sdpa", trainable=False)
     assert count_quantized(model) == 28
     before = {name: weight.clone() for name, weight in four_bit_weights(model).items()}
@@ -292,11 +403,15 @@ def test_four_bit_weights_are_never_repacked_by_an_evaluation(artifact: Artifact
     for name, module in four_bit_modules(model).items():
         assert not module.support_avx512bf16_for_cpu, name
         assert not getattr(module.weight.quant_state, "packing_format_for_cpu", False), name
-    assert all(torch.equal(weight, before[name]) for name, weight in four_bit_weights(model).items())
+    assert all(
+        torch.equal(weight, before[name]) for name, weight in four_bit_weights(model).items()
+    )
 
 
 @pytest.mark.usefixtures("avx512bf16")
-def test_gradients_after_an_evaluation_are_those_of_a_model_never_evaluated(artifact: Artifact) -> None:
+def test_gradients_after_an_evaluation_are_those_of_a_model_never_evaluated(
+    artifact: Artifact,
+) -> None:
     fresh, evaluated = (gradients(artifact, evaluate_first=first) for first in (False, True))
     assert len(fresh) == 28, "lora_B of every linear layer: lora_A has none while B is zero"
     assert relative_difference(fresh, evaluated) == 0.0
@@ -311,7 +426,9 @@ def gradients(artifact: Artifact, evaluate_first: bool) -> dict[str, Tensor]:
     model.train()
     batch = collate([artifact.train[i] for i in range(4)], PADDED, 0, score_prompt=False)
     pairs = pair_logps(model(batch), batch)
-    loss_parts(build_objective(OrpoConfig()), pairs, 4, int(batch.chosen_tokens.sum())).total.backward()
+    loss_parts(
+        build_objective(OrpoConfig()), pairs, 4, int(batch.chosen_tokens.sum())
+    ).total.backward()
     return {
         name: parameter.grad
         for name, parameter in model.named_parameters()
@@ -320,7 +437,11 @@ def gradients(artifact: Artifact, evaluate_first: bool) -> dict[str, Tensor]:
 
 
 def four_bit_modules(model: torch.nn.Module) -> dict[str, bnb.nn.Linear4bit]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, bnb.nn.Linear4bit)
+    }
 
 
 def four_bit_weights(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""ORPO over real preference files with a small model and a real tokenizer: it learns, and it counts as the files do.
+"""ORPO over real preference files with a small model and a real tokenizer: it learns, and it counts
+as the files do.
 
 Some of the files are offensive: no text of theirs may reach a log or a failure message.
 """
@@ -43,7 +44,9 @@ def base(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(base: Path, source: Path, storage: Path, **training: Any) -> tuple[Summary, list[dict[str, Any]], list[str]]:
+def train(
+    base: Path, source: Path, storage: Path, **training: Any
+) -> tuple[Summary, list[dict[str, Any]], list[str]]:
     """What was prepared, the lines of metrics.jsonl, and what was announced."""
     tree = {
         "name": "real",
@@ -62,7 +65,9 @@ def train(base: Path, source: Path, storage: Path, **training: Any) -> tuple[Sum
     config = build(RunConfig, tree, {(): "test"})
     said: list[str] = []
     orpo_ray.train(config, Listener(said))
-    artifact = open_artifact(artifact_path(config.storage_dir, Run(config).facts()["identity"]["data"]))
+    artifact = open_artifact(
+        artifact_path(config.storage_dir, Run(config).facts()["identity"]["data"])
+    )
     metrics = read_metrics(config.run_dir)
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     return artifact.summary, metrics, said
@@ -72,9 +77,13 @@ def curve(metrics: list[dict[str, Any]], name: str) -> list[float]:
     return [line[name] for line in metrics if name in line]
 
 
-def test_orpo_learns_the_tone_of_real_answers(base: Path, shared_data: Path, tmp_path: Path) -> None:
+def test_orpo_learns_the_tone_of_real_answers(
+    base: Path, shared_data: Path, tmp_path: Path
+) -> None:
     source = shared_data / "rasbt_instruction_preference.json"
-    summary, metrics, said = train(base, source, tmp_path, max_steps=40, pairs_per_step=16, eval_every=40)
+    summary, metrics, said = train(
+        base, source, tmp_path, max_steps=40, pairs_per_step=16, eval_every=40
+    )
     assert (summary.read, summary.bad, summary.duplicates) == (798, {"identical": 5}, 0)
     assert summary.train + summary.eval + summary.overlong == 793
     assert any("held out for evaluation" in line for line in said)
@@ -90,7 +99,9 @@ def test_orpo_learns_the_tone_of_real_answers(base: Path, shared_data: Path, tmp
 
 def test_orpo_over_anthropic_dialogues(base: Path, shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "hh_harmless_train.jsonl.gz"
-    summary, metrics, said = train(base, source, tmp_path, max_steps=4, pairs_per_step=8, eval_every=4)
+    summary, metrics, said = train(
+        base, source, tmp_path, max_steps=4, pairs_per_step=8, eval_every=4
+    )
     assert summary.read == 1189
     assert summary.bad == {"different-prompts": 3, "empty-chosen": 2}
     assert summary.train + summary.eval + summary.overlong == 1184

@@ -1,4 +1,6 @@
-"""The reference of DPO and IPO is the model as training starts, computed once for all runs that share it."""
+"""The reference of DPO and IPO is the model as training starts, computed once for all runs that
+share it.
+"""
 
 import math
 from pathlib import Path
@@ -15,15 +17,30 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from orpo_ray.data.store import Artifact, PairTable
 
 DPO = {"kind": "dpo"}
-COMPUTED, REUSED = "reference log-probs: computing them once for 36 pairs", "reference log-probs: reused from"
+COMPUTED, REUSED = (
+    "reference log-probs: computing them once for 36 pairs",
+    "reference log-probs: reused from",
+)
 
 
-def train(storage: Path, artifact: Artifact, name: str, objective: dict[str, Any], **sections: Any) -> Trained:
-    """Two steps without dropout unless it is asked for; activations are kept, so that no memory need be measured."""
+def train(
+    storage: Path, artifact: Artifact, name: str, objective: dict[str, Any], **sections: Any
+) -> Trained:
+    """Two steps without dropout unless it is asked for; activations are kept, so that no memory
+    need be measured.
+    """
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
-    training = {"max_steps": 2, "pairs_per_step": 4, "eval_every": 2, "checkpoint_every": 2, "warmup": 0}
+    training = {
+        "max_steps": 2,
+        "pairs_per_step": 4,
+        "eval_every": 2,
+        "checkpoint_every": 2,
+        "warmup": 0,
+    }
     training["gradient_checkpointing"] = False
-    config = run_config(storage, name, objective=objective, adapter=adapter, training=training, **sections)
+    config = run_config(
+        storage, name, objective=objective, adapter=adapter, training=training, **sections
+    )
     return train_locally(config, artifact)
 
 
@@ -37,7 +54,7 @@ def cached(storage: Path) -> list[Path]:
     return sorted((storage / "references").iterdir())
 
 
-# --- implicit rewards start at zero ---------------------------------------------------------------------------------
+# --- implicit rewards start at zero ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -51,21 +68,34 @@ def cached(storage: Path) -> list[Path]:
     ],
 )
 def test_the_first_loss_is_that_of_implicit_rewards_of_zero(
-    start: str, objective: dict[str, Any], expected: float, artifact: Artifact, sft: Path, tmp_path: Path
+    start: str,
+    objective: dict[str, Any],
+    expected: float,
+    artifact: Artifact,
+    sft: Path,
+    tmp_path: Path,
 ) -> None:
-    adapter: dict[str, Any] = {"fresh": {}, "fresh-dora": {"dora": True}, "sft": {"init_from": str(sft)}}[start]
+    adapter: dict[str, Any] = {
+        "fresh": {},
+        "fresh-dora": {"dora": True},
+        "sft": {"init_from": str(sft)},
+    }[start]
     trained = train(tmp_path, artifact, "aligned", objective, adapter=adapter)
     assert trained.losses[0] == pytest.approx(expected, abs=1e-6)
     assert trained.losses[-1] != pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
-def test_it_is_so_under_every_quantisation(quantization: str, artifact: Artifact, tmp_path: Path) -> None:
+def test_it_is_so_under_every_quantisation(
+    quantization: str, artifact: Artifact, tmp_path: Path
+) -> None:
     trained = train(tmp_path, artifact, "aligned", DPO, model={"quantization": quantization})
     assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_the_reference_is_the_sft_adapter_and_not_the_base(artifact: Artifact, sft: Path, tmp_path: Path) -> None:
+def test_the_reference_is_the_sft_adapter_and_not_the_base(
+    artifact: Artifact, sft: Path, tmp_path: Path
+) -> None:
     """Against log-probs that transformers and PEFT compute alone, pair by pair from full logits."""
     train(tmp_path, artifact, "aligned", DPO, adapter={"init_from": str(sft)})
     (file,) = cached(tmp_path)
@@ -77,19 +107,31 @@ def test_the_reference_is_the_sft_adapter_and_not_the_base(artifact: Artifact, s
     assert np.abs(reference - without).max() > 0.05
 
 
-def test_dropout_does_not_disturb_a_start_from_an_adapter(artifact: Artifact, sft: Path, tmp_path: Path) -> None:
+def test_dropout_does_not_disturb_a_start_from_an_adapter(
+    artifact: Artifact, sft: Path, tmp_path: Path
+) -> None:
     """Neither the start-up check of the head nor the reference may run with dropout on."""
     for name, dropout in (("without", 0.0), ("with", 0.5)):
-        train(tmp_path / name, artifact, "aligned", DPO, adapter={"init_from": str(sft), "dropout": dropout})
-    without, with_dropout = (load_file(cached(tmp_path / name)[0])["log_probs"] for name in ("without", "with"))
+        train(
+            tmp_path / name,
+            artifact,
+            "aligned",
+            DPO,
+            adapter={"init_from": str(sft), "dropout": dropout},
+        )
+    without, with_dropout = (
+        load_file(cached(tmp_path / name)[0])["log_probs"] for name in ("without", "with")
+    )
     np.testing.assert_array_equal(without, with_dropout)
 
 
-# --- computed once --------------------------------------------------------------------------------------------------
+# --- computed once --------------------------------------------------------------------------------
 
 
 def computed(trained: Trained) -> bool:
-    """Whether the run computed its reference log-probs; it announces that, or that it found them."""
+    """Whether the run computed its reference log-probs; it announces that, or that it found
+    them.
+    """
     said = [line for line in trained.said if line.startswith("reference log-probs")]
     assert len(said) == 1
     assert said[0] == COMPUTED or said[0].startswith(REUSED)
@@ -97,14 +139,18 @@ def computed(trained: Trained) -> bool:
 
 
 def test_runs_that_share_a_reference_compute_it_once(artifact: Artifact, tmp_path: Path) -> None:
-    """Another beta, another objective, another rate and another rank leave the reference as it is."""
+    """Another beta, another objective, another rate and another rank leave the reference as it
+    is.
+    """
     assert computed(train(tmp_path, artifact, "first", DPO))
     assert not computed(train(tmp_path, artifact, "second", {"kind": "dpo", "beta": 0.3}))
     assert not computed(train(tmp_path, artifact, "third", {"kind": "ipo"}, adapter={"r": 4}))
     assert len(cached(tmp_path)) == 1
 
 
-def test_what_changes_the_reference_has_it_computed_again(artifact: Artifact, sft: Path, tmp_path: Path) -> None:
+def test_what_changes_the_reference_has_it_computed_again(
+    artifact: Artifact, sft: Path, tmp_path: Path
+) -> None:
     assert computed(train(tmp_path, artifact, "first", DPO))
     other_data = make_artifact(tmp_path / "other", train=35)
     changed: list[dict[str, Any]] = [
@@ -132,23 +178,32 @@ def test_a_damaged_cache_is_announced_and_made_again(artifact: Artifact, tmp_pat
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     second = train(tmp_path, artifact, "second", DPO)
-    assert any(line.startswith(f"the cached reference log-probs {file.name} are damaged") for line in second.said)
+    assert any(
+        line.startswith(f"the cached reference log-probs {file.name} are damaged")
+        for line in second.said
+    )
     assert computed(second)
     assert second.losses == first.losses
     assert [path.read_bytes() for path in cached(tmp_path)] == [whole]
 
 
-# --- the result, seen from outside ----------------------------------------------------------------------------------
+# --- the result, seen from outside ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("quantization", "adapter"), [("none", {}), ("nf4", {}), ("none", {"dora": True}), ("none", {"kind": "none"})]
+    ("quantization", "adapter"),
+    [("none", {}), ("nf4", {}), ("none", {"dora": True}), ("none", {"kind": "none"})],
 )
 def test_plain_peft_loads_the_result_and_finds_the_same_log_probs(
     quantization: str, adapter: dict[str, Any], artifact: Artifact, tmp_path: Path
 ) -> None:
     trained = train(
-        tmp_path, artifact, "trained", {"kind": "orpo"}, model={"quantization": quantization}, adapter=adapter
+        tmp_path,
+        artifact,
+        "trained",
+        {"kind": "orpo"},
+        model={"quantization": quantization},
+        adapter=adapter,
     )
     folder = trained.run_dir / "adapter"
     if adapter.get("kind") == "none":
@@ -162,14 +217,22 @@ def test_plain_peft_loads_the_result_and_finds_the_same_log_probs(
     assert reported["eval/rejected_logp"] == pytest.approx(means[:, 1].mean(), rel=1e-5)
     assert reported["eval/accuracy"] == (means[:, 0] > means[:, 1]).mean()
     before = trained.metrics[0]
-    assert before["eval/chosen_logp"] != pytest.approx(reported["eval/chosen_logp"], rel=1e-3), "nothing was learned"
+    assert before["eval/chosen_logp"] != pytest.approx(reported["eval/chosen_logp"], rel=1e-3), (
+        "nothing was learned"
+    )
 
 
 def plain_base(quantization: str) -> PreTrainedModel:
-    """The demo base as anybody would load it, but for the repacking that would change it on some CPUs."""
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    """The demo base as anybody would load it, but for the repacking that would change it on some
+    CPUs.
+    """
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
     config = nf4 if quantization == "nf4" else None
-    model = AutoModelForCausalLM.from_pretrained(BASE, quantization_config=config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        BASE, quantization_config=config, dtype=torch.float32
+    )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -185,6 +248,8 @@ def plain_log_probs(model: torch.nn.Module, table: PairTable) -> np.ndarray:
         for side, answer in enumerate((pair.chosen, pair.rejected)):
             ids = torch.from_numpy(np.concatenate([pair.prompt, answer]).astype(np.int64))
             log_probs = model(input_ids=ids[None]).logits[0].float().log_softmax(-1)
-            predicted = log_probs[len(pair.prompt) - 1 : -1].gather(-1, ids[len(pair.prompt) :, None])
+            predicted = log_probs[len(pair.prompt) - 1 : -1].gather(
+                -1, ids[len(pair.prompt) :, None]
+            )
             sums[index, side] = predicted.sum().item()
     return sums

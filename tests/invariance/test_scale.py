@@ -1,4 +1,6 @@
-"""Number of workers, packs and strategy change nothing but speed: one curve, however it is computed."""
+"""Number of workers, packs and strategy change nothing but speed: one curve, however it is
+computed.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lab import ALONE, DPO, EVAL, FULL, GRID, PLAIN, STEPS, STRATEGIES, TOLERANCE, Cell, Lab, MakeLab, largest
+from lab import (
+    ALONE,
+    DPO,
+    EVAL,
+    FULL,
+    GRID,
+    PLAIN,
+    STEPS,
+    STRATEGIES,
+    TOLERANCE,
+    Cell,
+    Lab,
+    MakeLab,
+    largest,
+)
 from safetensors.torch import load_file
 from support import demo_pairs, train_locally, write_pairs
 from transformers import AutoModelForCausalLM
@@ -18,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 BFLOAT16: dict[str, Any] = {"model": {"quantization": "none", "dtype": "bfloat16"}}
 
-# --- one curve ------------------------------------------------------------------------------------------------------
+# --- one curve ------------------------------------------------------------------------------------
 
 OTHER_LAYOUTS = [
     Cell(workers, 3, strategy, layout)
@@ -40,7 +56,9 @@ PAIRWISE = [
     Cell(1, 1, "zero-2", PACKED),
     Cell(1, 1, "zero-3", PACKED),
 ]
-"""Any two of workers, packs, strategy and layout that come together in all of the grid do so here too."""
+"""Any two of workers, packs, strategy and layout that come together in all of the grid do so here
+too.
+"""
 CLIPPED = {"max_grad_norm": 0.3}
 """Below the gradient norm of most steps, so that clipping must be the same everywhere too."""
 
@@ -73,7 +91,9 @@ def grid(request: pytest.FixtureRequest, make_lab: MakeLab) -> Lab:
 
 
 def test_the_curve_is_that_of_one_process_alone(grid: Lab) -> None:
-    """Loss, gradient norm and every other metric; the reference has no process group and no wrapper."""
+    """Loss, gradient norm and every other metric; the reference has no process group and no
+    wrapper.
+    """
     trained = train_locally(grid.config("alone", **PLAIN, training=CLIPPED), grid.artifact)
     assert trained.result["strategy"] == "single-process"
     for cell in grid.cells:
@@ -98,7 +118,9 @@ def test_the_trained_weights_are_the_same_too(grid: Lab) -> None:
     for cell in grid.cells:
         found = load_file(grid.path(str(cell), "adapter/adapter_model.safetensors"))
         assert found.keys() == expected.keys()
-        assert max((found[name] - expected[name]).abs().max().item() for name in expected) < 1e-4, str(cell)
+        assert max((found[name] - expected[name]).abs().max().item() for name in expected) < 1e-4, (
+            str(cell)
+        )
     assert any((tensor.abs().max() > 1e-3) for name, tensor in expected.items() if "lora_B" in name)
 
 
@@ -107,21 +129,29 @@ def test_a_step_is_one_optimizer_step_and_one_reduction(grid: Lab) -> None:
         for counts in grid.noted(str(cell), cell.workers):
             assert (counts["steps"], counts["packs"]) == (STEPS, STEPS * cell.packs), str(cell)
             assert counts["updates"] == STEPS, str(cell)
-            if cell.workers > 1:  # alone there is nothing to reduce, and accelerate does not hold it back
+            if (
+                cell.workers > 1
+            ):  # alone there is nothing to reduce, and accelerate does not hold it back
                 assert counts["reductions"] == (STEPS if cell.strategy == "ddp" else 0), str(cell)
-        counted = [tensor.item() for key, tensor in grid.state(str(cell)).items() if key.endswith("/step")]
+        counted = [
+            tensor.item() for key, tensor in grid.state(str(cell)).items() if key.endswith("/step")
+        ]
         assert set(counted) == {STEPS}, f"as Adam counts in {cell}"
 
 
 def test_the_counts_would_notice_a_sync_at_every_pack(grid: Lab) -> None:
     """And an update a pack changes the curve, while a reduction a pack only costs traffic."""
-    assert [counts["updates"] for counts in grid.noted("update_at_every_pack", 2)] == [3 * STEPS] * 2
+    assert [counts["updates"] for counts in grid.noted("update_at_every_pack", 2)] == [
+        3 * STEPS
+    ] * 2
     assert largest(grid, str(ALONE), ["update_at_every_pack"]) > 1e-2
-    assert [counts["reductions"] for counts in grid.noted("reduce_at_every_pack", 2)] == [3 * STEPS] * 2
+    assert [counts["reductions"] for counts in grid.noted("reduce_at_every_pack", 2)] == [
+        3 * STEPS
+    ] * 2
     assert largest(grid, str(ALONE), ["reduce_at_every_pack"]) < TOLERANCE
 
 
-# --- formats and kinds ----------------------------------------------------------------------------------------------
+# --- formats and kinds ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -131,7 +161,9 @@ class Kind:
     sections: dict[str, Any]
     strategies: tuple[str, ...]
     elsewhere: tuple[str, ...] = ()
-    """Strategies under which test_scale_over_time.py trains this kind, so that only `make test-long` does here."""
+    """Strategies under which test_scale_over_time.py trains this kind, so that only `make
+    test-long` does here.
+    """
 
 
 KINDS = {
@@ -139,12 +171,20 @@ KINDS = {
     "dora": Kind({**PLAIN, "adapter": {"dora": True}}, ("ddp", "zero-2", "zero-3")),
     "full": Kind(FULL, ("ddp", "zero-3"), ("zero-1", "zero-2")),
     # At this rank the matrices are large enough for bitsandbytes to keep 8-bit state.
-    "adamw-8bit": Kind({**PLAIN, "adapter": {"r": 32}, "training": {"optimizer": "adamw-8bit"}}, ("ddp", "zero-0")),
+    "adamw-8bit": Kind(
+        {**PLAIN, "adapter": {"r": 32}, "training": {"optimizer": "adamw-8bit"}}, ("ddp", "zero-0")
+    ),
     "int8": Kind({"model": {"quantization": "int8"}}, ("ddp", "zero-2")),
-    "trl": Kind({**DPO, "training": {**DPO["training"], "engine": "trl"}}, ("zero-0", "zero-3"), ("ddp", "zero-2")),
+    "trl": Kind(
+        {**DPO, "training": {**DPO["training"], "engine": "trl"}},
+        ("zero-0", "zero-3"),
+        ("ddp", "zero-2"),
+    ),
     # Its baseline is a mean over a pack, so that it has no one curve.
     "kto": Kind(
-        {**PLAIN, "objective": {"kind": "kto", "beta": 0.5}, "training": {"engine": "trl"}}, ("zero-2",), ("ddp",)
+        {**PLAIN, "objective": {"kind": "kto", "beta": 0.5}, "training": {"engine": "trl"}},
+        ("zero-2",),
+        ("ddp",),
     ),
 }
 KIND_STEPS = 5
@@ -177,14 +217,19 @@ def test_every_kind_learns(kind: str, kinds: Lab) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"full", "trl", "kto"}))
 def test_every_kind_has_one_curve(kind: str, kinds: Lab) -> None:
-    # 8-bit state may round to the neighbouring code, which moves a weight further than another order of additions does.
+    # 8-bit state may round to the neighbouring code, which moves a weight further than another
+    # order of additions does.
     tolerance = 5 * TOLERANCE if kind == "adamw-8bit" else TOLERANCE
     assert largest(kinds, kind, runs_of(kind, kinds)) < tolerance
 
 
 @pytest.mark.parametrize("kind", ["full", "trl"])
-def test_kinds_whose_gradient_norms_are_added_up_otherwise_have_one_curve(kind: str, kinds: Lab) -> None:
-    """A whole model's norm is the sum of very many numbers, in another order under ZeRO; TRL's head adds in tiles."""
+def test_kinds_whose_gradient_norms_are_added_up_otherwise_have_one_curve(
+    kind: str, kinds: Lab
+) -> None:
+    """A whole model's norm is the sum of very many numbers, in another order under ZeRO; TRL's head
+    adds in tiles.
+    """
     names = runs_of(kind, kinds)
     assert largest(kinds, kind, names, besides=["train/grad_norm"]) < TOLERANCE
     assert largest(kinds, kind, names, only=["train/grad_norm"]) < 10 * TOLERANCE
@@ -201,16 +246,25 @@ def test_what_is_trained_is_float32_under_every_strategy(kind: str, kinds: Lab) 
 @pytest.mark.parametrize(
     ("cells", "steps"),
     [
-        pytest.param([ALONE, *(Cell(2, 3, strategy) for strategy in STRATEGIES)], KIND_STEPS, id="strategies"),
+        pytest.param(
+            [ALONE, *(Cell(2, 3, strategy) for strategy in STRATEGIES)], KIND_STEPS, id="strategies"
+        ),
         pytest.param(GRID, STEPS, id="whole", marks=pytest.mark.long),
     ],
 )
 def test_losses_in_bfloat16_agree_within_a_thousandth(
     cells: list[Cell], steps: int, make_lab: MakeLab, tmp_path: Path
 ) -> None:
-    """A weight that differs by 1e-8 may round to another bfloat16 number, so a loss is the mean of many pairs here."""
+    """A weight that differs by 1e-8 may round to another bfloat16 number, so a loss is the mean of
+    many pairs here.
+    """
     lab = make_lab(artifact=write_pairs(tmp_path, demo_pairs("train", 36), demo_pairs("h1", EVAL)))
-    options = {**BFLOAT16, "training": {"pairs_per_step": 36}, "plant": "count_updates", "steps": steps}
+    options = {
+        **BFLOAT16,
+        "training": {"pairs_per_step": 36},
+        "plant": "count_updates",
+        "steps": steps,
+    }
     reference, *names = lab.add_cells(cells, **options)
     lab.run()
     assert largest(lab, reference, names, only=["train/loss"]) < 1e-3
@@ -223,7 +277,9 @@ def test_losses_in_bfloat16_agree_within_a_thousandth(
 def test_8_bit_state_is_8_bit_under_deepspeed_too(kinds: Lab) -> None:
     for name in runs_of("adamw-8bit", kinds):
         state = kinds.state(name, KIND_STEPS)
-        assert {tensor.dtype for key, tensor in state.items() if key.endswith("state1")} == {torch.uint8}
+        assert {tensor.dtype for key, tensor in state.items() if key.endswith("state1")} == {
+            torch.uint8
+        }
 
 
 def test_a_whole_model_is_saved_whole_and_judges_as_was_reported(kinds: Lab) -> None:
@@ -235,7 +291,9 @@ def test_a_whole_model_is_saved_whole_and_judges_as_was_reported(kinds: Lab) -> 
         means = [mean_log_prob(model, pair.prompt, pair.chosen) for pair in kinds.artifact.eval]
         reported = kinds.result(name)["metrics"]["eval/chosen_logp"]
         assert reported == pytest.approx(np.mean(means), rel=1e-5)
-        assert reported != pytest.approx(kinds.curves(name)["eval/chosen_logp"][0], rel=1e-3), "nothing is learned"
+        assert reported != pytest.approx(kinds.curves(name)["eval/chosen_logp"][0], rel=1e-3), (
+            "nothing is learned"
+        )
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""Over the length of a run: resumed elsewhere, with dropout, a fault, few pairs in a step, and for forty steps."""
+"""Over the length of a run: resumed elsewhere, with dropout, a fault, few pairs in a step, and for
+forty steps.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lab import ALONE, DPO, FULL, GRID, PLAIN, STEPS, STRATEGIES, TOLERANCE, Cell, Lab, MakeLab, largest
+from lab import (
+    ALONE,
+    DPO,
+    FULL,
+    GRID,
+    PLAIN,
+    STEPS,
+    STRATEGIES,
+    TOLERANCE,
+    Cell,
+    Lab,
+    MakeLab,
+    largest,
+)
 from support import demo_pairs, layout_of, read_metrics, write_pairs
 
 from orpo_ray.training.run_plan import plan_run, steps_of_run
@@ -15,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 UNCLIPPED: dict[str, Any] = {**FULL, "training": {"max_grad_norm": 0.0}}
 
-# --- another number of workers at a resume --------------------------------------------------------------------------
+# --- another number of workers at a resume --------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -28,9 +43,13 @@ class Chain:
 
 
 CHAINS = {
-    "lora": Chain(((2, "zero-2", 3), (1, "ddp", 5), (2, "zero-3", 7), (3, "zero-2", None)), PLAIN, STEPS),
+    "lora": Chain(
+        ((2, "zero-2", 3), (1, "ddp", 5), (2, "zero-3", 7), (3, "zero-2", None)), PLAIN, STEPS
+    ),
     "full": Chain(
-        ((2, "zero-1", 2), (3, "zero-3", 3), (1, "ddp", 4), (3, "zero-2", 5), (2, "zero-3", None)), UNCLIPPED, 6
+        ((2, "zero-1", 2), (3, "zero-3", 3), (1, "ddp", 4), (3, "zero-2", 5), (2, "zero-3", None)),
+        UNCLIPPED,
+        6,
     ),
     "dpo": Chain(((2, "zero-2", 2), (1, "zero-3", 3), (2, "zero-0", None)), DPO, 5),
 }
@@ -40,7 +59,8 @@ CHAINS = {
 def chains(make_lab: MakeLab) -> Lab:
     lab = make_lab()
     for name, chain in CHAINS.items():
-        # Whether activations are recomputed is found out at the first start, and is kept by those after it.
+        # Whether activations are recomputed is found out at the first start, and is kept by those
+        # after it.
         found_out = {"gradient_checkpointing": "auto", **chain.sections.get("training", {})}
         sections = {**chain.sections, "training": found_out}
         lab.add(f"{name}-unbroken", steps=chain.steps, **sections)
@@ -54,7 +74,9 @@ def chains(make_lab: MakeLab) -> Lab:
 def test_a_run_goes_on_under_another_strategy_and_number_of_workers(name: str, chains: Lab) -> None:
     chain = CHAINS[name]
     expected = chains.curves(f"{name}-unbroken")["train/loss"]
-    assert len(set(expected[1:])) == len(expected[1:]) == chain.steps - 1, "the first step only warms up"
+    assert len(set(expected[1:])) == len(expected[1:]) == chain.steps - 1, (
+        "the first step only warms up"
+    )
     assert largest(chains, f"{name}-unbroken", [name], besides=["train/grad_norm"]) < TOLERANCE
     assert largest(chains, f"{name}-unbroken", [name], only=["train/grad_norm"]) < 10 * TOLERANCE
     clipped_at = chain.sections.get("training", {}).get("max_grad_norm")
@@ -77,7 +99,9 @@ def test_the_optimizer_state_goes_along(name: str, chains: Lab) -> None:
         if key.endswith("/step"):
             assert tensor.item() == steps
         elif not key.endswith("/master"):
-            assert (tensor - expected[key]).abs().max() <= 1e-4 * expected[key].abs().max() + 1e-9, key
+            assert (tensor - expected[key]).abs().max() <= 1e-4 * expected[
+                key
+            ].abs().max() + 1e-9, key
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
@@ -92,7 +116,7 @@ def test_the_reference_is_computed_once_for_the_whole_chain(chains: Lab) -> None
     assert chains.curves("dpo")["train/loss"][0] == pytest.approx(np.log(2), abs=1e-6)
 
 
-# --- dropout --------------------------------------------------------------------------------------------------------
+# --- dropout --------------------------------------------------------------------------------------
 
 DROPOUT = {**PLAIN, "adapter": {"dropout": 0.3}}
 
@@ -112,14 +136,19 @@ def dropout(make_lab: MakeLab) -> Lab:
 @pytest.mark.parametrize("strategy", ["ddp", "zero-2"])
 def test_with_dropout_a_resume_on_as_many_workers_is_exact(strategy: str, dropout: Lab) -> None:
     for file in ("adapter/adapter_model.safetensors", "checkpoints/step-000004/state.safetensors"):
-        assert dropout.path(strategy, file).read_bytes() == dropout.path(f"{strategy}-unbroken", file).read_bytes()
+        assert (
+            dropout.path(strategy, file).read_bytes()
+            == dropout.path(f"{strategy}-unbroken", file).read_bytes()
+        )
     assert dropout.curves(strategy) == dropout.curves(f"{strategy}-unbroken")
     assert largest(dropout, "without", [strategy]) > 1e-2, "there is no dropout"
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero-2"])
 def test_each_rank_draws_its_own_dropout(strategy: str, dropout: Lab) -> None:
-    masks = [tuple(mask) for rank in dropout.noted(f"{strategy}-unbroken", 2) for mask in rank.values()]
+    masks = [
+        tuple(mask) for rank in dropout.noted(f"{strategy}-unbroken", 2) for mask in rank.values()
+    ]
     assert len(masks) == 2 * 4
     assert len(set(masks)) == len(masks), "nor twice in the run"
 
@@ -127,7 +156,10 @@ def test_each_rank_draws_its_own_dropout(strategy: str, dropout: Lab) -> None:
 def test_the_base_is_fetched_once_a_server_and_not_loaded_before(dropout: Lab) -> None:
     """Both processes are on this one."""
     nobody_early = {"loads_too_early": 0}
-    assert dropout.noted("without", 2) == [{"fetches": 1, **nobody_early}, {"fetches": 0, **nobody_early}]
+    assert dropout.noted("without", 2) == [
+        {"fetches": 1, **nobody_early},
+        {"fetches": 0, **nobody_early},
+    ]
 
 
 def test_an_adapted_head_is_refused_where_workers_could_not_stay_in_step(make_lab: MakeLab) -> None:
@@ -136,10 +168,13 @@ def test_an_adapted_head_is_refused_where_workers_could_not_stay_in_step(make_la
     lab.add("head", 2, "zero-3", steps=2, **PLAIN, adapter=adapter)
     lab.run(may_fail=["head"])
     (raised,) = lab.raised["head"]
-    assert all(text.startswith("ConfigError: adapter.targets: an adapted or quantised head") for text in raised)
+    assert all(
+        text.startswith("ConfigError: adapter.targets: an adapted or quantised head")
+        for text in raised
+    )
 
 
-# --- numbers that are not finite ------------------------------------------------------------------------------------
+# --- numbers that are not finite ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +182,10 @@ def test_an_adapted_head_is_refused_where_workers_could_not_stay_in_step(make_la
     [
         *(("gradient_is_nan", strategy) for strategy in STRATEGIES),
         *(("loss_is_nan", strategy) for strategy in ("ddp", "zero-3")),
-        *(pytest.param("loss_is_nan", f"zero-{stage}", marks=pytest.mark.long) for stage in (0, 1, 2)),
+        *(
+            pytest.param("loss_is_nan", f"zero-{stage}", marks=pytest.mark.long)
+            for stage in (0, 1, 2)
+        ),
     ],
 )
 def test_a_number_that_is_not_finite_on_one_rank_ends_the_run_on_all(
@@ -177,11 +215,12 @@ def test_a_number_that_is_not_finite_on_one_rank_ends_the_run_on_all(
         assert noted["changed"] == []
 
 
-# --- fewer pairs than workers ---------------------------------------------------------------------------------------
+# --- fewer pairs than workers ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "strategies", [("ddp", "zero-3"), pytest.param(("zero-0", "zero-1", "zero-2"), marks=pytest.mark.long)]
+    "strategies",
+    [("ddp", "zero-3"), pytest.param(("zero-0", "zero-1", "zero-2"), marks=pytest.mark.long)],
 )
 def test_a_step_with_fewer_pairs_than_workers_is_as_on_one_worker(
     strategies: tuple[str, ...], make_lab: MakeLab, tmp_path: Path
@@ -194,20 +233,34 @@ def test_a_step_with_fewer_pairs_than_workers_is_as_on_one_worker(
     config = lab.config("unused", 3, **options)
     steps = plan_run(config, few.train, 3, config.training.tokens_per_microbatch, layout_of(config))
     assert [len(step.pairs) for step in steps] == [6, 2, 6, 2]
-    assert [sorted(pack.weight for rank in step.packs for pack in rank) for step in steps[:2]] == [[1, 1, 1], [0, 1, 1]]
+    assert [sorted(pack.weight for rank in step.packs for pack in rank) for step in steps[:2]] == [
+        [1, 1, 1],
+        [0, 1, 1],
+    ]
     lab.run()
     # Evaluations are means over two pairs, in which the rounding of one shows.
     assert largest(lab, "alone", names) < 5 * TOLERANCE
 
 
-# --- TRL inside -----------------------------------------------------------------------------------------------------
+# --- TRL inside -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", [{"kind": "dpo"}, {"kind": "orpo", "nll_on": "full"}, {"kind": "kto"}])
-def test_trl_trains_where_workers_have_packs_of_other_sizes(objective: dict[str, Any], make_lab: MakeLab) -> None:
-    """Seven pairs for two workers, and two in the last step: what TRL gathers for its metrics wants equal ones."""
+@pytest.mark.parametrize(
+    "objective", [{"kind": "dpo"}, {"kind": "orpo", "nll_on": "full"}, {"kind": "kto"}]
+)
+def test_trl_trains_where_workers_have_packs_of_other_sizes(
+    objective: dict[str, Any], make_lab: MakeLab
+) -> None:
+    """Seven pairs for two workers, and two in the last step: what TRL gathers for its metrics wants
+    equal ones.
+    """
     lab = make_lab()
-    options = {**PLAIN, "objective": objective, "training": {"engine": "trl", "pairs_per_step": 7}, "steps": 4}
+    options = {
+        **PLAIN,
+        "objective": objective,
+        "training": {"engine": "trl", "pairs_per_step": 7},
+        "steps": 4,
+    }
     names = [lab.add(strategy, 2, strategy, **options) for strategy in ("ddp", "zero-2")]
     is_one_curve = objective["kind"] == "dpo"  # a mean over pairs, whatever the micro-batches
     if is_one_curve:
@@ -218,7 +271,7 @@ def test_trl_trains_where_workers_have_packs_of_other_sizes(objective: dict[str,
         assert largest(lab, "alone", names) < 2 * TOLERANCE
 
 
-# --- forty steps ----------------------------------------------------------------------------------------------------
+# --- forty steps ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -230,10 +283,18 @@ def test_trl_trains_where_workers_have_packs_of_other_sizes(objective: dict[str,
         pytest.param("nf4", GRID, id="nf4-whole", marks=pytest.mark.long),
     ],
 )
-def test_the_curve_is_still_one_after_forty_steps(quantization: str, cells: list[Cell], make_lab: MakeLab) -> None:
-    """What each cell sums up in another order has had time to grow; shorter runs are in more cells."""
+def test_the_curve_is_still_one_after_forty_steps(
+    quantization: str, cells: list[Cell], make_lab: MakeLab
+) -> None:
+    """What each cell sums up in another order has had time to grow; shorter runs are in more
+    cells.
+    """
     lab = make_lab()
-    options = {"model": {"quantization": quantization}, "training": {"eval_every": 20}, "plant": "count_updates"}
+    options = {
+        "model": {"quantization": quantization},
+        "training": {"eval_every": 20},
+        "plant": "count_updates",
+    }
     alone, *names = lab.add_cells(cells, steps=40, **options)
     lab.run()
     losses = lab.curves(alone)["train/loss"]

@@ -1,4 +1,6 @@
-"""All that can be trained does train: objectives, adapters, quantisations, optimizers, schedules; and it resumes."""
+"""All that can be trained does train: objectives, adapters, quantisations, optimizers, schedules;
+and it resumes.
+"""
 
 import json
 import math
@@ -36,25 +38,48 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora-int8": {"model": {"quantization": "int8"}},
     "lora-bfloat16": {"model": {"dtype": "bfloat16"}},
     "full": FULL,
-    "full-bfloat16": {"model": {"quantization": "none", "dtype": "bfloat16"}, "adapter": {"kind": "none"}},
+    "full-bfloat16": {
+        "model": {"quantization": "none", "dtype": "bfloat16"},
+        "adapter": {"kind": "none"},
+    },
 }
 
 
 def kind_config(storage: Path, name: str, kind: dict[str, Any], **training: Any) -> RunConfig:
     """A short run of one kind; activations are kept, so that no memory need be measured."""
-    short = {"max_steps": STEPS, "pairs_per_step": 4, "eval_every": STEPS, "checkpoint_every": STEPS}
-    return run_config(storage, name, **kind, training={**short, "gradient_checkpointing": False, **training})
+    short = {
+        "max_steps": STEPS,
+        "pairs_per_step": 4,
+        "eval_every": STEPS,
+        "checkpoint_every": STEPS,
+    }
+    return run_config(
+        storage, name, **kind, training={**short, "gradient_checkpointing": False, **training}
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains(objective: str, artifact: Artifact, tmp_path: Path) -> None:
-    trained = train_locally(kind_config(tmp_path, objective, {"objective": {"kind": objective}}), artifact)
+    trained = train_locally(
+        kind_config(tmp_path, objective, {"objective": {"kind": objective}}), artifact
+    )
     assert len(trained.losses) == STEPS
     assert all(math.isfinite(value) for line in trained.metrics for value in line.values())
-    assert any(tensor.abs().max() > 0 for name, tensor in trained.adapter.items() if "lora_B" in name)
+    assert any(
+        tensor.abs().max() > 0 for name, tensor in trained.adapter.items() if "lora_B" in name
+    )
     names = set().union(*trained.metrics)
-    assert {"train/loss", "train/nll", "train/grad_norm", "eval/accuracy", "eval/margin", "eval/nll"} <= names
-    assert ("train/accuracy" in names) == (objective != "sft"), "sft does not compute the rejected answers"
+    assert {
+        "train/loss",
+        "train/nll",
+        "train/grad_norm",
+        "eval/accuracy",
+        "eval/margin",
+        "eval/nll",
+    } <= names
+    assert ("train/accuracy" in names) == (objective != "sft"), (
+        "sft does not compute the rejected answers"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,13 +91,21 @@ def test_every_kind_of_training_moves_its_own_weights_and_no_others(
 
     def keep_weights(step: int, total: int, metrics: Mapping[str, float]) -> None:
         if step == 0:
-            before.update({name: p.detach().clone() for name, p in trainers[0].model.named_parameters()})
+            before.update(
+                {name: p.detach().clone() for name, p in trainers[0].model.named_parameters()}
+            )
 
     trained = train_locally(kind_config(tmp_path, kind, KINDS[kind]), artifact, keep_weights)
     assert all(math.isfinite(loss) for loss in trained.losses)
     model = trainers[0].model
-    assert count_quantized(model) == (28 if "nf4" in kind or "int8" in kind or kind == "lora-bfloat16" else 0)
-    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert count_quantized(model) == (
+        28 if "nf4" in kind or "int8" in kind or kind == "lora-bfloat16" else 0
+    )
+    moved = {
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
     if kind.startswith("full"):
         assert moved == set(before)
     else:
@@ -81,15 +114,24 @@ def test_every_kind_of_training_moves_its_own_weights_and_no_others(
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])
-def test_optimizers_keep_the_state_they_promise(optimizer: str, artifact: Artifact, tmp_path: Path) -> None:
+def test_optimizers_keep_the_state_they_promise(
+    optimizer: str, artifact: Artifact, tmp_path: Path
+) -> None:
     config = kind_config(tmp_path, optimizer, {"adapter": {"r": 32}}, optimizer=optimizer)
     trained = train_locally(config, artifact)
     assert all(math.isfinite(loss) for loss in trained.losses)
     state = load_state_file(trained)
     if optimizer == "adamw":
-        assert {key.rpartition("/")[2] for key in state} == {"master", "step", "exp_avg", "exp_avg_sq"}
+        assert {key.rpartition("/")[2] for key in state} == {
+            "master",
+            "step",
+            "exp_avg",
+            "exp_avg_sq",
+        }
     else:
-        assert {t.dtype for name, t in state.items() if name.endswith(("/state1", "/state2"))} == {torch.uint8}
+        assert {t.dtype for name, t in state.items() if name.endswith(("/state1", "/state2"))} == {
+            torch.uint8
+        }
 
 
 def load_state_file(trained: Trained) -> dict[str, Tensor]:
@@ -100,11 +142,19 @@ def load_state_file(trained: Trained) -> dict[str, Tensor]:
 def test_a_run_does_not_inherit_32_bit_state_from_an_earlier_run_of_the_process(
     artifact: Artifact, tmp_path: Path
 ) -> None:
-    """Full training keeps 32-bit state for embeddings; bitsandbytes remembers that by place, for ever."""
+    """Full training keeps 32-bit state for embeddings; bitsandbytes remembers that by place, for
+    ever.
+    """
     full = train_locally(kind_config(tmp_path, "full", FULL, optimizer="adamw-8bit"), artifact)
-    assert torch.float32 in {t.dtype for name, t in load_state_file(full).items() if name.endswith("/state1")}
-    lora = train_locally(kind_config(tmp_path, "lora", {"adapter": {"r": 32}}, optimizer="adamw-8bit"), artifact)
-    assert {t.dtype for name, t in load_state_file(lora).items() if name.endswith("/state1")} == {torch.uint8}
+    assert torch.float32 in {
+        t.dtype for name, t in load_state_file(full).items() if name.endswith("/state1")
+    }
+    lora = train_locally(
+        kind_config(tmp_path, "lora", {"adapter": {"r": 32}}, optimizer="adamw-8bit"), artifact
+    )
+    assert {t.dtype for name, t in load_state_file(lora).items() if name.endswith("/state1")} == {
+        torch.uint8
+    }
 
 
 @pytest.mark.parametrize(
@@ -118,21 +168,37 @@ def test_a_run_does_not_inherit_32_bit_state_from_an_earlier_run_of_the_process(
 def test_schedules_follow_their_formula(
     schedule: str, factor: Callable[[float], float], artifact: Artifact, tmp_path: Path
 ) -> None:
-    """Step s is taken at the rate that s - 1 steps lead to: two of warm-up, then the formula over the other six."""
+    """Step s is taken at the rate that s - 1 steps lead to: two of warm-up, then the formula over
+    the other six.
+    """
     steps, warmup, rate = 8, 2, 1e-3
     config = kind_config(
-        tmp_path, schedule, {}, schedule=schedule, max_steps=steps, warmup=warmup, learning_rate=rate, pairs_per_step=1
+        tmp_path,
+        schedule,
+        {},
+        schedule=schedule,
+        max_steps=steps,
+        warmup=warmup,
+        learning_rate=rate,
+        pairs_per_step=1,
     )
     expected = [
-        rate * (done / warmup if done < warmup else factor((done - warmup) / (steps - warmup))) for done in range(steps)
+        rate * (done / warmup if done < warmup else factor((done - warmup) / (steps - warmup)))
+        for done in range(steps)
     ]
-    rates = [line["train/learning_rate"] for line in train_locally(config, artifact).metrics if "train/loss" in line]
+    rates = [
+        line["train/learning_rate"]
+        for line in train_locally(config, artifact).metrics
+        if "train/loss" in line
+    ]
     assert rates == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
 def test_warmup_may_be_a_fraction(artifact: Artifact, tmp_path: Path) -> None:
     whole, fraction = (
-        train_locally(kind_config(tmp_path, f"warmup-{warmup}", {}, warmup=warmup, max_steps=4), artifact)
+        train_locally(
+            kind_config(tmp_path, f"warmup-{warmup}", {}, warmup=warmup, max_steps=4), artifact
+        )
         for warmup in (2, 0.5)
     )
     assert whole.losses == fraction.losses
@@ -141,15 +207,22 @@ def test_warmup_may_be_a_fraction(artifact: Artifact, tmp_path: Path) -> None:
     ]
 
 
-# --- layouts --------------------------------------------------------------------------------------------------------
+# --- layouts --------------------------------------------------------------------------------------
 
 
 def random_base(folder: Path, kind: str, **own: Any) -> Path:
     """A small base of a kind, with random weights, that reads what the demo's reads."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=2, vocab_size=len(tokenizer), **own)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = AutoConfig.for_model(
+        kind, **sizes, num_key_value_heads=2, vocab_size=len(tokenizer), **own
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -161,19 +234,27 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_base(tmp_path_factory.mktemp("windowed"), "mistral", sliding_window=16)
 
 
-def test_a_base_without_torchs_own_attention_trains_with_what_it_has(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_base_without_torchs_own_attention_trains_with_what_it_has(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     base = random_base(tmp_path / "base", "gemma2", head_dim=8)
-    trained = train_locally(kind_config(tmp_path, "capped", {"model": {**PLAIN, "base": str(base)}}), artifact)
+    trained = train_locally(
+        kind_config(tmp_path, "capped", {"model": {**PLAIN, "base": str(base)}}), artifact
+    )
     assert "attention eager: the base knows no other that is here" in trained.said
     assert "layout padded: the base caps its attention scores" in trained.said
 
 
-def test_dropout_that_experts_do_not_have_is_refused_under_its_name(artifact: Artifact, tmp_path: Path) -> None:
+def test_dropout_that_experts_do_not_have_is_refused_under_its_name(
+    artifact: Artifact, tmp_path: Path
+) -> None:
     base = random_base(tmp_path / "base", "mixtral", num_local_experts=2)
     kind: dict[str, Any] = {"model": {**PLAIN, "base": str(base)}}
     with pytest.raises(ConfigError, match=r"^adapter\.dropout: set it to 0: "):
         train_locally(kind_config(tmp_path, "experts", kind), artifact)
-    assert train_locally(kind_config(tmp_path, "experts", {**kind, "adapter": {"dropout": 0.0}}), artifact).losses
+    assert train_locally(
+        kind_config(tmp_path, "experts", {**kind, "adapter": {"dropout": 0.0}}), artifact
+    ).losses
 
 
 def test_a_base_with_a_window_gets_padded_rows_and_the_reason_is_told(
@@ -183,9 +264,12 @@ def test_a_base_with_a_window_gets_padded_rows_and_the_reason_is_told(
     trained = train_locally(kind_config(tmp_path, "windowed", kind), artifact)
     assert trained.result["layout"] == "padded"
     (line,) = (line for line in trained.said if line.startswith("layout"))
-    assert line.startswith("layout padded: layers of the base look back 16 tokens, but the longest pair has ")
+    assert line.startswith(
+        "layout padded: layers of the base look back 16 tokens, but the longest pair has "
+    )
     with pytest.raises(
-        ConfigError, match=r"^training\.layout: shared-prefix does not fit this run: layers of the base"
+        ConfigError,
+        match=r"^training\.layout: shared-prefix does not fit this run: layers of the base",
     ):
         train_locally(kind_config(tmp_path, "asked", kind, layout="shared-prefix"), artifact)
 
@@ -193,12 +277,16 @@ def test_a_base_with_a_window_gets_padded_rows_and_the_reason_is_told(
 def test_a_configuration_that_does_not_tell_of_its_window_is_found_out(
     windowed: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run goes on in padded rows, DPO's reference included: at step 0 the implicit rewards are 0."""
+    """The run goes on in padded rows, DPO's reference included: at step 0 the implicit rewards are
+    0.
+    """
     monkeypatch.setattr(setup, "read_traits", lambda config: Traits())
     kind = {"model": {"base": str(windowed), "quantization": "none"}, "objective": {"kind": "dpo"}}
     trained = train_locally(kind_config(tmp_path, "found-out", kind), artifact)
     (warning,) = (line for line in trained.said if line.startswith("WARNING"))
-    assert "layout shared-prefix is not right for this model, falling back to padded rows" in warning
+    assert (
+        "layout shared-prefix is not right for this model, falling back to padded rows" in warning
+    )
     assert "a window of 16" in warning
     assert trained.result["layout"] == "padded"
     run = json.loads((trained.run_dir / "run.json").read_text(encoding="utf-8"))
@@ -206,7 +294,7 @@ def test_a_configuration_that_does_not_tell_of_its_window_is_found_out(
     assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-# --- going on after a failure ---------------------------------------------------------------------------------------
+# --- going on after a failure ---------------------------------------------------------------------
 
 
 class PlannedError(Exception):
@@ -225,13 +313,18 @@ RESUMED: dict[str, tuple[dict[str, Any], str]] = {
     "full": (FULL, "adamw"),
     "full-8bit": (FULL, "adamw-8bit"),
     "dora-nf4": ({"adapter": {"dora": True}}, "adamw"),
-    "lora-int8-paged-8bit": ({"model": {"quantization": "int8"}, "adapter": {"r": 32}}, "paged-adamw-8bit"),
+    "lora-int8-paged-8bit": (
+        {"model": {"quantization": "int8"}, "adapter": {"r": 32}},
+        "paged-adamw-8bit",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_every_kind_resumes_exactly(name: str, artifact: Artifact, tmp_path: Path) -> None:
-    """The failure comes in as an exception here, which is cheaper than a kill; tests/faults has the kills."""
+    """The failure comes in as an exception here, which is cheaper than a kill; tests/faults has the
+    kills.
+    """
     kind, optimizer = RESUMED[name]
     settings = {"optimizer": optimizer, "max_steps": 4, "checkpoint_every": 2, "eval_every": 4}
     unbroken = train_locally(kind_config(tmp_path, "unbroken", kind, **settings), artifact)
@@ -248,7 +341,9 @@ def test_every_kind_resumes_exactly(name: str, artifact: Artifact, tmp_path: Pat
 
 def test_a_resumed_run_keeps_what_auto_came_to(artifact: Artifact, tmp_path: Path) -> None:
     """Even if another machine, or another version, would decide otherwise."""
-    config = kind_config(tmp_path, "auto", {}, tokens_per_microbatch="auto", max_steps=6, checkpoint_every=2)
+    config = kind_config(
+        tmp_path, "auto", {}, tokens_per_microbatch="auto", max_steps=6, checkpoint_every=2
+    )
     with pytest.raises(PlannedError):
         train_locally(config, artifact, fail_at(3))
     record = config.run_dir / "run.json"
@@ -256,10 +351,12 @@ def test_a_resumed_run_keeps_what_auto_came_to(artifact: Artifact, tmp_path: Pat
     assert run["decisions"]["tokens_per_microbatch"] > 0 and not run["decisions"]["find_budget"]
     run["decisions"]["tokens_per_microbatch"] = 333
     record.write_text(json.dumps(run), encoding="utf-8")
-    assert settle(Run(config), artifact, SILENT.announce, CPU).decisions.tokens_per_microbatch == 333
+    assert (
+        settle(Run(config), artifact, SILENT.announce, CPU).decisions.tokens_per_microbatch == 333
+    )
 
 
-# --- what a finished run leaves -------------------------------------------------------------------------------------
+# --- what a finished run leaves -------------------------------------------------------------------
 
 
 def test_the_adapter_folder_can_be_used_without_us(artifact: Artifact, tmp_path: Path) -> None:

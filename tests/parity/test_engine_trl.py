@@ -1,4 +1,6 @@
-"""`engine: trl`: the same run as ours where both define an objective alike, and KTO, which only TRL computes."""
+"""`engine: trl`: the same run as ours where both define an objective alike, and KTO, which only TRL
+computes.
+"""
 
 import math
 import re
@@ -45,7 +47,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return make_artifact(tmp_path_factory.mktemp("prepared"), train=14, evaluation=4)
 
 
-def config(storage: Path, engine: str, objective: dict[str, Any], budget: int = ONE_PACK, **sections: Any) -> RunConfig:
+def config(
+    storage: Path, engine: str, objective: dict[str, Any], budget: int = ONE_PACK, **sections: Any
+) -> RunConfig:
     training = {
         "engine": engine,
         "max_steps": STEPS,
@@ -58,22 +62,32 @@ def config(storage: Path, engine: str, objective: dict[str, Any], budget: int = 
     }
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
     name = f"{objective['kind']}-{engine}"
-    return run_config(storage, name, objective=objective, training=training, adapter=adapter, **sections)
+    return run_config(
+        storage, name, objective=objective, training=training, adapter=adapter, **sections
+    )
 
 
 def assert_same_run(ours: Trained, theirs: Trained) -> None:
     np.testing.assert_allclose(theirs.losses, ours.losses, rtol=LOSS)
     for name in ("train/grad_norm", "eval/margin", "eval/nll", "eval/chosen_logp"):
-        one, other = ([line[name] for line in run.metrics if name in line] for run in (ours, theirs))
+        one, other = (
+            [line[name] for line in run.metrics if name in line] for run in (ours, theirs)
+        )
         np.testing.assert_allclose(other, one, rtol=TENSOR, atol=LOSS)
     assert ours.adapter.keys() == theirs.adapter.keys()
-    difference = sum(float((ours.adapter[n] - theirs.adapter[n]).square().sum()) for n in ours.adapter)
-    assert math.sqrt(difference / sum(float(t.square().sum()) for t in ours.adapter.values())) < TENSOR
+    difference = sum(
+        float((ours.adapter[n] - theirs.adapter[n]).square().sum()) for n in ours.adapter
+    )
+    assert (
+        math.sqrt(difference / sum(float(t.square().sum()) for t in ours.adapter.values())) < TENSOR
+    )
 
 
 @pytest.fixture(scope="module")
 def by_trl(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> ByTrl:
-    """The run of an objective in one pack by TRL, and the engine that trained it; each is made once."""
+    """The run of an objective in one pack by TRL, and the engine that trained it; each is made
+    once.
+    """
 
     @cache
     def run(objective: str) -> tuple[Trained, TrlTrainer]:
@@ -81,15 +95,22 @@ def by_trl(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> ByTr
         train = TrlTrainer.train
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TrlTrainer, "train", lambda self: (engines.append(self), train(self)))
-            settings = config(tmp_path_factory.mktemp(objective), "trl", {**OBJECTIVES, "kto": KTO}[objective])
+            settings = config(
+                tmp_path_factory.mktemp(objective), "trl", {**OBJECTIVES, "kto": KTO}[objective]
+            )
             return train_locally(settings, artifact), engines[0]
 
     return run
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_run_is_the_same_by_either_engine(objective: str, by_trl: ByTrl, artifact: Artifact, tmp_path: Path) -> None:
-    ours, (theirs, _) = train_locally(config(tmp_path, "fast", OBJECTIVES[objective]), artifact), by_trl(objective)
+def test_a_run_is_the_same_by_either_engine(
+    objective: str, by_trl: ByTrl, artifact: Artifact, tmp_path: Path
+) -> None:
+    ours, (theirs, _) = (
+        train_locally(config(tmp_path, "fast", OBJECTIVES[objective]), artifact),
+        by_trl(objective),
+    )
     assert (ours.result["layout"], theirs.result["layout"]) == ("shared-prefix", "padded")
     assert ours.losses[-1] != ours.losses[0]
     assert_same_run(ours, theirs)
@@ -101,7 +122,9 @@ def test_a_mean_over_pairs_does_not_depend_on_packs(
 ) -> None:
     """A likelihood does: TRL takes its mean over the tokens of each micro-batch."""
     whole, _ = by_trl(objective)
-    assert_same_run(whole, train_locally(config(tmp_path, "trl", OBJECTIVES[objective], PACKS), artifact))
+    assert_same_run(
+        whole, train_locally(config(tmp_path, "trl", OBJECTIVES[objective], PACKS), artifact)
+    )
 
 
 @pytest.mark.parametrize("objective", [*OBJECTIVES, "kto"])
@@ -111,11 +134,13 @@ def test_what_trl_would_log_is_not_kept_for_ever(objective: str, by_trl: ByTrl) 
     assert kept and not any(kept)
 
 
-# --- KTO ------------------------------------------------------------------------------------------------------------
+# --- KTO ------------------------------------------------------------------------------------------
 
 
 def test_the_unpaired_view_by_hand() -> None:
-    """Chosen answers first; as a baseline, each prompt also gets the answer of the row before it."""
+    """Chosen answers first; as a baseline, each prompt also gets the answer of the row before
+    it.
+    """
     pairs = [
         TokenPair(str(i), *(np.array(ids, dtype=np.int32) for ids in sides))
         for i, sides in enumerate([([1, 2], [3], [4, 5]), ([6], [7, 8], [9])])
@@ -129,18 +154,24 @@ def test_the_unpaired_view_by_hand() -> None:
 
 @pytest.fixture(scope="module")
 def sft(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_locally(config(tmp_path_factory.mktemp("sft"), "fast", {"kind": "sft"}), artifact).run_dir
+    return train_locally(
+        config(tmp_path_factory.mktemp("sft"), "fast", {"kind": "sft"}), artifact
+    ).run_dir
 
 
 @pytest.mark.parametrize("start", ["fresh", "sft", "sft with an embedding"])
 def test_kto_starts_from_implicit_rewards_of_zero_and_learns(
     start: str, by_trl: ByTrl, artifact: Artifact, sft: Path, tmp_path: Path
 ) -> None:
-    """Each answer's loss is 1 - sigmoid(0), times its weight: the reference is what the run starts from."""
+    """Each answer's loss is 1 - sigmoid(0), times its weight: the reference is what the run starts
+    from.
+    """
     adapter: dict[str, Any] = {"init_from": str(sft)} if start == "sft" else {}
     if start == "sft with an embedding":
         targets = {"targets": ["q_proj", "embed_tokens"]}
-        begun = train_locally(config(tmp_path / "sft", "fast", {"kind": "sft"}, adapter=targets), artifact)
+        begun = train_locally(
+            config(tmp_path / "sft", "fast", {"kind": "sft"}, adapter=targets), artifact
+        )
         adapter = {**targets, "init_from": str(begun.run_dir)}
     if start == "fresh":
         trained, _ = by_trl("kto")
@@ -154,9 +185,16 @@ def test_kto_starts_from_implicit_rewards_of_zero_and_learns(
 
 
 def test_the_reference_of_kto_has_no_dropout() -> None:
-    """The trained adapter has, which moves its rewards; of the reference no layer drops anything."""
+    """The trained adapter has, which moves its rewards; of the reference no layer drops
+    anything.
+    """
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     base = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=32))
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.5, target_modules=["q_proj"])
     model = get_peft_model(base, lora)
@@ -191,26 +229,36 @@ def nameless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_tokenizer_without_padding_is_not_given_any(
     objective: dict[str, Any], artifact: Artifact, nameless: Path, tmp_path: Path
 ) -> None:
-    trained = train_locally(config(tmp_path, "trl", objective, model={"base": str(nameless)}), artifact)
+    trained = train_locally(
+        config(tmp_path, "trl", objective, model={"base": str(nameless)}), artifact
+    )
     assert AutoTokenizer.from_pretrained(trained.run_dir / "adapter").pad_token is None
 
 
 @pytest.mark.parametrize(
     ("objective", "instead"),
-    [(OBJECTIVES["ipo"], "leave the head out, or set training.engine=fast"), (KTO, "leave the head out")],
+    [
+        (OBJECTIVES["ipo"], "leave the head out, or set training.engine=fast"),
+        (KTO, "leave the head out"),
+    ],
     ids=["ipo", "kto"],
 )
 def test_an_adapted_head_is_refused_where_trl_would_leave_it_out(
     objective: dict[str, Any], instead: str, artifact: Artifact, tmp_path: Path
 ) -> None:
     adapted = config(tmp_path, "trl", objective, adapter={"targets": ["v_proj", "lm_head"]})
-    told = rf"^adapter\.targets: TRL's DPO and KTO take the head's own weight and .*; {re.escape(instead)}$"
+    told = (
+        r"^adapter\.targets: TRL's DPO and KTO take the head's own weight and .*; "
+        rf"{re.escape(instead)}$"
+    )
     with pytest.raises(ConfigError, match=told):
         train_locally(adapted, artifact)
 
 
 @pytest.mark.parametrize("objective", [OBJECTIVES["dpo"], KTO], ids=["dpo", "kto"])
-def test_a_run_goes_on_exactly(objective: dict[str, Any], artifact: Artifact, tmp_path: Path) -> None:
+def test_a_run_goes_on_exactly(
+    objective: dict[str, Any], artifact: Artifact, tmp_path: Path
+) -> None:
     class PlannedError(Exception):
         pass
 
@@ -218,30 +266,65 @@ def test_a_run_goes_on_exactly(objective: dict[str, Any], artifact: Artifact, tm
         if step == 3 and "train/loss" in metrics:
             raise PlannedError
 
-    whole = train_locally(config(tmp_path / "whole", "trl", objective, adapter={"dropout": 0.1}), artifact)
+    whole = train_locally(
+        config(tmp_path / "whole", "trl", objective, adapter={"dropout": 0.1}), artifact
+    )
     broken = config(tmp_path / "broken", "trl", objective, adapter={"dropout": 0.1})
     with pytest.raises(PlannedError):
         train_locally(broken, artifact, fail)
     resumed = train_locally(broken, artifact)
     assert "resuming at step 2 of 4" in resumed.said
     assert resumed.losses == whole.losses
-    for name in ("adapter/adapter_model.safetensors", f"checkpoints/step-{STEPS:06d}/state.safetensors"):
+    for name in (
+        "adapter/adapter_model.safetensors",
+        f"checkpoints/step-{STEPS:06d}/state.safetensors",
+    ):
         assert (resumed.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("objective", "engine", "sections", "complaint"),
     [
-        ({"kind": "kto"}, "fast", {}, "objective.kind: kto is computed by TRL's trainer; set training.engine=trl"),
-        ({"kind": "sft"}, "trl", {}, "objective.kind: the trainers that TRL brings to pairs have no sft"),
-        ({"kind": "orpo"}, "trl", {}, "objective.nll_on: TRL's ORPO takes the likelihood over prompt and response"),
+        (
+            {"kind": "kto"},
+            "fast",
+            {},
+            "objective.kind: kto is computed by TRL's trainer; set training.engine=trl",
+        ),
+        (
+            {"kind": "sft"},
+            "trl",
+            {},
+            "objective.kind: the trainers that TRL brings to pairs have no sft",
+        ),
+        (
+            {"kind": "orpo"},
+            "trl",
+            {},
+            "objective.nll_on: TRL's ORPO takes the likelihood over prompt and response",
+        ),
         ({"kind": "cpo", "nll_on": "full"}, "trl", {}, "objective.nll_on: TRL's CPO takes"),
-        ({"kind": "ipo"}, "trl", {}, "objective.log_probs: TRL's IPO takes means over tokens; set token-mean"),
-        ({"kind": "dpo", "nll_weight": 0.1}, "trl", {}, "TRL's DPO has neither nll_weight nor label_smoothing"),
-        ({"kind": "simpo"}, "trl", {"training": {"layout": "packed"}}, "training.layout: TRL's trainers pad; packed"),
+        (
+            {"kind": "ipo"},
+            "trl",
+            {},
+            "objective.log_probs: TRL's IPO takes means over tokens; set token-mean",
+        ),
+        (
+            {"kind": "dpo", "nll_weight": 0.1},
+            "trl",
+            {},
+            "TRL's DPO has neither nll_weight nor label_smoothing",
+        ),
+        (
+            {"kind": "simpo"},
+            "trl",
+            {"training": {"layout": "packed"}},
+            "training.layout: TRL's trainers pad; packed",
+        ),
     ],
 )
 def test_what_trl_means_otherwise_is_refused(
@@ -254,7 +337,9 @@ def test_what_trl_means_otherwise_is_refused(
 
 
 def test_kto_of_a_whole_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"adapter\.kind: TRL's KTO compares with the model below the adapter"):
+    with pytest.raises(
+        ConfigError, match=r"adapter\.kind: TRL's KTO compares with the model below the adapter"
+    ):
         run_config(
             tmp_path,
             objective=KTO,

@@ -1,4 +1,6 @@
-"""The order of the ORPO paper's curves (arXiv:2403.07691): in small runs, and in what examples/paper-curves ships."""
+"""The order of the ORPO paper's curves (arXiv:2403.07691): in small runs, and in what
+examples/paper-curves ships.
+"""
 
 import importlib.util
 import json
@@ -18,8 +20,9 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "paper-curves"
 SEEDS = (1, 2, 3)
 LAMBDAS = (0.1, 0.5, 1.0)
 
-# A fifth of the work at three times the rate. With less, such as 60 steps of 8 pairs at twice the rate, the gaps keep
-# their order, but under some seeds the rejected answers have hardly begun to turn.
+# A fifth of the work at three times the rate. With less, such as 60 steps of 8 pairs at twice the
+# rate, the gaps keep their order, but under some seeds the rejected answers have hardly begun to
+# turn.
 SMALLER = (
     "training.max_steps=80",
     "training.pairs_per_step=5",
@@ -32,7 +35,8 @@ SMALLER = (
 HELD_OUT_PAIRS = 32
 
 TURN = 0.15
-"""Nats below its peak at which a curve counts as turned; in small runs with seven seeds SFT ended 0.00 to 0.05 below,
+"""Nats below its peak at which a curve counts as turned; in small runs with seven seeds SFT ended
+0.00 to 0.05 below,
 lambda 0.5 and 1.0 ended 0.18 to 0.69 below."""
 
 Numbers = dict[str, dict[str, float]]
@@ -61,22 +65,34 @@ def prepare(example: ModuleType, seed: int, storage: Path) -> Artifact:
     splits = []
     for split, limit in (("train", None), ("held-out", HELD_OUT_PAIRS)):
         rows = example.make_pairs(split, seed)[:limit]
-        pairs = [Pair([{"role": "user", "content": r["prompt"]}], r["chosen"], r["rejected"]) for r in rows]
+        pairs = [
+            Pair([{"role": "user", "content": r["prompt"]}], r["chosen"], r["rejected"])
+            for r in rows
+        ]
         splits.append(tokeniser.pairs(pairs, [f"{split}:{line}" for line in range(len(pairs))]))
     assert all(isinstance(pair, TokenPair) for pairs in splits for pair in pairs)
     return write_pairs(storage, *splits)
 
 
 def check_order(found: Numbers) -> None:
-    """What the paper shows, as an order of numbers; the size of the steps between them is not the paper's."""
-    sft, orpo = found["sft"], {weight: found[f"orpo-{weight}"] for weight in LAMBDAS if f"orpo-{weight}" in found}
+    """What the paper shows, as an order of numbers; the size of the steps between them is not the
+    paper's.
+    """
+    sft, orpo = (
+        found["sft"],
+        {weight: found[f"orpo-{weight}"] for weight in LAMBDAS if f"orpo-{weight}" in found},
+    )
     assert sft["chosen end"] > sft["chosen start"]
     assert sft["rejected end"] > sft["rejected start"], "SFT raises the rejected answers too"
     assert sft["rejected peak"] - sft["rejected end"] < TURN, "and never turns them down"
-    assert all(run["rejected end"] < sft["rejected end"] for run in orpo.values()), "ORPO holds them down"
+    assert all(run["rejected end"] < sft["rejected end"] for run in orpo.values()), (
+        "ORPO holds them down"
+    )
     gaps = [run["gap"] for run in (sft, *orpo.values())]
     assert all(smaller < larger for smaller, larger in pairwise(gaps)), gaps
-    turned = {weight for weight, run in orpo.items() if run["rejected peak"] - run["rejected end"] > TURN}
+    turned = {
+        weight for weight, run in orpo.items() if run["rejected peak"] - run["rejected end"] > TURN
+    }
     assert turned >= {0.5, 1.0} & orpo.keys(), "at 0.5 and 1.0 they turn"
 
 
@@ -85,7 +101,10 @@ def check_order(found: Numbers) -> None:
     ("seed", "objectives"),
     [
         (1, ("sft", "orpo-1.0")),
-        *(pytest.param(seed, ("sft", *(f"orpo-{w}" for w in LAMBDAS)), marks=pytest.mark.long) for seed in SEEDS),
+        *(
+            pytest.param(seed, ("sft", *(f"orpo-{w}" for w in LAMBDAS)), marks=pytest.mark.long)
+            for seed in SEEDS
+        ),
     ],
 )
 def test_small_runs_keep_the_order_of_the_paper(
@@ -94,34 +113,49 @@ def test_small_runs_keep_the_order_of_the_paper(
     artifact = prepare(example, seed, tmp_path)
     found = {}
     for objective in objectives:
-        config = example.run_config(objective, seed, str(tmp_path), [f"model.base={BASE}", *SMALLER])
-        found[objective] = example.numbers(example.read_curve(train_locally(config, artifact).run_dir))
+        config = example.run_config(
+            objective, seed, str(tmp_path), [f"model.base={BASE}", *SMALLER]
+        )
+        found[objective] = example.numbers(
+            example.read_curve(train_locally(config, artifact).run_dir)
+        )
     check_order(found)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_shipped_curves_keep_it_too(example: ModuleType, shipped: dict, seed: int) -> None:
-    check_order({objective: example.numbers(by_seed[str(seed)]) for objective, by_seed in shipped.items()})
+    check_order(
+        {objective: example.numbers(by_seed[str(seed)]) for objective, by_seed in shipped.items()}
+    )
 
 
-def test_the_readme_shows_the_numbers_of_the_shipped_curves(example: ModuleType, shipped: dict) -> None:
+def test_the_readme_shows_the_numbers_of_the_shipped_curves(
+    example: ModuleType, shipped: dict
+) -> None:
     assert list(shipped) == list(example.OBJECTIVES)
     assert all(list(by_seed) == [str(seed) for seed in SEEDS] for by_seed in shipped.values())
     assert example.table(shipped) in (EXAMPLE / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_base_has_read_none_of_the_phrases(example: ModuleType) -> None:
-    known = "".join(path.read_text(encoding="utf-8") for path in [*DEMO.glob("*.jsonl"), DEMO / "judge.json"])
+    known = "".join(
+        path.read_text(encoding="utf-8") for path in [*DEMO.glob("*.jsonl"), DEMO / "judge.json"]
+    )
     phrases = [*example.OPENERS, *(phrase for both in example.CLOSERS for phrase in both)]
     assert [phrase for phrase in phrases if phrase in known] == []
 
 
-def test_the_pairs_are_made_from_their_seed_and_differ_in_fact_and_closer(example: ModuleType) -> None:
+def test_the_pairs_are_made_from_their_seed_and_differ_in_fact_and_closer(
+    example: ModuleType,
+) -> None:
     first = example.make_pairs("held-out", 1)
     assert first == example.make_pairs("held-out", 1) != example.make_pairs("held-out", 2)
     kind, unkind = zip(*example.CLOSERS, strict=True)
     for pair in first:
         assert pair["chosen"].endswith(kind) and pair["rejected"].endswith(unkind)
         assert all(pair[side].startswith(example.OPENERS) for side in ("chosen", "rejected"))
-    asked = {split: {pair["prompt"] for pair in example.make_pairs(split, 1)} for split in example.PAIR_FILES}
+    asked = {
+        split: {pair["prompt"] for pair in example.make_pairs(split, 1)}
+        for split in example.PAIR_FILES
+    }
     assert not asked["train"] & asked["held-out"]

@@ -1,7 +1,8 @@
-"""Selected, chunked log-probs in every layout against log_softmax of full logits, for seven families of models.
+"""Selected, chunked log-probs in every layout against log_softmax of full logits, for seven
+families of models.
 
-Among them grouped queries (all but GPT2), tied embeddings (Qwen2), absolute positions (GPT2), a soft cap of logits, and
-experts; values and gradients.
+Among them grouped queries (all but GPT2), tied embeddings (Qwen2), absolute positions (GPT2), a
+soft cap of logits, and experts; values and gradients.
 """
 
 from dataclasses import replace
@@ -24,12 +25,24 @@ from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 TOLERANCE = 1e-6
 VOCABULARY = 211
 PAD = 3
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 LLAMA_LIKE = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.1}
 FAMILIES = {
     "Llama": LLAMA_LIKE,
     "Qwen2": {**LLAMA_LIKE, "tie_word_embeddings": True},
-    "GPT2": {**SIZES, "n_positions": 64, "initializer_range": 0.1, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
+    "GPT2": {
+        **SIZES,
+        "n_positions": 64,
+        "initializer_range": 0.1,
+        "resid_pdrop": 0,
+        "embd_pdrop": 0,
+        "attn_pdrop": 0,
+    },
     "Gemma2": {**LLAMA_LIKE, "head_dim": 8, "final_logit_softcapping": 5.0},
     "Cohere": {**LLAMA_LIKE, "logit_scale": 0.25},
     "Granite": {**LLAMA_LIKE, "logits_scaling": 3.0, "attention_multiplier": 8**-0.5},
@@ -39,7 +52,10 @@ SOFT_CAPPED = "Gemma2"
 """Of attention, too, which no single row takes."""
 LAYOUTS = (PADDED, PACKED, SHARED_PREFIX)
 IN_LAYOUTS = [
-    (family, layout) for family in FAMILIES for layout in LAYOUTS if family != SOFT_CAPPED or layout == PADDED
+    (family, layout)
+    for family in FAMILIES
+    for layout in LAYOUTS
+    if family != SOFT_CAPPED or layout == PADDED
 ]
 LENGTHS = [(5, 3, 7), (2, 9, 1), (11, 2, 4)]  # prompt, chosen, rejected
 RAGGED = [*LENGTHS, (1, 1, 3), (1, 2, 1), (3, 1, 1)]
@@ -47,7 +63,9 @@ RAGGED = [*LENGTHS, (1, 1, 3), (1, 2, 1), (3, 1, 1)]
 
 
 def make_model(family: str) -> PreTrainedModel:
-    """A tiny random-init model of a family; no dropout, pad and end tokens inside the small vocabulary."""
+    """A tiny random-init model of a family; no dropout, pad and end tokens inside the small
+    vocabulary.
+    """
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
         **FAMILIES[family], bos_token_id=1, eos_token_id=2, pad_token_id=PAD
@@ -67,7 +85,9 @@ def adapted(model: PreTrainedModel, targets: str | list[str]) -> nn.Module:
 
 def make_pairs(lengths: list[tuple[int, int, int]] = LENGTHS) -> list[TokenPair]:
     rng = np.random.default_rng(0)
-    draw = [[rng.integers(4, VOCABULARY, size=n, dtype=np.int32) for n in three] for three in lengths]
+    draw = [
+        [rng.integers(4, VOCABULARY, size=n, dtype=np.int32) for n in three] for three in lengths
+    ]
     return [TokenPair(str(i), *sides) for i, sides in enumerate(draw)]
 
 
@@ -92,8 +112,12 @@ def widen(batch: PairBatch, extra: int, token: int) -> PairBatch:
 
 
 def from_full_logits(model: nn.Module, batch: PairBatch) -> Tensor:
-    """The oracle: all logits of the model itself, all log-probs, then those of the scored tokens."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    """The oracle: all logits of the model itself, all log-probs, then those of the scored
+    tokens.
+    """
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).logits
     log_probs = logits.log_softmax(-1).flatten(0, 1)
     return log_probs[batch.positions, batch.targets]
 
@@ -111,10 +135,15 @@ def assert_same_values(found: Tensor, expected: Tensor) -> None:
 
 
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """All gradients as one vector: single small tensors carry round-off of the whole backward pass."""
+    """All gradients as one vector: single small tensors carry round-off of the whole backward
+    pass.
+    """
     assert found.keys() == expected.keys() and found
     assert all(gradient.norm() > 0 for gradient in expected.values())
-    ours, theirs = (torch.cat([gradients[name].flatten() for name in expected]) for gradients in (found, expected))
+    ours, theirs = (
+        torch.cat([gradients[name].flatten() for name in expected])
+        for gradients in (found, expected)
+    )
     assert ((ours - theirs).norm() / theirs.norm()).item() < TOLERANCE
 
 
@@ -122,7 +151,9 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize(("scale", "soft_cap"), [(1.0, None), (0.3, None), (1.0, 4.0), (0.5, 2.0)])
-def test_the_scorer_equals_log_softmax_of_full_logits(rows_per_chunk, trainable, bias, scale, soft_cap):
+def test_the_scorer_equals_log_softmax_of_full_logits(
+    rows_per_chunk, trainable, bias, scale, soft_cap
+):
     torch.manual_seed(0)
     head = nn.Linear(16, VOCABULARY, bias=bias).requires_grad_(trainable)
     hidden = torch.randn(23, 16, requires_grad=True)
@@ -142,7 +173,10 @@ def test_the_scorer_equals_log_softmax_of_full_logits(rows_per_chunk, trainable,
     assert_same_values(scorer(hidden, targets), expected_log_probs())
     expected = gradients(expected_log_probs())
     assert_same_gradients(gradients(scorer(hidden, targets)), expected)
-    assert set(expected) == {"hidden", *(name for name, p in head.named_parameters() if p.requires_grad)}
+    assert set(expected) == {
+        "hidden",
+        *(name for name, p in head.named_parameters() if p.requires_grad),
+    }
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -163,7 +197,9 @@ def test_the_head_never_sees_more_rows_than_a_chunk(grad):
 
 
 def test_chunks_shrink_as_the_vocabulary_grows():
-    rows = {v: SelectedLogProbs(nn.Linear(4, 4), v).rows_per_chunk for v in (32_000, 256_000, 2**30)}
+    rows = {
+        v: SelectedLogProbs(nn.Linear(4, 4), v).rows_per_chunk for v in (32_000, 256_000, 2**30)
+    }
     assert rows == {32_000: 524, 256_000: 65, 2**30: 1}
 
 
@@ -182,7 +218,9 @@ def by_layout(pair_model: PairModel, layout: str, pairs: list[TokenPair]) -> Ten
 
 @pytest.mark.parametrize(("family", "layout"), IN_LAYOUTS)
 @pytest.mark.parametrize("rows_per_chunk", [1, 7, 10_000])
-def test_log_probs_and_adapter_gradients_of_a_frozen_head_equal_those_of_full_logits(family, layout, rows_per_chunk):
+def test_log_probs_and_adapter_gradients_of_a_frozen_head_equal_those_of_full_logits(
+    family, layout, rows_per_chunk
+):
     model, pairs = adapted(make_model(family), "all-linear"), make_pairs(RAGGED)
     pair_model = PairModel(model)
     pair_model.scorer.rows_per_chunk = rows_per_chunk
@@ -205,7 +243,9 @@ def test_recomputed_activations_give_the_same_gradients(layout):
 
 @pytest.mark.parametrize(("family", "layout"), IN_LAYOUTS)
 @pytest.mark.parametrize("rows_per_chunk", [7, 10_000])
-def test_gradients_of_a_fully_trained_model_and_its_head_equal_those_of_full_logits(family, layout, rows_per_chunk):
+def test_gradients_of_a_fully_trained_model_and_its_head_equal_those_of_full_logits(
+    family, layout, rows_per_chunk
+):
     model, pairs = make_model(family), make_pairs(RAGGED)
     pair_model = PairModel(model)
     pair_model.scorer.rows_per_chunk = rows_per_chunk
@@ -221,7 +261,10 @@ def test_a_head_with_an_adapter_of_its_own_is_trained(rows_per_chunk):
     model, batch = adapted(make_model("Llama"), ["q_proj", "lm_head"]), make_batch()
     pair_model = PairModel(model)
     pair_model.scorer.rows_per_chunk = rows_per_chunk
-    found, expected = gradients_of(model, pair_model(batch)), gradients_of(model, from_full_logits(model, batch))
+    found, expected = (
+        gradients_of(model, pair_model(batch)),
+        gradients_of(model, from_full_logits(model, batch)),
+    )
     assert_same_gradients(found, expected)
     assert any("lm_head" in name for name in found)
 
@@ -259,7 +302,9 @@ def test_a_model_that_changes_its_logits_in_another_way_is_refused():
             return output
 
     model = Doubling(LlamaConfig(**LLAMA_LIKE))
-    with pytest.raises(ConfigError, match=r"^model\.base: Doubling turns hidden states into logits"):
+    with pytest.raises(
+        ConfigError, match=r"^model\.base: Doubling turns hidden states into logits"
+    ):
         PairModel(model).check_scorer(torch.arange(4, 40), tolerance=1e-3)
 
 
@@ -276,7 +321,10 @@ def test_scored_tokens_are_the_answers_and_on_demand_the_prompt_of_the_chosen_si
             mine = batch.pair == i
             assert batch.targets[mine & (batch.part == CHOSEN)].tolist() == pair.chosen.tolist()
             assert batch.targets[mine & (batch.part == REJECTED)].tolist() == pair.rejected.tolist()
-    assert full.targets[(full.pair == 2) & (full.part == PROMPT)].tolist() == pairs[2].prompt[1:].tolist()
+    assert (
+        full.targets[(full.pair == 2) & (full.part == PROMPT)].tolist()
+        == pairs[2].prompt[1:].tolist()
+    )
 
 
 def test_pair_sums_add_up_the_tokens_of_each_answer():

@@ -1,8 +1,10 @@
-"""Our losses against stock TRL 1.16: the same weights, the same ids, one micro-batch, float32, no dropout.
+"""Our losses against stock TRL 1.16: the same weights, the same ids, one micro-batch, float32, no
+dropout.
 
-TRL's own trainers tokenise, collate and compute; we take the ids from their rows, so both sides see the same tokens.
-Known differences of definition, met by settings: TRL's ORPO takes its NLL over prompt and response (`nll_on: full`),
-its SimPO adds an NLL unless `cpo_alpha=0`, its CPO takes the NLL over the response, its IPO averages over tokens.
+TRL's own trainers tokenise, collate and compute; we take the ids from their rows, so both sides see
+the same tokens. Known differences of definition, met by settings: TRL's ORPO takes its NLL over
+prompt and response (`nll_on: full`), its SimPO adds an NLL unless `cpo_alpha=0`, its CPO takes the
+NLL over the response, its IPO averages over tokens.
 """
 
 import json
@@ -40,15 +42,23 @@ from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
 RELATIVE = 1e-5
-LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
+LORA = LoraConfig(
+    task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear"
+)
 DEMO_PAIRS = 4
 
 
 def demo_rows() -> list[dict[str, str]]:
     """A few of the demo's pairs as plain text, so that no template comes between."""
     lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[:DEMO_PAIRS]
-    pairs = [{part: messages[-1]["content"] for part, messages in json.loads(line).items()} for line in lines]
-    return [{**pair, "chosen": " " + pair["chosen"], "rejected": " " + pair["rejected"]} for pair in pairs]
+    pairs = [
+        {part: messages[-1]["content"] for part, messages in json.loads(line).items()}
+        for line in lines
+    ]
+    return [
+        {**pair, "chosen": " " + pair["chosen"], "rejected": " " + pair["rejected"]}
+        for pair in pairs
+    ]
 
 
 ROWS = demo_rows()
@@ -56,7 +66,9 @@ ROWS = demo_rows()
 
 @dataclass(frozen=True)
 class Case:
-    """A TRL trainer with its settings, our settings for the same loss, and how log-probs are reported."""
+    """A TRL trainer with its settings, our settings for the same loss, and how log-probs are
+    reported.
+    """
 
     trainer: type[Trainer]
     config: type[Any]
@@ -74,10 +86,18 @@ def means(pairs: PairLogps) -> tuple[Tensor, Tensor]:
 
 
 CASES = {
-    "orpo": Case(ORPOTrainer, TrlOrpoConfig, {"beta": 0.3}, OrpoConfig(lambda_=0.3, nll_on="full"), means),
-    "dpo": Case(DPOTrainer, TrlDpoConfig, {"beta": 0.2, "loss_type": "sigmoid"}, DpoConfig(beta=0.2), sums),
+    "orpo": Case(
+        ORPOTrainer, TrlOrpoConfig, {"beta": 0.3}, OrpoConfig(lambda_=0.3, nll_on="full"), means
+    ),
+    "dpo": Case(
+        DPOTrainer, TrlDpoConfig, {"beta": 0.2, "loss_type": "sigmoid"}, DpoConfig(beta=0.2), sums
+    ),
     "hinge": Case(
-        DPOTrainer, TrlDpoConfig, {"beta": 0.9, "loss_type": "hinge"}, DpoConfig(beta=0.9, loss="hinge"), sums
+        DPOTrainer,
+        TrlDpoConfig,
+        {"beta": 0.9, "loss_type": "hinge"},
+        DpoConfig(beta=0.9, loss="hinge"),
+        sums,
     ),
     "robust": Case(
         DPOTrainer,
@@ -87,7 +107,11 @@ CASES = {
         sums,
     ),
     "ipo": Case(
-        DPOTrainer, TrlDpoConfig, {"beta": 0.2, "loss_type": "ipo"}, IpoConfig(beta=0.2, log_probs="token-mean"), sums
+        DPOTrainer,
+        TrlDpoConfig,
+        {"beta": 0.2, "loss_type": "ipo"},
+        IpoConfig(beta=0.2, log_probs="token-mean"),
+        sums,
     ),
     "simpo": Case(
         CPOTrainer,
@@ -132,7 +156,9 @@ def tiny_llama(vocabulary: int) -> LlamaForCausalLM:
 
 
 def make_trainer(case: Case, folder: Path) -> Trainer:
-    """The stock trainer with a fresh adapter, its B matrices made non-zero so that every gradient counts."""
+    """The stock trainer with a fresh adapter, its B matrices made non-zero so that every gradient
+    counts.
+    """
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     args = case.config(
         output_dir=str(folder),
@@ -157,7 +183,9 @@ def make_trainer(case: Case, folder: Path) -> Trainer:
 
 
 def adapter(model: PeftModel) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def gradients(model: PeftModel, loss: Tensor) -> dict[str, Tensor]:
@@ -172,7 +200,9 @@ def theirs(trainer: Trainer) -> Outcome:
     batch = trainer._prepare_inputs(trainer.data_collator(rows))
     trainer.model.train()
     outputs: list[Any] = []
-    with trainer.model.register_forward_hook(lambda module, arguments, output: outputs.append(output)):
+    with trainer.model.register_forward_hook(
+        lambda module, arguments, output: outputs.append(output)
+    ):
         loss = trainer.compute_loss(trainer.model, batch)
     if isinstance(
         trainer, DPOTrainer
@@ -200,7 +230,9 @@ def token_pair(row: dict[str, Any]) -> TokenPair:
 
 
 def ours(trainer: Trainer, case: Case, layout: str = SHARED_PREFIX) -> Outcome:
-    """The same by our collator, scorer and objective on an equal model of our own; the reference in the same layout."""
+    """The same by our collator, scorer and objective on an equal model of our own; the reference in
+    the same layout.
+    """
     model = get_peft_model(tiny_llama(len(trainer.processing_class)), LORA)
     for name, parameter in adapter(model).items():
         parameter.data = adapter(trainer.model)[name].detach().clone()
@@ -214,7 +246,9 @@ def ours(trainer: Trainer, case: Case, layout: str = SHARED_PREFIX) -> Outcome:
     if objective.needs_reference:
         with torch.no_grad(), model.disable_adapter():
             reference = pair_logps(pair_model(batch), batch)
-        pairs = replace(pairs, reference_chosen=reference.chosen, reference_rejected=reference.rejected)
+        pairs = replace(
+            pairs, reference_chosen=reference.chosen, reference_rejected=reference.rejected
+        )
     tokens = sum(len(pair.chosen) + (len(pair.prompt) - 1 if full else 0) for pair in token_pairs)
     loss = loss_parts(objective, pairs, len(token_pairs), tokens).total
     log_probs = torch.stack(case.log_probs(pairs)).detach()
@@ -264,16 +298,25 @@ def test_adapter_gradients_equal_those_of_trl(both):
     our, their = both
     assert our.gradients.keys() == their.gradients.keys()
     assert len(our.gradients) == 2 * 2 * 7  # A and B, two layers, seven linear maps
-    worst = {name: relative_difference(our.gradients[name], their.gradients[name]) for name in our.gradients}
+    worst = {
+        name: relative_difference(our.gradients[name], their.gradients[name])
+        for name in our.gradients
+    }
     assert max(worst.values()) < RELATIVE, worst
     assert min(gradient.norm().item() for gradient in their.gradients.values()) > 1e-4
 
 
 @pytest.mark.parametrize(
     ("kind", "other"),
-    [("orpo", OrpoConfig(lambda_=0.3, nll_on="response")), ("ipo", IpoConfig(beta=0.2, log_probs="sum"))],
+    [
+        ("orpo", OrpoConfig(lambda_=0.3, nll_on="response")),
+        ("ipo", IpoConfig(beta=0.2, log_probs="sum")),
+    ],
 )
 def test_our_default_differs_from_trl_where_the_definition_does(kind, other, tmp_path):
     trainer = make_trainer(CASES[kind], tmp_path)
-    our_loss, their_loss = ours(trainer, replace(CASES[kind], objective=other)).loss, theirs(trainer).loss
+    our_loss, their_loss = (
+        ours(trainer, replace(CASES[kind], objective=other)).loss,
+        theirs(trainer).loss,
+    )
     assert abs(our_loss - their_loss) / their_loss > 0.01

@@ -1,4 +1,6 @@
-"""Adapters: what is trained, what an earlier adapter may be joined to, and what is refused and why."""
+"""Adapters: what is trained, what an earlier adapter may be joined to, and what is refused and
+why.
+"""
 
 import json
 from pathlib import Path
@@ -22,14 +24,22 @@ def tiny_base(hidden: int = 16) -> PreTrainedModel:
     """A frozen model of two layers; the same weights at every call."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32, hidden_size=hidden, intermediate_size=24, num_hidden_layers=LAYERS, num_attention_heads=2
+        vocab_size=32,
+        hidden_size=hidden,
+        intermediate_size=24,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
     )
     return LlamaForCausalLM(config).requires_grad_(False)
 
 
-def attach(base: PreTrainedModel | None = None, said: list[str] | None = None, **settings: Any) -> Any:
+def attach(
+    base: PreTrainedModel | None = None, said: list[str] | None = None, **settings: Any
+) -> Any:
     announce = [] if said is None else said
-    return attach_adapter(base or tiny_base(), AdapterConfig(**{"r": 4, "alpha": 8, **settings}), announce.append)
+    return attach_adapter(
+        base or tiny_base(), AdapterConfig(**{"r": 4, "alpha": 8, **settings}), announce.append
+    )
 
 
 def trained_names(model: torch.nn.Module) -> set[str]:
@@ -48,7 +58,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-# --- fresh ----------------------------------------------------------------------------------------------------------
+# --- fresh ----------------------------------------------------------------------------------------
 
 
 def test_all_linear_is_every_linear_layer_of_the_body_and_nothing_else() -> None:
@@ -83,7 +93,7 @@ def test_kind_none_is_the_base_itself() -> None:
     assert attach_adapter(base, AdapterConfig(kind="none"), lambda line: None) is base
 
 
-# --- from an earlier one --------------------------------------------------------------------------------------------
+# --- from an earlier one --------------------------------------------------------------------------
 
 
 def test_an_adapter_goes_on_from_the_weights_of_an_earlier_one(saved: Path) -> None:
@@ -92,7 +102,9 @@ def test_an_adapter_goes_on_from_the_weights_of_an_earlier_one(saved: Path) -> N
     assert said == [f"adapter starts from {saved}"]
     assert trained_names(model) == trained_names(attach())
     stored = load_file(saved / "adapter_model.safetensors")
-    found = {name.replace(".default", ""): p for name, p in model.named_parameters() if "lora_" in name}
+    found = {
+        name.replace(".default", ""): p for name, p in model.named_parameters() if "lora_" in name
+    }
     assert found.keys() == stored.keys()
     assert all(torch.equal(found[name], stored[name]) for name in stored)
 
@@ -115,31 +127,45 @@ def test_a_finished_run_may_be_named_instead_of_its_adapter(saved: Path) -> None
         ({"r": 8}, "adapter.r: 8 here, but init_from {folder} has 4"),
         ({"alpha": 4}, "adapter.alpha: 4.0 here, but init_from {folder} has 8.0"),
         ({"dora": True}, "adapter.dora: True here, but init_from {folder} has False"),
-        ({"targets": ("q_proj",)}, r"adapter.targets: \['q_proj'\] here, but init_from {folder} has others"),
+        (
+            {"targets": ("q_proj",)},
+            r"adapter.targets: \['q_proj'\] here, but init_from {folder} has others",
+        ),
     ],
 )
-def test_another_shape_is_refused_by_its_key(settings: dict[str, Any], complaint: str, saved: Path) -> None:
+def test_another_shape_is_refused_by_its_key(
+    settings: dict[str, Any], complaint: str, saved: Path
+) -> None:
     with pytest.raises(ConfigError, match=f"^{complaint.format(folder=saved)}"):
         attach(init_from=str(saved), **settings)
 
 
-def test_targets_that_are_those_of_the_earlier_adapter_are_accepted(saved: Path, tmp_path: Path) -> None:
+def test_targets_that_are_those_of_the_earlier_adapter_are_accepted(
+    saved: Path, tmp_path: Path
+) -> None:
     """PEFT may have written their whole paths, or the names that were asked for."""
     assert trained_names(attach(init_from=str(saved), targets=LINEAR)) == trained_names(attach())
     attach(targets=("q_proj", "v_proj")).save_pretrained(tmp_path / "two")
-    assert len(trained_names(attach(init_from=str(tmp_path / "two"), targets=("v_proj", "q_proj")))) == LAYERS * 4
+    assert (
+        len(trained_names(attach(init_from=str(tmp_path / "two"), targets=("v_proj", "q_proj"))))
+        == LAYERS * 4
+    )
     with pytest.raises(ConfigError, match=r"^adapter\.targets: "):
         attach(init_from=str(tmp_path / "two"), targets=("v_proj", "q_proj", "o_proj"))
 
 
 def test_an_adapter_of_another_base_is_refused(saved: Path) -> None:
-    with pytest.raises(ConfigError, match=f"^{saved}: this adapter does not fit the base: ") as caught:
+    with pytest.raises(
+        ConfigError, match=f"^{saved}: this adapter does not fit the base: "
+    ) as caught:
         attach(tiny_base(hidden=32), init_from=str(saved))
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"^{tmp_path}: no adapter_config.json here or in its folder adapter/"):
+    with pytest.raises(
+        ConfigError, match=f"^{tmp_path}: no adapter_config.json here or in its folder adapter/"
+    ):
         attach(init_from=str(tmp_path))
 
 
@@ -147,7 +173,9 @@ def test_a_pickled_adapter_is_refused(saved: Path) -> None:
     weights = saved / "adapter_model.safetensors"
     torch.save(load_file(weights), saved / "adapter_model.bin")
     weights.unlink()
-    with pytest.raises(ConfigError, match=f"^{saved}: no adapter_model.safetensors; only safetensors"):
+    with pytest.raises(
+        ConfigError, match=f"^{saved}: no adapter_model.safetensors; only safetensors"
+    ):
         attach(init_from=str(saved))
 
 
@@ -159,7 +187,9 @@ def test_an_unreadable_adapter_config_is_refused(saved: Path) -> None:
 
 def test_an_adapter_that_is_no_lora_is_refused(saved: Path) -> None:
     path = saved / "adapter_config.json"
-    path.write_text(json.dumps({"peft_type": "IA3", "target_modules": ["q_proj"]}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"peft_type": "IA3", "target_modules": ["q_proj"]}), encoding="utf-8"
+    )
     with pytest.raises(ConfigError, match=f"^{saved}: an adapter of type IA3; only LoRA"):
         attach(init_from=str(saved))
 

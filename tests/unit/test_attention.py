@@ -24,7 +24,9 @@ def dense_mask(runs: list[tuple[int, int]]) -> Tensor:
     mask = torch.zeros(total, total, dtype=torch.bool)
     start = before = 0
     for length, shared in runs:
-        mask[start : start + length, start : start + length] = torch.ones(length, length).tril().bool()
+        mask[start : start + length, start : start + length] = (
+            torch.ones(length, length).tril().bool()
+        )
         mask[start : start + length, before : before + shared] = True
         before, start = start, start + length
     return mask
@@ -36,7 +38,9 @@ def states(total: int, heads: int) -> Tensor:
 
 @pytest.mark.parametrize("key_heads", [HEADS, 2, 1])
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS.keys())
-def test_values_and_gradients_are_those_of_a_dense_mask(runs: list[tuple[int, int]], key_heads: int) -> None:
+def test_values_and_gradients_are_those_of_a_dense_mask(
+    runs: list[tuple[int, int]], key_heads: int
+) -> None:
     torch.manual_seed(0)
     total, scaling = sum(length for length, _ in runs), 0.3
     query, key, value = states(total, HEADS), states(total, key_heads), states(total, key_heads)
@@ -55,7 +59,9 @@ def test_values_and_gradients_are_those_of_a_dense_mask(runs: list[tuple[int, in
 def test_without_a_scale_it_is_that_of_the_head() -> None:
     query = states(4, 1)
     plain, _ = attend(nn.Identity(), query, query, query, None, runs=Runs.of([(4, 0)]))
-    scaled, _ = attend(nn.Identity(), query, query, query, None, runs=Runs.of([(4, 0)]), scaling=DIM**-0.5)
+    scaled, _ = attend(
+        nn.Identity(), query, query, query, None, runs=Runs.of([(4, 0)]), scaling=DIM**-0.5
+    )
     assert torch.equal(plain, scaled)
 
 
@@ -70,11 +76,21 @@ def test_without_a_scale_it_is_that_of_the_head() -> None:
 def test_what_it_does_not_compute_is_refused(asked: dict[str, object], complaint: str) -> None:
     query = states(9, 1)
     with pytest.raises(ConfigError, match=rf"^training\.layout: {complaint}; use padded"):
-        attend(nn.Identity(), query, query, query, None, runs=Runs.of([(6, 0), (3, 4)]), **({"scaling": 1.0} | asked))
+        attend(
+            nn.Identity(),
+            query,
+            query,
+            query,
+            None,
+            runs=Runs.of([(6, 0), (3, 4)]),
+            **({"scaling": 1.0} | asked),
+        )
 
 
 def test_a_window_that_no_run_exceeds_is_none() -> None:
-    """The longest run has 6 tokens, and the last token of the other sees 7: 4 of the prompt and 3 of its own."""
+    """The longest run has 6 tokens, and the last token of the other sees 7: 4 of the prompt and 3
+    of its own.
+    """
     query, runs = states(9, 1), Runs.of([(6, 0), (3, 4)])
     windowed, _ = attend(nn.Identity(), query, query, query, None, runs=runs, sliding_window=7)
     plain, _ = attend(nn.Identity(), query, query, query, None, runs=runs)
@@ -86,7 +102,9 @@ def test_a_cpu_goes_run_by_run() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA's attention over runs is not compared")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU here: CUDA's attention over runs is not compared"
+)
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS.keys())
 def test_on_a_gpu_it_is_the_same_within_its_format(runs: list[tuple[int, int]]) -> None:
     device, total = torch.device("cuda"), sum(length for length, _ in runs)
@@ -95,9 +113,9 @@ def test_on_a_gpu_it_is_the_same_within_its_format(runs: list[tuple[int, int]]) 
     half = [s.bfloat16().requires_grad_() for s in (query, key, value)]
     found, _ = attend(nn.Identity(), *half, None, runs=Runs.of(runs).to(device))
     full = [s.detach().float().requires_grad_() for s in half]
-    expected = scaled_dot_product_attention(*full, attn_mask=dense_mask(runs).to(device), enable_gqa=True).transpose(
-        1, 2
-    )
+    expected = scaled_dot_product_attention(
+        *full, attn_mask=dense_mask(runs).to(device), enable_gqa=True
+    ).transpose(1, 2)
     torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
     for one, other in zip(
         torch.autograd.grad(found.float().square().sum(), half),
@@ -107,23 +125,39 @@ def test_on_a_gpu_it_is_the_same_within_its_format(runs: list[tuple[int, int]]) 
         torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.1)
 
 
-# --- the signatures that torch's varlen attention has had -----------------------------------------------------------
+# --- the signatures that torch's varlen attention has had -----------------------------------------
 
 
-def reference_kernel(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, key_ends: Tensor, scale: float) -> Tensor:
+def reference_kernel(
+    q: Tensor, k: Tensor, v: Tensor, ends: Tensor, key_ends: Tensor, scale: float
+) -> Tensor:
     """What a kernel of any version computes: runs of rows, causal from their ends."""
     outputs = []
     for i in range(len(ends) - 1):
         queries = q[ends[i] : ends[i + 1]].transpose(0, 1)
         keys, values = (states[key_ends[i] : key_ends[i + 1]].transpose(0, 1) for states in (k, v))
-        mask = torch.ones(queries.shape[1], keys.shape[1], dtype=torch.bool).tril(keys.shape[1] - queries.shape[1])
-        out = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
+        mask = torch.ones(queries.shape[1], keys.shape[1], dtype=torch.bool).tril(
+            keys.shape[1] - queries.shape[1]
+        )
+        out = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True
+        )
         outputs.append(out.transpose(0, 1))
     return torch.cat(outputs)
 
 
 def with_windows(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    scale=None,
+    window_size=(-1, -1),
+    enable_gqa=False,
 ):
     assert window_size == (-1, 0) and enable_gqa
     assert (max_q, max_k) == (6, 7)

@@ -1,4 +1,6 @@
-"""Starting and stopping a cluster on servers of one's own, with servers that only say what they were told."""
+"""Starting and stopping a cluster on servers of one's own, with servers that only say what they
+were told.
+"""
 
 import json
 from collections.abc import Callable
@@ -34,7 +36,9 @@ class Servers:
             raise ResourceError(f"{address}: cannot be reached as root: No route to host")
         self.told.append((address, command, stdin))
         if "ray.nodes()" in command:
-            return "a line of Ray's\n" + json.dumps([[server, 4, 1] for server in self.joined]) + "\n"
+            return (
+                "a line of Ray's\n" + json.dumps([[server, 4, 1] for server in self.joined]) + "\n"
+            )
         return self.versions.get(address, STACK) + "\n" if "importlib.metadata" in command else ""
 
     def launch(self, text: str, *, keep_head: bool) -> None:
@@ -56,7 +60,11 @@ def test_every_server_gets_the_token_and_joins(hosts: HostsConfig) -> None:
     ]
     token = read_token(hosts.token_file)
     assert len(token) == 64 and hosts.token_file.stat().st_mode & 0o777 == 0o600
-    assert [address for address, _, stdin in servers.told if stdin == f"{token}\n"] == [HEAD, SECOND, THIRD]
+    assert [address for address, _, stdin in servers.told if stdin == f"{token}\n"] == [
+        HEAD,
+        SECOND,
+        THIRD,
+    ]
     assert not any(token in text for text in [*said, *(command for _, command, _ in servers.told)])
 
 
@@ -69,7 +77,9 @@ def test_a_cluster_that_is_up_is_left_alone(hosts: HostsConfig) -> None:
 
 def test_a_server_that_was_lost_is_started_and_the_head_left_alone(hosts: HostsConfig) -> None:
     servers, said = Servers(joined=[HEAD, THIRD]), list[str]()
-    assert all(server.joined for server in bare_metal.up(hosts, servers, servers.launch, said.append))
+    assert all(
+        server.joined for server in bare_metal.up(hosts, servers, servers.launch, said.append)
+    )
     assert said[-1].endswith("starting Ray on 10.0.0.2")
 
 
@@ -79,25 +89,34 @@ def must_not_be_called(text: str, *, keep_head: bool) -> None:
 
 def test_a_server_that_does_not_answer_is_named_before_anything_starts(hosts: HostsConfig) -> None:
     servers = Servers(dead={THIRD})
-    with pytest.raises(ResourceError, match=r"^10\.0\.0\.3: cannot be reached as root: No route to host$"):
+    with pytest.raises(
+        ResourceError, match=r"^10\.0\.0\.3: cannot be reached as root: No route to host$"
+    ):
         bare_metal.up(hosts, servers, must_not_be_called, print)
     assert not hosts.token_file.exists()
 
 
 def test_servers_with_other_versions_are_refused(hosts: HostsConfig) -> None:
     servers = Servers(versions={SECOND: STACK.replace("ray 2.60.0", "ray 2.61.0")})
-    with pytest.raises(ConfigError, match=r"^10\.0\.0\.2 has .*ray 2\.61\.0.* but the head 10\.0\.0\.1 has .*2\.60\.0"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^10\.0\.0\.2 has .*ray 2\.61\.0.* but the head 10\.0\.0\.1 has .*2\.60\.0",
+    ):
         bare_metal.up(hosts, servers, must_not_be_called, print)
 
 
-def test_a_server_that_does_not_join_is_named(hosts: HostsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_join_is_named(
+    hosts: HostsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bare_metal, "_JOIN_S", 0.0)
     servers = Servers()
 
     def launch_without_the_last(text: str, *, keep_head: bool) -> None:
         servers.joined = [HEAD, SECOND]
 
-    with pytest.raises(ResourceError, match=r"^10\.0\.0\.3 did not join within 0 s; the head's log says why"):
+    with pytest.raises(
+        ResourceError, match=r"^10\.0\.0\.3 did not join within 0 s; the head's log says why"
+    ):
         bare_metal.up(hosts, servers, launch_without_the_last, print)
 
 
@@ -105,18 +124,23 @@ def test_where_the_head_is_gone_nobody_has_joined(hosts: HostsConfig) -> None:
     said: list[str] = []
     found = bare_metal.status(hosts, Servers([HEAD, SECOND], dead={HEAD}), said.append)
     assert not any(server.joined for server in found)
-    assert said == ["no cluster answers on the head: 10.0.0.1: cannot be reached as root: No route to host"]
+    assert said == [
+        "no cluster answers on the head: 10.0.0.1: cannot be reached as root: No route to host"
+    ]
 
 
 def test_all_servers_that_answer_are_stopped_the_head_first(hosts: HostsConfig) -> None:
     servers, said = Servers(dead={SECOND}), list[str]()
     assert bare_metal.down(hosts, servers, said.append) == [SECOND]
     stop = "/opt/orpo-ray/bin/ray stop"
-    assert [(address, command) for address, command, _ in servers.told] == [(HEAD, stop), (THIRD, stop)]
+    assert [(address, command) for address, command, _ in servers.told] == [
+        (HEAD, stop),
+        (THIRD, stop),
+    ]
     assert said == [f"{SECOND}: cannot be reached as root: No route to host"]
 
 
-# --- ssh --------------------------------------------------------------------------------------------------------
+# --- ssh ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -134,7 +158,9 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ssh]
 
 def test_a_server_hears_the_command_and_its_input(ssh: Callable[[str], Ssh]) -> None:
     said = ssh('echo "$@"; cat').run(HEAD, "echo hello", stdin="the token")
-    assert said.startswith("-i /keys/id -o BatchMode=yes ") and said.endswith("root@10.0.0.1 echo hello\nthe token")
+    assert said.startswith("-i /keys/id -o BatchMode=yes ") and said.endswith(
+        "root@10.0.0.1 echo hello\nthe token"
+    )
 
 
 def test_the_servers_keys_are_in_the_one_file_that_is_named(
@@ -146,19 +172,27 @@ def test_the_servers_keys_are_in_the_one_file_that_is_named(
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "${HOME}", "a\nb"])
-def test_a_folder_that_ssh_would_misread_is_refused(hosts: HostsConfig, tmp_path: Path, name: str) -> None:
+def test_a_folder_that_ssh_would_misread_is_refused(
+    hosts: HostsConfig, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "id").touch()
-    odd = hosts.model_copy(update={"token": f"{tmp_path}/{name}/token", "ssh": SshConfig(key=str(tmp_path / "id"))})
+    odd = hosts.model_copy(
+        update={"token": f"{tmp_path}/{name}/token", "ssh": SshConfig(key=str(tmp_path / "id"))}
+    )
     with pytest.raises(ConfigError, match=r"(?s)^token: .* ssh takes no path with"):
         ssh_to(odd)
 
 
 def test_a_key_that_is_not_here_is_named(hosts: HostsConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^ssh\.key: {tmp_path}/id cannot be read: No such file"):
+    with pytest.raises(
+        ConfigError, match=rf"^ssh\.key: {tmp_path}/id cannot be read: No such file"
+    ):
         ssh_to(hosts.model_copy(update={"ssh": SshConfig(key=str(tmp_path / "id"))}))
 
 
-def test_a_folder_for_keys_that_cannot_be_made_is_told(ssh: Callable[..., Ssh], hosts: HostsConfig) -> None:
+def test_a_folder_for_keys_that_cannot_be_made_is_told(
+    ssh: Callable[..., Ssh], hosts: HostsConfig
+) -> None:
     for known_hosts in (Path("/etc/passwd/x"), Path("/etc/passwd/x/y")):
         with pytest.raises(ConfigError, match=r"^token: the folder /etc/passwd.* cannot be made: "):
             bare_metal.status(hosts, ssh("true", known_hosts), print)
@@ -167,7 +201,10 @@ def test_a_folder_for_keys_that_cannot_be_made_is_told(ssh: Callable[..., Ssh], 
 @pytest.mark.parametrize(
     ("script", "says"),
     [
-        ("echo warning >&2; echo no route >&2; exit 255", "10.0.0.1: cannot be reached as root: no route"),
+        (
+            "echo warning >&2; echo no route >&2; exit 255",
+            "10.0.0.1: cannot be reached as root: no route",
+        ),
         ("echo no such file >&2; exit 127", "10.0.0.1: a command failed: no such file"),
         ("exit 3", "10.0.0.1: a command failed: exit code 3"),
     ],
@@ -186,7 +223,7 @@ def test_a_machine_without_ssh_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         Ssh("root", Path("/keys/id"), tmp_path / "known_hosts").run(HEAD, "true")
 
 
-# --- the token --------------------------------------------------------------------------------------------------
+# --- the token ------------------------------------------------------------------------------------
 
 
 def test_a_token_that_is_there_is_kept(tmp_path: Path) -> None:
@@ -211,7 +248,9 @@ def loosened(path: Path) -> None:
         (lambda path: None, "the token cannot be read: No such file or directory"),
     ],
 )
-def test_a_token_that_cannot_be_used_is_refused(tmp_path: Path, write: Callable[[Path], None], says: str) -> None:
+def test_a_token_that_cannot_be_used_is_refused(
+    tmp_path: Path, write: Callable[[Path], None], says: str
+) -> None:
     write(tmp_path / "token")
     with pytest.raises(ConfigError, match=f"token: {says}"):
         read_token(tmp_path / "token")

@@ -15,11 +15,18 @@ from orpo_ray.bench.pairs import pairs_of_file, pairs_of_shape
 from orpo_ray.bench.step import Bench, Case, group_by_length
 from orpo_ray.errors import DataError
 
-TINY = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_full_size_base_is_nf4_but_for_head_and_embedding(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_size_base_is_nf4_but_for_head_and_embedding(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a few layers here, on a CPU: its way of quantising is that of a GPU."""
     model_type, config_type, settings = BASES[name]
     small = {**settings, **TINY, "num_key_value_heads": 1, "vocab_size": 100}
@@ -27,7 +34,10 @@ def test_a_full_size_base_is_nf4_but_for_head_and_embedding(name: str, monkeypat
     model = full_size(name, "cpu")
     quantised = [module for module in model.modules() if isinstance(module, Linear4bit)]
     assert len(quantised) == 2 * 7
-    assert all(module.weight.quant_type == "nf4" and module.weight.quant_state.nested for module in quantised)
+    assert all(
+        module.weight.quant_type == "nf4" and module.weight.quant_state.nested
+        for module in quantised
+    )
     assert not isinstance(model.get_output_embeddings(), Linear4bit)
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     adapted = with_adapter(model)
@@ -43,11 +53,15 @@ def test_full_sizes_are_those_of_the_models_they_are_named_after() -> None:
         model_type, config_type, settings = BASES[name]
         with torch.device("meta"):
             model = model_type(config_type(**settings))
-        assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.01)
+        assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(
+            billions, abs=0.01
+        )
 
 
 def test_the_head_of_the_small_model_is_about_a_tenth_of_its_work() -> None:
-    """Parameters are multiplications a token; checkpointing computes the layers once more than the head."""
+    """Parameters are multiplications a token; checkpointing computes the layers once more than the
+    head.
+    """
     model = small_llama(256, 1400)
     head = model.get_output_embeddings().weight.numel()
     layers = sum(parameter.numel() for parameter in model.model.layers.parameters())
@@ -61,7 +75,9 @@ def lengths_of(pairs: Any) -> np.ndarray:
 def test_drawn_pairs_have_the_shape_or_lengths_around_it() -> None:
     assert (lengths_of(pairs_of_shape((7, 5, 3), 4, 0.0, 50)) == [7, 5, 3]).all()
     ragged = lengths_of(pairs_of_shape((100, 50, 50), 200, 0.8, 50))
-    assert (ragged.min(axis=0) >= [20, 10, 10]).all() and (ragged.max(axis=0) <= [180, 90, 90]).all()
+    assert (ragged.min(axis=0) >= [20, 10, 10]).all() and (
+        ragged.max(axis=0) <= [180, 90, 90]
+    ).all()
     assert np.abs(ragged.mean(axis=0) / [100, 50, 50] - 1).max() < 0.1
     ids = np.concatenate([pair.prompt for pair in pairs_of_shape((100, 50, 50), 20, 0.8, 50)])
     assert ids.min() >= 4 and ids.max() < 50
@@ -79,8 +95,14 @@ def test_a_file_without_enough_pairs_is_refused(tmp_path: Path) -> None:
 def test_grouping_keeps_the_pairs_and_sorts_their_lengths() -> None:
     steps = [pairs_of_shape((20, 10, 10), 3, 0.8, 50, seed) for seed in range(4)]
     grouped = group_by_length(steps)
-    assert sorted(id(pair) for step in grouped for pair in step) == sorted(id(pair) for step in steps for pair in step)
-    totals = [len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for step in grouped for pair in step]
+    assert sorted(id(pair) for step in grouped for pair in step) == sorted(
+        id(pair) for step in steps for pair in step
+    )
+    totals = [
+        len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+        for step in grouped
+        for pair in step
+    ]
     assert totals == sorted(totals) and [len(step) for step in grouped] == [3] * 4
 
 

@@ -38,4 +38,6 @@ def test_what_children_take_is_counted_in_its_phase(tmp_path):
 
 def test_a_command_that_fails_is_told_with_its_last_line():
     with pytest.raises(RunError, match="ended with code 3: no more"):
-        _watch([sys.executable, "-c", "import sys; print('no more', file=sys.stderr); sys.exit(3)"], [])
+        _watch(
+            [sys.executable, "-c", "import sys; print('no more', file=sys.stderr); sys.exit(3)"], []
+        )

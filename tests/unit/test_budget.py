@@ -1,4 +1,6 @@
-"""How tokens and checkpointing follow from the memory that is there; the memory is made up, and grows with tokens."""
+"""How tokens and checkpointing follow from the memory that is there; the memory is made up, and
+grows with tokens.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -60,7 +62,9 @@ def test_a_step_that_is_small_needs_no_more_than_its_own_tokens_to_keep_activati
     small, room = replace(SIZES, step=300), 1000 + KEPT * 400
     assert find_budget(measure(room), room, small, None) == Budget(400, False)
     assert find_budget(measure(room), room, SIZES, None) == Budget(2000, True)
-    assert find_budget(measure(10**9), 10**9, Sizes(100, 100, 100, 5000), None) == Budget(100, False)
+    assert find_budget(measure(10**9), 10**9, Sizes(100, 100, 100, 5000), None) == Budget(
+        100, False
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,12 @@ def test_optimizer_state_is_kept_room_for_as_the_strategy_shares_it_out(
 
 
 def test_after_a_failure_less_is_tried_down_to_the_longest_pair() -> None:
-    assert [smaller(1000, 100), smaller(120, 100), smaller(100, 100), smaller(90, 100)] == [750, 100, None, None]
+    assert [smaller(1000, 100), smaller(120, 100), smaller(100, 100), smaller(90, 100)] == [
+        750,
+        100,
+        None,
+        None,
+    ]
 
 
 def test_the_sample_holds_the_longest_pairs() -> None:
@@ -95,12 +104,14 @@ def test_the_sample_holds_the_longest_pairs() -> None:
     ]
 
 
-# --- on a model -----------------------------------------------------------------------------------------------------
+# --- on a model -----------------------------------------------------------------------------------
 
 
 @dataclass
 class FakeMemory:
-    """Runs packs and says what they took; `fails` are the calls, counted from 0, in which memory runs out."""
+    """Runs packs and says what they took; `fails` are the calls, counted from 0, in which memory
+    runs out.
+    """
 
     tokens: Callable[[], int]
     fails: tuple[int, ...] = ()
@@ -121,22 +132,30 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return make_artifact(tmp_path_factory.mktemp("prepared"), train=12, evaluation=2)
 
 
-DECISIONS = Decisions("cpu", "float32", "sdpa", SHARED_PREFIX, Strategy.SINGLE, False, 8192, find_budget=True)
+DECISIONS = Decisions(
+    "cpu", "float32", "sdpa", SHARED_PREFIX, Strategy.SINGLE, False, 8192, find_budget=True
+)
 
 
 class Ground:
     """A run on the demo's model with a made-up memory."""
 
-    def __init__(self, artifact: Artifact, fails: tuple[int, ...] = (), size: int = 10**9, **training: Any) -> None:
+    def __init__(
+        self, artifact: Artifact, fails: tuple[int, ...] = (), size: int = 10**9, **training: Any
+    ) -> None:
         settings = {"pairs_per_step": 6, "tokens_per_microbatch": "auto", **training}
         self.config = run_config(Path("unused"), training=settings)
         self.artifact = artifact
         self.model = load_pair_model(self.config, DECISIONS, lambda line: None)
         self.model.use_layout(SHARED_PREFIX)
         self.seen: list[int] = []
-        self.model.register_forward_pre_hook(lambda module, given: self.seen.append(given[0].input_ids.numel()))
+        self.model.register_forward_pre_hook(
+            lambda module, given: self.seen.append(given[0].input_ids.numel())
+        )
         self.memory = FakeMemory(lambda: self.seen[-1], fails, size)
-        self.probe = Probe(self.model, build_objective(self.config.objective), artifact.train, 0, self.memory)
+        self.probe = Probe(
+            self.model, build_objective(self.config.objective), artifact.train, 0, self.memory
+        )
         self.said: list[str] = []
 
     def plan(self, tokens: int) -> Any:
@@ -144,7 +163,9 @@ class Ground:
 
     def settle(self, decisions: Decisions = DECISIONS, world: World = ALONE) -> Decisions:
         largest = max(self.probe.costs.of(step.pairs) for step in self.plan(10**6))
-        return settle_budget(self.probe, self.config.training, decisions, self.plan, largest, world, self.said.append)
+        return settle_budget(
+            self.probe, self.config.training, decisions, self.plan, largest, world, self.said.append
+        )
 
 
 def test_the_largest_pack_of_the_plan_is_tried_last(artifact: Artifact) -> None:
@@ -152,11 +173,15 @@ def test_the_largest_pack_of_the_plan_is_tried_last(artifact: Artifact) -> None:
     decided = ground.settle()
     costs = ground.probe.costs
     steps = [costs.of(step.pairs) for step in ground.plan(10**6)]
-    assert decided == replace(DECISIONS, tokens_per_microbatch=8192, gradient_checkpointing=False, find_budget=False)
+    assert decided == replace(
+        DECISIONS, tokens_per_microbatch=8192, gradient_checkpointing=False, find_budget=False
+    )
     longest, another, tried = ground.memory.seen
     assert (longest, tried) == (costs.tokens.max(), max(steps))
     assert longest < another <= 2 * longest
-    assert ground.said[0].startswith("tokens per micro-batch 8192, activations kept; the largest one, of ")
+    assert ground.said[0].startswith(
+        "tokens per micro-batch 8192, activations kept; the largest one, of "
+    )
 
 
 def test_what_did_not_fit_is_made_smaller_and_tried_again(artifact: Artifact) -> None:
@@ -169,7 +194,8 @@ def test_what_did_not_fit_is_made_smaller_and_tried_again(artifact: Artifact) ->
 
 def test_not_even_the_longest_pair_is_a_resource_error(artifact: Artifact) -> None:
     with pytest.raises(
-        ResourceError, match=r"^training\.tokens_per_microbatch: a micro-batch of \d+ tokens does not fit"
+        ResourceError,
+        match=r"^training\.tokens_per_microbatch: a micro-batch of \d+ tokens does not fit",
     ):
         Ground(artifact, size=10).settle()
 
@@ -177,7 +203,9 @@ def test_not_even_the_longest_pair_is_a_resource_error(artifact: Artifact) -> No
 def test_what_the_user_fixed_is_not_made_smaller(artifact: Artifact) -> None:
     fixed = replace(DECISIONS, tokens_per_microbatch=150)
     assert Ground(artifact, tokens_per_microbatch=150).settle(fixed).tokens_per_microbatch == 150
-    with pytest.raises(ResourceError, match=r"lower data\.max_length or training\.tokens_per_microbatch"):
+    with pytest.raises(
+        ResourceError, match=r"lower data\.max_length or training\.tokens_per_microbatch"
+    ):
         Ground(artifact, tokens_per_microbatch=150, fails=(2,)).settle(fixed)
 
 
@@ -199,15 +227,25 @@ def test_a_probe_leaves_everything_as_it_was(artifact: Artifact) -> None:
     before = {name: parameter.clone() for name, parameter in ground.model.named_parameters()}
     state = torch.get_rng_state()
     ground.settle()
-    assert torch.equal(torch.get_rng_state(), state), "dropout was drawn from the run's own random state"
-    assert all(torch.equal(parameter, before[name]) for name, parameter in ground.model.named_parameters())
+    assert torch.equal(torch.get_rng_state(), state), (
+        "dropout was drawn from the run's own random state"
+    )
+    assert all(
+        torch.equal(parameter, before[name]) for name, parameter in ground.model.named_parameters()
+    )
     assert all(parameter.grad is None for parameter in ground.model.parameters())
 
 
-def test_memory_on_a_cpu_grows_with_tokens_and_shrinks_with_checkpointing(artifact: Artifact) -> None:
+def test_memory_on_a_cpu_grows_with_tokens_and_shrinks_with_checkpointing(
+    artifact: Artifact,
+) -> None:
     ground = Ground(artifact)
-    probe = Probe(ground.model, build_objective(ground.config.objective), artifact.train, 0, CpuMemory())
-    small, large, recomputed = (probe.measure(*case) for case in ((100, False), (400, False), (400, True)))
+    probe = Probe(
+        ground.model, build_objective(ground.config.objective), artifact.train, 0, CpuMemory()
+    )
+    small, large, recomputed = (
+        probe.measure(*case) for case in ((100, False), (400, False), (400, True))
+    )
     assert small is not None and large is not None and recomputed is not None
     assert 2 < large / small < 6
     assert recomputed < large

@@ -1,4 +1,6 @@
-"""Checkpoints: whole or not there, checked before they are trusted, kept by a policy, free of pickles."""
+"""Checkpoints: whole or not there, checked before they are trusted, kept by a policy, free of
+pickles.
+"""
 
 import errno
 import json
@@ -36,7 +38,9 @@ CONTENT = {
 def position(step: int, **metrics: float) -> Position:
     named = {f"eval/{name}": value for name, value in metrics.items()}
     states = [{"torch": "abc"}, {"torch": "def"}]
-    return Position(step, total_steps=100, scheduler_steps=step, random_states=states, metrics=named)
+    return Position(
+        step, total_steps=100, scheduler_steps=step, random_states=states, metrics=named
+    )
 
 
 def fill(folder: Path) -> None:
@@ -56,7 +60,7 @@ def whole(parent: Path) -> tuple[str | None, list[str]]:
     return found.name if found else None, said
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def test_a_checkpoint_holds_what_was_written_and_where_it_was(tmp_path: Path) -> None:
@@ -73,7 +77,9 @@ def test_a_checkpoint_holds_what_was_written_and_where_it_was(tmp_path: Path) ->
 def test_the_manifest_is_written_last_and_the_folder_appears_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything is on the disk before the manifest, and the manifest before the name that makes it a checkpoint."""
+    """Everything is on the disk before the manifest, and the manifest before the name that makes it
+    a checkpoint.
+    """
     order: list[str] = []
     sync = checkpoints._sync
 
@@ -94,25 +100,38 @@ def test_the_names_are_on_the_disk_before_an_older_checkpoint_may_go(
 ) -> None:
     synced: list[Path] = []
     opened = Path("/proc/self/fd")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((opened / str(descriptor)).readlink()))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: synced.append((opened / str(descriptor)).readlink())
+    )
     folder = save(tmp_path, position(1), fill)
     assert synced[-3:] == [folder / "adapter", folder, tmp_path]
 
 
-@pytest.mark.parametrize(("number", "is_forgiven"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)])
-def test_a_file_system_that_cannot_sync_folders(number: int, is_forgiven: bool, tmp_path: Path) -> None:
-    """A real failure of the disk is told; a network file system that knows no such thing serves all the same."""
+@pytest.mark.parametrize(
+    ("number", "is_forgiven"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)]
+)
+def test_a_file_system_that_cannot_sync_folders(
+    number: int, is_forgiven: bool, tmp_path: Path
+) -> None:
+    """A real failure of the disk is told; a network file system that knows no such thing serves all
+    the same.
+    """
 
     def fails(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    with pytest.MonkeyPatch.context() as patch, nullcontext() if is_forgiven else pytest.raises(OSError):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        nullcontext() if is_forgiven else pytest.raises(OSError),
+    ):
         patch.setattr(os, "fsync", fails)
         checkpoints._sync_folders(tmp_path)
 
 
 @pytest.mark.parametrize("where", ["write", "manifest", "rename"])
-def test_a_failed_save_leaves_what_was_there(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_what_was_there(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path, position(1), fill)
 
     def fails(*args: object) -> None:
@@ -137,7 +156,7 @@ def test_a_step_saved_again_replaces_the_former(tmp_path: Path) -> None:
     assert read_position(tmp_path / "step-000003").metrics["eval/accuracy"] == 0.9
 
 
-# --- finding --------------------------------------------------------------------------------------------------------
+# --- finding --------------------------------------------------------------------------------------
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a byte changed": (
@@ -152,18 +171,26 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "adapter" / "adapter_model.safetensors").unlink(),
         "adapter_model.safetensors cannot be read",
     ),
-    "position missing": (lambda folder: (folder / "position.json").unlink(), "position.json cannot be read"),
+    "position missing": (
+        lambda folder: (folder / "position.json").unlink(),
+        "position.json cannot be read",
+    ),
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), f"{MANIFEST} cannot be read"),
     "half a manifest": (
         lambda folder: (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes()[:40]),
         f"{MANIFEST} cannot be understood",
     ),
-    "another manifest": (lambda folder: (folder / MANIFEST).write_text("[]"), f"{MANIFEST} cannot be understood"),
+    "another manifest": (
+        lambda folder: (folder / MANIFEST).write_text("[]"),
+        f"{MANIFEST} cannot be understood",
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_is_announced_and_the_one_before_it_serves(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_newest_is_announced_and_the_one_before_it_serves(
+    damage: str, tmp_path: Path
+) -> None:
     for step in (2, 4, 6):
         save(tmp_path, position(step), fill)
     harm, complaint = DAMAGES[damage]
@@ -215,7 +242,7 @@ def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
     assert whole(tmp_path / "checkpoints") == (None, [])
 
 
-# --- keeping --------------------------------------------------------------------------------------------------------
+# --- keeping --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,8 +265,13 @@ def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
 def test_the_newest_is_kept_then_the_best_then_the_next_newest(
     saved: list[tuple[int, tuple[float, float] | None]], keep: int, kept: set[int]
 ) -> None:
-    """(step, (accuracy, margin) if it was evaluated); equal accuracy: the margin decides, then the later one."""
-    assert steps_to_keep([Saved(step, *(scores or (None, None))) for step, scores in saved], keep) == kept
+    """(step, (accuracy, margin) if it was evaluated); equal accuracy: the margin decides, then the
+    later one.
+    """
+    assert (
+        steps_to_keep([Saved(step, *(scores or (None, None))) for step, scores in saved], keep)
+        == kept
+    )
 
 
 def test_pruning_deletes_the_others_and_nothing_else(tmp_path: Path) -> None:
@@ -259,14 +291,20 @@ def test_pruning_survives_a_checkpoint_that_was_damaged_since(tmp_path: Path) ->
     assert names(tmp_path) == ["step-000006"]
 
 
-# --- no pickle ------------------------------------------------------------------------------------------------------
+# --- no pickle ------------------------------------------------------------------------------------
 
 
 def test_a_real_checkpoint_holds_tensors_and_text_alone(tmp_path: Path) -> None:
     artifact = make_artifact(tmp_path, train=4, evaluation=2)
-    trained = train_locally(run_config(tmp_path, training={"max_steps": 1, "pairs_per_step": 4, "warmup": 0}), artifact)
+    trained = train_locally(
+        run_config(tmp_path, training={"max_steps": 1, "pairs_per_step": 4, "warmup": 0}), artifact
+    )
     (folder,) = (trained.run_dir / "checkpoints").iterdir()
-    files = [path for path in [*folder.rglob("*"), *(trained.run_dir / "adapter").rglob("*")] if path.is_file()]
+    files = [
+        path
+        for path in [*folder.rglob("*"), *(trained.run_dir / "adapter").rglob("*")]
+        if path.is_file()
+    ]
     assert {path.suffix for path in files} == {".safetensors", ".json", ".jinja", ".md"}
     for path in files:
         if path.suffix == ".safetensors":
@@ -277,7 +315,9 @@ def test_a_real_checkpoint_holds_tensors_and_text_alone(tmp_path: Path) -> None:
 
 
 def test_no_source_of_ours_reads_or_writes_pickles() -> None:
-    pattern = re.compile(r"\bimport (c?pickle|dill|cloudpickle|joblib)\b|\btorch\.(load|save)\(|allow_pickle")
+    pattern = re.compile(
+        r"\bimport (c?pickle|dill|cloudpickle|joblib)\b|\btorch\.(load|save)\(|allow_pickle"
+    )
     sources = list(Path(orpo_ray.__file__).parent.rglob("*.py"))
     assert len(sources) > 50
     assert [path.name for path in sources if pattern.search(path.read_text(encoding="utf-8"))] == []

@@ -45,7 +45,10 @@ def test_orders_of_roles_that_are_none(roles: str, detail: str) -> None:
     [
         (Pair([], "a", "b"), "missing-prompt"),
         (Pair([{"role": "user", "content": " \n"}], "a", "b"), "missing-prompt"),
-        (Pair([{"role": "system", "content": "S"}, {"role": "user", "content": ""}], "a", "b"), "missing-prompt"),
+        (
+            Pair([{"role": "system", "content": "S"}, {"role": "user", "content": ""}], "a", "b"),
+            "missing-prompt",
+        ),
         (Pair([{"role": "system", "content": "S"}], "a", "b"), "wrong-roles"),
         (Pair([*ASKED, {"role": "assistant", "content": "A"}], "a", "b"), "wrong-roles"),
         (Pair(ASKED, "", "b"), "empty-chosen"),

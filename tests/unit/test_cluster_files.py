@@ -1,4 +1,6 @@
-"""The files of `cluster/`, filled in: stable, valid for those who read them, and safe to hand to a shell."""
+"""The files of `cluster/`, filled in: stable, valid for those who read them, and safe to hand to a
+shell.
+"""
 
 import json
 import os
@@ -22,7 +24,14 @@ ROOT = Path(__file__).resolve().parents[2]
 RENDERED = Path(__file__).with_name("rendered")
 TRIO = HostsConfig(name="trio", head="10.0.0.1", workers=("10.0.0.2", "10.0.0.3"))  # type: ignore[arg-type]
 HOSTS = "name: trio\nhead: 10.0.0.1\nworkers: [10.0.0.2, 10.0.0.3]\n"
-SETTINGS = ("address", "interface", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+SETTINGS = (
+    "address",
+    "interface",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN_PATH",
+    "GLOO_SOCKET_IFNAME",
+    "NCCL_SOCKET_IFNAME",
+)
 
 
 @pytest.fixture
@@ -38,7 +47,9 @@ def test_a_change_of_a_rendered_file_is_seen(name: str) -> None:
 
 
 def test_the_launcher_is_valid_by_rays_own_schema(launcher: dict[str, Any]) -> None:
-    schema = json.loads((Path(ray.autoscaler.__file__).with_name("ray-schema.json")).read_text(encoding="utf-8"))
+    schema = json.loads(
+        (Path(ray.autoscaler.__file__).with_name("ray-schema.json")).read_text(encoding="utf-8")
+    )
     jsonschema.validate(launcher, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**launcher, "head_ip": "10.0.0.1"}, schema)
@@ -51,7 +62,9 @@ def test_a_name_stays_text(name: str) -> None:
 
 
 def test_a_cluster_of_one_server_has_no_workers() -> None:
-    alone = yaml.safe_load(bare_metal(HostsConfig(name="one", head="10.0.0.1"))["one.launcher.yaml"])  # type: ignore[arg-type]
+    alone = yaml.safe_load(
+        bare_metal(HostsConfig(name="one", head="10.0.0.1"))["one.launcher.yaml"]
+    )  # type: ignore[arg-type]
     assert (alone["provider"]["worker_ips"], alone["max_workers"]) == ([], 0)
 
 
@@ -63,7 +76,10 @@ def test_ray_is_started_on_the_interface_that_joins_the_servers(
     told = start_on_a_server(launcher[commands][-1], address, tmp_path)
     assert told["arguments"][0] == "start" and f"--node-ip-address={address}" in told["arguments"]
     assert ("--head" in told["arguments"]) == commands.startswith("head")
-    assert "--dashboard-host=127.0.0.1" in told["arguments"] or "--address=10.0.0.1:6379" in told["arguments"]
+    assert (
+        "--dashboard-host=127.0.0.1" in told["arguments"]
+        or "--address=10.0.0.1:6379" in told["arguments"]
+    )
     assert told["environment"] == {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": f"{tmp_path}/.ray/orpo-ray.token",
@@ -74,7 +90,9 @@ def test_ray_is_started_on_the_interface_that_joins_the_servers(
 
 
 def start_on_a_server(command: str, address: str, folder: Path) -> dict[str, Any]:
-    """What `ray` was told, on a server with stand-ins for `ip` and `ray` and a second network before the cluster's."""
+    """What `ray` was told, on a server with stand-ins for `ip` and `ray` and a second network
+    before the cluster's.
+    """
     stand_in(
         folder / "ip",
         "shown = {'eth0': '192.168.7.5/24', 'eth1': '" + address + "/24'}\n"
@@ -84,12 +102,15 @@ def start_on_a_server(command: str, address: str, folder: Path) -> dict[str, Any
     )
     stand_in(
         folder / "ray",
-        "kept = {name: value for name, value in os.environ.items() if name.startswith(('RAY_', 'GLOO_', 'NCCL_'))}\n"
+        "kept = {name: value for name, value in os.environ.items() if name.startswith(('RAY_', "
+        "'GLOO_', 'NCCL_'))}\n"
         "print(json.dumps({'arguments': sys.argv[1:], 'environment': kept, 'umask': os.umask(0)}))",
     )
     here = command.replace("/opt/orpo-ray/bin/ray", str(folder / "ray"))
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
-    done = subprocess.run(["bash", "-c", here], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", here], env=environment, capture_output=True, text=True, check=True
+    )
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 
@@ -133,7 +154,10 @@ def test_a_mistake_in_hosts_yaml_is_one_line(tmp_path: Path, change: str, says: 
 
 def test_an_empty_file_is_told_what_hosts_yaml_is(tmp_path: Path) -> None:
     (tmp_path / "hosts.yaml").touch()
-    with pytest.raises(ConfigError, match=r"hosts\.yaml:1: the servers are a YAML mapping with name, head and workers"):
+    with pytest.raises(
+        ConfigError,
+        match=r"hosts\.yaml:1: the servers are a YAML mapping with name, head and workers",
+    ):
         load_hosts(tmp_path / "hosts.yaml")
 
 

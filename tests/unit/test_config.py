@@ -25,7 +25,8 @@ DESIGN_SECTION_4 = """\
 name: mistral-7b-orpo
 storage: s3://bucket/runs            # or a path every server sees; or a local path for one machine
 model:   {base: mistralai/Mistral-7B-v0.1, revision: null, quantization: nf4, dtype: auto, attention: auto, chat_template: null}
-                                     # quantization: nf4 | int8 | none; dtype: auto | float32 | bfloat16 | float16
+                                     # quantization: nf4 | int8 | none; dtype: auto | float32 |
+                                     # bfloat16 | float16
 adapter: {kind: lora, r: 16, alpha: 16, dropout: 0.05, targets: all-linear, dora: false, init_from: null}   # kind: none = full
 data:
   train: [{source: "HuggingFaceH4/ultrafeedback_binarized", split: train_prefs, weight: 1.0}]
@@ -107,12 +108,16 @@ def test_a_bucket_is_a_storage_with_a_copy_on_this_server(path, tmp_path, monkey
 
 @pytest.mark.parametrize("key", ["storage", "model.base", "adapter.init_from"])
 def test_places_on_other_kinds_of_server_are_refused(path, key):
-    with pytest.raises(ConfigError, match=rf"{key}: gs:// is not supported; use s3://bucket/folder, or a folder$"):
+    with pytest.raises(
+        ConfigError, match=rf"{key}: gs:// is not supported; use s3://bucket/folder, or a folder$"
+    ):
         load(path, MINIMAL, f"{key}=gs://bucket/x")
 
 
 @pytest.mark.parametrize("key", ["storage", "model.base", "adapter.init_from"])
-@pytest.mark.parametrize("place", ["s3:/bucket/runs", "s3:bucket/x", "S3:b", "gs:/bucket/x", "file:/x"])
+@pytest.mark.parametrize(
+    "place", ["s3:/bucket/runs", "s3:bucket/x", "S3:b", "gs:/bucket/x", "file:/x"]
+)
 def test_half_a_url_is_no_folder(path, key, place):
     says = "a URL has two slashes behind its colon; use s3://bucket/folder, or a folder"
     assert complaint(path, MINIMAL, f"{key}={place}") == f"override '{key}={place}': {key}: {says}"
@@ -146,7 +151,9 @@ def test_the_smallest_config_gets_the_defaults(path):
 
 @pytest.mark.parametrize("text", [DESIGN_SECTION_4, MINIMAL, WITH_OBJECTIVE])
 def test_a_dumped_config_loads_back_equal(path, text):
-    config = load(path, text, "training.eval_every=1.0", "training.checkpoint_every=1", "training.warmup=3")
+    config = load(
+        path, text, "training.eval_every=1.0", "training.checkpoint_every=1", "training.warmup=3"
+    )
     resolved = path.with_name("config.json")
     resolved.write_text(json.dumps(dump(config)), encoding="utf-8")
     again = load_resolved(resolved)
@@ -156,7 +163,11 @@ def test_a_dumped_config_loads_back_equal(path, text):
 
 
 def test_dumped_names_are_those_of_the_yaml(path):
-    assert dump(load(path, WITH_OBJECTIVE))["objective"] == {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
+    assert dump(load(path, WITH_OBJECTIVE))["objective"] == {
+        "kind": "orpo",
+        "lambda": 0.2,
+        "nll_on": "response",
+    }
 
 
 def test_the_json_schema_knows_the_names_of_the_yaml():
@@ -166,7 +177,8 @@ def test_the_json_schema_knows_the_names_of_the_yaml():
 
 
 @pytest.mark.parametrize(
-    ("value", "stored", "of_200"), [("10", 10, 10), ("1", 1, 1), ("0.1", 0.1, 20), ("1.0", 1.0, 200), ("1e-3", 1e-3, 1)]
+    ("value", "stored", "of_200"),
+    [("10", 10, 10), ("1", 1, 1), ("0.1", 0.1, 20), ("1.0", 1.0, 200), ("1e-3", 1e-3, 1)],
 )
 def test_eval_every_is_steps_if_whole_and_else_a_fraction(path, value, stored, of_200):
     every = load(path, MINIMAL, f"training.eval_every={value}").training.eval_every
@@ -175,7 +187,9 @@ def test_eval_every_is_steps_if_whole_and_else_a_fraction(path, value, stored, o
 
 
 def test_an_exponent_without_a_dot_is_a_number(path):
-    config = load(path, MINIMAL + "search: {space: {training.learning_rate: {loguniform: [2e-5, 4E-4]}}}\n")
+    config = load(
+        path, MINIMAL + "search: {space: {training.learning_rate: {loguniform: [2e-5, 4E-4]}}}\n"
+    )
     assert config.search.space["training.learning_rate"]["loguniform"] == [2e-5, 4e-4]
     assert load(path, MINIMAL, "training.learning_rate=3e-4").training.learning_rate == 3e-4
 
@@ -186,11 +200,14 @@ def test_a_date_is_text(path):
 
 @pytest.mark.parametrize(
     "text",
-    [MINIMAL.replace("\n", "\r\n"), b"\xef\xbb\xbf" + MINIMAL.encode(), json.dumps({"name": "tiny"})[:-1] + (
-        ', "model": {"base": "some/model"}, "data": {"train": [{"source": "pairs.jsonl"}]}}'
-    )],
+    [
+        MINIMAL.replace("\n", "\r\n"),
+        b"\xef\xbb\xbf" + MINIMAL.encode(),
+        json.dumps({"name": "tiny"})[:-1]
+        + (', "model": {"base": "some/model"}, "data": {"train": [{"source": "pairs.jsonl"}]}}'),
+    ],
     ids=["windows-line-ends", "byte-order-mark", "json"],
-)  # fmt: skip
+)
 def test_harmless_spellings_load_alike(path, text):
     assert load(path, text) == load(path, MINIMAL)
 
@@ -204,7 +221,10 @@ def test_an_escaped_character_beyond_16_bits_is_put_together(path):
 
 
 def test_anchors_and_merge_keys_work(path):
-    config = load(path, MINIMAL.replace("[{source: pairs.jsonl}]", "[&a {source: a.csv}, {<<: *a, weight: 2.0}]"))
+    config = load(
+        path,
+        MINIMAL.replace("[{source: pairs.jsonl}]", "[&a {source: a.csv}, {<<: *a, weight: 2.0}]"),
+    )
     assert [(s.source, s.weight) for s in config.data.train] == [("a.csv", 1.0), ("a.csv", 2.0)]
 
 
@@ -234,7 +254,9 @@ def test_overrides_are_read_as_yaml(path, override, section, field, value):
 
 
 def test_an_override_may_replace_a_whole_section_and_the_last_one_wins(path):
-    config = load(path, WITH_OBJECTIVE, "objective={kind: dpo}", "objective.beta=0.3", "objective.beta=0.5")
+    config = load(
+        path, WITH_OBJECTIVE, "objective={kind: dpo}", "objective.beta=0.3", "objective.beta=0.5"
+    )
     assert config.objective == DpoConfig(beta=0.5)
 
 
@@ -252,8 +274,14 @@ def test_an_override_of_one_alias_leaves_the_other_alone(path):
         ("training..seed=1", "write key=value, such as training.learning_rate=3e-4"),
         ("training.seed.more=1", "training.seed: must be a valid integer, not {'more': 1}"),
         ("name.first=x", "name.first: name is a value, not a section"),
-        ("data.train.1.source=x", "data.train.1.source: data.train has 1 items, its keys are 0 to 0"),
-        ("data.train.-1.source=x", "data.train.-1.source: data.train has 1 items, its keys are 0 to 0"),
+        (
+            "data.train.1.source=x",
+            "data.train.1.source: data.train has 1 items, its keys are 0 to 0",
+        ),
+        (
+            "data.train.-1.source=x",
+            "data.train.-1.source: data.train has 1 items, its keys are 0 to 0",
+        ),
         ("data.train.²=x", "data.train.²: data.train has 1 items, its keys are 0 to 0"),
         ("training.seed=[", "not YAML: expected the node content, but found '<stream end>'"),
         (
@@ -265,9 +293,19 @@ def test_an_override_of_one_alias_leaves_the_other_alone(path):
         ("trainin.seed=1", "trainin: unknown key; did you mean training?"),
         ("training.sede=1", "training.sede: unknown key; did you mean training.seed?"),
         ("learning_rate=1", "learning_rate: unknown key; did you mean training.learning_rate?"),
-        ("data.train.0.sorce=x", "data.train.0.sorce: unknown key; did you mean data.train.0.source?"),
-        ("adapter.rank=8", "adapter.rank: unknown key; known here: alpha, dora, dropout, init_from, kind, r, targets"),
-        ("name=artifacts", "name: artifacts is a folder that all runs of a storage share; choose another name"),
+        (
+            "data.train.0.sorce=x",
+            "data.train.0.sorce: unknown key; did you mean data.train.0.source?",
+        ),
+        (
+            "adapter.rank=8",
+            "adapter.rank: unknown key; known here: alpha, dora, dropout, init_from, kind, r, "
+            "targets",
+        ),
+        (
+            "name=artifacts",
+            "name: artifacts is a folder that all runs of a storage share; choose another name",
+        ),
         ("data.train=[]", "data.train: must have at least 1 item, not []"),
         ("name=", "name: must be text (write it in quotes), not None"),
     ],
@@ -295,7 +333,10 @@ def test_an_override_of_unbounded_depth_or_length_is_refused_in_a_short_line(pat
             "run.yaml:7: training.sede: unknown key; did you mean training.seed?",
         ),
         (
-            MINIMAL.replace("[{source: pairs.jsonl}]", "\n    - source: a.csv\n    - source: b.csv\n      wieght: 2"),
+            MINIMAL.replace(
+                "[{source: pairs.jsonl}]",
+                "\n    - source: a.csv\n    - source: b.csv\n      wieght: 2",
+            ),
             "run.yaml:7: data.train.1.wieght: unknown key; did you mean data.train.1.weight?",
         ),
         (
@@ -312,7 +353,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(path, text, says):
 
 def test_an_unknown_key_comes_before_other_mistakes_and_they_are_counted(path):
     text = MINIMAL.replace("source:", "sorce:") + "training: {seed: -1}\n"
-    says = "run.yaml:4: data.train.0.sorce: unknown key; did you mean data.train.0.source? (and 2 more)"
+    says = (
+        "run.yaml:4: data.train.0.sorce: unknown key; did you mean data.train.0.source? (and 2 "
+        "more)"
+    )
     assert complaint(path, text) == says
 
 
@@ -320,8 +364,14 @@ def test_an_unknown_key_comes_before_other_mistakes_and_they_are_counted(path):
     ("text", "says"),
     [
         (MINIMAL + "name: other\n", "run.yaml:5: name stands twice, first in line 1"),
-        (MINIMAL + "training:\n  seed: 1\n  epochs: 2\n  seed: 3\n", "run.yaml:8: seed stands twice, first in line 6"),
-        (MINIMAL.replace("pairs.jsonl", "a, source: b"), "run.yaml:4: source stands twice, first in line 4"),
+        (
+            MINIMAL + "training:\n  seed: 1\n  epochs: 2\n  seed: 3\n",
+            "run.yaml:8: seed stands twice, first in line 6",
+        ),
+        (
+            MINIMAL.replace("pairs.jsonl", "a, source: b"),
+            "run.yaml:4: source stands twice, first in line 4",
+        ),
         (MINIMAL + '"name": other\n', "run.yaml:5: name stands twice, first in line 1"),
     ],
 )
@@ -334,13 +384,25 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(path, text, says):
     [
         ("{kind: dpo, lambda: 0.1}", "objective.lambda: dpo has no lambda; remove it"),
         ("{kind: orpo, beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
-        ("{kind: sft, gamma_beta_ratio: 0.1}", "objective.gamma_beta_ratio: sft has no gamma_beta_ratio; remove it"),
-        ("{kind: kto2}", "objective.kind: 'kto2' is not one of 'cpo', 'dpo', 'ipo', 'kto', 'orpo', 'sft', 'simpo'"),
+        (
+            "{kind: sft, gamma_beta_ratio: 0.1}",
+            "objective.gamma_beta_ratio: sft has no gamma_beta_ratio; remove it",
+        ),
+        (
+            "{kind: kto2}",
+            "objective.kind: 'kto2' is not one of 'cpo', 'dpo', 'ipo', 'kto', 'orpo', 'sft', "
+            "'simpo'",
+        ),
         ("{beta: 0.1}", "objective.beta: orpo has no beta; remove it"),
-        ("orpo", "objective: must be a section with alpha, beta, desirable_weight, gamma_beta_ratio, kind, "
-                 "label_smoothing, lambda, log_probs, loss, nll_on, nll_weight, undesirable_weight, not 'orpo'"),
+        (
+            "orpo",
+            "objective: must be a section with alpha, beta, desirable_weight, gamma_beta_ratio, "
+            "kind, "
+            "label_smoothing, lambda, log_probs, loss, nll_on, nll_weight, "
+            "undesirable_weight, not 'orpo'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_of_another_objective_are_refused(path, objective, says):
     assert complaint(path, MINIMAL + f"objective: {objective}\n") == f"run.yaml:5: {says}"
 
@@ -375,7 +437,10 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("scale.workers=1.5", "must be 'auto' or a valid integer, not 1.5"),
         ("scale.gpus_per_worker=2", "must be 'auto' or less than or equal to 1, not 2"),
         ("scale.cpus_per_worker=0", "must be greater than 0, not 0"),
-        ("scale.cpus_per_worker=0.33333", "0.33333 has more than four decimals, which Ray does not count; round it"),
+        (
+            "scale.cpus_per_worker=0.33333",
+            "0.33333 has more than four decimals, which Ray does not count; round it",
+        ),
         (
             "scale.cpus_per_worker=1e-5",
             "1e-05 has more than four decimals, which Ray does not count; round it",
@@ -383,9 +448,18 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("scale.max_failures=-1", "must be greater than or equal to 0, not -1"),
         ("scale.deepspeed=zero", "must be 'auto' or 'none' or a section with stage, not 'zero'"),
         ("scale.deepspeed=2", "must be 'auto' or 'none' or a section with stage, not 2"),
-        ("name=a/../b", "must be letters, digits and . _ - and begin with one of the first two, not 'a/../b'"),
-        ("name=..", "must be letters, digits and . _ - and begin with one of the first two, not '..'"),
-        ("name=artifacts/b", "artifacts is a folder that all runs of a storage share; choose another name"),
+        (
+            "name=a/../b",
+            "must be letters, digits and . _ - and begin with one of the first two, not 'a/../b'",
+        ),
+        (
+            "name=..",
+            "must be letters, digits and . _ - and begin with one of the first two, not '..'",
+        ),
+        (
+            "name=artifacts/b",
+            "artifacts is a folder that all runs of a storage share; choose another name",
+        ),
         ("name=123", "must be text (write it in quotes), not 123"),
         ("model.revision=1234567", "must be text (write it in quotes), not 1234567"),
         ("model.base=''", "must have at least 1 character, not ''"),
@@ -402,10 +476,19 @@ def test_a_wrong_value_says_what_it_must_be(path, override, says):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("adapter.targets=[q_proj, 5]", "adapter.targets.1: must be text (write it in quotes), not 5"),
+        (
+            "adapter.targets=[q_proj, 5]",
+            "adapter.targets.1: must be text (write it in quotes), not 5",
+        ),
         ("training.trackers=[tb]", "training.trackers.0: must be 'wandb' or 'mlflow', not 'tb'"),
-        ("data.columns={prompt: a, chosen: b}", "data.columns.rejected: missing; data.columns needs it"),
-        ("data.columns=[a]", "data.columns: must be a section with chosen, prompt, rejected, system, not ['a']"),
+        (
+            "data.columns={prompt: a, chosen: b}",
+            "data.columns.rejected: missing; data.columns needs it",
+        ),
+        (
+            "data.columns=[a]",
+            "data.columns: must be a section with chosen, prompt, rejected, system, not ['a']",
+        ),
         (
             "data.train=[3]",
             "data.train.0: must be a section with limit, revision, source, split, weight, not 3",
@@ -423,8 +506,18 @@ def test_a_wrong_item_is_named_by_its_place_in_the_list(path, override, says):
         (["adapter.targets=q_proj"], "adapter", "targets", ("q_proj",)),
         (["adapter.targets=all-linear"], "adapter", "targets", "all-linear"),
         (["data.train=a.csv"], "data", "train", (Source(source="a.csv"),)),
-        (["data.train=[a.csv, {source: b.csv}]"], "data", "train", (Source(source="a.csv"), Source(source="b.csv"))),
-        (["data.train={source: a.csv, weight: 2}"], "data", "train", (Source(source="a.csv", weight=2),)),
+        (
+            ["data.train=[a.csv, {source: b.csv}]"],
+            "data",
+            "train",
+            (Source(source="a.csv"), Source(source="b.csv")),
+        ),
+        (
+            ["data.train={source: a.csv, weight: 2}"],
+            "data",
+            "train",
+            (Source(source="a.csv", weight=2),),
+        ),
         (["stages={objective: {kind: sft}}"], None, "stages", ({"objective": {"kind": "sft"}},)),
         (["training.epochs=1.5"], "training", "epochs", 1.5),
         (["data.max_length=512"], "data", "max_prompt_length", 256),
@@ -440,7 +533,13 @@ def test_what_people_write_means_what_it_says(path, overrides, section, field, v
 
 
 @pytest.mark.parametrize(
-    "override", ["training.learning_rate=yes", "training.epochs=true", "scale.workers=on", "training.eval_every=true"]
+    "override",
+    [
+        "training.learning_rate=yes",
+        "training.epochs=true",
+        "scale.workers=on",
+        "training.eval_every=true",
+    ],
 )
 def test_yes_is_not_the_number_one(path, override):
     section, _, field = override.partition("=")[0].partition(".")
@@ -450,7 +549,8 @@ def test_yes_is_not_the_number_one(path, override):
 
 def test_a_missing_key_names_its_section(path):
     assert (
-        complaint(path, "name: tiny\ndata: {train: [{source: a}]}\n") == "run.yaml: model: missing; every run needs it"
+        complaint(path, "name: tiny\ndata: {train: [{source: a}]}\n")
+        == "run.yaml: model: missing; every run needs it"
     )
     says = "run.yaml:2: model.base: missing; model needs it"
     assert complaint(path, MINIMAL.replace("base: some/model", "quantization: none")) == says
@@ -474,7 +574,9 @@ def test_a_wrong_zero_stage_is_named_inside_its_section(path, stage, says):
 def test_the_place_is_that_of_the_value_that_the_message_names(path):
     override = "scale.deepspeed.stage=true"
     says = complaint(path, MINIMAL + "scale: {deepspeed: {stage: 2}}\n", override)
-    assert says == f"override {override!r}: scale.deepspeed: stage must be a number or text, not True"
+    assert (
+        says == f"override {override!r}: scale.deepspeed: stage must be a number or text, not True"
+    )
 
 
 # Rules over several keys
@@ -492,7 +594,8 @@ def test_the_place_is_that_of_the_value_that_the_message_names(path):
         (
             MINIMAL + "  max_length: 512\n  max_prompt_length: 600\n",
             [],
-            "run.yaml:6: data: max_prompt_length (600) must be below max_length (512), or no answer fits",
+            "run.yaml:6: data: max_prompt_length (600) must be below max_length (512), or no "
+            "answer fits",
         ),
         (
             MINIMAL + "training: {epochs: 1}\n",
@@ -503,7 +606,8 @@ def test_the_place_is_that_of_the_value_that_the_message_names(path):
         (
             MINIMAL + "adapter:\n  kind: none\n",
             [],
-            "run.yaml:6: adapter.kind: none trains the base's own weights, which quantization: nf4 freezes; "
+            "run.yaml:6: adapter.kind: none trains the base's own weights, which quantization: nf4 "
+            "freezes; "
             "set model.quantization=none, or adapter.kind=lora",
         ),
         (
@@ -515,7 +619,8 @@ def test_the_place_is_that_of_the_value_that_the_message_names(path):
         (
             MINIMAL + "adapter: {targets: []}\n",
             [],
-            "run.yaml:5: adapter: targets is empty: name modules such as [q_proj, v_proj], or write all-linear",
+            "run.yaml:5: adapter: targets is empty: name modules such as [q_proj, v_proj], or "
+            "write all-linear",
         ),
     ],
 )
@@ -526,8 +631,13 @@ def test_settings_that_contradict_each_other_are_refused(path, text, overrides, 
 @pytest.mark.parametrize("optimizer", ["adamw-8bit", "paged-adamw-8bit"])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_8_bit_optimizers_are_refused_where_zero_would_cut_their_blocks(path, optimizer, stage):
-    says = complaint(path, MINIMAL, f"training.optimizer={optimizer}", f"scale.deepspeed={{stage: {stage}}}")
-    assert f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO stage {stage} would" in says
+    says = complaint(
+        path, MINIMAL, f"training.optimizer={optimizer}", f"scale.deepspeed={{stage: {stage}}}"
+    )
+    assert (
+        f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO stage "
+        f"{stage} would" in says
+    )
     assert says.endswith("set scale.deepspeed=none, or training.optimizer=adamw")
 
 
@@ -539,11 +649,21 @@ def test_8_bit_optimizers_are_allowed_where_state_stays_whole(path, deepspeed):
 
 def test_workers_and_what_they_share_are_settings(path):
     scale = load(path, MINIMAL).scale
-    assert (scale.workers, scale.deepspeed, scale.gpus_per_worker, scale.ray) == ("auto", "auto", "auto", False)
-    scale = load(path, MINIMAL, "scale.workers=8", "scale.deepspeed.stage=3", "scale.gpus_per_worker=1").scale
+    assert (scale.workers, scale.deepspeed, scale.gpus_per_worker, scale.ray) == (
+        "auto",
+        "auto",
+        "auto",
+        False,
+    )
+    scale = load(
+        path, MINIMAL, "scale.workers=8", "scale.deepspeed.stage=3", "scale.gpus_per_worker=1"
+    ).scale
     assert (scale.workers, scale.deepspeed.stage, scale.gpus_per_worker) == (8, 3, 1)
     assert "which NCCL does not let them" in complaint(path, MINIMAL, "scale.gpus_per_worker=0.5")
-    assert load(path, MINIMAL, "scale.workers=1", "scale.gpus_per_worker=0.5").scale.gpus_per_worker == 0.5
+    assert (
+        load(path, MINIMAL, "scale.workers=1", "scale.gpus_per_worker=0.5").scale.gpus_per_worker
+        == 0.5
+    )
 
 
 def test_a_config_is_frozen(path):
@@ -561,26 +681,50 @@ def test_a_config_is_frozen(path):
     ("text", "says"),
     [
         ("", "run.yaml:1: a config is a YAML mapping of sections such as model, data and training"),
-        ("# nothing yet\n", "run.yaml:1: a config is a YAML mapping of sections such as model, data and training"),
-        ("- a\n- b\n", "run.yaml:1: a config is a YAML mapping of sections such as model, data and training"),
-        ("just text", "run.yaml:1: a config is a YAML mapping of sections such as model, data and training"),
-        ("name: a\n\tmodel: b\n", "run.yaml:2: not YAML: found character '\\t' that cannot start any token"),
-        (MINIMAL + "scale: {workers: 1\n", "run.yaml:6: not YAML: expected ',' or '}', but got '<stream end>'"),
+        (
+            "# nothing yet\n",
+            "run.yaml:1: a config is a YAML mapping of sections such as model, data and training",
+        ),
+        (
+            "- a\n- b\n",
+            "run.yaml:1: a config is a YAML mapping of sections such as model, data and training",
+        ),
+        (
+            "just text",
+            "run.yaml:1: a config is a YAML mapping of sections such as model, data and training",
+        ),
+        (
+            "name: a\n\tmodel: b\n",
+            "run.yaml:2: not YAML: found character '\\t' that cannot start any token",
+        ),
+        (
+            MINIMAL + "scale: {workers: 1\n",
+            "run.yaml:6: not YAML: expected ',' or '}', but got '<stream end>'",
+        ),
         (MINIMAL + "---\n" + MINIMAL, "run.yaml:5: not YAML: but found another document"),
         (b"name: a\nstorage: caf\xe9\n", "run.yaml:2: not UTF-8 text: byte 0xe9"),
         (MINIMAL.encode("utf-16"), "run.yaml:1: not UTF-8 text: byte 0xff"),
-        (b"name: a\nstorage: a\x00b\n", "run.yaml:2: not YAML: the character '\\x00' is not allowed"),
+        (
+            b"name: a\nstorage: a\x00b\n",
+            "run.yaml:2: not YAML: the character '\\x00' is not allowed",
+        ),
         (
             MINIMAL + "storage: !!python/object/apply:os.system [touch x]\n",
             "run.yaml:5: the tag tag:yaml.org,2002:python/object/apply:os.system is not allowed",
         ),
         (MINIMAL + "storage: !secret x\n", "run.yaml:5: the tag !secret is not allowed"),
-        (MINIMAL + "storage: !!binary aGk=\n", "run.yaml:5: the tag tag:yaml.org,2002:binary is not allowed"),
+        (
+            MINIMAL + "storage: !!binary aGk=\n",
+            "run.yaml:5: the tag tag:yaml.org,2002:binary is not allowed",
+        ),
         (MINIMAL + "storage: !!int abc\n", "run.yaml:5: 'abc' is not int"),
         (MINIMAL + "? [a, b]\n: x\n", "run.yaml:5: a key must be a plain name"),
         (MINIMAL + "scale: *nowhere\n", "run.yaml:5: not YAML: found undefined alias 'nowhere'"),
         (MINIMAL + "training: &t [*t]\n", "run.yaml:5: nested too deeply or too large"),
-        (MINIMAL + "training: " + "[" * 60 + "]" * 60, "run.yaml:5: nested too deeply or too large"),
+        (
+            MINIMAL + "training: " + "[" * 60 + "]" * 60,
+            "run.yaml:5: nested too deeply or too large",
+        ),
         (MINIMAL + "training: " + "[" * 600, "run.yaml:1: nested too deeply"),
         (LAUGHS, "run.yaml:1: nested too deeply or too large"),
     ],
@@ -596,7 +740,9 @@ def test_a_missing_file_and_a_folder_are_refused(path, tmp_path):
         load_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{bad", "[1]", "{}", '{"name": "tiny"}', "[" * 100_000, "null"])
+@pytest.mark.parametrize(
+    "text", ["", "{bad", "[1]", "{}", '{"name": "tiny"}', "[" * 100_000, "null"]
+)
 def test_a_broken_resolved_config_is_one_line(tmp_path, text):
     resolved = tmp_path / "config.json"
     resolved.write_text(text, encoding="utf-8")
@@ -616,7 +762,8 @@ def test_no_tag_runs_code(path, tmp_path):
 def test_a_hinge_is_not_smoothed(path):
     says = complaint(path, MINIMAL + "objective: {kind: dpo, loss: hinge, label_smoothing: 0.1}\n")
     assert says == (
-        "run.yaml:5: objective: label_smoothing: hinge has none; set it to 0, or use loss: sigmoid or robust"
+        "run.yaml:5: objective: label_smoothing: hinge has none; set it to 0, or use loss: sigmoid "
+        "or robust"
     )
 
 

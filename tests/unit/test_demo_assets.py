@@ -1,4 +1,6 @@
-"""The shipped demo is honest: small, nothing leaks from held-out to training, length does not give the answer away."""
+"""The shipped demo is honest: small, nothing leaks from held-out to training, length does not give
+the answer away.
+"""
 
 import importlib.util
 import json
@@ -30,7 +32,10 @@ def corpus() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, list[dict]]:
-    return {name: [json.loads(line) for line in (DEMO / name).read_text("utf-8").splitlines()] for name in PAIR_FILES}
+    return {
+        name: [json.loads(line) for line in (DEMO / name).read_text("utf-8").splitlines()]
+        for name in PAIR_FILES
+    }
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,10 @@ def test_every_line_is_a_single_turn_pair(pairs):
         assert len(pairs[name]) == count
         for pair in pairs[name]:
             assert pair.keys() == {"prompt", "chosen", "rejected"}
-            roles = [[message["role"] for message in pair[key]] for key in ("prompt", "chosen", "rejected")]
+            roles = [
+                [message["role"] for message in pair[key]]
+                for key in ("prompt", "chosen", "rejected")
+            ]
             assert roles == [["user"], ["assistant"], ["assistant"]]
             assert answer(pair, "chosen") != answer(pair, "rejected")
 
@@ -91,7 +99,11 @@ def test_no_pair_twice_and_no_held_out_question_in_training(pairs):
 
 def test_no_held_out_filler_is_ever_named_in_training(corpus, pairs):
     trained = "\n".join(text for pair in pairs["train.jsonl"] for text in identity(pair))
-    held_out = [item.filler for item in corpus.items() if item.held_out or item.family.name == corpus.UNSEEN_FAMILY]
+    held_out = [
+        item.filler
+        for item in corpus.items()
+        if item.held_out or item.family.name == corpus.UNSEEN_FAMILY
+    ]
     assert [filler for filler in held_out if says(filler, trained)] == []
 
 
@@ -110,10 +122,14 @@ def starts_and_ends(text: str, openers: tuple[str, ...], closers: tuple[str, ...
 
 @pytest.mark.parametrize("name", ["h2.jsonl", "h3.jsonl"])
 def test_answer_phrases_of_h2_and_h3_are_new(corpus, pairs, name):
-    trained = "\n".join(answer(pair, side) for pair in pairs["train.jsonl"] for side in ("chosen", "rejected"))
+    trained = "\n".join(
+        answer(pair, side) for pair in pairs["train.jsonl"] for side in ("chosen", "rejected")
+    )
     lists = (corpus.POLITE_OPENERS, corpus.POLITE_REMARKS, corpus.POLITE_FAREWELLS)
     lists += (corpus.RUDE_OPENERS, corpus.RUDE_REMARKS, corpus.RUDE_FAREWELLS)
-    assert not any(phrase in trained for phrases in lists for phrase in phrases[-corpus.HELD_OUT_PHRASES :])
+    assert not any(
+        phrase in trained for phrases in lists for phrase in phrases[-corpus.HELD_OUT_PHRASES :]
+    )
     new = corpus.NEW_PHRASES
     for pair in pairs[name]:
         assert starts_and_ends(answer(pair, "chosen"), new.polite_openers, new.polite_closers)
@@ -133,7 +149,12 @@ def test_moods_mirror_each_other_in_counts(corpus, pairs):
     for name in PAIR_FILES:
         for polite, rude, has in mirrored:
             counts = [
-                Counter(i for pair in pairs[name] for i, phrase in enumerate(mood) if has(answer(pair, side), phrase))
+                Counter(
+                    i
+                    for pair in pairs[name]
+                    for i, phrase in enumerate(mood)
+                    if has(answer(pair, side), phrase)
+                )
                 for mood, side in ((polite, "chosen"), (rude, "rejected"))
             ]
             assert counts[0] == counts[1]
@@ -143,7 +164,10 @@ def test_moods_mirror_each_other_in_counts(corpus, pairs):
 def test_length_does_not_tell_chosen_from_rejected(pairs, tokenizer):
     for name in PAIR_FILES:
         chosen, rejected = (
-            [len(ids) for ids in tokenizer([answer(pair, side) for pair in pairs[name]])["input_ids"]]
+            [
+                len(ids)
+                for ids in tokenizer([answer(pair, side) for pair in pairs[name]])["input_ids"]
+            ]
             for side in ("chosen", "rejected")
         )
         assert sum(chosen) == pytest.approx(sum(rejected), rel=0.03)
@@ -159,7 +183,9 @@ def test_tokenizer_is_small_and_pads_with_a_token_of_its_own(tokenizer):
 
 def test_template_ends_every_answer_with_exactly_one_end_token(pairs, tokenizer):
     for pair in (pairs[name][0] for name in PAIR_FILES):
-        prompt = tokenizer.apply_chat_template(pair["prompt"], add_generation_prompt=True, return_dict=False)
+        prompt = tokenizer.apply_chat_template(
+            pair["prompt"], add_generation_prompt=True, return_dict=False
+        )
         for side in ("chosen", "rejected"):
             whole = tokenizer.apply_chat_template(pair["prompt"] + pair[side], return_dict=False)
             response = whole[len(prompt) :]
@@ -182,7 +208,11 @@ def test_judge_knows_every_h1_answer_to_its_questions(pairs, judge):
     for pair in (pair for pair in pairs["h1.jsonl"] if question(pair) in facts):
         for side, fact, mood in (("chosen", "right", "polite"), ("rejected", "wrong", "rude")):
             sentence = facts[question(pair)][fact]
-            known = {f"{o} {sentence} {c}" for o in judge[f"{mood}_openers"] for c in judge[f"{mood}_closers"]}
+            known = {
+                f"{o} {sentence} {c}"
+                for o in judge[f"{mood}_openers"]
+                for c in judge[f"{mood}_closers"]
+            }
             assert answer(pair, side) in known
 
 

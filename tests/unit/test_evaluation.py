@@ -30,7 +30,9 @@ def model(tmp_path_factory) -> PairModel:
 
 
 def test_each_source_is_scored_apart_and_all_together(tmp_path: Path, model: PairModel):
-    table = write_pairs(tmp_path, demo_pairs("train", 2), [*demo_pairs("h1", 6), *demo_pairs("h3", 3)]).eval
+    table = write_pairs(
+        tmp_path, demo_pairs("train", 2), [*demo_pairs("h1", 6), *demo_pairs("h3", 3)]
+    ).eval
     result = evaluate_pairs(model, table, pad_id=0, token_budget=512)
     assert list(result) == ["all", "h1.jsonl", "h3.jsonl"]
     assert [result[source]["pairs"] for source in result] == [9, 6, 3]
@@ -50,7 +52,9 @@ def test_scores_do_not_depend_on_the_token_budget(tmp_path: Path, model: PairMod
 
 def test_answers_come_in_order_and_do_not_depend_on_their_batch(model: PairModel, tokenizer):
     prompts = [pair.prompt.tolist() for pair in demo_pairs("h1", 7)]
-    assert len({len(prompt) for prompt in prompts}) > 1, "prompts of one length would not test the padding"
+    assert len({len(prompt) for prompt in prompts}) > 1, (
+        "prompts of one length would not test the padding"
+    )
     alone = [greedy_answers(model, tokenizer, [prompt], max_new_tokens=40)[0] for prompt in prompts]
     assert greedy_answers(model, tokenizer, prompts, max_new_tokens=40, batch_size=3) == alone
     assert len(set(alone)) > 1
@@ -61,7 +65,9 @@ def test_an_answer_is_what_the_model_finds_most_likely_token_by_token(model: Pai
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(40):
-            following = model.causal_model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item()
+            following = (
+                model.causal_model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item()
+            )
             if following == tokenizer.eos_token_id:
                 break
             ids.append(following)
@@ -76,5 +82,15 @@ def test_no_prompts_give_no_answers(model: PairModel, tokenizer):
 def test_the_base_is_judged_with_its_quantised_layers_counted(tmp_path: Path, tokenizer):
     table = write_pairs(tmp_path, demo_pairs("train", 2), demo_pairs("h1", 2)).eval
     nf4 = judge_model(run_config(tmp_path), DECISIONS, tokenizer, table, None, [], 4)
-    plain = judge_model(run_config(tmp_path, model={"quantization": "none"}), DECISIONS, tokenizer, table, None, [], 4)
-    assert (nf4.quantized_modules, plain.quantized_modules) == (4 * 7, 0), "four layers of seven linear modules"
+    plain = judge_model(
+        run_config(tmp_path, model={"quantization": "none"}),
+        DECISIONS,
+        tokenizer,
+        table,
+        None,
+        [],
+        4,
+    )
+    assert (nf4.quantized_modules, plain.quantized_modules) == (4 * 7, 0), (
+        "four layers of seven linear modules"
+    )

@@ -13,7 +13,9 @@ from orpo_ray.search.space import resolve
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 CONFIGS = sorted(EXAMPLES.rglob("*.yaml"))
-FOLDERS = sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__")
+FOLDERS = sorted(
+    path for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"
+)
 
 KINDS = sorted(objective().kind for objective in OBJECTIVES.values())
 
@@ -29,7 +31,10 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
 def test_every_example_loads_and_names_files_that_are_there(path: Path) -> None:
     config = load_config(path)
-    for name in [config.model.base, *(source.source for source in (*config.data.train, *config.data.eval))]:
+    for name in [
+        config.model.base,
+        *(source.source for source in (*config.data.train, *config.data.eval)),
+    ]:
         if name.startswith("orpo_ray/"):
             assert (ROOT / name).exists(), f"{name}: examples are run from the project's root"
 
@@ -54,7 +59,9 @@ def test_the_second_stage_starts_from_the_first() -> None:
     assert (second.model, second.data) == (first.model, first.data)
 
 
-@pytest.mark.parametrize("path", [path for path in CONFIGS if load_config(path).search], ids=relative)
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if load_config(path).search], ids=relative
+)
 def test_every_value_of_a_search_that_is_shown_makes_a_run(path: Path) -> None:
     assert resolve(load_config(path)).domains
 
@@ -66,12 +73,18 @@ def test_the_demo_has_a_recipe_for_every_objective(kind: str, tmp_path: Path) ->
     assert config.name == f"demo-{kind}-now"
     assert config.run_dir.parent == tmp_path
     assert Path(config.model.base).is_dir()
-    assert [Path(source.source).name for source in config.data.eval] == ["h1.jsonl", "h2.jsonl", "h3.jsonl"]
+    assert [Path(source.source).name for source in config.data.eval] == [
+        "h1.jsonl",
+        "h2.jsonl",
+        "h3.jsonl",
+    ]
     assert all(Path(source.source).is_file() for source in (*config.data.train, *config.data.eval))
 
 
 def test_every_recipe_of_the_demo_is_that_of_an_objective() -> None:
-    recipes = yaml.safe_load((ROOT / "orpo_ray" / "demo" / "recipes.yaml").read_text(encoding="utf-8"))
+    recipes = yaml.safe_load(
+        (ROOT / "orpo_ray" / "demo" / "recipes.yaml").read_text(encoding="utf-8")
+    )
     assert set(recipes) - {"common"} <= set(KINDS)
 
 

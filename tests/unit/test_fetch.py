@@ -1,4 +1,6 @@
-"""The base's files come from the hub once, of the revision that was asked for, or it is said why not."""
+"""The base's files come from the hub once, of the revision that was asked for, or it is said why
+not.
+"""
 
 from typing import Any
 
@@ -15,9 +17,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """What the hub is asked for, in place of the hub."""
     asked: list[tuple[str, str | None]] = []
 
-    def download(name: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> None:
+    def download(
+        name: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> None:
         asked.append((name, revision))
-        assert "*.safetensors" in allow_patterns and not any("bin" in pattern for pattern in allow_patterns)
+        assert "*.safetensors" in allow_patterns and not any(
+            "bin" in pattern for pattern in allow_patterns
+        )
 
     monkeypatch.setattr(base, "snapshot_download", download)
     return asked

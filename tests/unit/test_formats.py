@@ -34,8 +34,15 @@ PLAIN = Pair([user("Q")], "good", "bad")
 
 ROWS_OF_ONE_PAIR: dict[str, dict[str, Any]] = {
     "strings": {"prompt": "Q", "chosen": "good", "rejected": "bad"},
-    "chat with prompt": {"prompt": [user("Q")], "chosen": [assistant("good")], "rejected": [assistant("bad")]},
-    "chat, implicit prompt": {"chosen": [user("Q"), assistant("good")], "rejected": [user("Q"), assistant("bad")]},
+    "chat with prompt": {
+        "prompt": [user("Q")],
+        "chosen": [assistant("good")],
+        "rejected": [assistant("bad")],
+    },
+    "chat, implicit prompt": {
+        "chosen": [user("Q"), assistant("good")],
+        "rejected": [user("Q"), assistant("bad")],
+    },
     "UltraFeedback": {
         "prompt": "Q",
         "prompt_id": "7f",
@@ -45,7 +52,10 @@ ROWS_OF_ONE_PAIR: dict[str, dict[str, Any]] = {
         "score_chosen": 8.5,
     },
     "one message": {"prompt": "Q", "chosen": assistant("good"), "rejected": assistant("bad")},
-    "HH": {"chosen": "\n\nHuman: Q\n\nAssistant: good", "rejected": "\n\nHuman: Q\n\nAssistant: bad"},
+    "HH": {
+        "chosen": "\n\nHuman: Q\n\nAssistant: good",
+        "rejected": "\n\nHuman: Q\n\nAssistant: bad",
+    },
     "HH with prompt": {"prompt": "\n\nHuman: Q\n\nAssistant:", "chosen": "good", "rejected": "bad"},
     "ShareGPT": {
         "conversations": [{"from": "human", "value": "Q"}],
@@ -69,13 +79,25 @@ ROWS_OF_ONE_PAIR: dict[str, dict[str, Any]] = {
     "chosen_response": {"prompt": "Q", "chosen_response": "good", "rejected_response": "bad"},
     "request": {"request": "Q", "chosen": "good", "rejected": "bad"},
     "question": {"question": "Q", "chosen": "good", "rejected": "bad", "system": ""},
-    "text parts": {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}], "chosen": "good",
-                   "rejected": "bad"},
+    "text parts": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}],
+        "chosen": "good",
+        "rejected": "bad",
+    },
     "messages": {"messages": [user("Q")], "chosen": "good", "rejected": "bad"},
-    "messages and one message": {"messages": [user("Q")], "chosen": [assistant("good")],
-                                 "rejected": [assistant("bad")]},
-    "nulls beside": {"prompt": "Q", "chosen": "good", "rejected": "bad", "images": None, "input": None},
-}  # fmt: skip
+    "messages and one message": {
+        "messages": [user("Q")],
+        "chosen": [assistant("good")],
+        "rejected": [assistant("bad")],
+    },
+    "nulls beside": {
+        "prompt": "Q",
+        "chosen": "good",
+        "rejected": "bad",
+        "images": None,
+        "input": None,
+    },
+}
 
 
 @pytest.mark.parametrize("name", ROWS_OF_ONE_PAIR)
@@ -135,7 +157,11 @@ JOINED: dict[str, tuple[list[Message] | str, list[Message], list[Message]]] = {
 @pytest.mark.parametrize("name", JOINED)
 def test_no_turn_is_lost_where_prompt_and_answers_overlap(name: str) -> None:
     prompt, inside, whole = JOINED[name]
-    row = {"prompt": prompt, "chosen": [*inside, assistant("good")], "rejected": [*inside, assistant("bad")]}
+    row = {
+        "prompt": prompt,
+        "chosen": [*inside, assistant("good")],
+        "rejected": [*inside, assistant("bad")],
+    }
     assert read_pair(row) == Pair(whole, "good", "bad")
 
 
@@ -147,9 +173,17 @@ def test_no_turn_is_lost_where_prompt_and_answers_overlap(name: str) -> None:
         ([user("answer")], [U1, assistant("answer"), U2]),
     ],
 )
-def test_a_prompt_that_is_not_the_one_inside_the_answers(prompt: list[Message], inside: list[Message]) -> None:
-    row = {"prompt": prompt, "chosen": [*inside, assistant("good")], "rejected": [*inside, assistant("bad")]}
-    assert read_pair(row) == Refusal("different-prompts", "the prompt is not the one inside the answers")
+def test_a_prompt_that_is_not_the_one_inside_the_answers(
+    prompt: list[Message], inside: list[Message]
+) -> None:
+    row = {
+        "prompt": prompt,
+        "chosen": [*inside, assistant("good")],
+        "rejected": [*inside, assistant("bad")],
+    }
+    assert read_pair(row) == Refusal(
+        "different-prompts", "the prompt is not the one inside the answers"
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,18 +196,26 @@ def test_a_prompt_that_is_not_the_one_inside_the_answers(prompt: list[Message], 
         {"conversations": [KIND, U1], "chosen": assistant("good"), "rejected": assistant("bad")},
         {"conversations": [U1], "chosen": assistant("good"), "rejected": assistant("bad")},
         {"messages": [U1], "chosen": "good", "rejected": "bad"},
-        {"input": {"messages": [U1]}, "preferred_output": [assistant("good")],
-         "non_preferred_output": [assistant("bad")]},
-        {"chosen": "\n\nHuman: one\n\nAssistant: good", "rejected": "\n\nHuman: one\n\nAssistant: bad"},
+        {
+            "input": {"messages": [U1]},
+            "preferred_output": [assistant("good")],
+            "non_preferred_output": [assistant("bad")],
+        },
+        {
+            "chosen": "\n\nHuman: one\n\nAssistant: good",
+            "rejected": "\n\nHuman: one\n\nAssistant: bad",
+        },
     ],
-)  # fmt: skip
+)
 def test_a_system_column_is_never_dropped(row: dict[str, Any]) -> None:
     assert read_pair({"system": "Be kind.", **row}) == Pair([KIND, U1], "good", "bad")
 
 
 def test_a_system_column_that_disagrees_is_refused() -> None:
     row = {"system": "Be rude.", "prompt": [KIND, U1], "chosen": "good", "rejected": "bad"}
-    wanted = Refusal("different-prompts", "the system column is not the system turn of the conversation")
+    wanted = Refusal(
+        "different-prompts", "the system column is not the system turn of the conversation"
+    )
     assert read_pair(row) == wanted
 
 
@@ -194,11 +236,19 @@ def test_a_system_column_that_is_named_is_what_it_is_named() -> None:
     ],
 )
 def test_hh_prompts_with_or_without_leading_newlines(prompt: str, turns: list[Message]) -> None:
-    assert read_pair({"prompt": prompt, "chosen": "good", "rejected": "bad"}) == Pair(turns, "good", "bad")
+    assert read_pair({"prompt": prompt, "chosen": "good", "rejected": "bad"}) == Pair(
+        turns, "good", "bad"
+    )
 
 
 def test_columns_name_what_is_not_recognised() -> None:
-    row = {"q": "Q", "right_answer": "good", "hallucinated_answer": "bad", "chosen": "decoy", "prompt": "decoy"}
+    row = {
+        "q": "Q",
+        "right_answer": "good",
+        "hallucinated_answer": "bad",
+        "chosen": "decoy",
+        "prompt": "decoy",
+    }
     columns = Columns(prompt="q", chosen="right_answer", rejected="hallucinated_answer")
     assert read_pair(row, columns) == PLAIN
 
@@ -211,7 +261,9 @@ def test_columns_leave_a_source_of_another_shape_alone() -> None:
 def test_a_misspelt_column_is_not_silently_replaced_by_recognition() -> None:
     columns = Columns(prompt="prompt", chosen="chosne", rejected="rejected")
     found = read_pair(ROWS_OF_ONE_PAIR["strings"], columns)
-    assert found == Refusal("missing-column", "chosne is not among columns prompt, chosen, rejected")
+    assert found == Refusal(
+        "missing-column", "chosne is not among columns prompt, chosen, rejected"
+    )
 
 
 def test_alpaca_input_and_system_and_history_are_kept() -> None:
@@ -228,7 +280,13 @@ def test_alpaca_input_and_system_and_history_are_kept() -> None:
 
 
 def test_two_outputs_of_an_instruction_keep_its_input() -> None:
-    row = {"instruction": "Translate.", "input": "chat", "response_1": "dog", "response_2": "cat", "preference": 2}
+    row = {
+        "instruction": "Translate.",
+        "input": "chat",
+        "response_1": "dog",
+        "response_2": "cat",
+        "preference": 2,
+    }
     assert read_pair(row) == Pair([user("Translate.\n\nchat")], "cat", "dog")
 
 
@@ -239,33 +297,58 @@ def test_system_column_beside_a_question() -> None:
 
 def test_only_the_last_assistant_turn_is_the_answer() -> None:
     before = [user("a"), assistant("b"), user("Q")]
-    found = read_pair({"chosen": [*before, assistant("good")], "rejected": [*before, assistant("bad")]})
+    found = read_pair(
+        {"chosen": [*before, assistant("good")], "rejected": [*before, assistant("bad")]}
+    )
     assert found == Pair(before, "good", "bad")
     assert isinstance(found, Pair) and found.multi_turn
 
 
 def test_answers_that_go_on_with_the_dialogue_extend_the_prompt() -> None:
     more = [assistant("b"), user("Q")]
-    row = {"prompt": "a", "chosen": [*more, assistant("good")], "rejected": [*more, assistant("bad")]}
+    row = {
+        "prompt": "a",
+        "chosen": [*more, assistant("good")],
+        "rejected": [*more, assistant("bad")],
+    }
     assert read_pair(row) == Pair([user("a"), *more], "good", "bad")
 
 
 def test_hh_keeps_role_words_inside_a_turn_and_joins_doubled_speakers() -> None:
-    start = "\n\nHuman: He said Human: hi\n\nAssistant: one\n\nAssistant: two\n\nHuman: Q\n\nAssistant:"
+    start = (
+        "\n\nHuman: He said Human: hi\n\nAssistant: one\n\nAssistant: two\n\nHuman: Q\n\nAssistant:"
+    )
     prompt = [user("He said Human: hi"), assistant("one\n\ntwo"), user("Q")]
-    assert read_pair({"chosen": start + " good", "rejected": start + " bad "}) == Pair(prompt, "good", "bad")
+    assert read_pair({"chosen": start + " good", "rejected": start + " bad "}) == Pair(
+        prompt, "good", "bad"
+    )
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "images": ({"prompt": "Q", "images": ["u"], "chosen": "good", "rejected": "bad"}, "images"),
-    "image part": ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a", "rejected": "b"},
-                   "images"),
+    "image part": (
+        {
+            "prompt": [{"role": "user", "content": [{"type": "image"}]}],
+            "chosen": "a",
+            "rejected": "b",
+        },
+        "images",
+    ),
     "KTO": ({"messages": [user("Q"), assistant("x")], "label": True}, "unpaired"),
     "KTO with completion": ({"prompt": "Q", "completion": "x", "label": 1}, "unpaired"),
-    "prompt elsewhere": ({"id": 1, "prompt_id": "p0", "chosen": "a", "rejected": "b"}, "prompt-elsewhere"),
+    "prompt elsewhere": (
+        {"id": 1, "prompt_id": "p0", "chosen": "a", "rejected": "b"},
+        "prompt-elsewhere",
+    ),
     "side table": ({"id": "p0", "prompt": "Q"}, "prompts-only"),
-    "nothing known": ({"knowledge": "k", "question": "q", "right": "a", "wrong": "b"}, "unknown-shape"),
-    "two prompts": ({"question": "q", "context": "c", "chosen": "a", "rejected": "b"}, "unknown-shape"),
+    "nothing known": (
+        {"knowledge": "k", "question": "q", "right": "a", "wrong": "b"},
+        "unknown-shape",
+    ),
+    "two prompts": (
+        {"question": "q", "context": "c", "chosen": "a", "rejected": "b"},
+        "unknown-shape",
+    ),
     "no prompt at all": ({"q": "Q", "chosen": "a", "rejected": "b"}, "unknown-shape"),
     "null prompt": ({"prompt": None, "chosen": "a", "rejected": "b"}, "missing-prompt"),
     "no rejected": ({"prompt": "Q", "chosen": "a"}, "missing-rejected"),
@@ -273,23 +356,46 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "empty list": ({"prompt": "Q", "chosen": [], "rejected": "b"}, "missing-chosen"),
     "number": ({"prompt": "Q", "chosen": 5, "rejected": "b"}, "wrong-type"),
     "nested nulls": ({"prompt": "Q", "chosen": [None], "rejected": [{"role": None}]}, "wrong-type"),
-    "null content": ({"prompt": "Q", "chosen": [{"role": "assistant", "content": None}], "rejected": "b"},
-                     "wrong-type"),
-    "ends with user": ({"chosen": [user("Q")], "rejected": [user("Q"), assistant("b")]}, "wrong-roles"),
-    "unknown role": ({"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"}, "wrong-roles"),
-    "HH ends with Human": ({"chosen": "\n\nHuman: Q\n\nAssistant: a\n\nHuman: R",
-                            "rejected": "\n\nHuman: Q\n\nAssistant: b"}, "wrong-roles"),
-    "HH differs": ({"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: R\n\nAssistant: a"},
-                   "different-prompts"),
-    "chat differs": ({"chosen": [user("Q"), assistant("a")], "rejected": [user("R"), assistant("b")]},
-                     "different-prompts"),
-    "prompt is another": ({"prompt": "Z", "chosen": [user("Q"), assistant("a")],
-                           "rejected": [user("Q"), assistant("b")]}, "different-prompts"),
+    "null content": (
+        {"prompt": "Q", "chosen": [{"role": "assistant", "content": None}], "rejected": "b"},
+        "wrong-type",
+    ),
+    "ends with user": (
+        {"chosen": [user("Q")], "rejected": [user("Q"), assistant("b")]},
+        "wrong-roles",
+    ),
+    "unknown role": (
+        {"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"},
+        "wrong-roles",
+    ),
+    "HH ends with Human": (
+        {
+            "chosen": "\n\nHuman: Q\n\nAssistant: a\n\nHuman: R",
+            "rejected": "\n\nHuman: Q\n\nAssistant: b",
+        },
+        "wrong-roles",
+    ),
+    "HH differs": (
+        {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: R\n\nAssistant: a"},
+        "different-prompts",
+    ),
+    "chat differs": (
+        {"chosen": [user("Q"), assistant("a")], "rejected": [user("R"), assistant("b")]},
+        "different-prompts",
+    ),
+    "prompt is another": (
+        {
+            "prompt": "Z",
+            "chosen": [user("Q"), assistant("a")],
+            "rejected": [user("Q"), assistant("b")],
+        },
+        "different-prompts",
+    ),
     "label 0": ({"input": "Q", "output_1": "a", "output_2": "b", "label": 0}, "wrong-label"),
     "label true": ({"input": "Q", "output_1": "a", "output_2": "b", "label": True}, "wrong-label"),
     "history": ({"instruction": "Q", "chosen": "a", "rejected": "b", "history": [1]}, "wrong-type"),
     "nothing": ({}, "unknown-shape"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -313,7 +419,9 @@ def outcomes(path: Path) -> Iterator[Pair | Refusal]:
 
 
 def test_real_hh_quirks_are_found_on_their_rows(shared_data: Path) -> None:
-    """Rows counted from 0 in the manifest: 871, 1007, 1051 differ before the last answer; 44 and 257 end empty."""
+    """Rows counted from 0 in the manifest: 871, 1007, 1051 differ before the last answer; 44 and
+    257 end empty.
+    """
     found = list(outcomes(shared_data / "hh_harmless_train.jsonl.gz"))
     codes = {index: item.code for index, item in enumerate(found) if isinstance(item, Refusal)}
     assert codes == {
@@ -325,19 +433,30 @@ def test_real_hh_quirks_are_found_on_their_rows(shared_data: Path) -> None:
     }
     pairs = [item for item in found if isinstance(item, Pair)]
     assert all(pair.prompt[-1]["role"] == "user" for pair in pairs)
-    alternating = [[m["role"] for m in pair.prompt] == ["user", "assistant"] * (len(pair.prompt) // 2) + ["user"]
-                   for pair in pairs]  # fmt: skip
+    alternating = [
+        [m["role"] for m in pair.prompt]
+        == ["user", "assistant"] * (len(pair.prompt) // 2) + ["user"]
+        for pair in pairs
+    ]
     assert all(alternating)
     # taken together, prompt and answer are the file's own words
-    raw = json.loads(next(read_rows(Source(source=str(shared_data / "hh_harmless_train.jsonl.gz")))).text)
+    raw = json.loads(
+        next(read_rows(Source(source=str(shared_data / "hh_harmless_train.jsonl.gz")))).text
+    )
     words = " ".join([m["content"] for m in pairs[0].prompt] + [pairs[0].chosen]).split()
     same = words == raw["chosen"].replace("\n\nHuman:", " ").replace("\n\nAssistant:", " ").split()
     assert same  # a comparison in the assert would print the texts
 
 
 def test_real_sharegpt_turns(shared_data: Path) -> None:
-    pairs = [item for item in outcomes(shared_data / "llamafactory_dpo_en_demo.json") if isinstance(item, Pair)]
-    shapes = Counter("multi" if p.multi_turn else "+".join(m["role"] for m in p.prompt) for p in pairs)
+    pairs = [
+        item
+        for item in outcomes(shared_data / "llamafactory_dpo_en_demo.json")
+        if isinstance(item, Pair)
+    ]
+    shapes = Counter(
+        "multi" if p.multi_turn else "+".join(m["role"] for m in p.prompt) for p in pairs
+    )
     assert shapes == {"user": 114, "system+user": 80, "multi": 106}
 
 

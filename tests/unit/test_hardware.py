@@ -1,4 +1,6 @@
-"""What every `auto` becomes on which machine, and what is refused there; the machines are made up."""
+"""What every `auto` becomes on which machine, and what is refused there; the machines are made
+up.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,10 @@ def test_auto_takes_the_best_that_the_machine_has(
 ) -> None:
     numerics = choose_numerics(model(dtype, attention), hardware)
     assert (numerics.dtype, numerics.attention) == chosen
-    assert [reason.split(":")[0] for reason in numerics.reasons] == [f"dtype {chosen[0]}", f"attention {chosen[1]}"]
+    assert [reason.split(":")[0] for reason in numerics.reasons] == [
+        f"dtype {chosen[0]}",
+        f"attention {chosen[1]}",
+    ]
     assert ("as configured" in numerics.reasons[0]) == (dtype != "auto")
     assert ("as configured" in numerics.reasons[1]) == (attention != "auto")
 
@@ -57,7 +62,9 @@ def test_auto_takes_the_best_that_the_machine_has(
         (CPU, ("eager",), "eager"),
     ],
 )
-def test_auto_takes_an_attention_that_the_base_knows(hardware: Hardware, known: tuple[str, ...], chosen: str) -> None:
+def test_auto_takes_an_attention_that_the_base_knows(
+    hardware: Hardware, known: tuple[str, ...], chosen: str
+) -> None:
     assert choose_numerics(model(), hardware, known).attention == chosen
 
 
@@ -83,10 +90,12 @@ def test_the_machine_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe_hardware() == CPU
 
 
-# --- decisions of a run ---------------------------------------------------------------------------------------------
+# --- decisions of a run ---------------------------------------------------------------------------
 
 
-def decisions(hardware: Hardware, longest: int = 100, before: dict[str, Any] | None = None, **training: Any) -> Any:
+def decisions(
+    hardware: Hardware, longest: int = 100, before: dict[str, Any] | None = None, **training: Any
+) -> Any:
     """The decisions, and what was announced with them."""
     said: list[str] = []
     config = run_config(Path("unused"), training={"tokens_per_microbatch": "auto", **training})
@@ -96,13 +105,21 @@ def decisions(hardware: Hardware, longest: int = 100, before: dict[str, Any] | N
 
 @pytest.mark.parametrize(
     ("hardware", "longest", "tokens", "checkpointing"),
-    [(CPU, 100, 8192, False), (CPU, 12_000, 12_000, False), (L4, 100, 4096, True), (L4, 8192, 8192, True)],
+    [
+        (CPU, 100, 8192, False),
+        (CPU, 12_000, 12_000, False),
+        (L4, 100, 4096, True),
+        (L4, 8192, 8192, True),
+    ],
 )
 def test_auto_memory_settings_are_found_where_the_run_is_and_hold_the_longest_pair_before(
     hardware: Hardware, longest: int, tokens: int, checkpointing: bool
 ) -> None:
     decided, said = decisions(hardware, longest)
-    assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (tokens, checkpointing)
+    assert (decided.tokens_per_microbatch, decided.gradient_checkpointing) == (
+        tokens,
+        checkpointing,
+    )
     assert decided.find_budget
     assert (decided.device, decided.layout) == (hardware.device, "shared-prefix")
     assert len(said) == 3, "dtype, attention and layout are announced"
@@ -116,7 +133,9 @@ def test_auto_memory_settings_are_found_where_the_run_is_and_hold_the_longest_pa
         ({"gradient_checkpointing": True}, True),
     ],
 )
-def test_what_was_asked_for_is_taken_and_a_tight_budget_announced(training: dict[str, Any], is_open: bool) -> None:
+def test_what_was_asked_for_is_taken_and_a_tight_budget_announced(
+    training: dict[str, Any], is_open: bool
+) -> None:
     decided, said = decisions(L4, longest=100, **training)
     assert decided.tokens_per_microbatch == training.get("tokens_per_microbatch", 4096)
     assert decided.gradient_checkpointing == training.get("gradient_checkpointing", True)
@@ -134,7 +153,11 @@ def test_a_resumed_run_keeps_the_numbers_it_began_with() -> None:
         "gradient_checkpointing": False,
     }
     decided, said = decisions(H100, before=before)
-    assert (decided.dtype, decided.attention, decided.tokens_per_microbatch) == ("bfloat16", "eager", 777)
+    assert (decided.dtype, decided.attention, decided.tokens_per_microbatch) == (
+        "bfloat16",
+        "eager",
+        777,
+    )
     assert decided.layout == "padded"
     assert not decided.find_budget
     assert {

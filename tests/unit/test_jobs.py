@@ -1,4 +1,6 @@
-"""Submitting without a cluster: what travels, what is refused, what follows from what a cluster answers."""
+"""Submitting without a cluster: what travels, what is refused, what follows from what a cluster
+answers.
+"""
 
 import json
 import os
@@ -15,7 +17,15 @@ from support import settings
 from orpo_ray.config import RunConfig, build, load_config
 from orpo_ray.errors import ConfigError, ResourceError, StoppedError
 from orpo_ray.jobs import entry
-from orpo_ray.jobs.job import Job, NameTakenError, Submission, UnreachableError, decide, describe, last_line
+from orpo_ray.jobs.job import (
+    Job,
+    NameTakenError,
+    Submission,
+    UnreachableError,
+    decide,
+    describe,
+    last_line,
+)
 from orpo_ray.jobs.package import MOST_BYTES, pack, sort_luggage
 from orpo_ray.jobs.reach import is_loopback, way_to
 from orpo_ray.jobs.request import parse_environment, request
@@ -31,7 +41,9 @@ def config_of(**changes: Any) -> RunConfig:
 
 
 class Cluster:
-    """Jobs of a cluster that answers by a script: `down` questions go unanswered, then it is there again."""
+    """Jobs of a cluster that answers by a script: `down` questions go unanswered, then it is there
+    again.
+    """
 
     def __init__(self, job: Job | None = None, down: int = 0, starts: int = 0) -> None:
         self.job, self.down, self.failing_starts = job, down, starts
@@ -125,7 +137,9 @@ def test_what_a_submission_means(job: Job | None, decision: str) -> None:
         ({}, "run"),
     ],
 )
-def test_other_work_under_the_name_is_not_taken_for_ours(metadata: dict[str, str], told: str) -> None:
+def test_other_work_under_the_name_is_not_taken_for_ours(
+    metadata: dict[str, str], told: str
+) -> None:
     with pytest.raises(ConfigError, match=told):
         decide(Job("run", "running", metadata), HERS)
 
@@ -134,7 +148,9 @@ def test_a_job_is_known_again_by_its_settings_and_options() -> None:
     one, other = config_of(), config_of(name="other")
     assert describe("train", one, []) == describe("train", config_of(), [])
     assert describe("train", one, []) != describe("train", other, [])
-    assert describe("evaluate", one, ["--samples", "1"]) != describe("evaluate", one, ["--samples", "2"])
+    assert describe("evaluate", one, ["--samples", "1"]) != describe(
+        "evaluate", one, ["--samples", "2"]
+    )
 
 
 def test_submitting_waits_until_the_cluster_answers() -> None:
@@ -167,7 +183,9 @@ def test_of_two_submissions_at_once_one_attaches() -> None:
     class Late(Cluster):
         def find(self, run: str) -> Job | None:
             found = super().find(run)
-            self.job = self.job or Job("run", "running", HERS)  # the other one's, right after the look
+            self.job = self.job or Job(
+                "run", "running", HERS
+            )  # the other one's, right after the look
             return found
 
     cluster = Late()
@@ -257,13 +275,16 @@ def test_a_run_that_does_not_end_is_not_waited_for_without_end() -> None:
         stop(Deaf(Job("run", "pending", HERS)), "run", Waiting().patience)
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "wandb_api_key", "PASSWORD", "apiKey", "key"])
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "wandb_api_key", "PASSWORD", "apiKey", "key"]
+)
 def test_names_of_secrets(name: str) -> None:
     assert is_secret(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["tokens_per_microbatch", "HF_TOKEN_PATH", "keep", "monkey", "SSH_KEY_FILE", "tokenizer"]
+    "name",
+    ["tokens_per_microbatch", "HF_TOKEN_PATH", "keep", "monkey", "SSH_KEY_FILE", "tokenizer"],
 )
 def test_names_that_hold_no_secret(name: str) -> None:
     assert not is_secret(name)
@@ -287,22 +308,41 @@ def test_names_that_hold_no_secret(name: str) -> None:
         ({}, {"JAVA_OPTS": "-Xmx1g -Dp=http://u:hf_abc@h"}, "--env JAVA_OPTS"),
         ({}, {"URLS": "a=http://h/x,b=http://h/y?X%2DAmz-Signature=hf_abc"}, "--env URLS"),
         ({"data": {"train": [{"source": "https://u:hf/_abc@h/x"}]}}, {}, "data.train.0.source"),
-        ({"data": {"eval": [{"source": "https://h/x?X-Amz-Signature=hf_abc"}]}}, {}, "data.eval.0.source"),
+        (
+            {"data": {"eval": [{"source": "https://h/x?X-Amz-Signature=hf_abc"}]}},
+            {},
+            "data.eval.0.source",
+        ),
         ({"tracking": [{"api_key": "hf_abc"}]}, {}, "tracking.0.api_key"),
-        ({"data": {"train": [{"source": "https://host/x.jsonl?token=hf_abc"}]}}, {}, "data.train.0.source"),
+        (
+            {"data": {"train": [{"source": "https://host/x.jsonl?token=hf_abc"}]}},
+            {},
+            "data.train.0.source",
+        ),
         ({"storage": "s3://id:hf_abc@bucket/runs"}, {}, "storage"),
     ],
 )
-def test_a_secret_is_refused_and_not_repeated(tree: dict[str, Any], environment: dict[str, str], where: str) -> None:
+def test_a_secret_is_refused_and_not_repeated(
+    tree: dict[str, Any], environment: dict[str, str], where: str
+) -> None:
     with pytest.raises(ConfigError) as refused:
         refuse_secrets(tree, environment)
     assert str(refused.value).startswith(where) and "hf_abc" not in str(refused.value)
 
 
 def test_settings_and_variables_without_secrets_pass() -> None:
-    tree = {"training": {"tokens_per_microbatch": 1}, "storage": "s3://bucket/runs", "name": "http://["}
-    refuse_secrets(tree, {"HF_HOME": "/data", "AWS_SHARED_CREDENTIALS_FILE": "/root/s3"}, ["--samples", "2"])
-    for option in (["--adapter", "https://me:hf_abc@host/x"], ["--adapter=https://me:hf_abc@host/x"]):
+    tree = {
+        "training": {"tokens_per_microbatch": 1},
+        "storage": "s3://bucket/runs",
+        "name": "http://[",
+    }
+    refuse_secrets(
+        tree, {"HF_HOME": "/data", "AWS_SHARED_CREDENTIALS_FILE": "/root/s3"}, ["--samples", "2"]
+    )
+    for option in (
+        ["--adapter", "https://me:hf_abc@host/x"],
+        ["--adapter=https://me:hf_abc@host/x"],
+    ):
         with pytest.raises(ConfigError, match="an option behind --"):
             refuse_secrets(tree, {}, option)
 
@@ -357,7 +397,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def naming(source: str, **changes: Any) -> RunConfig:
-    return config_of(**{"model": {"base": "base"}, "data": {"train": [{"source": source}]}, **changes})
+    return config_of(
+        **{"model": {"base": "base"}, "data": {"train": [{"source": source}]}, **changes}
+    )
 
 
 def test_relative_files_travel_and_absolute_ones_are_the_servers(folder: Path) -> None:
@@ -381,7 +423,13 @@ def test_the_package_holds_what_the_command_reads(folder: Path, tmp_path: Path) 
     pack(config, sort_luggage(config, folder), folder, package)
     found = sorted(str(path.relative_to(package)) for path in package.rglob("*") if path.is_file())
     # Ray would leave out what a .gitignore names, so none travels.
-    assert found == ["base/config.json", "job.py", "linked/link/config.json", "pairs.jsonl", "run.yaml"]
+    assert found == [
+        "base/config.json",
+        "job.py",
+        "linked/link/config.json",
+        "pairs.jsonl",
+        "run.yaml",
+    ]
     assert load_config(package / "run.yaml") == config
 
 
@@ -415,11 +463,15 @@ def test_too_much_luggage_is_refused_before_it_is_packed(folder: Path, large: st
 def test_the_request_names_the_run_and_gives_a_stopped_job_time(folder: Path) -> None:
     said: list[str] = []
     config = naming("pairs.jsonl", name="a/b")
-    with request("evaluate", ["--samples", "2"], config, {"HF_HOME": "/hub"}, False, said.append) as submission:
+    with request(
+        "evaluate", ["--samples", "2"], config, {"HF_HOME": "/hub"}, False, said.append
+    ) as submission:
         sent = Path(submission.environment["working_dir"])
         assert yaml.safe_load((sent / "run.yaml").read_text(encoding="utf-8"))["name"] == "a/b"
     assert not sent.exists()
-    assert submission.run == "a/b" and submission.entrypoint.endswith(" evaluate run.yaml --samples 2 --json")
+    assert submission.run == "a/b" and submission.entrypoint.endswith(
+        " evaluate run.yaml --samples 2 --json"
+    )
     variables = submission.environment["env_vars"]
     assert variables["RAY_JOB_STOP_SIGNAL"] == "SIGINT" and variables["HF_HOME"] == "/hub"
     assert said == ["carried along: pairs.jsonl, base"]
@@ -434,17 +486,23 @@ def test_variables_are_names_with_values(word: str) -> None:
         parse_environment([word])
 
 
-def test_a_job_on_another_cluster_than_it_was_made_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_on_another_cluster_than_it_was_made_for_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     installed = {"ray": "2.60.0", "orpo-ray": "0.1.0"}
     monkeypatch.setattr(entry, "_installed", installed.get)
     here = ".".join(map(str, entry.sys.version_info[:2]))
     assert entry.complaint(here, "2.60.0", "0.1.0") is None
     assert entry.complaint(here, "2.60.0", entry.ANY) is None
     assert "but the run was submitted with 3.8" in str(entry.complaint("3.8", "2.60.0", "0.1.0"))
-    assert "has Ray 2.60.0, but the run was submitted with 2.61.0" in str(entry.complaint(here, "2.61.0", "0.1.0"))
+    assert "has Ray 2.60.0, but the run was submitted with 2.61.0" in str(
+        entry.complaint(here, "2.61.0", "0.1.0")
+    )
     assert "has orpo-ray 0.1.0, but" in str(entry.complaint(here, "2.60.0", "0.2.0"))
     installed.clear()
-    assert "has no Ray; start Ray with its environment" in str(entry.complaint(here, "2.60.0", "0.1.0"))
+    assert "has no Ray; start Ray with its environment" in str(
+        entry.complaint(here, "2.60.0", "0.1.0")
+    )
     installed["ray"] = "2.60.0"
     assert "has no orpo-ray" in str(entry.complaint(here, "2.60.0", "0.1.0"))
 
@@ -458,10 +516,20 @@ def test_the_first_process_of_a_job_ends_with_one_line(capsys: pytest.CaptureFix
 
 
 def test_a_cluster_is_named_once_and_its_token_is_read_first(tmp_path: Path) -> None:
-    assert is_loopback("http://127.0.0.1:1") and is_loopback("http://localhost") and not is_loopback("http://10.0.0.1")
-    with pytest.raises(ConfigError, match="keep one"), way_to(tmp_path / "hosts.yaml", "http://x", None, False):
+    assert (
+        is_loopback("http://127.0.0.1:1")
+        and is_loopback("http://localhost")
+        and not is_loopback("http://10.0.0.1")
+    )
+    with (
+        pytest.raises(ConfigError, match="keep one"),
+        way_to(tmp_path / "hosts.yaml", "http://x", None, False),
+    ):
         pass
-    with pytest.raises(ConfigError, match="token cannot be read"), way_to(None, None, tmp_path / "none", False):
+    with (
+        pytest.raises(ConfigError, match="token cannot be read"),
+        way_to(None, None, tmp_path / "none", False),
+    ):
         pass
     with way_to(None, None, tmp_path / "none", True) as way:
         assert way.token == ""
@@ -470,7 +538,9 @@ def test_a_cluster_is_named_once_and_its_token_is_read_first(tmp_path: Path) -> 
 def test_the_home_of_nobody_is_told_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~nosuchuser/token")
     with (
-        pytest.raises(ConfigError, match=r"^RAY_AUTH_TOKEN_PATH: ~nosuchuser/token: nobody here has that name"),
+        pytest.raises(
+            ConfigError, match=r"^RAY_AUTH_TOKEN_PATH: ~nosuchuser/token: nobody here has that name"
+        ),
         way_to(None, None, None, False),
     ):
         pass
@@ -491,9 +561,17 @@ def test_a_server_that_refuses_is_not_asked_again(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     make_token(tmp_path / "token")
     (tmp_path / "id").touch()
-    hosts = {"name": "lab", "head": "10.0.0.1", "ssh": {"key": str(tmp_path / "id")}, "token": str(tmp_path / "token")}
+    hosts = {
+        "name": "lab",
+        "head": "10.0.0.1",
+        "ssh": {"key": str(tmp_path / "id")},
+        "token": str(tmp_path / "token"),
+    }
     (tmp_path / "hosts.yaml").write_text(yaml.safe_dump(hosts), encoding="utf-8")
-    with way_to(tmp_path / "hosts.yaml", None, None, False) as way, pytest.raises(ResourceError) as refused:
+    with (
+        way_to(tmp_path / "hosts.yaml", None, None, False) as way,
+        pytest.raises(ResourceError) as refused,
+    ):
         way.connect()
     assert str(refused.value) == f"10.0.0.1: cannot be reached as root: {said}"
     assert isinstance(refused.value, UnreachableError) == again

@@ -1,4 +1,6 @@
-"""KubeRay's manifests and the image of their pods: stable, valid for KubeRay, and closed to strangers."""
+"""KubeRay's manifests and the image of their pods: stable, valid for KubeRay, and closed to
+strangers.
+"""
 
 import gzip
 import importlib.metadata
@@ -39,7 +41,9 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return render()
 
 
-def render(storage: str = "/runs", name: str = "Teams/a.b", claim: str | None = "runs") -> dict[str, str]:
+def render(
+    storage: str = "/runs", name: str = "Teams/a.b", claim: str | None = "runs"
+) -> dict[str, str]:
     """The manifests of a run with one override."""
     pods = Pods(PODS.nodes, PODS.image, claim)
     config = run_config(Path("/runs"), name).model_copy(update={"storage": storage})
@@ -48,7 +52,12 @@ def render(storage: str = "/runs", name: str = "Teams/a.b", claim: str | None = 
 
 def only(files: dict[str, str], kind: str) -> dict[str, Any]:
     """The one object of that kind among all files."""
-    found = [document for text in files.values() for document in yaml.safe_load_all(text) if document["kind"] == kind]
+    found = [
+        document
+        for text in files.values()
+        for document in yaml.safe_load_all(text)
+        if document["kind"] == kind
+    ]
     assert all(document == found[0] for document in found)
     return found[0]
 
@@ -58,7 +67,9 @@ def pod_specs(files: dict[str, str]) -> Iterator[dict[str, Any]]:
     job, cluster = only(files, "RayJob")["spec"], only(files, "RayCluster")["spec"]
     yield job["submitterPodTemplate"]
     for spec in (cluster, job["rayClusterSpec"]):
-        yield from (group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]))
+        yield from (
+            group["template"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+        )
 
 
 def places(tree: Any) -> Iterator[dict[str, Any]]:
@@ -70,7 +81,9 @@ def places(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def closed(schema: Any) -> Any:
-    """A schema that refuses fields which it does not name; Kubernetes itself drops them without a word."""
+    """A schema that refuses fields which it does not name; Kubernetes itself drops them without a
+    word.
+    """
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -101,13 +114,16 @@ def test_kuberay_knows_every_field(files: dict[str, str], kind: str, shared_sche
         del place["nonRoot"]
 
 
-def test_the_job_trains_the_config_and_goes_on_by_its_name(files: dict[str, str], tmp_path: Path) -> None:
+def test_the_job_trains_the_config_and_goes_on_by_its_name(
+    files: dict[str, str], tmp_path: Path
+) -> None:
     job, config_map = only(files, "RayJob"), only(files, "ConfigMap")
     assert config_map["data"]["config.yaml"] == CONFIG
     (tmp_path / "config.yaml").write_text(config_map["data"]["config.yaml"], encoding="utf-8")
     assert load_config(tmp_path / "config.yaml").name == "Teams/a.b"
     assert job["spec"]["entrypoint"] == (
-        "orpo-ray train /etc/orpo-ray/config/config.yaml objective.lambda=0.5 'model.chat_template=a b'"
+        "orpo-ray train /etc/orpo-ray/config/config.yaml objective.lambda=0.5 "
+        "'model.chat_template=a b'"
     )
     assert job["spec"]["backoffLimit"] > 0 and job["spec"]["shutdownAfterJobFinishes"]
     for pod in pod_specs(files):
@@ -122,14 +138,20 @@ def test_no_pod_is_root_or_may_speak_to_kubernetes(files: dict[str, str]) -> Non
         whole, (container,) = pod["spec"]["securityContext"], pod["spec"]["containers"]
         assert whole["runAsNonRoot"] and whole["runAsUser"] == 1000
         assert whole["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert pod["spec"]["automountServiceAccountToken"] is False
         assert container["image"] == PODS.image
 
 
 def test_the_token_and_other_secrets_are_files(files: dict[str, str]) -> None:
     secret = "orpo-ray-token"
-    for spec in (only(files, "RayCluster")["spec"], only(files, "RayJob")["spec"]["rayClusterSpec"]):
+    for spec in (
+        only(files, "RayCluster")["spec"],
+        only(files, "RayJob")["spec"]["rayClusterSpec"],
+    ):
         assert spec["authOptions"] == {"mode": "token", "secretName": secret}
     for pod in pod_specs(files):
         (container,) = pod["spec"]["containers"]
@@ -137,12 +159,20 @@ def test_the_token_and_other_secrets_are_files(files: dict[str, str]) -> None:
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["RAY_AUTH_TOKEN"] == "", "or KubeRay puts the token there"
         folders = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        mounted = {volume["name"]: volume["secret"] for volume in pod["spec"]["volumes"] if "secret" in volume}
+        mounted = {
+            volume["name"]: volume["secret"]
+            for volume in pod["spec"]["volumes"]
+            if "secret" in volume
+        }
         assert environment["RAY_AUTH_TOKEN_PATH"] == f"{folders['token']}/auth_token"
         for name in ("AWS_SHARED_CREDENTIALS_FILE", "HF_TOKEN_PATH"):
             assert environment[name].startswith(f"{folders['secrets']}/")
         assert mounted["token"] == {"secretName": secret, "defaultMode": 0o440}
-        assert mounted["secrets"] == {"secretName": "orpo-ray-secrets", "defaultMode": 0o440, "optional": True}
+        assert mounted["secrets"] == {
+            "secretName": "orpo-ray-secrets",
+            "defaultMode": 0o440,
+            "optional": True,
+        }
 
 
 def test_only_its_own_pods_and_the_operator_reach_a_cluster(files: dict[str, str]) -> None:
@@ -171,18 +201,27 @@ def test_ports_are_those_of_every_other_cluster(files: dict[str, str]) -> None:
 def test_ray_answers_the_probes_without_a_token(files: dict[str, str]) -> None:
     from ray.dashboard.http_server_agent import PUBLIC_EXACT_PATHS
 
-    for group in (spec := only(files, "RayCluster")["spec"])["headGroupSpec"], *spec["workerGroupSpecs"]:
+    for group in (
+        (spec := only(files, "RayCluster")["spec"])["headGroupSpec"],
+        *spec["workerGroupSpecs"],
+    ):
         (container,) = group["template"]["spec"]["containers"]
         for probe in (container["livenessProbe"], container["readinessProbe"]):
             assert probe["httpGet"]["path"] in PUBLIC_EXACT_PATHS
-            assert str(probe["httpGet"]["port"]) == group["rayStartParams"]["dashboard-agent-listen-port"]
+            assert (
+                str(probe["httpGet"]["port"])
+                == group["rayStartParams"]["dashboard-agent-listen-port"]
+            )
 
 
 def test_nodes_are_worker_pods(files: dict[str, str]) -> None:
     (group,) = only(files, "RayCluster")["spec"]["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 2)
     (container,) = group["template"]["spec"]["containers"]
-    assert container["resources"] == {"requests": {"cpu": "16"}, "limits": {"memory": "128Gi", "nvidia.com/gpu": 4}}
+    assert container["resources"] == {
+        "requests": {"cpu": "16"},
+        "limits": {"memory": "128Gi", "nvidia.com/gpu": 4},
+    }
 
 
 def test_without_gpus_none_are_asked_for() -> None:
@@ -194,8 +233,12 @@ def test_without_gpus_none_are_asked_for() -> None:
 
 def test_a_storage_that_is_a_folder_is_the_claim() -> None:
     for pod in pod_specs(render()):
-        assert {"name": "storage", "persistentVolumeClaim": {"claimName": "runs"}} in pod["spec"]["volumes"]
-        assert {"name": "storage", "mountPath": "/runs"} in pod["spec"]["containers"][0]["volumeMounts"]
+        assert {"name": "storage", "persistentVolumeClaim": {"claimName": "runs"}} in pod["spec"][
+            "volumes"
+        ]
+        assert {"name": "storage", "mountPath": "/runs"} in pod["spec"]["containers"][0][
+            "volumeMounts"
+        ]
 
 
 def test_a_storage_elsewhere_needs_no_volume() -> None:
@@ -206,20 +249,34 @@ def test_a_storage_elsewhere_needs_no_volume() -> None:
 @pytest.mark.parametrize(
     ("storage", "claim", "says"),
     [
-        ("/runs", None, "storage: /runs would be gone with its pod; give an absolute path and the volume claim"),
+        (
+            "/runs",
+            None,
+            "storage: /runs would be gone with its pod; give an absolute path and the volume claim",
+        ),
         ("runs", "runs", "storage: runs would be gone with its pod"),
-        ("s3://bucket/runs", "runs", "--claim: storage is s3://bucket/runs, which no volume is mounted for"),
+        (
+            "s3://bucket/runs",
+            "runs",
+            "--claim: storage is s3://bucket/runs, which no volume is mounted for",
+        ),
     ],
 )
-def test_a_storage_that_would_be_lost_is_refused(storage: str, claim: str | None, says: str) -> None:
+def test_a_storage_that_would_be_lost_is_refused(
+    storage: str, claim: str | None, says: str
+) -> None:
     with pytest.raises(ConfigError, match=f"^{says}"):
         render(storage, claim=claim)
 
 
-@pytest.mark.parametrize("storage", ["/", "//", "/etc", "/etc/runs", "/dev/shm", "/x/../usr", "/tmp", "/home/", "/a:b"])
+@pytest.mark.parametrize(
+    "storage", ["/", "//", "/etc", "/etc/runs", "/dev/shm", "/x/../usr", "/tmp", "/home/", "/a:b"]
+)
 def test_a_volume_hides_nothing_that_a_pod_needs(storage: str) -> None:
     assert render("/var/runs") and render("/runs/") and render("/home/me/runs")
-    with pytest.raises(ConfigError, match=f"^storage: no volume is mounted at {storage}; give a folder of its own"):
+    with pytest.raises(
+        ConfigError, match=f"^storage: no volume is mounted at {storage}; give a folder of its own"
+    ):
         render(storage)
 
 
@@ -240,7 +297,11 @@ def test_a_claim_is_a_name_of_kubernetes(claim: str) -> None:
 @pytest.mark.parametrize(
     ("section", "keys", "says"),
     [
-        ("data", {"train": [{"source": "pairs.jsonl"}]}, "data.train.0.source: no pod has pairs.jsonl"),
+        (
+            "data",
+            {"train": [{"source": "pairs.jsonl"}]},
+            "data.train.0.source: no pod has pairs.jsonl",
+        ),
         ("data", {"train": [{"source": "tests"}]}, "data.train.0.source: no pod has tests"),
         ("model", {"base": "./base"}, "model.base: no pod has ./base"),
         ("model", {"base": "~/base"}, "model.base: no pod has ~/base"),
@@ -253,19 +314,29 @@ def test_files_of_this_machine_are_on_no_pod(
     section: str, keys: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match=f"^{re.escape(says)}; name a model or dataset of the hub, a URL, or"):
+    with pytest.raises(
+        ConfigError, match=f"^{re.escape(says)}; name a model or dataset of the hub, a URL, or"
+    ):
         manifests(run_config(Path("/runs"), **{section: keys}), CONFIG, [], PODS)
 
 
 def test_what_pods_can_reach_is_taken() -> None:
-    reached = {"train": [{"source": "team/set"}, {"source": "https://h/x.jsonl"}, {"source": "/runs/x.jsonl"}]}
+    reached = {
+        "train": [
+            {"source": "team/set"},
+            {"source": "https://h/x.jsonl"},
+            {"source": "/runs/x.jsonl"},
+        ]
+    }
     sections: dict[str, dict[str, Any]] = {"data": reached, "model": {"base": "team/base"}}
     assert manifests(run_config(Path("/runs"), **sections), CONFIG, [], PODS)
 
 
 @pytest.mark.parametrize("name", ["7b", "a" * 48])
 def test_a_name_that_kubernetes_has_no_room_for_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"^name: {name} would be {name} on Kubernetes, .* a letter, have 47 char"):
+    with pytest.raises(
+        ConfigError, match=f"^name: {name} would be {name} on Kubernetes, .* a letter, have 47 char"
+    ):
         render(name=name)
 
 
@@ -277,7 +348,11 @@ def test_a_secret_in_the_config_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "overrides", "says"),
     [
-        (CONFIG, ["model.base=https://u:secret@h/x", "model.base=demo"], "model.base: the URL carries a secret"),
+        (
+            CONFIG,
+            ["model.base=https://u:secret@h/x", "model.base=demo"],
+            "model.base: the URL carries a secret",
+        ),
         (CONFIG + "# https://u:secret@h/x\n", [], "the config's file: the URL carries a secret"),
     ],
 )

@@ -403,7 +403,9 @@ def test_a_connection_that_is_lost_ends_the_command_and_leaves_the_workers(stage
     assert scene.ends_for_good() and stage.placed_again == 0
 
 
-def test_a_trials_workers_after_a_loss_still_know_whose_ray_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trials_workers_after_a_loss_still_know_whose_ray_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A trial's process sees no Ray that it started; its search did."""
     ours = replace(TWO, own_ray=True)
     monkeypatch.setattr(run, "place", lambda scale, announce: ONE)

@@ -24,7 +24,9 @@ LEVELS = (
     {"search"},
     {"bench", "cli", "api", "__init__"},
 )
-LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms} | {"jobs": len(LEVELS) - 2}
+LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms} | {
+    "jobs": len(LEVELS) - 2
+}
 ALSO_ALLOWED = {("cli", "api"), ("cli", "bench"), ("__init__", "api")}
 SEEN_BY_JOBS = {"config", "errors"}
 RAY_ROOMS = {"ray_runtime", "distributed", "search", "jobs", "bench"}
@@ -46,7 +48,9 @@ def violations(root: Path) -> list[str]:
 
 def rooms_of(root: Path) -> set[str]:
     """Folders and modules directly under the package."""
-    return {path.stem for path in (root / PACKAGE).iterdir() if path.is_dir() or path.suffix == ".py"}
+    return {
+        path.stem for path in (root / PACKAGE).iterdir() if path.is_dir() or path.suffix == ".py"
+    }
 
 
 def wrong_imports(name: str, tree: ast.AST, rooms: set[str]) -> Iterator[tuple[int, str]]:
@@ -72,20 +76,28 @@ def may_import(importer: str, imported: str) -> bool:
         return True
     if importer == "jobs":
         return imported in SEEN_BY_JOBS
-    return LEVEL_OF.get(imported, len(LEVELS)) < LEVEL_OF[importer] and (imported != "jobs" or importer in LEVELS[-1])
+    return LEVEL_OF.get(imported, len(LEVELS)) < LEVEL_OF[importer] and (
+        imported != "jobs" or importer in LEVELS[-1]
+    )
 
 
 def imports(name: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and absolute name of all that a module imports: at its top, in functions, relatively or by name."""
+    """Line and absolute name of all that a module imports: at its top, in functions, relatively or
+    by name.
+    """
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
                 yield from ((node.lineno, alias.name) for alias in names)
             case ast.ImportFrom(module=module, names=names, level=level):
                 base = list(Path(name).with_suffix("").parts[:-level]) if level else []
-                yield from ((node.lineno, ".".join([*base, *filter(None, [module]), alias.name])) for alias in names)
+                yield from (
+                    (node.lineno, ".".join([*base, *filter(None, [module]), alias.name]))
+                    for alias in names
+                )
             case ast.Call(
-                func=ast.Name(id=called) | ast.Attribute(attr=called), args=[ast.Constant(value=str(text)), *_]
+                func=ast.Name(id=called) | ast.Attribute(attr=called),
+                args=[ast.Constant(value=str(text)), *_],
             ):
                 if called in ("import_module", "__import__"):
                     yield node.lineno, text
@@ -98,12 +110,20 @@ def dangerous_calls(tree: ast.AST) -> Iterator[tuple[int, str]]:
             case ast.Attribute(value=ast.Name(id="torch"), attr="load"):
                 yield node.lineno, "uses torch.load"
             case ast.ImportFrom(module="torch" | "torch.serialization", names=names):
-                yield from ((node.lineno, "uses torch.load") for alias in names if alias.name == "load")
-            case ast.keyword(arg=str(setting), value=value) if setting in FORBIDDEN_TRUE and not is_false(value):
+                yield from (
+                    (node.lineno, "uses torch.load") for alias in names if alias.name == "load"
+                )
+            case ast.keyword(arg=str(setting), value=value) if (
+                setting in FORBIDDEN_TRUE and not is_false(value)
+            ):
                 yield node.value.lineno, f"sets {setting}"
             case ast.Dict(keys=keys, values=values):
                 for key, value in zip(keys, values, strict=True):
-                    if isinstance(key, ast.Constant) and key.value in FORBIDDEN_TRUE and not is_false(value):
+                    if (
+                        isinstance(key, ast.Constant)
+                        and key.value in FORBIDDEN_TRUE
+                        and not is_false(value)
+                    ):
                         yield key.lineno, f"sets {key.value}"
 
 
@@ -123,7 +143,8 @@ def test_imports_go_one_way_and_nothing_unpickles():
     assert violations(ROOT) == []
 
 
-# Places of files that are no run's: a base or an adapter that a config names, a marker that servers look for.
+# Places of files that are no run's: a base or an adapter that a config names, a marker that servers
+# look for.
 OTHER_PLACES = {"models/trained.py": 1, "distributed/servers.py": 1}
 # They see no run: a config says where a run will be, a job's script where its result is.
 SAY_WHERE = {"config/run.py", "jobs/slurm.py"}
@@ -150,10 +171,16 @@ def test_nobody_but_a_run_joins_its_storage_and_its_folder():
 
 
 def test_every_package_travels_in_the_wheel():
-    """Its list is written by hand, as one package lies elsewhere; an editable installation would not miss any."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    """Its list is written by hand, as one package lies elsewhere; an editable installation would
+    not miss any.
+    """
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]["packages"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / PACKAGE).rglob("__init__.py")}
-    assert sorted(listed) == sorted({".".join(folder.parts) for folder in folders} | {"orpo_ray.cluster"})
+    assert sorted(listed) == sorted(
+        {".".join(folder.parts) for folder in folders} | {"orpo_ray.cluster"}
+    )
 
 
 def test_what_a_run_says_and_hears_has_one_type():
@@ -173,42 +200,81 @@ def test_the_check_of_runs_sees_who_finds_one():
 
 def test_no_files_import_each_other_in_a_circle():
     files = {path: path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*.py")}
-    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in files.values()}
+    modules = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name
+        for name in files.values()
+    }
     graph = {}
     for path, name in files.items():
         found = [module for _, module in imports(name, ast.parse(path.read_text(encoding="utf-8")))]
         near = {modules.get(module) or modules.get(module.rpartition(".")[0]) for module in found}
         graph[name] = near - {None, name}
-    assert graph["orpo_ray/runs/search_run.py"] >= {"orpo_ray/runs/run.py", "orpo_ray/runs/search.py"}
+    assert graph["orpo_ray/runs/search_run.py"] >= {
+        "orpo_ray/runs/run.py",
+        "orpo_ray/runs/search.py",
+    }
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_the_check_reads_the_whole_package():
     assert {"errors", "config", "objectives", "__init__"} <= rooms_of(ROOT)
-    graph = {(path.parent.name, module) for path in (ROOT / PACKAGE / "config").glob("*.py")
-             for _, module in imports(f"{PACKAGE}/config/{path.name}", ast.parse(path.read_text("utf-8")))}  # fmt: skip
+    graph = {
+        (path.parent.name, module)
+        for path in (ROOT / PACKAGE / "config").glob("*.py")
+        for _, module in imports(
+            f"{PACKAGE}/config/{path.name}", ast.parse(path.read_text("utf-8"))
+        )
+    }
     assert ("config", "orpo_ray.errors.ConfigError") in graph
 
 
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("config/a.py", "from orpo_ray.data.store import Artifact", "orpo_ray/config/a.py:1: config imports data"),
+        (
+            "config/a.py",
+            "from orpo_ray.data.store import Artifact",
+            "orpo_ray/config/a.py:1: config imports data",
+        ),
         ("config/a.py", "from orpo_ray import data", "orpo_ray/config/a.py:1: config imports data"),
         ("config/a.py", "import orpo_ray.data", "orpo_ray/config/a.py:1: config imports data"),
         ("config/a.py", "from ..data import store", "orpo_ray/config/a.py:1: config imports data"),
         ("config/a.py", "from .. import data", "orpo_ray/config/a.py:1: config imports data"),
-        ("config/a.py", "def f():\n    import orpo_ray.data", "orpo_ray/config/a.py:2: config imports data"),
-        ("config/a.py", "m = importlib.import_module('orpo_ray.data')", "orpo_ray/config/a.py:1: config imports data"),
+        (
+            "config/a.py",
+            "def f():\n    import orpo_ray.data",
+            "orpo_ray/config/a.py:2: config imports data",
+        ),
+        (
+            "config/a.py",
+            "m = importlib.import_module('orpo_ray.data')",
+            "orpo_ray/config/a.py:1: config imports data",
+        ),
         ("config/a.py", "import orpo_ray", "orpo_ray/config/a.py:1: config imports __init__"),
-        ("config/a.py", "from orpo_ray import train", "orpo_ray/config/a.py:1: config imports __init__"),
+        (
+            "config/a.py",
+            "from orpo_ray import train",
+            "orpo_ray/config/a.py:1: config imports __init__",
+        ),
         ("errors.py", "from orpo_ray import config", "orpo_ray/errors.py:1: errors imports config"),
         ("runs/a.py", "import orpo_ray.data", "orpo_ray/runs/a.py:1: runs imports data"),
         ("runs/a.py", "import ray", "orpo_ray/runs/a.py:1: runs imports ray"),
         ("bucket.py", "import orpo_ray.storage", "orpo_ray/bucket.py:1: bucket imports storage"),
-        ("objectives/a.py", "import orpo_ray.data", "orpo_ray/objectives/a.py:1: objectives imports data"),
-        ("training/a.py", "from orpo_ray.evaluation import b", "orpo_ray/training/a.py:1: training imports evaluation"),
-        ("distributed/a.py", "import orpo_ray.jobs", "orpo_ray/distributed/a.py:1: distributed imports jobs"),
+        (
+            "objectives/a.py",
+            "import orpo_ray.data",
+            "orpo_ray/objectives/a.py:1: objectives imports data",
+        ),
+        (
+            "training/a.py",
+            "from orpo_ray.evaluation import b",
+            "orpo_ray/training/a.py:1: training imports evaluation",
+        ),
+        (
+            "distributed/a.py",
+            "import orpo_ray.jobs",
+            "orpo_ray/distributed/a.py:1: distributed imports jobs",
+        ),
         ("search/a.py", "import orpo_ray.cli.main", "orpo_ray/search/a.py:1: search imports cli"),
         ("search/a.py", "import orpo_ray.jobs", "orpo_ray/search/a.py:1: search imports jobs"),
         ("bench/a.py", "import orpo_ray.cli", "orpo_ray/bench/a.py:1: bench imports cli"),
@@ -216,19 +282,42 @@ def test_the_check_reads_the_whole_package():
         ("jobs/a.py", "import orpo_ray.training", "orpo_ray/jobs/a.py:1: jobs imports training"),
         ("training/a.py", "import ray", "orpo_ray/training/a.py:1: training imports ray"),
         ("evaluation/a.py", "import ray", "orpo_ray/evaluation/a.py:1: evaluation imports ray"),
-        ("ray_runtime.py", "import orpo_ray.config", "orpo_ray/ray_runtime.py:1: ray_runtime imports config"),
+        (
+            "ray_runtime.py",
+            "import orpo_ray.config",
+            "orpo_ray/ray_runtime.py:1: ray_runtime imports config",
+        ),
         ("data/a.py", "from ray import data", "orpo_ray/data/a.py:1: data imports ray"),
         ("data/a.py", "import pickle", "orpo_ray/data/a.py:1: imports pickle"),
         ("training/a.py", "torch.load(path)", "orpo_ray/training/a.py:1: uses torch.load"),
         ("training/a.py", "from torch import load", "orpo_ray/training/a.py:1: uses torch.load"),
-        ("models/a.py", "f(trust_remote_code=True)", "orpo_ray/models/a.py:1: sets trust_remote_code"),
-        ("models/a.py", "f(**{'trust_remote_code': flag})", "orpo_ray/models/a.py:1: sets trust_remote_code"),
-        ("data/a.py", "np.load(path, allow_pickle=True)", "orpo_ray/data/a.py:1: sets allow_pickle"),
-        ("helpers/a.py", "", "orpo_ray/helpers/a.py:1: helpers is no known room; give it a level in this test"),
+        (
+            "models/a.py",
+            "f(trust_remote_code=True)",
+            "orpo_ray/models/a.py:1: sets trust_remote_code",
+        ),
+        (
+            "models/a.py",
+            "f(**{'trust_remote_code': flag})",
+            "orpo_ray/models/a.py:1: sets trust_remote_code",
+        ),
+        (
+            "data/a.py",
+            "np.load(path, allow_pickle=True)",
+            "orpo_ray/data/a.py:1: sets allow_pickle",
+        ),
+        (
+            "helpers/a.py",
+            "",
+            "orpo_ray/helpers/a.py:1: helpers is no known room; give it a level in this test",
+        ),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, name, text, says):
-    rooms = {f"orpo_ray/{room}/__init__.py": "" for room in ("config", "data", "evaluation", "training", "jobs", "cli")}
+    rooms = {
+        f"orpo_ray/{room}/__init__.py": ""
+        for room in ("config", "data", "evaluation", "training", "jobs", "cli")
+    }
     rooms |= {f"orpo_ray/{room}.py": "" for room in ("storage", "ray_runtime")}
     assert planted(tmp_path, {**rooms, f"orpo_ray/{name}": text}) == [says]
 
@@ -236,19 +325,22 @@ def test_a_planted_violation_is_found(tmp_path, name, text, says):
 def test_a_clean_tree_passes(tmp_path):
     files = {
         "orpo_ray/__init__.py": "def train(config):\n    from orpo_ray.api import train",
-        "orpo_ray/config/a.py": "from orpo_ray.errors import E\nfrom orpo_ray.config import b\nfrom . import b",
+        "orpo_ray/config/a.py": "from orpo_ray.errors import E\nfrom orpo_ray.config import "
+        "b\nfrom . import b",
         "orpo_ray/objectives/a.py": "import torch\nfrom orpo_ray.config import b",
         "orpo_ray/storage.py": "from orpo_ray import bucket\nfrom orpo_ray.config import a",
         "orpo_ray/bucket.py": "from orpo_ray.config import a\nfrom orpo_ray.errors import E",
         "orpo_ray/runs/a.py": "from orpo_ray.storage import s\nfrom orpo_ray.config import a",
         "orpo_ray/data/pipeline.py": "import ray\nimport ray.data\nimport orpo_ray.runs.a",
-        "orpo_ray/training/a.py": "from ..objectives import a\nfrom orpo_ray import data, models, errors",
+        "orpo_ray/training/a.py": "from ..objectives import a\nfrom orpo_ray import data, models, "
+        "errors",
         "orpo_ray/models/a.py": "load(path, trust_remote_code=False)",
         "orpo_ray/jobs/a.py": "import ray\nfrom orpo_ray.config import b",
         "orpo_ray/ray_runtime.py": "import ray\nfrom orpo_ray import errors",
         "orpo_ray/evaluation/a.py": "import orpo_ray.training.a\nimport orpo_ray.ray_runtime",
         "orpo_ray/api.py": "import orpo_ray.training.a\nimport orpo_ray.search",
         "orpo_ray/search/a.py": "import ray\nimport orpo_ray.evaluation.a",
-        "orpo_ray/cli/main.py": "import orpo_ray.api\nimport orpo_ray.jobs.a\nimport orpo_ray.search.a",
+        "orpo_ray/cli/main.py": "import orpo_ray.api\nimport orpo_ray.jobs.a\nimport "
+        "orpo_ray.search.a",
     }
     assert planted(tmp_path, files) == []

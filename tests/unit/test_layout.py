@@ -1,4 +1,6 @@
-"""Pairs as tensors: every token stands where it should, and just the tokens a loss needs are scored."""
+"""Pairs as tensors: every token stands where it should, and just the tokens a loss needs are
+scored.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ LAYOUTS = (PADDED, PACKED, SHARED_PREFIX)
 
 
 def pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> TokenPair:
-    return TokenPair("pairs:1", *(np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected)))
+    return TokenPair(
+        "pairs:1", *(np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected))
+    )
 
 
 TWO = [pair([11, 12, 13], [21, 22], [31]), pair([14], [23], [32, 33, 34])]
@@ -22,7 +26,10 @@ TWO = [pair([11, 12, 13], [21, 22], [31]), pair([14], [23], [32, 33, 34])]
 
 def random_pairs(seed: int, count: int) -> list[TokenPair]:
     rng = np.random.default_rng(seed)
-    return [pair(*(rng.integers(1, 50, rng.integers(1, 9)).tolist() for _ in range(3))) for _ in range(count)]
+    return [
+        pair(*(rng.integers(1, 50, rng.integers(1, 9)).tolist() for _ in range(3)))
+        for _ in range(count)
+    ]
 
 
 def test_two_pairs_written_by_hand() -> None:
@@ -34,7 +41,12 @@ def test_two_pairs_written_by_hand() -> None:
         [11, 12, 13, 31, 0],
         [14, 32, 33, 34, 0],
     ]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
+    assert batch.attention_mask.tolist() == [
+        [1, 1, 1, 1, 1],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0],
+    ]
     assert batch.targets.tolist() == [21, 22, 23, 31, 32, 33, 34]
     assert batch.positions.tolist() == [2, 3, 5, 12, 15, 16, 17]
     assert batch.pair.tolist() == [0, 0, 1, 0, 1, 1, 1]
@@ -60,21 +72,39 @@ def test_without_the_rejected_side_there_are_half_the_rows() -> None:
 def test_two_pairs_in_one_row_written_by_hand() -> None:
     """Chosen and rejected side of each pair, one after the other."""
     batch = collate(TWO, PACKED, PAD, score_prompt=True)
-    assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, 11, 12, 13, 31, 14, 23, 14, 32, 33, 34]]
-    assert batch.position_ids is not None and batch.runs is not None and batch.attention_mask is None
+    assert batch.input_ids.tolist() == [
+        [11, 12, 13, 21, 22, 11, 12, 13, 31, 14, 23, 14, 32, 33, 34]
+    ]
+    assert (
+        batch.position_ids is not None and batch.runs is not None and batch.attention_mask is None
+    )
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 0, 1, 2, 3]]
     assert (batch.runs.lengths, batch.runs.shared) == ((5, 4, 2, 4), (0, 0, 0, 0))
     assert batch.targets.tolist() == [12, 13, 21, 22, 31, 23, 32, 33, 34]
     assert batch.positions.tolist() == [0, 1, 2, 3, 7, 9, 11, 12, 13]
     assert batch.pair.tolist() == [0] * 5 + [1] * 4
-    assert batch.part.tolist() == [PROMPT, PROMPT, CHOSEN, CHOSEN, REJECTED, CHOSEN, REJECTED, REJECTED, REJECTED]
+    assert batch.part.tolist() == [
+        PROMPT,
+        PROMPT,
+        CHOSEN,
+        CHOSEN,
+        REJECTED,
+        CHOSEN,
+        REJECTED,
+        REJECTED,
+        REJECTED,
+    ]
 
 
 def test_two_pairs_that_share_their_prompts_written_by_hand() -> None:
-    """The first token of either answer is predicted by the prompt's last; rejected positions go on after the prompt."""
+    """The first token of either answer is predicted by the prompt's last; rejected positions go on
+    after the prompt.
+    """
     batch = collate(TWO, SHARED_PREFIX, PAD, score_prompt=True)
     assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, 31, 14, 23, 32, 33, 34]]
-    assert batch.position_ids is not None and batch.runs is not None and batch.attention_mask is None
+    assert (
+        batch.position_ids is not None and batch.runs is not None and batch.attention_mask is None
+    )
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 1, 1, 2, 3]]
     assert (batch.runs.lengths, batch.runs.shared) == ((5, 1, 2, 3), (0, 3, 0, 1))
     assert batch.runs.query_ends.tolist() == [0, 5, 6, 8, 11]
@@ -86,7 +116,9 @@ def test_two_pairs_that_share_their_prompts_written_by_hand() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("score_prompt", [False, True])
 @pytest.mark.parametrize("with_rejected", [False, True])
-def test_every_target_is_predicted_by_its_own_past(layout: str, score_prompt: bool, with_rejected: bool) -> None:
+def test_every_target_is_predicted_by_its_own_past(
+    layout: str, score_prompt: bool, with_rejected: bool
+) -> None:
     for seed in range(50):
         pairs = random_pairs(seed, count=1 + seed % 7)
         batch = collate(pairs, layout, PAD, score_prompt=score_prompt, with_rejected=with_rejected)
@@ -94,12 +126,18 @@ def test_every_target_is_predicted_by_its_own_past(layout: str, score_prompt: bo
         for index, one in enumerate(pairs):
             sides = {CHOSEN: [*one.prompt, *one.chosen], REJECTED: [*one.prompt, *one.rejected]}
             assert scored(batch, index, CHOSEN) == one.chosen.tolist()
-            assert scored(batch, index, REJECTED) == (one.rejected.tolist() if with_rejected else [])
+            assert scored(batch, index, REJECTED) == (
+                one.rejected.tolist() if with_rejected else []
+            )
             assert scored(batch, index, PROMPT) == (one.prompt[1:].tolist() if score_prompt else [])
             for part in (CHOSEN, REJECTED)[: 1 + with_rejected]:
                 places = batch.positions[(batch.pair == index) & (batch.part == part)]
-                assert flat[places].tolist() == sides[part][len(one.prompt) - 1 : -1], "the token before each target"
-        assert flat.numel() == pack_costs(lengths(pairs), layout, with_rejected=with_rejected).of(np.arange(len(pairs)))
+                assert flat[places].tolist() == sides[part][len(one.prompt) - 1 : -1], (
+                    "the token before each target"
+                )
+        assert flat.numel() == pack_costs(lengths(pairs), layout, with_rejected=with_rejected).of(
+            np.arange(len(pairs))
+        )
 
 
 def lengths(pairs: list[TokenPair]) -> np.ndarray:

@@ -22,11 +22,16 @@ OBSTACLES = {
     "own attention": (Traits(own_attention=True), "computes its attention in its own way"),
     "soft cap": (Traits(soft_cap=True), "caps its attention scores"),
     "window": (Traits(window=99), "look back 99 tokens, but the longest pair has 100"),
-    "positions": (Traits(stretches_beyond=99), "a pair of more than 99 tokens changes the positions of all"),
+    "positions": (
+        Traits(stretches_beyond=99),
+        "a pair of more than 99 tokens changes the positions of all",
+    ),
 }
 
 
-def choose(asked: str, traits: Traits = FREE, lengths: Any = LENGTHS, with_rejected: bool = True) -> tuple[str, str]:
+def choose(
+    asked: str, traits: Traits = FREE, lengths: Any = LENGTHS, with_rejected: bool = True
+) -> tuple[str, str]:
     layout = choose_layout(asked, traits, lengths, with_rejected=with_rejected)
     return layout.layout, layout.reason
 
@@ -49,7 +54,9 @@ def test_auto_pads_where_answers_cannot_stand_in_one_row(obstacle: str) -> None:
 @pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_a_single_row_is_refused_there(obstacle: str, asked: str) -> None:
     traits, reason = OBSTACLES[obstacle]
-    with pytest.raises(ConfigError, match=rf"^training\.layout: {asked} does not fit this run: .*{reason}"):
+    with pytest.raises(
+        ConfigError, match=rf"^training\.layout: {asked} does not fit this run: .*{reason}"
+    ):
         choose(asked, traits)
 
 
@@ -61,7 +68,8 @@ def test_a_loss_of_the_router_keeps_prompts_apart() -> None:
     traits = Traits(router_loss=True)
     assert choose("auto", traits) == (
         PACKED,
-        "no padding; prompts are not shared, as the base asks for its router's loss, which is a mean over tokens",
+        "no padding; prompts are not shared, as the base asks for its router's loss, which is a "
+        "mean over tokens",
     )
     assert choose(PACKED, traits)[0] == PACKED
     with pytest.raises(ConfigError, match="the base asks for its router's loss"):
@@ -76,7 +84,9 @@ def test_one_answer_a_pair_shares_nothing() -> None:
 
 def test_sharing_that_saves_next_to_nothing_is_left() -> None:
     name, why = choose("auto", lengths=np.array([[1, 100, 100]]))
-    assert name == PACKED and why == "no padding; sharing prompts would save only 0.5% of the tokens"
+    assert (
+        name == PACKED and why == "no padding; sharing prompts would save only 0.5% of the tokens"
+    )
 
 
 @pytest.mark.parametrize("asked", [PADDED, PACKED, SHARED_PREFIX])
@@ -84,7 +94,7 @@ def test_what_was_asked_for_is_taken(asked: str) -> None:
     assert choose(asked) == (asked, "as configured")
 
 
-# --- what a configuration says --------------------------------------------------------------------------------------
+# --- what a configuration says --------------------------------------------------------------------
 
 NO_SDPA = ("flash_attention_2", "eager")
 SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -93,8 +103,14 @@ BASES: dict[str, tuple[dict[str, Any], Traits]] = {
     "GPT2": ({}, Traits()),
     "Mistral": ({"sliding_window": 64}, Traits(window=64)),
     "Qwen2": ({"use_sliding_window": False, "sliding_window": 64}, Traits()),
-    "Gemma2": ({"sliding_window": 32, "head_dim": 8}, Traits(soft_cap=True, window=32, attentions=NO_SDPA)),
-    "Gemma3Text": ({"sliding_window": 32, "head_dim": 8, "num_hidden_layers": 6}, Traits(window=32)),
+    "Gemma2": (
+        {"sliding_window": 32, "head_dim": 8},
+        Traits(soft_cap=True, window=32, attentions=NO_SDPA),
+    ),
+    "Gemma3Text": (
+        {"sliding_window": 32, "head_dim": 8, "num_hidden_layers": 6},
+        Traits(window=32),
+    ),
     "Mixtral": ({"output_router_logits": True, "sliding_window": None}, Traits(router_loss=True)),
     "GptOss": (
         {"sliding_window": 32, "head_dim": 8, "num_local_experts": 2},
@@ -134,7 +150,9 @@ def test_the_demo_shares_its_prompts() -> None:
 
 def test_an_encoder_with_a_decoder_is_no_base(tmp_path: Path) -> None:
     transformers.T5Config().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"^model\.base: .* is of type t5, which is no causal language model$"):
+    with pytest.raises(
+        ConfigError, match=r"^model\.base: .* is of type t5, which is no causal language model$"
+    ):
         read_traits(ModelConfig(base=str(tmp_path)))
 
 

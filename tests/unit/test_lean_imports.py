@@ -29,7 +29,8 @@ def test_what_a_run_computes_with_is_there_and_nothing_that_it_never_calls():
 
 def test_the_trainer_still_knows_a_data_set_once_there_is_one():
     asks = (
-        "import orpo_ray, transformers.trainer as trainer; assert not trainer.is_datasets_available()\n"
+        "import orpo_ray, transformers.trainer as trainer; assert not "
+        "trainer.is_datasets_available()\n"
         "from datasets.arrow_dataset import Dataset\n"
         "assert trainer.is_datasets_available() and trainer.datasets.Dataset is Dataset"
     )
@@ -37,9 +38,14 @@ def test_the_trainer_still_knows_a_data_set_once_there_is_one():
 
 
 def test_a_tokenizer_and_a_config_load_no_model_code():
-    reads = f"import orpo_ray; from transformers import AutoTokenizer as T; T.from_pretrained({str(BASE)!r})"
+    reads = (
+        "import orpo_ray; from transformers import AutoTokenizer as T; "
+        f"T.from_pretrained({str(BASE)!r})"
+    )
     models = ("transformers.models.llama.configuration_llama", "transformers.modeling_utils")
-    assert loaded_after(reads, *models, "transformers.activations", "torch._dynamo", "sympy") == {models[0]}
+    assert loaded_after(reads, *models, "transformers.activations", "torch._dynamo", "sympy") == {
+        models[0]
+    }
 
 
 def test_activations_are_checked_when_a_config_names_one():
@@ -48,14 +54,16 @@ def test_activations_are_checked_when_a_config_names_one():
         "assert 'transformers.activations' not in sys.modules\n"
         "assert 'silu' in validators.ACT2FN and 'silly' not in validators.ACT2FN\n"
         "from transformers.activations import ACT2FN, SiLUActivation\n"
-        "assert list(ACT2FN) == list(validators.ACT2FN) and ACT2FN['silu'].__class__ is SiLUActivation"
+        "assert list(ACT2FN) == list(validators.ACT2FN) and ACT2FN['silu'].__class__ is "
+        "SiLUActivation"
     )
     assert loaded_after(checks, "transformers.activations") == {"transformers.activations"}
 
 
 def test_activations_that_are_there_are_taken_as_they_are():
     order = (
-        "import orpo_ray, transformers.activations as a, transformers.utils.type_validators as validators\n"
+        "import orpo_ray, transformers.activations as a, transformers.utils.type_validators as "
+        "validators\n"
         "assert validators.ACT2FN is a.ACT2FN"
     )
     assert loaded_after(order, "transformers.activations") == {"transformers.activations"}
@@ -67,7 +75,8 @@ def test_bitsandbytes_compiles_what_is_called():
         "import orpo_ray, sys, torch, bitsandbytes.backends.default.ops as ops\n"
         "assert 'torch._inductor.compile_fx' not in sys.modules\n"
         "found = ops._dequantize_blockwise_compute(\n"
-        "    torch.ones(4, dtype=torch.uint8), torch.full((1,), 2.0), torch.arange(256.0), 4, torch.float32)\n"
+        "    torch.ones(4, dtype=torch.uint8), torch.full((1,), 2.0), torch.arange(256.0), 4, "
+        "torch.float32)\n"
         "assert found.tolist() == [2.0] * 4"
     )
     assert loaded_after(calls, "torch._inductor.compile_fx") == {"torch._inductor.compile_fx"}
@@ -76,7 +85,8 @@ def test_bitsandbytes_compiles_what_is_called():
 def test_a_model_in_deepspeeds_engine_is_still_taken_out_of_it():
     """accelerate asks of a model whether it is wrapped; it looks once DeepSpeed is loaded."""
     asks = (
-        "import orpo_ray, accelerate.utils.other as other; assert not other.is_deepspeed_available()\n"
+        "import orpo_ray, accelerate.utils.other as other; assert not "
+        "other.is_deepspeed_available()\n"
         "import deepspeed; assert other.is_deepspeed_available()"
     )
     assert loaded_after(asks, "deepspeed") == {"deepspeed"}

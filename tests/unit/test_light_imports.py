@@ -1,4 +1,6 @@
-"""The command line answers at once: what it needs to say how it is used loads no torch, no ray and no transformers."""
+"""The command line answers at once: what it needs to say how it is used loads no torch, no ray and
+no transformers.
+"""
 
 import importlib.util
 import resource
@@ -38,7 +40,10 @@ except SystemExit as stop:
 def loaded_by(code: str, *arguments: str) -> set[str]:
     """Top-level modules in a fresh interpreter after it ran the code."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{REPORT}", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", f"{code}\n{REPORT}", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.rpartition("loaded:")[2].split())
@@ -72,21 +77,29 @@ def test_rays_controller_which_names_what_workers_call_loads_nothing_to_compute_
 
 
 def test_a_process_that_only_looks_after_workers_loads_nothing_to_compute_with():
-    loaded = loaded_by("import orpo_ray.distributed.run, orpo_ray.search.search, orpo_ray.search.trial")
+    loaded = loaded_by(
+        "import orpo_ray.distributed.run, orpo_ray.search.search, orpo_ray.search.trial"
+    )
     assert "ray" in loaded
     assert loaded & COMPUTING == set()
 
 
 def test_who_evaluates_or_computes_a_reference_loads_no_trainer():
     trains = (
-        "trains = [name for name in sys.modules if name in ('orpo_ray.training.trainer', 'orpo_ray.training.loop')]"
+        "trains = [name for name in sys.modules if name in ('orpo_ray.training.trainer', "
+        "'orpo_ray.training.loop')]"
     )
-    code = f"import sys, orpo_ray.evaluation.evaluate, orpo_ray.training.load; {trains}; assert not trains, trains"
+    code = (
+        f"import sys, orpo_ray.evaluation.evaluate, orpo_ray.training.load; {trains}; assert "
+        "not trains, trains"
+    )
     assert "torch" in loaded_by(code)
 
 
 def test_the_check_sees_a_heavy_import():
-    assert "torch" in loaded_by("import sys, types; sys.modules['torch.nn'] = types.ModuleType('torch.nn')")
+    assert "torch" in loaded_by(
+        "import sys, types; sys.modules['torch.nn'] = types.ModuleType('torch.nn')"
+    )
 
 
 def test_help_loads_nothing_heavy():

@@ -1,4 +1,6 @@
-"""The driver's mailbox: nothing is lost or out of order, and a wish to stop is heard by whoever asks."""
+"""The driver's mailbox: nothing is lost or out of order, and a wish to stop is heard by whoever
+asks.
+"""
 
 from orpo_ray.distributed.mailbox import Mailbox, Message
 

@@ -1,4 +1,6 @@
-"""A step's memory stays with the process: seen by its page faults, in processes that have not allocated before."""
+"""A step's memory stays with the process: seen by its page faults, in processes that have not
+allocated before.
+"""
 
 import os
 import subprocess
@@ -6,17 +8,21 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that is told to keep memory")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="it is glibc that is told to keep memory"
+)
 
 PAGES = 200 * 2**20 // 4096
-# In a thread, as under Ray Train: its heaps of 64 MiB end one by one. malloc itself, since Python's objects hide much.
+# In a thread, as under Ray Train: its heaps of 64 MiB end one by one. malloc itself, since Python's
+# objects hide much.
 STEPS = """
 import ctypes, resource, sys, threading
 from orpo_ray.training.memory import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 MIB = 2**20
 
 def step():
@@ -41,9 +47,17 @@ thread.join()
 
 
 def page_faults_of_a_step(*arguments: str, **variables: str) -> int:
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
     command = [sys.executable, "-c", STEPS, *arguments]
-    return int(subprocess.run(command, env=ours | variables, capture_output=True, text=True, check=True).stdout)
+    return int(
+        subprocess.run(
+            command, env=ours | variables, capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 def test_a_step_gets_the_memory_of_the_one_before_without_page_faults() -> None:
@@ -52,7 +66,8 @@ def test_a_step_gets_the_memory_of_the_one_before_without_page_faults() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}]
+    "told",
+    [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}],
 )
 def test_what_the_user_told_malloc_is_left_alone(told: dict[str, str]) -> None:
     assert page_faults_of_a_step("keep", **told) > PAGES / 2

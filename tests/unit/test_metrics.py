@@ -19,7 +19,13 @@ from orpo_ray.objectives import PairLogps, build_objective, loss_parts
 from orpo_ray.runs.scores import PairScores
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import load_pair_model
-from orpo_ray.training.metrics import PAIR_METRICS, StepMetrics, pair_metrics, score_pairs, summarise
+from orpo_ray.training.metrics import (
+    PAIR_METRICS,
+    StepMetrics,
+    pair_metrics,
+    score_pairs,
+    summarise,
+)
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PADDED
 from orpo_ray.training.strategy import Strategy
@@ -33,7 +39,9 @@ PAIRS = PairLogps(
     reference_chosen=torch.tensor([-3.0, -8.0]),
     reference_rejected=torch.tensor([-5.0, -5.0]),
 )
-"""Means per token: chosen -0.5 and -3, rejected -3 and -1; the first pair is preferred rightly, the second is not."""
+"""Means per token: chosen -0.5 and -3, rejected -3 and -1; the first pair is preferred rightly, the
+second is not.
+"""
 
 
 def log_odds(mean: float) -> float:
@@ -70,7 +78,9 @@ def test_an_equal_pair_is_not_preferred() -> None:
 
 
 def test_a_step_by_hand() -> None:
-    """ORPO at lambda 0.5: NLL 16/7 per token; the preference term is the mean of -log sigmoid(log odds ratio)."""
+    """ORPO at lambda 0.5: NLL 16/7 per token; the preference term is the mean of -log sigmoid(log
+    odds ratio).
+    """
     preference = 0.5 * sum(math.log(1 + math.exp(-ratio)) for ratio in RATIOS) / 2
     expected = {**BY_HAND, "nll": 16 / 7, "preference_share": preference / (preference + 16 / 7)}
     assert step_metrics(OrpoConfig(**{"lambda": 0.5})) == pytest.approx(expected, rel=1e-6)
@@ -88,7 +98,9 @@ def test_two_packs_add_up() -> None:
         names = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "nll_sum")
         pack = PairLogps(*(getattr(PAIRS, name)[part] for name in names))
         metrics.add(pack, loss_parts(objective, pack, 2, 7), 1.0)
-    assert metrics.means(metrics.sums.tolist(), 2, 7) == pytest.approx(step_metrics(OrpoConfig()), rel=1e-6)
+    assert metrics.means(metrics.sums.tolist(), 2, 7) == pytest.approx(
+        step_metrics(OrpoConfig()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +132,7 @@ def test_an_evaluation_by_hand() -> None:
     assert summarise(scores) == pytest.approx({**BY_HAND, "nll": 11 / 7}, rel=1e-7)
 
 
-# --- scoring a table ------------------------------------------------------------------------------------------------
+# --- scoring a table ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +152,12 @@ def model(artifact: Artifact) -> PairModel:
     return model
 
 
-def test_scores_are_in_the_order_of_the_table_whatever_the_budget(model: PairModel, artifact: Artifact) -> None:
-    alone = [score_pairs(model, Only(artifact, index), 0, 10_000) for index in range(len(artifact.eval))]
+def test_scores_are_in_the_order_of_the_table_whatever_the_budget(
+    model: PairModel, artifact: Artifact
+) -> None:
+    alone = [
+        score_pairs(model, Only(artifact, index), 0, 10_000) for index in range(len(artifact.eval))
+    ]
     for budget in (1, 200, 100_000):
         together = score_pairs(model, artifact.eval, 0, budget)
         np.testing.assert_allclose(together.chosen, [one.chosen[0] for one in alone], rtol=1e-5)
@@ -173,7 +189,9 @@ def test_scoring_has_neither_dropout_nor_gradient_and_leaves_the_mode_as_it_was(
     before = torch.get_rng_state()
     one, two = score_pairs(model, artifact.eval, 0, 500), score_pairs(model, artifact.eval, 0, 500)
     np.testing.assert_array_equal(one.chosen, two.chosen)
-    assert torch.equal(before, torch.get_rng_state()), "a resumed run evaluates at other times than an unbroken one"
+    assert torch.equal(before, torch.get_rng_state()), (
+        "a resumed run evaluates at other times than an unbroken one"
+    )
     assert model.training is training
     assert all(module.training is training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -23,7 +23,9 @@ FLOAT32 = 2e-6  # ORPO's odds are float32 whatever comes in
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair as plain numbers: summed log-probs, token counts, summed reference log-probs, summed NLL."""
+    """One pair as plain numbers: summed log-probs, token counts, summed reference log-probs, summed
+    NLL.
+    """
 
     chosen: float
     rejected: float
@@ -51,7 +53,8 @@ def sigmoid(x: float) -> float:
 def hand_orpo(p: Pair) -> tuple[float, float, float]:
     prob_w, prob_l = math.exp(p.chosen / p.chosen_tokens), math.exp(p.rejected / p.rejected_tokens)
     odds_ratio = (prob_w / (1 - prob_w)) / (prob_l / (1 - prob_l))
-    # -log sigmoid(log OR) = log(1 + 1 / OR); its slope in log OR is -1 / (1 + OR); d log odds / dm = 1 / (1 - p).
+    # -log sigmoid(log OR) = log(1 + 1 / OR); its slope in log OR is -1 / (1 + OR); d log odds / dm
+    # = 1 / (1 - p).
     slope = -1 / (1 + odds_ratio)
     return (
         math.log(1 + 1 / odds_ratio),
@@ -79,12 +82,18 @@ def hand_hinge(beta: float) -> Hand:
 
 
 def hand_robust(beta: float, flipped: float) -> Hand:
-    """What the plain loss comes to if the labels are put right: its mean over both labels, unbiased."""
+    """What the plain loss comes to if the labels are put right: its mean over both labels,
+    unbiased.
+    """
 
     def hand(p: Pair) -> tuple[float, float, float]:
         x = beta * (p.chosen - p.reference_chosen - p.rejected + p.reference_rejected)
-        value = (-(1 - flipped) * math.log(sigmoid(x)) + flipped * math.log(1 - sigmoid(x))) / (1 - 2 * flipped)
-        slope = beta * (-(1 - flipped) * (1 - sigmoid(x)) - flipped * sigmoid(x)) / (1 - 2 * flipped)
+        value = (-(1 - flipped) * math.log(sigmoid(x)) + flipped * math.log(1 - sigmoid(x))) / (
+            1 - 2 * flipped
+        )
+        slope = (
+            beta * (-(1 - flipped) * (1 - sigmoid(x)) - flipped * sigmoid(x)) / (1 - 2 * flipped)
+        )
         return value, slope, -slope
 
     return hand
@@ -124,9 +133,16 @@ CASES = [
     pytest.param(OrpoConfig(lambda_=0), hand_orpo, 0.0, 1.0, FLOAT32, id="orpo-lambda-0"),
     pytest.param(DpoConfig(beta=0.2), hand_dpo(0.2, 0.0), 1.0, 0.0, EXACT, id="dpo"),
     pytest.param(
-        DpoConfig(beta=0.2, label_smoothing=0.15), hand_dpo(0.2, 0.15), 1.0, 0.0, EXACT, id="dpo-label-smoothing"
+        DpoConfig(beta=0.2, label_smoothing=0.15),
+        hand_dpo(0.2, 0.15),
+        1.0,
+        0.0,
+        EXACT,
+        id="dpo-label-smoothing",
     ),
-    pytest.param(DpoConfig(beta=0.2, loss="hinge"), hand_hinge(0.2), 1.0, 0.0, EXACT, id="dpo-hinge"),
+    pytest.param(
+        DpoConfig(beta=0.2, loss="hinge"), hand_hinge(0.2), 1.0, 0.0, EXACT, id="dpo-hinge"
+    ),
     pytest.param(
         DpoConfig(beta=0.2, loss="robust", label_smoothing=0.15),
         hand_robust(0.2, 0.15),
@@ -135,12 +151,26 @@ CASES = [
         EXACT,
         id="dpo-robust",
     ),
-    pytest.param(DpoConfig(beta=0.2, nll_weight=0.7), hand_dpo(0.2, 0.0), 1.0, 0.7, EXACT, id="dpo-with-nll"),
+    pytest.param(
+        DpoConfig(beta=0.2, nll_weight=0.7), hand_dpo(0.2, 0.0), 1.0, 0.7, EXACT, id="dpo-with-nll"
+    ),
     pytest.param(IpoConfig(beta=0.25), hand_ipo(0.25, mean=False), 1.0, 0.0, EXACT, id="ipo-sum"),
     pytest.param(
-        IpoConfig(beta=0.25, log_probs="token-mean"), hand_ipo(0.25, mean=True), 1.0, 0.0, EXACT, id="ipo-token-mean"
+        IpoConfig(beta=0.25, log_probs="token-mean"),
+        hand_ipo(0.25, mean=True),
+        1.0,
+        0.0,
+        EXACT,
+        id="ipo-token-mean",
     ),
-    pytest.param(SimpoConfig(beta=2.5, gamma_beta_ratio=0.4), hand_simpo(2.5, gamma=1.0), 1.0, 0.0, EXACT, id="simpo"),
+    pytest.param(
+        SimpoConfig(beta=2.5, gamma_beta_ratio=0.4),
+        hand_simpo(2.5, gamma=1.0),
+        1.0,
+        0.0,
+        EXACT,
+        id="simpo",
+    ),
     pytest.param(CpoConfig(beta=0.2, alpha=0.6), hand_cpo(0.2), 1.0, 0.6, EXACT, id="cpo"),
     pytest.param(CpoConfig(beta=0.2, alpha=0), hand_cpo(0.2), 1.0, 0.0, EXACT, id="cpo-alpha-0"),
     pytest.param(SftConfig(), lambda pair: (0.0, 0.0, 0.0), 0.0, 1.0, EXACT, id="sft"),
@@ -149,7 +179,10 @@ CASES = [
 
 def tensors(pairs: tuple[Pair, ...]) -> PairLogps:
     """The pairs as float64 leaves; policy log-probs and NLL ask for gradients."""
-    columns = {f.name: torch.tensor([getattr(p, f.name) for p in pairs], dtype=torch.float64) for f in fields(Pair)}
+    columns = {
+        f.name: torch.tensor([getattr(p, f.name) for p in pairs], dtype=torch.float64)
+        for f in fields(Pair)
+    }
     for name in ("chosen", "rejected", "nll_sum"):
         columns[name].requires_grad_()
     return PairLogps(**columns)
@@ -183,21 +216,33 @@ def test_gradient_equals_hand_written_arithmetic(config, hand, weight, nll_weigh
     pairs = tensors(PAIRS)
     loss_parts(build_objective(config), pairs, PAIR_COUNT, TOKEN_COUNT).total.backward()
     by_hand = [[weight * part / PAIR_COUNT for part in hand(p)] for p in PAIRS]
-    assert gradient(pairs.chosen) == pytest.approx([row[1] for row in by_hand], rel=tolerance, abs=0)
-    assert gradient(pairs.rejected) == pytest.approx([row[2] for row in by_hand], rel=tolerance, abs=0)
-    assert gradient(pairs.nll_sum) == pytest.approx([nll_weight / TOKEN_COUNT] * 3, rel=tolerance, abs=0)
+    assert gradient(pairs.chosen) == pytest.approx(
+        [row[1] for row in by_hand], rel=tolerance, abs=0
+    )
+    assert gradient(pairs.rejected) == pytest.approx(
+        [row[2] for row in by_hand], rel=tolerance, abs=0
+    )
+    assert gradient(pairs.nll_sum) == pytest.approx(
+        [nll_weight / TOKEN_COUNT] * 3, rel=tolerance, abs=0
+    )
 
 
 @pytest.mark.parametrize(("config", "hand", "weight", "nll_weight", "tolerance"), CASES)
-def test_hand_written_gradient_is_the_slope_of_the_hand_written_value(config, hand, weight, nll_weight, tolerance):
+def test_hand_written_gradient_is_the_slope_of_the_hand_written_value(
+    config, hand, weight, nll_weight, tolerance
+):
     step = 1e-5
     for p, side in itertools.product(PAIRS, ("chosen", "rejected")):
         up, down = (hand(replace(p, **{side: getattr(p, side) + h}))[0] for h in (step, -step))
-        assert hand(p)[1 if side == "chosen" else 2] == pytest.approx((up - down) / (2 * step), rel=1e-6, abs=1e-10)
+        assert hand(p)[1 if side == "chosen" else 2] == pytest.approx(
+            (up - down) / (2 * step), rel=1e-6, abs=1e-10
+        )
 
 
 @pytest.mark.parametrize(("config", "hand", "weight", "nll_weight", "tolerance"), CASES)
-def test_packs_of_a_step_add_up_to_the_loss_of_the_whole_step(config, hand, weight, nll_weight, tolerance):
+def test_packs_of_a_step_add_up_to_the_loss_of_the_whole_step(
+    config, hand, weight, nll_weight, tolerance
+):
     objective = build_objective(config)
     whole = tensors(PAIRS)
     whole_loss = loss_parts(objective, whole, 3, 62).total
@@ -207,7 +252,9 @@ def test_packs_of_a_step_add_up_to_the_loss_of_the_whole_step(config, hand, weig
         losses = [loss_parts(objective, pack, 3, 62).total for pack in packs]
         for loss in losses:
             loss.backward()
-        assert sum(loss.item() for loss in losses) == pytest.approx(whole_loss.item(), rel=tolerance)
+        assert sum(loss.item() for loss in losses) == pytest.approx(
+            whole_loss.item(), rel=tolerance
+        )
         for name in ("chosen", "rejected", "nll_sum"):
             pieces = [value for pack in packs for value in gradient(getattr(pack, name))]
             assert pieces == pytest.approx(gradient(getattr(whole, name)), rel=tolerance, abs=0)
@@ -229,13 +276,18 @@ def test_dpo_label_smoothing_charges_the_flipped_label():
     # beta * margin = log 3: right label costs log(4/3), flipped label log 4.
     pairs = one_pair(chosen=-11.0 + 10 * math.log(3), rejected=-10.5)
     expected = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
-    assert preference_of(DpoConfig(beta=0.1, label_smoothing=0.25), pairs) == pytest.approx(expected, rel=EXACT)
+    assert preference_of(DpoConfig(beta=0.1, label_smoothing=0.25), pairs) == pytest.approx(
+        expected, rel=EXACT
+    )
 
 
 def test_ipo_takes_sums_as_the_paper_or_token_means_as_trl():
-    # summed margin (-12.5 + 11) - (-9 + 10.5) = -3; token means -1.5/5 - 1.5/6 = -0.55; target 1 / (2 * 0.5) = 1.
+    # summed margin (-12.5 + 11) - (-9 + 10.5) = -3; token means -1.5/5 - 1.5/6 = -0.55; target 1 /
+    # (2 * 0.5) = 1.
     assert preference_of(IpoConfig(beta=0.5), one_pair()) == pytest.approx(16.0, rel=EXACT)
-    assert preference_of(IpoConfig(beta=0.5, log_probs="token-mean"), one_pair()) == pytest.approx(2.4025, rel=EXACT)
+    assert preference_of(IpoConfig(beta=0.5, log_probs="token-mean"), one_pair()) == pytest.approx(
+        2.4025, rel=EXACT
+    )
 
 
 def test_ipo_is_zero_at_its_target():
@@ -255,9 +307,12 @@ def test_cpo_with_beta_half_and_margin_two():
 
 @pytest.mark.parametrize("chosen_tokens", [1, 7])
 @pytest.mark.parametrize(
-    ("chosen_mean", "rejected_mean"), list(itertools.product((0.0, -1e-12, -1e-6, -1e-3, -1.0, -1e4), repeat=2))
+    ("chosen_mean", "rejected_mean"),
+    list(itertools.product((0.0, -1e-12, -1e-6, -1e-3, -1.0, -1e4), repeat=2)),
 )
-def test_orpo_is_finite_with_finite_gradients_at_the_ends(chosen_mean, rejected_mean, chosen_tokens):
+def test_orpo_is_finite_with_finite_gradients_at_the_ends(
+    chosen_mean, rejected_mean, chosen_tokens
+):
     pairs = PairLogps(
         chosen=torch.tensor([chosen_mean * chosen_tokens], requires_grad=True),
         rejected=torch.tensor([rejected_mean * 3], requires_grad=True),
@@ -267,7 +322,12 @@ def test_orpo_is_finite_with_finite_gradients_at_the_ends(chosen_mean, rejected_
     )
     loss = loss_parts(build_objective(OrpoConfig(lambda_=1.0)), pairs, 1, chosen_tokens).total
     loss.backward()
-    numbers = [loss.item(), *gradient(pairs.chosen), *gradient(pairs.rejected), *gradient(pairs.nll_sum)]
+    numbers = [
+        loss.item(),
+        *gradient(pairs.chosen),
+        *gradient(pairs.rejected),
+        *gradient(pairs.nll_sum),
+    ]
     assert all(math.isfinite(number) for number in numbers)
     assert gradient(pairs.chosen)[0] <= 0 <= gradient(pairs.rejected)[0]
 
@@ -275,7 +335,9 @@ def test_orpo_is_finite_with_finite_gradients_at_the_ends(chosen_mean, rejected_
 def test_orpo_at_the_ends_has_the_value_of_the_formula():
     # log odds of -1e4 is -1e4; that of a certain answer is log(1 / 1e-6) at the clamp.
     def preference(chosen_mean: float, rejected_mean: float) -> float:
-        return preference_of(OrpoConfig(), one_pair(chosen=5 * chosen_mean, rejected=6 * rejected_mean))
+        return preference_of(
+            OrpoConfig(), one_pair(chosen=5 * chosen_mean, rejected=6 * rejected_mean)
+        )
 
     assert preference(-1e4, 0.0) == pytest.approx(1e4 + math.log(1e6), rel=FLOAT32)
     assert preference(0.0, -1e4) == 0.0
@@ -306,7 +368,9 @@ def test_one_bad_pair_does_not_spoil_the_gradients_of_its_neighbours():
 
 
 def test_sft_ignores_the_rejected_answer():
-    pairs = tensors(tuple(replace(p, rejected=float("nan"), reference_chosen=float("nan")) for p in PAIRS))
+    pairs = tensors(
+        tuple(replace(p, rejected=float("nan"), reference_chosen=float("nan")) for p in PAIRS)
+    )
     parts = loss_parts(build_objective(SftConfig()), pairs, 3, 25)
     parts.total.backward()
     assert parts.total.item() == pytest.approx(62.5 / 25, rel=EXACT)
@@ -325,10 +389,19 @@ def test_every_config_kind_has_a_builder(config_class):
 
 
 def test_objectives_declare_what_they_need():
-    built = {kind.model_fields["kind"].default: build_objective(kind()) for kind in OBJECTIVES.values()}
-    assert {kind for kind, objective in built.items() if objective.needs_reference} == {"dpo", "ipo"}
+    built = {
+        kind.model_fields["kind"].default: build_objective(kind()) for kind in OBJECTIVES.values()
+    }
+    assert {kind for kind, objective in built.items() if objective.needs_reference} == {
+        "dpo",
+        "ipo",
+    }
     assert {kind for kind, objective in built.items() if not objective.needs_rejected} == {"sft"}
-    assert {kind for kind, objective in built.items() if objective.nll_weight} == {"orpo", "cpo", "sft"}
+    assert {kind for kind, objective in built.items() if objective.nll_weight} == {
+        "orpo",
+        "cpo",
+        "sft",
+    }
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES.values())
@@ -336,11 +409,16 @@ def test_what_settings_say_of_a_likelihood_term_is_what_the_loss_has(kind):
     for changes in ({}, {"nll_weight": 0.5}, {"alpha": 0.0}):
         if changes.keys() <= kind.model_fields.keys():
             config = kind(**changes)
-            assert config.has_likelihood == bool(build_objective(config).nll_weight), (config.kind, changes)
+            assert config.has_likelihood == bool(build_objective(config).nll_weight), (
+                config.kind,
+                changes,
+            )
 
 
 def test_robust_dpo_without_wrong_labels_is_dpo():
-    assert preference_of(DpoConfig(loss="robust"), one_pair()) == preference_of(DpoConfig(), one_pair())
+    assert preference_of(DpoConfig(loss="robust"), one_pair()) == preference_of(
+        DpoConfig(), one_pair()
+    )
 
 
 def test_nll_tokens_follow_the_config():

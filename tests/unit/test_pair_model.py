@@ -14,10 +14,14 @@ from tests.support import demo_pairs, run_config
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)]
+    ("dtype", "expected"),
+    [("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
 )
 def test_each_sixteen_bit_format_has_its_autocast(dtype: str, expected: torch.dtype | None):
-    assert autocast_dtype(Decisions("cpu", dtype, "sdpa", PADDED, Strategy.SINGLE, False, 512)) == expected
+    assert (
+        autocast_dtype(Decisions("cpu", dtype, "sdpa", PADDED, Strategy.SINGLE, False, 512))
+        == expected
+    )
 
 
 def test_layers_compute_in_the_format_of_the_run_inside_a_foreign_autocast(tmp_path: Path):

@@ -39,11 +39,19 @@ RECOGNISED = {
     "llmbar_adv_gptinst.json": (92, 0, 0),
     "llmbar_adv_neighbor.json": (134, 0, 0),
     "llmbar_natural.json": (100, 0, 0),
-    "msfoundry_orca_dpo_a.jsonl": (168, 2, 0),  # both are Orca pairs that LLaMA-Factory's mix holds too
+    "msfoundry_orca_dpo_a.jsonl": (
+        168,
+        2,
+        0,
+    ),  # both are Orca pairs that LLaMA-Factory's mix holds too
     "mxandre_dpo_train_zh.jsonl": (242, 0, 0),
     "rasbt_instruction_preference.json": (793, 0, 5),
 }
-EVALS = {"prompt": "question", "chosen": "answer_matching_behavior", "rejected": "answer_not_matching_behavior"}
+EVALS = {
+    "prompt": "question",
+    "chosen": "answer_matching_behavior",
+    "rejected": "answer_not_matching_behavior",
+}
 NEEDS_COLUMNS = {
     "halueval_qa_a.jsonl": (
         300,
@@ -65,11 +73,17 @@ NO_PAIRS = {
 def run(tmp_path: Path, chatml_tokenizer: Any, ray_session: None) -> Prepare:
     """Prepares `train` files with settings, into this test's own storage."""
 
-    def run(*train: str | Path | dict[str, Any], seed: int = 1, **settings: Any) -> tuple[Artifact, list[str]]:
+    def run(
+        *train: str | Path | dict[str, Any], seed: int = 1, **settings: Any
+    ) -> tuple[Artifact, list[str]]:
         listed = [file if isinstance(file, dict) else {"source": str(file)} for file in train]
-        config = DataConfig.model_validate({"train": listed, "max_length": 8192, "max_prompt_length": 6000, **settings})
+        config = DataConfig.model_validate(
+            {"train": listed, "max_length": 8192, "max_prompt_length": 6000, **settings}
+        )
         said: list[str] = []
-        return prepare(config, chatml_tokenizer, "fingerprint", tmp_path / "storage", seed, said.append), said
+        return prepare(
+            config, chatml_tokenizer, "fingerprint", tmp_path / "storage", seed, said.append
+        ), said
 
     return run
 
@@ -80,7 +94,9 @@ def rows(tmp_path: Path) -> Callable[..., Path]:
 
     def write(name: str, *rows: dict[str, Any] | str) -> Path:
         path = tmp_path / name
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        path.write_text(
+            "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+        )
         return path
 
     return write
@@ -97,7 +113,7 @@ def refused(run: Prepare, *train: Any, **settings: Any) -> str:
     return str(caught.value)
 
 
-# --- the real files ------------------------------------------------------------------------------------------------
+# --- the real files -------------------------------------------------------------------------------
 
 
 def test_all_24_files_are_covered(shared_data: Path) -> None:
@@ -110,19 +126,34 @@ def test_all_24_files_are_covered(shared_data: Path) -> None:
 
 
 @pytest.mark.ray
-def test_recognised_files_have_exactly_the_counts_of_the_manifest(shared_data: Path, run: Prepare) -> None:
+def test_recognised_files_have_exactly_the_counts_of_the_manifest(
+    shared_data: Path, run: Prepare
+) -> None:
     artifact, said = run(*(shared_data / file for file in RECOGNISED))
     found = {
-        str(Path(source["source"]).relative_to(shared_data)): (source["kept"], source["duplicates"], source["bad"])
+        str(Path(source["source"]).relative_to(shared_data)): (
+            source["kept"],
+            source["duplicates"],
+            source["bad"],
+        )
         for source in artifact.summary.sources
     }
     assert found == RECOGNISED
     assert artifact.summary.bad == {"identical": 5, "different-prompts": 3, "empty-chosen": 2}
     assert artifact.summary.read == 3472
-    assert artifact.summary.multi_turn == 853 + 142 + 103 + 1  # both HH files, LLaMA-Factory, ColossalAI
-    assert f"{853 + 142 + 103 + 1} pairs with earlier assistant turns: only the last answer is trained" in said
+    assert (
+        artifact.summary.multi_turn == 853 + 142 + 103 + 1
+    )  # both HH files, LLaMA-Factory, ColossalAI
+    assert (
+        f"{853 + 142 + 103 + 1} pairs with earlier assistant turns: only the last answer is trained"
+        in said
+    )
     quarantine = [json.loads(line) for line in (artifact.path / "quarantine.jsonl").open()]
-    hh = [(row["line"], row["reason"]) for row in quarantine if row["file"].endswith("hh_harmless_train.jsonl.gz")]
+    hh = [
+        (row["line"], row["reason"])
+        for row in quarantine
+        if row["file"].endswith("hh_harmless_train.jsonl.gz")
+    ]
     # the manifest counts from 0, files from line 1
     assert hh == [
         (45, "empty-chosen"),
@@ -133,7 +164,10 @@ def test_recognised_files_have_exactly_the_counts_of_the_manifest(shared_data: P
     ]
     assert all(row["split"] == "train" for row in quarantine)
     order = [Path(file).name for file in RECOGNISED]
-    places = [(order.index(name), int(line)) for name, _, line in (i.rpartition(":") for i in artifact.train.pair_ids)]
+    places = [
+        (order.index(name), int(line))
+        for name, _, line in (i.rpartition(":") for i in artifact.train.pair_ids)
+    ]
     assert places == sorted(places)
 
 
@@ -174,14 +208,18 @@ def test_tokens_are_those_of_the_pair_and_stand_in_the_files_order(
         assert artifact.train[index].prompt.tolist() == tokens.prompt.tolist()
 
 
-# --- policies ------------------------------------------------------------------------------------------------------
+# --- policies -------------------------------------------------------------------------------------
 
 
-def test_too_many_bad_rows_name_the_reasons_with_an_example(run: Prepare, rows: Any, tmp_path: Path) -> None:
+def test_too_many_bad_rows_name_the_reasons_with_an_example(
+    run: Prepare, rows: Any, tmp_path: Path
+) -> None:
     same = {"prompt": "Q", "chosen": "a", "rejected": "a"}
     file = rows("a.jsonl", *map(pair, range(7)), same, same, "{broken")
     message = refused(run, file, max_bad_fraction=0.2)
-    assert message.startswith("3 of 10 rows are bad, more than data.max_bad_fraction (0.2) allows: 2 x identical")
+    assert message.startswith(
+        "3 of 10 rows are bad, more than data.max_bad_fraction (0.2) allows: 2 x identical"
+    )
     assert f"first {file}:8: chosen and rejected are the same" in message
     assert f"1 x not-json, first {file}:10: the row is not valid JSON" in message
     assert not (tmp_path / "storage").exists()
@@ -192,13 +230,20 @@ def test_too_many_bad_rows_name_the_reasons_with_an_example(run: Prepare, rows: 
 
 def test_bad_rows_fail_stops_at_the_first(run: Prepare, rows: Any) -> None:
     file = rows("a.jsonl", pair(1), {"prompt": "Q", "chosen": "", "rejected": "a"}, "{broken")
-    assert refused(run, file, bad_rows="fail") == f"{file}:2: the chosen answer is empty (data.bad_rows is fail)"
+    assert (
+        refused(run, file, bad_rows="fail")
+        == f"{file}:2: the chosen answer is empty (data.bad_rows is fail)"
+    )
 
 
 def test_duplicates_are_dropped_and_are_not_bad(run: Prepare, rows: Any) -> None:
     artifact, said = run(rows("a.jsonl", *map(pair, [1, 2, 1, 3, 1])), max_bad_fraction=0)
     assert artifact.summary.duplicates == 2
-    assert sorted([*artifact.train.pair_ids, *artifact.eval.pair_ids]) == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:4"]
+    assert sorted([*artifact.train.pair_ids, *artifact.eval.pair_ids]) == [
+        "a.jsonl:1",
+        "a.jsonl:2",
+        "a.jsonl:4",
+    ]
     assert "2 exact duplicates dropped" in said
 
 
@@ -236,9 +281,13 @@ def test_a_file_whose_rows_are_all_refused_by_the_template(
     assert "the chat template refuses the conversation: System role not supported" in message
 
 
-def test_named_columns_that_no_source_has_are_refused(run: Prepare, rows: Any, tmp_path: Path) -> None:
+def test_named_columns_that_no_source_has_are_refused(
+    run: Prepare, rows: Any, tmp_path: Path
+) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
-    message = refused(run, file, columns={"prompt": "promt", "chosen": "chosn", "rejected": "rejeted"})
+    message = refused(
+        run, file, columns={"prompt": "promt", "chosen": "chosn", "rejected": "rejeted"}
+    )
     assert message == (
         f"data.columns: {file}: promt, chosn, rejeted not among columns prompt, chosen, rejected; "
         "did you mean prompt, chosen, rejected?"
@@ -262,7 +311,7 @@ def test_a_source_read_without_the_named_columns_is_announced(run: Prepare, rows
         assert [line for line in said if line.startswith("data.columns")] == [wanted]
 
 
-# --- split, overlap, weights ---------------------------------------------------------------------------------------
+# --- split, overlap, weights ----------------------------------------------------------------------
 
 
 def test_without_eval_whole_prompts_are_held_out(run: Prepare, rows: Any) -> None:
@@ -281,17 +330,24 @@ def test_without_eval_whole_prompts_are_held_out(run: Prepare, rows: Any) -> Non
 
 
 def test_pairs_in_both_train_and_eval_are_announced(run: Prepare, rows: Any) -> None:
-    train, evaluation = rows("a.jsonl", *map(pair, range(5))), rows("b.jsonl", *map(pair, range(3, 9)))
+    train, evaluation = (
+        rows("a.jsonl", *map(pair, range(5))),
+        rows("b.jsonl", *map(pair, range(3, 9))),
+    )
     artifact, said = run(train, eval=[{"source": str(evaluation)}])
     assert (len(artifact.train), len(artifact.eval), artifact.summary.overlap) == (5, 6, 2)
     assert "warning: 2 pairs in both train and eval, so evaluation will flatter" in said
-    assert run(train, eval=[{"source": str(evaluation)}], seed=9)[0].path == artifact.path  # nothing was drawn
+    assert (
+        run(train, eval=[{"source": str(evaluation)}], seed=9)[0].path == artifact.path
+    )  # nothing was drawn
 
 
 def test_weights(run: Prepare, rows: Any) -> None:
     heavy, light = rows("a.jsonl", *map(pair, range(4))), rows("b.jsonl", *map(pair, range(10, 20)))
     artifact, _ = run(
-        {"source": str(heavy), "weight": 2}, {"source": str(light), "weight": 0.5}, eval=[{"source": str(heavy)}]
+        {"source": str(heavy), "weight": 2},
+        {"source": str(light), "weight": 0.5},
+        eval=[{"source": str(heavy)}],
     )
     ids = artifact.train.pair_ids
     assert ids[:8] == [f"a.jsonl:{n}" for n in (1, 1, 2, 2, 3, 3, 4, 4)]
@@ -301,26 +357,37 @@ def test_weights(run: Prepare, rows: Any) -> None:
 def test_a_weight_that_leaves_no_pair_is_named(run: Prepare, rows: Any) -> None:
     file = rows("a.jsonl", *map(pair, range(6)))
     message = refused(run, {"source": str(file), "weight": 0.05}, eval=[{"source": str(file)}])
-    assert message == f"data.train: weight 0.05 of {file} rounds to no training pair (6 usable); raise the weight"
+    assert (
+        message == f"data.train: weight 0.05 of {file} rounds to no training pair (6 usable); "
+        "raise the weight"
+    )
 
 
 def test_a_weight_on_evaluation_pairs_is_refused() -> None:
     with pytest.raises(ValueError, match="every evaluation pair counts once"):
-        DataConfig.model_validate({"train": [{"source": "a"}], "eval": [{"source": "b", "weight": 2}]})
+        DataConfig.model_validate(
+            {"train": [{"source": "a"}], "eval": [{"source": "b", "weight": 2}]}
+        )
 
 
 def test_files_of_one_name_stay_apart(run: Prepare, tmp_path: Path) -> None:
     for n, folder in enumerate(("x", "y")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.jsonl").write_text(json.dumps(pair(n)))
-    artifact, _ = run(tmp_path / "x/a.jsonl", tmp_path / "y/a.jsonl", eval=[{"source": str(tmp_path / "x/a.jsonl")}])
+    artifact, _ = run(
+        tmp_path / "x/a.jsonl",
+        tmp_path / "y/a.jsonl",
+        eval=[{"source": str(tmp_path / "x/a.jsonl")}],
+    )
     assert artifact.train.pair_ids == ["x/a.jsonl:1", "y/a.jsonl:1"]
 
 
-# --- the cache -----------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
-def test_the_same_data_is_prepared_once(run: Prepare, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_data_is_prepared_once(
+    run: Prepare, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = rows("a.jsonl", *map(pair, range(20)))
     first, _ = run(file)
     monkeypatch.setattr(pipeline, "_process", lambda *_: pytest.fail("it was prepared again"))
@@ -340,7 +407,9 @@ def test_the_same_data_is_prepared_once(run: Prepare, rows: Any, monkeypatch: py
         {"seed": 2},
     ],
 )
-def test_whatever_shapes_the_tokens_changes_the_hash(run: Prepare, rows: Any, change: dict[str, Any]) -> None:
+def test_whatever_shapes_the_tokens_changes_the_hash(
+    run: Prepare, rows: Any, change: dict[str, Any]
+) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
     assert run(file)[0].path != run(file, **change)[0].path
 
@@ -350,7 +419,9 @@ def test_changed_rows_or_template_change_the_hash(
 ) -> None:
     paths = {run(rows("a.jsonl", *map(pair, range(4))))[0].path}
     paths.add(run(rows("a.jsonl", *map(pair, range(1, 5))))[0].path)
-    monkeypatch.setattr(chatml_tokenizer, "chat_template", "{# new #}" + chatml_tokenizer.chat_template)
+    monkeypatch.setattr(
+        chatml_tokenizer, "chat_template", "{# new #}" + chatml_tokenizer.chat_template
+    )
     paths.add(run(rows("a.jsonl", *map(pair, range(4))))[0].path)
     assert len(paths) == 3
 
@@ -361,7 +432,9 @@ def test_another_version_of_what_renders_changes_the_hash(
 ) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
     first, _ = run(file)
-    monkeypatch.setattr(pipeline, "version", lambda name: "0.0" if name == package else version(name))
+    monkeypatch.setattr(
+        pipeline, "version", lambda name: "0.0" if name == package else version(name)
+    )
     assert run(file)[0].path != first.path
 
 
@@ -371,7 +444,10 @@ def test_a_template_that_asks_for_the_date_says_which_it_gets(
     template = "{{ strftime_now('%d %b %Y') }}" + chatml_tokenizer.chat_template
     monkeypatch.setattr(chatml_tokenizer, "chat_template", template)
     artifact, said = run(rows("a.jsonl", *map(pair, range(4))))
-    assert said[0] == "the chat template asks for today's date: it always gets 2024-07-26, so that tokens stay the same"
+    assert (
+        said[0] == "the chat template asks for today's date: it always gets 2024-07-26, "
+        "so that tokens stay the same"
+    )
     assert artifact.summary.settings["date"] == "2024-07-26"
     assert chatml_tokenizer.decode(artifact.train[0].prompt).startswith("26 Jul 2024")
 
@@ -379,7 +455,9 @@ def test_a_template_that_asks_for_the_date_says_which_it_gets(
 def test_a_damaged_artifact_is_prepared_again(run: Prepare, rows: Any) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
     first, _ = run(file)
-    (first.path / "train.arrow").unlink()  # cutting a file that is memory-mapped would kill this process
+    (
+        first.path / "train.arrow"
+    ).unlink()  # cutting a file that is memory-mapped would kill this process
     (first.path / "train.arrow").write_bytes(b"")
     again, said = run(file)
     assert "is damaged (train.arrow has another size than recorded); it is built again" in said[0]
@@ -401,13 +479,17 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(monkeypatch: pytest.Monkey
             ray_runtime.start_ray(1000)
 
 
-def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray tries to connect"))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ResourceError, match=r"^RAY_ADDRESS: no Ray cluster answers at 127\.0\.0\.1:1 \("):
+    with pytest.raises(
+        ResourceError, match=r"^RAY_ADDRESS: no Ray cluster answers at 127\.0\.0\.1:1 \("
+    ):
         ray_runtime.start_ray(1000)
 
 
@@ -431,10 +513,16 @@ except KeyboardInterrupt:
 
 @pytest.mark.ray
 def test_many_rows_go_to_ray_and_give_what_few_rows_give_here(
-    rows: Any, chatml_tokenizer: Any, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+    rows: Any,
+    chatml_tokenizer: Any,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = rows("a.jsonl", *map(pair, range(700)), {"prompt": "no answers"}, pair(3))
-    config = DataConfig.model_validate({"train": [{"source": str(file)}], "max_length": 100, "max_prompt_length": 50})
+    config = DataConfig.model_validate(
+        {"train": [{"source": str(file)}], "max_length": 100, "max_prompt_length": 50}
+    )
     few = prepare(config, chatml_tokenizer, "fingerprint", tmp_path / "few", 1, print)
     monkeypatch.setattr(pipeline, "_ALONE_BYTES", 0)
     many = prepare(config, chatml_tokenizer, "fingerprint", tmp_path / "many", 1, print)
@@ -465,7 +553,9 @@ def test_few_rows_are_prepared_without_ray(rows: Any, shared_data: Path, tmp_pat
     assert loaded == "False"
 
 
-def test_finding_prepared_data_needs_no_ray(run: Prepare, rows: Any, shared_data: Path, tmp_path: Path) -> None:
+def test_finding_prepared_data_needs_no_ray(
+    run: Prepare, rows: Any, shared_data: Path, tmp_path: Path
+) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
     run(file)
     script = preparing(file, shared_data, tmp_path)
@@ -494,4 +584,6 @@ def python(script: str) -> subprocess.CompletedProcess[str]:
     """What a script does in an interpreter of its own, where the project can be imported."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+    )

@@ -14,8 +14,16 @@ from orpo_ray.errors import ConfigError, ResourceError
 LAPTOP = [Node("127.0.0.1", cpus=2, gpus=0, is_driver=True)]
 ONE_GPU = [Node("10.0.0.1", cpus=16, gpus=1, is_driver=True)]
 SERVER = [Node("10.0.0.1", cpus=16, gpus=4, is_driver=True)]
-HEAD_AND_SERVERS = [Node("10.0.0.1", 4, 0, is_driver=True), Node("10.0.0.2", 32, 8), Node("10.0.0.3", 32, 8)]
-CPU_SERVERS = [Node("10.0.0.1", 2, 0, is_driver=True), Node("10.0.0.2", 4, 0), Node("10.0.0.3", 8, 0)]
+HEAD_AND_SERVERS = [
+    Node("10.0.0.1", 4, 0, is_driver=True),
+    Node("10.0.0.2", 32, 8),
+    Node("10.0.0.3", 32, 8),
+]
+CPU_SERVERS = [
+    Node("10.0.0.1", 2, 0, is_driver=True),
+    Node("10.0.0.2", 4, 0),
+    Node("10.0.0.3", 8, 0),
+]
 
 
 def scale(**settings: Any) -> ScaleConfig:
@@ -24,7 +32,11 @@ def scale(**settings: Any) -> ScaleConfig:
 
 FITS: dict[str, tuple[dict[str, Any], list[Node], Placement]] = {
     "auto, no GPU": ({}, LAPTOP, Placement(2, 1.0, 0.0, 1, True)),
-    "auto, no GPU, one core": ({}, [Node("127.0.0.1", 1, 0, True)], Placement(1, 1.0, 0.0, 1, False)),
+    "auto, no GPU, one core": (
+        {},
+        [Node("127.0.0.1", 1, 0, True)],
+        Placement(1, 1.0, 0.0, 1, False),
+    ),
     "auto, no GPU, room for many": ({}, CPU_SERVERS, Placement(2, 1.0, 0.0, 1, True)),
     "auto, one GPU": ({}, ONE_GPU, Placement(1, 1.0, 1.0, 1, False)),
     "auto, every GPU of a server": ({}, SERVER, Placement(4, 1.0, 1.0, 1, True)),
@@ -39,15 +51,31 @@ FITS: dict[str, tuple[dict[str, Any], list[Node], Placement]] = {
         [Node("10.0.0.1", cpus=2.2, gpus=0, is_driver=True)],
         Placement(2, 1.1, 0.0, 1, True),
     ),
-    "one, with half a GPU": ({"workers": 1, "gpus_per_worker": 0.5}, SERVER, Placement(1, 1.0, 0.5, 1, False)),
+    "one, with half a GPU": (
+        {"workers": 1, "gpus_per_worker": 0.5},
+        SERVER,
+        Placement(1, 1.0, 0.5, 1, False),
+    ),
     "auto, CPUs bound the GPUs": ({"cpus_per_worker": 5}, SERVER, Placement(3, 5.0, 1.0, 1, True)),
     "auto, GPUs not wanted": ({"gpus_per_worker": 0}, SERVER, Placement(2, 1.0, 0.0, 1, True)),
     "one of many": ({"workers": 1}, SERVER, Placement(1, 1.0, 1.0, 1, False)),
     "one, by Ray": ({"workers": 1, "ray": True}, LAPTOP, Placement(1, 1.0, 0.0, 1, True)),
-    "one, with DeepSpeed": ({"workers": 1, "deepspeed": {"stage": 2}}, LAPTOP, Placement(1, 1.0, 0.0, 1, True)),
-    "one, without DeepSpeed": ({"workers": 1, "deepspeed": "none"}, LAPTOP, Placement(1, 1.0, 0.0, 1, False)),
+    "one, with DeepSpeed": (
+        {"workers": 1, "deepspeed": {"stage": 2}},
+        LAPTOP,
+        Placement(1, 1.0, 0.0, 1, True),
+    ),
+    "one, without DeepSpeed": (
+        {"workers": 1, "deepspeed": "none"},
+        LAPTOP,
+        Placement(1, 1.0, 0.0, 1, False),
+    ),
     "half cores": ({"workers": 3, "cpus_per_worker": 0.5}, LAPTOP, Placement(3, 0.5, 0.0, 1, True)),
-    "tenths of cores": ({"workers": 20, "cpus_per_worker": 0.1}, LAPTOP, Placement(20, 0.1, 0.0, 1, True)),
+    "tenths of cores": (
+        {"workers": 20, "cpus_per_worker": 0.1},
+        LAPTOP,
+        Placement(20, 0.1, 0.0, 1, True),
+    ),
     "all there is": ({"workers": 2}, LAPTOP, Placement(2, 1.0, 0.0, 1, True)),
     "over two servers": ({"workers": 9}, HEAD_AND_SERVERS, Placement(9, 1.0, 1.0, 2, True)),
     "the largest server first": ({"workers": 8}, CPU_SERVERS, Placement(8, 1.0, 0.0, 1, True)),
@@ -55,7 +83,9 @@ FITS: dict[str, tuple[dict[str, Any], list[Node], Placement]] = {
 }
 
 
-def test_the_first_ray_train_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_ray_train_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "0")
     monkeypatch.setattr(preflight, "start_ray", lambda **how: pytest.fail("Ray was started"))
     with pytest.raises(ConfigError, match="RAY_TRAIN_V2_ENABLED=0 in the environment"):
@@ -70,7 +100,9 @@ def test_workers_that_fit(name: str) -> None:
 
 @pytest.mark.parametrize("nodes", [LAPTOP, SERVER, HEAD_AND_SERVERS, CPU_SERVERS])
 @pytest.mark.parametrize("settings", [{}, {"gpus_per_worker": 0}, {"cpus_per_worker": 0.5}])
-def test_auto_never_asks_for_more_than_there_is(settings: dict[str, Any], nodes: list[Node]) -> None:
+def test_auto_never_asks_for_more_than_there_is(
+    settings: dict[str, Any], nodes: list[Node]
+) -> None:
     placement = fit(scale(**settings), nodes)
     assert placement.workers * placement.cpus <= sum(node.cpus for node in nodes)
     assert placement.workers * placement.gpus <= sum(node.gpus for node in nodes)
@@ -95,7 +127,11 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], list[Node], tuple[str, ...]]] = {
     "GPUs over servers": (
         {"workers": 17},
         HEAD_AND_SERVERS,
-        ("17 workers", "room for 16", "10.0.0.1: 4 CPU, 0 GPU; 10.0.0.2: 32 CPU, 8 GPU; 10.0.0.3: 32 CPU, 8 GPU"),
+        (
+            "17 workers",
+            "room for 16",
+            "10.0.0.1: 4 CPU, 0 GPU; 10.0.0.2: 32 CPU, 8 GPU; 10.0.0.3: 32 CPU, 8 GPU",
+        ),
     ),
     "a share of a GPU": (
         {"workers": 1, "gpus_per_worker": 0.5},
@@ -117,7 +153,9 @@ TOO_MUCH: dict[str, tuple[dict[str, Any], list[Node], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)
-def test_workers_that_do_not_fit_are_refused_with_what_was_asked_and_what_is_there(name: str) -> None:
+def test_workers_that_do_not_fit_are_refused_with_what_was_asked_and_what_is_there(
+    name: str,
+) -> None:
     settings, nodes, told = TOO_MUCH[name]
     with pytest.raises(ResourceError) as caught:
         fit(scale(**settings), nodes)
@@ -139,15 +177,21 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "start_ray", refuse)
 
 
-@pytest.mark.parametrize("settings", [{}, {"deepspeed": "none"}, {"cpus_per_worker": 0.5}, {"gpus_per_worker": 0}])
-def test_one_worker_is_this_process_and_needs_no_ray(settings: dict[str, Any], no_ray: None) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"deepspeed": "none"}, {"cpus_per_worker": 0.5}, {"gpus_per_worker": 0}]
+)
+def test_one_worker_is_this_process_and_needs_no_ray(
+    settings: dict[str, Any], no_ray: None
+) -> None:
     placement = place(scale(workers=1, **settings), lambda line: None)
     assert (placement.workers, placement.nodes, placement.uses_ray) == (1, 1, False)
     assert (placement.gpus == 0) == ("gpus_per_worker" in settings)
 
 
 def test_one_worker_that_asks_for_more_than_this_machine_has_is_refused(no_ray: None) -> None:
-    with pytest.raises(ResourceError, match=r"^scale\.cpus_per_worker: 5000, but this machine has \d+ CPU$"):
+    with pytest.raises(
+        ResourceError, match=r"^scale\.cpus_per_worker: 5000, but this machine has \d+ CPU$"
+    ):
         place(scale(workers=1, cpus_per_worker=5000), lambda line: None)
 
 
@@ -161,7 +205,9 @@ def test_all_else_asks_the_cluster(settings: dict[str, Any], no_ray: None) -> No
         place(scale(**settings), lambda line: None)
 
 
-def test_one_worker_of_a_named_cluster_is_placed_there(no_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_of_a_named_cluster_is_placed_there(
+    no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(AssertionError, match="Ray is started"):
         place(scale(workers=1), lambda line: None)
@@ -210,12 +256,16 @@ def test_as_many_runs_at_once_as_the_cluster_holds(
     workers: int, cpus: float, gpus: float, nodes: list[tuple[float, float]], at_once: int
 ) -> None:
     cluster = [Node(str(number), *has) for number, has in enumerate(nodes)]
-    placement = fit(ScaleConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus), cluster)
+    placement = fit(
+        ScaleConfig(workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus), cluster
+    )
     assert runs_at_once(placement, cluster) == at_once
 
 
 class Busy:
-    """A cluster of two servers whose CPUs come free one by one, each second; the time is its own."""
+    """A cluster of two servers whose CPUs come free one by one, each second; the time is its
+    own.
+    """
 
     def __init__(self, *free: float) -> None:
         self.now, self.said, self._free = 0.0, [], list(free)
@@ -229,7 +279,12 @@ class Busy:
 
     def wait(self, queue_timeout: float) -> None:
         wait_for_room(
-            Placement(2, 1.0, 0.0, 1, True), queue_timeout, self.said.append, self.free, lambda: self.now, self.sleep
+            Placement(2, 1.0, 0.0, 1, True),
+            queue_timeout,
+            self.said.append,
+            self.free,
+            lambda: self.now,
+            self.sleep,
         )
 
 
@@ -253,6 +308,8 @@ def test_a_busy_cluster_is_waited_for_and_it_is_said_what_for() -> None:
 @pytest.mark.parametrize("timeout", [0, 3])
 def test_a_cluster_that_stays_busy_is_given_up(timeout: float) -> None:
     busy = Busy(1)
-    with pytest.raises(ResourceError, match=f"no room within {timeout} s for 2 workers with 1 CPU each") as refused:
+    with pytest.raises(
+        ResourceError, match=f"no room within {timeout} s for 2 workers with 1 CPU each"
+    ) as refused:
         busy.wait(timeout)
     assert busy.now == timeout and refused.value.exit_code == 3

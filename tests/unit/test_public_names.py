@@ -27,7 +27,15 @@ ERRORS = {
     "StoppedError",
     "UserError",
 }
-RESULTS = {"Artifact", "Evaluation", "Sample", "SearchPlan", "SearchResult", "TrainPlan", "TrainResult"}
+RESULTS = {
+    "Artifact",
+    "Evaluation",
+    "Sample",
+    "SearchPlan",
+    "SearchResult",
+    "TrainPlan",
+    "TrainResult",
+}
 OTHERS = {"Console", "RunConfig", "__version__"}
 
 
@@ -54,7 +62,9 @@ def test_results_are_frozen(name: str) -> None:
 
 
 def test_functions_say_what_they_return() -> None:
-    returned = {name: inspect.signature(getattr(orpo_ray, name)).return_annotation for name in FUNCTIONS}
+    returned = {
+        name: inspect.signature(getattr(orpo_ray, name)).return_annotation for name in FUNCTIONS
+    }
     assert returned == {
         "evaluate": "Evaluation",
         "load_config": "RunConfig",
@@ -114,16 +124,24 @@ def test_what_is_no_config_is_refused_in_one_line(arguments: tuple[Any, ...], sa
 
 
 @pytest.mark.parametrize("name", ["evaluate", "plan", "plan_search", "prepare", "train", "tune"])
-def test_a_wrong_config_or_console_is_refused_before_anything_begins(name: str, tmp_path: Path) -> None:
+def test_a_wrong_config_or_console_is_refused_before_anything_begins(
+    name: str, tmp_path: Path
+) -> None:
     function = getattr(orpo_ray, name)
-    with pytest.raises(orpo_ray.ConfigError, match=r"^config: must be what load_config returns, not str"):
+    with pytest.raises(
+        orpo_ray.ConfigError, match=r"^config: must be what load_config returns, not str"
+    ):
         function("run.yaml")
     for wrong in (print, orpo_ray.Console):
-        with pytest.raises(orpo_ray.ConfigError, match=r"^console: must be an orpo_ray\.Console, not "):
+        with pytest.raises(
+            orpo_ray.ConfigError, match=r"^console: must be an orpo_ray\.Console, not "
+        ):
             function(run_config(tmp_path), console=wrong)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_wrong_in_plain_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(orpo_ray.ConfigError, match=r"^config: training\.seeds: unknown key; did you mean"):
+    with pytest.raises(
+        orpo_ray.ConfigError, match=r"^config: training\.seeds: unknown key; did you mean"
+    ):
         orpo_ray.load_config(settings(tmp_path, training={"seeds": 1}))

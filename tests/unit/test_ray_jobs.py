@@ -1,4 +1,6 @@
-"""What is made of a dashboard's answers, Ray's or not: who is sent the token, and what is told in one line."""
+"""What is made of a dashboard's answers, Ray's or not: who is sent the token, and what is told in
+one line.
+"""
 
 import asyncio
 import json
@@ -25,8 +27,16 @@ from orpo_ray.jobs.job import Submission, UnreachableError
 from orpo_ray.jobs.ray_jobs import RayJobs, check_address
 from orpo_ray.jobs.token import make_token
 
-VERSION = json.dumps({"version": "4", "ray_version": ray_version, "ray_commit": "", "session_name": ""})
-JOB = {"type": "SUBMISSION", "submission_id": "run", "status": "RUNNING", "entrypoint": "x", "metadata": {}}
+VERSION = json.dumps(
+    {"version": "4", "ray_version": ray_version, "ray_commit": "", "session_name": ""}
+)
+JOB = {
+    "type": "SUBMISSION",
+    "submission_id": "run",
+    "status": "RUNNING",
+    "entrypoint": "x",
+    "metadata": {},
+}
 
 Answer = tuple[int, str]
 
@@ -53,13 +63,19 @@ class Dashboard:
         if token is None and self.to_strangers is not None:
             status, body = self.to_strangers
         else:
-            status, body = {"/api/version": (200, VERSION), **self.answers}.get(request.path, (404, "not found"))
-        return web.Response(status=status, text=body, headers={"Location": "/login"} if 300 <= status < 400 else {})
+            status, body = {"/api/version": (200, VERSION), **self.answers}.get(
+                request.path, (404, "not found")
+            )
+        return web.Response(
+            status=status, text=body, headers={"Location": "/login"} if 300 <= status < 400 else {}
+        )
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Dashboard]]:
-    """Starts dashboards on this machine's loopback, with TLS where a context is given; ends them all."""
+    """Starts dashboards on this machine's loopback, with TLS where a context is given; ends them
+    all.
+    """
     loop = asyncio.new_event_loop()
     runners: list[web.AppRunner] = []
     thread = threading.Thread(target=loop.run_forever)
@@ -89,7 +105,9 @@ def serve() -> Iterator[Callable[..., Dashboard]]:
 
 @pytest.fixture(autouse=True)
 def no_address_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables that a client of Ray's would leave behind, and those that say what is trusted."""
+    """The variables that a client of Ray's would leave behind, and those that say what is
+    trusted.
+    """
     for variable in ("RAY_API_SERVER_ADDRESS", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
         monkeypatch.setenv(variable, "")
 
@@ -116,17 +134,29 @@ def test_what_is_no_dashboard_is_told_so_and_not_sent_the_token(
     other = serve(Dashboard(to_strangers=answer))
     with pytest.raises(ConfigError) as refused:
         RayJobs(other.address, "the-token", needs_no_token=needs_no_token)
-    assert str(refused.value) == f"{other.address}: answers, but not as Ray's dashboard does (HTTP {answer[0]})"
+    assert (
+        str(refused.value)
+        == f"{other.address}: answers, but not as Ray's dashboard does (HTTP {answer[0]})"
+    )
     assert other.tokens == []
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_cluster_that_asks_for_the_token_is_sent_it(serve: Callable[..., Dashboard], status: int) -> None:
-    cluster, told = serve(Dashboard({"/api/jobs/run": (200, json.dumps(JOB))}, (status, ""))), list[int]()
-    jobs = RayJobs(cluster.address, "the-token", before_token=lambda: told.append(len(cluster.tokens)))
+def test_a_cluster_that_asks_for_the_token_is_sent_it(
+    serve: Callable[..., Dashboard], status: int
+) -> None:
+    cluster, told = (
+        serve(Dashboard({"/api/jobs/run": (200, json.dumps(JOB))}, (status, ""))),
+        list[int](),
+    )
+    jobs = RayJobs(
+        cluster.address, "the-token", before_token=lambda: told.append(len(cluster.tokens))
+    )
     assert told == [0], "told before it is sent"
     job = jobs.find("run")
-    assert job is not None and job.state == "running" and set(cluster.tokens) == {"Bearer the-token"}
+    assert (
+        job is not None and job.state == "running" and set(cluster.tokens) == {"Bearer the-token"}
+    )
 
 
 def test_a_cluster_that_is_not_ready_is_asked_again(serve: Callable[..., Dashboard]) -> None:
@@ -135,13 +165,16 @@ def test_a_cluster_that_is_not_ready_is_asked_again(serve: Callable[..., Dashboa
 
 
 @pytest.mark.parametrize(
-    "answer", [(200, "<html>"), (200, "[]"), (200, "{}"), (200, '{"ray_version": "x y"}'), (500, "")]
+    "answer",
+    [(200, "<html>"), (200, "[]"), (200, "{}"), (200, '{"ray_version": "x y"}'), (500, "")],
 )
 def test_who_does_not_stay_a_dashboard_behind_the_token_is_told_so(
     serve: Callable[..., Dashboard], answer: Answer
 ) -> None:
     cluster = serve(Dashboard({"/api/version": answer}))
-    with pytest.raises(ConfigError, match=f"^{cluster.address}: answers, but not as Ray's dashboard does: "):
+    with pytest.raises(
+        ConfigError, match=f"^{cluster.address}: answers, but not as Ray's dashboard does: "
+    ):
         RayJobs(cluster.address, "the-token")
 
 
@@ -151,10 +184,16 @@ def test_an_open_cluster_is_sent_no_token_and_nothing_is_said_of_one(
     said: list[str] = []
     monkeypatch.setattr(console, "announce", said.append)
     monkeypatch.setattr(reach, "is_loopback", lambda url: False)
-    monkeypatch.setattr(dashboard_sdk, "get_auth_headers_if_auth_enabled", lambda _: {"Authorization": "Bearer rays"})
+    monkeypatch.setattr(
+        dashboard_sdk,
+        "get_auth_headers_if_auth_enabled",
+        lambda _: {"Authorization": "Bearer rays"},
+    )
     token = tmp_path / "token"
     make_token(token)
-    cluster = serve(Dashboard({"/api/jobs/": (200, "[]"), "/api/jobs/run": (200, json.dumps(JOB))}, None))
+    cluster = serve(
+        Dashboard({"/api/jobs/": (200, "[]"), "/api/jobs/run": (200, json.dumps(JOB))}, None)
+    )
     with jobs_of(None, cluster.address, token, True) as jobs:
         assert jobs.all() == [] and list(jobs.lines("run", after=0)) == ["one", "two"]
     assert (cluster.tokens, said) == ([], [])
@@ -162,8 +201,12 @@ def test_an_open_cluster_is_sent_no_token_and_nothing_is_said_of_one(
     with jobs_of(None, cluster.address, token, True) as jobs:
         assert jobs.all() == []
     (line,) = said
-    assert cluster.tokens and line.startswith(f"the token travels to {cluster.address} in the clear; take --hosts")
-    wanted = pytest.raises(ConfigError, match="this cluster wants a token; name its file with --token")
+    assert cluster.tokens and line.startswith(
+        f"the token travels to {cluster.address} in the clear; take --hosts"
+    )
+    wanted = pytest.raises(
+        ConfigError, match="this cluster wants a token; name its file with --token"
+    )
     with wanted, jobs_of(None, cluster.address, tmp_path / "none", True):
         pass
     assert said == [line], "there was no token to send"
@@ -187,18 +230,27 @@ def ask(jobs: RayJobs, what: str) -> Any:
     raise AssertionError(what)
 
 
-PATHS = {"list": "/api/jobs/", "submit": "/api/jobs/", "stop": "/api/jobs/run/stop", "logs": "/api/jobs/run/logs"}
+PATHS = {
+    "list": "/api/jobs/",
+    "submit": "/api/jobs/",
+    "stop": "/api/jobs/run/stop",
+    "logs": "/api/jobs/run/logs",
+}
 
 
 @pytest.mark.parametrize("what", ["list", "find", "submit", "delete", "stop", "logs"])
 @pytest.mark.parametrize("body", ["<html>", "null", "[1]", '{"x": 1}', '[{"status": "RUNNING"}]'])
-def test_an_answer_that_is_none_of_rays_is_one_line(serve: Callable[..., Dashboard], what: str, body: str) -> None:
+def test_an_answer_that_is_none_of_rays_is_one_line(
+    serve: Callable[..., Dashboard], what: str, body: str
+) -> None:
     job = {} if what == "find" else {"/api/jobs/run": (200, json.dumps(JOB))}
     path = PATHS.get(what, "/api/jobs/run")
     cluster = serve(Dashboard({**job, path: (200, body)}))
     with pytest.raises(ResourceError) as caught:
         ask(RayJobs(cluster.address, "the-token"), what)
-    assert str(caught.value).startswith(f"{cluster.address}: answers, but not as Ray's Jobs API does: ")
+    assert str(caught.value).startswith(
+        f"{cluster.address}: answers, but not as Ray's Jobs API does: "
+    )
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 320
 
 
@@ -222,13 +274,15 @@ def test_what_the_cluster_cannot_do_is_one_line(serve: Callable[..., Dashboard],
     ],
 )
 def test_an_address_is_a_dashboards_url_and_not_told_where_it_is_none(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--address \(or RAY_API_\w+\) must be the dashboard's URL") as no:
+    with pytest.raises(
+        ConfigError, match=r"^--address \(or RAY_API_\w+\) must be the dashboard's URL"
+    ) as no:
         check_address(address)
     assert "secret" not in str(no.value)
     assert check_address("https://[::1]/") == "https://[::1]"
 
 
-# --- certificates -----------------------------------------------------------------------------------------------
+# --- certificates ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +291,18 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not on this machine")
     folder = tmp_path_factory.mktemp("tls")
-    command = ["openssl", "req", "-x509", "-nodes", "-newkey", "rsa:2048", "-keyout", "key.pem", "-out", "own.pem"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-nodes",
+        "-newkey",
+        "rsa:2048",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "own.pem",
+    ]
     names = ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command, *names], cwd=folder, check=True, capture_output=True)
     return folder / "own.pem"
@@ -255,13 +320,18 @@ def private(serve: Callable[..., Dashboard], certificate: Path) -> Dashboard:
 def test_a_certificate_of_ones_own_counts_for_requests_and_for_the_log(
     private: Dashboard, certificate: Path, variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"no TLS that this machine trusts; .* \(REQUESTS_CA_BUNDLE or SSL_CERT_FILE"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no TLS that this machine trusts; .* \(REQUESTS_CA_BUNDLE or SSL_CERT_FILE",
+    ):
         RayJobs(private.address, "the-token")
     monkeypatch.setenv(variable, str(certificate))
     assert list(RayJobs(private.address, "the-token").lines("run", after=0)) == ["one", "two"]
 
 
-def test_proxies_are_still_not_asked(private: Dashboard, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_are_still_not_asked(
+    private: Dashboard, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     for variable in ("https_proxy", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")

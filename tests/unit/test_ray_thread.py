@@ -1,4 +1,6 @@
-"""The thread of Ray's `fit()`: left in the midst of its calls it ends, and while it waits it is let alone."""
+"""The thread of Ray's `fit()`: left in the midst of its calls it ends, and while it waits it is let
+alone.
+"""
 
 import sys
 import threading

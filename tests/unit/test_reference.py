@@ -34,7 +34,12 @@ def test_what_was_written_is_read_back_the_same_and_said(tmp_path: Path) -> None
 
 def test_any_other_input_is_another_cache(tmp_path: Path) -> None:
     cache_of(tmp_path).write(LOG_PROBS)
-    for changed in ({"data": "x"}, {"model.base": "x"}, {"versions": {"torch": "2"}}, {"dtype": "bfloat16"}):
+    for changed in (
+        {"data": "x"},
+        {"model.base": "x"},
+        {"versions": {"torch": "2"}},
+        {"dtype": "bfloat16"},
+    ):
         other = cache_of(tmp_path, **changed)
         assert other.read(PAIRS, lambda line: None) is None
         other.write(LOG_PROBS)
@@ -47,7 +52,9 @@ def test_the_order_of_the_inputs_does_not_count(tmp_path: Path) -> None:
     assert backwards.read(PAIRS, lambda line: None) is not None
 
 
-@pytest.mark.parametrize("damage", ["cut short", "empty", "not safetensors", "another name", "too few rows"])
+@pytest.mark.parametrize(
+    "damage", ["cut short", "empty", "not safetensors", "another name", "too few rows"]
+)
 def test_a_damaged_file_is_announced_and_replaced(damage: str, tmp_path: Path) -> None:
     cache_of(tmp_path).write(LOG_PROBS)
     (file,) = tmp_path.iterdir()

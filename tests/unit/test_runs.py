@@ -1,4 +1,6 @@
-"""What a run writes about itself: it refuses to go on as another run, and lets no second process in."""
+"""What a run writes about itself: it refuses to go on as another run, and lets no second process
+in.
+"""
 
 import json
 import shutil
@@ -22,7 +24,7 @@ from orpo_ray.runs.run import Run
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import settle
 
-# --- changed settings -----------------------------------------------------------------------------------------------
+# --- changed settings -----------------------------------------------------------------------------
 
 
 def start_run(config: RunConfig) -> None:
@@ -38,18 +40,33 @@ def changed(storage: Path, change: Callable[[dict[str, Any]], object]) -> RunCon
 
 
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "training.learning_rate": (lambda t: t["training"].update(learning_rate=2e-3), "0.002 here, but run run was"),
-    "training.seed": (lambda t: t["training"].update(seed=1), "1 here, but run run was made with 42"),
+    "training.learning_rate": (
+        lambda t: t["training"].update(learning_rate=2e-3),
+        "0.002 here, but run run was",
+    ),
+    "training.seed": (
+        lambda t: t["training"].update(seed=1),
+        "1 here, but run run was made with 42",
+    ),
     "training.pairs_per_step": (lambda t: t["training"].update(pairs_per_step=4), "4 here"),
-    "training.optimizer": (lambda t: t["training"].update(optimizer="adamw-8bit"), "'adamw-8bit' here"),
+    "training.optimizer": (
+        lambda t: t["training"].update(optimizer="adamw-8bit"),
+        "'adamw-8bit' here",
+    ),
     "training.keep": (lambda t: t["training"].update(keep=5), "5 here"),
     "objective.lambda": (lambda t: t.update(objective={"kind": "orpo", "lambda": 0.2}), "0.2 here"),
-    "objective.beta": (lambda t: t.update(objective={"kind": "simpo"}), "2.0 here, but run run was made with None"),
+    "objective.beta": (
+        lambda t: t.update(objective={"kind": "simpo"}),
+        "2.0 here, but run run was made with None",
+    ),
     "model.quantization": (lambda t: t["model"].update(quantization="none"), "'none' here"),
     "adapter.r": (lambda t: t["adapter"].update(r=16), "16 here, but run run was made with 8"),
     "adapter.targets": (lambda t: t["adapter"].update(targets=["q_proj"]), "['q_proj'] here"),
     "data.train.0.limit": (lambda t: t["data"]["train"][0].update(limit=3), "3 here"),
-    "data.train.1.source": (lambda t: t["data"]["train"].append({"source": "x.jsonl"}), "'x.jsonl' here"),
+    "data.train.1.source": (
+        lambda t: t["data"]["train"].append({"source": "x.jsonl"}),
+        "'x.jsonl' here",
+    ),
     "data.eval": (lambda t: t["data"].update(eval=[]), "[] here"),
     "data.max_length": (lambda t: t["data"].update(max_length=64), "64 here"),
 }
@@ -79,8 +96,12 @@ def test_a_changed_setting_is_refused_by_its_key(key: str, tmp_path: Path) -> No
 def test_the_first_changed_key_is_named_with_the_number_of_others(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     start_run(config)
-    several = changed(tmp_path, lambda t: (t["adapter"].update(r=16), t["training"].update(seed=1, keep=5)))
-    with pytest.raises(ConfigError, match=r"^adapter\.r: 16 .* \(and 2 more: training\.keep, training\.seed\); "):
+    several = changed(
+        tmp_path, lambda t: (t["adapter"].update(r=16), t["training"].update(seed=1, keep=5))
+    )
+    with pytest.raises(
+        ConfigError, match=r"^adapter\.r: 16 .* \(and 2 more: training\.keep, training\.seed\); "
+    ):
         Run(several).refuse_changes()
 
 
@@ -100,7 +121,9 @@ def test_a_setting_that_an_older_version_did_not_know_has_its_default(tmp_path: 
     del stored["objective"]["loss"], stored["training"]["keep"]
     files.write_json(config.run_dir / files.CONFIG_FILE, stored)
     Run(config).refuse_changes()
-    with pytest.raises(ConfigError, match=r"^objective\.loss: 'hinge' here, but run run was made with 'sigmoid'"):
+    with pytest.raises(
+        ConfigError, match=r"^objective\.loss: 'hinge' here, but run run was made with 'sigmoid'"
+    ):
         Run(run_config(tmp_path, objective={"kind": "dpo", "loss": "hinge"})).refuse_changes()
 
 
@@ -108,18 +131,32 @@ def test_a_result_of_another_version_is_read(tmp_path: Path) -> None:
     run = Run(run_config(tmp_path))
     run.folder.mkdir()
     written = {
-        "status": "finished", "name": "run", "steps": 1, "adapter": "elsewhere", "metrics": {}, "pairs_per_second": 1.0,
-        "workers": [1], "strategy": "ddp", "layout": "packed", "versions": {}, "what_comes_later": 1,
-    }  # fmt: skip
+        "status": "finished",
+        "name": "run",
+        "steps": 1,
+        "adapter": "elsewhere",
+        "metrics": {},
+        "pairs_per_second": 1.0,
+        "workers": [1],
+        "strategy": "ddp",
+        "layout": "packed",
+        "versions": {},
+        "what_comes_later": 1,
+    }
     files.write_json(run.path(files.RESULT_FILE), written)
     result = run.result()
-    assert result is not None and (result.workers, result.adapter) == ((1,), str(run.folder / "adapter"))
+    assert result is not None and (result.workers, result.adapter) == (
+        (1,),
+        str(run.folder / "adapter"),
+    )
     del written["layout"]
     files.write_json(run.path(files.RESULT_FILE), written)
     older = run.result()
     assert older is not None and older.layout is None
     for key, value in (("steps", None), ("stages", ["a"])):
-        damaged = {**written, key: value} if value else {k: v for k, v in written.items() if k != key}
+        damaged = (
+            {**written, key: value} if value else {k: v for k, v in written.items() if k != key}
+        )
         files.write_json(run.path(files.RESULT_FILE), damaged)
         with pytest.raises(ConfigError, match=r"result\.json: not as this version writes it"):
             run.result()
@@ -153,7 +190,9 @@ def test_a_setting_that_this_version_does_not_know_is_named(section: str, tmp_pa
     del stored["objective"]["loss"]
     stored[section]["gone"] = 3
     files.write_json(config.run_dir / files.CONFIG_FILE, stored)
-    with pytest.raises(ConfigError, match=rf"^{section}\.gone: None here, but run run was made with 3; "):
+    with pytest.raises(
+        ConfigError, match=rf"^{section}\.gone: None here, but run run was made with 3; "
+    ):
         Run(config).refuse_changes()
 
 
@@ -183,7 +222,7 @@ def test_the_same_settings_and_a_run_that_saved_nothing_are_not_refused(tmp_path
     Run(changed(tmp_path, REFUSED["training.seed"][0])).refuse_changes()
 
 
-# --- changed inputs behind the same settings ------------------------------------------------------------------------
+# --- changed inputs behind the same settings ------------------------------------------------------
 
 
 @pytest.fixture
@@ -229,10 +268,15 @@ def test_the_same_inputs_go_on(begun: tuple[RunConfig, Artifact]) -> None:
     config, artifact = begun
     identity = settle(Run(config), artifact, SILENT.announce, CPU).identity
     assert set(identity) == {"data", "tokenizer", "model.base", "adapter.init_from"}
-    assert json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))["identity"] == identity
+    assert (
+        json.loads((config.run_dir / "run.json").read_text(encoding="utf-8"))["identity"]
+        == identity
+    )
 
 
-def test_a_run_that_lost_its_record_is_not_taken_on_trust(begun: tuple[RunConfig, Artifact]) -> None:
+def test_a_run_that_lost_its_record_is_not_taken_on_trust(
+    begun: tuple[RunConfig, Artifact],
+) -> None:
     config, artifact = begun
     (config.run_dir / "run.json").unlink()
     with pytest.raises(ConfigError, match=r"run\.json: missing"):
@@ -254,23 +298,32 @@ def test_a_changed_input_is_refused_by_its_name(
         case "adapter.init_from":
             flip_last_byte(adapter / "adapter_model.safetensors")
     before = (config.run_dir / "run.json").read_bytes()
-    with pytest.raises(ConfigError, match=rf"^{key}: not what run run began with \(\w{{16}} then, \w{{16}} now\)"):
+    with pytest.raises(
+        ConfigError, match=rf"^{key}: not what run run began with \(\w{{16}} then, \w{{16}} now\)"
+    ):
         settle(Run(config), artifact, SILENT.announce, CPU)
     assert (config.run_dir / "run.json").read_bytes() == before
 
 
 def test_a_refused_run_is_left_as_it_was(tmp_path: Path) -> None:
-    """The whole loop, not just the check: checkpoints and metrics stay, so that the right command still goes on."""
-    artifact, other = make_artifact(tmp_path, train=4, evaluation=2), make_artifact(tmp_path, train=5, evaluation=2)
+    """The whole loop, not just the check: checkpoints and metrics stay, so that the right command
+    still goes on.
+    """
+    artifact, other = (
+        make_artifact(tmp_path, train=4, evaluation=2),
+        make_artifact(tmp_path, train=5, evaluation=2),
+    )
     config = run_config(tmp_path, training={"max_steps": 1, "pairs_per_step": 4, "warmup": 0})
     train_locally(config, artifact)
     before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"^data: "):
         train_locally(config, other)
-    assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()
+    } == before
 
 
-# --- one process a run ----------------------------------------------------------------------------------------------
+# --- one process a run ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -280,7 +333,9 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-def test_a_second_process_is_refused_until_the_first_has_ended(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_second_process_is_refused_until_the_first_has_ended(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
     run = Run(run_config(tmp_path))
     with pytest.raises(ConfigError, match="another process is training this run"), run.lock():
         raise AssertionError("two processes in one run")
@@ -301,13 +356,15 @@ def test_a_killed_process_leaves_no_lock(holder: subprocess.Popen[str], tmp_path
 
 def test_a_third_process_is_refused_as_well(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    third = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    third = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     assert third.returncode == 1
     assert "LockedError" in third.stderr
     assert "held" not in third.stdout
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_json_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +391,10 @@ def run(tmp_path: Path) -> Run:
 def test_facts_are_added_to_what_run_json_says(run: Run) -> None:
     run.add_facts({"workers": [7, 9]})
     run.add_facts({"strategy": "single-process"})
-    assert files.read_json(run.path(files.RUN_FILE)) == {"workers": [7, 9], "strategy": "single-process"}
+    assert files.read_json(run.path(files.RUN_FILE)) == {
+        "workers": [7, 9],
+        "strategy": "single-process",
+    }
 
 
 def metrics_file(run: Run, text: str) -> LocalReporter:
@@ -353,7 +413,9 @@ LINES = [
 @pytest.mark.parametrize(("step", "kept"), [(-1, 0), (0, 1), (1, 3), (2, 3)])
 def test_rewinding_forgets_later_steps_and_half_a_line(step: int, kept: int, run: Run) -> None:
     metrics_file(run, "\n".join(LINES)).rewind(step)
-    assert run.path(files.METRICS_FILE).read_text(encoding="utf-8") == "".join(line + "\n" for line in LINES[:kept])
+    assert run.path(files.METRICS_FILE).read_text(encoding="utf-8") == "".join(
+        line + "\n" for line in LINES[:kept]
+    )
 
 
 def test_rewinding_a_run_that_reported_nothing_is_no_error(run: Run) -> None:
@@ -366,7 +428,9 @@ def test_metrics_are_read_back(run: Run) -> None:
     reporter.report(1, 3, {"train/loss": 0.1 + 0.2, "eval/a": 0.5})
     reporter.report(2, 3, {"train/loss": 0.25})
     assert last_metrics(run.folder) == {"train/loss": 0.25, "eval/a": 0.5}
-    assert metric_by_step(run.folder, "train/loss") == {1: 0.30000000000000004, 2: 0.25}, "at full precision"
+    assert metric_by_step(run.folder, "train/loss") == {1: 0.30000000000000004, 2: 0.25}, (
+        "at full precision"
+    )
 
 
 def test_the_latest_number_of_a_metric_passes_over_one_that_was_not_finite(run: Run) -> None:

@@ -20,7 +20,9 @@ from orpo_ray.runs.scores import (
 
 
 def made_up(count: int, gain: float = 0.0, seed: int = 0) -> PairScores:
-    """Scores of answers of 2 to 20 tokens; `gain`: nats a token by which chosen answers are likelier."""
+    """Scores of answers of 2 to 20 tokens; `gain`: nats a token by which chosen answers are
+    likelier.
+    """
     generator = np.random.default_rng(seed)
     tokens = generator.integers(2, 21, size=(2, count))
     means = -1.0 + 0.3 * generator.standard_normal((2, count))
@@ -30,7 +32,9 @@ def made_up(count: int, gain: float = 0.0, seed: int = 0) -> PairScores:
 
 def test_the_interval_of_a_share_is_that_of_the_normal_approximation() -> None:
     scores = made_up(400, gain=0.2)
-    share = float(np.mean(scores.chosen / scores.chosen_tokens > scores.rejected / scores.rejected_tokens))
+    share = float(
+        np.mean(scores.chosen / scores.chosen_tokens > scores.rejected / scores.rejected_tokens)
+    )
     low, high = intervals(scores)["accuracy"]
     half = 1.96 * math.sqrt(share * (1 - share) / 400)
     assert low == pytest.approx(share - half, abs=0.01)
@@ -50,7 +54,9 @@ def test_every_interval_holds_its_mean_and_shrinks_with_pairs() -> None:
 
 
 def test_nll_is_per_token_over_all_pairs() -> None:
-    scores = PairScores(*(np.array(column) for column in ([-2.0, -30.0], [-1.0, -1.0], [2, 10], [1, 1])))
+    scores = PairScores(
+        *(np.array(column) for column in ([-2.0, -30.0], [-1.0, -1.0], [2, 10], [1, 1]))
+    )
     assert changes(scores, scores)["nll"].before == pytest.approx(32 / 12)
 
 

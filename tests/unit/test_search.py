@@ -1,4 +1,6 @@
-"""What a search decides, without Ray: what to vary, what to try next, whom to give up, what is best, what is kept."""
+"""What a search decides, without Ray: what to vary, what to try next, whom to give up, what is
+best, what is kept.
+"""
 
 import json
 import math
@@ -42,11 +44,15 @@ def finished(number: int, *numbers: float, total: int = 10) -> Trial:
     return trial
 
 
-# --- ranking ----------------------------------------------------------------------------------------------------
+# --- ranking --------------------------------------------------------------------------------------
 
 
 def test_the_margin_decides_among_equal_accuracies_and_among_no_others() -> None:
-    near = [evaluation(k / PAIRS, margin) for k in (400, 401) for margin in (-50.0, -0.1, 0.0, 0.1, 50.0)]
+    near = [
+        evaluation(k / PAIRS, margin)
+        for k in (400, 401)
+        for margin in (-50.0, -0.1, 0.0, 0.1, 50.0)
+    ]
     scores = [score("eval/accuracy", each, PAIRS) for each in near]
     assert scores == sorted(scores) and len(set(scores)) == len(scores)
 
@@ -93,15 +99,25 @@ def test_the_best_trial_came_to_its_end() -> None:
 
 def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
     search = Search("x", {"metric": "eval/accuracy"}, 4, PAIRS)
-    search.trials = [finished(0, 0.9, 0.5, 2.0), finished(1, 0.75, 0.2, 1.0), Trial(2, "", {}), Trial(3, "", {})]
+    search.trials = [
+        finished(0, 0.9, 0.5, 2.0),
+        finished(1, 0.75, 0.2, 1.0),
+        Trial(2, "", {}),
+        Trial(3, "", {}),
+    ]
     search.trials[2].state, search.trials[2].steps = "stopped", 2
     search.trials[3].state = "failed"
     first, second, third = reading(search)
-    assert first.startswith("Trial 0 is best: objective.lambda=0.1 prefers the chosen answer for 90.0% of 512")
-    assert second == (
-        "2 trials were trained to the end, 1 given up early, 1 failed: 22 steps of the 40 that all would take."
+    assert first.startswith(
+        "Trial 0 is best: objective.lambda=0.1 prefers the chosen answer for 90.0% of 512"
     )
-    assert third.startswith("Trial 1 keeps them likelier (NLL 1.00 against 2.00 a token) at accuracy 75.0%.")
+    assert second == (
+        "2 trials were trained to the end, 1 given up early, 1 failed: 22 steps of the 40 that all "
+        "would take."
+    )
+    assert third.startswith(
+        "Trial 1 keeps them likelier (NLL 1.00 against 2.00 a token) at accuracy 75.0%."
+    )
 
 
 def searched(best: Trial, given: Trial, space: dict[str, Any] | None = None) -> Search:
@@ -112,11 +128,21 @@ def searched(best: Trial, given: Trial, space: dict[str, Any] | None = None) -> 
 @pytest.mark.parametrize(
     ("low", "high", "says"),
     [
-        (0.01, 0.09, "(95 % interval +0.010 to +0.090): more than the noise of 512 held-out pairs."),
-        (-0.01, 0.09, "within the noise. 512 held-out pairs show no difference of accuracy below 0.012"),
+        (
+            0.01,
+            0.09,
+            "(95 % interval +0.010 to +0.090): more than the noise of 512 held-out pairs.",
+        ),
+        (
+            -0.01,
+            0.09,
+            "within the noise. 512 held-out pairs show no difference of accuracy below 0.012",
+        ),
     ],
 )
-def test_the_reading_tells_whether_the_given_configuration_was_beaten(low: float, high: float, says: str) -> None:
+def test_the_reading_tells_whether_the_given_configuration_was_beaten(
+    low: float, high: float, says: str
+) -> None:
     search = searched(finished(1, 0.75, 0.2, 1.0), finished(0, 0.7, 0.2, 1.0))
     compared = Compared("eval/accuracy", Change(0.7, 0.75, low, high), 10)
     told = reading(search, compared)[-1]
@@ -126,23 +152,35 @@ def test_the_reading_tells_whether_the_given_configuration_was_beaten(low: float
 
 def test_the_reading_tells_that_no_trial_beat_the_given_configuration() -> None:
     search = searched(finished(1, 0.7, 0.2, 1.0), finished(0, 0.75, 0.2, 1.0))
-    assert reading(search)[-1].startswith("No trial is better than the given configuration (trial 0)")
+    assert reading(search)[-1].startswith(
+        "No trial is better than the given configuration (trial 0)"
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (0.1, "objective.lambda=0.1 is at the lower end of its range, 0.1 to 10: the best may lie "),
-        (9.5, "objective.lambda=9.5 is at the upper end of its range, 0.1 to 10: the best may lie "),
+        (
+            0.1,
+            "objective.lambda=0.1 is at the lower end of its range, 0.1 to 10: the best may lie ",
+        ),
+        (
+            9.5,
+            "objective.lambda=9.5 is at the upper end of its range, 0.1 to 10: the best may lie ",
+        ),
         (1.0, None),
         (0.2, None),
     ],
 )
-def test_a_best_value_at_the_end_of_its_range_is_told_with_the_next_range(value: float, says: str | None) -> None:
+def test_a_best_value_at_the_end_of_its_range_is_told_with_the_next_range(
+    value: float, says: str | None
+) -> None:
     best = finished(1, 0.75, 0.2, 1.0)
     best.values = {LAMBDA: value}
     space = {LAMBDA: {"loguniform": [0.1, 10]}}
-    told = [line for line in reading(searched(best, finished(0, 0.7, 0.1), space)) if " end of " in line]
+    told = [
+        line for line in reading(searched(best, finished(0, 0.7, 0.1), space)) if " end of " in line
+    ]
     if says is None:
         assert told == []
         return
@@ -151,7 +189,7 @@ def test_a_best_value_at_the_end_of_its_range_is_told_with_the_next_range(value:
     assert f"Search {float(f'{low:.2g}'):g} to {float(f'{high:.2g}'):g} next." in told[0]
 
 
-# --- what to vary -----------------------------------------------------------------------------------------------
+# --- what to vary ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -165,7 +203,9 @@ def test_a_best_value_at_the_end_of_its_range_is_told_with_the_next_range(value:
         ({"kind": "sft"}, [RATE]),
     ],
 )
-def test_each_objective_has_ranges_of_its_own(tmp_path: Path, objective: dict[str, Any], fields: list[str]) -> None:
+def test_each_objective_has_ranges_of_its_own(
+    tmp_path: Path, objective: dict[str, Any], fields: list[str]
+) -> None:
     said: list[str] = []
     config = with_ranges(run_config(tmp_path, objective=objective), said.append)
     space = resolve(config)
@@ -194,7 +234,9 @@ def test_full_training_is_searched_at_far_lower_rates(tmp_path: Path) -> None:
 
     for kind in ("orpo", "dpo"):
         lora = rates(objective={"kind": kind})
-        full = rates(objective={"kind": kind}, adapter={"kind": "none"}, model={"quantization": "none"})
+        full = rates(
+            objective={"kind": kind}, adapter={"kind": "none"}, model={"quantization": "none"}
+        )
         assert 40 <= math.sqrt(lora.low * lora.high / (full.low * full.high)) <= 100
 
 
@@ -209,7 +251,8 @@ def test_default_ranges_are_widened_to_hold_what_is_given(tmp_path: Path) -> Non
     assert domains == {LAMBDA: Span(0.1, 5.0, log=True), RATE: Span(1e-5, 2e-3, log=True)}
     assert said == [
         "search.space: objective.lambda 0.1 to 5, by its logarithm: widened to hold the given 5",
-        "search.space: training.learning_rate 1e-05 to 0.002, by its logarithm: widened to hold the given 1e-05",
+        "search.space: training.learning_rate 1e-05 to 0.002, by its logarithm: widened to hold "
+        "the given 1e-05",
     ]
     domains, said = ranges(objective={"lambda": 0.0})
     assert domains[LAMBDA] == Span(0.1, 2.0, log=True)
@@ -226,10 +269,19 @@ def test_rates_fall_with_the_size_of_the_base() -> None:
 @pytest.mark.parametrize(
     ("space", "says"),
     [
-        ({"adapter.dropout": {"uniform": [0.0, 1.5]}}, "adapter.dropout: must be less than 1, not 1.5"),
+        (
+            {"adapter.dropout": {"uniform": [0.0, 1.5]}},
+            "adapter.dropout: must be less than 1, not 1.5",
+        ),
         ({"adapter.r": {"uniform": [4, 16]}}, "adapter.r: must be a valid integer"),
-        ({"training.schedule": {"choice": ["cosine", "cosin"]}}, "training.schedule: must be 'cosine', 'linear'"),
-        ({"objective.beta": {"uniform": [0.1, 0.2]}}, "search.space: objective.beta: orpo has no beta; remove it"),
+        (
+            {"training.schedule": {"choice": ["cosine", "cosin"]}},
+            "training.schedule: must be 'cosine', 'linear'",
+        ),
+        (
+            {"objective.beta": {"uniform": [0.1, 0.2]}},
+            "search.space: objective.beta: orpo has no beta; remove it",
+        ),
     ],
 )
 def test_a_range_that_leaves_what_is_valid_is_refused_on_paper(
@@ -260,7 +312,10 @@ def test_a_whole_section_may_be_chosen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stages", "field"),
-    [([], "adapter"), ([{"training": {"warmup": 0.0}}, {"adapter": {"dropout": 0.3}}], "stages.1.adapter")],
+    [
+        ([], "adapter"),
+        ([{"training": {"warmup": 0.0}}, {"adapter": {"dropout": 0.3}}], "stages.1.adapter"),
+    ],
 )
 def test_of_a_chosen_section_only_what_is_named_changes(
     tmp_path: Path, stages: list[dict[str, Any]], field: str
@@ -273,7 +328,7 @@ def test_of_a_chosen_section_only_what_is_named_changes(
     assert tried.adapter == before.adapter.model_copy(update={"dropout": 0.2})
 
 
-# --- what to try next, and whom to give up ----------------------------------------------------------------------
+# --- what to try next, and whom to give up --------------------------------------------------------
 
 
 def study(
@@ -284,7 +339,11 @@ def study(
 ) -> Study:
     """A study of drawn trials; the given configuration is none of them unless `settings` say so."""
     tree = settings.model_dump(exclude_unset=True)
-    search = {"try_given": False, "space": {name: written(d) for name, d in domains.items()}, **tree}
+    search = {
+        "try_given": False,
+        "space": {name: written(d) for name, d in domains.items()},
+        **tree,
+    }
     config = run_config(Path("nowhere"), search=search, **sections)
     config = with_seed(config, 7)
     return Study(config, domains, PAIRS, trials or [])
@@ -301,9 +360,14 @@ def quality(values: dict[str, Any]) -> float:
 
 
 def play(
-    settings: SearchConfig, until: int, trials: list[Trial] | None = None, domains: dict[str, Domain] = DOMAINS
+    settings: SearchConfig,
+    until: int,
+    trials: list[Trial] | None = None,
+    domains: dict[str, Domain] = DOMAINS,
 ) -> list[Trial]:
-    """Trials one after the other, each evaluated at every tenth of its run; those of `trials` are on record."""
+    """Trials one after the other, each evaluated at every tenth of its run; those of `trials` are
+    on record.
+    """
     trials = list(trials or [])
     asked = study(settings, trials, domains)
     for number in range(len(trials), until):
@@ -323,7 +387,11 @@ def play(
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
 def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(searcher: str) -> None:
     settings = SearchConfig(searcher=searcher, trials=20)
-    domains = {**DOMAINS, "adapter.alpha": Span(1, 100, log=True, step=5), "adapter.r": Span(8, 64, step=8)}
+    domains = {
+        **DOMAINS,
+        "adapter.alpha": Span(1, 100, log=True, step=5),
+        "adapter.r": Span(8, 64, step=8),
+    }
     unbroken = play(settings, 20, domains=domains)
     kept = json.loads(json.dumps([vars(trial) for trial in unbroken[:13]]))
     assert play(settings, 20, [Trial(**trial) for trial in kept], domains) == unbroken
@@ -332,7 +400,10 @@ def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(searcher: s
 def test_fields_are_searched_in_one_order_however_they_are_written(tmp_path: Path) -> None:
     grids = {LAMBDA: {"grid": [0.1, 0.5]}, RATE: {"grid": [1e-5, 1e-4]}}
     orders = [grids, dict(reversed(grids.items()))]
-    spaces = [resolve(run_config(tmp_path, search={"searcher": "grid", "space": space})) for space in orders]
+    spaces = [
+        resolve(run_config(tmp_path, search={"searcher": "grid", "space": space}))
+        for space in orders
+    ]
     assert list(spaces[0].domains) == list(spaces[1].domains)
 
 
@@ -364,13 +435,17 @@ def test_quantised_and_chosen_values_are_what_the_config_says() -> None:
 
 
 def test_a_grid_tries_every_point_once() -> None:
-    settings = SearchConfig(searcher="grid", space={LAMBDA: {"grid": [0.1, 0.5]}, RATE: {"grid": [1e-5, 1e-4, 1e-3]}})
+    settings = SearchConfig(
+        searcher="grid", space={LAMBDA: {"grid": [0.1, 0.5]}, RATE: {"grid": [1e-5, 1e-4, 1e-3]}}
+    )
     asked = study(settings, domains=settings.domains)
     points = [asked.draw(number) for number in range(6)]
-    assert points == [{LAMBDA: weight, RATE: rate} for weight in (0.1, 0.5) for rate in (1e-5, 1e-4, 1e-3)]
+    assert points == [
+        {LAMBDA: weight, RATE: rate} for weight in (0.1, 0.5) for rate in (1e-5, 1e-4, 1e-3)
+    ]
 
 
-# --- the given configuration, and draws that are spread ----------------------------------------------------------
+# --- the given configuration, and draws that are spread -------------------------------------------
 
 
 def test_trial_0_is_the_given_configuration() -> None:
@@ -419,7 +494,10 @@ def test_of_a_chosen_section_the_given_one_is_found(tmp_path: Path) -> None:
         config = run_config(tmp_path, objective=given, search=search)
         drawn = Study(config, resolve(config).domains, PAIRS, []).draw(0)["objective"]
         assert drawn == first or (first is None and drawn["kind"] == "cpo")
-        assert trial_config(config, resolve(config), {"objective": drawn}, "x").objective == config.objective
+        assert (
+            trial_config(config, resolve(config), {"objective": drawn}, "x").objective
+            == config.objective
+        )
 
 
 def test_the_given_value_of_a_stage_is_the_stages_own(tmp_path: Path) -> None:
@@ -515,16 +593,21 @@ def test_the_end_of_a_run_is_never_given_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("grace", "eta", "rungs"), [(0.2, 3, (20, 60)), (0.3, 3, (30, 90)), (0.5, 2, (50,)), (0.1, 4, (10, 40)), (1, 2, ())]
+    ("grace", "eta", "rungs"),
+    [(0.2, 3, (20, 60)), (0.3, 3, (30, 90)), (0.5, 2, (50,)), (0.1, 4, (10, 40)), (1, 2, ())],
 )
 def test_rungs_lie_within_the_run(grace: float, eta: int, rungs: tuple[int, ...]) -> None:
-    """One that falls behind at a percent of its run is ended there if that is a rung, and not before the next."""
+    """One that falls behind at a percent of its run is ended there if that is a rung, and not
+    before the next.
+    """
     for behind_from in range(1, 101):
         asked = Rungs(grace, eta)
         for percent in range(1, 101):
             asked.gives_up(0, percent / 100, 0.5)
         scores = [(percent, 0.0 if percent >= behind_from else 1.0) for percent in range(1, 101)]
-        ended = next((percent for percent, value in scores if asked.gives_up(1, percent / 100, value)), None)
+        ended = next(
+            (percent for percent, value in scores if asked.gives_up(1, percent / 100, value)), None
+        )
         assert ended == next((rung for rung in rungs if rung >= behind_from), None)
 
 
@@ -544,7 +627,7 @@ def test_without_a_scheduler_all_come_to_their_end() -> None:
     assert {trial.state for trial in trials} == {"finished"}
 
 
-# --- the course of a search -------------------------------------------------------------------------------------
+# --- the course of a search -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -568,7 +651,9 @@ def begin(config: RunConfig) -> Callable[[], tuple[Course, Search]]:
     return make
 
 
-def test_what_happened_is_on_record_at_once(config: RunConfig, begin: Callable[[], tuple[Course, Search]]) -> None:
+def test_what_happened_is_on_record_at_once(
+    config: RunConfig, begin: Callable[[], tuple[Course, Search]]
+) -> None:
     course, search = begin()
     first = course.next()
     assert first is not None
@@ -582,7 +667,9 @@ def test_what_happened_is_on_record_at_once(config: RunConfig, begin: Callable[[
     assert found is not None and found.trials[0].state == "finished"
 
 
-def test_an_interrupted_trial_is_gone_on_with_first(begin: Callable[[], tuple[Course, Search]]) -> None:
+def test_an_interrupted_trial_is_gone_on_with_first(
+    begin: Callable[[], tuple[Course, Search]],
+) -> None:
     course, _ = begin()
     tried = [course.next() for _ in range(3)]
     assert tried[1] is not None
@@ -593,10 +680,17 @@ def test_an_interrupted_trial_is_gone_on_with_first(begin: Callable[[], tuple[Co
     assert search.trials[1].error == "no memory"
 
 
-def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_follows(tmp_path: Path) -> None:
+def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_follows(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "run").mkdir()
-    space = {"adapter.kind": {"choice": ["lora", "none"]}, "model.quantization": {"choice": ["none", "nf4"]}}
-    config = run_config(tmp_path, model={"quantization": "none"}, search={"space": space, "trials": 12})
+    space = {
+        "adapter.kind": {"choice": ["lora", "none"]},
+        "model.quantization": {"choice": ["none", "nf4"]},
+    }
+    config = run_config(
+        tmp_path, model={"quantization": "none"}, search={"space": space, "trials": 12}
+    )
     assert config.search is not None
     search = Search(config.name, config.search.model_dump(), 12, PAIRS)
     made = study(config.search, domains=config.search.domains)
@@ -604,8 +698,12 @@ def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_f
     begun = [found[0].number for found in iter(course.next, None)]
     failed = [trial for trial in search.trials if trial.state == "failed"]
     assert failed and sorted(begun + [trial.number for trial in failed]) == list(range(12))
-    assert all(trial.values == {"adapter.kind": "none", "model.quantization": "nf4"} for trial in failed)
-    assert all("adapter.kind: none trains the base's own weights" in str(trial.error) for trial in failed)
+    assert all(
+        trial.values == {"adapter.kind": "none", "model.quantization": "nf4"} for trial in failed
+    )
+    assert all(
+        "adapter.kind: none trains the base's own weights" in str(trial.error) for trial in failed
+    )
 
 
 def test_what_failed_for_want_of_room_is_tried_again_and_what_was_wrong_is_not(
@@ -617,7 +715,10 @@ def test_what_failed_for_want_of_room_is_tried_again_and_what_was_wrong_is_not(
     course.failed(tried[0][0], "the cluster is busy", may_pass=True)
     course.failed(tried[1][0], "no such module")
     take_up(SearchRun(config), search)
-    assert [(trial.state, trial.error) for trial in search.trials] == [("running", None), ("failed", "no such module")]
+    assert [(trial.state, trial.error) for trial in search.trials] == [
+        ("running", None),
+        ("failed", "no such module"),
+    ]
 
 
 def test_a_run_that_ended_when_nobody_listened_is_judged_by_its_own_last_evaluation(
@@ -629,14 +730,20 @@ def test_a_run_that_ended_when_nobody_listened_is_judged_by_its_own_last_evaluat
     (heard, first), (unheard, _config) = tried[0], tried[1]
     course.evaluated(heard, 5, 10, evaluation(0.5))
     first.run_dir.mkdir(parents=True)
-    (first.run_dir / "metrics.jsonl").write_text(json.dumps({"step": 10, **evaluation(0.9)}) + "\n", encoding="utf-8")
+    (first.run_dir / "metrics.jsonl").write_text(
+        json.dumps({"step": 10, **evaluation(0.9)}) + "\n", encoding="utf-8"
+    )
     course.finished(heard)
     assert (heard.state, heard.last["eval/accuracy"]) == ("finished", 0.9)
     course.finished(unheard)
-    assert unheard.state == "failed" and "lacks the evaluation of its last step" in str(unheard.error)
+    assert unheard.state == "failed" and "lacks the evaluation of its last step" in str(
+        unheard.error
+    )
 
 
-def test_an_evaluation_that_comes_again_is_taken_in_once(begin: Callable[[], tuple[Course, Search]]) -> None:
+def test_an_evaluation_that_comes_again_is_taken_in_once(
+    begin: Callable[[], tuple[Course, Search]],
+) -> None:
     course, _ = begin()
     first = course.next()
     assert first is not None
@@ -653,20 +760,36 @@ def test_evaluations_that_nobody_heard_are_read_from_the_trial(tmp_path: Path) -
     trial.note(0, 10, evaluation(0.5))
     folder = tmp_path / trial.run
     folder.mkdir(parents=True)
-    lines = [{"step": 0, **evaluation(0.5)}, {"step": 1, "train/loss": 1.0}, {"step": 5, **evaluation(0.8)}]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    lines = [
+        {"step": 0, **evaluation(0.5)},
+        {"step": 1, "train/loss": 1.0},
+        {"step": 5, **evaluation(0.8)},
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     take_up(SearchRun(run_config(tmp_path)), Search("run", {}, 1, PAIRS, trials=[trial]))
     assert trial.evaluations == [{"step": 0, **evaluation(0.5)}, {"step": 5, **evaluation(0.8)}]
 
 
-def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(config: RunConfig) -> None:
+def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(
+    config: RunConfig,
+) -> None:
     assert config.search is not None
     trials = [finished(number, 0.9) for number in range(4)]
     search = Search(config.name, config.search.model_dump(), 4, PAIRS, "finished", trials)
     SearchRun(config).keep(search)
     assert SearchRun(config).finished() is None, "it has no outcome yet"
     search.outcome = Found(
-        best=0, values={}, metrics={}, adapter="", config="", pareto=[], answers=[], trial_steps=40, reading=[]
+        best=0,
+        values={},
+        metrics={},
+        adapter="",
+        config="",
+        pareto=[],
+        answers=[],
+        trial_steps=40,
+        reading=[],
     )
     SearchRun(config).keep(search)
     assert SearchRun(config).finished() == search

@@ -1,4 +1,6 @@
-"""The sections `search` and `stages`: what they accept, and the one line with which they refuse the rest."""
+"""The sections `search` and `stages`: what they accept, and the one line with which they refuse the
+rest.
+"""
 
 import re
 from pathlib import Path
@@ -12,7 +14,10 @@ from orpo_ray.config.space import Options, Span, parse_domain
 from orpo_ray.errors import ConfigError
 
 RUN = "name: tiny\nmodel: {base: some/model}\ndata: {train: [{source: pairs.jsonl}]}\n"
-STAGES = "stages:\n  - {objective: {kind: sft}}\n  - {objective: {kind: dpo, beta: 0.2}, training: {max_steps: 7}}\n"
+STAGES = (
+    "stages:\n  - {objective: {kind: sft}}\n  - {objective: {kind: dpo, beta: 0.2}, training: "
+    "{max_steps: 7}}\n"
+)
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def search(inside: str) -> str:
     return f"{RUN}search: {{{inside}}}\n"
 
 
-# --- ranges -----------------------------------------------------------------------------------------------------
+# --- ranges ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,8 +62,14 @@ def test_a_range_is_read_as_it_is_written(written: dict[str, Any], domain: Span 
 @pytest.mark.parametrize(
     ("written", "says"),
     [
-        ({"loguniform": [1.0, 0.1]}, "loguniform: 1 to 0.1 is no range; write the smaller number first"),
-        ({"uniform": [0.1, 0.1]}, "uniform: 0.1 to 0.1 is no range; write the smaller number first"),
+        (
+            {"loguniform": [1.0, 0.1]},
+            "loguniform: 1 to 0.1 is no range; write the smaller number first",
+        ),
+        (
+            {"uniform": [0.1, 0.1]},
+            "uniform: 0.1 to 0.1 is no range; write the smaller number first",
+        ),
         (
             {"loguniform": [0, 1]},
             "loguniform: its low end is 0, which has no logarithm; start above 0, or use uniform",
@@ -67,11 +78,17 @@ def test_a_range_is_read_as_it_is_written(written: dict[str, Any], domain: Span 
             {"qloguniform": [-1, 1, 0.5]},
             "qloguniform: its low end is -1, which has no logarithm; start above 0, or use uniform",
         ),
-        ({"quniform": [0, 1, 0]}, "quniform: the step must be above 0 and no larger than the range, not 0"),
+        (
+            {"quniform": [0, 1, 0]},
+            "quniform: the step must be above 0 and no larger than the range, not 0",
+        ),
         ({"quniform": [0, 1]}, "quniform: write [low, high, step], finite numbers without quotes"),
         ({"uniform": ["0.1", 1]}, "uniform: write [low, high], finite numbers without quotes"),
         ({"uniform": [True, 2]}, "uniform: write [low, high], finite numbers without quotes"),
-        ({"uniform": [0, float("inf")]}, "uniform: write [low, high], finite numbers without quotes"),
+        (
+            {"uniform": [0, float("inf")]},
+            "uniform: write [low, high], finite numbers without quotes",
+        ),
         ({"uniform": 3}, "uniform: write [low, high]"),
         ({"uniform": {"low": 1, "high": 2}}, "uniform: write [low, high]"),
         ({"choice": []}, "choice: no values in it"),
@@ -105,12 +122,14 @@ def test_the_line_of_a_wrong_range_is_named(path: Path) -> None:
         (Span(0.0, 1.0), 0.123456789, 0.123456789),
     ],
 )
-def test_a_drawn_number_becomes_a_multiple_of_its_step(span: Span, drawn: float, value: float) -> None:
+def test_a_drawn_number_becomes_a_multiple_of_its_step(
+    span: Span, drawn: float, value: float
+) -> None:
     assert span.settle(drawn) == value
     assert type(span.settle(drawn)) is type(value)
 
 
-# --- fields, metrics, methods -------------------------------------------------------------------------------------
+# --- fields, metrics, methods ---------------------------------------------------------------------
 
 
 def test_fields_may_be_written_with_dots_or_nested(path: Path) -> None:
@@ -134,14 +153,27 @@ def test_a_range_given_on_the_command_line_replaces_that_of_the_file(path: Path)
     [
         ("objective.lamda", "objective.lamda: unknown field; did you mean objective.lambda?"),
         ("lambda", "lambda: unknown field; did you mean objective.lambda?"),
-        ("training.learningrate", "training.learningrate: unknown field; did you mean training.learning_rate?"),
-        ("scale.workers", "scale.workers is not searched: it moves work about and changes no result"),
-        ("data.max_length", "data.max_length is not searched: the pairs are prepared once, for all trials"),
+        (
+            "training.learningrate",
+            "training.learningrate: unknown field; did you mean training.learning_rate?",
+        ),
+        (
+            "scale.workers",
+            "scale.workers is not searched: it moves work about and changes no result",
+        ),
+        (
+            "data.max_length",
+            "data.max_length is not searched: the pairs are prepared once, for all trials",
+        ),
         ("model.base", "model.base is not searched: the pairs are prepared once, for all trials"),
-        ("training.seed", "training.seed is not searched: the luckiest seed is luck, not a setting"),
+        (
+            "training.seed",
+            "training.seed is not searched: the luckiest seed is luck, not a setting",
+        ),
         (
             "training",
-            "training holds training.seed, which is not searched: the luckiest seed is luck, not a setting; "
+            "training holds training.seed, which is not searched: the luckiest seed is luck, not a "
+            "setting; "
             "name a field of training",
         ),
         ("stages.0.objective.beta", "stages.0.objective.beta: the run has no stages"),
@@ -155,10 +187,21 @@ def test_a_field_that_cannot_be_searched_is_refused(path: Path, field: str, says
 @pytest.mark.parametrize(
     ("metric", "says"),
     [
-        ("eval/acuracy", "eval/acuracy is not what a search can go by; did you mean eval/accuracy?"),
+        (
+            "eval/acuracy",
+            "eval/acuracy is not what a search can go by; did you mean eval/accuracy?",
+        ),
         ("accuracy", "accuracy is not what a search can go by; did you mean eval/accuracy?"),
-        ("eval/loss", "eval/loss is scaled by lambda or beta: the smallest weight would win; use eval/accuracy"),
-        ("train/loss", "train/loss is scaled by lambda or beta: the smallest weight would win; use eval/accuracy"),
+        (
+            "eval/loss",
+            "eval/loss is scaled by lambda or beta: the smallest weight would win; use "
+            "eval/accuracy",
+        ),
+        (
+            "train/loss",
+            "train/loss is scaled by lambda or beta: the smallest weight would win; use "
+            "eval/accuracy",
+        ),
         (
             "eval/rewards/margins",
             "eval/rewards/margins is the margin times beta: the largest beta would win; "
@@ -166,7 +209,9 @@ def test_a_field_that_cannot_be_searched_is_refused(path: Path, field: str, says
         ),
     ],
 )
-def test_a_metric_that_means_something_else_for_every_trial_is_refused(path: Path, metric: str, says: str) -> None:
+def test_a_metric_that_means_something_else_for_every_trial_is_refused(
+    path: Path, metric: str, says: str
+) -> None:
     assert complaint(path, search(f"metric: {metric}")) == f"run.yaml:4: search.metric: {says}"
 
 
@@ -179,12 +224,14 @@ def test_a_metric_that_means_something_else_for_every_trial_is_refused(path: Pat
         ("scheduler: asha2", "search.scheduler: must be 'asha' or 'none', not 'asha2'"),
         (
             "scheduler: pbt",
-            "search.scheduler: pbt copies the checkpoint of a better trial into a worse one, which Ray Tune skips "
+            "search.scheduler: pbt copies the checkpoint of a better trial into a worse one, which "
+            "Ray Tune skips "
             "without an error where a trial is a Ray Train run; use asha or none",
         ),
         (
             "searcher: grid",
-            "search: searcher: grid tries every combination; give each field of space {grid: [values]}",
+            "search: searcher: grid tries every combination; give each field of space {grid: "
+            "[values]}",
         ),
         (
             "searcher: grid, trials: 3, space: {objective.lambda: {grid: [0.1, 0.2]}}",
@@ -201,7 +248,8 @@ def test_a_metric_that_means_something_else_for_every_trial_is_refused(path: Pat
         ),
         (
             "space: {objective: {lambda: 0.3}}",
-            "search.space: objective.lambda: write one of uniform, loguniform, quniform, qloguniform, choice, grid, "
+            "search.space: objective.lambda: write one of uniform, loguniform, quniform, "
+            "qloguniform, choice, grid, "
             "such as {loguniform: [0.05, 1.0]}",
         ),
         (
@@ -214,7 +262,9 @@ def test_a_metric_that_means_something_else_for_every_trial_is_refused(path: Pat
         ),
     ],
 )
-def test_settings_of_a_search_that_do_not_go_together_are_refused(path: Path, inside: str, says: str) -> None:
+def test_settings_of_a_search_that_do_not_go_together_are_refused(
+    path: Path, inside: str, says: str
+) -> None:
     assert complaint(path, search(inside)).partition(": ")[2] == says
 
 
@@ -229,10 +279,12 @@ def test_the_grid_says_how_many_trials_there_are(path: Path) -> None:
     assert trial_count(load(path, search(f"searcher: random, {one}"))) == 16
 
 
-# --- stages -----------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
-def test_a_stage_is_the_run_with_some_settings_replaced_and_starts_from_the_one_before(path: Path) -> None:
+def test_a_stage_is_the_run_with_some_settings_replaced_and_starts_from_the_one_before(
+    path: Path,
+) -> None:
     config = load(path, RUN + STAGES, "training.learning_rate=1e-3", f"storage={path.parent}")
     sft, dpo = stage_configs(config)
     assert [sft.name, dpo.name] == ["tiny/1-sft", "tiny/2-dpo"]
@@ -273,15 +325,20 @@ def test_full_training_hands_the_whole_model_on(path: Path) -> None:
         ("stages.2.training.max_steps=1", "stages has 2 items, its keys are 0 to 1"),
         (
             "stages.1.adapter={r: 4}",
-            "stages.1.adapter.r: 4, but the stage before it trains an adapter with 16; use the same value",
+            "stages.1.adapter.r: 4, but the stage before it trains an adapter with 16; use the "
+            "same value",
         ),
     ],
 )
-def test_a_stage_that_cannot_be_is_refused_before_the_first_is_run(path: Path, override: str, says: str) -> None:
+def test_a_stage_that_cannot_be_is_refused_before_the_first_is_run(
+    path: Path, override: str, says: str
+) -> None:
     assert says in complaint(path, RUN + STAGES, override)
 
 
-def test_a_mistake_in_stages_from_the_command_line_is_not_put_on_a_line_of_the_file(path: Path) -> None:
+def test_a_mistake_in_stages_from_the_command_line_is_not_put_on_a_line_of_the_file(
+    path: Path,
+) -> None:
     text = RUN + "training: {warmup: 0.1}\n"
     override = "stages=[{}, {training: {learning_rat: 1}}]"
     says = "training.learning_rat: unknown key; did you mean training.learning_rate?"
@@ -297,16 +354,29 @@ def test_a_mistake_in_a_stage_is_found_by_its_line(path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ("objective.beta: {choice: [1]}", "objective.beta: the run has stages; name the stage, such as stages.0."),
-        ("stages.2.objective.beta: {choice: [1]}", "the run has 2 stages, named stages.0 to stages.1"),
+        (
+            "objective.beta: {choice: [1]}",
+            "objective.beta: the run has stages; name the stage, such as stages.0.",
+        ),
+        (
+            "stages.2.objective.beta: {choice: [1]}",
+            "the run has 2 stages, named stages.0 to stages.1",
+        ),
         (
             "stages.1.objective.beat: {choice: [1]}",
             "stages.1.objective.beat: unknown field; did you mean stages.1.objective.beta?",
         ),
-        ("stages.1.training.seed: {choice: [1]}", "stages.1.training.seed is not searched: the luckiest seed"),
-        ("stages.1: {choice: [{}]}", "stages.1: name a field of the stage, such as stages.1.training.learning_rate"),
         (
-            "stages.1.objective.beta: {choice: [1]}, stages.0.training.learning_rate: {choice: [1]}",
+            "stages.1.training.seed: {choice: [1]}",
+            "stages.1.training.seed is not searched: the luckiest seed",
+        ),
+        (
+            "stages.1: {choice: [{}]}",
+            "stages.1: name a field of the stage, such as stages.1.training.learning_rate",
+        ),
+        (
+            "stages.1.objective.beta: {choice: [1]}, stages.0.training.learning_rate: {choice: "
+            "[1]}",
             "fields of stages 0 and 1; search one stage at a time",
         ),
     ],

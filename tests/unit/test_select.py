@@ -31,9 +31,19 @@ def sources(*weights: float) -> list[Source]:
 
 
 def test_the_first_of_equal_pairs_stays() -> None:
-    rows = table((0, "a", "p"), (0, "", ""), (0, "b", "q"), (0, "a", "p"), (1, "a", "p"), (2, "b", "q"), (2, "b", "q"))
+    rows = table(
+        (0, "a", "p"),
+        (0, "", ""),
+        (0, "b", "q"),
+        (0, "a", "p"),
+        (1, "a", "p"),
+        (2, "b", "q"),
+        (2, "b", "q"),
+    )
     found = select_pairs(rows, sources(1, 1), None, seed=0)
-    assert found == Selection(train=[0, 2], eval=[5], kept=[0, 2, 5], duplicates=[3, 4, 6], overlap=1)
+    assert found == Selection(
+        train=[0, 2], eval=[5], kept=[0, 2, 5], duplicates=[3, 4, 6], overlap=1
+    )
 
 
 def test_weights_repeat_pairs_and_draw_the_rest() -> None:
@@ -67,7 +77,9 @@ def test_a_large_prompt_group_does_not_swallow_the_training_pairs() -> None:
         assert min(found.eval) >= 95
 
 
-@pytest.mark.parametrize(("prompts", "held_out"), [(["p"], 0), (["p", "p"], 0), (["p", "q"], 1), (["p", "p", "q"], 1)])
+@pytest.mark.parametrize(
+    ("prompts", "held_out"), [(["p"], 0), (["p", "p"], 0), (["p", "q"], 1), (["p", "p", "q"], 1)]
+)
 def test_small_sets(prompts: list[str], held_out: int) -> None:
     rows = table(*((0, f"pair{n}", prompt) for n, prompt in enumerate(prompts)))
     found = select_pairs(rows, sources(1), 0.05, seed=3)

@@ -1,4 +1,6 @@
-"""The check of a layout at the start of a run: where it does not fit the model, rows are padded and that is said."""
+"""The check of a layout at the start of a run: where it does not fit the model, rows are padded and
+that is said.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +38,10 @@ def pairs() -> Any:
     """A table of some pairs; a list is one, as far as the check goes."""
     rng = np.random.default_rng(0)
     lengths = [(5, 3, 7), (9, 6, 1), (1, 2, 4), (12, 5, 5), (3, 3, 3)]
-    draw = [[rng.integers(4, VOCABULARY, length, dtype=np.int32) for length in three] for three in lengths]
+    draw = [
+        [rng.integers(4, VOCABULARY, length, dtype=np.int32) for length in three]
+        for three in lengths
+    ]
     return [TokenPair(str(i), *sides) for i, sides in enumerate(draw)]
 
 
@@ -47,7 +52,9 @@ def llama() -> PairModel:
 
 def settled(model: PairModel, layout: str, **options: Any) -> list[str]:
     said: list[str] = []
-    decisions = Decisions("cpu", "float32", "sdpa", layout, Strategy.SINGLE, False, options.pop("budget", 4096))
+    decisions = Decisions(
+        "cpu", "float32", "sdpa", layout, Strategy.SINGLE, False, options.pop("budget", 4096)
+    )
     settle_layout(model, decisions, pairs(), 0, said.append, **options)
     return said
 
@@ -71,7 +78,9 @@ def test_other_log_probs_have_the_run_fall_back_loudly() -> None:
     inner = model.causal_model.base_model
     inner.rotary_emb = DeafToPositions(inner.config)
     (line,) = settled(model, layout)
-    assert line.startswith(f"WARNING: layout {layout} is not right for this model, falling back to padded rows: ")
+    assert line.startswith(
+        f"WARNING: layout {layout} is not right for this model, falling back to padded rows: "
+    )
     assert "log-probs of the first pairs differ by" in line
     assert model.layout == PADDED
 

@@ -27,21 +27,43 @@ def test_servers_that_agree_are_fit() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "told"),
     [
-        ({"versions": {**OURS, "torch": "2.12.0"}}, ConfigError, "server 10.0.0.2 has torch 2.12.0, but"),
-        ({"versions": {"python": "3.11.7", "torch": "2.13.0"}}, ConfigError, "server 10.0.0.2 has ray none, but"),
-        ({"versions": {**OURS, "trl": "1.16.0"}}, ConfigError, "has trl 1.16.0, but the run's driver has none"),
-        ({"sees_storage": False}, ConfigError, "storage: /data/runs is not seen on 10.0.0.2; use s3://"),
+        (
+            {"versions": {**OURS, "torch": "2.12.0"}},
+            ConfigError,
+            "server 10.0.0.2 has torch 2.12.0, but",
+        ),
+        (
+            {"versions": {"python": "3.11.7", "torch": "2.13.0"}},
+            ConfigError,
+            "server 10.0.0.2 has ray none, but",
+        ),
+        (
+            {"versions": {**OURS, "trl": "1.16.0"}},
+            ConfigError,
+            "has trl 1.16.0, but the run's driver has none",
+        ),
+        (
+            {"sees_storage": False},
+            ConfigError,
+            "storage: /data/runs is not seen on 10.0.0.2; use s3://",
+        ),
         ({"free_bytes": 2**20}, ResourceError, "server 10.0.0.2 has 1 MB free"),
     ],
 )
-def test_a_server_that_a_run_would_fail_on_is_named(changes: dict[str, Any], error: type[Exception], told: str) -> None:
+def test_a_server_that_a_run_would_fail_on_is_named(
+    changes: dict[str, Any], error: type[Exception], told: str
+) -> None:
     with pytest.raises(error) as refused:
         refuse_unfit([HEAD, replace(WORKER, **changes)], OURS, STORAGE)
     assert told in str(refused.value)
 
 
 def test_the_interface_is_the_one_with_the_address_that_peers_use() -> None:
-    interfaces = {"lo": ["127.0.0.1", "::1"], "docker0": ["172.17.0.1"], "eth1": ["fe80::1", "10.0.0.2"]}
+    interfaces = {
+        "lo": ["127.0.0.1", "::1"],
+        "docker0": ["172.17.0.1"],
+        "eth1": ["fe80::1", "10.0.0.2"],
+    }
     assert interface_of("10.0.0.2", interfaces) == "eth1"
     assert interface_of("203.0.113.9", interfaces) is None
 
@@ -66,4 +88,7 @@ def test_a_worker_names_its_interface_to_gloo_and_nccl(
         if set_before is None:
             monkeypatch.delenv(variable)
     network.use_peers_interface()
-    assert [os.environ.get(name) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")] == [found, found]
+    assert [os.environ.get(name) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")] == [
+        found,
+        found,
+    ]

@@ -1,4 +1,6 @@
-"""The file that sbatch reads: stable, clean for shellcheck, and run here with stand-ins for Slurm and Ray."""
+"""The file that sbatch reads: stable, clean for shellcheck, and run here with stand-ins for Slurm
+and Ray.
+"""
 
 import json
 import os
@@ -31,9 +33,11 @@ os.execvp(sys.argv[5], sys.argv[5:])
 """
 RAY = """
 import signal, subprocess
-kept = {name: os.environ[name] for name in os.environ if name.startswith(("RAY_", "GLOO_", "NCCL_"))}
+prefixes = ("RAY_", "GLOO_", "NCCL_")
+kept = {name: os.environ[name] for name in os.environ if name.startswith(prefixes)}
 token = os.environ["RAY_AUTH_TOKEN_PATH"]
-told = {"arguments": sys.argv[1:], "environment": kept, "token": open(token).read(), "mode": os.stat(token).st_mode}
+told = {"arguments": sys.argv[1:], "environment": kept}
+told |= {"token": open(token).read(), "mode": os.stat(token).st_mode}
 json.dump(told, open("ray.json.new", "w"))
 os.rename("ray.json.new", "ray.json")
 if os.environ["RAY_STARTS"] == "yes":
@@ -44,7 +48,8 @@ ORPO_RAY = """
 import signal, threading
 asked = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: asked.set())
-json.dump({"arguments": sys.argv[1:], "address": os.environ["RAY_ADDRESS"]}, open("driver.json", "w"))
+told = {"arguments": sys.argv[1:], "address": os.environ["RAY_ADDRESS"]}
+json.dump(told, open("driver.json", "w"))
 if os.environ["DRIVER_WAITS"] == "yes":
     asked.wait()
 if os.environ["RESULT"]:
@@ -67,7 +72,13 @@ class Job:
 
     def start(self, **surroundings: str) -> "subprocess.Popen[str]":
         """Let Slurm start it; `surroundings` are what the stand-ins do."""
-        told = {"RAY_STARTS": "yes", "RAY_EXITS": "0", "DRIVER_EXITS": "0", "DRIVER_WAITS": "no", "RESULT": ""}
+        told = {
+            "RAY_STARTS": "yes",
+            "RAY_EXITS": "0",
+            "DRIVER_EXITS": "0",
+            "DRIVER_WAITS": "no",
+            "RESULT": "",
+        }
         slurm = {"SLURM_JOB_ID": JOB, "SLURM_JOB_NODELIST": "node-[7-8]"}
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
         environment = {"PATH": path, "HOME": str(self.folder), **slurm, **told, **surroundings}
@@ -88,7 +99,9 @@ class Job:
 
     def told(self, name: str) -> dict[str, Any]:
         """What a stand-in was told."""
-        found: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(
+            (self.folder / f"{name}.json").read_text(encoding="utf-8")
+        )
         return found
 
 
@@ -104,7 +117,9 @@ def job(tmp_path: Path) -> Job:
     # Where pytest keeps its files is no storage that nodes share; one node may have it.
     config = run_config(tmp_path.parent, name=tmp_path.name)
     request = Request(Nodes(count=1, gpus=4, cpus=32, memory_gib=256), "60")
-    (text,) = sbatch_file(config, ["orpo-ray", "train", "my run.yaml", "seed=$HOME"], request, tmp_path).values()
+    (text,) = sbatch_file(
+        config, ["orpo-ray", "train", "my run.yaml", "seed=$HOME"], request, tmp_path
+    ).values()
     (tmp_path / "job.sbatch").write_text(text, encoding="utf-8")
     return Job(tmp_path)
 
@@ -126,7 +141,9 @@ def test_the_script_is_clean() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not on this machine")
     text = render(run_config(Path("/shared/runs")))
-    done = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["shellcheck", "-"], input=text, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -138,7 +155,12 @@ def test_only_what_is_asked_for_is_in_the_request() -> None:
 def test_ray_starts_on_every_node_with_a_token_of_the_job(job: Job) -> None:
     code, said = job.run(RESULT='{"status": "finished"}')
     assert code == 0, said
-    assert job.told("srun")["options"] == ["--nodes=1", "--ntasks=1", "--cpus-per-task=32", "--wait=90"]
+    assert job.told("srun")["options"] == [
+        "--nodes=1",
+        "--ntasks=1",
+        "--cpus-per-task=32",
+        "--wait=90",
+    ]
     ray = job.told("ray")
     before = ray["arguments"][: ray["arguments"].index("--")]
     assert before[:5] == ["symmetric-run", "--address", f"{ADDRESS}:6379", "--min-nodes", "1"]
@@ -155,7 +177,10 @@ def test_ray_starts_on_every_node_with_a_token_of_the_job(job: Job) -> None:
         "GLOO_SOCKET_IFNAME": "ib0",
         "NCCL_SOCKET_IFNAME": "ib0",
     }
-    assert job.told("driver") == {"arguments": ["train", "my run.yaml", "seed=$HOME"], "address": f"{ADDRESS}:6379"}
+    assert job.told("driver") == {
+        "arguments": ["train", "my run.yaml", "seed=$HOME"],
+        "address": f"{ADDRESS}:6379",
+    }
     assert not (job.folder / ".orpo-ray" / f"slurm-{JOB}").exists()
 
 
@@ -176,7 +201,9 @@ FINISHED = '{"status": "finished"}'
         "resources that are not there": ({"DRIVER_EXITS": "3", "RAY_EXITS": "1"}, 3),
     }.values(),
 )
-def test_result_json_says_whether_the_job_has_done_its_work(job: Job, happens: dict[str, str], code: int) -> None:
+def test_result_json_says_whether_the_job_has_done_its_work(
+    job: Job, happens: dict[str, str], code: int
+) -> None:
     found, said = job.run(**happens)
     assert found == code, said
     assert f"{job.folder}/result.json" in said
@@ -187,8 +214,12 @@ def test_result_json_says_whether_the_job_has_done_its_work(job: Job, happens: d
     ("happens", "code"),
     [({}, 0), ({"RAY_EXITS": "1"}, 0), ({"DRIVER_EXITS": "3"}, 3), ({"RAY_STARTS": "no"}, 1)],
 )
-def test_where_the_storage_is_a_bucket_orpo_ray_itself_says_it(job: Job, happens: dict[str, str], code: int) -> None:
-    config = build(RunConfig, {**settings(job.folder), "storage": "s3://bucket/runs"}, {(): "tests"})
+def test_where_the_storage_is_a_bucket_orpo_ray_itself_says_it(
+    job: Job, happens: dict[str, str], code: int
+) -> None:
+    config = build(
+        RunConfig, {**settings(job.folder), "storage": "s3://bucket/runs"}, {(): "tests"}
+    )
     (text,) = sbatch_file(config, ["orpo-ray", "train", "run.yaml"], REQUEST, job.folder).values()
     (job.folder / "job.sbatch").write_text(text, encoding="utf-8")
     found, said = job.run(**happens)
@@ -201,7 +232,11 @@ def test_where_the_storage_is_a_bucket_orpo_ray_itself_says_it(job: Job, happens
         "a checkpoint is saved": ({"DRIVER_EXITS": "4"}, 4, True),
         "it ends just then": ({"RESULT": FINISHED}, 0, False),
         "it fails just then": ({"DRIVER_EXITS": "1"}, 1, False),
-        "it has come back too often": ({"DRIVER_EXITS": "4", "SLURM_RESTART_COUNT": "100"}, 4, False),
+        "it has come back too often": (
+            {"DRIVER_EXITS": "4", "SLURM_RESTART_COUNT": "100"},
+            4,
+            False,
+        ),
     }.values(),
 )
 def test_a_job_near_its_time_limit_saves_a_checkpoint_and_comes_back(
@@ -226,7 +261,9 @@ def test_without_the_environment_the_job_says_so(job: Job) -> None:
 @pytest.mark.parametrize("storage", ["runs", "/tmp/runs", "/var/tmp/me", "/dev/shm"])
 def test_several_nodes_need_a_storage_that_they_share(storage: str) -> None:
     config = run_config(Path("/shared")).model_copy(update={"storage": storage})
-    with pytest.raises(ConfigError, match=f"^storage: {storage} is not a folder that several nodes share"):
+    with pytest.raises(
+        ConfigError, match=f"^storage: {storage} is not a folder that several nodes share"
+    ):
         render(config)
     assert render(config, Request(Nodes(1, 4, 8, 64), "60"))
 
@@ -236,7 +273,9 @@ def test_a_storage_that_may_be_shared_is_taken_at_its_word(storage: str) -> None
     assert render(run_config(Path("/shared")).model_copy(update={"storage": storage}))
 
 
-@pytest.mark.parametrize("time", ["90", "90:00", "24:00:00", "2-0", "2-12:30", "2-12:30:00", "10", "0:10:00", "0"])
+@pytest.mark.parametrize(
+    "time", ["90", "90:00", "24:00:00", "2-0", "2-12:30", "2-12:30:00", "10", "0:10:00", "0"]
+)
 def test_times_that_slurm_reads(time: str) -> None:
     assert f"#SBATCH --time={time}\n" in render(run_config(Path("/shared")), Request(NODES, time))
 
@@ -249,7 +288,9 @@ def test_other_times_are_refused(time: str) -> None:
 
 @pytest.mark.parametrize("time", ["5", "9:59", "0:05:00", "0-0:09", "00:09:59"])
 def test_a_time_that_ends_before_its_checkpoint_is_refused(time: str) -> None:
-    with pytest.raises(ConfigError, match=f"^--time: {time} is too short: .* give 10 minutes or more"):
+    with pytest.raises(
+        ConfigError, match=f"^--time: {time} is too short: .* give 10 minutes or more"
+    ):
         Request(NODES, time)
 
 
@@ -276,7 +317,9 @@ def test_a_partition_is_a_name() -> None:
         "whatever is there": ({}, (2, 8, 64), 8),
     }.values(),
 )
-def test_gpus_follow_from_the_workers(scale: dict[str, Any], asked: tuple[int, int | None, int], gpus: int) -> None:
+def test_gpus_follow_from_the_workers(
+    scale: dict[str, Any], asked: tuple[int, int | None, int], gpus: int
+) -> None:
     count, given, cpus = asked
     assert nodes_for(ScaleConfig(**scale), count, given, cpus, 64) == Nodes(count, gpus, cpus, 64)
 
@@ -285,9 +328,21 @@ def test_gpus_follow_from_the_workers(scale: dict[str, Any], asked: tuple[int, i
     ("scale", "asked", "says"),
     [
         ({}, (2, None, 8), "scale.workers: auto takes what is there"),
-        ({"workers": 8}, (2, 2, 8), "--gpus-per-node: 2 are too few for the 4 workers of a node, which take 4"),
-        ({"workers": 8, "gpus_per_worker": 1}, (1, 0, 8), "--gpus-per-node: 0 are too few for the 8 workers"),
-        ({"workers": 8, "cpus_per_worker": 4}, (2, None, 8), "--cpus-per-node: 8 are too few .* which take 16"),
+        (
+            {"workers": 8},
+            (2, 2, 8),
+            "--gpus-per-node: 2 are too few for the 4 workers of a node, which take 4",
+        ),
+        (
+            {"workers": 8, "gpus_per_worker": 1},
+            (1, 0, 8),
+            "--gpus-per-node: 0 are too few for the 8 workers",
+        ),
+        (
+            {"workers": 8, "cpus_per_worker": 4},
+            (2, None, 8),
+            "--cpus-per-node: 8 are too few .* which take 16",
+        ),
     ],
 )
 def test_nodes_that_hold_no_workers_are_refused(

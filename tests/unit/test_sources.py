@@ -1,4 +1,6 @@
-"""Reading rows: every kind of file, its line numbers, and one clear line for each way a file can be broken."""
+"""Reading rows: every kind of file, its line numbers, and one clear line for each way a file can be
+broken.
+"""
 
 import gzip
 import json
@@ -84,7 +86,9 @@ def test_gzip_and_huge_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 @pytest.mark.parametrize("indent", [None, 4])
 def test_an_array_is_read_by_element(tmp_path: Path, name: str, indent: int | None) -> None:
-    (tmp_path / name).write_text("\n" + json.dumps([ROW, {"a": [1, {"b": "],["}]}], indent=indent) + "\n")
+    (tmp_path / name).write_text(
+        "\n" + json.dumps([ROW, {"a": [1, {"b": "],["}]}], indent=indent) + "\n"
+    )
     assert values(tmp_path / name) == [(1, ROW), (2, {"a": [1, {"b": "],["}]})]
 
 
@@ -107,11 +111,22 @@ def test_a_list_on_the_first_line_does_not_make_lines_an_array(tmp_path: Path) -
 
 def test_parquet_rows(tmp_path: Path) -> None:
     table = pa.table(
-        {"prompt": ["Q", None], "chosen": [[{"role": "assistant", "content": "a"}], None], "b": [b"x", None]}
+        {
+            "prompt": ["Q", None],
+            "chosen": [[{"role": "assistant", "content": "a"}], None],
+            "b": [b"x", None],
+        }
     )
     pq.write_table(table, tmp_path / "a.parquet")
     assert values(tmp_path / "a.parquet") == [
-        (1, {"prompt": "Q", "chosen": [{"role": "assistant", "content": "a"}], "b": {"type": "bytes"}}),
+        (
+            1,
+            {
+                "prompt": "Q",
+                "chosen": [{"role": "assistant", "content": "a"}],
+                "b": {"type": "bytes"},
+            },
+        ),
         (2, {"prompt": None, "chosen": None, "b": None}),
     ]
 
@@ -140,7 +155,7 @@ def test_real_blank_lines_leave_242_rows(shared_data: Path) -> None:
     assert len(read(shared_data / "mxandre_dpo_train_zh.jsonl")) == 242
 
 
-# --- broken rows: the row is bad, the file goes on -----------------------------------------------------------------
+# --- broken rows: the row is bad, the file goes on ------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -181,7 +196,7 @@ def test_a_wrong_byte_in_a_csv_is_seen_by_the_row_check(tmp_path: Path) -> None:
     assert values(tmp_path / "a.csv") == [(2, {"a": "\udcff"}), (3, {"a": "ok"})]
 
 
-# --- broken files: one line that says what and where ---------------------------------------------------------------
+# --- broken files: one line that says what and where ----------------------------------------------
 
 
 def test_truncated_gzip(tmp_path: Path) -> None:
@@ -200,14 +215,19 @@ def test_directory(tmp_path: Path, lines: Path) -> None:
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path, lines: Path) -> None:
-    assert refused(tmp_path / "b.jsonl") == f"{tmp_path / 'b.jsonl'}: no such file; did you mean a.jsonl?"
+    assert (
+        refused(tmp_path / "b.jsonl")
+        == f"{tmp_path / 'b.jsonl'}: no such file; did you mean a.jsonl?"
+    )
     assert "there is no directory" in refused(tmp_path / "none" / "a.jsonl")
     assert "no such file" in refused("./train")
     assert "no such file" in refused("data/of/mine")
 
 
 def test_the_home_of_nobody() -> None:
-    with pytest.raises(ConfigError, match=r"^source: ~nosuchuser/a\.jsonl: nobody here has that name"):
+    with pytest.raises(
+        ConfigError, match=r"^source: ~nosuchuser/a\.jsonl: nobody here has that name"
+    ):
         list(read_rows(Source(source="~nosuchuser/a.jsonl")))
 
 
@@ -247,7 +267,9 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
 @pytest.mark.parametrize("seed", range(8))
-def test_binary_junk_is_refused_or_bad_but_never_a_crash(tmp_path: Path, name: str, seed: int) -> None:
+def test_binary_junk_is_refused_or_bad_but_never_a_crash(
+    tmp_path: Path, name: str, seed: int
+) -> None:
     junk = random.Random(seed)
     (tmp_path / name).write_bytes(junk.randbytes(junk.choice([1, 40, 4000])))
     try:
@@ -266,7 +288,7 @@ def test_empty_files_have_no_rows(tmp_path: Path) -> None:
     assert read(tmp_path / "b.json") == []
 
 
-# --- remote files and hub names ------------------------------------------------------------------------------------
+# --- remote files and hub names -------------------------------------------------------------------
 
 
 def test_a_url_is_read_through_fsspec(lines: Path) -> None:
@@ -274,7 +296,10 @@ def test_a_url_is_read_through_fsspec(lines: Path) -> None:
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    assert refused("zz://bucket/a.jsonl") == "zz://bucket/a.jsonl: cannot be opened: Protocol not known: zz"
+    assert (
+        refused("zz://bucket/a.jsonl")
+        == "zz://bucket/a.jsonl: cannot be opened: Protocol not known: zz"
+    )
 
 
 def test_an_import_error_of_a_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +309,10 @@ def test_an_import_error_of_a_backend_says_what_to_install(monkeypatch: pytest.M
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "open", lacking)
-    assert refused("s3://b/a.jsonl") == "s3://b/a.jsonl: a Python package is missing: Install s3fs to access S3"
+    assert (
+        refused("s3://b/a.jsonl")
+        == "s3://b/a.jsonl: a Python package is missing: Install s3fs to access S3"
+    )
 
 
 def test_hub_name_while_offline() -> None:
@@ -303,11 +331,23 @@ def test_a_local_path_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("Dataset 'a/b' is a gated dataset on the Hub."), "is gated: accept its terms"),
-        (ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"), "this machine is offline"),
+        (
+            RuntimeError("Dataset 'a/b' is a gated dataset on the Hub."),
+            "is gated: accept its terms",
+        ),
+        (
+            ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"),
+            "this machine is offline",
+        ),
         (ConnectionError("Couldn't reach 'a/b' on the Hub (ReadTimeout)"), "cannot be reached"),
-        (ValueError("Unknown split \"trian\". Should be one of ['train', 'test']."), "has no split 'trian'"),
-        (ValueError("Config name is missing.\nPlease pick one among"), "cannot be loaded: Config name is missing."),
+        (
+            ValueError("Unknown split \"trian\". Should be one of ['train', 'test']."),
+            "has no split 'trian'",
+        ),
+        (
+            ValueError("Config name is missing.\nPlease pick one among"),
+            "cannot be loaded: Config name is missing.",
+        ),
     ],
 )
 def test_hub_errors_say_what_to_do(error: Exception, told: str) -> None:
@@ -319,12 +359,20 @@ def test_hub_errors_say_what_to_do(error: Exception, told: str) -> None:
 def test_a_dataset_that_does_not_exist() -> None:
     from datasets.exceptions import DatasetNotFoundError
 
-    message = explain_hub_error(Source(source="trian"), DatasetNotFoundError("Dataset 'trian' doesn't exist"))
+    message = explain_hub_error(
+        Source(source="trian"), DatasetNotFoundError("Dataset 'trian' doesn't exist")
+    )
     assert message.startswith("trian is neither a local file nor a hub dataset")
 
 
 def test_labels_tell_sources_apart() -> None:
-    names = ["/data/a/train.jsonl", "/data/b/train.jsonl", "/data/b/test.jsonl", "org/set", "s3://bucket/x/c.jsonl"]
+    names = [
+        "/data/a/train.jsonl",
+        "/data/b/train.jsonl",
+        "/data/b/test.jsonl",
+        "org/set",
+        "s3://bucket/x/c.jsonl",
+    ]
     sources = [Source(source=name) for name in names]
     labels = ["a/train.jsonl", "b/train.jsonl", "test.jsonl", "org/set", "c.jsonl"]
     assert source_labels(sources) == labels
@@ -337,7 +385,9 @@ def test_labels_tell_sources_apart() -> None:
 def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "pairs.parquet"
     columns = [pa.array([text]) for text in ("p", "c", "r", "other")]
-    pq.write_table(pa.Table.from_arrays(columns, names=["prompt", "chosen", "rejected", "chosen"]), path)
+    pq.write_table(
+        pa.Table.from_arrays(columns, names=["prompt", "chosen", "rejected", "chosen"]), path
+    )
     with pytest.raises(DataError, match=r"pairs\.parquet: .*the column chosen stands twice"):
         list(read_rows(Source(source=str(path))))
 

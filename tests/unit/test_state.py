@@ -1,4 +1,6 @@
-"""What an exact resume needs: optimizers whose next steps are the same, generators whose next numbers are the same."""
+"""What an exact resume needs: optimizers whose next steps are the same, generators whose next
+numbers are the same.
+"""
 
 import json
 import random
@@ -30,7 +32,9 @@ Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Build] = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
     "adamw-8bit": lambda parameters: bnb.optim.AdamW(parameters, lr=0.1, optim_bits=8),
-    "paged-adamw-8bit": lambda parameters: bnb.optim.AdamW(parameters, lr=0.1, optim_bits=8, is_paged=True),
+    "paged-adamw-8bit": lambda parameters: bnb.optim.AdamW(
+        parameters, lr=0.1, optim_bits=8, is_paged=True
+    ),
 }
 LARGE, SMALL = (64, 128), (128,)
 """bitsandbytes keeps 32-bit state for parameters of fewer than 4096 values."""
@@ -43,7 +47,9 @@ class Model(nn.Module):
         super().__init__()
         shapes = {"large": LARGE, "frozen": LARGE, "small": SMALL}
         for name in list(shapes)[:: -1 if backwards else 1]:
-            self.register_parameter(name, nn.Parameter(torch.zeros(shapes[name]), requires_grad=name != "frozen"))
+            self.register_parameter(
+                name, nn.Parameter(torch.zeros(shapes[name]), requires_grad=name != "frozen")
+            )
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -84,9 +90,15 @@ def test_an_optimizer_goes_on_bit_for_bit(name: str, backwards: bool, tmp_path: 
     resumed = OPTIMIZERS[name](again.trained)
     load(again, resumed, tmp_path)
     for side in ("large", "small"):
-        before, after = state_of(optimizer, getattr(model, side)), state_of(resumed, getattr(again, side))
+        before, after = (
+            state_of(optimizer, getattr(model, side)),
+            state_of(resumed, getattr(again, side)),
+        )
         assert before.keys() == after.keys()
-        assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+        assert all(
+            torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype
+            for key in before
+        )
     take_steps(model, optimizer, range(3, 6))
     take_steps(again, resumed, range(3, 6))
     assert torch.equal(model.large, again.large)
@@ -105,7 +117,13 @@ def test_8_bit_state_stays_8_bit_on_disk(name: str, tmp_path: Path) -> None:
     assert tensors["large/state1"].dtype == tensors["large/state2"].dtype == torch.uint8
     assert tensors["small/state1"].dtype == torch.float32
     assert tensors["large/step"].item() == 2
-    assert {"large/absmax1", "large/qmap1", "large/absmax2", "large/qmap2", "large/master"} <= tensors.keys()
+    assert {
+        "large/absmax1",
+        "large/qmap1",
+        "large/absmax2",
+        "large/qmap2",
+        "large/master",
+    } <= tensors.keys()
     assert not [key for key in tensors if key.startswith("frozen")]
 
 
@@ -159,7 +177,12 @@ def test_collected_state_is_a_copy_whose_masters_are_the_parameters_by_name() ->
 
 def draws() -> list[float]:
     """The next numbers of every generator, Gaussian pairs and dropout included."""
-    gauss = [random.random(), random.gauss(0, 1), float(np.random.normal()), float(np.random.random())]
+    gauss = [
+        random.random(),
+        random.gauss(0, 1),
+        float(np.random.normal()),
+        float(np.random.random()),
+    ]
     return gauss + torch.rand(3).tolist() + nn.functional.dropout(torch.ones(8), 0.5).tolist()
 
 

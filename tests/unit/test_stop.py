@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM: the first one is a request, the second one acts, and outside nothing has changed."""
+"""SIGINT and SIGTERM: the first one is a request, the second one acts, and outside nothing has
+changed.
+"""
 
 import os
 import signal
@@ -42,7 +44,9 @@ def test_the_first_signal_asks_and_the_second_acts_as_it_always_did(number: sign
         send(number)
         assert stop.stop_requested()
         assert received == []
-        assert console.said == [f"{number.name}: stopping, with a checkpoint if training has begun (again: at once)"]
+        assert console.said == [
+            f"{number.name}: stopping, with a checkpoint if training has begun (again: at once)"
+        ]
         send(number)
         assert received == [number]
     assert len(console.said) == 1

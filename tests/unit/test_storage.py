@@ -1,4 +1,6 @@
-"""What a bucket keeps and gives back, against a server that speaks S3; and what is told where there is none."""
+"""What a bucket keeps and gives back, against a server that speaks S3; and what is told where there
+is none.
+"""
 
 import hashlib
 import json
@@ -46,7 +48,8 @@ def write_folder(name: str, files: dict[str, str]) -> Path:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(text, encoding="utf-8")
     entries = {
-        file: {"size": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()} for file, text in files.items()
+        file: {"size": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        for file, text in files.items()
     }
     (folder / MANIFEST).write_text(json.dumps({"files": entries}), encoding="utf-8")
     return folder
@@ -58,7 +61,7 @@ def texts(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in files}
 
 
-# --- what a place is --------------------------------------------------------------------------------------------
+# --- what a place is ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,9 +69,19 @@ def texts(folder: Path) -> dict[str, str]:
     [
         ("gs://bucket/runs", "gs:// is not supported; use s3://bucket/folder, or a folder"),
         ("http://host/bucket", "http:// is not supported; use s3://bucket/folder, or a folder"),
-        ("s3://AKIA:se/cret@bucket/runs", "a URL carries no user or password; credentials and endpoint are those of"),
-        ("s3://bucket/runs?secret_key=x", "a URL carries no query; credentials and endpoint are those of"),
-        ("s3://", "what follows s3:// is no name of a bucket (3 to 63 of a-z, 0-9, . and -); use s3://bucket/folder"),
+        (
+            "s3://AKIA:se/cret@bucket/runs",
+            "a URL carries no user or password; credentials and endpoint are those of",
+        ),
+        (
+            "s3://bucket/runs?secret_key=x",
+            "a URL carries no query; credentials and endpoint are those of",
+        ),
+        (
+            "s3://",
+            "what follows s3:// is no name of a bucket (3 to 63 of a-z, 0-9, . and -); use "
+            "s3://bucket/folder",
+        ),
         ("s3://Bucket/runs", "what follows s3:// is no name of a bucket"),
         ("s3://AKIA:secret/runs", "what follows s3:// is no name of a bucket"),
         ("s3://bucket/../runs", "has a folder that is not made of letters, digits and . _ - ="),
@@ -89,9 +102,14 @@ def test_a_place_in_a_bucket_is_accepted(url: str) -> None:
 
 
 def test_secrets_in_a_text_are_not_shown() -> None:
-    assert without_secrets("storage=s3://AKIA:se/cret@bucket/runs?key=cret") == "storage=s3://...@bucket/runs?..."
+    assert (
+        without_secrets("storage=s3://AKIA:se/cret@bucket/runs?key=cret")
+        == "storage=s3://...@bucket/runs?..."
+    )
     assert without_secrets("model.base=what?") == "model.base=what?"
-    assert without_secrets("storage='s3://AKIA:secret/runs' b") == "storage='s3://...' b", "the @ was forgotten"
+    assert without_secrets("storage='s3://AKIA:secret/runs' b") == "storage='s3://...' b", (
+        "the @ was forgotten"
+    )
     for address in ("http://127.0.0.1:8265/x", "'http://host:80'", "http://[::1]:80/"):
         assert without_secrets(address) == address
 
@@ -100,7 +118,10 @@ def test_the_copy_of_a_bucket_lies_in_the_cache_folder_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter(monkeypatch, tmp_path / "cache")
-    assert local_path("s3://bucket/a/b/") == tmp_path / "cache" / "orpo-ray" / "s3" / "bucket" / "a" / "b"
+    assert (
+        local_path("s3://bucket/a/b/")
+        == tmp_path / "cache" / "orpo-ray" / "s3" / "bucket" / "a" / "b"
+    )
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert local_path("s3://bucket/a") == tmp_path / ".cache" / "orpo-ray" / "s3" / "bucket" / "a"
     assert local_path("~/runs") == tmp_path / "runs"
@@ -116,10 +137,12 @@ def test_a_home_that_is_not_here_is_told_with_the_variable_that_names_it(
         fetched(f"{URL}/x")
 
 
-# --- files and folders ------------------------------------------------------------------------------------------
+# --- files and folders ----------------------------------------------------------------------------
 
 
-def test_a_file_comes_back_on_a_server_that_never_saw_it(server: Server, tmp_path: Path, monkeypatch) -> None:
+def test_a_file_comes_back_on_a_server_that_never_saw_it(
+    server: Server, tmp_path: Path, monkeypatch
+) -> None:
     path = local_path(inside(URL, "a", "x.txt"))
     path.parent.mkdir(parents=True)
     path.write_text("hello", encoding="utf-8")
@@ -127,7 +150,10 @@ def test_a_file_comes_back_on_a_server_that_never_saw_it(server: Server, tmp_pat
     assert server.bucket.under("") == {"runs/a/x.txt": b"hello"}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     found = fetched("s3://bucket/runs/a/x.txt")
-    assert found.is_relative_to(tmp_path / "elsewhere") and found.read_text(encoding="utf-8") == "hello"
+    assert (
+        found.is_relative_to(tmp_path / "elsewhere")
+        and found.read_text(encoding="utf-8") == "hello"
+    )
     assert storage_at(URL).place_of(found) == "s3://bucket/runs/a/x.txt"
 
 
@@ -156,11 +182,19 @@ def test_a_folder_is_kept_with_its_manifest_last_and_an_earlier_one_is_gone(serv
     folder = write_folder("step-1", {"new": "22", "both": "22"})
     server.bucket.requests.clear()
     storage.store_folder(folder, MANIFEST)
-    assert {name: text.decode() for name, text in server.bucket.under("runs/step-1/").items() if name != MANIFEST} == {
+    assert {
+        name: text.decode()
+        for name, text in server.bucket.under("runs/step-1/").items()
+        if name != MANIFEST
+    } == {
         "new": "22",
         "both": "22",
     }
-    changes = [(method, Path(key).name) for method, key in server.bucket.requests if method in ("PUT", "DELETE")]
+    changes = [
+        (method, Path(key).name)
+        for method, key in server.bucket.requests
+        if method in ("PUT", "DELETE")
+    ]
     changes = [change for change in changes if change != ("PUT", "step-1")]  # what marks a folder
     assert changes[0] == ("DELETE", MANIFEST) and changes[-1] == ("PUT", MANIFEST)
 
@@ -185,21 +219,30 @@ def test_a_folder_whose_upload_was_cut_is_none(server: Server) -> None:
     server.bucket.refuses = lambda method, key: method == "PUT" and key.endswith("step-2/b")
     with pytest.raises(ConfigError):
         storage.store_folder(write_folder("checkpoints/step-2", {"a": "1", "b": "2"}), MANIFEST)
-    assert set(server.bucket.under("runs/checkpoints/")) == {f"step-1/{MANIFEST}", "step-1/a", "step-2/a"}
+    assert set(server.bucket.under("runs/checkpoints/")) == {
+        f"step-1/{MANIFEST}",
+        "step-1/a",
+        "step-2/a",
+    }
     parent = local_path(inside(URL, "checkpoints"))
     storage.fetch_folders(parent, MANIFEST)
     assert sorted(path.name for path in parent.iterdir()) == ["step-1"]
     assert not storage.fetch_folder(parent / "step-2", MANIFEST)
 
 
-def test_manifests_alone_tell_which_folders_there_are(server: Server, tmp_path: Path, monkeypatch) -> None:
+def test_manifests_alone_tell_which_folders_there_are(
+    server: Server, tmp_path: Path, monkeypatch
+) -> None:
     storage = storage_at(URL)
     storage.store_folder(write_folder("checkpoints/step-1", {"a": "1"}), MANIFEST)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     write_folder("checkpoints/step-9", {"a": "never stored"})
     parent = local_path(inside(URL, "checkpoints"))
     storage.fetch_folders(parent, MANIFEST, only_manifests=True)
-    assert [path.relative_to(parent).as_posix() for path in parent.rglob("*")] == ["step-1", f"step-1/{MANIFEST}"]
+    assert [path.relative_to(parent).as_posix() for path in parent.rglob("*")] == [
+        "step-1",
+        f"step-1/{MANIFEST}",
+    ]
 
 
 def test_a_folder_without_a_manifest_is_fetched_as_it_is(server: Server) -> None:
@@ -220,13 +263,18 @@ def test_a_removed_folder_loses_its_manifest_first(server: Server) -> None:
     server.bucket.requests.clear()
     storage.remove_folder(folder, MANIFEST)
     assert server.bucket.under("runs/step-1/") == {}
-    assert next(request for request in server.bucket.requests) == ("DELETE", f"runs/step-1/{MANIFEST}")
+    assert next(request for request in server.bucket.requests) == (
+        "DELETE",
+        f"runs/step-1/{MANIFEST}",
+    )
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped"])
 def test_a_manifest_cannot_name_a_file_elsewhere(server: Server, name: str) -> None:
     folder = write_folder("step-1", {"a": "1"})
-    (folder / MANIFEST).write_text(json.dumps({"files": {name: {"size": 1, "sha256": ""}}}), encoding="utf-8")
+    (folder / MANIFEST).write_text(
+        json.dumps({"files": {name: {"size": 1, "sha256": ""}}}), encoding="utf-8"
+    )
     storage_at(URL).store_folder(folder, MANIFEST)
     with pytest.raises(ResourceError, match="would lie outside of it"):
         storage_at(URL).fetch_folder(folder, MANIFEST)
@@ -240,12 +288,16 @@ def test_a_folder_on_this_server_is_left_as_it_is(tmp_path: Path) -> None:
     LOCAL.store_folder(tmp_path, MANIFEST)
     LOCAL.fetch_folders(tmp_path.parent, MANIFEST)
     LOCAL.remove_folder(tmp_path, MANIFEST)
-    assert LOCAL.fetch(tmp_path / "a") and LOCAL.holds(tmp_path / "a") and not LOCAL.fetch(tmp_path / "b")
+    assert (
+        LOCAL.fetch(tmp_path / "a")
+        and LOCAL.holds(tmp_path / "a")
+        and not LOCAL.fetch(tmp_path / "b")
+    )
     assert LOCAL.fetch_folder(tmp_path) and LOCAL.place_of(tmp_path) == str(tmp_path)
     assert texts(tmp_path) == {"a": "1"}
 
 
-# --- no such storage --------------------------------------------------------------------------------------------
+# --- no such storage ------------------------------------------------------------------------------
 
 
 def test_a_bucket_that_can_be_written_passes_the_check_and_its_copy_is_for_its_owner_only(
@@ -257,13 +309,21 @@ def test_a_bucket_that_can_be_written_passes_the_check_and_its_copy_is_for_its_o
 
 
 def test_a_missing_bucket_is_told(server: Server) -> None:
-    with pytest.raises(ResourceError, match=r"^storage: there is no bucket other at http://127\.0\.0\.1:\d+; make it"):
+    with pytest.raises(
+        ResourceError,
+        match=r"^storage: there is no bucket other at http://127\.0\.0\.1:\d+; make it",
+    ):
         storage_at("s3://other/runs").check()
 
 
-def test_credentials_that_are_refused_are_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_are_refused_are_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody-else")
-    with pytest.raises(ConfigError, match=r"^storage: s3://bucket at \S+ refuses these credentials; set those of the"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^storage: s3://bucket at \S+ refuses these credentials; set those of the",
+    ):
         storage_at(URL).check()
 
 
@@ -273,13 +333,17 @@ def test_a_bucket_that_may_only_be_read_is_told(server: Server) -> None:
         storage_at(URL).check()
 
 
-def test_a_server_that_is_not_there_is_told_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_told_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     enter(monkeypatch, tmp_path / "cache")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     began = time.monotonic()
-    with pytest.raises(ResourceError, match=r"^storage: s3://bucket at http://127.0.0.1:9 cannot be used"):
+    with pytest.raises(
+        ResourceError, match=r"^storage: s3://bucket at http://127.0.0.1:9 cannot be used"
+    ):
         storage_at(URL).check()
     assert time.monotonic() - began < 10
 
@@ -301,20 +365,30 @@ def test_an_endpoint_is_told_in_complaints_and_so_may_hold_no_secret(
     enter(monkeypatch, tmp_path / "cache")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     if in_file:
-        (tmp_path / "config").write_text(f"[default]\nendpoint_url = {endpoint}\n", encoding="utf-8")
+        (tmp_path / "config").write_text(
+            f"[default]\nendpoint_url = {endpoint}\n", encoding="utf-8"
+        )
     else:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(ConfigError, match=r"must be a server's URL such as http://10\.0\.0\.9:9000") as refused:
+    with pytest.raises(
+        ConfigError, match=r"must be a server's URL such as http://10\.0\.0\.9:9000"
+    ) as refused:
         storage_at(URL).check()
-    assert str(refused.value).startswith(f"{tmp_path / 'config'}: endpoint_url: " if in_file else "AWS_ENDPOINT_URL: ")
+    assert str(refused.value).startswith(
+        f"{tmp_path / 'config'}: endpoint_url: " if in_file else "AWS_ENDPOINT_URL: "
+    )
     assert "secret" not in str(refused.value)
 
 
-def test_a_broken_file_of_the_aws_sdk_is_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_file_of_the_aws_sdk_is_not_quoted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     enter(monkeypatch, tmp_path / "cache")
     (tmp_path / "config").write_text("aws_secret_access_key = secret\n", encoding="utf-8")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    with pytest.raises(ConfigError, match="not as the AWS SDK wants it: sections in brackets") as refused:
+    with pytest.raises(
+        ConfigError, match="not as the AWS SDK wants it: sections in brackets"
+    ) as refused:
         storage_at(URL)
     assert "secret" not in str(refused.value)
 
@@ -324,7 +398,9 @@ def test_endpoint_and_credentials_may_stand_in_the_files_of_the_aws_sdk(
 ) -> None:
     environment = server.environment
     enter(monkeypatch, tmp_path / "cache")
-    (tmp_path / "config").write_text(f"[profile lab]\nendpoint_url = {server.url}\nregion = us-east-1\n", "utf-8")
+    (tmp_path / "config").write_text(
+        f"[profile lab]\nendpoint_url = {server.url}\nregion = us-east-1\n", "utf-8"
+    )
     keys = f"aws_access_key_id = {environment['AWS_ACCESS_KEY_ID']}\n"
     keys += f"aws_secret_access_key = {environment['AWS_SECRET_ACCESS_KEY']}\n"
     (tmp_path / "keys").write_text(f"[lab]\n{keys}", encoding="utf-8")
@@ -335,7 +411,7 @@ def test_endpoint_and_credentials_may_stand_in_the_files_of_the_aws_sdk(
     assert ("PUT", server.bucket.requests[0][1]) == server.bucket.requests[0]
 
 
-# --- what others are at work on ---------------------------------------------------------------------------------
+# --- what others are at work on -------------------------------------------------------------------
 
 
 def test_naming_a_run_as_an_adapter_leaves_its_own_files_alone(server: Server) -> None:

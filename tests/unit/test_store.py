@@ -62,7 +62,9 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def write(storage: Path, train: Iterable[pa.Table] | None = None) -> Artifact:
-    return write_artifact(storage, summary(), train or [table(ROWS[:2]), table(ROWS[2:])], [table(ROWS[:1])], [BAD])
+    return write_artifact(
+        storage, summary(), train or [table(ROWS[:2]), table(ROWS[2:])], [table(ROWS[:1])], [BAD]
+    )
 
 
 def find(storage: Path) -> tuple[Artifact | None, list[str]]:
@@ -81,7 +83,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ]
     assert (len(artifact.train), len(artifact.eval)) == (3, 1)
     pair = artifact.train[1]
-    assert (pair.pair_id, pair.prompt.tolist(), pair.rejected.tolist()) == ("a.jsonl:3", [7], [9, 10, 11, 12])
+    assert (pair.pair_id, pair.prompt.tolist(), pair.rejected.tolist()) == (
+        "a.jsonl:3",
+        [7],
+        [9, 10, 11, 12],
+    )
     assert pair.chosen.dtype == np.int32
     assert artifact.train.lengths.tolist() == [[3, 2, 1], [1, 1, 4], [2, 3, 2]]
     assert artifact.train.pair_ids == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4"]
@@ -93,7 +99,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_random_access_over_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "BATCH_ROWS", 7)
     rows = [
-        {"pair_id": f"f:{n}", "prompt": list(range(n % 5 + 1)), "chosen": [n], "rejected": [n, n]} for n in range(50)
+        {"pair_id": f"f:{n}", "prompt": list(range(n % 5 + 1)), "chosen": [n], "rejected": [n, n]}
+        for n in range(50)
     ]
     train = write(tmp_path, [table(rows)]).train
     for index in (0, 6, 7, 13, 14, 48, 49):
@@ -141,7 +148,11 @@ def test_the_hash_covers_settings_rows_and_code_version(monkeypatch: pytest.Monk
 GOLDEN = {2: "62d265b24fd55add"}
 """DATA_VERSION -> digest of the tokens that come out of GOLDEN_ROWS."""
 
-TALK = [{"role": "user", "content": "Q2"}, {"role": "assistant", "content": "A2"}, {"role": "user", "content": "Q3"}]
+TALK = [
+    {"role": "user", "content": "Q2"},
+    {"role": "assistant", "content": "A2"},
+    {"role": "user", "content": "Q3"},
+]
 GOLDEN_ROWS: list[dict[str, Any]] = [
     {"prompt": "Q", "chosen": "good", "rejected": "bad"},
     {
@@ -156,8 +167,19 @@ GOLDEN_ROWS: list[dict[str, Any]] = [
     },
     {"chosen": "\n\nHuman: Q\n\nAssistant: good</s>", "rejected": "\n\nHuman: Q\n\nAssistant: bad"},
     {"prompt": "Human: Q\n\nAssistant:", "chosen": "\ngood", "rejected": "bad\n"},
-    {"conversations": [{"from": "human", "value": "Q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": "b"},
-    {"instruction": "Q", "input": "I", "history": [["q", "a"]], "system": "S", "chosen": "good", "rejected": "bad"},
+    {
+        "conversations": [{"from": "human", "value": "Q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": "b",
+    },
+    {
+        "instruction": "Q",
+        "input": "I",
+        "history": [["q", "a"]],
+        "system": "S",
+        "chosen": "good",
+        "rejected": "bad",
+    },
     {"messages": TALK, "chosen": "good", "rejected": "bad"},
     {"input": "Q", "output_1": "bad", "output_2": "good", "label": 2},
     {"input": {"messages": TALK}, "preferred_output": "good", "non_preferred_output": "bad"},
@@ -168,10 +190,13 @@ GOLDEN_ROWS: list[dict[str, Any]] = [
 def golden_tokenizer() -> Any:
     """One token a byte, so that nothing but this project's own code shapes the ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer = Tokenizer(
+        models.BPE({letter: number for number, letter in enumerate(alphabet)}, [])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     template = (
-        "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\n' }}{% endfor %}"
+        "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\n' "
+        "}}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     return PreTrainedTokenizerFast(
@@ -182,14 +207,21 @@ def golden_tokenizer() -> Any:
 def test_other_tokens_from_the_same_rows_need_another_data_version() -> None:
     texts = [json.dumps(row).encode() for row in GOLDEN_ROWS]
     block = pa.Table.from_pylist(
-        [{"source": 0, "line": line, "text": text, "problem": ""} for line, text in enumerate(texts, 1)], schema=RAW
+        [
+            {"source": 0, "line": line, "text": text, "problem": ""}
+            for line, text in enumerate(texts, 1)
+        ],
+        schema=RAW,
     )
-    processor = RowProcessor(golden_tokenizer(), ["a"], Limits(120, 240, "truncate-prompt-left"), None)
+    processor = RowProcessor(
+        golden_tokenizer(), ["a"], Limits(120, 240, "truncate-prompt-left"), None
+    )
     made = processor(block).select(["code", *SCHEMA.names]).to_pylist()
     assert [row["code"] for row in made] == [""] * len(GOLDEN_ROWS)
     digest = hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
     assert {store.DATA_VERSION: digest} == GOLDEN, (
-        f"the same rows now give other tokens: raise store.DATA_VERSION, or users train on stale artifacts; then set "
+        "the same rows now give other tokens: raise store.DATA_VERSION, or users train on stale "
+        "artifacts; then set "
         f"GOLDEN to the new version and {digest}"
     )
 
@@ -243,13 +275,17 @@ def _write_at_once(storage: Path, barrier: Any, results: Any) -> None:
 def test_processes_that_finish_together_share_one_artifact(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=_write_at_once, args=(tmp_path, barrier, results)) for _ in range(3)]
+    processes = [
+        context.Process(target=_write_at_once, args=(tmp_path, barrier, results)) for _ in range(3)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [results.get(timeout=10) for _ in processes] == [3, 3, 3]
-    assert [entry.name for entry in (tmp_path / "artifacts").iterdir()] == [artifact_path(tmp_path, DIGEST).name]
+    assert [entry.name for entry in (tmp_path / "artifacts").iterdir()] == [
+        artifact_path(tmp_path, DIGEST).name
+    ]
 
 
 def test_a_table_opens_from_its_path_alone(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ STARTS_WITH_BOS = ("plain", "llama3", "gemma", "mistral")
 
 def render(name: str, messages: list[Message], generation: bool) -> str:
     template = Environment().from_string(TEMPLATES[name].text)
-    return template.render(messages=messages, bos_token="<s>", eos_token="</s>", add_generation_prompt=generation)
+    return template.render(
+        messages=messages, bos_token="<s>", eos_token="</s>", add_generation_prompt=generation
+    )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -26,7 +26,8 @@ LLAMA_TEMPLATE = (
     "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
 )
 GLUED_TEMPLATE = (
-    "{% for m in messages %}{{ m.content + ' ' if m.role == 'user' else m.content + eos_token + '\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ m.content + ' ' if m.role == 'user' else m.content + "
+    "eos_token + '\\n' }}{% endfor %}"
 )
 """Ends its prompt with a space, which every tokenizer here would merge with the answer."""
 
@@ -54,12 +55,35 @@ def ids(pair: TokenPair) -> tuple[list[int], list[int], list[int]]:
     return pair.prompt.tolist(), pair.chosen.tolist(), pair.rejected.tolist()
 
 
-# --- golden --------------------------------------------------------------------------------------------------------
+# --- golden ---------------------------------------------------------------------------------------
 
 
 def test_chatml(chatml_tokenizer: Any) -> None:
-    """<|im_start|>user\\nHi there<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n"""
-    prompt = [1, 832, 311, 234, 75, 108, 1975, 2, 234, 1, 1388, 570, 811, 234, 25, 234, 234, 26, 234, 234]
+    """<|im_start|>user\\nHi
+    there<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n
+    """
+    prompt = [
+        1,
+        832,
+        311,
+        234,
+        75,
+        108,
+        1975,
+        2,
+        234,
+        1,
+        1388,
+        570,
+        811,
+        234,
+        25,
+        234,
+        234,
+        26,
+        234,
+        234,
+    ]
     found = one(chatml_tokenizer)
     assert ids(found) == (prompt, [3376, 47, 5874, 49, 2], [6221, 2])
     assert chatml_tokenizer.decode(found.chosen) == "Yes, sure.<|im_end|>"
@@ -78,31 +102,54 @@ def test_llama_style(shared_tokenizer: Load) -> None:
 def test_plain(shared_tokenizer: Load) -> None:
     tokenizer = shared_tokenizer("gpt2_50257", TEMPLATES["plain"].text)
     assert ids(one(tokenizer)) == (
-        [50256, 20490, 25, 15902, 612, 198, 198, 48902, 25],  # <|endoftext|>Human: Hi there\n\nAssistant:
+        [
+            50256,
+            20490,
+            25,
+            15902,
+            612,
+            198,
+            198,
+            48902,
+            25,
+        ],  # <|endoftext|>Human: Hi there\n\nAssistant:
         [3363, 11, 1654, 13, 50256],  # " Yes" "," " sure" "." <|endoftext|>
         [1400, 50256],  # " No" <|endoftext|>
     )
 
 
-# --- promises, on real text ----------------------------------------------------------------------------------------
+# --- promises, on real text -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize(
-    "file", ["hh_harmless_test.jsonl.gz", "mxandre_dpo_train_zh.jsonl", "rasbt_instruction_preference.json"]
+    "file",
+    [
+        "hh_harmless_test.jsonl.gz",
+        "mxandre_dpo_train_zh.jsonl",
+        "rasbt_instruction_preference.json",
+    ],
 )
-def test_promises_hold_on_real_rows(shared_data: Path, shared_tokenizer: Load, name: str, file: str) -> None:
+def test_promises_hold_on_real_rows(
+    shared_data: Path, shared_tokenizer: Load, name: str, file: str
+) -> None:
     """Compared by value only, so that a failure never prints the texts."""
     tokenizer = shared_tokenizer(name, TOKENIZERS[name])
-    rows = (parse_row(raw.text) for raw in read_rows(Source(source=str(shared_data / file), limit=100)))
-    pairs = [pair for row in rows if isinstance(row, dict) and isinstance(pair := read_pair(row), Pair)]
+    rows = (
+        parse_row(raw.text) for raw in read_rows(Source(source=str(shared_data / file), limit=100))
+    )
+    pairs = [
+        pair for row in rows if isinstance(row, dict) and isinstance(pair := read_pair(row), Pair)
+    ]
     end = tokenizer.eos_token_id
     broken = 0
     for pair, tokens in zip(pairs, tokenise(tokenizer, *pairs), strict=True):
         if isinstance(tokens, Refusal):
             assert tokens.code == "identical"
             continue
-        start = tokenizer.apply_chat_template(pair.prompt, tokenize=False, add_generation_prompt=True)
+        start = tokenizer.apply_chat_template(
+            pair.prompt, tokenize=False, add_generation_prompt=True
+        )
         broken += tokens.prompt.tolist() != tokenizer(start, add_special_tokens=False)["input_ids"]
         for answer, text in ((tokens.chosen, pair.chosen), (tokens.rejected, pair.rejected)):
             whole = [*pair.prompt, {"role": "assistant", "content": text}]
@@ -129,16 +176,20 @@ def test_the_prompt_never_depends_on_the_answer(shared_tokenizer: Load, name: st
 
 def test_a_batch_gives_what_single_pairs_give(chatml_tokenizer: Any) -> None:
     pairs = [Pair(HI, f"answer {n}", "no") for n in range(5)]
-    together = [ids(pair) for pair in tokenise(chatml_tokenizer, *pairs) if isinstance(pair, TokenPair)]
+    together = [
+        ids(pair) for pair in tokenise(chatml_tokenizer, *pairs) if isinstance(pair, TokenPair)
+    ]
     assert together == [ids(one(chatml_tokenizer, pair)) for pair in pairs]
 
 
-# --- the marker of a text's start (Llama 2) ------------------------------------------------------------------------
+# --- the marker of a text's start (Llama 2) -------------------------------------------------------
 
 
 @pytest.fixture
 def marking(shared_tokenizer: Load) -> Any:
-    """The Mistral vocabulary under Llama 2's normaliser, which puts a leading-space sign before every text."""
+    """The Mistral vocabulary under Llama 2's normaliser, which puts a leading-space sign before
+    every text.
+    """
     tokenizer = shared_tokenizer("mistral_v3_32768_spm", GLUED_TEMPLATE)
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -150,17 +201,29 @@ def test_an_answer_tokenised_apart_gets_no_start_marker(marking: Any) -> None:
     assert marking.tokenize("Yes") == ["▁Yes"]
     found = one(marking)
     assert marking.convert_ids_to_tokens(found.prompt.tolist()) == ["▁Hi", "▁there", "▁"]
-    assert marking.convert_ids_to_tokens(found.chosen.tolist()) == ["Yes", ",", "▁sure", ".", "</s>"]
+    assert marking.convert_ids_to_tokens(found.chosen.tolist()) == [
+        "Yes",
+        ",",
+        "▁sure",
+        ".",
+        "</s>",
+    ]
 
 
 def test_an_answer_in_context_keeps_its_own_space(marking: Any) -> None:
     marking.chat_template = LLAMA_TEMPLATE.replace("[/INST]", "=>")
     found = one(marking)
     assert marking.convert_ids_to_tokens(found.prompt.tolist())[-2:] == ["▁there", "▁=>"]
-    assert marking.convert_ids_to_tokens(found.chosen.tolist()) == ["▁Yes", ",", "▁sure", ".", "</s>"]
+    assert marking.convert_ids_to_tokens(found.chosen.tolist()) == [
+        "▁Yes",
+        ",",
+        "▁sure",
+        ".",
+        "</s>",
+    ]
 
 
-# --- start tokens --------------------------------------------------------------------------------------------------
+# --- start tokens ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tokenizer_adds", [True, False])
@@ -182,13 +245,17 @@ def test_one_start_token_whoever_wants_it(
     assert prompt == one(tokenizer, Pair(asked, "Yes", "No")).prompt.tolist()
 
 
-# --- end tokens ----------------------------------------------------------------------------------------------------
+# --- end tokens -----------------------------------------------------------------------------------
 
 
-def test_a_template_without_end_token_gets_one(chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_without_end_token_gets_one(
+    chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
     monkeypatch.setattr(
-        chatml_tokenizer, "chat_template", template + "{% if add_generation_prompt %}assistant: {% endif %}"
+        chatml_tokenizer,
+        "chat_template",
+        template + "{% if add_generation_prompt %}assistant: {% endif %}",
     )
     found = one(chatml_tokenizer)
     assert chatml_tokenizer.decode(found.prompt) == "user: Hi there\nassistant: "
@@ -225,19 +292,25 @@ def test_the_end_token_is_kept_where_it_pads_too(shared_tokenizer: Load) -> None
     assert one(tokenizer).chosen[-1] == tokenizer.pad_token_id == 50256
 
 
-# --- templates and tokenizers that cannot do it --------------------------------------------------------------------
+# --- templates and tokenizers that cannot do it ---------------------------------------------------
 
 
 def test_a_template_that_refuses_the_system_role(shared_tokenizer: Load) -> None:
     tokenizer = shared_tokenizer("mistral_v3_32768_spm", LLAMA_TEMPLATE)
     prompt: list[Message] = [{"role": "system", "content": "Be kind."}, *HI]
-    assert tokenise(tokenizer, Pair(prompt, "Yes", "No")) == [Refusal("template-refused", "System role not supported")]
+    assert tokenise(tokenizer, Pair(prompt, "Yes", "No")) == [
+        Refusal("template-refused", "System role not supported")
+    ]
     with pytest.raises(DataError, match="System role not supported"):
         PairTokeniser(tokenizer).prompts([prompt])
 
 
-def test_a_template_that_rewrites_history_is_named(chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeps_last_only = "{{ messages[-1].content }}{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+def test_a_template_that_rewrites_history_is_named(
+    chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeps_last_only = (
+        "{{ messages[-1].content }}{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    )
     monkeypatch.setattr(chatml_tokenizer, "chat_template", keeps_last_only)
     [found] = tokenise(chatml_tokenizer, PAIR)
     assert isinstance(found, Refusal)
@@ -251,7 +324,7 @@ def test_no_template_and_no_end_token(shared_tokenizer: Load) -> None:
         PairTokeniser(shared_tokenizer("torchtune_tiny_2000", TEMPLATES["plain"].text))
 
 
-# --- templates that ask for the date -------------------------------------------------------------------------------
+# --- templates that ask for the date --------------------------------------------------------------
 
 DATED = """{%- if not date_string is defined %}
     {%- if strftime_now is defined %}
@@ -265,9 +338,16 @@ DATED = """{%- if not date_string is defined %}
 
 @pytest.mark.parametrize(
     ("asked", "shown"),
-    [("%d %b %Y", "26 Jul 2024"), ("%Y-%m-%d", "2024-07-26"), ("%A, %B %-d", "Friday, July 26"), ("%H:%M", "00:00")],
+    [
+        ("%d %b %Y", "26 Jul 2024"),
+        ("%Y-%m-%d", "2024-07-26"),
+        ("%A, %B %-d", "Friday, July 26"),
+        ("%H:%M", "00:00"),
+    ],
 )
-def test_the_date_in_a_template_is_the_same_every_day(chatml_tokenizer: Any, asked: str, shown: str) -> None:
+def test_the_date_in_a_template_is_the_same_every_day(
+    chatml_tokenizer: Any, asked: str, shown: str
+) -> None:
     chatml_tokenizer.chat_template = DATED.replace("FORMAT", repr(asked))
     assert fixed_date(chatml_tokenizer) == "2024-07-26"
     found = one(chatml_tokenizer)
@@ -275,7 +355,9 @@ def test_the_date_in_a_template_is_the_same_every_day(chatml_tokenizer: Any, ask
     assert PairTokeniser(chatml_tokenizer).prompts([HI]) == [found.prompt.tolist()]
 
 
-@pytest.mark.parametrize("start", ["", "\n", "\n\n", "  ", "  {% set x = 1 %}\n", "\n  {%- set x = 1 %}\n x"])
+@pytest.mark.parametrize(
+    "start", ["", "\n", "\n\n", "  ", "  {% set x = 1 %}\n", "\n  {%- set x = 1 %}\n x"]
+)
 def test_fixing_the_date_changes_nothing_else(chatml_tokenizer: Any, start: str) -> None:
     chatml_tokenizer.chat_template = start + "{{ messages[-1].content }}{# strftime_now #}"
     expected = chatml_tokenizer.apply_chat_template(HI, tokenize=False)
@@ -287,7 +369,7 @@ def test_a_template_without_a_date_is_left_alone(chatml_tokenizer: Any) -> None:
     assert fixed_date(chatml_tokenizer) is None
 
 
-# --- limits --------------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def token_pair(prompt: int, chosen: int, rejected: int) -> TokenPair:

@@ -1,4 +1,6 @@
-"""Which of Ray Train's helper processes a run starts; how many there really are is counted in a run of its own."""
+"""Which of Ray Train's helper processes a run starts; how many there really are is counted in a run
+of its own.
+"""
 
 import pytest
 from ray.train.v2._internal.execution.worker_group import WorkerGroup

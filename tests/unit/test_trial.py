@@ -45,7 +45,9 @@ def raises(error: BaseException) -> Callable[..., None]:
     return end
 
 
-def test_a_trial_that_ends_says_so(monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]) -> None:
+def test_a_trial_that_ends_says_so(
+    monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]
+) -> None:
     run(monkeypatch, lambda *_: None)
     assert reports == [{"finished": True}]
 
@@ -60,14 +62,20 @@ def test_a_trial_that_ends_says_so(monkeypatch: pytest.MonkeyPatch, reports: lis
     ],
 )
 def test_an_error_is_told_with_whether_it_may_pass(
-    monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]], error: Exception, told: str, may_pass: bool
+    monkeypatch: pytest.MonkeyPatch,
+    reports: list[dict[str, Any]],
+    error: Exception,
+    told: str,
+    may_pass: bool,
 ) -> None:
     logged = run(monkeypatch, raises(error))
     assert reports == [{"error": told, "may_pass": may_pass}]
     assert logged.stored == ["the trial failed"], "the traceback is in the log before that is kept"
 
 
-def test_a_trial_that_cannot_begin_says_so(monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]) -> None:
+def test_a_trial_that_cannot_begin_says_so(
+    monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]
+) -> None:
     monkeypatch.setattr(trial, "_open", raises(ConfigError("adapter.r: 0")))
     trial.run_trial({}, None)  # type: ignore[arg-type]
     assert reports == [{"error": "adapter.r: 0", "may_pass": False}]
@@ -91,7 +99,9 @@ def test_a_trial_that_is_given_up_says_no_more_whatever_fails_on_its_way_out(
     assert reports == []
 
 
-def test_a_trial_that_is_given_up_ends(monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]) -> None:
+def test_a_trial_that_is_given_up_ends(
+    monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]
+) -> None:
     with pytest.raises(SystemExit):
         run(monkeypatch, raises(SystemExit(0)))
     assert reports == []

@@ -1,4 +1,6 @@
-"""One settings class an objective, each in a file that bears its name; a new file is a new objective."""
+"""One settings class an objective, each in a file that bears its name; a new file is a new
+objective.
+"""
 
 import importlib
 import pkgutil
@@ -15,16 +17,22 @@ _NO_OBJECTIVE = "base"
 
 def _find() -> dict[str, type[ObjectiveConfig]]:
     found = {}
-    for name in sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != _NO_OBJECTIVE):
+    for name in sorted(
+        module.name for module in pkgutil.iter_modules(__path__) if module.name != _NO_OBJECTIVE
+    ):
         settings = _settings_in(importlib.import_module(f"{__name__}.{name}"))
         if [kind.model_fields["kind"].default for kind in settings] != [name]:
-            raise ConfigError(f"config/objectives/{name}.py: must hold one settings class, whose kind is {name}")
+            raise ConfigError(
+                f"config/objectives/{name}.py: must hold one settings class, whose kind is {name}"
+            )
         found[name] = settings[0]
     return found
 
 
 def _settings_in(module: ModuleType) -> list[type[ObjectiveConfig]]:
-    own = [item for item in vars(module).values() if getattr(item, "__module__", "") == module.__name__]
+    own = [
+        item for item in vars(module).values() if getattr(item, "__module__", "") == module.__name__
+    ]
     return [item for item in own if isinstance(item, type) and issubclass(item, ObjectiveConfig)]
 
 

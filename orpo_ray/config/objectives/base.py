@@ -17,7 +17,10 @@ class InTrl:
 
 
 class ObjectiveConfig(Section):
-    """Settings of an objective. `kind` is its name, and that of the files that hold its settings and its loss."""
+    """Settings of an objective.
+
+    `kind` is its name, and that of the files that hold its settings and its loss.
+    """
 
     kind: str
     search_space: ClassVar[Mapping[str, Suited]] = {}
@@ -29,9 +32,14 @@ class ObjectiveConfig(Section):
 
     @property
     def has_likelihood(self) -> bool:
-        """Whether the loss has a likelihood term, which holds the text together at higher learning rates."""
+        """Whether the loss has a likelihood term, which holds the text together at higher learning
+        rates.
+        """
         return False
 
     def in_trl(self) -> InTrl | str:
         """How TRL computes it as it is set; or why it does not, and what to set instead."""
-        return f"objective.kind: the trainers that TRL brings to pairs have no {self.kind}; use another objective"
+        return (
+            f"objective.kind: the trainers that TRL brings to pairs have no {self.kind}; use "
+            "another objective"
+        )

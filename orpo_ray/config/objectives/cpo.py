@@ -17,7 +17,9 @@ class CpoConfig(ObjectiveConfig):
     nll_on: Literal["response", "full"] = "response"
 
     search_space: ClassVar = {
-        "objective.beta": Suited({"loguniform": [0.01, 0.1]}, "arXiv:2401.08417: 0.1; its scale is that of DPO")
+        "objective.beta": Suited(
+            {"loguniform": [0.01, 0.1]}, "arXiv:2401.08417: 0.1; its scale is that of DPO"
+        )
     }
 
     @property
@@ -28,5 +30,7 @@ class CpoConfig(ObjectiveConfig):
     def in_trl(self) -> InTrl | str:
         """Under the same names, but for alpha."""
         if self.nll_on != "response":
-            return "objective.nll_on: TRL's CPO takes the likelihood over the response; set response"
+            return (
+                "objective.nll_on: TRL's CPO takes the likelihood over the response; set response"
+            )
         return InTrl("CPO", {"beta": self.beta, "cpo_alpha": self.alpha, "loss_type": "sigmoid"})

@@ -15,24 +15,29 @@ class DpoConfig(ObjectiveConfig):
     beta: PositiveFloat = 0.1
     loss: Literal["sigmoid", "hinge", "robust"] = Field(
         "sigmoid",
-        description="sigmoid: the paper; hinge: SLiC's (arXiv:2305.10425); robust: unbiased under label_smoothing "
-        "(arXiv:2403.00409)",
+        description="sigmoid: the paper; hinge: SLiC's (arXiv:2305.10425); robust: unbiased "
+        "under label_smoothing (arXiv:2403.00409)",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="assumed share of wrong labels")
-    nll_weight: float = Field(0.0, ge=0, description="weight of an added likelihood term on the chosen answer")
+    nll_weight: float = Field(
+        0.0, ge=0, description="weight of an added likelihood term on the chosen answer"
+    )
     nll_on: Literal["response", "full"] = "response"
 
     search_space: ClassVar = {
         "objective.beta": Suited(
             {"loguniform": [0.01, 0.1]},
-            "arXiv:2305.18290 takes 0.1; recipes of the alignment-handbook for Zephyr 0.01 and 0.05",
+            "arXiv:2305.18290 takes 0.1; recipes of the alignment-handbook for Zephyr 0.01 and "
+            "0.05",
         )
     }
 
     @model_validator(mode="after")
     def _hinge_is_not_smoothed(self) -> Self:
         if self.loss == "hinge" and self.label_smoothing:
-            raise ValueError("label_smoothing: hinge has none; set it to 0, or use loss: sigmoid or robust")
+            raise ValueError(
+                "label_smoothing: hinge has none; set it to 0, or use loss: sigmoid or robust"
+            )
         return self
 
     @property
@@ -43,5 +48,11 @@ class DpoConfig(ObjectiveConfig):
     def in_trl(self) -> InTrl | str:
         """Its smoothing is that of `robust` alone; it has no likelihood term in this form."""
         if self.nll_weight or (self.label_smoothing and self.loss != "robust"):
-            return "objective: TRL's DPO has neither nll_weight nor label_smoothing in this form; set them to 0"
-        return InTrl("DPO", {"beta": self.beta, "label_smoothing": self.label_smoothing, "loss_type": self.loss})
+            return (
+                "objective: TRL's DPO has neither nll_weight nor label_smoothing in this form; "
+                "set them to 0"
+            )
+        return InTrl(
+            "DPO",
+            {"beta": self.beta, "label_smoothing": self.label_smoothing, "loss_type": self.loss},
+        )

@@ -13,7 +13,9 @@ class IpoConfig(ObjectiveConfig):
 
     kind: Literal["ipo"] = "ipo"
     beta: PositiveFloat = 0.1
-    log_probs: Literal["sum", "token-mean"] = Field("sum", description="sum: the paper; token-mean: TRL's choice")
+    log_probs: Literal["sum", "token-mean"] = Field(
+        "sum", description="sum: the paper; token-mean: TRL's choice"
+    )
 
     search_space: ClassVar = {
         "objective.beta": Suited(

@@ -18,7 +18,8 @@ class KtoConfig(ObjectiveConfig):
 
     search_space: ClassVar = {
         "objective.beta": Suited(
-            {"loguniform": [0.01, 0.1]}, "TRL's default 0.1; alignment-handbook, recipes/pref_align_scan, from 0.01"
+            {"loguniform": [0.01, 0.1]},
+            "TRL's default 0.1; alignment-handbook, recipes/pref_align_scan, from 0.01",
         )
     }
     only_in_trl = True

@@ -9,11 +9,15 @@ from orpo_ray.config.suited import Suited
 
 
 class OrpoConfig(ObjectiveConfig):
-    """Likelihood of the chosen answer plus `lambda` times the odds-ratio term; no reference model."""
+    """Likelihood of the chosen answer plus `lambda` times the odds-ratio term; no reference
+    model.
+    """
 
     kind: Literal["orpo"] = "orpo"
     lambda_: float = Field(0.1, ge=0, alias="lambda", description="weight of the odds-ratio term")
-    nll_on: Literal["response", "full"] = Field("response", description="tokens the likelihood runs over")
+    nll_on: Literal["response", "full"] = Field(
+        "response", description="tokens the likelihood runs over"
+    )
 
     search_space: ClassVar = {
         "objective.lambda": Suited(
@@ -30,5 +34,8 @@ class OrpoConfig(ObjectiveConfig):
     def in_trl(self) -> InTrl | str:
         """Its lambda is called beta there."""
         if self.nll_on != "full":
-            return "objective.nll_on: TRL's ORPO takes the likelihood over prompt and response; set full"
+            return (
+                "objective.nll_on: TRL's ORPO takes the likelihood over prompt and response; "
+                "set full"
+            )
         return InTrl("ORPO", {"beta": self.lambda_})

@@ -13,14 +13,22 @@ class SimpoConfig(ObjectiveConfig):
 
     kind: Literal["simpo"] = "simpo"
     beta: PositiveFloat = 2.0
-    gamma_beta_ratio: float = Field(0.5, ge=0, description="target margin divided by beta, as the paper tabulates it")
+    gamma_beta_ratio: float = Field(
+        0.5, ge=0, description="target margin divided by beta, as the paper tabulates it"
+    )
 
     search_space: ClassVar = {
-        "objective.beta": Suited({"loguniform": [2.0, 10.0]}, "recipes beside arXiv:2405.14734: 2 to 2.5, and 10"),
-        "objective.gamma_beta_ratio": Suited({"uniform": [0.0, 1.0]}, "recipes beside arXiv:2405.14734: 0.1 to 0.8"),
+        "objective.beta": Suited(
+            {"loguniform": [2.0, 10.0]}, "recipes beside arXiv:2405.14734: 2 to 2.5, and 10"
+        ),
+        "objective.gamma_beta_ratio": Suited(
+            {"uniform": [0.0, 1.0]}, "recipes beside arXiv:2405.14734: 0.1 to 0.8"
+        ),
     }
 
     def in_trl(self) -> InTrl | str:
         """A loss type of CPO, without the likelihood term that it adds by default."""
         gamma = self.gamma_beta_ratio * self.beta
-        return InTrl("CPO", {"beta": self.beta, "simpo_gamma": gamma, "cpo_alpha": 0.0, "loss_type": "simpo"})
+        return InTrl(
+            "CPO", {"beta": self.beta, "simpo_gamma": gamma, "cpo_alpha": 0.0, "loss_type": "simpo"}
+        )
