@@ -98,18 +98,22 @@ def _tokenizer(config: RunConfig, console: Console) -> PreTrainedTokenizerBase:
 # --- train ----------------------------------------------------------------------------------------
 
 
-def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False) -> TrainResult:
-    """Train a run to its end, or go on where an unfinished run of this name was; a finished one is
-    not run again.
+def train(
+    config: RunConfig, console: Console = _PRINTING, verbose: bool = False, extend: bool = False
+) -> TrainResult:
+    """Train a run to its end; an unfinished run of this name is resumed.
 
-    The console hears what was decided and the numbers of each step; where it asks to stop, or
-    SIGINT or SIGTERM comes, the run ends with a checkpoint and StoppedError. `verbose` shows what
-    Ray's processes log. A run in stages is its stages, one after the other, each a run in the
-    folder of the whole.
+    A finished one is not run again, unless `extend` asks for the steps that its settings have now
+    beyond its end. The console hears what was decided and the numbers of each step. If it asks to
+    stop, or SIGINT or SIGTERM comes, the run ends with a checkpoint and StoppedError. `verbose`
+    shows what Ray's processes log. A run in stages is its stages, one after the other, each a run
+    in the folder of the whole.
     """
     _refuse_others(config, console)
     run = Run(config)
     run.check_writable()
+    if extend:
+        _extend(run, console)
     if (finished := run.look(console)) is not None:
         return finished
     if config.stages:
@@ -127,6 +131,26 @@ def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False
     result = run.result()
     assert result is not None, "a run that ends without an error has a result"
     return result
+
+
+def _extend(run: Run, console: Console) -> None:
+    """Have a finished run wait for more steps, which `train` takes."""
+    from orpo_ray.runs.extend import described, extend, refuse_unfinished
+    from orpo_ray.training.run_plan import steps_of_run
+
+    config = run.config
+    if config.stages:
+        raise ConfigError(
+            "--extend: a run in stages is not extended; start a new run of its last stage with "
+            f"adapter.init_from={run.place}"
+        )
+    run.refresh()
+    refuse_unfinished(run)
+    artifact = _prepare(run, SILENT)
+    with run.lock(_ONLOOKER_S):
+        run.refresh()
+        extend(run, len(steps_of_run(config, len(artifact.train))))
+    console.announce(described(run))
 
 
 def _train(run: Run, artifact: Artifact, placement: Placement, console: Console) -> None:

@@ -54,6 +54,11 @@ class TrainingConfig(Section):
     eval_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
     checkpoint_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
     keep: PositiveInt = Field(2, description="checkpoints kept: the best one and the newest")
+    adapter_from: Literal["last", "best"] = Field(
+        "last",
+        description="the checkpoint that the adapter is taken from; best: by held-out accuracy, "
+        "then margin",
+    )
     seed: int = Field(42, ge=0, lt=2**32)
     layout: Literal["auto", "padded", "packed", "shared-prefix"] = Field(
         "auto", description="how pairs stand in a micro-batch; speed and memory, not results"
@@ -64,6 +69,16 @@ class TrainingConfig(Section):
     trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
         (), description="beside TensorBoard, which is always on"
     )
+
+    trl_metric_names: bool = Field(
+        False, description="report TRL's names too, so that its curves and ours overlay"
+    )
+
+    @model_validator(mode="after")
+    def _the_best_is_kept(self) -> Self:
+        if self.adapter_from == "best" and self.keep < 2:
+            raise ValueError("keep: 1 keeps the newest checkpoint only; adapter_from: best needs 2")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -20,6 +20,7 @@ from orpo_ray.models.traits import Traits, read_traits
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.changes import refuse_changed_identity
 from orpo_ray.runs.console import SILENT, Announce
+from orpo_ray.runs.extend import schedule_from
 from orpo_ray.runs.files import RUN_FILE
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.versions import versions
@@ -68,7 +69,7 @@ def settle(
         {**stored, "identity": identity, "decisions": asdict(decisions), "versions": versions()}
     )
     run.store(RUN_FILE)
-    return Setup(decisions, identity)
+    return Setup(decisions, identity, schedule_from(stored))
 
 
 def fetch_inputs(config: RunConfig) -> None:
@@ -128,14 +129,14 @@ def decide(
         )
     strategy = _strategy(config, Workers(workers, nodes, hardware.memory), numerics.dtype, announce)
     return Decisions(
-        hardware.device,
-        numerics.dtype,
-        numerics.attention,
-        layout,
-        strategy,
-        checkpointing,
-        tokens,
-        is_open,
+        device=hardware.device,
+        dtype=numerics.dtype,
+        attention=numerics.attention,
+        layout=layout,
+        strategy=strategy,
+        gradient_checkpointing=checkpointing,
+        tokens_per_microbatch=tokens,
+        find_budget=is_open,
     )
 
 

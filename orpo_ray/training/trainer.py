@@ -306,6 +306,12 @@ class PreferenceTrainer(Trainer):
         self._write_model(folder / "adapter", masters(tensors))
         save_state(tensors, folder)
 
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """A schedule over the steps that it is for: after an extension, over the added ones."""
+        return super().create_scheduler(
+            num_training_steps - self._work.schedule_from, *args, **kwargs
+        )
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer does, but without what bitsandbytes remembers of other runs.
 
@@ -334,7 +340,8 @@ class PreferenceTrainer(Trainer):
             folder, position = self._resume
             load_optimizer(self._whole_model, self._inner_optimizer, folder, self._world)
             # Not its saved state: DeepSpeed leaves out parameter groups that are empty.
-            for _ in range(position.scheduler_steps):
+            began = position.step <= self._work.schedule_from
+            for _ in range(0 if began else position.scheduler_steps):
                 self._schedule.step()
             if position.loss_scale and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(position.loss_scale)

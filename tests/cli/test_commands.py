@@ -197,7 +197,8 @@ def test_a_finished_run_is_told_and_not_trained_again(command: Command, finished
     done = command("train", finished.config)
     assert done.code == 0
     assert done.said == [
-        f"run tiny is finished: {finished.run_dir}; give another name to train again"
+        f"run tiny is finished: {finished.run_dir}; give another name to train again, "
+        "or more steps with --extend"
     ]
     assert done.out == f"adapter: {finished.run_dir / 'adapter'}\n"
     assert command("train", finished.config, "--json").result == finished.done.result

@@ -16,7 +16,15 @@ from orpo_ray.training.plan import PADDED
 from orpo_ray.training.strategy import Strategy
 from tests.support import BASE, demo_pairs, run_config, write_pairs
 
-DECISIONS = Decisions("cpu", "float32", "sdpa", PADDED, Strategy.SINGLE, False, 512)
+DECISIONS = Decisions(
+    device="cpu",
+    dtype="float32",
+    attention="sdpa",
+    layout=PADDED,
+    strategy=Strategy.SINGLE,
+    gradient_checkpointing=False,
+    tokens_per_microbatch=512,
+)
 
 
 @pytest.fixture(scope="module")
