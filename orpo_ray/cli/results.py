@@ -22,10 +22,13 @@ def print_result(command: str, result: dict[str, Any]) -> None:
 
             print_search(search_of(result))
         case "evaluate":
-            from orpo_ray.cli.tables import print_answers, print_comparison
+            from rich.console import Console
+
+            from orpo_ray.cli.tables import print_answers, print_changes, print_comparison
 
             print_comparison(result["metrics"])
             print_answers(result["samples"])
+            print_changes(result["changes"], result["remarks"], Console())
         case _:
             raise AssertionError(f"{command} has no result to print")
 

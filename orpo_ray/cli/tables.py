@@ -1,5 +1,6 @@
 """Tables for people: two models side by side in numbers and in words."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,29 +21,33 @@ _ROWS = (
 def print_comparison(
     metrics: dict[str, dict[str, dict[str, float]]], console: Console | None = None
 ) -> None:
-    """Metrics by source of the base and the trained model; over all of them where there are
-    several.
-    """
+    """Metrics by source, a column a model; over all sources if there are several."""
     console = console or Console()
     for source, base in metrics["base"].items():
         if source == "all" and len(metrics["base"]) == 2:
             continue  # the only source says the same
-        trained = metrics["trained"][source]
         table = Table(title=f"{source}: {int(base['pairs'])} pairs", title_justify="left")
-        for column in ("", "base", "trained"):
+        for column in ("", *metrics):
             table.add_column(column, justify="right" if column else "left")
         for name, label in _ROWS:
-            table.add_row(label, f"{base[name]:.3f}", f"{trained[name]:.3f}")
+            table.add_row(
+                label, *(f"{by_source[source][name]:.3f}" for by_source in metrics.values())
+            )
         console.print(table)
 
 
 def print_summary(result: dict[str, Any], console: Console | None = None) -> None:
     """Show what a run made: before and after with intervals, in words, and at what cost."""
     console = console or Console()
-    changes = result["changes"]
+    print_changes(result["changes"], result["remarks"], console)
+    console.print(Text(_cost(result)))
+    console.print(Text(f"adapter: {result['adapter']}"), soft_wrap=True)
+
+
+def print_changes(changes: dict[str, Any], remarks: Sequence[str], console: Console) -> None:
+    """Means before and after with their 95 % intervals, and what they say."""
     if changes:
-        title = "on held-out pairs (95 % intervals)"
-        table = Table(title=title, title_justify="left")
+        table = Table(title="on held-out pairs (95 % intervals)", title_justify="left")
         for column in ("", "before", "after", "difference"):
             table.add_column(column, justify="right" if column else "left")
         for name, label in _ROWS:
@@ -50,10 +55,8 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
             cells = [_with_interval(change[when], "") for when in ("before", "after")]
             table.add_row(label, *cells, _with_interval(change["difference"], "+"))
         console.print(table)
-    for line in result["remarks"]:
+    for line in remarks:
         console.print(Text(line))
-    console.print(Text(_cost(result)))
-    console.print(Text(f"adapter: {result['adapter']}"), soft_wrap=True)
 
 
 def _with_interval(mean: dict[str, float], sign: str) -> str:
@@ -76,9 +79,14 @@ def _cost(result: dict[str, Any]) -> str:
 
 
 def print_answers(samples: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Prompts with both models' greedy answers."""
+    """Prompts with the models' greedy answers."""
     console = console or Console()
     for sample in samples:
         console.print(Text(sample["prompt"], style="bold"))
-        console.print(Text(f"  before: {sample['base']}", style="red"))
-        console.print(Text(f"  after:  {sample['trained']}", style="green"))
+        console.print(Text(f"  before: {_answer(sample, 'base')}", style="red"))
+        if sample["trained"] is not None:
+            console.print(Text(f"  after:  {_answer(sample, 'trained')}", style="green"))
+
+
+def _answer(sample: dict[str, Any], who: str) -> str:
+    return f"{sample[who]} [cut]" if sample[f"{who}_is_cut"] else str(sample[who])

@@ -115,6 +115,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _trl_reports_the_same(self) -> Self:
+        kind = self.objective.kind
+        if self.training.trl_metric_names and self.objective.trl_reward_weight is None:
+            raise ValueError(
+                f"training.trl_metric_names: TRL's metrics of {kind} are sums over tokens, or "
+                "relative to a reference; ours are means, so the curves do not overlay; "
+                "set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engine_computes_the_objective(self) -> Self:
         if problem := refuse_engine(self.objective, self.training, self.adapter):
             raise ValueError(problem)

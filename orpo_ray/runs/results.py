@@ -73,27 +73,39 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt, and what both models answer, greedily."""
+    """A prompt, and what both models answer, greedily.
+
+    An answer is cut if it came to the limit of its length before it ended by itself.
+    """
 
     prompt: str
     base: str
-    trained: str
+    base_is_cut: bool = False
+    trained: str | None
+    """None if the base alone was judged."""
+    trained_is_cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The base beside what a run made of it. `adapter`: the path or URL of what was looked at."""
+    """The base compared with what a run made of it, or the base alone."""
 
     name: str
-    adapter: str
+    adapter: str | None
+    """The path or URL of what was compared with the base; None if the base alone was judged."""
     metrics: dict[str, dict[str, dict[str, float]]]
     """For `base` and `trained`, by source of the pairs, `all` first."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """As in TrainResult."""
+    remarks: tuple[str, ...] = ()
+    """What was learnt and what was not, in words."""
     quantized_modules: int
     samples: tuple[Sample, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self), "samples": [asdict(sample) for sample in self.samples]}
+        samples = [asdict(sample) for sample in self.samples]
+        return {**asdict(self), "remarks": list(self.remarks), "samples": samples}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from orpo_ray.runs.lock import (
     is_ours,
     locked,
 )
-from orpo_ray.runs.results import TrainResult
+from orpo_ray.runs.results import Evaluation, TrainResult
 from orpo_ray.runs.scores import PairScores, read_scores, scores_file
 from orpo_ray.storage import Storage, storage_at
 
@@ -254,6 +254,14 @@ class Run(RunFolder[TrainResult]):
     def add_facts(self, facts: dict[str, Any]) -> None:
         """Put more of what was found out into run.json."""
         self.write_facts({**(files.read_json(self.path(files.RUN_FILE)) or {}), **facts})
+
+    def keep_evaluation(self, evaluation: Evaluation) -> None:
+        """Keep what `evaluate` found, with the answers."""
+        alone = evaluation.adapter is None
+        name = files.BASE_EVALUATION_FILE if alone else files.EVALUATION_FILE
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.path(name), evaluation.to_json())
+        self.store(name)
 
     def lay_adapter(self, adapter: Path) -> Path:
         """A copy of an adapter's folder as this run's own."""

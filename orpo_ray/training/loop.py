@@ -23,7 +23,7 @@ from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.runs.console import SILENT, Announce
 from orpo_ray.runs.files import RUN_FILE, TENSORBOARD
-from orpo_ray.runs.metrics import last_metrics, metric_by_step, metrics_at
+from orpo_ray.runs.metrics import evaluations, last_metrics, metric_by_step, metrics_at
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.summary import compared, plain, remarks
@@ -32,7 +32,7 @@ from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, best_whole, read_position
 from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.engine import engine_of
-from orpo_ray.training.load import load_pair_model
+from orpo_ray.training.load import load_pair_model, size_on_disk
 from orpo_ray.training.memory import keep_freed_memory
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
@@ -101,7 +101,7 @@ def train(
         )
     reporter.rewind(start if position else -1)
     if position:
-        announce(f"resuming at step {start} of {len(steps)}")
+        announce(f"resuming at step {start} of {len(steps)}{_held_out(run)}")
     if start < len(steps):
         if checkpoint:
             reporter.bring(checkpoint)
@@ -113,6 +113,15 @@ def train(
         )
     if world.is_first:
         _finish(session, checkpoint)
+
+
+def _held_out(run: Run) -> str:
+    """The latest evaluation on record, for a line that begins a resumed run."""
+    if not (found := evaluations(run.folder)):
+        return ""
+    last = found[-1]
+    accuracy, margin = last["eval/accuracy"], last["eval/margin"]
+    return f"; held out at step {last['step']:g}: accuracy {accuracy:.3f}  margin {margin:.3f}"
 
 
 def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
@@ -128,6 +137,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         fetch_inputs(config)
         fetch_base(config.model)
     session.world.wait()
+    session.announce(f"loading the base{size_on_disk(config.model)}")
     model = load_pair_model(config, decisions, session.announce)
     tokenizer = load_tokenizer(config.model, SILENT.announce)
     pad_id = padding_id(tokenizer)
@@ -169,10 +179,14 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         write_model=lambda folder, weights: _write_model(model, tokenizer, folder, weights),
         resume=resume,
         on_ready=lambda strategy: _note_workers(run, strategy, model.layout, session.world),
+        announce=session.announce,
+        trl_metrics=config.objective.trl_metrics if config.training.trl_metric_names else None,
         callbacks=[_tensorboard(run.folder, resume[1].step if resume else 0)]
         if session.world.is_first
         else [],
     )
+    if resume is None:
+        session.announce(f"evaluating {len(work.evaluation)} held-out pairs before training")
     trainer.train()
     _note_memory(session)
     done = trainer.state.global_step

@@ -409,14 +409,19 @@ def test_the_model_card_tells_data_settings_and_metrics(finished: Finished) -> N
     }
     assert f"Data hash: `{_read(finished, 'run.json')['identity']['data']}`" in body
     assert "48 pairs for training, 16 for evaluation, out of 64 rows read" in body
-    metrics = _read(finished, "result.json")["metrics"]
-    assert all(f"| {name} | {value:.4g} |" in body for name, value in metrics.items())
+    result = _read(finished, "result.json")
+    for name, label in (("accuracy", "preference accuracy"), ("nll", "NLL of chosen answers")):
+        before, after = (result["changes"][name][when]["value"] for when in ("before", "after"))
+        (row,) = [line for line in body.splitlines() if line.startswith(f"| {label}")]
+        assert f"| {before:.3f} (" in row and f"| {after:.3f} (" in row
+    assert all(remark in body for remark in result["remarks"])
     settings = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
     assert settings == _read(finished, "config.json")
 
 
-def test_run_log_keeps_what_was_announced_and_what_libraries_said(finished: Finished) -> None:
+def test_run_log_keeps_what_was_announced_and_no_warnings_of_libraries(finished: Finished) -> None:
     log = (finished.run_dir / "run.log").read_text(encoding="utf-8")
+    assert "WARNING" not in log
     for line in finished.done.said:
         if not line.startswith("step "):
             assert line in log

@@ -297,7 +297,13 @@ def test_the_outcome_is_read_off_the_run(judge: dict[str, Any], tmp_path: Path) 
     trained = TrainResult(
         name="demo",
         adapter="somewhere",
+        adapter_step=3,
         metrics={},
+        start={},
+        changes={},
+        remarks=(),
+        seconds=1.0,
+        peak_memory_bytes=None,
         workers=(11, 12),
         strategy="deepspeed-zero-2",
         layout="packed",

@@ -26,6 +26,8 @@ class SimpoConfig(ObjectiveConfig):
         ),
     }
 
+    trl_reward_weight = "beta"
+
     def in_trl(self) -> InTrl | str:
         """A loss type of CPO, without the likelihood term that it adds by default."""
         gamma = self.gamma_beta_ratio * self.beta
