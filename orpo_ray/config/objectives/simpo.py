@@ -12,7 +12,7 @@ class SimpoConfig(ObjectiveConfig):
     """Length-normalised margin with a target; no reference model."""
 
     kind: Literal["simpo"] = "simpo"
-    beta: PositiveFloat = 2.0
+    beta: PositiveFloat = Field(2.0, description="scale of the margin of mean log-probs")
     gamma_beta_ratio: float = Field(
         0.5, ge=0, description="target margin divided by beta, as the paper tabulates it"
     )
