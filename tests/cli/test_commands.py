@@ -13,7 +13,7 @@ from terminal import Command, Finished, fresh_shell
 import orpo_ray
 from orpo_ray.cli.main import COMMANDS
 from orpo_ray.config import RunConfig, dump, load_config
-from orpo_ray.config.explain import all_keys
+from orpo_ray.config.keys import all_keys
 
 TRAIN_METRICS = {
     "loss",
