@@ -1,4 +1,4 @@
-"""`orpo-ray config`: the settings a YAML comes to, the schema they follow, and configs of other projects in our words."""
+"""`orpo-ray config`: what a YAML comes to, the schema, configs of other projects in our words."""
 
 import json as json_module
 from typing import Annotated, Any
@@ -52,11 +52,11 @@ def from_other(
     ] = False,
 ) -> dict[str, Any]:
     """Print a config of TRL, LLaMA-Factory or Axolotl as one of ours; comments say what differs."""
-    from orpo_ray.cli.config_file import file_of
     from orpo_ray.config.foreign.file import translated
     from orpo_ray.config.foreign.written import as_yaml, tree_of
+    from orpo_ray.storage import file_at
 
-    draft = translated(file_of(file))
+    draft = translated(file_at(file))
     if not json:
         print(as_yaml(draft, file), end="")
     return {"project": draft.project, "config": tree_of(draft), "no_counterpart": draft.lacking}

@@ -1,4 +1,4 @@
-"""Which keys a config may have, read from its model: of all kinds, or of those that a config names."""
+"""Which keys a config may have, read from its model: of all kinds, or of those that it names."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -24,7 +24,10 @@ def without_numbers(key: Sequence[str | int]) -> Key:
 def fields_at(
     model: type[BaseModel], section: Sequence[str | int], tree: Tree | None = None
 ) -> list[str]:
-    """Names that may stand in a section, as the YAML writes them; with a tree, of the kinds that it names."""
+    """Names that may stand in a section, as the YAML writes them.
+
+    With a tree they are those of the kinds that it names.
+    """
     models: list[type[BaseModel]] = [model]
     at: Any = tree
     for part in section:
@@ -38,7 +41,7 @@ def fields_at(
 
 
 def all_keys(model: type[BaseModel], tree: Tree | None = None) -> list[str]:
-    """Every dotted key of a config, sections and values; with a tree, of the kinds that it names."""
+    """Every dotted key of a config, sections and values; with a tree, of the kinds it names."""
     keys: list[str] = []
     for name in names_of(model):
         keys.append(name)
@@ -51,7 +54,7 @@ def all_keys(model: type[BaseModel], tree: Tree | None = None) -> list[str]:
 
 
 def kind_at(model: type[BaseModel], name: str, content: Any) -> str:
-    """The kind that a section names, or that its field has unless it does; "" where there are no kinds."""
+    """The kind that a section names, or that its field has by default; "" where there is none."""
     kind = _section(content).get("kind")
     if kind is None:
         kind = getattr(getattr(_field(model, name), "default", None), "kind", None)

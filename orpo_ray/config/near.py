@@ -12,7 +12,8 @@ def near_name(written: str, known: Iterable[str]) -> str | None:
 
     A slip leaves the first letter and the number of words alone: `save_steps` is not `max_steps`.
     """
-    found = [(distance, name) for name in known if (distance := _slips(written, name)) is not None]
+    slips = {name: _slips(written, name) for name in known}
+    found = [(count, name) for name, count in slips.items() if count is not None]
     return min(found)[1] if found else None
 
 

@@ -1,4 +1,4 @@
-"""Names of TRL, LLaMA-Factory and Axolotl in a config of ours: told what they are here, never guessed at."""
+"""Names of TRL, LLaMA-Factory and Axolotl in a config of ours: told what they are here."""
 
 import ast
 import importlib.util
@@ -173,7 +173,7 @@ def test_every_word_says_something() -> None:
 
 
 def test_no_word_stands_in_the_way_of_a_key_of_ours() -> None:
-    """A word is asked for unknown keys alone, so it may bear the name of one of ours only elsewhere."""
+    """A word may bear the name of one of our keys only where that key is unknown."""
     taken = {name for name in WORDS if "." in name and ":" not in name} & set(all_keys(RunConfig))
     assert taken == set()
 

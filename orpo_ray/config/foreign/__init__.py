@@ -18,9 +18,10 @@ _READERS: dict[str, Reader] = {
 
 
 def read_foreign(foreign: Mapping[str, Any], stem: str) -> Draft | None:
-    """The config in our words, every key of it accounted for; None where it is of none of these projects.
+    """The config in our words, every key accounted for; None where it is of no such project.
 
-    `stem` is the name of its file. Raises ConfigError for a method that is not here, and for a number that is none.
+    `stem` is the name of its file. Raises ConfigError for a method that is not here, and for a
+    number that is none.
     """
     project = project_of(foreign)
     if project is None:

@@ -206,7 +206,7 @@ def _put_batch(draft: Draft) -> None:
     """Axolotl's batch_size is that of one GPU over all accumulation steps."""
     if draft.is_set("batch_size") and not draft.is_set("gradient_accumulation_steps"):
         size = draft.number("batch_size")
-        told = f"batch_size {size}: the batch of one GPU; multiply by the number of GPUs it was written for"
+        told = f"batch_size {size}: {trainer.OF_ONE_GPU}"
         is_kto = draft.settings["objective.kind"] == "kto"
         draft.put("training.pairs_per_step", max(1, size // 2 if is_kto else size), told)
         draft.take("micro_batch_size")

@@ -11,7 +11,7 @@ from orpo_ray.errors import ConfigError
 
 
 def translated(path: Path) -> Draft:
-    """Read a file and check what it comes to. Raises ConfigError with one line that names the file."""
+    """Read a file and check what it comes to. Raises ConfigError, one line that names the file."""
     foreign, _ = read_yaml(path)
     try:
         draft = read_foreign(foreign, path.stem)

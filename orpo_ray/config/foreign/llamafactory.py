@@ -109,7 +109,7 @@ def _put_data(draft: Draft) -> None:
 
 
 def _named(draft: Draft, key: str, limit: Any) -> list[dict[str, Any]]:
-    """Datasets by the names that LLaMA-Factory's register gives them, which only its folder explains."""
+    """Datasets by their names in LLaMA-Factory's register, which only its folder explains."""
     folder = str(draft.take("dataset_dir", "data")).rstrip("/")
     found = []
     for name in as_names(draft.take(key)):

@@ -1,4 +1,4 @@
-"""The objective that a foreign method is, with its weights; TRL computes it below TRL, handbook and Axolotl."""
+"""The objective that a foreign method is, with its weights; below Axolotl TRL computes it, too."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ def put_orpo(draft: Draft, weight: float, named: str, nll_on: str) -> None:
     draft.put("objective.kind", "orpo")
     draft.put("objective.lambda", weight, f"{named} is lambda here, as in the paper")
     told = {
-        "full": "TRL takes the likelihood over prompt and response; the paper's code over the response",
+        "full": "TRL takes the likelihood over prompt and response, not the response alone",
         "response": "",
     }
     draft.put("objective.nll_on", nll_on, told[nll_on])
@@ -63,7 +63,7 @@ def put_nll(draft: Draft, weight: float, named: str) -> None:
 
 
 def put_mixed_losses(draft: Draft, losses: Sequence[str], weights_key: str) -> None:
-    """TRL's list of losses with weights: a preference loss, and the likelihood that it calls sft."""
+    """TRL's list of losses with weights: a preference loss, and the likelihood, called sft."""
     weights = [as_number(weights_key, item) for item in as_names(draft.take(weights_key))]
     weights += [1.0] * (len(losses) - len(weights))
     if len(losses) < 2:
@@ -87,7 +87,7 @@ def put_simpo(draft: Draft, beta: float, ratio: float, named: str, nll: float) -
     draft.put("objective.beta", beta)
     draft.put("objective.gamma_beta_ratio", round(ratio, 6), named)
     if nll:
-        remark = f"cpo_alpha {nll}: TRL adds the likelihood so many times, by default once; SimPO has none here"
+        remark = f"cpo_alpha {nll}: TRL adds so much of the likelihood, by default 1; here is none"
         draft.remark("objective.kind", remark)
 
 

@@ -16,7 +16,7 @@ TEMPLATES = {
     "qwen_25": "chatml",
     "qwen25": "chatml",
     "qwen3": "qwen3",
-    "qwen3_nothink": "qwen3",
+    "qwen3_nothink": "chatml",
     "qwen3_5": "qwen3",
     "llama3": "llama3",
     "llama-3": "llama3",
@@ -82,12 +82,12 @@ def remark_configuration(draft: Draft, name: Any, configuration: Any) -> None:
     if not is_unset(configuration) and configuration != "default":
         draft.remark(
             "data.train",
-            f"{name}: its configuration {configuration} cannot be named here; the default one is read",
+            f"{name}: configuration {configuration}: cannot be named here; the default is read",
         )
 
 
 def put_held_out(draft: Draft, key: str, size: Any) -> None:
-    """The share that is held out where no pairs to evaluate on are named; `key` tells `size` there."""
+    """The share that is held out where no pairs to evaluate on are named; `key` names it there."""
     if "data.eval" in draft.settings:
         return
     if not size:
@@ -111,7 +111,7 @@ def put_lengths(draft: Draft, whole: Any, prompt: Any, cut: str) -> None:
         return
     told = "a prompt may take half of it; set max_prompt_length for longer ones"
     if prompt is not None:
-        told = f"max_prompt_length: {prompt}: leaves no room for an answer; half of max_length is taken"
+        told = f"max_prompt_length: {prompt}: leaves no room for an answer; here it is half"
     draft.remark("data.max_length" if whole is not None else "data.train", told)
     draft.put("data.overlong", "drop", cut)
 
@@ -125,7 +125,8 @@ def put_template(draft: Draft, key: str, written: Any) -> None:
         draft.put("model.chat_template", None, f"{key}: {name}: the base's own")
     elif name in TEMPLATES:
         ours = TEMPLATES[name]
-        draft.put("model.chat_template", ours, "" if ours == name else f"{key}: {name}")
+        told = f"{key}: {name}: {ours} here, without a system text of its own"
+        draft.put("model.chat_template", ours, "" if ours == name else told)
     elif re.search(r"[{\n]", name):
         remark = (
             f"{key}: a text there, a file here: save it and name the file; null is the base's own"

@@ -1,4 +1,4 @@
-"""Settings that the three projects share, because transformers' Trainer stands below each of them."""
+"""Settings that the three projects share, because transformers' Trainer stands below each."""
 
 import re
 from typing import Any
@@ -30,6 +30,7 @@ _OPTIMIZERS = {
     "adamw_bnb_8bit": "adamw-8bit",
     "paged_adamw_8bit": "paged-adamw-8bit",
 }
+OF_ONE_GPU = "the batch of one GPU; multiply by the number of GPUs it was written for"
 _GPUS = ("ray_num_workers", "num_processes", "num_gpus", "n_gpu", "nproc_per_node", "world_size")
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]+")
 _RESERVED = ("artifacts", "references")
@@ -91,7 +92,7 @@ def put_batch(draft: Draft, per_device: str, default: int) -> None:
     rows = int(size * parts * (gpus or 1))
     told = f"{per_device} {size} x gradient_accumulation_steps {parts}"
     if gpus is None:
-        told += ": the batch of one GPU; multiply by the number of GPUs it was written for"
+        told += f": {OF_ONE_GPU}"
     else:
         told += f" x {gpus} GPUs"
     if draft.settings.get("objective.kind") != "kto":

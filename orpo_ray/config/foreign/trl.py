@@ -179,7 +179,7 @@ def _mixer(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def _mixture(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Any]:
-    """A list of datasets that are put together, and the size of the part that evaluation takes of all rows."""
+    """Datasets that are put together, and the size of the part that evaluation takes of them."""
     key = "dataset_mixture" if draft.is_set("dataset_mixture") else "datasets"
     written = draft.take(key)
     mixture = written if isinstance(written, dict) else {"datasets": written}

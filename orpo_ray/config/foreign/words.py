@@ -1,4 +1,4 @@
-"""What the names of TRL, LLaMA-Factory and Axolotl are here, and what differs: one table, no logic of theirs."""
+"""What the names of TRL, LLaMA-Factory and Axolotl are here, and what differs: one table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Word:
 
 
 def word_of(section: str, name: str, kind: str) -> Word | None:
-    """What a foreign name is here; `section` is where it was written, `kind` the objective of the run."""
+    """What a foreign name is here; `section` is where it stands, `kind` the run's objective."""
     for written in (f"{section}.{name}", f"{kind}:{name}", name):
         if written in WORDS:
             return WORDS[written]
@@ -35,7 +35,7 @@ def instead_of(name: str) -> str:
 
 
 def _all(names: str, word: Word) -> dict[str, Word]:
-    return {name: word for name in names.split()}
+    return dict.fromkeys(names.split(), word)
 
 
 def _merged(tables: Sequence[dict[str, Word]]) -> dict[str, Word]:
@@ -317,7 +317,8 @@ WORDS = _merged(
         _all("resume_from_checkpoint auto_resume_from_checkpoints ignore_data_skip", _RESUME),
         _all("overwrite_output_dir", Word(differs="a run is never overwritten; give another name")),
         _all(
-            "load_best_model_at_end metric_for_best_model greater_is_better early_stopping_patience",
+            "load_best_model_at_end metric_for_best_model greater_is_better "
+            "early_stopping_patience",
             _BEST,
         ),
         _all(
@@ -332,12 +333,14 @@ WORDS = _merged(
             Word(differs="activations are recomputed without re-entry"),
         ),
         _all(
-            "sample_packing eval_sample_packing packing neat_packing pad_to_sequence_len padding_free "
+            "sample_packing eval_sample_packing packing neat_packing pad_to_sequence_len "
+            "padding_free "
             "group_by_length pad_to_multiple_of dpo_padding_free",
             _PACKING,
         ),
         _all(
-            "use_liger_kernel use_liger_loss enable_liger_kernel torch_compile use_unsloth use_logits_to_keep",
+            "use_liger_kernel use_liger_loss enable_liger_kernel torch_compile use_unsloth "
+            "use_logits_to_keep",
             _KERNELS,
         ),
         _all(
@@ -367,7 +370,7 @@ WORDS = _merged(
         ),
     ]
 )
-"""By name; a name that means something by its place is written with it, `kind:` first or the section before a dot."""
+"""By name; where its place decides, the section stands before a dot, or the kind before a colon."""
 
 _FAMILIES = {
     "hub_": _HUB,

@@ -1,4 +1,4 @@
-"""A draft as YAML: our settings, above each what differs, and at the end what has no counterpart."""
+"""A draft as YAML: our settings, above each what differs, at the end what has no counterpart."""
 
 import textwrap
 from collections.abc import Iterator
