@@ -82,7 +82,9 @@ def _message(model: type[BaseModel], key: Key, details: list[Any], tree: Mapping
 def _wanted(model: type[BaseModel], key: Key, detail: Any) -> str:
     """What a value must be, in the words of someone who writes YAML."""
     match detail["type"]:
-        case "model_type" | "dict_type" | "model_attributes_type":
+        case "model_attributes_type":
+            return "be a section that names its kind, such as {kind: orpo}"
+        case "model_type" | "dict_type":
             return f"be a section with {', '.join(fields_at(model, key)) or 'keys'}"
         case "tuple_type":
             return "be a list"

@@ -347,6 +347,20 @@ def test_what_the_likelihood_of_a_loss_runs_over_is_said(read: Callable[..., Dra
     assert "cpo_alpha 1: TRL adds" in said(read(AXOLOTL_FILE, rl="simpo"), "objective.kind")
 
 
+def test_a_loss_that_is_not_here_is_never_replaced_in_silence(read: Callable[..., Draft]) -> None:
+    for losses, told in [
+        ("apo_zero", "apo_zero is not here"),
+        (["sigmoid", "bco_pair", "sft"], "bco_pair"),
+    ]:
+        draft = read(TRL_FILE, loss_type=losses)
+        assert told in said(draft, "objective.kind") + said(draft, "objective.loss")
+    draft = read(TRL_FILE, desirable_weight=1.0, loss_type="apo_zero_unpaired")
+    assert "apo_zero_unpaired" in said(draft, "objective.kind")
+    assert "max_tokens: not here" in said(
+        read(AXOLOTL_FILE, trl={"beta": 0.1, "max_tokens": 1}), "objective.kind"
+    )
+
+
 def test_how_the_method_was_found_out_is_said(read: Callable[..., Draft]) -> None:
     assert "output_dir says orpo" in said(read(TRL_FILE, output_dir="x/orpo"), "objective.kind")
     assert "its name says kto" in said(read(TRL_FILE, stem="my-kto"), "objective.kind")
@@ -535,6 +549,11 @@ def test_checkpoints(read: Callable[..., Draft], lines: dict[str, Any], expected
     assert (every, type(every)) == (expected, type(expected))
 
 
+def test_the_best_checkpoint(read: Callable[..., Draft]) -> None:
+    training = config_of(read(TRL_FILE, load_best_model_at_end=True, save_total_limit=1)).training
+    assert (training.adapter_from, training.keep) == ("best", 2)
+
+
 def test_steps_win_over_epochs_and_over_a_ratio_of_warmup(read: Callable[..., Draft]) -> None:
     lines = {"num_train_epochs": 3, "max_steps": 100, "warmup_ratio": 0.1, "warmup_steps": 10}
     training = config_of(read(TRL_FILE, **lines)).training
@@ -618,6 +637,10 @@ def test_where_the_pairs_come_from(
     assert [
         s.source + split + weight for s, split, weight in zip(train, splits, weights, strict=True)
     ] == sources
+
+
+def test_a_dataset_may_be_a_name_alone(read: Callable[..., Draft]) -> None:
+    assert read(AXOLOTL_FILE, datasets=["a/b"]).settings["data.train"] == [{"source": "a/b"}]
 
 
 def test_what_is_evaluated_on(read: Callable[..., Draft]) -> None:

@@ -61,6 +61,9 @@ def _attention(draft: Draft) -> Any:
 def _put_objective(draft: Draft) -> None:
     rl, inner = draft.take("rl"), draft.take("trl")
     beta = draft.number("rl_beta", inner.get("beta") if isinstance(inner, dict) else None)
+    others = [key for key in inner if key != "beta"] if isinstance(inner, dict) else []
+    if others:
+        draft.remark("objective.kind", f"trl: {', '.join(others)}: not here")
     found = "sft" if rl is None or rl is False else str(rl).lower()
     if found not in ("sft", "dpo", "ipo", "orpo", "kto", "simpo"):
         raise method.refuse_method(f"rl: {rl}")
@@ -150,8 +153,9 @@ def _datasets(draft: Draft, key: str) -> list[dict[str, Any]]:
 
 
 def _entries(draft: Draft, key: str) -> list[Mapping[str, Any]]:
-    written = draft.take(key)
-    return [entry for entry in written or [] if isinstance(entry, dict)]
+    written = draft.take(key, [])
+    entries = written if isinstance(written, list) else [written]
+    return [entry if isinstance(entry, dict) else {"path": str(entry)} for entry in entries]
 
 
 def _type_of(entry: Mapping[str, Any]) -> str:

@@ -209,6 +209,18 @@ def put_saving(draft: Draft) -> None:
         draft.put("training.checkpoint_every", as_every(draft.number("save_steps")))
     if draft.is_set("save_total_limit"):
         draft.put("training.keep", max(1, int(draft.number("save_total_limit"))))
+    if draft.flag("load_best_model_at_end"):
+        _put_best(draft)
+
+
+def _put_best(draft: Draft) -> None:
+    """The adapter is that of the best checkpoint, which must be kept beside the newest."""
+    metric = draft.take("metric_for_best_model", "the loss")
+    told = f"{metric} tells the best there, eval/accuracy here"
+    draft.put("training.adapter_from", "best", told)
+    if draft.settings.get("training.keep", 2) < 2:
+        remark = "save_total_limit: 1: the best and the newest are two"
+        draft.put("training.keep", 2, remark)
 
 
 def evaluates(draft: Draft) -> bool:

@@ -67,6 +67,9 @@ def _put_objective(draft: Draft, stem: str) -> None:
         method.put_dpo(draft, losses, beta, draft.number("label_smoothing", 0))
         method.put_mixed_losses(draft, losses, "loss_weights")
         method.put_nll(draft, draft.number("rpo_alpha", 0), "rpo_alpha")
+    if found in ("orpo", "kto", "sft") and losses and losses != [found]:
+        told = f"loss_type: {', '.join(losses)}: not here for {found}, whose own loss is taken"
+        draft.remark("objective.kind", told)
     draft.remark("objective.kind", because)
 
 

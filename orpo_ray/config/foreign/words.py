@@ -306,6 +306,8 @@ WORDS = _merged(
             "eval_steps evals_per_epoch eval_strategy evaluation_strategy",
             Word("training.eval_every", "steps if whole, else a fraction of the run"),
         ),
+        _all("load_best_model_at_end", Word("training.adapter_from", "write best")),
+        _all("plugins", Word(differs="there are no plugins")),
         _all("save_total_limit", Word("training.keep")),
         _all("logging_steps logging_strategy logging_first_step logging_dir plot_loss", _LOGS),
         _all("log_level log_level_replica disable_tqdm debug", _LOG_LEVEL),
@@ -317,8 +319,7 @@ WORDS = _merged(
         _all("resume_from_checkpoint auto_resume_from_checkpoints ignore_data_skip", _RESUME),
         _all("overwrite_output_dir", Word(differs="a run is never overwritten; give another name")),
         _all(
-            "load_best_model_at_end metric_for_best_model greater_is_better "
-            "early_stopping_patience",
+            "metric_for_best_model greater_is_better early_stopping_patience",
             _BEST,
         ),
         _all(
@@ -386,6 +387,7 @@ _FAMILIES = {
     "vllm_": Word(differs="training generates nothing"),
     "loraplus_": Word(differs="both matrices of LoRA have one learning rate"),
     "loraplus": Word(differs="both matrices of LoRA have one learning rate"),
+    "liger_": _KERNELS,
     "lora_mlp_": _KERNELS,
     "lora_qkv_": _KERNELS,
     "lora_o_": _KERNELS,
