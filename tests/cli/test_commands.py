@@ -13,7 +13,7 @@ from terminal import Command, Finished, fresh_shell
 import orpo_ray
 from orpo_ray.cli.main import COMMANDS
 from orpo_ray.config import RunConfig, dump, load_config
-from orpo_ray.config.explain import all_keys
+from orpo_ray.config.keys import all_keys
 
 TRAIN_METRICS = {
     "loss",
@@ -31,7 +31,7 @@ EVAL_METRICS = {"accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_
 # --- help, config ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "config show", "config schema"])
+@pytest.mark.parametrize("name", [*COMMANDS, "config show", "config schema", "config from"])
 def test_every_command_has_help_that_explains_its_options(command: Command, name: str) -> None:
     done = command(*name.split(), "--help")
     assert (done.code, done.err) == (0, "")
@@ -109,6 +109,41 @@ def _described(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -
     ]:
         found |= _described(schema, inner, prefix)
     return found
+
+
+THEIRS = f"""\
+model_name_or_path: {BASE}
+stage: dpo
+pref_loss: orpo
+pref_beta: 0.2
+finetuning_type: lora
+lora_rank: 4
+dataset: {DEMO / "train.jsonl"}
+cutoff_len: 96
+learning_rate: 1.0e-3
+max_steps: 2
+logging_steps: 10
+"""
+
+
+def test_config_from_prints_another_projects_config_as_one_that_trains(
+    command: Command, tmp_path: Path
+) -> None:
+    theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
+    theirs.write_text(THEIRS, encoding="utf-8")
+    done = command("config", "from", theirs)
+    assert (done.code, done.err) == (0, "")
+    assert "# logging_steps: 10: no counterpart; every step is logged" in done.out
+    ours.write_text(done.out, encoding="utf-8")
+    config = load_config(ours)
+    assert dump(config.objective) == {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
+    result = command("config", "from", theirs, "--json").result
+    assert (result["project"], load_config(result["config"])) == ("LLaMA-Factory", config)
+    assert list(result["no_counterpart"]) == ["logging_steps"]
+    planned = command(
+        "train", ours, "--dry-run", f"storage={tmp_path}", "scale.workers=1", "--json"
+    )
+    assert (planned.code, planned.result["steps"]) == (0, 2)
 
 
 # --- prepare --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from orpo_ray.config import RunConfig
-from orpo_ray.config.explain import all_keys
+from orpo_ray.config.keys import all_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
