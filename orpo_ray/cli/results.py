@@ -26,9 +26,11 @@ def print_result(command: str, result: dict[str, Any]) -> None:
 
             from orpo_ray.cli.tables import print_answers, print_changes, print_comparison
 
-            print_comparison(result["metrics"])
-            print_answers(result["samples"])
-            print_changes(result["changes"], result["remarks"], Console())
+            console = Console()
+            print_comparison(result["metrics"], console)
+            print_answers(result["samples"], console)
+            pairs = result["metrics"]["base"]["all"]["pairs"]
+            print_changes(result["changes"], result["remarks"], pairs, console)
         case _:
             raise AssertionError(f"{command} has no result to print")
 

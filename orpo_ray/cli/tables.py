@@ -21,33 +21,41 @@ _ROWS = (
 def print_comparison(
     metrics: dict[str, dict[str, dict[str, float]]], console: Console | None = None
 ) -> None:
-    """Metrics by source, a column a model; over all sources if there are several."""
+    """Metrics by source, a column a model.
+
+    What all pairs of two models come to is left to `print_changes`, which tells how sure it is.
+    """
     console = console or Console()
-    for source, base in metrics["base"].items():
-        if source == "all" and len(metrics["base"]) == 2:
-            continue  # the only source says the same
-        table = Table(title=f"{source}: {int(base['pairs'])} pairs", title_justify="left")
+    sources = list(metrics["base"])
+    only_one = len(sources) == 2  # `all` and the source itself say the same
+    compared = len(metrics) > 1
+    for source in sources[1:] if only_one else sources:
+        if compared and (only_one or source == "all"):
+            continue
+        pairs = int(metrics["base"][source]["pairs"])
+        table = Table(title=f"{source}: {pairs} pairs", title_justify="left")
         for column in ("", *metrics):
             table.add_column(column, justify="right" if column else "left")
         for name, label in _ROWS:
-            table.add_row(
-                label, *(f"{by_source[source][name]:.3f}" for by_source in metrics.values())
-            )
+            numbers = (by_source[source][name] for by_source in metrics.values())
+            table.add_row(label, *(f"{number:.3f}" for number in numbers))
         console.print(table)
 
 
 def print_summary(result: dict[str, Any], console: Console | None = None) -> None:
     """Show what a run made: before and after with intervals, in words, and at what cost."""
     console = console or Console()
-    print_changes(result["changes"], result["remarks"], console)
+    print_changes(result["changes"], result["remarks"], result["eval_pairs"], console)
     console.print(Text(_cost(result)))
     console.print(Text(f"adapter: {result['adapter']}"), soft_wrap=True)
 
 
-def print_changes(changes: dict[str, Any], remarks: Sequence[str], console: Console) -> None:
+def print_changes(
+    changes: dict[str, Any], remarks: Sequence[str], pairs: int | None, console: Console
+) -> None:
     """Means before and after with their 95 % intervals, and what they say."""
     if changes:
-        table = Table(title="on held-out pairs (95 % intervals)", title_justify="left")
+        table = Table(title=f"{pairs} held-out pairs (95 % intervals)", title_justify="left")
         for column in ("", "before", "after", "difference"):
             table.add_column(column, justify="right" if column else "left")
         for name, label in _ROWS:

@@ -9,6 +9,7 @@ _UNKNOWN_BEFORE: Mapping[str, Any] = {
     "adapter_step": None,
     "start": {},
     "changes": {},
+    "eval_pairs": None,
     "remarks": (),
     "seconds": None,
     "peak_memory_bytes": None,
@@ -32,6 +33,8 @@ class TrainResult:
     changes: dict[str, Any]
     """For each mean over held-out pairs `before`, `after` and `difference`, each with `value`,
     `low` and `high`: a 95 % interval."""
+    eval_pairs: int | None
+    """How many held-out pairs they were measured on."""
     remarks: tuple[str, ...]
     """What was learnt and what was not, in words."""
     seconds: float | None

@@ -256,7 +256,9 @@ class Run(RunFolder[TrainResult]):
         self.write_facts({**(files.read_json(self.path(files.RUN_FILE)) or {}), **facts})
 
     def keep_evaluation(self, evaluation: Evaluation) -> None:
-        """Keep what `evaluate` found, with the answers."""
+        """Keep what `evaluate` found, with the answers; of another run's adapter, only in a run."""
+        if evaluation.adapter not in (None, self.adapter) and not self.folder.exists():
+            return
         alone = evaluation.adapter is None
         name = files.BASE_EVALUATION_FILE if alone else files.EVALUATION_FILE
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -350,6 +350,7 @@ def _finish(session: _Session, checkpoint: Path) -> None:
         metrics=metrics,
         start=metrics_at(run.folder, 0, "eval/"),
         changes=plain(found),
+        eval_pairs=len(session.artifact.eval),
         remarks=tuple(remarks(found, len(session.artifact.eval))),
         seconds=sum(metric_by_step(run.folder, "train/seconds").values()),
         peak_memory_bytes=facts.get("peak_memory_bytes"),

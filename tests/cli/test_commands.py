@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 from support import BASE, DEMO, Done, Listener, read_metrics
-from terminal import Command, Finished, fresh_shell
+from terminal import WRONG, Command, Finished, fresh_shell, one_line
 
 import orpo_ray
 from orpo_ray.cli.main import COMMANDS
@@ -235,7 +235,9 @@ def test_a_finished_run_is_told_and_not_trained_again(command: Command, finished
         f"run tiny is finished: {finished.run_dir}; give another name to train again, "
         "or more steps with --extend"
     ]
-    assert done.out == f"adapter: {finished.run_dir / 'adapter'}\n"
+    adapter = f"adapter: {finished.run_dir / 'adapter'}\n"
+    assert adapter in done.out and "16 held-out pairs (95 % intervals)" in done.out
+    assert "next:    orpo-ray evaluate" in done.out and "training.max_steps=8 --extend" in done.out
     assert command("train", finished.config, "--json").result == finished.done.result
     dry = command("train", finished.config, "--dry-run")
     assert dry.said[0] == done.said[0]
@@ -317,7 +319,7 @@ def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
         *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
-        *("adapter", "checkpoints", "tensorboard"),
+        *("adapter", "checkpoints", "evaluations", "tensorboard"),
     }
     assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == [
         "step-000002",
@@ -438,10 +440,9 @@ def test_the_model_card_tells_data_settings_and_metrics(finished: Finished) -> N
     card = (finished.run_dir / "adapter" / "README.md").read_text(encoding="utf-8")
     _, header, body = card.split("---\n", 2)
     assert yaml.safe_load(header) == {
-        "base_model": str(BASE),
-        "tags": ["orpo-ray", "orpo"],
         "library_name": "peft",
-    }
+        "tags": ["orpo-ray", "orpo"],
+    }, "a base on this machine has no name elsewhere"
     assert f"Data hash: `{_read(finished, 'run.json')['identity']['data']}`" in body
     assert "48 pairs for training, 16 for evaluation, out of 64 rows read" in body
     result = _read(finished, "result.json")
@@ -486,14 +487,27 @@ def test_evaluate_compares_the_base_with_what_the_run_made_of_it(
     assert result["quantized_modules"] > 0
     assert result["adapter"] == str(finished.run_dir / "adapter")
     assert len(result["samples"]) == 2
-    assert all(set(sample) == {"prompt", "base", "trained"} for sample in result["samples"])
+    keys = {"prompt", "base", "base_is_cut", "trained", "trained_is_cut"}
+    assert all(set(sample) == keys for sample in result["samples"])
+    assert _read(finished, "evaluation.json") == result
+
+
+def test_evaluate_judges_a_base_before_training(command: Command, config: Path) -> None:
+    done = command("evaluate", config, "--base-only", "--samples", "1", "--json")
+    assert done.code == 0, done.err
+    assert list(done.result["metrics"]) == ["base"] and done.result["adapter"] is None
+    assert [sample["trained"] for sample in done.result["samples"]] == [None]
+    (kept,) = (config.parent / "storage" / "tiny").iterdir()
+    assert kept.name == "evaluation-base.json"
+    assert json.loads(kept.read_text(encoding="utf-8")) == done.result
+    one_line(command("evaluate", config, "--base-only", "--adapter", "x"), WRONG, "--adapter")
 
 
 def test_evaluate_prints_tables_and_answers(command: Command, finished: Finished) -> None:
     done = command("evaluate", finished.config, "--samples", "1", "--max-new-tokens", "8")
     assert done.code == 0
     assert done.out.count("preference accuracy") == 1, "one source needs no second table for all"
-    assert "h1.jsonl: 16 pairs" in done.out
+    assert "16 held-out pairs (95 % intervals)" in done.out
     assert "before: " in done.out and "after: " in done.out
 
 
@@ -525,6 +539,5 @@ def test_evaluate_splits_the_metrics_by_source(command: Command, finished: Finis
     )
     done: Done = command("evaluate", finished.config, f"data.eval={sources}", "--samples", "0")
     assert done.code == 0, done.err
-    assert [
-        name in done.out for name in ("all: 16 pairs", "h1.jsonl: 8 pairs", "h3.jsonl: 8 pairs")
-    ] == [True] * 3
+    titles = ("16 held-out pairs (95 %", "h1.jsonl: 8 pairs", "h3.jsonl: 8 pairs")
+    assert [title for title in titles if title not in done.out] == []

@@ -301,6 +301,7 @@ def test_the_outcome_is_read_off_the_run(judge: dict[str, Any], tmp_path: Path) 
         metrics={},
         start={},
         changes={},
+        eval_pairs=None,
         remarks=(),
         seconds=1.0,
         peak_memory_bytes=None,
