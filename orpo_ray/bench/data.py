@@ -66,7 +66,7 @@ _RHYMES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Timed:
     """One preparation: seconds by the clock and of CPU, and what came out."""
 
@@ -262,16 +262,16 @@ def _time_ours(file: Path, tokenizer: Any, max_length: int, folder: Path) -> _Ti
     )
     storage = Path(tempfile.mkdtemp(prefix="storage-", dir=folder))
     watch = _Stopwatch()
-    artifact = prepare(
-        data, tokenizer, tokenizer_fingerprint(tokenizer), storage, _SEED, SILENT.announce
-    )
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    artifact = prepare(data, tokenizer, fingerprint, storage, seed=_SEED, announce=SILENT.announce)
     seconds, cpu = watch.read()
     lengths = [table.lengths for table in (artifact.train, artifact.eval)]
     tokens = sum(int(table.sum() + table[:, 0].sum()) for table in lengths)
     summary = artifact.summary
     dropped = {**summary.bad, "overlong": summary.overlong, "duplicates": summary.duplicates}
     dropped = {reason: count for reason, count in dropped.items() if count}
-    return _Timed(seconds, cpu, len(artifact.train) + len(artifact.eval), tokens, dropped)
+    pairs = len(artifact.train) + len(artifact.eval)
+    return _Timed(seconds=seconds, cpu=cpu, pairs=pairs, tokens=tokens, dropped=dropped)
 
 
 # --- stock ----------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def _time_stock(file: Path, tokenizer: Any, max_length: int, folder: Path, cores
     seconds, cpu = watch.read()
     sides = (mapped.data[f"{side}_input_ids"] for side in ("chosen", "rejected"))
     tokens = sum(pc.sum(pc.list_value_length(ids)).as_py() for ids in sides)
-    return _Timed(seconds, cpu, len(mapped), tokens, {})
+    return _Timed(seconds=seconds, cpu=cpu, pairs=len(mapped), tokens=tokens, dropped={})
 
 
 @cache

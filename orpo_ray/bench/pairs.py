@@ -68,6 +68,7 @@ def pairs_of_shape(
 def pairs_of_file(
     file: str,
     tokenizer_folder: str,
+    *,
     max_length: int,
     count: int,
     vocabulary: int,

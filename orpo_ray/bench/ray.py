@@ -72,7 +72,7 @@ def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> di
         for number in range(starts):
             announce(f"start {number + 1} of {starts}")
             configs = {side: _write_config(Path(folder), f"{side}-{number}") for side in taken}
-            _compare(configs, artifact, seconds, turns, taken, announce)
+            _compare(configs, artifact, taken, seconds, turns=turns, announce=announce)
     bare, ray = (statistics.median(turn.wall for turn in taken[side]) for side in ("bare", "ray"))
     bare_cpu, ray_cpu = (
         statistics.median(turn.cpu for turn in taken[side]) for side in ("bare", "ray")
@@ -96,9 +96,10 @@ def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> di
 def _compare(
     configs: dict[str, Path],
     artifact: str,
-    seconds: float,
-    turns: int,
     taken: dict[str, list[_Turn]],
+    seconds: float,
+    *,
+    turns: int,
     announce: Announce,
 ) -> None:
     """Start both groups and add their turns to `taken`."""

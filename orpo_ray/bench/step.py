@@ -32,7 +32,7 @@ STEPS = 4
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """What is measured.
 
@@ -88,7 +88,12 @@ class Bench:
         case, count = self._case, STEPS * self._case.pairs
         if case.data and case.tokenizer:
             pairs = pairs_of_file(
-                case.data, case.tokenizer, case.max_length, count, vocabulary, self._announce
+                case.data,
+                case.tokenizer,
+                max_length=case.max_length,
+                count=count,
+                vocabulary=vocabulary,
+                announce=self._announce,
             )
         else:
             pairs = pairs_of_shape(case.shape, count, case.ragged, vocabulary)

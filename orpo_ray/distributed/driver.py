@@ -11,7 +11,7 @@ from orpo_ray.runs.run import Run
 from orpo_ray.training.decisions import Setup
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Driver:
     """Speaks to the user, hears a wish to stop, and looks at the cluster again after a loss."""
 

@@ -72,10 +72,10 @@ class _GroupBackend(Backend):
         # Before the port is chosen, which others may take while torch is loaded.
         worker_group.execute(load_torch)
         address, port = worker_group.execute_single(0, get_address_and_port)
-        size = len(worker_group)
+        size, config = len(worker_group), asdict(backend_config)
         joining = [
             worker_group.execute_single_async(
-                rank, join_group, rank, size, f"{address}:{port}", asdict(backend_config)
+                rank, join_group, rank, size, meeting_point=f"{address}:{port}", config=config
             )
             for rank in range(size)
         ]

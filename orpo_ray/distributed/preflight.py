@@ -28,7 +28,7 @@ class Node:
     is_driver: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placement:
     """Workers that fit: what each takes, over how many servers, and whether Ray starts them.
 
@@ -57,7 +57,13 @@ def place(scale: ScaleConfig, announce: Announce, verbose: bool = False) -> Plac
                 f"scale.cpus_per_worker: {scale.cpus_per_worker:g}, but this machine has {cores} "
                 "CPU"
             )
-        return Placement(1, scale.cpus_per_worker, _local_gpus(scale), nodes=1, uses_ray=False)
+        return Placement(
+            workers=1,
+            cpus=scale.cpus_per_worker,
+            gpus=_local_gpus(scale),
+            nodes=1,
+            uses_ray=False,
+        )
     _refuse_first_ray_train()
     start_ray(verbose=verbose)
     placement = replace(fit(scale, cluster_nodes()), own_ray=owns_ray())

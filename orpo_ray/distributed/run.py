@@ -47,7 +47,14 @@ def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> 
     artifact, hardware = ground.artifact, ground.hardware
 
     def settled(found: Placement) -> Setup:
-        return settle(run, artifact, console.announce, hardware, found.workers, found.nodes)
+        return settle(
+            run,
+            artifact,
+            console.announce,
+            hardware,
+            workers=found.workers,
+            nodes=found.nodes,
+        )
 
     def look_again() -> tuple[Placement, Setup]:
         # This process may be a trial's, which does not see who started Ray.
@@ -56,5 +63,11 @@ def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> 
         return found, settled(found)
 
     return Driver(
-        run, artifact, console, ground.placement, settled(ground.placement), look_again, poll_s
+        run=run,
+        artifact=artifact,
+        console=console,
+        placement=ground.placement,
+        setup=settled(ground.placement),
+        look_again=look_again,
+        poll_s=poll_s,
     )

@@ -24,7 +24,7 @@ _LEAST_FREE_BYTES = 2**30
 """Below this a first checkpoint, or what Ray writes beside it, would find no room."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What a server says of itself."""
 

@@ -18,7 +18,7 @@ class UnreachableError(ResourceError):
     """The cluster does not answer at the moment; asking again later may help."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What a cluster knows of a run that was submitted to it."""
 

@@ -3,7 +3,7 @@ who ask.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -86,14 +86,12 @@ def _refuse_url(where: str, value: Any) -> None:
 
 def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """Every value under its dotted key."""
-    items = (
-        tree.items()
-        if isinstance(tree, Mapping)
-        else enumerate(tree)
-        if isinstance(tree, list | tuple)
-        else None
-    )
-    if items is None:
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, list | tuple):
+        items = enumerate(tree)
+    else:
         yield prefix, tree
         return
     for name, value in items:

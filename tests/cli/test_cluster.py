@@ -281,7 +281,11 @@ class Cluster:
     submitted: list[Submission] = field(default_factory=list)
 
     def find(self, run: str) -> Job | None:
-        return Job(run, self.state, {}, self.exit_code, "lost\n") if self.submitted else None
+        if not self.submitted:
+            return None
+        return Job(
+            run=run, state=self.state, metadata={}, exit_code=self.exit_code, message="lost\n"
+        )
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)

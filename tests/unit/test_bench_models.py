@@ -1,5 +1,6 @@
 """The models and pairs of the benchmarks: what is measured is what is said to be."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,18 @@ def test_drawn_pairs_have_the_shape_or_lengths_around_it() -> None:
 def test_a_file_without_enough_pairs_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    (pair,) = pairs_of_file(str(file), str(BASE), 100, 1, 50, lambda line: None)
+    read = partial(
+        pairs_of_file,
+        str(file),
+        str(BASE),
+        max_length=100,
+        vocabulary=50,
+        announce=lambda line: None,
+    )
+    (pair,) = read(count=1)
     assert max(pair.prompt.max(), pair.chosen.max()) < 50
     with pytest.raises(DataError, match="1 pairs fit into 100 tokens, 2 are needed"):
-        pairs_of_file(str(file), str(BASE), 100, 2, 50, lambda line: None)
+        read(count=2)
 
 
 def test_grouping_keeps_the_pairs_and_sorts_their_lengths() -> None:

@@ -153,7 +153,16 @@ class Stage(Console):
             self.placed_again += 1
             return ONE, AGAIN
 
-        train(Driver(self.run, self.artifact, self, TWO, FIRST, look_again, poll_s=0.001), start)
+        driver = Driver(
+            run=self.run,
+            artifact=self.artifact,
+            console=self,
+            placement=TWO,
+            setup=FIRST,
+            look_again=look_again,
+            poll_s=0.001,
+        )
+        train(driver, start)
         assert not list(coming), "a start that was expected did not come"
 
     def announce(self, line: str) -> None:
@@ -409,7 +418,7 @@ def test_a_trials_workers_after_a_loss_still_know_whose_ray_it_is(
     """A trial's process sees no Ray that it started; its search did."""
     ours = replace(TWO, own_ray=True)
     monkeypatch.setattr(run, "place", lambda scale, announce: ONE)
-    monkeypatch.setattr(run, "settle", lambda *_: None)
+    monkeypatch.setattr(run, "settle", lambda *_, **__: None)
     ground = run.Ground(cast(Artifact, None), ours, CPU)
     driver = run._driver(ground, Run(run_config(Path("unused"))), SILENT)
     driver.place_again()

@@ -11,7 +11,9 @@ from orpo_ray.distributed.servers import Report, describe_network, interface_of,
 from orpo_ray.errors import ConfigError, ResourceError
 
 OURS = {"python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0"}
-HEAD = Report("10.0.0.1", OURS, sees_storage=True, free_bytes=2**33, interface="eth0")
+HEAD = Report(
+    address="10.0.0.1", versions=OURS, sees_storage=True, free_bytes=2**33, interface="eth0"
+)
 WORKER = replace(HEAD, address="10.0.0.2", interface="eno2")
 STORAGE = "/data/runs"
 
