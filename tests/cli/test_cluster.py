@@ -202,12 +202,12 @@ def token(tmp_path: Path) -> Path:
         (["--address", "http://me:hf_abc@x:8265"], "--address (or RAY_API_SERVER_ADDRESS) must be"),
         (["--hosts", "hosts.yaml"], "--hosts and --address both name a cluster"),
         (["--token", "nowhere"], "nowhere: the token cannot be read"),
-        (["--token", "empty"], "empty: one line with the token is expected"),
+        (["--token", "empty"], "empty: must be one line with the token"),
         (
             ["data.train.0.source=../x.jsonl"],
             "data.train.0.source: ../x.jsonl cannot be carried along",
         ),
-        (["--", "--verbose", "storage=runs"], "storage=runs: settings stand before --"),
+        (["--", "--verbose", "storage=runs"], "storage=runs: only options of train may follow --"),
     ],
 )
 @pytest.mark.parametrize("dry", [["--dry-run"], []])

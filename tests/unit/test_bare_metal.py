@@ -115,7 +115,7 @@ def test_a_server_that_does_not_join_is_named(
         servers.joined = [HEAD, SECOND]
 
     with pytest.raises(
-        ResourceError, match=r"^10\.0\.0\.3 did not join within 0 s; the head's log says why"
+        ResourceError, match=r"^10\.0\.0\.3 did not join within 0 s; the reason is in"
     ):
         bare_metal.up(hosts, servers, launch_without_the_last, print)
 
@@ -244,7 +244,7 @@ def loosened(path: Path) -> None:
     [
         (loosened, r"others may read or write the token \(mode 640\); chmod 600 "),
         (lambda path: path.mkdir(), "the token cannot be read: Is a directory"),
-        (lambda path: path.touch(mode=0o600), "one line with the token is expected"),
+        (lambda path: path.touch(mode=0o600), "must be one line with the token"),
         (lambda path: None, "the token cannot be read: No such file or directory"),
     ],
 )

@@ -252,13 +252,13 @@ def test_a_storage_elsewhere_needs_no_volume() -> None:
         (
             "/runs",
             None,
-            "storage: /runs would be gone with its pod; give an absolute path and the volume claim",
+            "storage: /runs would be lost with its pod; give an absolute path and the volume claim",
         ),
-        ("runs", "runs", "storage: runs would be gone with its pod"),
+        ("runs", "runs", "storage: runs would be lost with its pod"),
         (
             "s3://bucket/runs",
             "runs",
-            "--claim: storage is s3://bucket/runs, which no volume is mounted for",
+            "--claim: storage is s3://bucket/runs, a URL, which needs no volume",
         ),
     ],
 )
@@ -283,14 +283,14 @@ def test_a_volume_hides_nothing_that_a_pod_needs(storage: str) -> None:
 @pytest.mark.parametrize("image", ["", "a b", "-x", 'a"b'])
 def test_an_image_is_a_name(image: str) -> None:
     assert Pods(PODS.nodes, "registry.host:5000/team/orpo-ray:1@sha256:0f", None)
-    with pytest.raises(ConfigError, match=r"^--image: .* is no name of an image"):
+    with pytest.raises(ConfigError, match=r"^--image: .* is not the name of an image"):
         Pods(PODS.nodes, image, None)
 
 
 @pytest.mark.parametrize("claim", ["", "Runs", "a b", "-runs", "runs-", "a/b", "a" * 254])
 def test_a_claim_is_a_name_of_kubernetes(claim: str) -> None:
     assert Pods(PODS.nodes, "orpo-ray:1", "runs.2-b")
-    with pytest.raises(ConfigError, match=r"^--claim: .* is no name of a volume claim"):
+    with pytest.raises(ConfigError, match=r"^--claim: .* is not the name of a volume claim"):
         Pods(PODS.nodes, "orpo-ray:1", claim)
 
 

@@ -322,7 +322,7 @@ def test_a_certificate_of_ones_own_counts_for_requests_and_for_the_log(
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"no TLS that this machine trusts; .* \(REQUESTS_CA_BUNDLE or SSL_CERT_FILE",
+        match=r"no TLS that this machine trusts; .* in REQUESTS_CA_BUNDLE or SSL_CERT_FILE",
     ):
         RayJobs(private.address, "the-token")
     monkeypatch.setenv(variable, str(certificate))
@@ -342,7 +342,7 @@ def test_certificates_that_cannot_be_read_are_told(
     private: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
-    with pytest.raises(ConfigError, match=rf"^SSL_CERT_FILE: {tmp_path}/none\.pem: no such file$"):
+    with pytest.raises(ConfigError, match=rf"^SSL_CERT_FILE: {tmp_path}/none\.pem: no such file;"):
         RayJobs(private.address, "the-token")
     (tmp_path / "none.pem").write_text("no certificate", encoding="utf-8")
     with pytest.raises(ConfigError, match="no TLS that this machine trusts"):

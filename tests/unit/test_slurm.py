@@ -282,7 +282,7 @@ def test_times_that_slurm_reads(time: str) -> None:
 
 @pytest.mark.parametrize("time", ["", "1h", "1:2", "2d", "1\n#SBATCH --uid=0", "1-"])
 def test_other_times_are_refused(time: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--time: .* is no time of Slurm's"):
+    with pytest.raises(ConfigError, match=r"^--time: .* is not a time that Slurm reads"):
         Request(NODES, time)
 
 
@@ -301,7 +301,7 @@ def test_the_home_of_nobody_is_no_storage() -> None:
 
 
 def test_a_partition_is_a_name() -> None:
-    with pytest.raises(ConfigError, match=r"^--partition: 'a b' is no name of a partition"):
+    with pytest.raises(ConfigError, match=r"^--partition: 'a b' is not the name of a partition"):
         Request(NODES, "60", "a b")
 
 
@@ -327,7 +327,7 @@ def test_gpus_follow_from_the_workers(
 @pytest.mark.parametrize(
     ("scale", "asked", "says"),
     [
-        ({}, (2, None, 8), "scale.workers: auto takes what is there"),
+        ({}, (2, None, 8), "scale.workers: auto takes all GPUs"),
         (
             {"workers": 8},
             (2, 2, 8),
