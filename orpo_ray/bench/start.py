@@ -227,7 +227,7 @@ def _write_config(
 
 
 def _watch(command: Sequence[str], phases: Sequence[Phase]) -> Cost:
-    """Run a command to its end. Raises RunError where it fails."""
+    """Run a command to its end. Raises RunError if it fails."""
     began = time.monotonic()
     root = psutil.Popen(
         command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE

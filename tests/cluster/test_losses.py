@@ -123,7 +123,7 @@ def test_a_run_that_loses_a_server_goes_on_on_the_third(
         lan.kill(lost)
     done = run.end()
     went_on(done, unbroken)
-    assert "going on from the last checkpoint (2 retries left)" in done.err
+    assert "resuming from the last checkpoint (2 retries left)" in done.err
     lan.boot(lost)
     wait_until(
         lambda: all(server["joined"] for server in cluster("status", hosts)["servers"]),

@@ -297,7 +297,7 @@ def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(
     environment = {**ENVIRONMENT, **site.environment("driver")}
     told = train_and_lose_one(config, 5, site.cache("other-server"), environment=environment)
     assert any(
-        "lost" in line and "going on from the last checkpoint" in line for line in told["said"]
+        "lost" in line and "resuming from the last checkpoint" in line for line in told["said"]
     )
     (resumed,) = (line for line in told["said"] if line.startswith("resuming at step"))
     assert int(resumed.split()[3]) >= 5

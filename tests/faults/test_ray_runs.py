@@ -227,7 +227,7 @@ def stopped_at(ended: Ended) -> int:
 def test_a_killed_worker_is_replaced(wounded: Wounded) -> None:
     ended = wounded.links["driver"]
     said = [line for line in ended.said if line.startswith("lost worker")]
-    assert said == ["lost worker 1; going on from the last checkpoint (1 retries left)"]
+    assert said == ["lost worker 1; resuming from the last checkpoint (1 retries left)"]
     assert resumed_at(ended)[0] == wounded.saved["worker"]
 
 
@@ -333,7 +333,10 @@ def test_a_loss_that_no_retry_is_left_for_ends_the_run(
         os.kill(pids[0], SIGKILL)
     ended = command.end()
     line = complaint(ended, 1)
-    assert "lost worker 0; no retry is left (scale.max_failures); the same command goes on" in line
+    assert (
+        "lost worker 0; no retry is left (scale.max_failures); the same command resumes the run"
+        in line
+    )
     assert line.endswith(f"(full log: {chain.run_dir / 'run.log'})")
     assert ended.left == {}
 
@@ -501,8 +504,8 @@ def test_a_stop_while_workers_start_ends_the_command_and_frees_the_cluster(
     command.send(SIGINT)
     line = complaint(command.end(), 4)
     assert (
-        line
-        == "orpo-ray: stopped; the same command goes on from the last checkpoint, if there is one"
+        line == "orpo-ray: stopped; the same command resumes the run from its last checkpoint, "
+        "if there is one"
     )
     assert not (prepared_storage / "ray-hasty" / "metrics.jsonl").exists()
     assert head.free_cpus() == 2

@@ -43,7 +43,7 @@ FIRST, AGAIN = (cast(Setup, name) for name in ("first", "again"))
 """What was settled: workers are handed it, and nobody here looks inside."""
 STARTING = "starting 2 workers under Ray Train"
 BUSY = "the cluster is busy; the workers start when others leave them room"
-STOPPED = "stopped; the same command goes on from the last checkpoint, if there is one"
+STOPPED = "stopped; the same command resumes the run from its last checkpoint, if there is one"
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
@@ -254,7 +254,7 @@ def test_after_a_loss_workers_start_again_on_what_is_left(stage: Stage, name: st
     assert lost.left and again.left
     first, told, second = stage.told
     assert told.startswith(reason)
-    assert told.endswith("; going on from the last checkpoint (0 retries left)")
+    assert told.endswith("; resuming from the last checkpoint (0 retries left)")
     assert (first, second) == (STARTING, "starting 1 worker under Ray Train")
 
 
@@ -263,7 +263,7 @@ def test_a_loss_too_many_ends_the_run(stage: Stage, name: str) -> None:
     error, _ = LOSSES[name]
     line = stage.fails(RunError, Scene(failed(killed())), Scene(error))
     assert "no retry is left (scale.max_failures)" in line or line.startswith("Ray Train failed: ")
-    assert line.endswith("the same command goes on")
+    assert line.endswith("the same command resumes the run")
     assert stage.placed_again == 1
 
 
@@ -282,7 +282,7 @@ def test_a_loss_too_many_ends_the_run(stage: Stage, name: str) -> None:
         (
             ValueError("bad scaling"),
             RunError,
-            "Ray Train failed: bad scaling; the same command goes on",
+            "Ray Train failed: bad scaling; the same command resumes the run",
         ),
         (ValueError("cannot connect"), RunError, "servers with several network interfaces need"),
     ],
@@ -408,7 +408,7 @@ def test_a_connection_that_is_lost_ends_the_command_and_leaves_the_workers(stage
     scene = Scene(Trainer.HANGS, lost=ActorDiedError())
     line = stage.fails(RunError, scene)
     assert line.startswith("the connection to Ray is lost: ")
-    assert line.endswith("the same command goes on")
+    assert line.endswith("the same command resumes the run")
     assert scene.ends_for_good() and stage.placed_again == 0
 
 

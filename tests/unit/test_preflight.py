@@ -200,7 +200,8 @@ def test_one_worker_is_this_process_and_needs_no_ray(
 
 def test_one_worker_that_asks_for_more_than_this_machine_has_is_refused(no_ray: None) -> None:
     with pytest.raises(
-        ResourceError, match=r"^scale\.cpus_per_worker: 5000, but this machine has \d+ CPU$"
+        ResourceError,
+        match=r"^scale\.cpus_per_worker: 5000, but this machine has \d+ CPU; lower it$",
     ):
         place(scale(workers=1, cpus_per_worker=5000), lambda line: None)
 
@@ -226,7 +227,7 @@ def test_one_worker_of_a_named_cluster_is_placed_there(
 @pytest.mark.parametrize(
     ("settings", "nodes", "said"),
     [
-        ({}, LAPTOP, ["workers 2: 1 CPU each, no GPU in sight"]),
+        ({}, LAPTOP, ["workers 2: 1 CPU each, no GPU found"]),
         ({}, SERVER, ["workers 4: 1 GPU each"]),
         ({"workers": 2}, LAPTOP, []),
     ],
