@@ -150,7 +150,7 @@ def test_pairs_of_a_file_are_those_that_fit(command: Command, tmp_path: Path) ->
     few = command("bench", "step", *options, "--pairs", 4, *SMALL)
     assert (
         few.code == 2
-        and "12 pairs fit into 100 tokens, 16 are needed" in json.loads(few.out)["error"]
+        and "12 pairs fit into 100 tokens, but 16 are needed" in json.loads(few.out)["error"]
     )
 
 

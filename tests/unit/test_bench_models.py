@@ -97,7 +97,7 @@ def test_a_file_without_enough_pairs_is_refused(tmp_path: Path) -> None:
     )
     (pair,) = read(count=1)
     assert max(pair.prompt.max(), pair.chosen.max()) < 50
-    with pytest.raises(DataError, match="1 pairs fit into 100 tokens, 2 are needed"):
+    with pytest.raises(DataError, match="1 pairs fit into 100 tokens, but 2 are needed"):
         read(count=2)
 
 
