@@ -1,6 +1,4 @@
-"""A server that dies and does not come back: the run goes on by itself with the workers that fit on
-what is left.
-"""
+"""A server dies for good: the run resumes by itself with the workers that fit on what is left."""
 
 from pathlib import Path
 

@@ -1,6 +1,4 @@
-"""Starting and stopping a cluster on servers of one's own, with servers that only say what they
-were told.
-"""
+"""Starting and stopping a cluster on the user's servers, with servers that only record."""
 
 import json
 from collections.abc import Callable
@@ -145,7 +143,7 @@ def test_all_servers_that_answer_are_stopped_the_head_first(hosts: HostsConfig) 
 
 @pytest.fixture
 def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ssh]:
-    """Servers behind a stand-in for the ssh command, which is a shell script."""
+    """Servers that a shell script in place of the ssh command stands for."""
 
     def ssh(script: str, known_hosts: Path = tmp_path / "known_hosts") -> Ssh:
         (tmp_path / "ssh").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The models and pairs of the benchmarks: what is measured is what is said to be."""
+"""The models and pairs of the benchmarks are what their names say."""
 
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ TINY = {
 def test_a_full_size_base_is_nf4_but_for_head_and_embedding(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a few layers here, on a CPU: its way of quantising is that of a GPU."""
+    """The model has few layers here and is on a CPU, but is quantised as on a GPU."""
     model_type, config_type, settings = BASES[name]
     small = {**settings, **TINY, "num_key_value_heads": 1, "vocab_size": 100}
     monkeypatch.setitem(models.BASES, name, (model_type, config_type, small))
@@ -60,8 +60,9 @@ def test_full_sizes_are_those_of_the_models_they_are_named_after() -> None:
 
 
 def test_the_head_of_the_small_model_is_about_a_tenth_of_its_work() -> None:
-    """Parameters are multiplications a token; checkpointing computes the layers once more than the
-    head.
+    """Parameters count as multiplications a token.
+
+    With checkpointing the layers are computed once more than the head.
     """
     model = small_llama(256, 1400)
     head = model.get_output_embeddings().weight.numel()

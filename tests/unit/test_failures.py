@@ -1,6 +1,4 @@
-"""What ended a worker, and what follows: tables of the errors that Ray, torch and gloo were seen to
-raise.
-"""
+"""What ended a worker, and what follows: errors that Ray, torch and gloo were seen to raise."""
 
 import pytest
 import torch

@@ -1,6 +1,4 @@
-"""Submitting without a cluster: what travels, what is refused, what follows from what a cluster
-answers.
-"""
+"""Submitting without a cluster: what is sent, what is refused, and what follows an answer."""
 
 import json
 import os
@@ -48,14 +46,12 @@ def job_of(
 
 
 class Cluster:
-    """Jobs of a cluster that answers by a script: `down` questions go unanswered, then it is there
-    again.
-    """
+    """Jobs of a scripted cluster: it leaves the first `down` questions unanswered."""
 
     def __init__(self, job: Job | None = None, down: int = 0, starts: int = 0) -> None:
         self.job, self.down, self.failing_starts = job, down, starts
         self.log: list[str | None] = []
-        """Lines of the job; None where the connection is lost."""
+        """Lines of the job; None is a lost connection."""
         self.done: list[str] = []
 
     def _ask(self, what: str) -> None:
@@ -106,7 +102,7 @@ class Cluster:
 
 
 class Waiting:
-    """A patience whose time passes only by its own pauses."""
+    """A patience whose time passes only while it pauses."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -190,7 +186,7 @@ def test_of_two_submissions_at_once_one_attaches() -> None:
     class Late(Cluster):
         def find(self, run: str) -> Job | None:
             found = super().find(run)
-            self.job = self.job or job_of("running")  # the other one's, right after the look
+            self.job = self.job or job_of("running")  # the other submission's, right after `find`
             return found
 
     cluster = Late()
@@ -210,7 +206,7 @@ def test_a_run_that_another_submits_again_in_between_is_attached_to() -> None:
     class Overtaken(Cluster):
         def find(self, run: str) -> Job | None:
             found = super().find(run)
-            self.job = job_of("running")  # the other one's, right after the look
+            self.job = job_of("running")  # the other submission's, right after `find`
             return found
 
     waiting, cluster = Waiting(), Overtaken(job_of("stopped"))
@@ -386,7 +382,7 @@ def test_a_secret_that_a_later_override_hides_is_refused(overrides: list[str]) -
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a command is given, with pairs, a base and an answer to each kind of path."""
+    """The folder where a command is given, with files for each kind of path."""
     here = tmp_path / "here"
     (here / "base").mkdir(parents=True)
     (here / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
@@ -427,7 +423,7 @@ def test_the_package_holds_what_the_command_reads(folder: Path, tmp_path: Path) 
     package.mkdir()
     pack(config, sort_luggage(config, folder), folder, package)
     found = sorted(str(path.relative_to(package)) for path in package.rglob("*") if path.is_file())
-    # Ray would leave out what a .gitignore names, so none travels.
+    # Ray would leave out what a .gitignore names, so no .gitignore is carried along.
     assert found == [
         "base/config.json",
         "job.py",

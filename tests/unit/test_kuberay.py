@@ -1,6 +1,4 @@
-"""KubeRay's manifests and the image of their pods: stable, valid for KubeRay, and closed to
-strangers.
-"""
+"""KubeRay's manifests and the image of their pods: stable, valid, and closed to strangers."""
 
 import gzip
 import importlib.metadata
@@ -36,7 +34,7 @@ objective: {lambda: 0.2}  # cost: $5
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The manifests of a run, by file name, as the Ray that they were written for has them."""
+    """The manifests of a run by file name, for a fixed version of Ray."""
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "2.60.0")
     return render()
 
@@ -74,16 +72,15 @@ def pod_specs(files: dict[str, str]) -> Iterator[dict[str, Any]]:
 
 def places(tree: Any) -> Iterator[dict[str, Any]]:
     """Every object inside an object."""
-    for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+    parts = list(tree.values()) if isinstance(tree, dict) else tree
+    for part in parts if isinstance(parts, list) else []:
         if isinstance(part, dict):
             yield part
         yield from places(part)
 
 
 def closed(schema: Any) -> Any:
-    """A schema that refuses fields which it does not name; Kubernetes itself drops them without a
-    word.
-    """
+    """A schema that refuses unknown fields, which Kubernetes itself drops without a message."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):

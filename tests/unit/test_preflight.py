@@ -178,7 +178,7 @@ def test_workers_that_do_not_fit_are_refused_with_what_was_asked_and_what_is_the
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever starts Ray fails the test; no cluster is named."""
+    """A machine without a named cluster; a start of Ray fails the test."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("Ray is started")
@@ -274,9 +274,7 @@ def test_as_many_runs_at_once_as_the_cluster_holds(
 
 
 class Busy:
-    """A cluster of two servers whose CPUs come free one by one, each second; the time is its
-    own.
-    """
+    """A cluster of two servers with its own clock; `free` has its free CPUs by second."""
 
     def __init__(self, *free: float) -> None:
         self.now, self.said, self._free = 0.0, [], list(free)

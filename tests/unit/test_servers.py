@@ -1,4 +1,4 @@
-"""What a run refuses a cluster for, decided from what its servers say of themselves."""
+"""Which clusters a run refuses, given the reports of their servers."""
 
 import os
 from dataclasses import replace
@@ -74,7 +74,7 @@ def test_the_interface_is_the_one_with_the_address_that_peers_use() -> None:
     ("address", "set_before", "found"),
     [
         ("10.0.0.2", None, "eth1"),
-        ("10.0.0.2", "eth7", "eth7"),  # the operator knows better
+        ("10.0.0.2", "eth7", "eth7"),  # the operator's choice is kept
         ("127.0.0.1", None, None),
         ("203.0.113.9", None, None),
     ],
