@@ -99,16 +99,16 @@ def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | 
     reason = f"lost worker {', '.join(map(str, gone))}" if gone else "a worker was lost"
     if retries_left > 0:
         return Retry(reason)
-    heard = ""
+    hint = ""
     if not gone and (peers := ranks.get("peer")):
         # No process is gone, so the network between the workers may be the cause.
-        heard = (
+        hint = (
             f" (worker {peers[0]}: {on_one_line(failures[peers[0]])[:_MOST_CHARACTERS]}; "
             f"{INTERFACES})"
         )
     return GiveUp(
         RunError(
             f"{reason}; no retry is left (scale.max_failures); the same command resumes the run"
-            f"{heard}"
+            f"{hint}"
         )
     )
