@@ -1,19 +1,19 @@
 """Every error a user can meet, and the exit code the command line gives it.
 
 OrpoRayError
-├── UserError            2  wrong usage, config or data: mend it and run again
+├── UserError            2  wrong usage, config or data: correct it and run again
 │   ├── ConfigError         a key, a value, or two settings that do not go together
 │   └── DataError           a file, a row, or too many bad rows
 ├── ResourceError        3  the machine lacks what the run asks for
 └── RunError             1  the run itself failed
     └── NonFiniteError      a loss or gradient that is not a number
-StoppedError             4  stopped on request; the same command goes on
-JobError                 -  a command on a cluster failed: its own exit code
+StoppedError             4  stopped on request; the same command resumes the run
+JobError                 -  a command on a cluster failed; it keeps its own exit code
 """
 
 
 def on_one_line(error: BaseException) -> str:
-    """What an error of a library says, which may take pages of it."""
+    """The message of a library's error, which may have many lines, as one line."""
     return " ".join(str(error).split())
 
 
@@ -38,7 +38,7 @@ class DataError(UserError):
 
 
 class ResourceError(OrpoRayError):
-    """The hardware or package that the run needs is not there."""
+    """The hardware or package that the run needs is missing."""
 
     exit_code = 3
 
@@ -50,7 +50,7 @@ class RunError(OrpoRayError):
 
 
 class NonFiniteError(RunError):
-    """A loss or gradient became NaN or infinite; raised before it touches a weight."""
+    """A loss or gradient became NaN or infinite; raised before any weight changes."""
 
 
 class StoppedError(OrpoRayError):
@@ -60,7 +60,7 @@ class StoppedError(OrpoRayError):
 
 
 class JobError(OrpoRayError):
-    """A command that was submitted to a cluster failed there, and told why."""
+    """A submitted command failed on the cluster and said why."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

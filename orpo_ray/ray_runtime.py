@@ -1,6 +1,4 @@
-"""Ray on this machine, or the cluster that RAY_ADDRESS names: started, joined and ended in one
-place.
-"""
+"""Starts Ray on this machine or joins the cluster of RAY_ADDRESS, and ends it."""
 
 import atexit
 import logging
@@ -19,13 +17,11 @@ import psutil
 from orpo_ray.errors import ResourceError
 
 ROOM_S = 120
-"""The longest that anything waits for CPUs or GPUs that others hold; what starts there, imports
-too, is part of it.
-"""
+"""The longest wait for CPUs or GPUs that others hold; the start of a process there counts too."""
 
 
-# A Ray of our own has no dashboard: what processes would gather for one takes 5 % of a machine with
-# two cores, and the dashboard's own processes a gigabyte.
+# A Ray that we start has no dashboard. Gathering numbers for one takes 5 % of a machine with two
+# cores, and the dashboard's own processes take a gigabyte.
 _IDLE_RAY = {
     "RAY_enable_metrics_collection": "false",
     "RAY_event_stats": "false",
@@ -37,19 +33,18 @@ _GOODBYE_POLL_S = 0.02
 
 
 def joins_cluster() -> bool:
-    """Whether the environment names a Ray that others may use as well."""
+    """Whether the environment names a Ray cluster, which others may use too."""
     return "RAY_ADDRESS" in os.environ
 
 
 def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
-    """Start Ray on this machine, or join the cluster that RAY_ADDRESS names; nothing where it
-    already runs.
+    """Start Ray on this machine, or join the cluster of RAY_ADDRESS, unless Ray already runs.
 
-    `raw_bytes`: how much data will pass through it, if known. `verbose`: show what its processes
-    log.
+    `raw_bytes` is how much data will pass through Ray, if known. `verbose` shows the logs of Ray's
+    processes.
     """
-    # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES: the default of Ray 2.60; older ones
-    # empty it and warn.
+    # Workers without a GPU keep CUDA_VISIBLE_DEVICES. Ray 2.60 does that by default; older versions
+    # empty the variable and warn.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -68,18 +63,18 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
                 f"the Ray cluster of RAY_ADDRESS ({address}) cannot be joined: {error}"
             ) from error
         return
-    # Rows go in as text and come out as token ids; more than this spills to disk, which is slower
-    # but works.
+    # Rows go in as text and come out as token ids. What does not fit into the store goes to disk,
+    # which is slower but works.
     least, most = _OBJECT_STORE_BYTES
     store = most if raw_bytes is None else min(max(4 * raw_bytes, least), most)
-    # What stops a service or a batch job sends SIGTERM to every process at once. Ray's own, which
-    # inherit this mask, must outlive it until the workers have saved their checkpoint.
+    # A service manager or batch system sends SIGTERM to every process at once. Ray's processes must
+    # survive it until the workers have saved their checkpoint, so they inherit this mask.
     os.environ |= {name: os.environ.get(name, value) for name, value in _IDLE_RAY.items()}
     others = psutil.Process().children()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         with _signals_kept(), _few_helpers(log_monitor=verbose):
-            # "local": it would otherwise join whatever Ray it finds on this machine.
+            # Without "local" it would join any Ray that runs on this machine.
             ray.init(address="local", object_store_memory=store, include_dashboard=False, **quiet)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -91,11 +86,9 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Answer SIGTERM as before `ray.init`, which puts a handler of its own there, in Python and in
-    C.
+    """Restore the SIGTERM handler, which `ray.init` replaces in Python and in C.
 
-    The one in C prints a stack and sets an alarm that aborts the process three seconds later,
-    whatever it is at.
+    Ray's handler in C prints a stack and aborts the process three seconds later, whatever it does.
     """
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -107,10 +100,10 @@ def _signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _few_helpers(log_monitor: bool) -> Iterator[None]:
-    """Have `ray.init` start no process that has no work in a Ray of our own.
+    """Keep `ray.init` from starting helper processes that have no work in a Ray of our own.
 
-    There is no dashboard to serve, and no server to add. `log_monitor`: reads the logs of Ray's
-    processes ten times a second for a driver that listens. The seams are private to Ray: a test
+    There is no dashboard to serve, and no server to add. `log_monitor` keeps the process that reads
+    Ray's logs ten times a second for the driver. The names used here are private to Ray, so a test
     counts the processes.
     """
     from ray._private import parameter
@@ -132,9 +125,7 @@ def _few_helpers(log_monitor: bool) -> Iterator[None]:
 
 
 def owns_ray() -> bool:
-    """Whether the Ray that runs here was started by this process, so that nothing of it outlives
-    this process.
-    """
+    """Whether this process started the Ray that it uses, and will end it."""
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             if child.name() == "raylet":
@@ -143,8 +134,9 @@ def owns_ray() -> bool:
 
 
 def refuse_unreachable(address: str) -> None:
-    """Raise ResourceError where nobody listens at HOST:PORT; Ray itself would try for minutes, deaf
-    to signals.
+    """Raise ResourceError if nothing listens at HOST:PORT.
+
+    Ray itself would try for minutes, and would ignore signals meanwhile.
     """
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdigit():
@@ -154,16 +146,15 @@ def refuse_unreachable(address: str) -> None:
     except OSError as error:
         raise ResourceError(
             f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start it, or unset "
-            "RAY_ADDRESS to use this "
-            "machine alone"
+            "RAY_ADDRESS to use this machine alone"
         ) from error
 
 
 def _end_with_driver(started: list[psutil.Process], leaving: threading.Event) -> None:
-    """Kill Ray's processes, and what they started, once this one has said goodbye to them.
+    """Kill Ray's processes and their children when this process has disconnected from Ray.
 
-    Deaf to SIGTERM, each would keep Ray's own clean-up waiting for a second, and some would live on
-    for a minute.
+    They ignore SIGTERM, so Ray's own clean-up would wait a second for each, and some would run for
+    another minute.
     """
     import ray
 
@@ -181,19 +172,16 @@ def _end_with_driver(started: list[psutil.Process], leaving: threading.Event) ->
 
 @contextmanager
 def quiet_context() -> Iterator[None]:
-    """Ray Data with rows kept in order, and silent but for errors; the caller's settings come back
-    afterwards.
-    """
+    """Make Ray Data keep the order of rows and report errors only, until the block ends."""
     import ray
 
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # Ray's copy reads its own deprecated settings
+        # Ray's copy reads its own deprecated settings.
+        warnings.simplefilter("ignore", DeprecationWarning)
         context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
-    # Shares of the cluster for several operators; the only one we have would start with one task
-    # for a second.
+    # Ray Data reserves shares of the cluster for several operators. We have only one, and with the
+    # reservation it runs a single task in its first second.
     context.op_resource_reservation_enabled = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False

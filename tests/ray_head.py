@@ -1,4 +1,4 @@
-"""A Ray head of one's own to join, and all processes that something has started."""
+"""A Ray head to join, and a list of all processes that a command has started."""
 
 import os
 import re
@@ -22,19 +22,17 @@ _NO_ACTORS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
 
 @dataclass
 class Processes:
-    """All processes that inherit a mark in their environment: whatever a command started, however
-    far down.
-    """
+    """All processes that a command started, found by a mark that they inherit."""
 
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The mark, to be handed to the first of them."""
+        """The mark, for the environment of the command."""
         return {_MARK: self.mark}
 
     def left(self) -> dict[int, str]:
-        """Pid and command line of those that are alive."""
+        """Pid and command line of the processes that are alive."""
         sought = f"{_MARK}={self.mark}".encode()
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
@@ -52,7 +50,7 @@ class Processes:
         return found
 
     def actors(self) -> list[str]:
-        """Class names of the Ray actors among them."""
+        """Class names of the Ray actors among the processes."""
         titles = re.findall(r" ray::(\w+)", "\n".join(self.left().values()))
         return sorted(title for title in titles if title not in _NO_ACTORS)
 
@@ -62,7 +60,7 @@ class Processes:
         return pid
 
     def end(self) -> None:
-        """Kill those that are left, each by its pid."""
+        """Kill the processes that are left, each by its pid."""
         deadline = time.monotonic() + HANG_S
         while (left := self.left()) and time.monotonic() < deadline:
             for pid in left:
@@ -85,9 +83,7 @@ print(free)
 
 
 class Head:
-    """A cluster of one server with a token, a dashboard and ports of its own, and the CPUs that it
-    is told to have.
-    """
+    """A cluster of one server with its own token, dashboard and ports, and a number of CPUs."""
 
     def __init__(self, cpus: int) -> None:
         # Not pytest's folder: the paths of Ray's sockets may not be longer than 107 bytes.
@@ -140,11 +136,11 @@ class Head:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie, those of Ray among them, until it is ended."""
+        """The folder of its files, also those of Ray, until it is ended."""
         return self._folder
 
     def free_cpus(self) -> float:
-        """CPUs that nobody holds, when all are free or a while has passed."""
+        """The free CPUs, as soon as all are free or after a while."""
         environment = {**ENVIRONMENT, **self.environment}
         command = [sys.executable, "-c", _FREE_CPUS]
         done = subprocess.run(
@@ -161,16 +157,14 @@ class Head:
 
 
 def _state(folder: Path) -> str:
-    """A process's state, its parent and the signals that it is deaf to, to tell why it is still
-    there.
-    """
+    """A process's state, parent and ignored signals, which may show why it still runs."""
     wanted = ("State", "PPid", "SigBlk")
     lines = (folder / "status").read_text(encoding="utf-8").splitlines()
     return " ".join("".join(line.split()) for line in lines if line.startswith(wanted))
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody uses at the moment."""
+    """Ports of the loopback interface that are free at the moment."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [opened.getsockname()[1] for opened in sockets]
     for opened in sockets:

@@ -1,6 +1,6 @@
-"""One worker of a run without Ray: `RANK=0 WORLD_SIZE=2 ...
+"""One worker of a run without Ray, for `bench ray`.
 
-python -m orpo_ray.bench.bare CONFIG.yaml ARTIFACT`.
+Usage: RANK=0 WORLD_SIZE=2 ... python -m orpo_ray.bench.bare CONFIG.yaml ARTIFACT
 """
 
 import sys
@@ -20,7 +20,7 @@ from orpo_ray.training.world import current_world
 
 
 def main(config_path: str, artifact_path: str) -> None:
-    """Train as one of the processes that the environment tells of."""
+    """Train as one worker of the group that the environment describes."""
     dist.init_process_group("gloo")
     world = current_world()
     run = Run(load_config(config_path))

@@ -1,18 +1,17 @@
-"""Rows a second from a file of pairs to token ids: our preparation against TRL's own, on the same
-rows and cores.
+"""Rows a second from a file of pairs to token ids: our preparation compared with TRL's.
 
-Both read the same JSON lines of chat messages and are timed by the clock until their result is on
-disk: ours reads, checks, hashes, renders, tokenises, drops duplicates and writes the artifact;
-stock reads with `datasets` and maps as `ORPOTrainer.__init__` does. Fresh folders each time, so
-that neither finds a result of before.
+Both sides read the same JSON lines of chat messages, on the same cores. Each is timed by the clock
+until its result is on disk. Ours reads, checks, hashes, renders, tokenises, drops duplicates and
+writes the artifact. Stock reads with `datasets` and maps as `ORPOTrainer.__init__` does. Each time
+gets new folders, so that neither side finds an earlier result.
 
-Start-up is apart. Ours is Ray's start and what the first preparation takes longer than the later
-ones, once in a session; what a preparation costs with Ray running stays in its time. Stock's is
-what it takes on one row a core, mostly the process pools of its maps; it comes back with each call,
-so it is taken off each of its times.
+Start-up is reported separately. Ours comes once in a session: it is Ray's start, and the time that
+the first preparation takes longer than the later ones. What a preparation costs while Ray runs
+stays in its time. Stock's start-up comes with each call, mostly for the process pools of its maps,
+so it is subtracted from each time. It is measured on one row a core.
 
-On a busy machine CPU seconds, of this process and of all that it started, tell more than the clock:
-`ratio_cpu`.
+On a busy machine `ratio_cpu` says more than the clock. It compares CPU seconds of this process and
+its children.
 """
 
 import json
@@ -66,9 +65,9 @@ _RHYMES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Timed:
-    """One preparation: seconds by the clock and of CPU, and what came out."""
+    """One preparation: seconds by the clock, CPU seconds, and the result."""
 
     seconds: float
     cpu: float
@@ -78,7 +77,7 @@ class _Timed:
 
 
 class _Stopwatch:
-    """Seconds since it was made, by the clock and of CPU."""
+    """Measures the seconds since its creation, by the clock and of CPU."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter(), self._cpu()
@@ -87,8 +86,9 @@ class _Stopwatch:
         return time.perf_counter() - self._begin[0], self._cpu() - self._begin[1]
 
     def _cpu(self) -> float:
-        """Of this process and its descendants, dead ones included, which count with whoever waited
-        for them.
+        """CPU seconds of this process and its descendants.
+
+        The time of an ended process counts with the parent that waited for it.
         """
         this = psutil.Process()
         total = 0.0
@@ -107,10 +107,10 @@ def bench_data(
     file: str | None = None,
     repetitions: int = 3,
 ) -> dict[str, Any]:
-    """Time both preparations in turns and return medians in rows a second, start-up in seconds.
+    """Time both preparations in turns; returns medians of rows a second, and start-up in seconds.
 
-    `file` holds pairs in any format that `orpo-ray prepare` recognises; its bad rows are left out
-    beforehand. Without it, rows are generated. Raises DataError or ConfigError for a file or a
+    `file` holds pairs in any format that `orpo-ray prepare` recognises. Its bad rows are left out
+    beforehand. Without a file, rows are generated. Raises DataError or ConfigError for a file or a
     tokenizer that cannot be used.
     """
     tokenizer = tokenizer_at(tokenizer_folder, announce)
@@ -122,7 +122,9 @@ def bench_data(
             everything, islice(usable_pairs(file), rows) if file else _generate(rows)
         )
         if count < cores:
-            raise DataError(f"{count} usable rows for {cores} cores: too few to share out")
+            raise DataError(
+                f"{count} usable rows are too few for {cores} cores; give one row a core or more"
+            )
         _write_rows(few, islice(usable_pairs(str(everything)), cores))
         ours = partial(_time_ours, tokenizer=tokenizer, max_length=max_length, folder=folder)
         stock = partial(
@@ -130,7 +132,7 @@ def bench_data(
         )
         announce(f"{count} rows on {cores} cores; starting both")
         first_ours = _start_ray(cores) + ours(everything).seconds
-        stock(few)  # imports, which are no part of either side
+        stock(few)  # loads modules, whose imports are not timed
         timed, starts = [], []
         for number in range(1, repetitions + 1):
             timed.append((ours(everything), stock(everything)))
@@ -186,9 +188,7 @@ def _medians(timed: list[_Timed]) -> tuple[float, float]:
 
 
 def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
-    """Pairs as JSON lines of chat messages, the form that both sides understand; returns how
-    many.
-    """
+    """Write pairs as JSON lines of chat messages, which both sides read; returns their number."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for pair in pairs:
@@ -200,9 +200,7 @@ def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
 
 
 def _generate(rows: int) -> Iterator[Pair]:
-    """Seeded pairs with the word frequencies of prose: few words make up most of it, and there is a
-    long tail.
-    """
+    """Seeded pairs with the word frequencies of prose: a few common words and many rare ones."""
     draw = random.Random(_SEED)
     onsets, rhymes = _ONSETS.split(), _RHYMES.split()
     syllables = (
@@ -222,7 +220,7 @@ def _generate(rows: int) -> Iterator[Pair]:
 
 
 def _punctuate(words: list[str], draw: random.Random) -> str:
-    """Sentences of about a dozen words, with commas, and now and then a new paragraph."""
+    """Sentences of about a dozen words, with commas and some new paragraphs."""
     parts, start = [], True
     for word in words:
         mark = draw.choices(["", ",", ".", ".\n\n"], [84, 8, 6, 2])[0]
@@ -239,16 +237,14 @@ def _punctuate(words: list[str], draw: random.Random) -> str:
 
 
 def _start_ray(cores: int) -> float:
-    """Start Ray on as many cores as stock gets, unless it runs already; returns the seconds it
-    took.
-    """
+    """Start Ray on as many cores as stock gets, unless it runs; returns the seconds it took."""
     begin = time.perf_counter()
-    # Workers that ask for no GPU keep CUDA_VISIBLE_DEVICES, as in a preparation.
+    # Workers without a GPU keep CUDA_VISIBLE_DEVICES, as they do in a preparation.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if not ray.is_initialized():
-        # Left to itself Ray counts the machine's cores, not those that this process may run on.
+        # By default Ray counts the machine's cores, and not those that this process may use.
         ray.init(address="local", num_cpus=cores, log_to_driver=False, logging_level=logging.ERROR)
     return time.perf_counter() - begin
 
@@ -262,16 +258,16 @@ def _time_ours(file: Path, tokenizer: Any, max_length: int, folder: Path) -> _Ti
     )
     storage = Path(tempfile.mkdtemp(prefix="storage-", dir=folder))
     watch = _Stopwatch()
-    artifact = prepare(
-        data, tokenizer, tokenizer_fingerprint(tokenizer), storage, _SEED, SILENT.announce
-    )
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    artifact = prepare(data, tokenizer, fingerprint, storage, seed=_SEED, announce=SILENT.announce)
     seconds, cpu = watch.read()
     lengths = [table.lengths for table in (artifact.train, artifact.eval)]
     tokens = sum(int(table.sum() + table[:, 0].sum()) for table in lengths)
     summary = artifact.summary
     dropped = {**summary.bad, "overlong": summary.overlong, "duplicates": summary.duplicates}
     dropped = {reason: count for reason, count in dropped.items() if count}
-    return _Timed(seconds, cpu, len(artifact.train) + len(artifact.eval), tokens, dropped)
+    pairs = len(artifact.train) + len(artifact.eval)
+    return _Timed(seconds=seconds, cpu=cpu, pairs=pairs, tokens=tokens, dropped=dropped)
 
 
 # --- stock ----------------------------------------------------------------------------------------
@@ -301,20 +297,18 @@ def _time_stock(file: Path, tokenizer: Any, max_length: int, folder: Path, cores
     seconds, cpu = watch.read()
     sides = (mapped.data[f"{side}_input_ids"] for side in ("chosen", "rejected"))
     tokens = sum(pc.sum(pc.list_value_length(ids)).as_py() for ids in sides)
-    return _Timed(seconds, cpu, len(mapped), tokens, {})
+    return _Timed(seconds=seconds, cpu=cpu, pairs=len(mapped), tokens=tokens, dropped={})
 
 
 @cache
 def _data_part() -> type:
-    """Stock's trainer class up to where it hands its mapped rows to the Trainer that it is built
-    on.
-    """
+    """Stock's trainer class, without the set-up that follows the mapping of rows."""
     from trl.experimental.orpo import ORPOTrainer
 
     (base,) = ORPOTrainer.__bases__
 
     class KeepRows(base):  # type: ignore[misc, valid-type]
-        """Stands where the Trainer's own set-up would run, which has nothing to do with rows."""
+        """Replaces the base Trainer, whose set-up has nothing to do with rows."""
 
         def __init__(self, model: Any, train_dataset: Any, **_: Any) -> None:
             self.model, self.train_dataset, self.accelerator = model, train_dataset, None
@@ -324,7 +318,7 @@ def _data_part() -> type:
 
 @cache
 def _tiny_model() -> Any:
-    """The trainer wants a model; of this one it reads the config alone."""
+    """A model for the trainer, which needs one but reads only its config."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

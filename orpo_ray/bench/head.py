@@ -1,6 +1,4 @@
-"""The output head alone: selected log-probs of ours beside what TRL's ORPO does with full
-logits.
-"""
+"""The output head alone: our selected log-probs compared with TRL's full logits."""
 
 import statistics
 from types import SimpleNamespace
@@ -23,9 +21,7 @@ from orpo_ray.training.plan import PADDED
 def bench_head(
     shape: Shape, pairs: int, vocabulary: int, hidden: int, turns: int, announce: Announce
 ) -> dict[str, Any]:
-    """Log-probs and gradient of the same hidden states, of padded rows on both sides, by ours and
-    by TRL's code.
-    """
+    """Time log-probs and gradient by our code and TRL's, on the same padded hidden states."""
     torch.set_num_threads(1)
     drawn = pairs_of_shape(shape, pairs, 0.0, vocabulary)
     batch = collate(drawn, PADDED, PAD_ID, score_prompt=True)

@@ -1,6 +1,4 @@
-"""How sides of a benchmark are compared: in turns within one process, medians, and the memory of
-one run apart.
-"""
+"""Compares the sides of a benchmark: time in turns within one process, and memory of one run."""
 
 import statistics
 import time
@@ -17,11 +15,11 @@ Run = Callable[[], Any]
 
 
 def time_in_turns(runs: Sequence[Run], turns: int, device: str) -> list[list[float]]:
-    """Seconds of every run in every turn; the order is turned round each time, so that a drift
-    meets all alike.
+    """Seconds of every run in every turn.
 
-    CPU time of the process on a CPU, which a busy machine does not stretch; the device's own clock
-    on a GPU.
+    The order is reversed each turn, so that a drift of the machine's speed affects all runs alike.
+    On a CPU the seconds are CPU time of the process, which other work does not stretch. On a GPU
+    they are the device's own.
     """
     taken: list[list[float]] = [[] for _ in runs]
     clock = _time_on_gpu if device == "cuda" else _time_on_cpu
@@ -35,14 +33,14 @@ def time_in_turns(runs: Sequence[Run], turns: int, device: str) -> list[list[flo
 
 
 def ratio_of(slower: Sequence[float], faster: Sequence[float]) -> float:
-    """The median of how many times longer the first one took, turn by turn."""
+    """How many times longer the first one took: the median over turns."""
     return statistics.median(one / other for one, other in zip(slower, faster, strict=True))
 
 
 def relative_differences(
     stock: tuple[float, Tensor], ours: tuple[float, Tensor]
 ) -> tuple[float, float]:
-    """How far our (loss, gradient as one vector) is from stock's, each relative to stock's."""
+    """Relative differences of our loss and gradient vector from stock's."""
     (loss, gradient), (our_loss, our_gradient) = stock, ours
     return abs(our_loss - loss) / abs(loss), float(
         (our_gradient - gradient).norm() / gradient.norm()
@@ -66,7 +64,7 @@ def _time_on_gpu(run: Run) -> float:
 
 
 def peak_memory(run: Run, device: str) -> int:
-    """Bytes of tensors that were alive at once during a run, above what was there before it."""
+    """Most bytes of tensors alive during a run, without those from before the run."""
     peak = (GpuMemory() if device == "cuda" else CpuMemory()).peak_of(run)
     if peak is None:
         raise ResourceError(

@@ -26,7 +26,7 @@ _WIDE: dict[str, Any] = {
     "num_key_value_heads": 8,
 }
 BASES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
-    # Mistral 7B v0.1 has a window of 4096, v0.3 none; 32k ids both.
+    # Mistral 7B as v0.3, without a window. v0.1 has one of 4096. Both have 32k ids.
     "mistral-7b": (
         MistralForCausalLM,
         MistralConfig,
@@ -61,7 +61,7 @@ def small_llama(hidden: int, vocabulary: int, layers: int = _SMALL_LAYERS) -> Pr
 
 
 def full_size(name: str, device: str) -> PreTrainedModel:
-    """One of BASES in NF4 with double quantisation, bfloat16 elsewhere."""
+    """A model of BASES in NF4 with double quantisation, and bfloat16 for all other weights."""
     model_type, config_type, settings = BASES[name]
     config = config_type(
         **settings,
@@ -97,8 +97,9 @@ def _in_nf4(linear: nn.Linear, device: str) -> Linear4bit:
 
 
 def with_adapter(base: PreTrainedModel) -> PeftModel:
-    """The base frozen, with LoRA of rank 16 on all linear layers, no dropout, its B matrices not
-    zero.
+    """The frozen base with LoRA of rank 16 on all linear layers, without dropout.
+
+    The B matrices are not zero, so that every gradient is nonzero.
     """
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear"

@@ -1,4 +1,4 @@
-"""The pairs that a step is measured on: of a given shape, or from a file."""
+"""Pairs for the measurement of a step: random ones of a given shape, or those of a file."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -19,23 +19,21 @@ from orpo_ray.models.tokenizer import load_tokenizer
 from orpo_ray.runs.console import Announce
 
 Shape = tuple[int, int, int]
-"""Tokens of prompt, chosen and rejected answer."""
+"""Lengths in tokens of prompt, chosen answer and rejected answer."""
 
 _SPECIAL_IDS = 4
-"""Ids that no pair holds: padding, start and end among them."""
+"""The first ids of a vocabulary, such as padding, start and end. No pair holds them."""
 
 
 def usable_pairs(file: str) -> Iterator[Pair]:
-    """Pairs of a file in any format that `orpo-ray prepare` recognises; its bad rows are left
-    out.
-    """
+    """The good pairs of a file in any format that `orpo-ray prepare` recognises."""
     rows = (parse_row(raw.text, raw.problem) for raw in read_rows(Source(source=file)))
     pairs = (row if isinstance(row, Refusal) else read_pair(row) for row in rows)
     return (pair for pair in pairs if isinstance(pair, Pair) and check_pair(pair) is None)
 
 
 def tokenizer_at(folder: str, announce: Announce) -> PreTrainedTokenizerBase:
-    """The tokenizer that `--tokenizer` names. Raises ConfigError for one that cannot be loaded."""
+    """The tokenizer of `--tokenizer`. Raises ConfigError if it cannot be loaded."""
     try:
         return load_tokenizer(ModelConfig(base=folder), announce)
     except ConfigError as error:
@@ -45,8 +43,9 @@ def tokenizer_at(folder: str, announce: Announce) -> PreTrainedTokenizerBase:
 def pairs_of_shape(
     shape: Shape, count: int, ragged: float, vocabulary: int, seed: int = 0
 ) -> list[TokenPair]:
-    """Random ids; with `ragged` r each length is drawn evenly from (1 - r) to (1 + r) times the
-    shape's.
+    """Pairs of random ids.
+
+    With `ragged` r each length is drawn evenly from (1 - r) to (1 + r) times the shape's.
     """
     rng = np.random.default_rng(seed)
     low, high = (
@@ -68,15 +67,16 @@ def pairs_of_shape(
 def pairs_of_file(
     file: str,
     tokenizer_folder: str,
+    *,
     max_length: int,
     count: int,
     vocabulary: int,
     announce: Announce,
 ) -> list[TokenPair]:
-    """The first pairs of a file that fit into `max_length` tokens, nothing truncated.
+    """The first pairs of a file that fit into `max_length` tokens without truncation.
 
-    Their lengths are what counts: ids beyond the model's vocabulary are folded into it. Raises
-    DataError for too few.
+    Only lengths matter, so ids beyond the model's vocabulary are folded into it. Raises DataError
+    if there are fewer than `count`.
     """
     tokeniser = PairTokeniser(tokenizer_at(tokenizer_folder, announce))
     usable = list(islice(usable_pairs(file), 4 * count))
@@ -89,7 +89,8 @@ def pairs_of_file(
     ][:count]
     if len(fitting) < count:
         raise DataError(
-            f"{file}: {len(fitting)} pairs fit into {max_length} tokens, {count} are needed"
+            f"{file}: {len(fitting)} pairs fit into {max_length} tokens, but {count} are needed; "
+            "add pairs, or raise --max-length"
         )
     return [
         TokenPair(

@@ -1,11 +1,11 @@
-"""What Ray costs a step: the same training loop under Ray Train and under bare torch.distributed,
-in turns.
+"""What Ray costs a step: the same loop under Ray Train and under bare torch.distributed, in turns.
 
-Both train the demo's model on two CPU workers. Both groups of processes live side by side, and all
-of one group is stopped while the other has its turn of a few seconds, so that no Ray runs beside
-the bare loop and a machine whose speed wanders meets both alike. Compared are whole steps by the
-clock, as the runs themselves report them: data, forward, backward, optimizer and report. Start-up,
-evaluations and checkpoints are not part of a step.
+Both sides train the demo's model on two CPU workers. Both groups of processes exist at the same
+time. All of one group is stopped while the other has its turn of a few seconds. So no Ray runs
+beside the bare loop, and a change of the machine's speed affects both alike.
+
+Whole steps are compared by the clock, as the runs report them: data, forward, backward, optimizer
+and report. Start-up, evaluations and checkpoints are not part of a step.
 """
 
 import json
@@ -35,13 +35,14 @@ from orpo_ray.runs.metrics import metric_by_step
 
 WORKERS = 2
 _WARM_UP_STEPS = 5
-"""Steps at the start of a run in which caches fill and DeepSpeed makes its buffers."""
+"""First steps of a run, in which caches fill and DeepSpeed makes its buffers."""
 _CATCH_UP_S = 1.5
-"""Time at the start of a turn that is not compared: a step was cut in two, and timers that fell due
-are served.
+"""Start of a turn that is not compared.
+
+The stop cut a step in two, and timers that expired meanwhile run now.
 """
 _ENDLESS = 100_000
-"""Steps of a run; it is ended before."""
+"""Steps of a run, which is ended long before."""
 _POLL_S = 0.5
 _LEAVE_S = 60.0
 _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main")
@@ -50,21 +51,19 @@ _PACKAGES = ("ray", "torch", "transformers", "deepspeed")
 
 @dataclass(frozen=True)
 class _Turn:
-    """Means over the steps of one turn: seconds by the clock, and CPU seconds of all processes of
-    the group.
-    """
+    """Means over the steps of one turn: seconds by the clock, and CPU seconds of the group."""
 
     wall: float
     cpu: float
 
 
 def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> dict[str, Any]:
-    """Seconds of a step, bare and under Ray: medians over all turns, those of `starts` starts of
-    either group.
+    """Seconds of a step, bare and under Ray: medians over the turns of all starts.
 
-    `ratio` is bare / Ray, `ratio_cpu` the same of the CPU seconds that all processes of a group
-    took. Medians, because a neighbour on a shared machine can hold up a turn by a half. `error` is
-    the standard error of the mean of the ratios of each pair of turns, which such turns widen.
+    `ratio` is bare / Ray. `ratio_cpu` is the same for CPU seconds of all processes of a group. They
+    are ratios of medians, because other work on a shared machine can make a turn half as long
+    again. `error` is the standard error of the mean of the ratios of pairs of turns; such turns
+    increase it.
     """
     taken: dict[str, list[_Turn]] = {"bare": [], "ray": []}
     with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as folder:
@@ -72,7 +71,7 @@ def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> di
         for number in range(starts):
             announce(f"start {number + 1} of {starts}")
             configs = {side: _write_config(Path(folder), f"{side}-{number}") for side in taken}
-            _compare(configs, artifact, seconds, turns, taken, announce)
+            _compare(configs, artifact, taken, seconds, turns=turns, announce=announce)
     bare, ray = (statistics.median(turn.wall for turn in taken[side]) for side in ("bare", "ray"))
     bare_cpu, ray_cpu = (
         statistics.median(turn.cpu for turn in taken[side]) for side in ("bare", "ray")
@@ -96,9 +95,10 @@ def bench_ray(seconds: float, turns: int, starts: int, announce: Announce) -> di
 def _compare(
     configs: dict[str, Path],
     artifact: str,
-    seconds: float,
-    turns: int,
     taken: dict[str, list[_Turn]],
+    seconds: float,
+    *,
+    turns: int,
     announce: Announce,
 ) -> None:
     """Start both groups and add their turns to `taken`."""
@@ -108,7 +108,7 @@ def _compare(
             groups[side] = stack.enter_context(start(configs[side], artifact))
             groups[side].warm_up()
         for number in range(turns):
-            # Back and forth, so that a drift of the machine's speed meets both alike.
+            # The order alternates, so that a drift of the machine's speed affects both alike.
             for side in groups if number % 2 == 0 else reversed(groups):
                 taken[side].append(groups[side].take_turn(seconds))
             bare, ray = taken["bare"][-1], taken["ray"][-1]
@@ -116,7 +116,7 @@ def _compare(
 
 
 def _write_config(folder: Path, name: str) -> Path:
-    """The demo's model and pairs; one evaluation at either end, one checkpoint at the last step."""
+    """The demo's model and pairs, with evaluation and checkpoint only at the ends."""
     demo = files("orpo_ray") / "demo"
     settings = {
         "name": name,
@@ -147,7 +147,7 @@ def _write_config(folder: Path, name: str) -> Path:
 
 
 def _prepare(config: Path) -> str:
-    """The folder of the prepared pairs, so that no run has to prepare them."""
+    """Prepare the pairs for all runs; returns their folder."""
     command = [*_COMMAND, "prepare", str(config), "--json"]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -157,15 +157,16 @@ def _prepare(config: Path) -> str:
 
 
 def _environment(**own: str) -> dict[str, str]:
-    """One thread a worker, which is also what Ray gives a worker of one CPU; a Ray of its own,
-    which can be stopped.
+    """Variables of a group: one thread a worker, and a Ray of its own.
+
+    Ray too gives a worker of one CPU one thread. Only a Ray of its own can be stopped.
     """
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return {**inherited, **own, "OMP_NUM_THREADS": "1"}
 
 
 def _start_ray(config: Path, artifact: str) -> "_Group":
-    """Finds the pairs by itself."""
+    """A group under Ray Train. It finds the prepared pairs by itself."""
     return _Group(config, [[*_COMMAND, "train", str(config)]], [{}])
 
 
@@ -183,7 +184,7 @@ def _start_bare(config: Path, artifact: str) -> "_Group":
 
 
 class _Group:
-    """All processes of one run, stopped but for its turns; ended with the `with` block."""
+    """All processes of one run. They are stopped between turns, and end with the `with` block."""
 
     def __init__(
         self, config: Path, commands: list[list[str]], environments: list[dict[str, str]]
@@ -198,16 +199,16 @@ class _Group:
             ]
 
     def warm_up(self) -> None:
-        """Run for the first steps, however long the start takes."""
+        """Run until the first steps are done, however long the start takes."""
         while len(self._seconds()) < _WARM_UP_STEPS:
             self._require_life()
             time.sleep(_POLL_S)
         self._pause()
 
     def take_turn(self, seconds: float) -> _Turn:
-        """Run for so long.
+        """Run for some seconds.
 
-        Nothing is looked at meanwhile, which would take time from the workers.
+        Nothing is measured meanwhile, since that would take time from the workers.
         """
         self._send(signal.SIGCONT, self._stopped)
         time.sleep(_CATCH_UP_S)
@@ -228,7 +229,7 @@ class _Group:
         self._send(signal.SIGSTOP, self._stopped)
 
     def _seconds(self) -> list[float]:
-        """Seconds of all steps so far."""
+        """Seconds of each step so far."""
         return list(metric_by_step(self._run_dir, "train/seconds").values())
 
     def _cpu_seconds(self) -> dict[psutil.Process, float]:
@@ -267,7 +268,7 @@ class _Group:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        # Those too that have lost their parent while they were stopped.
+        # `_stopped` also has processes whose parent ended while they were stopped.
         family = [*self._stopped, *self._processes()]
         self._send(signal.SIGCONT, family)
         for process in self._started:

@@ -1,8 +1,8 @@
-"""What a search saves: a full grid of 16 trials beside 16 trials that are drawn and given up early,
-on the demo.
+"""What a search saves: a full grid of 16 trials compared with 16 drawn trials that may end early.
 
-Both are whole searches by the real command, one after the other, over the same box of lambdas and
-learning rates, with the same pairs and the same 512 held-out ones, the harder h2 and h3 among them.
+Both are whole searches on the demo by the real command, one after the other. They cover the same
+box of lambdas and learning rates, with the same pairs and the same 512 held-out pairs. The harder
+h2 and h3 are among these.
 """
 
 import json
@@ -43,11 +43,10 @@ _PACKAGES = ("ray", "optuna", "torch", "transformers")
 
 
 def bench_search(seed: int, announce: Announce) -> dict[str, Any]:
-    """Best held-out accuracy and trained steps of a grid, and of a search with the defaults of
-    `search`.
+    """Best held-out accuracy and trained steps of a grid, and of a search with the defaults.
 
-    `trial_steps` count every optimizer step of every trial, those after a trial's last evaluation
-    too; `seed` sets the trials' data order and first adapters, and the search's draws.
+    `trial_steps` count every optimizer step of every trial, also steps after the last evaluation.
+    `seed` sets the trials' data order and first adapters, and the search's draws.
     """
     found: dict[str, dict[str, Any]] = {}
     seconds: dict[str, float] = {}
@@ -111,7 +110,7 @@ def _write_config(folder: Path, side: str, seed: int) -> Path:
 
 
 def _tune(config: Path) -> dict[str, Any]:
-    """What `orpo-ray tune CONFIG --json` says; its progress goes to stderr as always."""
+    """The result of `orpo-ray tune CONFIG --json`, whose progress goes to stderr."""
     done = subprocess.run(
         [*_COMMAND, str(config), "--json"], stdout=subprocess.PIPE, text=True, check=False
     )

@@ -1,6 +1,4 @@
-"""One optimizer step's forward and backward passes, ours and stock TRL's, on one and the same model
-and pairs.
-"""
+"""Forward and backward passes of one optimizer step, ours and stock TRL's, on the same model."""
 
 import os
 import tempfile
@@ -31,14 +29,14 @@ OBJECTIVES: dict[str, Objective] = {
     "dpo": build_objective(DpoConfig(beta=0.1)),
 }
 _REFERENCE = (-100.0, -120.0)
-"""Summed reference log-probs of every pair: both sides read them, neither computes them."""
+"""Summed reference log-probs of every pair. Both sides read them, and neither computes them."""
 
 
 class Side(Protocol):
     """One way to compute steps."""
 
     tokens: int
-    """Tokens that go through the model in all steps together."""
+    """Tokens that go through the model, summed over all steps."""
 
     def step(self, number: int) -> Tensor:
         """Forward and backward passes of one step; leaves gradients and returns the loss."""
@@ -46,7 +44,7 @@ class Side(Protocol):
 
 
 class Ours:
-    """Our step in a layout; each step is one pack, as TRL's is one micro-batch."""
+    """Our steps in a layout. Each step is one pack, as each of TRL's is one micro-batch."""
 
     def __init__(
         self, model: PairModel, steps: Sequence[Sequence[TokenPair]], objective: str, layout: Layout
@@ -59,7 +57,7 @@ class Ours:
         self.tokens = sum(step.packs[0].batch.input_ids.numel() for step in self._steps)
 
     def step(self, number: int) -> Tensor:
-        """As training does it: forward, loss, backward, metrics, which the host looks at once."""
+        """As in training: forward, loss, backward, and metrics, which are read only once."""
         model, device, step = self._model, self._model.device, self._steps[number]
         model.train()
         model.use_layout(self._layout)
@@ -73,27 +71,26 @@ class Ours:
 
 
 class TrlTrainer:
-    """A trainer of TRL's around a model, ready for steps; `rows` gives it pairs in its own form."""
+    """A trainer of TRL, ready for steps. `rows` turns pairs into its own form."""
 
     def __init__(self, model: PeftModel, objective: str, device: str) -> None:
         if device == "cpu":
-            os.environ.setdefault(
-                "DS_ACCELERATOR", "cpu"
-            )  # or DeepSpeed, where it is installed, looks for others
+            # Otherwise DeepSpeed, if it is installed, looks for other devices.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         self._folder = tempfile.TemporaryDirectory(prefix="orpo-ray-bench-")
         build, self.rows = {
             "orpo": (_orpo_trainer, to_labelled_rows),
             "dpo": (_dpo_trainer, to_rows),
         }[objective]
         self.trainer = build(model, Path(self._folder.name), device == "cpu")
-        # What Trainer.train() would do before its first step.
+        # Trainer.train() does the same before its first step.
         self.model = self.trainer.accelerator.prepare(self.trainer.model)
         self.trainer.model_wrapped = self.model
         self.trainer.current_gradient_accumulation_steps = 1
 
 
 class Stock:
-    """TRL's trainer as it is, given rows of token ids."""
+    """Steps of TRL's unchanged trainer, on rows of token ids."""
 
     def __init__(self, trainer: "TrlTrainer", steps: Sequence[Sequence[TokenPair]]) -> None:
         self._trainer, self._model = trainer.trainer, trainer.model
@@ -106,15 +103,13 @@ class Stock:
         self.tokens = sum(self._count(batch) for batch in self._batches)
 
     def step(self, number: int) -> Tensor:
-        """The trainer's own step, with torch's own attention."""
+        """The trainer's own step, with attention by torch."""
         self._trainer.model.set_attn_implementation("sdpa")
         loss: Tensor = self._trainer.training_step(self._model, dict(self._batches[number]))
         return loss.detach()
 
     def forward(self, model: Any, number: int) -> Any:
-        """What the trainer makes of a model's logits: log-probs of both answers, their logits, and
-        the NLL.
-        """
+        """What the trainer computes from logits: log-probs and logits of both answers, and NLL."""
         return self._trainer.concatenated_forward(model, dict(self._batches[number]))
 
     @staticmethod
@@ -140,9 +135,7 @@ def _arguments(folder: Path, on_cpu: bool) -> dict[str, Any]:
 
 
 def _placeholder() -> tuple[Any, Any]:
-    """A data set of one row and its tokenizer: a trainer wants them, the benchmark brings its own
-    ids.
-    """
+    """A dataset of one row and a tokenizer. A trainer needs them, but the benchmark has own ids."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()

@@ -1,7 +1,7 @@
-"""What a start costs: whole commands of four steps on the demo's base, by phase, beside stock TRL.
+"""What a start costs: commands of four steps on the demo's base, compared with stock TRL.
 
-Compared are CPU seconds of all processes that a command starts, Ray's included, since the clock of
-a machine that others use tells of them. The sides run in turns; the medians are reported.
+CPU seconds of all processes of a command are compared, Ray's included. Seconds by the clock would
+depend on other work on the machine. The sides run in turns, and the medians are reported.
 """
 
 import os
@@ -31,17 +31,17 @@ from orpo_ray.runs.metrics import metric_by_step
 STEPS, PAIRS_PER_STEP, EVAL_PAIRS = 4, 16, 16
 _PAIRS_TO_PREPARE = 1024
 _LOOK_S = 0.05
-"""A process that ends between two looks keeps this much of its CPU time to itself at most."""
+"""Seconds between two looks. At most so much CPU time of a process that ends is missed."""
 _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main")
 _DEMO = files("orpo_ray") / "demo"
-# -P: the files beside it are no modules that it could import.
+# With -P the script cannot import the files beside it as modules.
 _STOCK = (sys.executable, "-P", str(Path(__file__).with_name("stock_run.py")))
 _PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a command: it ends when `is_over`, which is asked again and again."""
+    """A part of a command. It ends when `is_over` is true, which is checked at each look."""
 
     name: str
     is_over: Callable[["Watched"], bool]
@@ -49,7 +49,7 @@ class Phase:
 
 @dataclass
 class Watched:
-    """A command at work: what it said, and the CPU seconds of all its processes so far."""
+    """A running command, with what it said and the CPU seconds of all its processes so far."""
 
     root: psutil.Popen
     heard: bytes = b""
@@ -58,7 +58,7 @@ class Watched:
 
     @property
     def cpu_s(self) -> float:
-        """CPU seconds of all processes, those that have ended too."""
+        """CPU seconds of all processes, with those that have ended."""
         return sum(self.taken.values())
 
     @property
@@ -67,11 +67,11 @@ class Watched:
         return self.heard.decode("utf-8", errors="replace").splitlines()
 
     def has_said(self, beginning: str) -> bool:
-        """Whether a line of stderr begins so."""
+        """Whether a line of stderr has this beginning."""
         return any(line.startswith(beginning) for line in self.said)
 
     def look(self) -> None:
-        """Note what each process has taken; those that lost their parent are still known."""
+        """Note the CPU time of each process, also of those that lost their parent."""
         family = set(self.taken) | {self.root}
         with suppress(psutil.NoSuchProcess):
             family |= set(self.root.children(recursive=True))
@@ -84,7 +84,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took in all, and in each of its phases."""
+    """What a command cost in all, and in each of its phases."""
 
     cpu_s: float
     wall_s: float
@@ -94,7 +94,8 @@ class Cost:
 def bench_start(turns: int, announce: Announce) -> dict[str, Any]:
     """CPU seconds of a run of four steps, of a stock one, and of a search's second trial.
 
-    Also the seconds by the clock in which 1,024 pairs are prepared. Medians over the turns.
+    The result also has the seconds by the clock in which 1,024 pairs are prepared. All numbers are
+    medians over the turns.
     """
     found: dict[str, list[Cost]] = {"one_worker": [], "two_workers": [], "stock": []}
     second_trials, prepared = [], []
@@ -179,7 +180,7 @@ def _second_trial(folder: Path, name: str) -> float:
     """CPU seconds from the end of a search's first trial to the first step of its second one."""
     rates = {"training.learning_rate": {"grid": [1.0e-4, 2.0e-4]}}
     search = {"space": rates, "searcher": "grid", "scheduler": "none"}
-    # A worker takes the whole machine, so that the trials come one after the other.
+    # A worker takes the whole machine, so that the trials run one after the other.
     scale = {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": os.cpu_count()}
     config = _write_config(folder, name, 1, search=search, scale=scale)
     trials = folder / name / "search" / "trials"
@@ -227,7 +228,7 @@ def _write_config(
 
 
 def _watch(command: Sequence[str], phases: Sequence[Phase]) -> Cost:
-    """Run a command to its end. Raises RunError where it fails."""
+    """Run a command to its end. Raises RunError if it fails."""
     began = time.monotonic()
     root = psutil.Popen(
         command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -239,7 +240,7 @@ def _watch(command: Sequence[str], phases: Sequence[Phase]) -> Cost:
         while root.poll() is None:
             if ready.select(_LOOK_S):
                 _listen(root, watched)
-                time.sleep(_LOOK_S)  # a stream that has ended is always ready
+                time.sleep(_LOOK_S)  # an ended stream is always ready, so `select` would not wait
             watched.look()
             while len(marks) <= len(phases) and phases[len(marks) - 1].is_over(watched):
                 marks.append((watched.cpu_s, time.monotonic() - began))
@@ -248,19 +249,24 @@ def _watch(command: Sequence[str], phases: Sequence[Phase]) -> Cost:
         last = watched.said[-1] if watched.said else "it said nothing"
         raise RunError(f"a command of the benchmark ended with code {root.returncode}: {last}")
     marks.append((watched.cpu_s, time.monotonic() - began))
+    cpu_s, wall_s = marks[-1]
     spans = zip(phases, marks, marks[1:], strict=False)
-    return Cost(
-        *marks[-1],
-        {p.name: {"cpu_s": b[0] - a[0], "wall_s": b[1] - a[1]} for p, a, b in spans},
-    )
+    costs = {
+        phase.name: {"cpu_s": end[0] - begin[0], "wall_s": end[1] - begin[1]}
+        for phase, begin, end in spans
+    }
+    return Cost(cpu_s, wall_s, costs)
 
 
 def _listen(root: psutil.Popen, watched: Watched) -> None:
-    """Take what the command has said meanwhile."""
+    """Read what the command has written to stderr since the last call."""
     watched.heard += root.stderr.read() or b""
 
 
 def _environment() -> dict[str, str]:
-    """One thread a process, which is also what Ray gives a worker of one CPU; a Ray of its own."""
+    """Variables of a command: one thread a process, and a Ray of its own.
+
+    Ray too gives a worker of one CPU one thread.
+    """
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

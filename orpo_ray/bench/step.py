@@ -1,8 +1,8 @@
-"""A training step of ours beside one of stock TRL: same pairs, model, dtype and checkpointing, in
-one process.
+"""Our training step compared with stock TRL's: same pairs, model, dtype and checkpointing.
 
-A step is forward and backward passes of its pairs in one micro-batch, the host's share included;
-the optimizer's own step, which is the same for both, is left out. Nothing here needs Ray.
+A step is the forward and backward passes of its pairs in one micro-batch, with the work of the
+host. The optimizer's own step is the same for both and is left out. Both run in one process,
+without Ray.
 """
 
 import statistics
@@ -28,15 +28,15 @@ from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Layout
 
 STEPS = 4
-"""Different steps that are measured together, so that ragged pairs come in several mixtures."""
+"""So many different steps are measured together, so that ragged pairs mix in several ways."""
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """What is measured.
 
-    `base`: a name of BASES in NF4 on a GPU; without one a small float32 Llama.
+    `base` names one of BASES, in NF4 on a GPU. Without it the model is a small float32 Llama.
     """
 
     shape: Shape = (256, 256, 256)
@@ -54,21 +54,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one side: seconds of all steps in each turn, and bytes of the costliest step above what
-    was there before.
-    """
+    """The measurements of one side."""
 
     seconds: list[float]
+    """Of all steps together, for each turn."""
     memory: int
+    """Bytes that the costliest step adds to what was there before."""
 
     @property
     def step(self) -> float:
-        """Seconds of a step, the median."""
+        """Median of the seconds of a step."""
         return statistics.median(self.seconds) / STEPS
 
 
 class Bench:
-    """A case with its model and pairs, on which sides take turns."""
+    """A case with its model and pairs, which both sides use in turns."""
 
     def __init__(self, case: Case, announce: Announce) -> None:
         _refuse(case)
@@ -88,15 +88,21 @@ class Bench:
         case, count = self._case, STEPS * self._case.pairs
         if case.data and case.tokenizer:
             pairs = pairs_of_file(
-                case.data, case.tokenizer, case.max_length, count, vocabulary, self._announce
+                case.data,
+                case.tokenizer,
+                max_length=case.max_length,
+                count=count,
+                vocabulary=vocabulary,
+                announce=self._announce,
             )
         else:
             pairs = pairs_of_shape(case.shape, count, case.ragged, vocabulary)
         return [pairs[start : start + case.pairs] for start in range(0, count, case.pairs)]
 
     def ours(self, layout: Layout = SHARED_PREFIX, *, frozen_head: bool = True) -> Ours:
-        """Our step; without `frozen_head` the head's chunks are checkpointed, as those of a trained
-        head are.
+        """Our step.
+
+        Without `frozen_head` the head's chunks are checkpointed, as those of a trained head.
         """
         model = PairModel(self._model, torch.bfloat16 if self._case.device == "cuda" else None)
         if not frozen_head:
@@ -104,11 +110,11 @@ class Bench:
         return Ours(model, self.steps, self._case.objective, layout)
 
     def stock(self, *, grouped: bool = False) -> Stock:
-        """TRL's step, with the same pairs, or with them grouped by length over all steps."""
+        """TRL's step with the same pairs; `grouped` groups them by length over all steps."""
         return Stock(self._trainer, group_by_length(self.steps) if grouped else self.steps)
 
     def measure(self, sides: Sequence[Side], turns: int) -> list[Measured]:
-        """Time the sides in turns, then look at the memory of each."""
+        """Time the sides in turns, then measure the memory of each."""
         device = self._case.device
         runs = [partial(self._run_all, side) for side in sides]
         taken = time_in_turns(runs, turns, device)
@@ -123,12 +129,12 @@ class Bench:
             self.run(side, number)
 
     def run(self, side: Side, number: int) -> Tensor:
-        """One step, its gradients dropped before."""
+        """Run one step, after the gradients of the last one are dropped."""
         self._model.zero_grad(set_to_none=True)
         return side.step(number)
 
     def differences(self, ours: Side, stock: Side) -> tuple[float, float]:
-        """The largest relative difference of a step's loss, and of its gradients as one vector."""
+        """Largest relative differences over the steps: of the loss, and of the gradient vector."""
         losses, gradients = zip(
             *(self._compare(ours, stock, number) for number in range(STEPS)), strict=True
         )
@@ -146,7 +152,7 @@ class Bench:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """What every result tells of where it was measured."""
+    """The device and the versions, for every result."""
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return {"device": name, "versions": {package: version(package) for package in _PACKAGES}}
 
@@ -167,7 +173,7 @@ def _refuse(case: Case) -> None:
 
 
 def group_by_length(steps: Sequence[Sequence[TokenPair]]) -> list[list[TokenPair]]:
-    """The same pairs in steps of neighbours in length, which spares stock most of its padding."""
+    """The same pairs in steps of similar lengths, which saves stock most of its padding."""
     size = len(steps[0])
     pairs = sorted(
         (pair for step in steps for pair in step),
@@ -177,10 +183,10 @@ def group_by_length(steps: Sequence[Sequence[TokenPair]]) -> list[list[TokenPair
 
 
 def bench_step(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
-    """Time both sides in turns. `ratio` is stock / ours, of the time of all steps; memory is that
-    of the costliest.
+    """Time both sides in turns.
 
-    Where lengths differ, stock is also given the same pairs grouped by length.
+    `ratio` is stock / ours, for the time of all steps. Memory is that of the costliest step. If
+    lengths differ, stock also gets the same pairs grouped by length.
     """
     bench = Bench(case, announce)
     ours, stock = bench.ours(), bench.stock()
@@ -221,18 +227,17 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "shared prompts, no padding": {"layout": SHARED_PREFIX, "frozen_head": False},
     "all": {"layout": SHARED_PREFIX},
 }
-"""Each builds on the selected log-probs, without which there is no step of ours."""
+"""Each builds on the selected log-probs, which every step of ours uses."""
 
 
 def bench_ablation(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
-    """Each technique alone beside stock TRL: ratios of time and memory; `ratio` and the rest are
-    those of all.
+    """Compare each technique alone with stock TRL; `ratio` and the rest are those of all together.
+
+    `techniques` has the ratios of time and memory of each.
     """
     bench = Bench(case, announce)
-    stock, ours = (
-        bench.stock(),
-        {name: bench.ours(**options) for name, options in TECHNIQUES.items()},
-    )
+    stock = bench.stock()
+    ours = {name: bench.ours(**options) for name, options in TECHNIQUES.items()}
     differences = {name: bench.differences(side, stock) for name, side in ours.items()}
     announce(f"losses and gradients compared; now {turns} turns of {len(ours) + 1} sides")
     theirs, *mine = bench.measure([stock, *ours.values()], turns)

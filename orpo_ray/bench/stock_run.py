@@ -1,8 +1,10 @@
-"""Stock TRL's side of `bench start`: `python -P stock_run.py FOLDER DEMO STEPS PAIRS EVAL_PAIRS`.
+"""Stock TRL's side of `bench start`.
 
-What a user of TRL would write for the same steps: the demo's base in NF4 with LoRA, its pairs, an
-evaluation at either end, and the adapter on disk. It is run by its path and imports nothing of
-ours, so that the libraries load as they do for that user.
+Usage: python -P stock_run.py FOLDER DEMO STEPS PAIRS EVAL_PAIRS
+
+It is what a user of TRL would write for the same steps: the demo's base in NF4 with LoRA, its
+pairs, an evaluation at each end, and the adapter on disk. It is run by its path and imports nothing
+of orpo_ray, so that the libraries load as they do for that user.
 """
 
 import sys
@@ -16,7 +18,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 
 def main(folder: str, demo: Path, steps: int, pairs: int, eval_pairs: int) -> None:
-    """Train the adapter on so many pairs a step, and save it in a folder."""
+    """Train an adapter on `pairs` pairs a step, and save it in a folder."""
     disable_progress_bars()
     rows = {
         split: load_dataset("json", data_files=str(demo / file), split="train", cache_dir=folder)

@@ -129,17 +129,17 @@ def step(
     from orpo_ray.bench.step import Case, bench_step
 
     case = Case(
-        _shape(shape),
-        pairs,
-        ragged,
-        objective,
-        hidden,
-        vocabulary,
-        data,
-        tokenizer,
-        max_length,
-        device,
-        base,
+        shape=_shape(shape),
+        pairs=pairs,
+        ragged=ragged,
+        objective=objective,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        data=data,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        device=device,
+        base=base,
     )
     result = bench_step(case, turns, announce)
     if not json:
@@ -165,7 +165,14 @@ def ablation(
     from orpo_ray.bench.step import Case, bench_ablation
 
     case = Case(
-        _shape(shape), pairs, ragged, objective, hidden, vocabulary, device=device, base=base
+        shape=_shape(shape),
+        pairs=pairs,
+        ragged=ragged,
+        objective=objective,
+        hidden=hidden,
+        vocabulary=vocabulary,
+        device=device,
+        base=base,
     )
     result = bench_ablation(case, turns, announce)
     if not json:

@@ -1,4 +1,4 @@
-"""The process that gave the command, as it drives one run on workers."""
+"""What the driver of one run on workers knows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ from orpo_ray.runs.run import Run
 from orpo_ray.training.decisions import Setup
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Driver:
-    """Speaks to the user, hears a wish to stop, and looks at the cluster again after a loss."""
+    """One run and its workers' places, which change after a loss."""
 
     run: Run
     artifact: Artifact
     console: Console
     placement: Placement
-    """Where the workers go."""
+    """Where the workers run."""
     setup: Setup
-    """What follows from it, and what else was settled."""
+    """What was decided for the run on this placement."""
     look_again: Callable[[], tuple[Placement, Setup]]
-    """Both of them on what is left of the cluster."""
+    """Places the workers again, on what is left of the cluster, and decides again."""
     poll_s: float = 1.0
-    """How often it looks for news."""
+    """Seconds between two looks for news from the workers."""
 
     @property
     def task(self) -> Task:
-        """What each process of the run is told."""
+        """What each process of the run needs to know."""
         return task_of(self.run, self.artifact, self.setup)
 
     def place_again(self) -> None:
-        """Go on, after a loss, where there is room."""
+        """Place the workers, after a loss, on what is left of the cluster."""
         self.placement, self.setup = self.look_again()

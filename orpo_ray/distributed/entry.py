@@ -1,7 +1,7 @@
-"""Where a Ray Train worker begins.
+"""The function that each Ray Train worker calls first.
 
-Driver, trial and Ray's controller load this module, too, for the name of the function that workers
-are to call: it imports nothing to compute with.
+The driver, a trial and Ray's controller load this module too, to name that function. So the module
+itself imports nothing heavy.
 """
 
 import gc
@@ -11,8 +11,8 @@ from orpo_ray.lean_imports import without_collections
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Train as one of the group. `settings`: the `task`, and the `mailbox` whose driver is told."""
+    """Train as one worker of a group. `settings` holds the `task` and the driver's `mailbox`."""
     with without_collections():
         from orpo_ray.distributed.worker import work
-    gc.freeze()  # what is imported stays, and need not be looked through again
+    gc.freeze()  # imported modules stay, so the garbage collector need not look at them again
     work(settings["task"], settings["mailbox"])

@@ -1,4 +1,4 @@
-"""Failures told apart: what a lost worker excuses, and what would only happen again."""
+"""Decides after a failure whether the workers start again or the run ends."""
 
 import re
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from orpo_ray.errors import OrpoRayError, RunError, on_one_line
 from orpo_ray.training.memory import is_out_of_memory
 
-Kind = Literal["told", "memory", "peer", "unexpected", "lost"]
+Kind = Literal["ours", "memory", "peer", "unexpected", "lost"]
 
-# How gloo and NCCL word it when the process at the other end is gone; both raise plain
-# RuntimeErrors at times.
+# What gloo and NCCL say when the process at the other end is gone. Sometimes both raise a plain
+# RuntimeError.
 _PEER_GONE = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out waiting", re.IGNORECASE
 )
-# Settings or a machine that will not do, told by NCCL; it would tell the same again.
+# What NCCL says if settings or a machine do not fit. Another attempt would fail the same way.
 _NEVER_WORKS = re.compile(r"invalid ?usage|duplicate gpu|unhandled cuda error", re.IGNORECASE)
 _OUT_OF_MEMORY = (
     "lower training.tokens_per_microbatch or data.max_length, or share out more with "
@@ -28,7 +28,7 @@ _OUT_OF_MEMORY = (
 INTERFACES = (
     "servers with several network interfaces need GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set"
 )
-_TOLD_CHARACTERS = 200
+_MOST_CHARACTERS = 200
 _KILLED_FOR_MEMORY = re.compile(r"NODE_OUT_OF_MEMORY|low on memory")
 
 
@@ -49,11 +49,11 @@ class GiveUp:
 def kind_of(error: BaseException) -> Kind:
     """What ended a worker.
 
-    `told`: an error of ours. `memory`: out of memory. `peer`: another worker is gone. `lost`: the
-    process itself is gone. `unexpected`: any other exception.
+    `ours`: an error of orpo_ray. `memory`: out of memory. `peer`: another worker is gone. `lost`:
+    the process itself is gone. `unexpected`: any other exception.
     """
     if isinstance(error, OrpoRayError):
-        return "told"
+        return "ours"
     if not isinstance(error, RayTrainError) and is_out_of_memory(error):
         return "memory"
     if is_deterministic(error):
@@ -68,27 +68,28 @@ def kind_of(error: BaseException) -> Kind:
 
 
 def is_deterministic(error: BaseException) -> bool:
-    """Whether an error of Ray's or of torch.distributed tells of a mistake instead of a loss."""
+    """Whether an error of Ray or torch.distributed means a mistake, and not a loss."""
     if isinstance(error, RayTaskError | RuntimeEnvSetupError):
         return True
     return isinstance(error, RuntimeError) and bool(_NEVER_WORKS.search(str(error)))
 
 
 def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | GiveUp:
-    """What follows when workers failed; `failures` by rank.
+    """Decide what follows from the failures of workers, by rank. Pure.
 
-    Errors of ours and a lack of memory would come again, whatever the other workers say; a dead
-    process or server may be excused. An exception that nobody foresaw counts as its own fault,
-    unless a process died at the same time: that others lose the connection to a worker which fails
-    is only natural.
+    An error of ours and a lack of memory would come again, so they end the run, whatever the other
+    workers say. After the loss of a process or a server the workers start again.
+
+    An unexpected exception ends the run, unless a process died at the same time. Then the exception
+    may be a consequence: the other workers lose their connection to the dead one.
     """
     ranks: dict[Kind, list[int]] = {}
     for rank, error in sorted(failures.items()):
         ranks.setdefault(kind_of(error), []).append(rank)
-    if "told" in ranks:
-        told = failures[ranks["told"][0]]
-        assert isinstance(told, OrpoRayError)
-        return GiveUp(told)
+    if "ours" in ranks:
+        ours = failures[ranks["ours"][0]]
+        assert isinstance(ours, OrpoRayError)
+        return GiveUp(ours)
     if "memory" in ranks:
         return GiveUp(RunError(f"worker {ranks['memory'][0]} ran out of memory; {_OUT_OF_MEMORY}"))
     if "unexpected" in ranks and "lost" not in ranks:
@@ -98,15 +99,16 @@ def decide(failures: Mapping[int, BaseException], retries_left: int) -> Retry | 
     reason = f"lost worker {', '.join(map(str, gone))}" if gone else "a worker was lost"
     if retries_left > 0:
         return Retry(reason)
-    heard = ""
+    hint = ""
     if not gone and (peers := ranks.get("peer")):
-        # No process is gone: it may be the network that never let them meet.
-        heard = (
-            f" (worker {peers[0]}: {on_one_line(failures[peers[0]])[:_TOLD_CHARACTERS]}; "
+        # No process is gone, so the network between the workers may be the cause.
+        hint = (
+            f" (worker {peers[0]}: {on_one_line(failures[peers[0]])[:_MOST_CHARACTERS]}; "
             f"{INTERFACES})"
         )
     return GiveUp(
         RunError(
-            f"{reason}; no retry is left (scale.max_failures); the same command goes on{heard}"
+            f"{reason}; no retry is left (scale.max_failures); the same command resumes the run"
+            f"{hint}"
         )
     )

@@ -1,6 +1,4 @@
-"""The driver's side of a run under Ray Train: starts the workers, shows what they do, and starts
-them again.
-"""
+"""The driver's side of a run under Ray Train: starts workers, passes on news, starts them again."""
 
 import os
 import time
@@ -31,12 +29,10 @@ from orpo_ray.runs.run import Run
 
 _LOST_MAILBOX_S = 60.0
 _GROUP_TIMEOUT_S = 1800
-"""The longest that a worker waits for the others; a checkpoint on slow storage is written in that
-time.
-"""
+"""The longest that a worker waits for the others, who may write a checkpoint to slow storage."""
 
-# What Ray Train keeps in a run's folder, and would go on from; ours are the manifests of the
-# checkpoints.
+# Files of Ray Train in a run's folder, from which it would resume. Our runs resume from the
+# manifests of their checkpoints instead.
 _RAYS_OWN = ("checkpoint_manager_snapshot.json", ".validate_storage_marker")
 
 _NO_ACTOR = b"\xff" * 16
@@ -50,46 +46,46 @@ _MAY_BE_EXCUSED = (
 _START_TIMEOUT, _RAYS_START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 60.0
 _ENDING_S, _ENDING_POLL_S = 5.0, 0.1
 _BUSY_AFTER_S = 5.0
-"""Ray finds a place that is free within a second or two."""
+"""If there is room, Ray finds it within two seconds. After this time the cluster is busy."""
 
-_STOPPED = "stopped; the same command goes on from the last checkpoint, if there is one"
+_STOPPED = "stopped; the same command resumes the run from its last checkpoint, if there is one"
 
 _SETTINGS = {
-    # Nothing here asks for its news.
+    # Nothing here reads what these two would gather.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Each checkpoint, and the end, waits for Ray's next look: every 2 s if it is not told
-    # otherwise.
+    # Each checkpoint, and the end of a run, waits for Ray's next look at the workers. Ray's default
+    # is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Workers read relative paths of the config from where the command was given.
+    # Relative paths in the config start in the folder where the command was given.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
 
 class Group(Protocol):
-    """Workers that were started once, as the driver sees them; tests have one without Ray."""
+    """Workers from one start, as the driver sees them; tests have a group without Ray."""
 
     @property
     def error(self) -> Exception | None:
-        """What ended them, if anything did."""
+        """The error that ended the workers, or None."""
 
     def is_alive(self) -> bool:
-        """Whether they start or train."""
+        """Whether the workers start or train."""
 
     def join(self, timeout: float) -> None:
-        """Wait for their end, so long at most."""
+        """Wait for the workers' end, at most `timeout` seconds."""
 
     def collect(self) -> list[Message]:
-        """Their news since the last call."""
+        """News from the workers since the last call."""
 
     def request_stop(self) -> bool:
-        """Ask them to end with a checkpoint; whether one of them listens already."""
+        """Ask the workers to end with a checkpoint; returns whether one of them listens yet."""
 
     def waits_for_room(self) -> bool:
-        """Whether no place was found for them yet."""
+        """Whether the workers wait for free CPUs or GPUs."""
 
     def leave(self) -> None:
-        """Have nothing more to do with them, whether they have ended or not."""
+        """Let go of the workers, whether they have ended or not."""
 
 
 Start = Callable[[Run, Placement, Task], Group]
@@ -99,12 +95,12 @@ class RayGroup:
     """Workers under Ray Train, with the mailbox that they share with this process."""
 
     def __init__(self, run: Run, placement: Placement, task: Task) -> None:
-        """Start them."""
+        """Start the workers."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
-        # Where the driver is, so that no other server's death can take it along.
+        # The mailbox is on the driver's server, so that it survives the loss of any other server.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         mailbox: Any = ray.remote(Mailbox)
         self._mailbox = mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
@@ -120,7 +116,7 @@ class RayGroup:
         return self._fitting.error
 
     def is_alive(self) -> bool:
-        """Whether `fit()` is at work."""
+        """Whether `fit()` still runs."""
         return self._fitting.is_alive()
 
     def join(self, timeout: float) -> None:
@@ -128,31 +124,31 @@ class RayGroup:
         self._fitting.join(timeout)
 
     def collect(self) -> list[Message]:
-        """What the mailbox holds. Raises RayError where it is lost, as it does for a stop."""
+        """All messages in the mailbox. Raises RayError if the mailbox is lost."""
         import ray
 
         news: list[Message] = ray.get(self._mailbox.collect.remote(), timeout=_LOST_MAILBOX_S)
         return news
 
     def request_stop(self) -> bool:
-        """Leave the wish in the mailbox."""
+        """Leave the request in the mailbox. Raises RayError if the mailbox is lost."""
         import ray
 
         heard: bool = ray.get(self._mailbox.request_stop.remote(), timeout=_LOST_MAILBOX_S)
         return heard
 
     def waits_for_room(self) -> bool:
-        """Whether Ray has not found the place yet that a controller of this job asked for."""
+        """Whether a controller of this job still waits for the place that it asked for."""
         pending = [group for group in _groups_of_controllers() if group.state == group.PENDING]
         asked_at = [group.placement_group_creation_timestamp_ms / 1000 for group in pending]
         return any(time.time() - since > _BUSY_AFTER_S for since in asked_at)
 
     def leave(self) -> None:
-        """Call Ray no more for them. Those at work end, though this process lives on."""
+        """Call Ray no more for these workers, and end those that still run."""
         import ray
 
         self._trainer.end()
-        self._fitting.join(_ENDING_POLL_S)  # it hears of that end by itself
+        self._fitting.join(_ENDING_POLL_S)  # `fit()` usually notices that end by itself
         self._fitting.leave()
         ray.kill(self._mailbox)
 
@@ -160,9 +156,9 @@ class RayGroup:
 def train(driver: Driver, start: Start = RayGroup) -> None:
     """Train under Ray Train until the run is finished.
 
-    Workers that are lost are started again from the last checkpoint, `scale.max_failures` times, on
-    what is left of the cluster. Raises what the first worker to fail raised, StoppedError after a
-    stop, ResourceError if the workers cannot be started.
+    After a loss the workers start again from the last checkpoint, on what is left of the cluster.
+    This happens `scale.max_failures` times. Raises the error of the failed worker with the lowest
+    rank, StoppedError after a stop, ResourceError if the workers cannot be started.
     """
     scale, announce = driver.run.config.scale, driver.console.announce
     retries_left = scale.max_failures
@@ -181,17 +177,16 @@ def train(driver: Driver, start: Start = RayGroup) -> None:
             raise decision.error from error
         retries_left -= 1
         announce(
-            f"{decision.reason}; going on from the last checkpoint ({retries_left} retries left)"
+            f"{decision.reason}; resuming from the last checkpoint ({retries_left} retries left)"
         )
         driver.place_again()
 
 
 @contextmanager
 def _patience(queue_timeout: float) -> Iterator[None]:
-    """Have Ray Train wait so long for workers that others, who came at the same moment, leave no
-    room for.
+    """Make Ray Train wait so long for room, in case another run took it at the same moment.
 
-    After a loss it must not: what is left of the cluster is looked at again instead.
+    After a loss the timeout is 0, so that the run looks at what is left of the cluster instead.
     """
     if _START_TIMEOUT in os.environ or queue_timeout <= _RAYS_START_S:
         yield
@@ -204,16 +199,14 @@ def _patience(queue_timeout: float) -> Iterator[None]:
 
 
 def _attempt(driver: Driver, start: Start) -> Exception | None:
-    """Start the workers once, and pass on their news until they end; what Ray Train raised, if
-    anything.
-    """
+    """Start the workers once and pass on their news; returns what Ray Train raised, or None."""
     _forget(driver.run)
     group = start(driver.run, driver.placement, driver.task)
     try:
         _attend(group, driver)
     except RayError as error:
         raise RunError(
-            f"the connection to Ray is lost: {error}; the same command goes on"
+            f"the connection to Ray is lost: {error}; the same command resumes the run"
         ) from error
     finally:
         group.leave()
@@ -247,9 +240,7 @@ def _forget(run: Run) -> None:
 
 
 def free_what_dead_controllers_hold() -> None:
-    """Give back what controllers of this job had reserved for workers: Ray keeps it until their job
-    ends, too.
-    """
+    """Free what dead controllers of this job reserved; Ray would keep it until the job ends."""
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -259,8 +250,9 @@ def free_what_dead_controllers_hold() -> None:
 
 
 def free_what_controllers_held() -> None:
-    """Give back all that controllers of this job had reserved, who are ending: Ray is told a little
-    later.
+    """Free all that controllers of this job reserved.
+
+    The controllers are ending, but Ray notices that a little later, so this waits for it.
     """
     deadline = time.monotonic() + _ENDING_S
     while _held_groups() and time.monotonic() < deadline:
@@ -273,9 +265,9 @@ def _held_groups() -> list[Any]:
 
 
 def _groups_of_controllers() -> list[Any]:
-    """The places for workers that actors of this job have asked for.
+    """The placement groups that controllers of this job have asked for.
 
-    Ray's public table of placement groups does not tell who made them; its records do.
+    Ray's public table does not show who made a group, so Ray's own records are read.
     """
     import ray
     from ray._private.state import state
@@ -285,7 +277,7 @@ def _groups_of_controllers() -> list[Any]:
     job = ray.get_runtime_context().get_job_id()
     records = state._connect_and_get_accessor().get_placement_group_table()
     groups = map(messages.PlacementGroupTableData.FromString, records)
-    # What no actor has made, such as a trial's place under Tune, is not a controller's.
+    # A group that no actor made, such as a trial's under Tune, does not belong to a controller.
     return [
         group
         for group in groups
@@ -309,7 +301,7 @@ def _trainer(run: Run, placement: Placement, settings: dict[str, Any]) -> Any:
         from orpo_ray.distributed.network import GroupConfig
         from orpo_ray.distributed.trainer import LeanTrainer
 
-    # What it exports is chosen when it is imported: that of V2, though not for type checkers.
+    # ray.train exports the names of V2 when it runs, but other names to type checkers.
     train: Any = ray.train
     on_gpu = placement.gpus > 0
     resources = {"CPU": placement.cpus, **({"GPU": placement.gpus} if on_gpu else {})}
@@ -322,13 +314,11 @@ def _trainer(run: Run, placement: Placement, settings: dict[str, Any]) -> Any:
             num_workers=placement.workers, use_gpu=on_gpu, resources_per_worker=resources
         ),
         run_config=train.RunConfig(
-            # Its folder is the run's own: Ray takes note of checkpoints only where it lies above
-            # them.
+            # Ray's folder is the run's own, since Ray records only checkpoints inside its folder.
             name=run.folder.name,
             storage_path=str(run.folder.parent),
             logging_config=train.LoggingConfig(log_level="ERROR"),
-            # Whether to start again is decided here, from what went wrong; Ray would retry a user's
-            # error too.
+            # `_decide` says whether to start again. Ray would retry after a user's error too.
             failure_config=train.FailureConfig(
                 max_failures=0, controller_failure_limit=0, max_preemption_failures=0
             ),
@@ -339,7 +329,7 @@ def _trainer(run: Run, placement: Placement, settings: dict[str, Any]) -> Any:
 def _decide(
     error: Exception, placement: Placement, retries_left: int, is_first: bool
 ) -> Retry | GiveUp:
-    """What follows from what Ray Train raised."""
+    """Decide what follows from an error of Ray Train."""
     from ray.train import ControllerError, WorkerGroupError
 
     if isinstance(error, WorkerGroupError):
@@ -353,18 +343,18 @@ def _decide(
             "a server down?"
         )
         return GiveUp(ResourceError(busy))
-    # A dead server takes Ray a while to notice, so what is left of the cluster is looked at again.
+    # Ray needs a while to notice a dead server, so the cluster is looked at again before the retry.
     if isinstance(cause, _MAY_BE_EXCUSED) and not is_deterministic(cause) and retries_left > 0:
         return Retry(
             "a server or Ray Train's controller was lost, or the workers could not be started"
         )
     said = on_one_line(error)
-    hint = INTERFACES if "onnect" in said else "the same command goes on"
+    hint = INTERFACES if "onnect" in said else "the same command resumes the run"
     return GiveUp(RunError(f"Ray Train failed: {said[:300]}; {hint}"))
 
 
 def probe_worker(placement: Placement) -> Hardware:
-    """What a worker's GPU is, asked where it is: this process may have none, or another kind."""
+    """The hardware that a worker has. This process may have no GPU, or one of another kind."""
     import ray
 
     probe = ray.remote(probe_hardware).options(num_cpus=placement.cpus, num_gpus=placement.gpus)

@@ -1,6 +1,4 @@
-"""The wire between a driver and its workers while they train: news one way, the wish to stop the
-other.
-"""
+"""Carries news from workers to their driver, and its request to stop to the workers."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,16 +13,14 @@ class Message:
 
 
 class Mailbox:
-    """A Ray actor that takes no CPU; nobody waits in it, so that it has work only when somebody
-    calls.
-    """
+    """A Ray actor that reserves no CPU. No call waits in it, so it is idle between calls."""
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
         self._stop = self._has_listener = False
 
     def post(self, *messages: Message) -> None:
-        """Leave messages."""
+        """Leave messages for the driver."""
         self._messages += messages
 
     def collect(self) -> list[Message]:
@@ -33,14 +29,12 @@ class Mailbox:
         return messages
 
     def exchange(self, *messages: Message) -> bool:
-        """Leave messages, and learn whether to stop; who calls this counts as listening from then
-        on.
-        """
+        """Leave messages, and return whether to stop; the caller counts as a listener now."""
         self.post(*messages)
         self._has_listener = True
         return self._stop
 
     def request_stop(self) -> bool:
-        """Ask the workers to end with a checkpoint; whether one of them listens already."""
+        """Ask the workers to end with a checkpoint; returns whether one of them listens yet."""
         self._stop = True
         return self._has_listener

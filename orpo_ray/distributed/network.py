@@ -1,8 +1,8 @@
-"""Joins the workers in torch.distributed, each by the interface that the other servers reach it by.
+"""Joins the workers in torch.distributed, each over the interface that its peers can reach.
 
-gloo and NCCL guess an interface, and where a server has several the first all-reduce may never end.
-Ray's own TorchConfig would load torch in its controller, which computes nothing: what it does in
-the workers is called here from functions that are imported there.
+gloo and NCCL guess an interface. If a server has several, the first all-reduce may never end.
+Ray's own TorchConfig would load torch in Ray's controller, which computes nothing. So the functions
+here run in the workers, and call there what TorchConfig does.
 """
 
 import os
@@ -33,9 +33,7 @@ _LOOPBACK = ("127.0.0.1", "::1")
 
 @dataclass
 class GroupConfig(BackendConfig):
-    """A process group over `backend` (gloo or nccl), whose members wait `timeout_s` for each
-    other.
-    """
+    """Settings of the process group: gloo or nccl, and how long its members wait for each other."""
 
     backend: str
     timeout_s: int
@@ -47,12 +45,12 @@ class GroupConfig(BackendConfig):
 
     @property
     def train_func_context(self) -> Any:
-        """What a worker is in while it trains."""
+        """The context in which a worker trains."""
         return _on_own_gpu
 
     @property
     def framework(self) -> Any:
-        """What Ray calls it."""
+        """The framework's name in Ray's records."""
         return TrainingFramework.TORCH
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,28 +59,28 @@ class GroupConfig(BackendConfig):
 
 
 class _GroupBackend(Backend):
-    """Called by Ray's controller when the workers are there, and before they end."""
+    """Sets up and ends the process group; Ray's controller calls it."""
 
     share_cuda_visible_devices = True  # NCCL wants every worker to see the GPUs of its server
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        """Have all workers join; returns when they have."""
+        """Make all workers join, and wait until they have."""
         assert isinstance(backend_config, GroupConfig)
         worker_group.execute(use_peers_interface)
-        # Before the port is chosen, which others may take while torch is loaded.
+        # This comes before the choice of a port, which others could take while torch is loaded.
         worker_group.execute(load_torch)
         address, port = worker_group.execute_single(0, get_address_and_port)
-        size = len(worker_group)
+        size, config = len(worker_group), asdict(backend_config)
         joining = [
             worker_group.execute_single_async(
-                rank, join_group, rank, size, f"{address}:{port}", asdict(backend_config)
+                rank, join_group, rank, size, meeting_point=f"{address}:{port}", config=config
             )
             for rank in range(size)
         ]
         ray.get(joining)
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        """Have them part."""
+        """Make all workers leave the group."""
         leaving = worker_group.execute_async(leave_group)
         patience = env_integer(
             TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S, DEFAULT_TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S
@@ -90,14 +88,12 @@ class _GroupBackend(Backend):
         try:
             ray.get(leaving, timeout=patience)
         except GetTimeoutError:
-            return  # some of them cannot any more
+            return  # some workers are gone and cannot answer
 
 
 @contextmanager
 def _on_own_gpu() -> Iterator[None]:
-    """Make the worker's GPU torch's current one, as Ray does, before any library asks for a
-    device.
-    """
+    """Make the worker's GPU torch's current one, before any library asks for a device."""
     from ray.train.torch.config import TorchConfigContextManager
 
     with TorchConfigContextManager():
@@ -105,7 +101,7 @@ def _on_own_gpu() -> Iterator[None]:
 
 
 def use_peers_interface() -> None:
-    """Name the interface to gloo and NCCL, unless the server's operator has."""
+    """Name the interface to gloo and NCCL, unless the operator of the server has set one."""
     address = ray.util.get_node_ip_address()
     interface = interface_of(address, own_interfaces())
     if interface is not None and address not in _LOOPBACK:
@@ -114,13 +110,13 @@ def use_peers_interface() -> None:
 
 
 def load_torch() -> None:
-    """Load what joining needs: it takes seconds, and the first to be ready waits for no other."""
+    """Load what joining needs. It takes seconds, and all workers do it at the same time."""
     with without_collections():
         import ray.train.torch.config  # noqa: F401
 
 
 def join_group(rank: int, size: int, meeting_point: str, config: dict[str, Any]) -> None:
-    """Become a member, as Ray does it; `meeting_point`: address and port of the first one."""
+    """Join as Ray does it. `meeting_point` is the address and port of the first worker."""
     from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
 
     host, _, port = meeting_point.rpartition(":")
@@ -130,7 +126,7 @@ def join_group(rank: int, size: int, meeting_point: str, config: dict[str, Any])
 
 
 def leave_group() -> None:
-    """Part from the others, as Ray does it."""
+    """Leave the group as Ray does it."""
     import torch.distributed as dist
     from ray.train.torch.config import _shutdown_torch
 

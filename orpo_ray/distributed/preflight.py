@@ -1,5 +1,6 @@
-"""Where a run's workers go, decided before anything else starts; imports no torch, so that a
-refusal comes at once.
+"""Decides where a run's workers go, before anything else starts.
+
+It imports no torch, so that a refusal comes at once.
 """
 
 import os
@@ -14,13 +15,13 @@ from orpo_ray.ray_runtime import joins_cluster, owns_ray, start_ray
 from orpo_ray.runs.console import Announce
 
 _CPU_WORKERS = 2
-"""What `workers: auto` means where there is no GPU."""
+"""What `workers: auto` means without a GPU."""
 _LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
 class Node:
-    """A server of the cluster: all it has, whether in use or not."""
+    """A server of the cluster, with its CPUs and GPUs."""
 
     address: str
     cpus: float
@@ -28,65 +29,70 @@ class Node:
     is_driver: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Workers that fit: what each takes, over how many servers, and whether Ray starts them.
-
-    Without Ray the one worker is this very process. `own_ray`: the command has started Ray, which
-    ends with it.
-    """
+    """Workers that fit the cluster, and what each of them takes."""
 
     workers: int
     cpus: float
+    """CPUs of each worker."""
     gpus: float
+    """GPUs of each worker."""
     nodes: int
+    """How many servers hold the workers."""
     uses_ray: bool
+    """Whether Ray starts the workers. Without Ray this process is the one worker."""
     own_ray: bool = False
+    """Whether the command has started Ray itself. Such a Ray ends with the command."""
 
 
 def place(scale: ScaleConfig, announce: Announce, verbose: bool = False) -> Placement:
-    """Look at the cluster and place the workers there. Raises ResourceError where they do not fit.
+    """Look at the cluster and place the workers there. Raises ResourceError if they do not fit.
 
-    One worker that no cluster was named for needs no look: it is this process. On a cluster Ray
-    starts that one too.
+    If no cluster is named, a single worker is this process. On a cluster Ray starts a single worker
+    too.
     """
     if scale.workers == 1 and not _asks_for_ray(scale) and not joins_cluster():
         cores = os.cpu_count() or 1
         if scale.cpus_per_worker > cores:
             raise ResourceError(
                 f"scale.cpus_per_worker: {scale.cpus_per_worker:g}, but this machine has {cores} "
-                "CPU"
+                "CPU; lower it"
             )
-        return Placement(1, scale.cpus_per_worker, _local_gpus(scale), nodes=1, uses_ray=False)
+        return Placement(
+            workers=1,
+            cpus=scale.cpus_per_worker,
+            gpus=_local_gpus(scale),
+            nodes=1,
+            uses_ray=False,
+        )
     _refuse_first_ray_train()
     start_ray(verbose=verbose)
     placement = replace(fit(scale, cluster_nodes()), own_ray=owns_ray())
-    if joins_cluster():  # which counts what each run holds; this process would go uncounted
+    if joins_cluster():  # the cluster would not count the CPUs that this process takes
         placement = replace(placement, uses_ray=True)
     if scale.workers == "auto":
         what = (
             f"{placement.gpus:g} GPU each"
             if placement.gpus
-            else f"{placement.cpus:g} CPU each, no GPU in sight"
+            else f"{placement.cpus:g} CPU each, no GPU found"
         )
         announce(f"workers {placement.workers}: {what}")
     return placement
 
 
 def _refuse_first_ray_train() -> None:
-    """Raise ConfigError where the environment asks Ray for its first Train, which has another
-    interface.
-    """
+    """Raise ConfigError if the environment asks for Ray Train V1, which has another interface."""
     setting = os.environ.get("RAY_TRAIN_V2_ENABLED", "1")
     if setting.lower() not in ("1", "true"):
         raise ConfigError(
-            f"RAY_TRAIN_V2_ENABLED={setting} in the environment turns off what training needs; "
-            "unset it"
+            f"RAY_TRAIN_V2_ENABLED={setting} in the environment turns off Ray Train V2, which "
+            "training needs; unset it"
         )
 
 
 def cluster_nodes() -> list[Node]:
-    """The living servers of the Ray cluster that this process has joined."""
+    """The living servers of the Ray cluster, with all that each has, in use or not."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -103,9 +109,9 @@ def cluster_nodes() -> list[Node]:
 
 
 def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
-    """Decide what each worker takes and how many there are.
+    """Decide how many workers there are, and what each takes. Pure.
 
-    Pure; raises ResourceError where they do not fit.
+    Raises ResourceError if they do not fit.
     """
     gpus = (
         float(any(node.gpus for node in nodes))
@@ -141,16 +147,16 @@ def wait_for_room(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait until the workers' CPUs and GPUs are free, saying what for; `free`: what each server has
-    to give just now.
+    """Wait until the workers' CPUs and GPUs are free, and announce the wait.
 
-    Raises ResourceError where others hold them for `queue_timeout` seconds.
+    `free` returns what each server has free at the moment. Raises ResourceError if others hold
+    the CPUs and GPUs for `queue_timeout` seconds.
     """
-    began, told = clock(), ""
+    began, announced = clock(), ""
     while True:
         nodes = free()
         if sum(_room(node, placement.cpus, placement.gpus) for node in nodes) >= placement.workers:
-            if told:
+            if announced:
                 announce(f"there is room now, after {clock() - began:.0f} s")
             return
         has = "; ".join(f"{node.address}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
@@ -160,14 +166,14 @@ def wait_for_room(
                 f"scale.queue_timeout: no room within {queue_timeout:g} s for {waits}; "
                 "others use the cluster (`orpo-ray status`)"
             )
-        if waits != told:
+        if waits != announced:
             announce(f"the cluster is busy; waiting for room for {waits}")
-            told = waits
+            announced = waits
         sleep(_LOOK_S)
 
 
 def free_nodes() -> list[Node]:
-    """The living servers of the cluster, with what nobody holds of them."""
+    """The living servers of the cluster, with the CPUs and GPUs that are free."""
     import ray
     from ray._private.state import available_resources_per_node
 
@@ -184,7 +190,7 @@ def free_nodes() -> list[Node]:
 
 
 def runs_at_once(placement: Placement, nodes: Sequence[Node]) -> int:
-    """How many runs of such a placement the cluster holds, those that span servers too. Pure."""
+    """How many runs of such a placement the cluster holds at once. Pure."""
     return max(
         1, sum(_room(node, placement.cpus, placement.gpus) for node in nodes) // placement.workers
     )
@@ -196,19 +202,22 @@ def _asked(workers: int, cpus: float, gpus: float) -> str:
 
 
 def _asks_for_ray(scale: ScaleConfig) -> bool:
-    """DeepSpeed wants a process group even for one worker, and Ray Train sets one up."""
+    """Whether Ray must start even a single worker.
+
+    DeepSpeed needs a process group for one worker too, and Ray Train sets one up.
+    """
     return scale.ray or isinstance(scale.deepspeed, DeepSpeedConfig)
 
 
 def _room(node: Node, cpus: float, gpus: float) -> int:
-    """Workers that a server holds."""
+    """How many workers a server holds."""
     rounding = 1e-9
     by_cpu = int(node.cpus / cpus + rounding)
     return min(by_cpu, int(node.gpus / gpus + rounding)) if gpus else by_cpu
 
 
 def _nodes_for(workers: int, room: Sequence[int]) -> int:
-    """The least number of servers that hold so many workers; Ray packs them so."""
+    """The least number of servers that hold so many workers, which is how Ray packs them."""
     held = 0
     for count, fits in enumerate(sorted(room, reverse=True), start=1):
         held += fits
@@ -218,5 +227,5 @@ def _nodes_for(workers: int, room: Sequence[int]) -> int:
 
 
 def _local_gpus(scale: ScaleConfig) -> float:
-    """GPUs that this process would train on; probed only by whoever loads torch."""
+    """GPUs that this process would train on. `auto` counts as one, since only torch can tell."""
     return 1.0 if scale.gpus_per_worker == "auto" else scale.gpus_per_worker

@@ -1,4 +1,4 @@
-"""A thread that calls Ray, beside the main one, which hears Ctrl-C and may end at any moment."""
+"""A thread that calls Ray, so that the main thread can answer Ctrl-C and end at any moment."""
 
 import ctypes
 import threading
@@ -12,7 +12,7 @@ _LEAVE_S = 2.0
 class RayThread(threading.Thread):
     """Does `work`, which waits for Ray: `fit()` of Train and of Tune, or the batches of Ray Data.
 
-    Whoever starts it leaves it in the end, however that comes.
+    The thread that starts it must call `leave` in the end, even after an error.
     """
 
     def __init__(self, work: Callable[[], object]) -> None:
@@ -20,24 +20,24 @@ class RayThread(threading.Thread):
         self._work = work
         self._is_left = False
         self.error: Exception | None = None
-        """What the work raised."""
+        """The error that the work raised, or None."""
 
     def run(self) -> None:
-        """Work to the end."""
+        """Do the work and keep its error."""
         try:
             self._work()
-        except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
+        except Exception as error:  # noqa: BLE001 - kept for the main thread, which decides
             self.error = error
-        except BaseException as error:  # noqa: BLE001 - nobody is above a thread to hear of it
-            if not self._is_left:  # else whoever started it wants no more of it
+        except BaseException as error:  # noqa: BLE001 - no caller above a thread would see it
+            if not self._is_left:  # otherwise `leave` ended the work, and its error is expected
                 self.error = RunError("the work was broken off without an error")
                 self.error.__cause__ = error
 
     def leave(self) -> None:
-        """Call Ray no more, where it was not waited for: a call after Ray's end would end the
-        process, with Ray's code.
+        """Stop the work if it still runs, so that it calls Ray no more.
 
-        A thread that waits for Ray stays where it is, which does no harm.
+        A call after Ray's end would end this process with Ray's exit code. A thread that waits
+        inside Ray cannot be stopped and keeps waiting, which does no harm.
         """
         self._is_left = True
         if self.is_alive() and self.ident is not None:

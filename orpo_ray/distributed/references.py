@@ -1,5 +1,6 @@
-"""Reference log-probs by Ray Data actors, one on each worker's share of the cluster, before
-training starts.
+"""Computes reference log-probs with Ray Data actors before training starts.
+
+Each worker's share of the cluster holds one actor.
 """
 
 import queue
@@ -28,18 +29,18 @@ _POLL_S = 1.0
 
 
 def prepare_references(driver: Driver) -> None:
-    """Have the reference log-probs of the training pairs in the cache, if the objective needs them.
+    """Fill the cache of the training pairs' reference log-probs, if the objective needs them.
 
     Quantisation, dtype and layout are those of training. CPUs and GPUs are free again when this
-    returns. Actors that are lost are started again, `scale.max_failures` times, on what is left of
-    the cluster.
+    returns. After the loss of an actor the computation starts again on what is left of the cluster,
+    `scale.max_failures` times.
     """
     config, table, announce = driver.run.config, driver.artifact.train, driver.console.announce
     if not build_objective(config.objective).needs_reference:
         return
     cache = reference_cache(driver.run, driver.setup)
     if cache.read(len(table), SILENT.announce) is not None:
-        return  # announced by the workers, who read it again
+        return  # the workers read the cache again and announce it
     _, distinct, copies = np.unique(table.pair_ids, return_index=True, return_inverse=True)
     task, decisions = driver.task, driver.setup.decisions
     packs = cut_packs(
@@ -51,9 +52,8 @@ def prepare_references(driver: Driver) -> None:
         actors = f"{workers} actors" if workers > 1 else "one actor"
         announce(f"reference log-probs: computing them once for {len(distinct)} pairs, by {actors}")
         try:
-            log_probs = _compute(task, packs, len(table), driver.placement, driver.console)[
-                distinct
-            ][copies]
+            scored = _compute(task, packs, len(table), driver.placement, driver.console)
+            log_probs = scored[distinct][copies]
             break
         except RayTaskError as error:
             raise RunError(
@@ -68,8 +68,7 @@ def prepare_references(driver: Driver) -> None:
             if not retries_left:
                 raise RunError(
                     "actors that compute reference log-probs were lost, and no retry is left "
-                    "(scale.max_failures); "
-                    "the same command starts again"
+                    "(scale.max_failures); the same command starts again"
                 ) from error
             retries_left -= 1
             announce(f"an actor was lost; starting again ({retries_left} retries left)")
@@ -84,7 +83,7 @@ def prepare_references(driver: Driver) -> None:
 def _compute(
     task: Task, packs: list[NDArray[np.int64]], rows: int, placement: Placement, console: Console
 ) -> NDArray[np.float64]:
-    """Log-probs [rows, 2], those of the pairs in `packs` filled in."""
+    """Log-probs [rows, 2] of the pairs in `packs`; the other rows are NaN."""
     scored = np.full((rows, 2), np.nan)
     for batch in _as_they_come(_score(task, packs, placement), console):
         for name, message in zip(batch["error"], batch["message"], strict=True):
@@ -95,8 +94,9 @@ def _compute(
 
 
 def _as_they_come(batches: Iterator[Any], console: Console) -> Iterator[Any]:
-    """The same batches, waited for beside this thread: a wish to stop is heard while actors wait
-    for room, too.
+    """The same batches, fetched by another thread.
+
+    So this thread can answer a request to stop while the actors still wait for room.
     """
     fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
     done = object()
@@ -135,9 +135,8 @@ def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> 
 
     blocks = min(len(packs), placement.workers * _BLOCKS_PER_ACTOR)
     with quiet_context():
-        ray.data.DataContext.get_current().wait_for_min_actors_s = (
-            ROOM_S  # Ray Data's own number is endless
-        )
+        # By default Ray Data waits for ever.
+        ray.data.DataContext.get_current().wait_for_min_actors_s = ROOM_S
         rows = ray.data.from_items(
             [{"pack": pack.tolist()} for pack in packs], override_num_blocks=blocks
         )
@@ -149,7 +148,7 @@ def _score(task: Task, packs: list[NDArray[np.int64]], placement: Placement) -> 
             compute=ray.data.ActorPoolStrategy(size=placement.workers),
             num_cpus=placement.cpus,
             num_gpus=placement.gpus or None,
-            max_restarts=0,  # Ray Data's own number is endless
+            max_restarts=0,  # Ray Data's default has no limit
             max_task_retries=0,
         )
         yield from scored.iter_batches(batch_size=None, batch_format="numpy")

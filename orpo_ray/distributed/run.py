@@ -1,6 +1,4 @@
-"""A run on workers from its prepared pairs to its end: settled, its reference log-probs computed,
-trained.
-"""
+"""Takes a run on workers from its prepared pairs to its end."""
 
 from dataclasses import dataclass, replace
 
@@ -17,9 +15,7 @@ from orpo_ray.training.setup import settle
 
 @dataclass(frozen=True)
 class Ground:
-    """What runs stand on that differ in their settings only: the same pairs, room and kind of
-    device.
-    """
+    """What runs share that differ only in their settings: pairs, placement and hardware."""
 
     artifact: Artifact
     placement: Placement
@@ -27,9 +23,9 @@ class Ground:
 
 
 def train_on(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> None:
-    """Settle what is open, then train on the workers of `ground`. Raises what the run fails with.
+    """Decide what is open, then train on the workers of `ground`. Raises the run's error.
 
-    The console hears in this thread, at most `poll_s` seconds after the news.
+    The console is called in this thread, at most `poll_s` seconds after the news.
     """
     driver = _driver(ground, run, console, poll_s)
     references.prepare_references(driver)
@@ -37,9 +33,7 @@ def train_on(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) ->
 
 
 def prepare_on(ground: Ground, run: Run, console: Console) -> None:
-    """Settle a run and have its reference log-probs in the cache, for others that will need the
-    same ones.
-    """
+    """Fill the cache of reference log-probs with those of a run, which other runs will need too."""
     references.prepare_references(_driver(ground, run, console))
 
 
@@ -47,14 +41,27 @@ def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> 
     artifact, hardware = ground.artifact, ground.hardware
 
     def settled(found: Placement) -> Setup:
-        return settle(run, artifact, console.announce, hardware, found.workers, found.nodes)
+        return settle(
+            run,
+            artifact,
+            console.announce,
+            hardware,
+            workers=found.workers,
+            nodes=found.nodes,
+        )
 
     def look_again() -> tuple[Placement, Setup]:
-        # This process may be a trial's, which does not see who started Ray.
+        # If this is the process of a trial, `place` cannot see that our search started Ray.
         found = replace(place(run.config.scale, console.announce), own_ray=ground.placement.own_ray)
-        run.refresh()  # the first worker may have written on another server what the run began with
+        run.refresh()  # the first worker may have written run.json on another server
         return found, settled(found)
 
     return Driver(
-        run, artifact, console, ground.placement, settled(ground.placement), look_again, poll_s
+        run=run,
+        artifact=artifact,
+        console=console,
+        placement=ground.placement,
+        setup=settled(ground.placement),
+        look_again=look_again,
+        poll_s=poll_s,
     )

@@ -1,5 +1,6 @@
-"""The actor that computes reference log-probs; the driver names it, so that what it computes with
-is imported there.
+"""The actor that computes reference log-probs.
+
+The driver imports this module to name the actor, so heavy imports stand inside its methods.
 """
 
 from collections.abc import Callable
@@ -19,15 +20,16 @@ Score = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
 
 class Scorer:
-    """Loads the model as training will start with it, then scores packs."""
+    """Loads the model as it is at the start of training, then scores packs."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._score: Score | None = None
 
     def __call__(self, rows: Any) -> dict[str, Any]:
-        """Log-probs of the pairs of some packs; an error of ours as a row, since Ray Data would
-        wrap it.
+        """Log-probs of the pairs of some packs.
+
+        An error of ours is returned as a row, since Ray Data would wrap an exception.
         """
         try:
             self._score = self._score or self._load()
@@ -47,7 +49,7 @@ class Scorer:
 
         config = self._task.enter().config
         fetch_inputs(config)
-        # One process: nothing is shared out here, whatever training does.
+        # An actor is a single process, whatever strategy training uses.
         decisions = replace(self._task.setup.decisions, strategy=Strategy.SINGLE)
         model = load_pair_model(config, decisions, SILENT.announce)
         model.eval()

@@ -1,5 +1,6 @@
-"""Is every server of a cluster fit for a run? Asked before pairs are prepared, and without holding
-a CPU or GPU.
+"""Checks that every server of a cluster is fit for a run, before pairs are prepared.
+
+The check holds no CPU or GPU.
 """
 
 import shutil
@@ -21,27 +22,26 @@ from orpo_ray.storage import storage_at
 _MARKER = "marker"
 _ANSWER_S = 60.0
 _LEAST_FREE_BYTES = 2**30
-"""Below this a first checkpoint, or what Ray writes beside it, would find no room."""
+"""With less there is no room for a first checkpoint and what Ray writes beside it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a server says of itself."""
+    """What a server says about itself."""
 
     address: str
     versions: Mapping[str, str]
     sees_storage: bool
     free_bytes: int
-    """On the disk where Ray keeps its files there."""
+    """On the disk where Ray keeps its files on that server."""
     interface: str | None
-    """The network interface that has the address; None where it lies behind another one."""
+    """The network interface that has the address; None if no interface of the server has it."""
 
 
 def check_servers(run: Run, announce: Announce) -> None:
-    """Ask every server of the cluster that this process has joined; one alone has nobody to
-    disagree with.
+    """Ask every server of the cluster, unless there is only one.
 
-    Raises ConfigError where versions differ or the storage is not shared, ResourceError where a
+    Raises ConfigError if versions differ or the storage is not shared. Raises ResourceError if a
     server does not answer or its disk is full.
     """
     import ray
@@ -63,26 +63,23 @@ def refuse_unfit(reports: Sequence[Report], ours: Mapping[str, str], storage: st
             if here != there:
                 raise ConfigError(
                     f"server {report.address} has {package} {there}, but the run's driver has "
-                    f"{here}; "
-                    "install the same on every server"
+                    f"{here}; install the same on every server"
                 )
     if unseen := [report.address for report in reports if not report.sees_storage]:
         raise ConfigError(
             f"storage: {storage} is not seen on {', '.join(unseen)}; use s3://bucket/folder, or a "
-            "folder that every "
-            "server shares"
+            "folder that every server shares"
         )
     for report in reports:
         if report.free_bytes < _LEAST_FREE_BYTES:
             raise ResourceError(
                 f"server {report.address} has {report.free_bytes / 2**20:.0f} MB free on Ray's "
-                "disk; "
-                f"make room for {_LEAST_FREE_BYTES / 2**20:.0f} MB"
+                f"disk; make room for {_LEAST_FREE_BYTES / 2**20:.0f} MB"
             )
 
 
 def describe_network(reports: Sequence[Report]) -> str:
-    """One line: over which interface the servers reach each other. Pure."""
+    """One line that names the interface of each server. Pure."""
     found = [
         f"{report.interface or 'an unknown interface'} on {report.address}" for report in reports
     ]
@@ -107,7 +104,7 @@ def own_interfaces() -> dict[str, list[str]]:
 
 @contextmanager
 def _marker(run: Run) -> Iterator[str]:
-    """The place of a folder that only who reaches the driver's storage can read."""
+    """The place of a folder in the storage; a server that can read it shares the storage."""
     storage, folder = run.storage, run.root / f"_seen-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True)
@@ -163,7 +160,7 @@ def _answer(address: str, reference: Any) -> Report:
 
 
 def _report(marker: str) -> Report:
-    """Runs on the server that is asked."""
+    """The report of the server on which this function runs."""
     import ray
 
     address = ray.util.get_node_ip_address()

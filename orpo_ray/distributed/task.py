@@ -1,4 +1,4 @@
-"""What each process of a run is told, wherever Ray starts it."""
+"""What each process of a run needs to know, on any server."""
 
 import os
 import platform
@@ -16,22 +16,21 @@ from orpo_ray.training.decisions import Setup
 
 @dataclass(frozen=True)
 class Task:
-    """Where resolved config and pairs lie, and what was settled.
-
-    `config` and `artifact` are places, for which a server may have paths of its own. `directory` is
-    where the command was given: relative paths in the config start there.
-    """
+    """Where a run's config and pairs lie, and what was decided for it."""
 
     config: str
+    """The place of the resolved config. Each server may have its own path for a place."""
     artifact: str
+    """The place of the prepared pairs."""
     setup: Setup
     directory: Path
+    """The folder in which the command was given. Relative paths in the config start there."""
 
     def enter(self) -> Run:
-        """The run, the relative paths in its config read as the driver reads them, where a server
-        has its folder.
+        """The run, after a change to the driver's folder if this server has it.
 
-        Raises ConfigError on a server that does not see what the driver wrote.
+        Relative paths in the config then mean what they mean to the driver. Raises ConfigError if
+        this server does not see what the driver wrote.
         """
         if self.directory.is_dir():
             os.chdir(self.directory)
@@ -45,10 +44,10 @@ class Task:
         return Run(load_resolved(path))
 
     def pairs(self) -> Artifact:
-        """The prepared pairs, fetched if they are kept elsewhere."""
+        """The prepared pairs, fetched if they are in a bucket."""
         return open_artifact(fetched_folder(self.artifact, MANIFEST))
 
 
 def task_of(run: Run, artifact: Artifact, setup: Setup) -> Task:
-    """The task of a run whose command is given here."""
+    """The task of a run whose command was given in the current folder."""
     return Task(run.place_of(CONFIG_FILE), run.storage.place_of(artifact.path), setup, Path.cwd())

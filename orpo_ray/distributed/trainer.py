@@ -1,8 +1,8 @@
-"""Ray's trainer without the helper processes that a run of ours has no work for.
+"""Ray's trainer without the helper processes that have no work in our runs.
 
-Each of Ray's actors wakes a hundred times a second, work or none, and where workers fill their
-cores each time one of them is put aside (docs/benchmarks.md). The seams are private to Ray: a test
-counts the processes of a run.
+Each of Ray's actors wakes a hundred times a second, even without work. If the workers fill their
+cores, each time a worker is interrupted (docs/benchmarks.md). The names used here are private to
+Ray, so a test counts the processes of a run.
 """
 
 import atexit
@@ -13,7 +13,7 @@ from typing import Any
 
 from orpo_ray.lean_imports import without_collections
 
-with warnings.catch_warnings(), without_collections():  # in Ray's controller, too
+with warnings.catch_warnings(), without_collections():  # Ray's controller imports this too
     warnings.simplefilter("ignore")
     import ray
     from ray._common.constants import (
@@ -33,10 +33,11 @@ _POLL_TIMEOUT_S = 2.0
 
 
 class LeanTrainer(DataParallelTrainer):
-    """No dataset manager: the pairs are read from storage.
+    """Ray's trainer without a dataset manager, since workers read the pairs from storage.
 
-    `owns_ray`: the command has started Ray, which ends with it. Then no cleaner of placement groups
-    is needed, whose work `launch` does while the command lives, and nobody who would add servers.
+    `owns_ray`: the command has started Ray, which ends with it. Then two more helpers are left out.
+    One cleans up placement groups, which `launch` does while the command runs. The other would add
+    servers.
     """
 
     def __init__(self, *args: Any, owns_ray: bool, **options: Any) -> None:
@@ -57,10 +58,11 @@ class LeanTrainer(DataParallelTrainer):
         ]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        """As Ray does it in a thread that hears no signals; who holds the controller may `end`
-        it.
+        """Start the controller and wait for it, as Ray does in a thread without signals.
+
+        The controller is kept, so that `end` can end it.
         """
-        scaling: Any = self.scaling_config  # typed as that of Ray's first Train
+        scaling: Any = self.scaling_config  # its type is that of Ray Train V1
         if self._owns_ray:
             options["scaling_policy"] = _NoAutoscaler(scaling)
         raylet: Any = ray._raylet
@@ -78,17 +80,17 @@ class LeanTrainer(DataParallelTrainer):
             self._controller = None
 
     def end(self) -> None:
-        """End the controller where it is at work, and with it the workers."""
+        """End the controller, if it runs, and the workers with it."""
         controller = self._controller
         if controller is not None:
             ray.kill(controller)
 
 
 class _Workers(WorkerGroup):
-    """Wait for each other's news as long as Ray does, however often the controller looks.
+    """Ray's workers, with Ray's own time to answer, however often the controller looks.
 
-    The error of a worker that has lost another one is known at once; that the other one died,
-    later.
+    When a worker dies, another worker's lost connection is known at once, and the death itself only
+    later. With less time only the lost connection would be seen.
     """
 
     def poll_status(self, timeout: float | None = None) -> Any:
@@ -97,7 +99,7 @@ class _Workers(WorkerGroup):
 
 
 class TrainController(RaysController):
-    """Ray's, with workers and an end of ours; the name is what lists of processes show."""
+    """Ray's controller with our workers and our exit. Its name shows in lists of processes."""
 
     worker_group_cls = _Workers
 
@@ -107,10 +109,10 @@ class TrainController(RaysController):
 
 
 def leave_at_once() -> None:
-    """End the controller's process, whose work is done, without Ray's own exit handlers.
+    """End the controller's process when its work is done, without Ray's own exit handlers.
 
-    They can wait for themselves for ever (2.60: a publisher that is destroyed posts to the queue
-    whose end destroys it), and leave an idle process behind.
+    Those can deadlock and leave an idle process behind. In Ray 2.60 a publisher that is destroyed
+    posts to the queue whose end destroys it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -118,10 +120,10 @@ def leave_at_once() -> None:
 
 
 class _NoAutoscaler(FixedScalingPolicy):
-    """Asks nobody for the workers' servers."""
+    """Never asks Ray's autoscaler for servers, since there is none."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Nobody to introduce the run to."""
+        """Do nothing; there is no autoscaler to register with."""
 
     def _maybe_send_resource_request(self) -> None:
-        """Nobody to ask."""
+        """Do nothing; there is no autoscaler to ask."""

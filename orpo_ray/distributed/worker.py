@@ -1,6 +1,4 @@
-"""What runs in each Ray Train worker: the training loop, with a reporter that speaks to the
-driver.
-"""
+"""Runs the training loop in a Ray Train worker, with a reporter that sends to the driver."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -22,28 +20,28 @@ from orpo_ray.training.world import World, current_world
 _PREDECESSORS_S = 60.0
 
 
-class _ByMail(Console):
-    """The driver's user, told by mail; what else a driver hears goes through the reporter."""
+class _MailConsole(Console):
+    """Sends announcements to the driver's mailbox; all other news goes through the reporter."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
 
     def announce(self, line: str) -> None:
-        """Post it."""
+        """Post a line."""
         self._mailbox.post.remote(Message("announce", line))
 
 
 def work(task: Task, mailbox: Any) -> None:
-    """Train as one of the group, telling the driver of `mailbox`.
+    """Train as one worker of the group, with news to the driver's `mailbox`.
 
-    Ray Train has set up torch.distributed before.
+    Ray Train has set up torch.distributed before this is called.
     """
     run = task.enter()
     world = current_world()
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    console = _ByMail(mailbox) if world.is_first else SILENT
+    console = _MailConsole(mailbox) if world.is_first else SILENT
     with run.only_group(_PREDECESSORS_S) if world.is_first else nullcontext():
         if world.is_first:
             run.fetch(RUN_FILE)
@@ -52,7 +50,7 @@ def work(task: Task, mailbox: Any) -> None:
 
 
 def _pairs_on_each_server(task: Task, world: World) -> Artifact:
-    """The pairs, which one process of a server fetches for all."""
+    """The pairs, which one process of each server fetches for all of its processes."""
     if world.local_rank == 0:
         task.pairs()
     world.wait()

@@ -1,1 +1,1 @@
-"""Runs on a cluster that is elsewhere: its files."""
+"""Runs on a remote cluster: its files, its jobs and the way to it."""

@@ -1,6 +1,4 @@
-"""A Ray cluster on servers of one's own: brought up through Ray's launcher, asked how it is, taken
-down.
-"""
+"""Starts, inspects and stops a Ray cluster on the user's own servers, with Ray's launcher."""
 
 import json
 import os
@@ -20,7 +18,7 @@ from orpo_ray.jobs.render import TOKEN_FILE, bare_metal
 from orpo_ray.jobs.ssh import Shell
 from orpo_ray.jobs.token import make_token, read_token
 
-# The second one takes the head for one of the workers, and leaves the last server out (Ray 2.60).
+# Ray's second autoscaler counts the head as a worker and leaves the last server out (Ray 2.60).
 _FIRST_AUTOSCALER = {"RAY_UP_enable_autoscaler_v2": "0"}
 
 _JOIN_S, _POLL_S = 120.0, 2.0
@@ -42,7 +40,7 @@ _NODES = (
 
 @dataclass(frozen=True)
 class Server:
-    """A server of the cluster, and what it brings to it; nothing while it has not joined."""
+    """A server of the cluster and what it adds; both numbers are 0 until it has joined."""
 
     address: str
     joined: bool
@@ -51,9 +49,9 @@ class Server:
 
 
 class Launcher(Protocol):
-    """What starts Ray on all servers, given the launcher's YAML.
+    """Starts Ray on all servers, from the launcher's YAML.
 
-    Raises ResourceError where it cannot.
+    Raises ResourceError if it cannot.
     """
 
     def __call__(self, text: str, *, keep_head: bool) -> None:
@@ -65,9 +63,9 @@ def up(
 ) -> list[Server]:
     """Give every server the token, start Ray on all of them, and wait until each has joined.
 
-    Where the head is up, it and its jobs are left alone, and only servers that are missing are
-    started. Raises ResourceError for a server that cannot be reached or does not join, ConfigError
-    where the servers do not have the same versions.
+    If the head is up, it and its jobs are left alone. Only the missing servers are started then.
+    Raises ResourceError for a server that cannot be reached or does not join. Raises ConfigError
+    if the servers do not have the same versions.
     """
     found = status(hosts, shell, lambda why: None)
     if all(server.joined for server in found):
@@ -77,19 +75,19 @@ def up(
     token = make_token(hosts.token_file)
     for address in hosts.addresses:
         shell.run(address, _KEEP_TOKEN, stdin=f"{token}\n")
-    where = ", ".join(server.address for server in found if not server.joined)
+    missing = ", ".join(server.address for server in found if not server.joined)
     announce(
         f"{len(hosts.addresses)} servers have the token of {hosts.token_file}; starting Ray on "
-        f"{where}"
+        f"{missing}"
     )
     launch(bare_metal(hosts)[f"{hosts.name}.launcher.yaml"], keep_head=found[0].joined)
     return _wait_until_joined(hosts, shell)
 
 
 def plan(hosts: HostsConfig) -> dict[str, list[str]]:
-    """What `up` would do on each server, told without asking any.
+    """What `up` would do on each server; connects to none of them.
 
-    Raises ConfigError for a token of no use.
+    Raises ConfigError for a token that cannot be used.
     """
     is_new = not hosts.token_file.exists()
     if not is_new:
@@ -106,8 +104,9 @@ def plan(hosts: HostsConfig) -> dict[str, list[str]]:
 
 
 def status(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) -> list[Server]:
-    """Which servers have joined the cluster; none of them, and the reason told, where the head does
-    not answer.
+    """Which servers have joined the cluster.
+
+    If the head does not answer, none has joined, and the reason is announced.
     """
     command = (
         f"{_AUTHENTICATED}{hosts.environment}/bin/python -c "
@@ -132,8 +131,9 @@ def status(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) ->
 
 
 def down(hosts: HostsConfig, shell: Shell, announce: Callable[[str], None]) -> list[str]:
-    """Stop Ray on every server, the head first, so that it starts no other again; those that could
-    not be reached.
+    """Stop Ray on every server, and return the servers that could not be reached.
+
+    The head comes first, since it would start the others again.
     """
     missed = []
     for address in hosts.addresses:
@@ -162,13 +162,13 @@ def _versions(hosts: HostsConfig, shell: Shell) -> dict[str, str]:
 
 
 def _refuse_other_versions(versions: dict[str, str]) -> None:
-    """Raise ConfigError where two servers differ in what every run needs to be the same."""
+    """Raise ConfigError if a server has other versions than the head."""
     (head, expected), *others = versions.items()
     for address, found in others:
         if found != expected:
             raise ConfigError(
-                f"{address} has {found}, but the head {head} has {expected}; install the same on "
-                "both"
+                f"{address} has {found}, but the head {head} has {expected}; "
+                "install the same on both"
             )
 
 
@@ -181,9 +181,8 @@ def _wait_until_joined(hosts: HostsConfig, shell: Shell) -> list[Server]:
             return found
         if time.monotonic() > deadline:
             raise ResourceError(
-                f"{', '.join(missing)} did not join within {_JOIN_S:.0f} s; the head's log says "
-                "why: "
-                "/tmp/ray/session_latest/logs/monitor.log there"
+                f"{', '.join(missing)} did not join within {_JOIN_S:.0f} s; the reason is in "
+                "/tmp/ray/session_latest/logs/monitor.log on the head"
             )
         time.sleep(_POLL_S)
 

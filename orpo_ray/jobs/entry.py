@@ -1,9 +1,8 @@
-"""The first thing that runs of a submitted job: is this the cluster that it was made for? Then
-orpo-ray takes over.
+"""Starts a submitted job: checks the cluster's versions, then becomes the command of orpo-ray.
 
-Travels as a file of its own and imports nothing of orpo_ray, which may not be there: python job.py
-PYTHON RAY VERSION COMMAND... where VERSION is the version of orpo-ray that has to be installed, or
-- where it was sent along.
+It is sent as a single file, and imports nothing of orpo_ray, which the cluster may not have.
+Usage: python job.py PYTHON RAY VERSION COMMAND...
+VERSION is the version of orpo-ray that the cluster must have, or - if the code was sent along.
 """
 
 import importlib.metadata
@@ -18,7 +17,7 @@ ANY = "-"
 
 
 def complaint(python: str, ray: str, version: str) -> str | None:
-    """What is not as the submitter has it, or None."""
+    """How the cluster differs from what the submitter has, or None."""
     here = {"Python": ".".join(map(str, sys.version_info[:2])), "Ray": _installed("ray")}
     if here["Ray"] is None:
         return (
@@ -49,14 +48,13 @@ def _installed(package: str) -> str | None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Become the command, or end with one line."""
+    """Become the command, or end with one line that says why not."""
     python, ray, version, *command = arguments
     if problem := complaint(python, ray, version):
         print(f"orpo-ray: {problem}", file=sys.stderr)
         print(json.dumps({"error": problem, "exit_code": WRONG_USAGE}))
         sys.exit(WRONG_USAGE)
-    # A cluster that was started in a script's background ignores SIGINT, and so would all that it
-    # starts.
+    # A cluster that a script started in the background ignores SIGINT. So do its child processes.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, "-m", "orpo_ray.cli.main", *command])
 

@@ -13,13 +13,13 @@ from orpo_ray.config.section import Section
 from orpo_ray.config.storage import expanded
 from orpo_ray.jobs.token import DEFAULT_FILE
 
-# Both stand in shell commands that other programs run.
+# The values are put into shell commands, so only letters that need no quotes are allowed.
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PATH = re.compile(r"[~/][A-Za-z0-9._/-]*")
 
 
 def _text(address: Any) -> Any:
-    """Pydantic would take a number for an address, too."""
+    """Refuse a number, which pydantic would accept as an address."""
     if isinstance(address, int):
         raise ValueError(f"must be an IPv4 address, not {address}")
     return address
@@ -29,7 +29,7 @@ Address = Annotated[IPv4Address, BeforeValidator(_text)]
 
 
 class SshConfig(Section):
-    """How the servers are reached."""
+    """How the servers are reached over SSH."""
 
     user: str = Field("root", description="who starts Ray on each server")
     key: str = Field(
@@ -43,7 +43,7 @@ class SshConfig(Section):
 
 
 class HostsConfig(Section):
-    """A cluster of servers of one's own: what `orpo-ray cluster` starts and stops."""
+    """The servers of a cluster that `orpo-ray cluster` starts and stops."""
 
     name: str = Field(description="of the cluster; its files are named after it")
     head: Address = Field(description="the head's address on the network that joins the servers")

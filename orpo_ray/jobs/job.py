@@ -1,6 +1,4 @@
-"""Runs as jobs of a cluster: one name for both, and what a submission does where the name is
-taken.
-"""
+"""Runs as jobs of a cluster: a job has its run's name, and a submission may find it taken."""
 
 import hashlib
 import json
@@ -15,12 +13,12 @@ State = Literal["pending", "running", "stopped", "succeeded", "failed"]
 
 
 class UnreachableError(ResourceError):
-    """The cluster does not answer at the moment; asking again later may help."""
+    """The cluster does not answer at the moment; a later attempt may succeed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a cluster knows of a run that was submitted to it."""
+    """What a cluster knows about a submitted run."""
 
     run: str
     state: State
@@ -39,15 +37,13 @@ class Job:
 
     @property
     def never_started(self) -> bool:
-        """Whether the cluster itself failed to start the command, as it may when it has only just
-        come up.
-        """
+        """Whether the cluster failed to start the command, as may happen just after its start."""
         return self.state == "failed" and self.exit_code is None and not self.started
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A command to run on a cluster, and where it is started."""
+    """A command to run on a cluster, with its files and variables."""
 
     run: str
     entrypoint: str
@@ -59,22 +55,22 @@ class Submission:
 class Jobs(Protocol):
     """The jobs of one cluster.
 
-    Everything raises UnreachableError while the cluster does not answer.
+    Every method raises UnreachableError while the cluster does not answer.
     """
 
     def find(self, run: str) -> Job | None:
-        """The job of a run, if the cluster knows of one."""
+        """The job of a run, or None."""
 
     def all(self) -> list[Job]:
         """Every job that was submitted, the latest first."""
 
     def submit(self, submission: Submission) -> None:
-        """Start a job. Raises NameTakenError where the run has one."""
+        """Start a job. Raises NameTakenError if the run has a job already."""
 
     def delete(self, run: str) -> None:
         """Forget a job, so that its run may be submitted again.
 
-        Raises NameTakenError where it is not over.
+        Raises NameTakenError if the job is not over.
         """
 
     def stop(self, run: str) -> None:
@@ -84,7 +80,7 @@ class Jobs(Protocol):
         """What the job's command has printed so far."""
 
     def lines(self, run: str, after: int) -> Iterator[str]:
-        """What the job's command prints, without the first `after` lines, until the job is over."""
+        """Lines that the command prints, until the job is over; the first `after` are left out."""
 
 
 class NameTakenError(ConfigError):
@@ -92,13 +88,14 @@ class NameTakenError(ConfigError):
 
 
 def job_id(run: str) -> str:
-    """A run's name as Ray's URLs take it; no name of a run has a colon."""
+    """The id of a run's job: Ray allows no slash in it, and no run has a colon in its name."""
     return run.replace("/", ":")
 
 
 def describe(command: str, config: RunConfig, others: Sequence[Any]) -> dict[str, str]:
-    """What is kept with a job to know its like again; `others`: what else was asked for, as plain
-    data.
+    """Metadata by which a second submission of the same run is recognised.
+
+    `others` is what else was asked for, as plain data.
     """
     content = json.dumps([dump(config), others], sort_keys=True)
     return {"command": command, "config": hashlib.sha256(content.encode()).hexdigest()}
@@ -107,17 +104,17 @@ def describe(command: str, config: RunConfig, others: Sequence[Any]) -> dict[str
 def decide(
     job: Job | None, metadata: Mapping[str, str]
 ) -> Literal["submit", "attach", "submit again"]:
-    """What submitting a run means where the cluster has this job of it, or none. Pure.
+    """What to do with a submission, given the cluster's job of this run, if any. Pure.
 
-    A run that is over is submitted again: its command goes on from the last checkpoint, or finds it
-    finished. Raises ConfigError where another command or other settings are at work under the name.
+    A run that is over is submitted again: its command resumes it, or finds it finished.
+    Raises ConfigError if the name belongs to another command, or to a run with other settings.
     """
     if job is None:
         return "submit"
     command = job.metadata.get("command")
     if command is None:
         raise ConfigError(
-            f"the cluster has a job {job.run} that is no run of orpo-ray; choose another name"
+            f"the cluster has a job {job.run} that is not a run of orpo-ray; choose another name"
         )
     if job.is_over:
         return "submit again"
@@ -134,5 +131,5 @@ def decide(
 
 
 def last_line(text: str) -> str:
-    """Of what Ray tells of a failure, which begins with pages of other things."""
+    """The last line of Ray's message about a failure, in which the cause stands."""
     return (text.strip().splitlines() or ["it does not say why"])[-1].strip()[:300]

@@ -1,4 +1,4 @@
-"""A run on Kubernetes, through the KubeRay operator: its manifests."""
+"""The manifests of a run on Kubernetes, for the KubeRay operator."""
 
 import importlib.metadata
 import json
@@ -27,28 +27,27 @@ from orpo_ray.jobs.secrets import (
 )
 
 TOKEN_SECRET, SECRETS = "orpo-ray-token", "orpo-ray-secrets"
-"""Names of the Secrets that the pods mount; the first one's key is `auth_token`, as KubeRay wants
-it.
-"""
+"""Names of the Secrets that the pods mount. KubeRay wants the key `auth_token` in the first."""
 
 _LONGEST_NAME = 47
-"""KubeRay appends to it, and Kubernetes allows 63."""
+"""KubeRay appends to the name, and Kubernetes allows 63 characters."""
 _CONFIG_FILE = "/etc/orpo-ray/config/config.yaml"
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{,251}[a-z0-9])?")
 _SYSTEM = ("bin", "boot", "dev", "etc", "lib", "lib64", "proc", "run", "sbin", "sys", "usr")
-"""Folders of the image and the kernel, in which nothing is mounted."""
+"""Folders of the image and the kernel. No volume is mounted in them."""
 _SHARED = ("home", "opt", "root", "tmp", "var")
-"""Folders in which a volume may have its own folder, but which it may not hide."""
+"""A volume may have a folder inside one of these, but must not hide the whole."""
 _FILE = re.compile(r"[.~].*|.*/.*/.*|.*\.(jsonl|json|parquet|csv)(\.gz)?", re.DOTALL)
-"""What is no name on the hub."""
+"""A path that is certainly a file, and not a name on the hub."""
 
 
 @dataclass(frozen=True)
 class Pods:
-    """What the pods are made of. `claim` is the volume claim that holds a storage that is a folder.
+    """What the pods are made of.
 
-    Raises ConfigError for names that Kubernetes would not take.
+    `claim` names the volume claim for a storage that is a folder. Raises ConfigError for names
+    that Kubernetes does not allow.
     """
 
     nodes: Nodes
@@ -56,24 +55,24 @@ class Pods:
     claim: str | None
 
     def __post_init__(self) -> None:
-        """Both stand in the manifests."""
+        """Refuse names that would break the manifests."""
         if not _IMAGE.fullmatch(self.image):
-            raise ConfigError(f"--image: {self.image!r} is no name of an image")
+            raise ConfigError(f"--image: {self.image!r} is not the name of an image")
         if self.claim is not None and not _CLAIM.fullmatch(self.claim):
             raise ConfigError(
-                f"--claim: {self.claim!r} is no name of a volume claim (a-z, 0-9, . and -)"
+                f"--claim: {self.claim!r} is not the name of a volume claim; use a-z, 0-9, . and -"
             )
 
 
 def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods) -> dict[str, str]:
-    """A RayJob that trains a config, and a RayCluster that stays, by file name; `text` is the
-    config's file.
+    """Manifests by file name: a RayJob that trains a config, and a RayCluster that stays.
 
-    Raises ConfigError where the run's name, its storage or a path is of no use on Kubernetes, and
-    for secrets: whoever may look at the cluster reads the config.
+    `text` is the content of the config's file. Raises ConfigError if the run's name, its storage
+    or a path cannot be used on Kubernetes. Raises ConfigError for secrets too, since everybody who
+    may look at the cluster can read the config.
     """
     refuse_secrets(dump(config), {})
-    # Overrides may hide what the file says, or what other overrides do.
+    # An override may hide a secret of the file or of an earlier override, but all are written out.
     refuse_secrets(yaml.safe_load(text), {})
     refuse_secrets_in_text("the config's file", text)
     refuse_secrets_of_overrides(overrides)
@@ -102,7 +101,10 @@ def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods
 
 
 def _kubernetes_name(name: str) -> str:
-    """The run's name in the letters that Kubernetes allows."""
+    """The run's name in the letters that Kubernetes allows.
+
+    Raises ConfigError if Kubernetes would not take the result.
+    """
     found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if (
         not found[:1].isalpha()
@@ -110,27 +112,28 @@ def _kubernetes_name(name: str) -> str:
         or not isinstance(yaml.safe_load(found), str)
     ):
         raise ConfigError(
-            f"name: {name} would be {found} on Kubernetes, where it must begin with a letter, "
-            f"have {_LONGEST_NAME} characters at most, and be no word of YAML's; choose another "
-            "name"
+            f"name: {name} would be {found} on Kubernetes, where a name must begin with a letter, "
+            f"have {_LONGEST_NAME} characters at most, and be no keyword of YAML; "
+            "choose another name"
         )
     return found
 
 
 def _storage(storage: str, claim: str | None) -> dict[str, str]:
-    """The volume that a folder of the pods is: what they write elsewhere is gone with them."""
+    """The volume and its mount for a storage that is a folder.
+
+    What pods write elsewhere is lost when they end. Raises ConfigError if `claim` does not fit.
+    """
     if "://" in storage:
         if claim:
             raise ConfigError(
-                f"--claim: storage is {storage}, which no volume is mounted for; leave the option "
-                "out"
+                f"--claim: storage is {storage}, a URL, which needs no volume; leave the option out"
             )
         return {"storage_volume": "", "storage_mount": ""}
     if not claim or not PurePosixPath(storage).is_absolute():
         raise ConfigError(
-            f"storage: {storage} would be gone with its pod; give an absolute path and the volume "
-            "claim "
-            "that all pods mount there (--claim), or a URL"
+            f"storage: {storage} would be lost with its pod; give an absolute path and the volume "
+            "claim that all pods mount there (--claim), or a URL"
         )
     _refuse_system_folder(storage)
     volume = f"\n- name: storage\n  persistentVolumeClaim:\n    claimName: {json.dumps(claim)}"
@@ -139,7 +142,7 @@ def _storage(storage: str, claim: str | None) -> dict[str, str]:
 
 
 def _refuse_system_folder(storage: str) -> None:
-    """Raise ConfigError for a place where the volume would hide what the pods live on."""
+    """Raise ConfigError for a folder in which the volume would hide files that pods need."""
     first, *others = PurePosixPath(posixpath.normpath(storage)).parts[1:] or ("",)
     if not first or first in _SYSTEM or (first in _SHARED and not others) or ":" in storage:
         raise ConfigError(
@@ -148,8 +151,9 @@ def _refuse_system_folder(storage: str) -> None:
 
 
 def _refuse_files_of_this_machine(config: RunConfig) -> None:
-    """Raise ConfigError for paths that no pod has: nothing is carried along, and pods begin in an
-    empty home.
+    """Raise ConfigError for paths that no pod has.
+
+    No file is carried along to Kubernetes, and pods start in an empty home.
     """
     for key, path in named_paths(config):
         is_file = (
@@ -160,8 +164,7 @@ def _refuse_files_of_this_machine(config: RunConfig) -> None:
         if is_file and not is_url(path) and not path.startswith("/"):
             raise ConfigError(
                 f"{key}: no pod has {path}; name a model or dataset of the hub, a URL, or an "
-                "absolute path below the "
-                "storage"
+                "absolute path below the storage"
             )
 
 

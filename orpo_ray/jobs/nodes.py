@@ -1,4 +1,4 @@
-"""The machines that a scheduler is asked for, as far as a run's `scale` leaves that open."""
+"""How many machines a scheduler is asked for, and of what size, given a run's `scale`."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from orpo_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class Nodes:
-    """Machines that are all alike, and what a run takes of each."""
+    """Machines of one kind, and what a run takes of each."""
 
     count: int
     gpus: int
@@ -22,12 +22,12 @@ def nodes_for(
 ) -> Nodes:
     """Machines that hold a run's workers; GPUs per node follow from the workers unless given.
 
-    Raises ConfigError where they cannot be told, or where the workers do not fit.
+    Raises ConfigError if the GPUs do not follow, or if the workers do not fit.
     """
     if scale.workers == "auto":
         if gpus is None:
             raise ConfigError(
-                "scale.workers: auto takes what is there, which nobody knows before; "
+                "scale.workers: auto takes all GPUs, whose number is not known beforehand; "
                 "give --gpus-per-node (0 trains on CPUs), or set scale.workers"
             )
         return Nodes(count, gpus, cpus, memory_gib)
@@ -39,7 +39,7 @@ def nodes_for(
 
 
 def _gpus_of_a_worker(scale: ScaleConfig, gpus: int | None) -> float:
-    """What `auto` comes to: one where there are GPUs, else none."""
+    """GPUs of a worker. `auto` means one, or none if the nodes have no GPU."""
     if scale.gpus_per_worker == "auto":
         return 0.0 if gpus == 0 else 1.0
     return scale.gpus_per_worker

@@ -1,5 +1,6 @@
-"""What a submitted run takes along: its resolved config, and the files that it names by relative
-paths.
+"""The files that a submitted run takes along.
+
+They are its resolved config, and the files that the config names by relative paths.
 """
 
 import os
@@ -14,30 +15,27 @@ from orpo_ray.config import RunConfig, dump, stage_configs
 from orpo_ray.errors import ConfigError
 
 CONFIG_FILE, ENTRY_FILE = "run.yaml", "job.py"
-"""Names inside the package; a run's own files must not stand in their place."""
+"""Names inside the package. The run's own files must not have them."""
 _IGNORE_FILES = (".gitignore", ".rayignore")
 MOST_BYTES = 50 * 2**20
-"""The cluster's head keeps every package in its memory."""
+"""The limit is low because the cluster's head keeps every package in its memory."""
 
 
 @dataclass(frozen=True)
 class Luggage:
-    """Files and folders to carry, by their paths relative to where the command is given, and what
-    stays there.
-    """
+    """Which of the paths in a config are carried along, and which are read on the servers."""
 
     carried: tuple[str, ...]
+    """Paths relative to the folder in which the command is given."""
     left: tuple[str, ...]
-    """Absolute paths that exist here as well: they are read on the servers, where they may be
-    others.
-    """
+    """Absolute paths that exist here too. The servers read their own files of these paths."""
 
 
 def sort_luggage(config: RunConfig, here: Path) -> Luggage:
-    """Tell what a run carries along: relative paths travel, absolute ones are the servers' own.
+    """Find what a run carries along: relative paths travel, absolute ones are the servers' own.
 
-    Raises ConfigError for a relative path that leads out of `here`, for too much, and for a storage
-    that would lie in the package.
+    Raises ConfigError for a relative path that leads out of `here`, for too many bytes, and for a
+    relative storage.
     """
     _refuse_relative_storage(config.storage)
     carried, left = [], []
@@ -49,22 +47,21 @@ def sort_luggage(config: RunConfig, here: Path) -> Luggage:
             if not at.parts or ".." in at.parts or at.parts[0] in (CONFIG_FILE, ENTRY_FILE):
                 raise ConfigError(
                     f"{key}: {path} cannot be carried along; give the command in a folder above "
-                    "it, "
-                    "or name its absolute path on the servers"
+                    "it, or name its absolute path on the servers"
                 )
             carried.append(path)
     size = sum(file.stat().st_size for path in carried for file in _files(here / path))
     if size > MOST_BYTES:
         raise ConfigError(
             f"{', '.join(carried)}: {size / 2**20:.0f} MB are too much to carry along (at most "
-            f"{MOST_BYTES >> 20}); "
-            "put them where every server sees them, and name their absolute paths there"
+            f"{MOST_BYTES >> 20}); put the files on a disk that every server sees, and name their "
+            "absolute paths"
         )
     return Luggage(tuple(dict.fromkeys(carried)), tuple(dict.fromkeys(left)))
 
 
 def pack(config: RunConfig, luggage: Luggage, here: Path, folder: Path) -> None:
-    """Fill an empty folder with what the job is started in."""
+    """Fill an empty folder, which becomes the job's working directory."""
     (folder / CONFIG_FILE).write_text(
         yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8"
     )
@@ -86,14 +83,14 @@ def _refuse_relative_storage(storage: str) -> None:
     if "://" not in storage and not storage.startswith(("/", "~")):
         raise ConfigError(
             f"storage: {storage} is relative, and would be lost with the job's own folder; name "
-            "s3://bucket/folder, "
-            "or the absolute path of a folder that every server sees"
+            "s3://bucket/folder, or the absolute path of a folder that every server sees"
         )
 
 
 def is_here(path: Path) -> bool:
-    """Whether a path is one of this machine; what cannot be one here may be a server's, or a name
-    of the hub.
+    """Whether a path exists on this machine.
+
+    A text that is no valid path here may still be a server's path, or a name on the hub.
     """
     try:
         return path.expanduser().exists()
@@ -117,9 +114,9 @@ def named_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """A file, or all files of a folder, links followed.
+    """A file, or all files of a folder, with links followed.
 
-    Raises ConfigError for what cannot be carried.
+    Raises ConfigError for what cannot be carried along.
     """
     if not path.is_dir():
         yield _regular(path)
@@ -129,10 +126,10 @@ def _files(path: Path) -> Iterator[Path]:
         real = os.path.realpath(folder)
         if real in above:
             raise ConfigError(
-                f"{path}: cannot be carried along: {folder} is in it twice, by a link"
+                f"{path}: cannot be carried along: a link leads to {folder} again; remove it"
             )
         above.add(real)
-        # Ray would leave out what these name.
+        # Ray would leave out the files that an ignore file names.
         yield from (
             _regular(Path(folder, name)) for name in sorted(names) if name not in _IGNORE_FILES
         )
@@ -140,5 +137,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _regular(path: Path) -> Path:
     if not path.is_file():
-        raise ConfigError(f"{path}: cannot be carried along: it is no file")
+        raise ConfigError(
+            f"{path}: cannot be carried along: it is not a regular file; remove it, or name another"
+        )
     return path

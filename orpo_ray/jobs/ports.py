@@ -1,6 +1,4 @@
-"""The ports of a cluster's servers, each in one place: start commands and firewall are filled in
-from here.
-"""
+"""The ports of a cluster's servers; the start commands and the firewall are filled in from here."""
 
 GCS = 6379
 CLIENT = 10001
@@ -14,16 +12,14 @@ OF_EACH_SERVER = {
     "dashboard-agent-listen-port": 52365,
     "metrics-export-port": 6384,
 }
-"""By the option of `ray start` that sets it."""
+"""Each port by the option of `ray start` that sets it."""
 WORKERS = (20000, 20999)
-"""One for each process of Ray that runs tasks or actors, first and last."""
+"""First and last port; each process of Ray that runs tasks or actors takes one."""
 EPHEMERAL = (32768, 60999)
-"""Linux's default range, in which torch's rendezvous and gloo listen, first and last."""
+"""First and last port of Linux's default range, in which torch's rendezvous and gloo listen."""
 
 
 def shut_to_strangers() -> list[str]:
-    """What the firewall keeps for the peers below the ephemeral range, as nftables writes ports and
-    ranges.
-    """
+    """Ports below the ephemeral range that only peers may reach, in the syntax of nftables."""
     single = sorted({GCS, CLIENT, DASHBOARD, *OF_EACH_SERVER.values()})
     return [*map(str, single), f"{WORKERS[0]}-{WORKERS[1]}"]

@@ -1,4 +1,4 @@
-"""A cluster's jobs through Ray's Jobs API: its answers as ours, its failures as one line."""
+"""A cluster's jobs through Ray's Jobs API, with its answers as Job and its failures as one line."""
 
 import asyncio
 import itertools
@@ -30,15 +30,15 @@ from orpo_ray.jobs.job import (
 Result = TypeVar("Result")
 
 _TIMEOUT_S = (5.0, 60.0)
-"""To connect, and between two pieces of an answer."""
+"""The first limits the connection, the second the wait for each piece of an answer."""
 _QUIET_S = 10.0
-"""How long a job may print nothing before it is asked whether the connection still stands."""
-# They tell of every upload and every closed connection.
+"""After so long without output from a job, the connection is tested."""
+# These loggers report every upload and every closed connection.
 _CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _NOT_LET_IN = (401, 403)
 _BUSY = (502, 503, 504)
 _ODD = (ValueError, TypeError, KeyError, AttributeError)
-"""What Ray's client raises over an answer that is no JSON, or not of the shape that it expects."""
+"""What Ray's client raises for an answer that is not the JSON that it expects."""
 _VERSION = "/api/version"
 _CERTIFICATES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 _NO_DASHBOARD = "answers, but not as Ray's dashboard does"
@@ -54,22 +54,23 @@ _STATES: dict[JobStatus, State] = {
     JobStatus.FAILED: "failed",
 }
 _LINES_BEFORE = "lines_before"
-"""Ray appends to the log of an earlier job of the same id; so many lines in it are not this job's.
-"""
+"""How many lines of the log are an earlier job's: Ray appends to the log of the same job id."""
 _RAYS_OWN = re.compile(
     r"Running entrypoint for job |\d{4}-\d\d-\d\d [\d:,]+\t\w+ job_manager\.py:\d+ -- "
 )
-"""What Ray writes into a job's log, before or after the command's first lines."""
+"""Lines that Ray itself writes into a job's log."""
 
 
 class RayJobs:
     """The jobs of a cluster whose dashboard listens at `address`.
 
-    `connect` is called before each request, to mend a way there that has broken; `before_token`
-    before the token is sent for the first time. `needs_no_token`: take a cluster that answers
-    everybody. Raises ConfigError for such a cluster otherwise, for a token that it does not take,
-    for another version of Ray, and where something else than a dashboard answers; UnreachableError
-    where nobody answers.
+    `connect` is called before each request and mends a broken connection. `before_token` is called
+    before the token is sent for the first time. A cluster that answers without a token is refused
+    unless `needs_no_token`.
+
+    Raises ConfigError for such a cluster, for a token that the cluster does not take, for another
+    version of Ray, and if something other than a dashboard answers. Raises UnreachableError if
+    nothing answers.
     """
 
     def __init__(
@@ -90,12 +91,10 @@ class RayJobs:
         if is_open and not needs_no_token:
             raise ConfigError(
                 f"{address}: this cluster answers without a token, so anyone who reaches it may "
-                "run code there; "
-                "turn token authentication on (orpo-ray cluster up does), or add "
+                "run code there; turn token authentication on (orpo-ray cluster up does), or add "
                 "--anyone-may-run-code"
             )
-        # Ray's client lets this variable, and RAY_ADDRESS behind it, override the address that it
-        # is given.
+        # In Ray's client this variable, or else RAY_ADDRESS, overrides the given address.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         if not is_open and not token:
             raise ConfigError(f"{address}: this cluster wants a token; name its file with --token")
@@ -110,12 +109,12 @@ class RayJobs:
             raise ConfigError(f"{address}: {_NO_DASHBOARD}: {on_one_line(error)[:200]}") from error
         if self._client.version != ray_version:
             raise ConfigError(
-                f"the cluster has Ray {self._client.version}, but here is {ray_version}; use the "
-                "same on both"
+                f"the cluster has Ray {self._client.version}, but this machine has {ray_version}; "
+                "use the same on both"
             )
 
     def find(self, run: str) -> Job | None:
-        """The job of a run, if the cluster knows of one."""
+        """The job of a run, or None."""
         try:
             return self._answer(lambda: _job(self._client.get_job_info(_in_url(run))))
         except RuntimeError as error:
@@ -134,7 +133,7 @@ class RayJobs:
         return sorted(found, key=lambda job: -job.submitted_at)
 
     def submit(self, submission: Submission) -> None:
-        """Start a job. Raises NameTakenError where the run has one."""
+        """Start a job. Raises NameTakenError if the run has a job already."""
         start = partial(
             self._client.submit_job,
             entrypoint=submission.entrypoint,
@@ -155,14 +154,14 @@ class RayJobs:
     def delete(self, run: str) -> None:
         """Forget a job, so that its run may be submitted again.
 
-        Raises NameTakenError where it is not over.
+        Raises NameTakenError if the job is not over.
         """
         self._lines_before[run] = self._log(run).count("\n")
         try:
             self._answer(lambda: self._client.delete_job(_in_url(run)))
         except RuntimeError as error:
             if " 404" in str(error):
-                return  # forgotten already, by another submission
+                return  # another submission has deleted it already
             if "non-terminal" in str(error):
                 raise NameTakenError(f"run {run} has a job on the cluster again") from error
             raise _failure(error) from error
@@ -179,11 +178,14 @@ class RayJobs:
         return list(self._since_its_start(run, iter(self._log(run).removesuffix("\n").split("\n"))))
 
     def lines(self, run: str, after: int) -> Iterator[str]:
-        """What the job's command prints, without the first `after` lines, until the job is over."""
+        """Lines that the command prints, until the job is over; the first `after` are left out."""
         return itertools.islice(self._since_its_start(run, self._tail(run)), after, None)
 
     def _answer(self, question: Callable[[], Result]) -> Result:
-        """What Ray's client finds in the cluster's answer; it trusts that this is one of Ray's."""
+        """The answer through Ray's client, which does not check that a dashboard has answered.
+
+        Raises ResourceError for an answer of another shape.
+        """
         self._connect()
         try:
             return question()
@@ -205,7 +207,7 @@ class RayJobs:
         )
 
     def _log(self, run: str) -> str:
-        """The log of a run's last job; empty where there is none."""
+        """The log of a run's last job; empty if there is none."""
         try:
             return str(self._answer(lambda: self._client.get_job_logs(_in_url(run))))
         except RuntimeError:
@@ -225,8 +227,9 @@ class RayJobs:
             raise UnreachableError(f"{self._address}: the connection is lost") from error
 
     async def _next(self, stream: AsyncIterator[str]) -> str | None:
-        """The next piece of a log, or None at its end; while nothing comes, the connection is
-        tried.
+        """The next piece of a log, or None at its end.
+
+        While nothing comes, a request tests the connection.
         """
         piece = asyncio.ensure_future(anext(stream, None))
         while not (await asyncio.wait({piece}, timeout=_QUIET_S))[0]:
@@ -235,19 +238,20 @@ class RayJobs:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client over requests of ours: its own would wait for ever where a link is cut.
+    """Ray's client, with requests that time out.
 
-    It would also add the token that it finds by itself where it is given none.
+    Ray's own requests wait for ever if a link is cut. If they are given no token, they also add a
+    token that Ray finds by itself.
     """
 
     def __init__(self, address: str, headers: dict[str, str], verify: str | bool) -> None:
         self._ours = headers
         super().__init__(address, headers=dict(headers), verify=verify)
-        self._headers = headers  # those of the connection for the log
+        self._headers = headers  # Ray reads them for the connection that streams the log
 
     @property
     def version(self) -> str:
-        """Of Ray on the cluster."""
+        """The version of Ray on the cluster."""
         return str(self._server_ray_version)
 
     def _do_request(
@@ -259,7 +263,7 @@ class _Client(JobSubmissionClient):
         json_data: Any = None,
         **options: Any,
     ) -> requests.Response:
-        assert not options, "no request of ours has others"
+        assert not options, "our requests have no other options"
         response = _ask(
             method, self._address, endpoint, data=data, json=json_data, headers=self._ours
         )
@@ -275,8 +279,8 @@ class _Client(JobSubmissionClient):
 def _answers_everybody(address: str) -> bool:
     """Whether a cluster answers a request that carries no token.
 
-    Raises UnreachableError where nobody answers, ConfigError where it is no cluster: the token is
-    not for others.
+    Raises UnreachableError if nothing answers. Raises ConfigError if it is not a cluster, because
+    nothing else may get the token.
     """
     response = _ask("GET", address, _VERSION)
     if response.status_code in _NOT_LET_IN:
@@ -293,8 +297,9 @@ def _answers_everybody(address: str) -> bool:
 
 
 def _ask(method: str, address: str, endpoint: str, **content: Any) -> requests.Response:
-    """One request, straight to the cluster: the environment's proxy would see the token, its .netrc
-    replace it.
+    """Send one request straight to the cluster.
+
+    The environment's proxy would see the token, and .netrc would replace it.
     """
     trusted = _trusted(address)
     try:
@@ -305,8 +310,8 @@ def _ask(method: str, address: str, endpoint: str, **content: Any) -> requests.R
             )
     except requests.exceptions.SSLError as error:
         raise ConfigError(
-            f"{address}: no TLS that this machine trusts; is it http, or is a certificate missing? "
-            f"({' or '.join(_CERTIFICATES)} names a file with those to trust)"
+            f"{address}: no TLS that this machine trusts; write http:// if it has no TLS, or "
+            f"name the file of certificates to trust in {' or '.join(_CERTIFICATES)}"
         ) from error
     except (requests.ConnectionError, requests.Timeout) as error:
         raise UnreachableError(f"{address}: no answer") from error
@@ -315,16 +320,15 @@ def _ask(method: str, address: str, endpoint: str, **content: Any) -> requests.R
 
 
 def _trusted(address: str) -> str | bool:
-    """The certificates that a cluster's own has to be signed by; requests' own list where no
-    variable names others.
+    """The file of certificates to trust, if a variable names one; True for the default list.
 
-    The environment is not trusted otherwise, see `_ask`; the file counts for requests and for the
-    log's connection.
+    `_ask` reads nothing else from the environment, so the variables are read here. The file counts
+    for requests and for the connection that streams the log.
     """
     for variable in _CERTIFICATES if address.startswith("https:") else ():
         if place := os.environ.get(variable):
             if not expanded(place, variable).exists():
-                raise ConfigError(f"{variable}: {place}: no such file")
+                raise ConfigError(f"{variable}: {place}: no such file; unset it, or name another")
             return str(expanded(place, variable))
     return True
 
@@ -332,7 +336,7 @@ def _trusted(address: str) -> str | bool:
 def check_address(address: str) -> str:
     """The URL of a dashboard: scheme, host and port.
 
-    Raises ConfigError where it is none; it may hold a secret.
+    Raises ConfigError for anything else. The message leaves out the URL, which may hold a secret.
     """
     try:
         url = urlsplit(address)
@@ -359,13 +363,14 @@ def _job(details: JobDetails) -> Job:
 
 
 def _in_url(run: str) -> str:
-    """The job's id as a part of a URL: others may have given theirs odd names."""
+    """The job's id as a part of a URL. Jobs that others submitted may have odd names."""
     return quote(job_id(run), safe=":")
 
 
 def _failure(error: RuntimeError) -> ResourceError:
-    """What Ray's Jobs API could not do; it may be able to in a moment, when its agents have
-    started.
+    """The error for a request that Ray's Jobs API could not fulfil.
+
+    It is UnreachableError, and asked again, if only Ray's agents have not started yet.
     """
     if "No available agent" in str(error):
         return UnreachableError("the cluster has no agent yet to run a job")

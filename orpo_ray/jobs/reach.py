@@ -1,5 +1,6 @@
-"""The way to a cluster's dashboard: its URL, or an SSH connection to the head, whose dashboard
-nobody else reaches.
+"""The way to a cluster's dashboard: its URL, or an SSH connection to the head.
+
+The dashboard of a cluster that `orpo-ray cluster up` starts listens on the head's loopback only.
 """
 
 import os
@@ -26,31 +27,30 @@ from orpo_ray.jobs.token import DEFAULT_FILE, read_token
 _REFUSED = re.compile(
     r"Permission denied|Host key verification failed|Too many authentication failures"
 )
-"""What ssh says of a server that answers; asking it again changes nothing."""
+"""What ssh says if the server answers and refuses; another attempt would fail as well."""
 _LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
 
 
 @dataclass(frozen=True)
 class Way:
-    """A cluster's dashboard, the token that it wants, what leads there, and what mends that before
-    a request.
-    """
+    """How to reach a cluster's dashboard."""
 
     address: str
     token: str
     through: str = ""
+    """The SSH connection, in words; empty if there is none."""
     connect: Callable[[], None] = lambda: None
+    """Called before each request; mends a broken connection."""
 
 
 @contextmanager
 def way_to(
     hosts: Path | None, address: str | None, token: Path | None, needs_no_token: bool
 ) -> Iterator[Way]:
-    """The way to the cluster of a hosts.yaml, or to a dashboard's URL; to this machine's own if
-    neither is named.
+    """The way to the cluster of a hosts.yaml, or to a dashboard's URL.
 
-    Raises ConfigError where the token or the key for SSH cannot be read. Nothing is asked before
-    `connect`.
+    If neither is named, it leads to a dashboard on this machine. Nothing is sent before `connect`.
+    Raises ConfigError if the token or the key for SSH cannot be read.
     """
     if hosts is None:
         url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOOPBACK
@@ -77,7 +77,7 @@ def is_loopback(url: str) -> bool:
 
 
 class _Tunnel:
-    """A port of this machine's loopback that leads to the dashboard on the head's."""
+    """Forwards a port of this machine's loopback over SSH to the dashboard on the head."""
 
     def __init__(self, hosts: HostsConfig) -> None:
         self._hosts, self._ssh = hosts, ssh_to(hosts)
@@ -94,10 +94,9 @@ class _Tunnel:
             self._process.communicate()
 
     def open(self) -> None:
-        """Connect, unless the connection stands.
+        """Connect, unless the connection still works.
 
-        Raises UnreachableError where it cannot be made at the moment, ResourceError where the
-        server refuses it.
+        Raises UnreachableError if that fails at the moment, ResourceError if the server refuses.
         """
         if self._process is not None and self._process.poll() is None:
             return

@@ -1,4 +1,4 @@
-"""The files of `cluster/`, filled in."""
+"""Fills in the files of `cluster/`."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,13 @@ from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig
 
 TOKEN_FILE = "$HOME/.ray/orpo-ray.token"
-"""The cluster's token on every server, in the home of who starts Ray there."""
+"""The cluster's token on every server, in the home of the user who starts Ray."""
 
 
 def cluster_file(name: str) -> str:
-    """The text of a file of `cluster/`: carried in the wheel, or beside the package where it is
-    worked on.
+    """The text of a file of `cluster/`.
+
+    The folder lies inside the installed package. In a checkout it lies beside the package.
     """
     package = Path(__file__).parents[1]
     home = next(
@@ -23,9 +24,7 @@ def cluster_file(name: str) -> str:
 
 
 def bare_metal(hosts: HostsConfig) -> dict[str, str]:
-    """The files for servers of one's own, by name: what Ray's launcher reads, and the firewall's
-    script.
-    """
+    """The files for the user's own servers, by name: the launcher's YAML and the firewall."""
     return {
         f"{hosts.name}.launcher.yaml": fill("bare-metal/launcher.yaml", _launcher(hosts)),
         f"{hosts.name}.firewall.nft": fill("bare-metal/firewall.nft", _firewall(hosts)),
@@ -56,18 +55,16 @@ def _launcher(hosts: HostsConfig) -> dict[str, str]:
 
 
 def _which_address(hosts: HostsConfig) -> str:
-    """Shell that finds out which of the cluster's addresses is this server's, and on which
-    interface.
-    """
+    """Shell code that finds which of the cluster's addresses is the server's, and its interface."""
     ours = " ".join(f"-e {address}" for address in hosts.addresses)
     return (
-        f"address=$(ip -o -4 addr show | awk '{{print $4}}' | cut -d/ -f1 | grep -Fx {ours} | head "
-        "-n 1); "
+        f"address=$(ip -o -4 addr show | awk '{{print $4}}' | cut -d/ -f1 | grep -Fx {ours} "
+        "| head -n 1); "
         """interface=$(ip -o -4 addr show to "$address" | awk '{print $2}' | head -n 1);"""
     )
 
 
-# Where several interfaces lead out, gloo and NCCL would each take their own guess.
+# On a server with several interfaces, gloo and NCCL would each guess which one to use.
 _SETTINGS = (
     f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN_FILE} "
     'GLOO_SOCKET_IFNAME="$interface" NCCL_SOCKET_IFNAME="$interface";'
@@ -75,7 +72,7 @@ _SETTINGS = (
 
 
 def node_ports() -> str:
-    """The options of `ray start` that give every port of a server its place."""
+    """The options of `ray start` that set every port of a server."""
     single = " ".join(f"--{option}={port}" for option, port in ports.OF_EACH_SERVER.items())
     return f"{single} --min-worker-port={ports.WORKERS[0]} --max-worker-port={ports.WORKERS[1]}"
 

@@ -1,4 +1,4 @@
-"""A command line made into a job: what runs there, with which files, under which name."""
+"""Makes a job from a command line: its entrypoint, its files and its name."""
 
 import platform
 import shlex
@@ -17,7 +17,7 @@ from orpo_ray.jobs.package import CONFIG_FILE, ENTRY_FILE, pack, sort_luggage
 from orpo_ray.jobs.secrets import refuse_secrets
 
 STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
-"""A job that is stopped is given time to save its checkpoint: Ray would kill it after 3 s."""
+"""A stopped job gets time to save its checkpoint. Ray would kill it after 3 s."""
 
 
 @contextmanager
@@ -29,14 +29,14 @@ def request(
     ship_code: bool,
     announce: Callable[[str], None],
 ) -> Iterator[Submission]:
-    """The job that runs a command on the cluster; its files lie in a folder until they are sent.
+    """The job that runs a command on the cluster; its files lie in a temporary folder.
 
     Raises ConfigError for secrets, and for files that cannot be carried along.
     """
     refuse_secrets(dump(config), environment, options)
     if late := next((word for word in options if "=" in word and not word.startswith("-")), None):
         raise ConfigError(
-            f"{late}: settings stand before --, which only options of {command} follow"
+            f"{late}: only options of {command} may follow --; put settings before it"
         )
     here = Path.cwd()
     luggage = sort_luggage(config, here)
@@ -71,7 +71,7 @@ def _entrypoint(command: str, options: Sequence[str], ship_code: bool) -> str:
 
 
 def parse_environment(words: Sequence[str]) -> dict[str, str]:
-    """Variables for the job from NAME=VALUE."""
+    """The job's variables, from words of the form NAME=VALUE."""
     environment = {}
     for word in words:
         name, equals, value = word.partition("=")

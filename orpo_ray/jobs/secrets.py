@@ -1,9 +1,7 @@
-"""Secrets found where they would be read by others: Ray shows a job's config and environment to all
-who ask.
-"""
+"""Finds secrets that others could read: Ray shows a job's config and environment to all users."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -11,18 +9,18 @@ from orpo_ray.config.keys import dotted
 from orpo_ray.config.load import parse_override
 from orpo_ray.errors import ConfigError
 
-# A word of a variable's name that is one of these, or ends with it, as PGPASSWORD does; TOKENIZERS
-# is another word.
+# A word in a variable's name that ends with one of these, as PGPASSWORD does. TOKENIZERS is a
+# different word and does not match.
 _VARIABLES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?\d*(_|$)", re.IGNORECASE)
 _SWITCHES = ("", "0", "1", "true", "false", "yes", "no", "on", "off")
-"""Values that are no secret, whatever the variable is called."""
+"""Values that are never a secret, whatever the name of the variable."""
 _SIGNED = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|SIGNATURE|CREDENTIAL|^SIG$", re.IGNORECASE)
 _NAMES = re.compile(
     r"(?:^|[^A-Za-z])(?:api)?(TOKEN|KEY|SECRET|PASSWORD)(?:$|[^A-Za-z])", re.IGNORECASE
 )
 _POINTS_TO_A_FILE = re.compile(r"_(FILE|PATH)S?$", re.IGNORECASE)
-# What stands before a host: a name with a password, which may have any letters, or a name alone; no
-# port before an @.
+# What stands before a host: a name with a password of any letters, or a name alone. A port before
+# an @ does not match.
 _USER = re.compile(r"://([^\s/@:\[]*:(?!\d+[/?#,;])[^\s@]*|[^\s/@?#]+)@")
 _AFTER_SCHEME = re.compile(r"(?<=://)\S*")
 _INSTEAD = "put it into a file that the servers can read, and name the file's path"
@@ -31,8 +29,9 @@ _INSTEAD = "put it into a file that the servers can read, and name the file's pa
 def refuse_secrets(
     config: Mapping[str, Any], environment: Mapping[str, str], options: Sequence[str] = ()
 ) -> None:
-    """Raise ConfigError where a setting, variable or option holds what looks like a secret; its
-    value is not told.
+    """Raise ConfigError if a setting, variable or option looks like a secret.
+
+    The message leaves out the value.
     """
     for name, value in environment.items():
         names_a_file = _POINTS_TO_A_FILE.search(name) and "/" in value
@@ -53,14 +52,15 @@ def refuse_secrets(
 
 
 def is_secret(setting: str) -> bool:
-    """Whether a setting of that name would hold a secret, and not the path of a file with one."""
+    """Whether a setting of that name holds a secret, and not the path of a file with one."""
     words = re.sub(r"([a-z])([A-Z])", r"\1_\2", setting)
     return bool(_NAMES.search(words)) and not _POINTS_TO_A_FILE.search(setting)
 
 
 def refuse_secrets_in_text(where: str, text: str) -> None:
-    """Raise ConfigError for a URL with a secret anywhere in a text that is kept as it was written,
-    comments too.
+    """Raise ConfigError for a URL with a secret anywhere in a text.
+
+    The text is kept as it was written, so comments count too.
     """
     names = re.findall(r"[?&;]([^\s=&?;]+)=", " ".join(_AFTER_SCHEME.findall(text)))
     if _USER.search(text) or any(_SIGNED.search(unquote(name)) for name in names):
@@ -70,8 +70,9 @@ def refuse_secrets_in_text(where: str, text: str) -> None:
 
 
 def refuse_secrets_of_overrides(overrides: Sequence[str]) -> None:
-    """Raise ConfigError for a secret in overrides that are kept as they were typed, though a later
-    one hides it.
+    """Raise ConfigError for a secret in overrides.
+
+    Overrides are kept as they were typed, so an override counts even if a later one replaces it.
     """
     for override in overrides:
         key, value = parse_override(override)
@@ -85,15 +86,13 @@ def _refuse_url(where: str, value: Any) -> None:
 
 
 def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every value under its dotted key."""
-    items = (
-        tree.items()
-        if isinstance(tree, Mapping)
-        else enumerate(tree)
-        if isinstance(tree, list | tuple)
-        else None
-    )
-    if items is None:
+    """Every value of a tree with its dotted key."""
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, list | tuple):
+        items = enumerate(tree)
+    else:
         yield prefix, tree
         return
     for name, value in items:

@@ -1,4 +1,4 @@
-"""A run as a Slurm job: the file that sbatch reads."""
+"""The file that sbatch reads for a run on Slurm."""
 
 import re
 import shlex
@@ -17,40 +17,39 @@ _LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 _PARTITION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
 _TIME = re.compile(r"\d{1,9}(:\d\d){0,2}|\d{1,9}-\d{1,9}(:\d\d){0,2}", re.ASCII)
 _SHORTEST_S = 600
-"""The job is told of its end, and saves a checkpoint, five minutes before it."""
+"""Slurm warns the job five minutes before the time limit, so that it saves a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What Slurm is asked for. Raises ConfigError for what Slurm would not read."""
+    """What Slurm is asked for. Raises ConfigError for values that Slurm could not read."""
 
     nodes: Nodes
     time: str
     partition: str | None = None
 
     def __post_init__(self) -> None:
-        """Both stand in the script."""
+        """Refuse values that would break the script."""
         if not _TIME.fullmatch(self.time):
             raise ConfigError(
-                f"--time: {self.time!r} is no time of Slurm's; write minutes, "
+                f"--time: {self.time!r} is not a time that Slurm reads; write minutes, "
                 "hours:minutes:seconds or days-hours"
             )
         if 0 < _seconds(self.time) < _SHORTEST_S:  # 0 is no limit at all
             raise ConfigError(
                 f"--time: {self.time} is too short: a checkpoint is saved five minutes before the "
-                "end; "
-                f"give {_SHORTEST_S // 60} minutes or more"
+                f"end; give {_SHORTEST_S // 60} minutes or more"
             )
         if self.partition is not None and not _PARTITION.fullmatch(self.partition):
-            raise ConfigError(f"--partition: {self.partition!r} is no name of a partition")
+            raise ConfigError(f"--partition: {self.partition!r} is not the name of a partition")
 
 
 def sbatch_file(
     config: RunConfig, train: Sequence[str], request: Request, folder: Path
 ) -> dict[str, str]:
-    """The job's script, by file name. `train` is the command that trains, given in `folder`.
+    """The job's script by its file name; it gives the command `train` in `folder`.
 
-    Raises ConfigError for storage that only one of several nodes has.
+    Raises ConfigError if there are several nodes, and they do not share the storage.
     """
     nodes = request.nodes
     if nodes.count > 1 and "://" not in config.storage:
@@ -67,7 +66,7 @@ def sbatch_file(
         "also": _also(request),
         "gcs": str(ports.GCS),
         "ray_options": f"{node_ports()} --disable-usage-stats",
-        # Of a bucket there is but a copy, which may be an old one.
+        # For a bucket this machine has only a copy, which may be old.
         "result": ""
         if "://" in config.storage
         else shlex.quote(str(config.run_dir / "result.json")),
@@ -77,8 +76,10 @@ def sbatch_file(
 
 
 def _seconds(time: str) -> int:
-    """Minutes, minutes:seconds, hours:minutes:seconds, or days before hours, hours:minutes or
-    hours:minutes:seconds.
+    """The seconds of a time as Slurm writes it.
+
+    Without days: minutes, minutes:seconds or hours:minutes:seconds. With days before a dash: hours,
+    hours:minutes or hours:minutes:seconds.
     """
     days, dash, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
@@ -87,17 +88,16 @@ def _seconds(time: str) -> int:
 
 
 def _also(request: Request) -> str:
-    """Lines for what is asked for only where it is wanted: a node without GPUs may know no such
-    option.
+    """Lines for options that are written only if they are used.
+
+    A cluster without GPUs may refuse the option for GPUs.
     """
     wanted = {"gpus-per-node": request.nodes.gpus, "partition": request.partition}
     return "".join(f"\n#SBATCH --{option}={value}" for option, value in wanted.items() if value)
 
 
 def _refuse_local_storage(storage: str) -> None:
-    """Raise ConfigError for a folder that is another one on every node, as far as its name
-    tells.
-    """
+    """Raise ConfigError for a folder whose name shows that nodes do not share it."""
     path = local_path(storage, "storage")
     if not path.is_absolute() or any(path.is_relative_to(folder) for folder in _LOCAL):
         raise ConfigError(

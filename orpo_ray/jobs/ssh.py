@@ -13,13 +13,13 @@ _CONNECT_S = 10
 _COMMAND_S = 120
 _NO_SSH = "ssh is not installed here; the servers are reached with it"
 _NOT_REACHED = 255
-"""What ssh itself returns where there is no connection, beside the exit codes of commands."""
+"""The exit code of ssh itself if it cannot connect; other codes are the command's."""
 _SPECIAL = re.compile(r'["\\\n]|\$\{')
-"""What ssh would not take as it stands, even between quotes."""
+"""Characters that ssh does not take in a path, even between quotes."""
 
 
 class Shell(Protocol):
-    """What starts and stops a cluster needs of its servers."""
+    """Runs commands on servers; tests have one without SSH."""
 
     def run(self, address: str, command: str, stdin: str = "") -> str:
         """What a command of the server's shell writes to stdout.
@@ -30,9 +30,9 @@ class Shell(Protocol):
 
 @dataclass(frozen=True)
 class Ssh:
-    """The servers as they are.
+    """Runs commands with the ssh program of this machine.
 
-    A server that is met for the first time is trusted; another key later is refused.
+    A server's key is trusted when it is first seen. A changed key is refused later.
     """
 
     user: str
@@ -70,8 +70,9 @@ class Ssh:
         return done.stdout
 
     def forward(self, address: str, port: int, remote_port: int) -> "subprocess.Popen[str]":
-        """Lead a port of this machine's loopback to one of the server's, until the process ends; it
-        tells why.
+        """Forward a port of this machine's loopback to a port of the server's loopback.
+
+        The connection lasts until the process ends, which says on stderr why it ended.
         """
         lead = f"127.0.0.1:{port}:127.0.0.1:{remote_port}"
         alive = (
@@ -101,11 +102,11 @@ class Ssh:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             why = (
-                f"the folder {folder}, which holds the servers' keys, too, cannot be made: "
+                f"the folder {folder}, which also holds the servers' keys, cannot be made: "
                 f"{error.strerror}"
             )
             raise ConfigError(f"token: {why}") from error
-        # Without quotes a path with a space would be two, and neither might hold the servers' keys.
+        # Without quotes ssh would read a path with a space as two paths.
         known_hosts = str(self.known_hosts).replace("%", "%%")
         trust = (f'UserKnownHostsFile="{known_hosts}"', "StrictHostKeyChecking=accept-new")
         options = ("BatchMode=yes", "IdentitiesOnly=yes", *trust, f"ConnectTimeout={_CONNECT_S}")
@@ -118,9 +119,9 @@ class Ssh:
 
 
 def ssh_to(hosts: HostsConfig) -> Ssh:
-    """The way to the servers of a hosts.yaml.
+    """Ssh to the servers of a hosts.yaml.
 
-    Raises ConfigError for a key that is not here, and for odd paths.
+    Raises ConfigError if the key cannot be read, or if ssh cannot take a path.
     """
     key, known_hosts = hosts.ssh.key_file, hosts.known_hosts_file
     try:
@@ -129,7 +130,7 @@ def ssh_to(hosts: HostsConfig) -> Ssh:
         raise ConfigError(f"ssh.key: {key} cannot be read: {error.strerror}") from error
     if _SPECIAL.search(str(known_hosts)):
         raise ConfigError(
-            f'token: {known_hosts.parent}: ssh takes no path with " or \\ or ${{ in it; choose '
-            "another"
+            f'token: {known_hosts.parent}: ssh takes no path with " or \\ or ${{ in it; '
+            "choose another"
         )
     return Ssh(hosts.ssh.user, key, known_hosts)

@@ -1,4 +1,4 @@
-"""A job from its submission to its end, over connections that come and go."""
+"""Submits a job and follows it to its end, over a connection that may break."""
 
 import time
 from collections.abc import Callable
@@ -21,16 +21,17 @@ Result = TypeVar("Result")
 _PATIENCE_S, _PAUSE_S = 600.0, 2.0
 _END_S = 180.0
 _STARTS = 5
-"""How often the cluster may fail to start a command: it does in its first seconds, and just after a
-job of the name.
+"""How often a command is started that the cluster fails to start.
+
+It fails in the cluster's first seconds, and just after a job of the same name.
 """
 
 
 @dataclass
 class Patience:
-    """Asks a cluster again while it does not answer, and says that it does so.
+    """Repeats a question while the cluster does not answer, and announces it.
 
-    Raises ResourceError in the end.
+    Raises ResourceError after ten minutes.
     """
 
     announce: Callable[[str], None]
@@ -39,7 +40,7 @@ class Patience:
     _since: float | None = field(default=None, init=False)
 
     def ask(self, question: Callable[[], Result]) -> Result:
-        """The answer, however long the cluster takes to give one."""
+        """The answer to a question that may be asked several times."""
         while True:
             try:
                 answer = question()
@@ -50,7 +51,7 @@ class Patience:
                 return answer
 
     def wait(self, error: UnreachableError) -> None:
-        """Pause after a question that was not answered."""
+        """Pause after a question without an answer. Raises ResourceError after ten minutes."""
         if self._since is None:
             self._since = self.clock()
             self.announce(f"{error}; asking again until it answers")
@@ -59,16 +60,16 @@ class Patience:
         self.sleep(_PAUSE_S)
 
     def answered(self) -> None:
-        """The cluster is there."""
+        """Note that the cluster answers."""
         if self._since is not None:
             self.announce("the cluster answers again")
         self._since = None
 
 
 def submit(jobs: Jobs, submission: Submission, patience: Patience) -> bool:
-    """Start a run on the cluster, or find it at work there, and say which; whether it was started.
+    """Start a run on the cluster, unless it is at work there; returns whether it was started.
 
-    Raises ConfigError where something else has its name.
+    Raises ConfigError if another job has the run's name.
     """
     run = submission.run
     for _ in range(_STARTS):
@@ -85,7 +86,7 @@ def submit(jobs: Jobs, submission: Submission, patience: Patience) -> bool:
                 patience.ask(lambda: jobs.delete(run))
             patience.ask(lambda: jobs.submit(submission))
         except NameTakenError:
-            # The other of two submissions came first; or ours did, and its answer was lost.
+            # Another submission came first. Or ours did, and its answer was lost.
             continue
         patience.announce(f"submitted run {run}")
         return True
@@ -97,7 +98,7 @@ def submit(jobs: Jobs, submission: Submission, patience: Patience) -> bool:
 def follow(jobs: Jobs, run: str, show: Callable[[str], None], patience: Patience) -> Job:
     """Show what a job prints, each line once, until it is over.
 
-    Raises StoppedError where the cluster forgot it.
+    Raises StoppedError if the cluster does not know the job any more.
     """
     shown = 0
     while True:
@@ -113,8 +114,8 @@ def follow(jobs: Jobs, run: str, show: Callable[[str], None], patience: Patience
             continue
         if job is None:
             raise StoppedError(
-                f"the cluster was started anew and has no job {run}; submit it again, and it goes "
-                "on"
+                f"the cluster was started anew and has no job {run}; "
+                "submit the run again to resume it"
             )
         if job.is_over:
             return job
@@ -128,10 +129,10 @@ def submit_and_follow(
     patience: Patience,
     at_work: Callable[[], None] = lambda: None,
 ) -> Job:
-    """Submit a run and follow it to its end; what the cluster fails to start is submitted again, a
-    few times.
+    """Submit a run and follow it to its end.
 
-    `at_work` is called once the cluster has the run.
+    If the cluster fails to start it, it is submitted again a few times. `at_work` is called when
+    the cluster has the run.
     """
     for _ in range(_STARTS):
         submit(jobs, submission, patience)
@@ -145,7 +146,7 @@ def submit_and_follow(
 
 
 def stop(jobs: Jobs, run: str, patience: Patience) -> Job | None:
-    """Ask a run to end, and wait until it has; None where the cluster knows of no such run."""
+    """Ask a run to end, and wait until it has; None if the cluster has no job of it."""
     job = patience.ask(lambda: jobs.find(run))
     if job is None or job.is_over:
         return job
@@ -155,8 +156,8 @@ def stop(jobs: Jobs, run: str, patience: Patience) -> Job | None:
     while job is not None and not job.is_over:
         if patience.clock() - asked > _END_S:
             raise ResourceError(
-                f"run {run} has not ended after {_END_S / 60:.0f} minutes; `orpo-ray status` shows "
-                "it"
+                f"run {run} has not ended after {_END_S / 60:.0f} minutes; "
+                "look at it with `orpo-ray status`"
             )
         patience.sleep(_PAUSE_S)
         job = patience.ask(lambda: jobs.find(run))

@@ -1,5 +1,6 @@
-"""The cluster's token: whoever holds it runs any code there, so it is a file that its owner alone
-can read.
+"""The file of the cluster's token.
+
+Everybody who has the token can run any code on the cluster, so only the file's owner may read it.
 """
 
 import os
@@ -17,7 +18,7 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 def read_token(path: Path) -> str:
     """The token of a file.
 
-    Raises ConfigError where there is none, or where others than its owner can reach it.
+    Raises ConfigError if there is none, or if others than the owner may read or write the file.
     """
     try:
         mode, token = path.stat().st_mode, path.read_text(encoding="ascii").strip()
@@ -30,12 +31,12 @@ def read_token(path: Path) -> str:
             f"{path}: others may read or write the token (mode {mode & 0o777:o}); chmod 600 {path}"
         )
     if not token or len(token.split()) > 1:
-        raise ConfigError(f"{path}: one line with the token is expected")
+        raise ConfigError(f"{path}: must be one line with the token; write it again")
     return token
 
 
 def make_token(path: Path) -> str:
-    """The token of a file, which is written with a new one if it is not there."""
+    """The token of a file. If there is no file, one with a new token is written."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -97,23 +97,21 @@ sys.modules |= dict.fromkeys(("ray", "deepspeed", "optuna"))
 from orpo_ray.cli.main import run
 sys.exit(max(run(words) for words in json.loads(sys.argv[1])))
 """
-"""As on a machine that has none of them."""
+"""Runs commands as on a machine without Ray, DeepSpeed and Optuna."""
 
 
 def check_sides(result: dict[str, Any]) -> None:
-    """What any comparison with stock must come to."""
+    """What every comparison with stock must result in."""
     assert result.keys() >= KEYS
     assert result["device"] == "cpu" and result["versions"]["trl"]
     assert result["max_rel_loss_diff"] < 1e-5 and result["max_rel_grad_diff"] < 1e-4
-    # One turn each: the median is that turn, and the ratio is of the two.
+    # With one turn each, the median is that turn, and the ratio compares the two.
     assert result["ratio"] == pytest.approx(result["stock"] / result["ours"])
 
 
 @pytest.mark.slow
 def test_a_step_is_the_same_on_both_sides_and_needs_no_ray(tmp_path: Path) -> None:
-    """Every step holds pairs of 40 + 10 + 20 tokens; stock computes their prompts twice and pads to
-    60.
-    """
+    """Each pair has 40 + 10 + 20 tokens. Stock computes its prompt twice and pads to 60."""
     common = [str(word) for word in ("bench", "step", "--shape", "40/10/20", "--pairs", 3, *SMALL)]
     asked = json.dumps([[*common, "--objective", objective] for objective in ("orpo", "dpo")])
     command = [sys.executable, "-c", WITHOUT_RAY, asked]
@@ -150,15 +148,13 @@ def test_pairs_of_a_file_are_those_that_fit(command: Command, tmp_path: Path) ->
     few = command("bench", "step", *options, "--pairs", 4, *SMALL)
     assert (
         few.code == 2
-        and "12 pairs fit into 100 tokens, 16 are needed" in json.loads(few.out)["error"]
+        and "12 pairs fit into 100 tokens, but 16 are needed" in json.loads(few.out)["error"]
     )
 
 
 @pytest.mark.slow
 def test_the_head_alone_scores_what_the_loss_needs(command: Command) -> None:
-    """Of 2 pairs of 8 + 8 + 8 tokens stock makes logits for 2 * 2 * 16 places, ours for 7 + 8 + 8 a
-    pair.
-    """
+    """For 2 pairs of 8 + 8 + 8 tokens stock makes 2 * 2 * 16 logits, ours 7 + 8 + 8 a pair."""
     done = command("bench", "head", "--shape", "8/8/8", *SMALL)
     assert done.code == 0, done.err
     result = json.loads(done.out)

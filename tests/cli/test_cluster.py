@@ -1,6 +1,4 @@
-"""Commands for a cluster, as far as they need none: what they would do, and what they refuse before
-they ask it.
-"""
+"""Commands for a cluster, without one: what they would do, and what they refuse at once."""
 
 import http.server
 import json
@@ -27,7 +25,7 @@ from orpo_ray.jobs.token import make_token
 
 @pytest.fixture
 def no_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Fails the servers that are asked over SSH, and keeps that they were."""
+    """Makes every server fail that is asked over SSH, and records it."""
     asked = tmp_path / "asked"
     stand_in(tmp_path / "bin" / "ssh", f"open({str(asked)!r}, 'a').write('x')\nsys.exit(255)")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
@@ -36,7 +34,7 @@ def no_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home and a project of one's own, and no cluster that is named elsewhere."""
+    """A home and a project of its own, without variables that name a cluster."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "demo").mkdir()
     for name in ("base", "train.jsonl", "h1.jsonl"):
@@ -44,7 +42,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for variable in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(variable, "")  # and as it was again, after what a command makes of it
+        monkeypatch.setenv(variable, "")  # and undoes what a command sets
 
 
 @pytest.fixture
@@ -149,9 +147,7 @@ def test_what_would_be_submitted_is_told_and_nobody_is_asked(
 
 
 class Imposter(http.server.ThreadingHTTPServer):
-    """A dashboard that asks nobody for a token, and has another Ray; it remembers what it was
-    asked.
-    """
+    """A dashboard that needs no token and has another Ray; it records its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _AnotherRay)
@@ -202,12 +198,12 @@ def token(tmp_path: Path) -> Path:
         (["--address", "http://me:hf_abc@x:8265"], "--address (or RAY_API_SERVER_ADDRESS) must be"),
         (["--hosts", "hosts.yaml"], "--hosts and --address both name a cluster"),
         (["--token", "nowhere"], "nowhere: the token cannot be read"),
-        (["--token", "empty"], "empty: one line with the token is expected"),
+        (["--token", "empty"], "empty: must be one line with the token"),
         (
             ["data.train.0.source=../x.jsonl"],
             "data.train.0.source: ../x.jsonl cannot be carried along",
         ),
-        (["--", "--verbose", "storage=runs"], "storage=runs: settings stand before --"),
+        (["--", "--verbose", "storage=runs"], "storage=runs: only options of train may follow --"),
     ],
 )
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
@@ -271,9 +267,7 @@ def test_who_stops_waiting_for_a_cluster_is_not_told_of_a_run_there(
 
 @dataclass
 class Cluster:
-    """It has no job until one is submitted, which then is over, as it is told, and has printed
-    these lines.
-    """
+    """A cluster without a job. A submitted job is over at once, with this state and these lines."""
 
     state: State
     exit_code: int | None
@@ -281,7 +275,11 @@ class Cluster:
     submitted: list[Submission] = field(default_factory=list)
 
     def find(self, run: str) -> Job | None:
-        return Job(run, self.state, {}, self.exit_code, "lost\n") if self.submitted else None
+        if not self.submitted:
+            return None
+        return Job(
+            run=run, state=self.state, metadata={}, exit_code=self.exit_code, message="lost\n"
+        )
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)

@@ -55,21 +55,21 @@ def test_the_manifests_hold_the_config_as_it_was_written(command: Command, tmp_p
     ("arguments", "says"),
     [
         ((*SLURM, "--nodes", 2), "storage: runs is not a folder that several nodes share"),
-        ((*SLURM, "--time", "soon"), "--time: 'soon' is no time of Slurm's"),
+        ((*SLURM, "--time", "soon"), "--time: 'soon' is not a time that Slurm reads"),
         ((*SLURM, "--nodes", 0), "Invalid value for '--nodes'"),
-        ((*SLURM, "scale.workers=auto"), "scale.workers: auto takes what is there"),
+        ((*SLURM, "scale.workers=auto"), "scale.workers: auto takes all GPUs"),
         ((*SLURM, "scale.wrkers=2"), "override 'scale.wrkers=2': scale.wrkers: unknown key"),
         ((*SLURM, "--time", "5"), "--time: 5 is too short"),
         (
             (*SLURM, "model.base=https://u:secret@h/x", "model.base=demo"),
             "model.base: the URL carries a secret",
         ),
-        (KUBERAY, "storage: runs would be gone with its pod"),
+        (KUBERAY, "storage: runs would be lost with its pod"),
         (
             (*KUBERAY, "storage=/runs", "--claim", "runs"),
             "data.train.0.source: no pod has orpo_ray/demo/train.jsonl",
         ),
-        ((*KUBERAY[:3], "--image", ""), "--image: '' is no name of an image"),
+        ((*KUBERAY[:3], "--image", ""), "--image: '' is not the name of an image"),
         (KUBERAY[:3], "Missing option '--image'"),
     ],
 )

@@ -27,7 +27,7 @@ def cluster() -> Iterator[Head]:
 
 
 def way(cluster: Head) -> list[str]:
-    """How the commands find it."""
+    """The variables by which the commands find the cluster."""
     return ["--address", cluster.dashboard, "--token", str(cluster.token)]
 
 
@@ -42,7 +42,7 @@ def written(cluster: Head) -> Path:
 
 @pytest.fixture(autouse=True)
 def project(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the commands are given; what they leave in the environment ends with the test."""
+    """The folder of the commands. Variables that they set are removed after the test."""
     monkeypatch.chdir(written)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
 
@@ -51,7 +51,7 @@ def test_a_submitted_run_is_the_run_of_this_machine_and_goes_on_when_nobody_foll
     command: Command, cluster: Head
 ) -> None:
     first = start("submit", "train", "tiny.yaml", *way(cluster))
-    # Once a line of the job's is shown, the submission is over, and the job has yet to train.
+    # When a line of the job is shown, the submission is over, and the training still to come.
     wait_until(
         lambda: "\n" in first.said().partition("submitted run tiny\n")[2], "the job has begun"
     )
@@ -175,9 +175,7 @@ def test_the_token_is_nowhere_to_be_read(cluster: Head) -> None:
 
 
 def assert_nowhere_to_be_read(cluster: Head) -> None:
-    """The token, in any file that the cluster and its jobs have made so far, or in a command
-    line.
-    """
+    """Places of the token: files that the cluster and its jobs have made, and command lines."""
     token = cluster.token.read_text().strip().encode()
     others = [
         path for path in cluster.folder.rglob("*") if path.is_file() and path != cluster.token
@@ -188,4 +186,4 @@ def assert_nowhere_to_be_read(cluster: Head) -> None:
         try:
             assert token.decode() not in " ".join(process.cmdline())
         except psutil.Error:
-            continue  # it has ended, or is not ours to look at
+            continue  # it has ended, or we may not read it

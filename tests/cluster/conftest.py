@@ -1,4 +1,4 @@
-"""Three servers that Ray may be started on, and a fourth that is none of theirs."""
+"""Three servers for a cluster, and a fourth that does not belong to it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from on_trio import cluster
 
 @pytest.fixture(scope="session")
 def lan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lan]:
-    """The servers, and the stranger after them, all of them on."""
+    """The servers and then the stranger, all of them on."""
     if lacks := missing():
         pytest.fail(f"tests of a cluster need {', '.join(lacks)} on this machine")
     servers = Lan(tmp_path_factory.mktemp("lan"))

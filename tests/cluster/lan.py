@@ -1,8 +1,7 @@
-"""Servers on one machine: each a network namespace with its own address, processes, /dev/shm, home
-and sshd.
+"""Servers on one machine, each of them a network namespace.
 
-They meet on a bridge that this machine is on, too. The file systems are shared but for each
-server's home and Ray's temporary folder.
+Each has its own address, processes, /dev/shm, home and sshd. A bridge joins them with this machine.
+All file systems are shared, except each server's home and Ray's temporary folder.
 """
 
 import os
@@ -18,7 +17,7 @@ from support import wait_until
 
 NETWORK = "10.77.0"
 SERVERS, STRANGER = (1, 2, 3), 4
-"""By number: those of the cluster, the head first, and the one that is none of them."""
+"""Numbers of the cluster's servers, the head first, and of the stranger."""
 GATEWAY = f"{NETWORK}.254"
 TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare", "sshfs", "curl")
 _BRIDGE = "orpo-br"
@@ -45,21 +44,21 @@ exec {sshd} -D -e -f {folder}/{number}/sshd_config
 
 
 def missing() -> list[str]:
-    """What the servers need and this machine lacks."""
+    """What the servers need but this machine does not have."""
     lacks = [tool for tool in TOOLS if _which(tool) is None]
     return [*lacks, *([] if os.geteuid() == 0 else ["root"])]
 
 
 @dataclass
 class Lan:
-    """The servers, by number from 1; `key` is the private key that all of them let in."""
+    """The servers, by number from 1; `key` is the private key that all of them accept."""
 
     folder: Path
     running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def key(self) -> Path:
-        """The private key that all servers let in."""
+        """The private key that all servers accept."""
         return self.folder / "key"
 
     def settings(self, folder: Path) -> dict[str, Any]:
@@ -74,15 +73,15 @@ class Lan:
         }
 
     def cut(self, number: int, *, off: bool) -> None:
-        """Pull a server's cable out, or put it in again."""
+        """Cut a server's network connection, or restore it."""
         _do("ip", "link", "set", _cable(number), "down" if off else "up")
 
     def wait(self, seconds: float) -> None:
-        """Let time pass on the servers, which is all that a cable that is out needs."""
+        """Let time pass on the servers; nothing else is needed while a connection is cut."""
         assert not self.ssh(STRANGER, f"sleep {seconds}").returncode
 
     def start(self, servers: int) -> None:
-        """Lay the bridge and boot the servers."""
+        """Make the bridge and start the servers."""
         for name in ("key", "host_key"):
             _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name))
         _do("ip", "link", "add", _BRIDGE, "type", "bridge")
@@ -130,13 +129,13 @@ class Lan:
         )
 
     def kill(self, number: int) -> None:
-        """Cut a server's power: all its processes are gone at once."""
+        """Kill all processes of a server at once, as a power cut does."""
         process = self.running.pop(number)
         process.send_signal(signal.SIGKILL)
         process.wait()
 
     def ssh(self, number: int, command: str) -> subprocess.CompletedProcess[str]:
-        """What a command does on a server."""
+        """Run a command on a server."""
         options = (
             "-o",
             "BatchMode=yes",
@@ -149,7 +148,7 @@ class Lan:
         return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
 
     def stop(self) -> None:
-        """Switch everything off and take the bridge away."""
+        """End all servers and remove the bridge."""
         for number in list(self.running):
             self.kill(number)
         for folder in self.folder.glob("[0-9]*"):
@@ -190,7 +189,7 @@ def namespace(number: int) -> str:
 
 
 def _kept() -> str:
-    """What of this machine's /root the servers need: Python, if it is there."""
+    """The folders of this machine's /root that servers need: Python's, if it is there."""
     python = Path(sys.base_prefix)
     return str(python.relative_to("/root")) if python.is_relative_to("/root") else ""
 

@@ -1,4 +1,4 @@
-"""Commands given on a machine beside the three servers, and what comes of them."""
+"""Commands given on a machine beside the three servers, and their results."""
 
 import subprocess
 import sys
@@ -10,14 +10,14 @@ from support import ENVIRONMENT, HANG_S, Done
 
 
 def cluster(command: str, hosts: Path, *options: str, code: int = 0) -> Any:
-    """What a command about the cluster answers."""
+    """The result of a command about the cluster."""
     done = Given("cluster", command, hosts, *options, "--json").end()
     assert done.code == code, done.err
     return done.result
 
 
 class Given:
-    """An `orpo-ray` command under way."""
+    """A running `orpo-ray` command."""
 
     def __init__(self, *words: object, cwd: Path | None = None, **variables: str) -> None:
         command = [sys.executable, "-m", "orpo_ray.cli.main", *map(str, words)]
@@ -42,9 +42,7 @@ class Given:
 
 
 def project(folder: Path) -> Path:
-    """A run for two workers that no server has room for together, and whose storage all servers
-    share.
-    """
+    """A run of two workers, which need two servers; all servers share its storage."""
     training = {"max_steps": 6, "eval_every": 3, "checkpoint_every": 3}
     return write_project(
         folder / "here",

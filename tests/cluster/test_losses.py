@@ -1,6 +1,4 @@
-"""Runs on the three servers that lose one of them, its cable, or the head: they go on and end in
-the same bytes.
-"""
+"""Runs on three servers that lose a server, its cable or the head: they end in the same bytes."""
 
 import signal
 from collections.abc import Iterator
@@ -28,7 +26,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(config: Path) -> str:
-    """What the run comes to on one machine that nothing happens to."""
+    """The result of the run on one machine, undisturbed."""
     words = [
         "train",
         config.name,
@@ -61,7 +59,7 @@ def run_dir(config: Path, name: str) -> Path:
 
 
 def worker_besides_the_head(lan: Lan) -> int:
-    """The number of a server that a worker trains on, and that is not the head."""
+    """The number of a server, other than the head, on which a worker trains."""
     for number in SERVERS[1:]:
         if "ray::RayTrainWorker" in lan.ssh(number, "ps axww").stdout:
             return number
@@ -70,9 +68,7 @@ def worker_besides_the_head(lan: Lan) -> int:
 
 @contextmanager
 def held_in_the_middle(folder: Path, lan: Lan) -> Iterator[None]:
-    """Keep a run's workers from going on once there is a checkpoint: what is done meanwhile meets
-    them.
-    """
+    """Hold a run's workers when there is a checkpoint, so that a loss meets them at work."""
 
     def in_the_middle() -> bool:
         return any(folder.glob("checkpoints/step-*/MANIFEST.json")) and last_step(folder) > 12
@@ -102,7 +98,7 @@ def trains(process: psutil.Process) -> bool:
 
 
 def send(number: signal.Signals, processes: list[psutil.Process]) -> None:
-    """A signal to those that are alive."""
+    """Send a signal to the processes that are alive."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
@@ -123,7 +119,7 @@ def test_a_run_that_loses_a_server_goes_on_on_the_third(
         lan.kill(lost)
     done = run.end()
     went_on(done, unbroken)
-    assert "going on from the last checkpoint (2 retries left)" in done.err
+    assert "resuming from the last checkpoint (2 retries left)" in done.err
     lan.boot(lost)
     wait_until(
         lambda: all(server["joined"] for server in cluster("status", hosts)["servers"]),

@@ -111,9 +111,7 @@ def test_a_search_runs_on_the_cluster(hosts: Path, config: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What tells a process how to reach the bucket `runs` of a real S3-compatible server beside the
-    cluster.
-    """
+    """Variables that lead to the bucket `runs` of an S3-compatible server beside the cluster."""
     if not MOTO.exists():
         pytest.fail(f"{MOTO} is not there; make test-cluster installs it")
     folder, port = tmp_path_factory.mktemp("bucket"), free_ports(1)[0]

@@ -1,6 +1,4 @@
-"""A cluster brought up by the command over real SSH: what runs there, who is let in, and how it is
-taken down.
-"""
+"""A cluster that the command starts and stops over real SSH: what runs, and who can connect."""
 
 import sys
 import time
@@ -68,7 +66,7 @@ def test_who_has_no_token_or_another_gets_no_answer(hosts: Path, lan: Lan) -> No
 
 
 def open_ports(lan: Lan, documented: list[int]) -> set[int]:
-    """Those ports of any server of the cluster that the stranger can connect to."""
+    """The ports of the cluster's servers to which the stranger can connect."""
     asked = (
         "import socket\n"
         f"for host in {[address(number) for number in SERVERS]!r}:\n"

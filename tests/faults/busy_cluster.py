@@ -1,8 +1,8 @@
 """Asks for DPO runs on a Ray whose CPUs others hold: `python busy_cluster.py SCENARIOS.json`.
 
 SCENARIOS.json is a list of {"config": path of a YAML, "room_s": how long to wait for room, "stop":
-whether to give this process a Ctrl-C once actors for reference log-probs are asked for}. Prints, as
-JSON, what `train` raised for each.
+whether to send this process a Ctrl-C when actors for reference log-probs are requested}. It prints
+as JSON what `train` raised for each.
 """
 
 import json
@@ -27,12 +27,12 @@ class Hog:
     """Holds a CPU."""
 
     def ready(self) -> bool:
-        """Once it does."""
+        """Returns when the CPU is held."""
         return True
 
 
 def outcome(scenario: dict[str, Any]) -> dict[str, str]:
-    """What became of one run."""
+    """The outcome of one run."""
     references.ROOM_S = scenario["room_s"]
 
     class Stopping(Console):
@@ -48,8 +48,8 @@ def outcome(scenario: dict[str, Any]) -> dict[str, str]:
 
 
 def main(scenarios: list[dict[str, Any]]) -> None:
-    """Try them one after the other."""
-    # Nothing starts where there is no room, however long one waits.
+    """Try the scenarios one after another."""
+    # Without room nothing starts, however long the wait.
     pipeline._BUSY_AFTER_S = pipeline._START_S = 1.0
     pipeline._ALONE_BYTES = 0  # a few pairs need no CPU of a cluster
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)

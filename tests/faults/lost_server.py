@@ -1,10 +1,11 @@
-"""Trains on a Ray of two servers of one core each and kills one in mid-run: `lost_server.py
-CONFIG.yaml STEP [CACHE]`.
+"""Trains on a Ray of two servers with one core each and kills one of them during the run.
 
-Prints, as JSON, the result and what was announced. Both servers are raylets on this machine; the
-second one dies when the checkpoint of STEP is there, beyond which the run is held back. With CACHE,
-it has an address of its own, as ranks are counted by server, and that folder for its caches: no
-disk in common.
+Usage: lost_server.py CONFIG.yaml STEP [CACHE]
+
+It prints as JSON the result and what was announced. Both servers are raylets on this machine. The
+second one is killed when the checkpoint of STEP exists, and the run is held at that step. With
+CACHE the second server has its own address, because ranks are counted by server. It then keeps its
+caches in that folder, so that the two share no disk.
 """
 
 import json
@@ -25,9 +26,7 @@ from orpo_ray.storage import storage_at
 
 
 def meeting_place() -> psutil.Process:
-    """The process of the actor at which workers meet to tell Ray of an evaluation or a
-    checkpoint.
-    """
+    """The process of Ray's actor through which workers report evaluations and checkpoints."""
     actors = psutil.Process().children(recursive=True)
     title = "ray::SynchronizationActor"
     (found,) = (actor for actor in actors if title in " ".join(actor.cmdline()))
@@ -35,7 +34,7 @@ def meeting_place() -> psutil.Process:
 
 
 def main(config_path: str, step: int, cache: str | None = None) -> None:
-    """Train to the end, on one server in the end."""
+    """Train until the run is finished on the server that is left."""
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27}
     )

@@ -1,4 +1,4 @@
-"""Runs of the real command whose processes can be told from all others."""
+"""Runs of the real command whose processes can be identified."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Ended:
     out: str
     said: list[str]
     left: dict[int, str]
-    """Processes that did not end with it."""
+    """Processes that did not end with the command."""
 
 
 class Command:
@@ -68,20 +68,18 @@ class Command:
         return wait_until(asked, what)
 
     def said(self) -> str:
-        """What the command has told the user so far."""
+        """What the command has said to the user so far."""
         return self._text("err")
 
     def send(self, number: signal.Signals, to_group: bool = False) -> None:
-        """A signal to the driver, or to the whole group as a terminal or a batch system sends
-        it.
-        """
+        """Send a signal to the driver, or to the whole group as a terminal does."""
         (os.killpg if to_group else os.kill)(self.pid, number)
 
     def hold(self) -> bool:
-        """Let runs go no further than to their next evaluation or checkpoint; whether one is held.
+        """Hold runs at their next evaluation or checkpoint; returns whether one is held.
 
-        Workers tell Ray of both together: the actor that they meet at is put to sleep. What then
-        hits a run cannot come after its end, however slow the machine is.
+        Workers report both through an actor of Ray, which is stopped here. So a signal cannot come
+        after the run's end, however slow the machine is.
         """
         meets = " ray::SynchronizationActor"
         left = self.processes.left()
@@ -93,7 +91,7 @@ class Command:
         return bool(found)
 
     def release(self) -> None:
-        """Let runs that are held go on."""
+        """Release runs that are held."""
         for pid in self._held:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -101,7 +99,7 @@ class Command:
         self._held.clear()
 
     def end(self) -> Ended:
-        """Wait for its end, then for that of all it started."""
+        """Wait for the end of the command and of all processes that it started."""
         try:
             code = self._process.wait(HANG_S)
             deadline = time.monotonic() + HANG_S

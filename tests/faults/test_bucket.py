@@ -289,7 +289,7 @@ def test_a_stale_and_tampered_copy_does_not_win(
 def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(
     site: Site, trained: Trained
 ) -> None:
-    """Two raylets with copies of their own; the run goes on on what is left, from the bucket."""
+    """Two raylets with their own copies; the run resumes on the one left, from the bucket."""
     scale = {"workers": "auto", "gpus_per_worker": 0}
     training = {"max_steps": 15, "checkpoint_every": 5, "eval_every": 15}
     config = write_config(
@@ -298,7 +298,7 @@ def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(
     environment = {**ENVIRONMENT, **site.environment("driver")}
     told = train_and_lose_one(config, 5, site.cache("other-server"), environment=environment)
     assert any(
-        "lost" in line and "going on from the last checkpoint" in line for line in told["said"]
+        "lost" in line and "resuming from the last checkpoint" in line for line in told["said"]
     )
     (resumed,) = (line for line in told["said"] if line.startswith("resuming at step"))
     assert int(resumed.split()[3]) >= 5

@@ -1,6 +1,4 @@
-"""Preparation and reference log-probs where nobody makes room: neither an endless wait nor a deaf
-one.
-"""
+"""Preparation and reference log-probs without room: the wait ends, and a stop ends it too."""
 
 import json
 import subprocess
@@ -34,13 +32,13 @@ def scenario(storage: Path, name: str, room_s: float, stop: bool = False) -> dic
 def outcomes(
     prepared_storage: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, str]]:
-    """What became of runs on one Ray of two CPUs that others hold."""
+    """The outcomes of runs on one Ray of two CPUs that others hold."""
     empty = tmp_path_factory.mktemp("empty")
     scenarios = empty / "scenarios.json"
     listed = [
         scenario(prepared_storage, "busy", SHORT_S),
         scenario(empty, "busy-unprepared", SHORT_S),
-        # Not heard, it would outlast the process's time.
+        # If the stop is ignored, the wait exceeds the time of the process.
         scenario(prepared_storage, "busy-stopped", ENDLESS_S, stop=True),
     ]
     scenarios.write_text(json.dumps(listed), encoding="utf-8")

@@ -1,6 +1,4 @@
-"""A server that dies and does not come back: the run goes on by itself with the workers that fit on
-what is left.
-"""
+"""A server dies for good: the run resumes by itself with the workers that fit on what is left."""
 
 from pathlib import Path
 
@@ -24,11 +22,11 @@ def test_a_run_outlives_a_server(prepared_storage: Path) -> None:
     config = prepared_storage / "lost-server.yaml"
     config.write_text(yaml.safe_dump({**tree, "scale": {"workers": "auto"}}), encoding="utf-8")
     told = train_and_lose_one(config, CHECKPOINT_EVERY)
-    assert "workers 2: 1 CPU each, no GPU in sight" in told["said"]
+    assert "workers 2: 1 CPU each, no GPU found" in told["said"]
     assert any(
-        "lost" in line and "going on from the last checkpoint" in line for line in told["said"]
+        "lost" in line and "resuming from the last checkpoint" in line for line in told["said"]
     )
-    assert "workers 1: 1 CPU each, no GPU in sight" in told["said"]
+    assert "workers 1: 1 CPU each, no GPU found" in told["said"]
     (resumed,) = (line for line in told["said"] if line.startswith("resuming at step"))
     assert int(resumed.split()[3]) >= CHECKPOINT_EVERY
     assert len(told["result"]["workers"]) == 1

@@ -1,8 +1,8 @@
-"""Runs on two Ray workers that lose a worker, their driver or their patience; dropout, NF4 and
-ZeRO-2 are on.
+"""Runs on two Ray workers that lose a worker or their driver, or wait too long.
 
-Starts of Ray Train are dear, so that one run is wounded again and again, and others share a cluster
-of two CPUs. What follows from which loss is shown without Ray in tests/unit/test_launch.py.
+Dropout, NF4 and ZeRO-2 are on. Starts of Ray Train take long, so one run is wounded several times,
+and others share a cluster of two CPUs. tests/unit/test_launch.py tests without Ray what follows
+from which loss.
 """
 
 import json
@@ -70,18 +70,18 @@ def head() -> Iterator[Head]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the base that tests may change, and change back."""
+    """A copy of the base, which tests may change and restore."""
     return Path(shutil.copytree(BASE, tmp_path_factory.mktemp("own") / "base"))
 
 
 @pytest.fixture(scope="module")
 def pairs(base: Path) -> Path:
-    """A copy of the training pairs that tests may change, and change back."""
+    """A copy of the training pairs, which tests may change and restore."""
     return Path(shutil.copy(DEMO / "train.jsonl", base.parent))
 
 
 def long_run(storage: Path, name: str, base: Path, pairs: Path) -> Path:
-    """A run that is long enough to be ended in its middle several times."""
+    """A run that is long enough to be interrupted several times."""
     training = {
         "max_steps": STEPS,
         "checkpoint_every": CHECKPOINT_EVERY,
@@ -100,7 +100,7 @@ def long_run(storage: Path, name: str, base: Path, pairs: Path) -> Path:
 
 
 def steps_of(run_dir: Path) -> list[int]:
-    """Steps of the training metrics, as they stand in the file."""
+    """Steps of the training metrics, in the order of the file."""
     return [line["step"] for line in read_metrics(run_dir) if "train/loss" in line]
 
 
@@ -116,14 +116,12 @@ def complaint(ended: Ended, code: int) -> str:
 
 
 class Wounded:
-    """One run and the commands that brought it forward; a link is what one command left behind."""
+    """One run and its commands, one after another; a link is what one command left behind."""
 
     def __init__(self, config: Path, run_dir: Path, kept: Path) -> None:
         self.config, self.run_dir = config, run_dir
         self.kept = kept
-        """A storage with a copy of the run as it was after the first wounds, for other settings to
-        go on from.
-        """
+        """A copy of the storage after the first wounds, to resume with other settings."""
         self.links: dict[str, Ended] = {}
         self.saved: dict[str, int] = {}
         """The step of the newest checkpoint at the wound."""
@@ -132,14 +130,14 @@ class Wounded:
         self._pids: list[int] = []
 
     def new_workers(self, command: Command) -> list[int]:
-        """Pids of the next workers, once they are on record."""
+        """Pids of the next workers, once they are recorded."""
         command.wait_until(lambda: worker_pids(self.run_dir) not in ([], self._pids), "new workers")
         self._pids = worker_pids(self.run_dir)
         return self._pids
 
     @contextmanager
     def in_the_middle(self, command: Command, link: str) -> Iterator[list[int]]:
-        """Pids of new workers, whose run is held back while the block lasts.
+        """Pids of new workers, whose run is held during the block.
 
         They have just saved the run's first checkpoint, or trained a step that is in no checkpoint.
         """
@@ -159,7 +157,7 @@ class Wounded:
         command.release()
 
     def checkpoints(self) -> list[int]:
-        """Steps of the checkpoints that lie there."""
+        """Steps of the checkpoints in the folder."""
         return sorted(int(path.name[5:]) for path in (self.run_dir / "checkpoints").glob("step-*"))
 
 
@@ -191,17 +189,17 @@ def wounded(
     chain.links["SIGINT to all"] = command.end()
 
     chain.links["end"] = run(chain.config, "--json")
-    # Idle helpers of Ray's try for a minute to tell a dead driver of the raylet's death.
+    # Idle helpers of Ray try for a minute to report the raylet's death to a dead driver.
     chain.links["driver"] = killed.end()
     return chain
 
 
 @pytest.fixture(scope="module")
 def unbroken(wounded: Wounded, prepared_storage: Path, base: Path, pairs: Path) -> Path:
-    """The folder of the same run left alone: in two processes of torch.distributed, without Ray."""
+    """The folder of the same run undisturbed, in two processes of torch.distributed without Ray."""
     config = long_run(prepared_storage, "ray-unbroken", base, pairs)
     plain = load_config(config)
-    # Prepared for the wounded one.
+    # The pairs were prepared for the wounded run.
     artifact = api.prepare(plain, SILENT)
     ranks = Ranks()
     (raised,) = ranks.run([Job(str(config), str(artifact.path), workers=2)])
@@ -211,12 +209,12 @@ def unbroken(wounded: Wounded, prepared_storage: Path, base: Path, pairs: Path) 
 
 
 def resumed_at(ended: Ended) -> list[int]:
-    """The steps at which a command went on."""
+    """The steps at which a command resumed."""
     return [int(line.split()[3]) for line in ended.said if line.startswith("resuming at step ")]
 
 
 def stopped_at(ended: Ended) -> int:
-    """The step after which a command that was told to stop has ended, as it should."""
+    """The step after which a stopped command ended with its checkpoint."""
     line = complaint(ended, 4)
     step = int(line.removeprefix("orpo-ray: stopped at step ").split()[0])
     stopped = f"orpo-ray: stopped at step {step} of {STEPS} with a checkpoint"
@@ -227,7 +225,7 @@ def stopped_at(ended: Ended) -> int:
 def test_a_killed_worker_is_replaced(wounded: Wounded) -> None:
     ended = wounded.links["driver"]
     said = [line for line in ended.said if line.startswith("lost worker")]
-    assert said == ["lost worker 1; going on from the last checkpoint (1 retries left)"]
+    assert said == ["lost worker 1; resuming from the last checkpoint (1 retries left)"]
     assert resumed_at(ended)[0] == wounded.saved["worker"]
 
 
@@ -333,7 +331,10 @@ def test_a_loss_that_no_retry_is_left_for_ends_the_run(
         os.kill(pids[0], SIGKILL)
     ended = command.end()
     line = complaint(ended, 1)
-    assert "lost worker 0; no retry is left (scale.max_failures); the same command goes on" in line
+    assert (
+        "lost worker 0; no retry is left (scale.max_failures); the same command resumes the run"
+        in line
+    )
     assert line.endswith(f"(full log: {chain.run_dir / 'run.log'})")
     assert ended.left == {}
 
@@ -356,12 +357,12 @@ def test_another_program_may_ask_the_command_to_stop(
     assert ended.left == {}
 
 
-# --- going on with other settings -----------------------------------------------------------------
+# --- resuming with other settings -----------------------------------------------------------------
 
 
 @pytest.fixture
 def begun(wounded: Wounded, tmp_path: Path) -> Path:
-    """The storage of a run that was begun on two workers and can go on."""
+    """The storage of a run that was begun on two workers and can be resumed."""
     return Path(shutil.copytree(wounded.kept, tmp_path / "kept", symlinks=True))
 
 
@@ -369,7 +370,7 @@ ONE_WORKER = ("scale.workers=1", "scale.deepspeed=none")
 
 
 def go_on(wounded: Wounded, storage: Path, *overrides: str) -> tuple[dict[str, Any], list[str]]:
-    """Go on in this process with changed settings; the result and what was announced."""
+    """Resume in this process with changed settings; the result and what was announced."""
     said: list[str] = []
     config = load_config(wounded.config, [f"storage={storage}", *ONE_WORKER, *overrides])
     return api.train(config, Listener(said)).to_json(), said
@@ -501,8 +502,8 @@ def test_a_stop_while_workers_start_ends_the_command_and_frees_the_cluster(
     command.send(SIGINT)
     line = complaint(command.end(), 4)
     assert (
-        line
-        == "orpo-ray: stopped; the same command goes on from the last checkpoint, if there is one"
+        line == "orpo-ray: stopped; the same command resumes the run from its last checkpoint, "
+        "if there is one"
     )
     assert not (prepared_storage / "ray-hasty" / "metrics.jsonl").exists()
     assert head.free_cpus() == 2
@@ -512,7 +513,7 @@ def test_a_stop_while_workers_start_ends_the_command_and_frees_the_cluster(
 def test_a_controller_killed_while_workers_start_leaves_room_for_the_next(
     head: Head, prepared_storage: Path
 ) -> None:
-    """Its workers have not said a word yet, and the cluster has no CPU beside theirs."""
+    """The workers have sent no news yet, and the cluster has no CPU besides theirs."""
     training = {"max_steps": 4, "eval_every": 4, "checkpoint_every": 4}
     config = write_config(prepared_storage, "ray-orphans", training=training)
     command = Command(config, environment=head.environment)
@@ -563,7 +564,7 @@ def test_more_than_the_cluster_has_is_refused_before_anything_is_loaded(
 
 @dataclass(frozen=True)
 class Dpo:
-    """A DPO run whose driver is killed, and which one worker brings to its end."""
+    """A DPO run whose driver is killed, and which one worker finishes."""
 
     run_dir: Path
     references: Path

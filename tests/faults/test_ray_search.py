@@ -178,7 +178,7 @@ def test_the_search_ends_with_every_trial_and_an_outcome(searched: Searched) -> 
 
 
 def test_a_trial_whose_worker_is_killed_goes_on(searched: Searched) -> None:
-    assert "going on from the last checkpoint" in searched.log(0)
+    assert "resuming from the last checkpoint" in searched.log(0)
     assert [each["step"] for each in searched.trial(0)["evaluations"]] == list(
         range(0, STEPS + 1, RUNG)
     )

@@ -16,13 +16,13 @@ _QUICK_TO_NOTICE = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""So that Ray notices within seconds that a server is gone."""
+"""With these settings Ray notices within seconds that a server is gone."""
 
 
 def train_and_lose_one(
     config: Path, step: int, *cache: Path, environment: Mapping[str, str] = ENVIRONMENT
 ) -> Any:
-    """What `lost_server.py` tells: the result, and what was announced."""
+    """What `lost_server.py` prints: the result, and what was announced."""
     done = subprocess.run(
         [sys.executable, str(_SCRIPT), str(config), str(step), *map(str, cache)],
         env={**environment, **_QUICK_TO_NOTICE},

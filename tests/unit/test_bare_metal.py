@@ -1,6 +1,4 @@
-"""Starting and stopping a cluster on servers of one's own, with servers that only say what they
-were told.
-"""
+"""Starting and stopping a cluster on the user's servers, with servers that only record."""
 
 import json
 from collections.abc import Callable
@@ -115,7 +113,7 @@ def test_a_server_that_does_not_join_is_named(
         servers.joined = [HEAD, SECOND]
 
     with pytest.raises(
-        ResourceError, match=r"^10\.0\.0\.3 did not join within 0 s; the head's log says why"
+        ResourceError, match=r"^10\.0\.0\.3 did not join within 0 s; the reason is in"
     ):
         bare_metal.up(hosts, servers, launch_without_the_last, print)
 
@@ -145,7 +143,7 @@ def test_all_servers_that_answer_are_stopped_the_head_first(hosts: HostsConfig) 
 
 @pytest.fixture
 def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Ssh]:
-    """Servers behind a stand-in for the ssh command, which is a shell script."""
+    """Servers that a shell script in place of the ssh command stands for."""
 
     def ssh(script: str, known_hosts: Path = tmp_path / "known_hosts") -> Ssh:
         (tmp_path / "ssh").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
@@ -244,7 +242,7 @@ def loosened(path: Path) -> None:
     [
         (loosened, r"others may read or write the token \(mode 640\); chmod 600 "),
         (lambda path: path.mkdir(), "the token cannot be read: Is a directory"),
-        (lambda path: path.touch(mode=0o600), "one line with the token is expected"),
+        (lambda path: path.touch(mode=0o600), "must be one line with the token"),
         (lambda path: None, "the token cannot be read: No such file or directory"),
     ],
 )

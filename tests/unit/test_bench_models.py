@@ -1,5 +1,6 @@
-"""The models and pairs of the benchmarks: what is measured is what is said to be."""
+"""The models and pairs of the benchmarks are what their names say."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ TINY = {
 def test_a_full_size_base_is_nf4_but_for_head_and_embedding(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a few layers here, on a CPU: its way of quantising is that of a GPU."""
+    """The model has few layers here and is on a CPU, but is quantised as on a GPU."""
     model_type, config_type, settings = BASES[name]
     small = {**settings, **TINY, "num_key_value_heads": 1, "vocab_size": 100}
     monkeypatch.setitem(models.BASES, name, (model_type, config_type, small))
@@ -59,8 +60,9 @@ def test_full_sizes_are_those_of_the_models_they_are_named_after() -> None:
 
 
 def test_the_head_of_the_small_model_is_about_a_tenth_of_its_work() -> None:
-    """Parameters are multiplications a token; checkpointing computes the layers once more than the
-    head.
+    """Parameters count as multiplications a token.
+
+    With checkpointing the layers are computed once more than the head.
     """
     model = small_llama(256, 1400)
     head = model.get_output_embeddings().weight.numel()
@@ -86,10 +88,18 @@ def test_drawn_pairs_have_the_shape_or_lengths_around_it() -> None:
 def test_a_file_without_enough_pairs_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    (pair,) = pairs_of_file(str(file), str(BASE), 100, 1, 50, lambda line: None)
+    read = partial(
+        pairs_of_file,
+        str(file),
+        str(BASE),
+        max_length=100,
+        vocabulary=50,
+        announce=lambda line: None,
+    )
+    (pair,) = read(count=1)
     assert max(pair.prompt.max(), pair.chosen.max()) < 50
-    with pytest.raises(DataError, match="1 pairs fit into 100 tokens, 2 are needed"):
-        pairs_of_file(str(file), str(BASE), 100, 2, 50, lambda line: None)
+    with pytest.raises(DataError, match="1 pairs fit into 100 tokens, but 2 are needed"):
+        read(count=2)
 
 
 def test_grouping_keeps_the_pairs_and_sorts_their_lengths() -> None:

@@ -1,6 +1,4 @@
-"""The files of `cluster/`, filled in: stable, valid for those who read them, and safe to hand to a
-shell.
-"""
+"""The filled-in files of `cluster/`: stable, valid for their programs, and safe for a shell."""
 
 import json
 import os
@@ -90,8 +88,9 @@ def test_ray_is_started_on_the_interface_that_joins_the_servers(
 
 
 def start_on_a_server(command: str, address: str, folder: Path) -> dict[str, Any]:
-    """What `ray` was told, on a server with stand-ins for `ip` and `ray` and a second network
-    before the cluster's.
+    """What `ray` is called with, on a server whose first network is not the cluster's.
+
+    `ip` and `ray` are stand-ins.
     """
     stand_in(
         folder / "ip",

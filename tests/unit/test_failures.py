@@ -1,6 +1,4 @@
-"""What ended a worker, and what follows: tables of the errors that Ray, torch and gloo were seen to
-raise.
-"""
+"""What ended a worker, and what follows: errors that Ray, torch and gloo were seen to raise."""
 
 import pytest
 import torch
@@ -72,10 +70,10 @@ PEER_GONE = RuntimeError(GLOO)
 BUG = ValueError("shapes [3] and [4]")
 
 KINDS: dict[str, tuple[BaseException, Kind]] = {
-    "a user's error": (UNKNOWN_TARGET, "told"),
-    "an error of ours that talks of gloo": (RunError("gloo: connection closed"), "told"),
-    "non-finite": (NON_FINITE, "told"),
-    "stopped": (StoppedError("stopped at step 3"), "told"),
+    "a user's error": (UNKNOWN_TARGET, "ours"),
+    "an error of ours that talks of gloo": (RunError("gloo: connection closed"), "ours"),
+    "non-finite": (NON_FINITE, "ours"),
+    "stopped": (StoppedError("stopped at step 3"), "ours"),
     "memory of a GPU": (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         "memory",
@@ -153,7 +151,7 @@ def test_the_last_word_tells_what_the_workers_heard_where_none_of_them_is_gone()
     )
     decision = decide({0: PEER_GONE, 1: KILLED}, 0)
     assert isinstance(decision, GiveUp)
-    assert str(decision.error).endswith("the same command goes on")
+    assert str(decision.error).endswith("the same command resumes the run")
 
 
 MEMORY = "ran out of memory; lower training.tokens_per_microbatch"

@@ -1,6 +1,4 @@
-"""Submitting without a cluster: what travels, what is refused, what follows from what a cluster
-answers.
-"""
+"""Submitting without a cluster: what is sent, what is refused, and what follows an answer."""
 
 import json
 import os
@@ -20,6 +18,7 @@ from orpo_ray.jobs import entry
 from orpo_ray.jobs.job import (
     Job,
     NameTakenError,
+    State,
     Submission,
     UnreachableError,
     decide,
@@ -40,15 +39,19 @@ def config_of(**changes: Any) -> RunConfig:
     return build(RunConfig, {**settings(Path("/storage")), **changes}, {(): "tests"})
 
 
+def job_of(
+    state: State, metadata: dict[str, str] | None = None, run: str = "run", **facts: Any
+) -> Job:
+    return Job(run=run, state=state, metadata=HERS if metadata is None else metadata, **facts)
+
+
 class Cluster:
-    """Jobs of a cluster that answers by a script: `down` questions go unanswered, then it is there
-    again.
-    """
+    """Jobs of a scripted cluster: it leaves the first `down` questions unanswered."""
 
     def __init__(self, job: Job | None = None, down: int = 0, starts: int = 0) -> None:
         self.job, self.down, self.failing_starts = job, down, starts
         self.log: list[str | None] = []
-        """Lines of the job; None where the connection is lost."""
+        """Lines of the job; None is a lost connection."""
         self.done: list[str] = []
 
     def _ask(self, what: str) -> None:
@@ -68,7 +71,7 @@ class Cluster:
         self._ask("submit")
         if self.job is not None:
             raise NameTakenError("taken")
-        self.job = Job(submission.run, "running", submission.metadata)
+        self.job = job_of("running", submission.metadata, run=submission.run)
         if self.failing_starts:
             self.failing_starts -= 1
             self.job = replace(self.job, state="failed", message="no agent\n", started=False)
@@ -99,7 +102,7 @@ class Cluster:
 
 
 class Waiting:
-    """A patience whose time passes only by its own pauses."""
+    """A patience whose time passes only while it pauses."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -118,11 +121,11 @@ def asked(run: str = "run", **metadata: str) -> Submission:
     ("job", "decision"),
     [
         (None, "submit"),
-        (Job("run", "running", HERS), "attach"),
-        (Job("run", "pending", HERS), "attach"),
-        (Job("run", "succeeded", HERS), "submit again"),
-        (Job("run", "failed", {"command": "train"}), "submit again"),
-        (Job("run", "stopped", {"command": "tune"}), "submit again"),
+        (job_of("running"), "attach"),
+        (job_of("pending"), "attach"),
+        (job_of("succeeded"), "submit again"),
+        (job_of("failed", {"command": "train"}), "submit again"),
+        (job_of("stopped", {"command": "tune"}), "submit again"),
     ],
 )
 def test_what_a_submission_means(job: Job | None, decision: str) -> None:
@@ -141,7 +144,7 @@ def test_other_work_under_the_name_is_not_taken_for_ours(
     metadata: dict[str, str], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        decide(Job("run", "running", metadata), HERS)
+        decide(job_of("running", metadata), HERS)
 
 
 def test_a_job_is_known_again_by_its_settings_and_options() -> None:
@@ -183,9 +186,7 @@ def test_of_two_submissions_at_once_one_attaches() -> None:
     class Late(Cluster):
         def find(self, run: str) -> Job | None:
             found = super().find(run)
-            self.job = self.job or Job(
-                "run", "running", HERS
-            )  # the other one's, right after the look
+            self.job = self.job or job_of("running")  # the other submission's, right after `find`
             return found
 
     cluster = Late()
@@ -195,7 +196,7 @@ def test_of_two_submissions_at_once_one_attaches() -> None:
 
 
 def test_a_run_that_is_over_is_submitted_again_under_its_name() -> None:
-    waiting, cluster = Waiting(), Cluster(Job("run", "failed", HERS, exit_code=1))
+    waiting, cluster = Waiting(), Cluster(job_of("failed", exit_code=1))
     submit(cluster, asked(), waiting.patience)
     assert cluster.done == ["find", "delete", "submit"]
     assert "submitted before (failed)" in waiting.said[0]
@@ -205,10 +206,10 @@ def test_a_run_that_another_submits_again_in_between_is_attached_to() -> None:
     class Overtaken(Cluster):
         def find(self, run: str) -> Job | None:
             found = super().find(run)
-            self.job = Job("run", "running", HERS)  # the other one's, right after the look
+            self.job = job_of("running")  # the other submission's, right after `find`
             return found
 
-    waiting, cluster = Waiting(), Overtaken(Job("run", "stopped", HERS))
+    waiting, cluster = Waiting(), Overtaken(job_of("stopped"))
     assert not submit(cluster, asked(), waiting.patience)
     assert cluster.done == ["find", "delete", "find"]
     assert waiting.said[-1].endswith("nothing was submitted")
@@ -228,7 +229,7 @@ def test_a_job_that_was_lost_in_mid_run_is_not_submitted_again_by_itself() -> No
 
 
 def test_every_line_is_shown_once_however_often_the_connection_is_lost() -> None:
-    waiting, cluster, shown = Waiting(), Cluster(Job("run", "running", HERS)), []
+    waiting, cluster, shown = Waiting(), Cluster(job_of("running")), []
     cluster.log = ["a", "b", None, "c", None, None, "d"]
     job = follow(cluster, "run", shown.append, waiting.patience)
     assert shown == ["a", "b", "c", "d"] and job.state == "succeeded"
@@ -236,7 +237,7 @@ def test_every_line_is_shown_once_however_often_the_connection_is_lost() -> None
 
 
 def test_a_cluster_that_was_started_anew_is_told_apart_from_a_lost_connection() -> None:
-    cluster = Cluster(Job("run", "running", HERS))
+    cluster = Cluster(job_of("running"))
     cluster.log = ["a", None]
     shown: list[str] = []
 
@@ -258,7 +259,7 @@ def test_what_the_cluster_fails_to_start_is_submitted_again() -> None:
 
 
 def test_stopping_waits_for_the_end_and_leaves_alone_what_is_over() -> None:
-    cluster = Cluster(Job("run", "running", HERS))
+    cluster = Cluster(job_of("running"))
     ended = stop(cluster, "run", Waiting().patience)
     assert ended is not None and ended.state == "stopped"
     again = stop(cluster, "run", Waiting().patience)
@@ -272,7 +273,7 @@ def test_a_run_that_does_not_end_is_not_waited_for_without_end() -> None:
             self._ask("stop")
 
     with pytest.raises(ResourceError, match="run run has not ended after 3 minutes"):
-        stop(Deaf(Job("run", "pending", HERS)), "run", Waiting().patience)
+        stop(Deaf(job_of("pending")), "run", Waiting().patience)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_a_secret_that_a_later_override_hides_is_refused(overrides: list[str]) -
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a command is given, with pairs, a base and an answer to each kind of path."""
+    """The folder where a command is given, with files for each kind of path."""
     here = tmp_path / "here"
     (here / "base").mkdir(parents=True)
     (here / "pairs.jsonl").write_text("{}\n", encoding="utf-8")
@@ -422,7 +423,7 @@ def test_the_package_holds_what_the_command_reads(folder: Path, tmp_path: Path) 
     package.mkdir()
     pack(config, sort_luggage(config, folder), folder, package)
     found = sorted(str(path.relative_to(package)) for path in package.rglob("*") if path.is_file())
-    # Ray would leave out what a .gitignore names, so none travels.
+    # Ray would leave out what a .gitignore names, so no .gitignore is carried along.
     assert found == [
         "base/config.json",
         "job.py",
@@ -442,9 +443,9 @@ def test_the_package_holds_what_the_command_reads(folder: Path, tmp_path: Path) 
         ),
         ({"storage": "runs"}, "storage: runs is relative"),
         ({"model": {"base": "."}}, "model.base: . cannot be carried"),
-        ({"model": {"base": "looped"}}, "is in it twice, by a link"),
-        ({"model": {"base": "dangling"}}, "it is no file"),
-        ({"data": {"train": [{"source": "pipe.jsonl"}]}}, "it is no file"),
+        ({"model": {"base": "looped"}}, "a link leads to"),
+        ({"model": {"base": "dangling"}}, "it is not a regular file"),
+        ({"data": {"train": [{"source": "pipe.jsonl"}]}}, "it is not a regular file"),
     ],
 )
 def test_what_cannot_travel_is_refused(folder: Path, changes: dict[str, Any], told: str) -> None:

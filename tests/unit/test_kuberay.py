@@ -1,6 +1,4 @@
-"""KubeRay's manifests and the image of their pods: stable, valid for KubeRay, and closed to
-strangers.
-"""
+"""KubeRay's manifests and the image of their pods: stable, valid, and closed to strangers."""
 
 import gzip
 import importlib.metadata
@@ -36,7 +34,7 @@ objective: {lambda: 0.2}  # cost: $5
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The manifests of a run, by file name, as the Ray that they were written for has them."""
+    """The manifests of a run by file name, for a fixed version of Ray."""
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "2.60.0")
     return render()
 
@@ -74,16 +72,15 @@ def pod_specs(files: dict[str, str]) -> Iterator[dict[str, Any]]:
 
 def places(tree: Any) -> Iterator[dict[str, Any]]:
     """Every object inside an object."""
-    for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+    parts = list(tree.values()) if isinstance(tree, dict) else tree
+    for part in parts if isinstance(parts, list) else []:
         if isinstance(part, dict):
             yield part
         yield from places(part)
 
 
 def closed(schema: Any) -> Any:
-    """A schema that refuses fields which it does not name; Kubernetes itself drops them without a
-    word.
-    """
+    """A schema that refuses unknown fields, which Kubernetes itself drops without a message."""
     if isinstance(schema, list):
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
@@ -252,13 +249,13 @@ def test_a_storage_elsewhere_needs_no_volume() -> None:
         (
             "/runs",
             None,
-            "storage: /runs would be gone with its pod; give an absolute path and the volume claim",
+            "storage: /runs would be lost with its pod; give an absolute path and the volume claim",
         ),
-        ("runs", "runs", "storage: runs would be gone with its pod"),
+        ("runs", "runs", "storage: runs would be lost with its pod"),
         (
             "s3://bucket/runs",
             "runs",
-            "--claim: storage is s3://bucket/runs, which no volume is mounted for",
+            "--claim: storage is s3://bucket/runs, a URL, which needs no volume",
         ),
     ],
 )
@@ -283,14 +280,14 @@ def test_a_volume_hides_nothing_that_a_pod_needs(storage: str) -> None:
 @pytest.mark.parametrize("image", ["", "a b", "-x", 'a"b'])
 def test_an_image_is_a_name(image: str) -> None:
     assert Pods(PODS.nodes, "registry.host:5000/team/orpo-ray:1@sha256:0f", None)
-    with pytest.raises(ConfigError, match=r"^--image: .* is no name of an image"):
+    with pytest.raises(ConfigError, match=r"^--image: .* is not the name of an image"):
         Pods(PODS.nodes, image, None)
 
 
 @pytest.mark.parametrize("claim", ["", "Runs", "a b", "-runs", "runs-", "a/b", "a" * 254])
 def test_a_claim_is_a_name_of_kubernetes(claim: str) -> None:
     assert Pods(PODS.nodes, "orpo-ray:1", "runs.2-b")
-    with pytest.raises(ConfigError, match=r"^--claim: .* is no name of a volume claim"):
+    with pytest.raises(ConfigError, match=r"^--claim: .* is not the name of a volume claim"):
         Pods(PODS.nodes, "orpo-ray:1", claim)
 
 

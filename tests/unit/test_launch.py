@@ -1,4 +1,4 @@
-"""What the driver of a run decides, shown on a fake of Ray's trainer: no Ray starts."""
+"""What the driver of a run decides, with a fake of Ray's trainer. No Ray starts."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -40,20 +40,20 @@ from orpo_ray.training.decisions import Setup
 TWO = Placement(workers=2, cpus=1, gpus=0, nodes=1, uses_ray=True)
 ONE = Placement(workers=1, cpus=1, gpus=0, nodes=1, uses_ray=True)
 FIRST, AGAIN = (cast(Setup, name) for name in ("first", "again"))
-"""What was settled: workers are handed it, and nobody here looks inside."""
+"""What was decided for the run. The tests only pass it on."""
 STARTING = "starting 2 workers under Ray Train"
 BUSY = "the cluster is busy; the workers start when others leave them room"
-STOPPED = "stopped; the same command goes on from the last checkpoint, if there is one"
+STOPPED = "stopped; the same command resumes the run from its last checkpoint, if there is one"
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 
 def failed(*failures: Exception) -> WorkerGroupError:
-    """As Ray Train raises it where workers fail, the first rank first."""
+    """What Ray Train raises if workers fail; the errors are in order of rank."""
     return WorkerGroupError("", dict(enumerate(failures)))
 
 
 def killed() -> Exception:
-    """As Ray Train tells of a worker whose process is gone."""
+    """What Ray Train reports for a worker whose process is gone."""
     return WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
 
 
@@ -80,11 +80,11 @@ class Scene:
     ends: Exception | object | None = None
     work: Callable[[Mailbox], None] = lambda mailbox: None
     room: Iterator[bool] = field(default_factory=lambda: iter([]))
-    """Whether they wait for room, each time that the driver looks; in the end they do not."""
+    """Whether the workers wait for room, at each look of the driver; after the last, no more."""
     last_words: list[Message] = field(default_factory=list)
-    """Posted after a look into the mailbox that was not meant to be the last."""
+    """A line that arrives after the driver's last regular look into the mailbox."""
     lost: Exception | None = None
-    """What asking the mailbox raises."""
+    """What a call of the mailbox raises."""
     placement: Placement | None = None
     setup: Setup | None = None
     start_timeout: str | None = None
@@ -93,7 +93,7 @@ class Scene:
     thread: RayThread | None = None
 
     def ends_for_good(self) -> bool:
-        """Whether its thread calls Ray no more, now that it is left."""
+        """Whether the thread of a group that was left calls Ray no more."""
         assert self.left and self.thread is not None
         self.thread.join(HANG_S)
         return not self.thread.is_alive()
@@ -139,7 +139,7 @@ class Stage(Console):
     run: Run
     artifact: Artifact
     told: list[Any] = field(default_factory=list)
-    """News and lines, in the order in which the user hears of them."""
+    """News and lines, in the order in which the user sees them."""
     placed_again: int = 0
     stop: bool = False
 
@@ -153,7 +153,16 @@ class Stage(Console):
             self.placed_again += 1
             return ONE, AGAIN
 
-        train(Driver(self.run, self.artifact, self, TWO, FIRST, look_again, poll_s=0.001), start)
+        driver = Driver(
+            run=self.run,
+            artifact=self.artifact,
+            console=self,
+            placement=TWO,
+            setup=FIRST,
+            look_again=look_again,
+            poll_s=0.001,
+        )
+        train(driver, start)
         assert not list(coming), "a start that was expected did not come"
 
     def announce(self, line: str) -> None:
@@ -245,7 +254,7 @@ def test_after_a_loss_workers_start_again_on_what_is_left(stage: Stage, name: st
     assert lost.left and again.left
     first, told, second = stage.told
     assert told.startswith(reason)
-    assert told.endswith("; going on from the last checkpoint (0 retries left)")
+    assert told.endswith("; resuming from the last checkpoint (0 retries left)")
     assert (first, second) == (STARTING, "starting 1 worker under Ray Train")
 
 
@@ -254,7 +263,7 @@ def test_a_loss_too_many_ends_the_run(stage: Stage, name: str) -> None:
     error, _ = LOSSES[name]
     line = stage.fails(RunError, Scene(failed(killed())), Scene(error))
     assert "no retry is left (scale.max_failures)" in line or line.startswith("Ray Train failed: ")
-    assert line.endswith("the same command goes on")
+    assert line.endswith("the same command resumes the run")
     assert stage.placed_again == 1
 
 
@@ -273,7 +282,7 @@ def test_a_loss_too_many_ends_the_run(stage: Stage, name: str) -> None:
         (
             ValueError("bad scaling"),
             RunError,
-            "Ray Train failed: bad scaling; the same command goes on",
+            "Ray Train failed: bad scaling; the same command resumes the run",
         ),
         (ValueError("cannot connect"), RunError, "servers with several network interfaces need"),
     ],
@@ -301,7 +310,7 @@ def test_a_busy_cluster_is_announced_once(stage: Stage) -> None:
 
 
 def test_workers_that_have_spoken_wait_for_no_room(stage: Stage) -> None:
-    """What is pending then is another run's of the same job, such as a trial's."""
+    """A pending group is then that of another run in the same job, such as a trial."""
 
     def pending() -> Iterator[bool]:
         while True:
@@ -399,17 +408,17 @@ def test_a_connection_that_is_lost_ends_the_command_and_leaves_the_workers(stage
     scene = Scene(Trainer.HANGS, lost=ActorDiedError())
     line = stage.fails(RunError, scene)
     assert line.startswith("the connection to Ray is lost: ")
-    assert line.endswith("the same command goes on")
+    assert line.endswith("the same command resumes the run")
     assert scene.ends_for_good() and stage.placed_again == 0
 
 
 def test_a_trials_workers_after_a_loss_still_know_whose_ray_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A trial's process sees no Ray that it started; its search did."""
+    """The process of a trial did not start Ray, but its search did."""
     ours = replace(TWO, own_ray=True)
     monkeypatch.setattr(run, "place", lambda scale, announce: ONE)
-    monkeypatch.setattr(run, "settle", lambda *_: None)
+    monkeypatch.setattr(run, "settle", lambda *_, **__: None)
     ground = run.Ground(cast(Artifact, None), ours, CPU)
     driver = run._driver(ground, Run(run_config(Path("unused"))), SILENT)
     driver.place_again()

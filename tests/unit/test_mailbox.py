@@ -1,6 +1,4 @@
-"""The driver's mailbox: nothing is lost or out of order, and a wish to stop is heard by whoever
-asks.
-"""
+"""The driver's mailbox: nothing is lost or out of order, and all who ask hear of a stop."""
 
 from orpo_ray.distributed.mailbox import Mailbox, Message
 

@@ -30,56 +30,66 @@ def scale(**settings: Any) -> ScaleConfig:
     return ScaleConfig.model_validate(settings)
 
 
+def placed(
+    workers: int,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    nodes: int = 1,
+    uses_ray: bool = True,
+) -> Placement:
+    return Placement(workers=workers, cpus=cpus, gpus=gpus, nodes=nodes, uses_ray=uses_ray)
+
+
 FITS: dict[str, tuple[dict[str, Any], list[Node], Placement]] = {
-    "auto, no GPU": ({}, LAPTOP, Placement(2, 1.0, 0.0, 1, True)),
+    "auto, no GPU": ({}, LAPTOP, placed(2)),
     "auto, no GPU, one core": (
         {},
         [Node("127.0.0.1", 1, 0, True)],
-        Placement(1, 1.0, 0.0, 1, False),
+        placed(1, uses_ray=False),
     ),
-    "auto, no GPU, room for many": ({}, CPU_SERVERS, Placement(2, 1.0, 0.0, 1, True)),
-    "auto, one GPU": ({}, ONE_GPU, Placement(1, 1.0, 1.0, 1, False)),
-    "auto, every GPU of a server": ({}, SERVER, Placement(4, 1.0, 1.0, 1, True)),
-    "auto, every GPU of a cluster": ({}, HEAD_AND_SERVERS, Placement(16, 1.0, 1.0, 2, True)),
+    "auto, no GPU, room for many": ({}, CPU_SERVERS, placed(2)),
+    "auto, one GPU": ({}, ONE_GPU, placed(1, gpus=1.0, uses_ray=False)),
+    "auto, every GPU of a server": ({}, SERVER, placed(4, gpus=1.0)),
+    "auto, every GPU of a cluster": ({}, HEAD_AND_SERVERS, placed(16, gpus=1.0, nodes=2)),
     "auto, the GPU is elsewhere": (
         {},
         [Node("10.0.0.1", 4, 0, True), Node("10.0.0.2", 8, 1)],
-        Placement(1, 1.0, 1.0, 1, True),
+        placed(1, gpus=1.0),
     ),
     "auto, tenths of a CPU lose nothing to rounding": (
         {"cpus_per_worker": 1.1, "gpus_per_worker": 0},
         [Node("10.0.0.1", cpus=2.2, gpus=0, is_driver=True)],
-        Placement(2, 1.1, 0.0, 1, True),
+        placed(2, cpus=1.1),
     ),
     "one, with half a GPU": (
         {"workers": 1, "gpus_per_worker": 0.5},
         SERVER,
-        Placement(1, 1.0, 0.5, 1, False),
+        placed(1, gpus=0.5, uses_ray=False),
     ),
-    "auto, CPUs bound the GPUs": ({"cpus_per_worker": 5}, SERVER, Placement(3, 5.0, 1.0, 1, True)),
-    "auto, GPUs not wanted": ({"gpus_per_worker": 0}, SERVER, Placement(2, 1.0, 0.0, 1, True)),
-    "one of many": ({"workers": 1}, SERVER, Placement(1, 1.0, 1.0, 1, False)),
-    "one, by Ray": ({"workers": 1, "ray": True}, LAPTOP, Placement(1, 1.0, 0.0, 1, True)),
+    "auto, CPUs bound the GPUs": ({"cpus_per_worker": 5}, SERVER, placed(3, cpus=5.0, gpus=1.0)),
+    "auto, GPUs not wanted": ({"gpus_per_worker": 0}, SERVER, placed(2)),
+    "one of many": ({"workers": 1}, SERVER, placed(1, gpus=1.0, uses_ray=False)),
+    "one, by Ray": ({"workers": 1, "ray": True}, LAPTOP, placed(1)),
     "one, with DeepSpeed": (
         {"workers": 1, "deepspeed": {"stage": 2}},
         LAPTOP,
-        Placement(1, 1.0, 0.0, 1, True),
+        placed(1),
     ),
     "one, without DeepSpeed": (
         {"workers": 1, "deepspeed": "none"},
         LAPTOP,
-        Placement(1, 1.0, 0.0, 1, False),
+        placed(1, uses_ray=False),
     ),
-    "half cores": ({"workers": 3, "cpus_per_worker": 0.5}, LAPTOP, Placement(3, 0.5, 0.0, 1, True)),
+    "half cores": ({"workers": 3, "cpus_per_worker": 0.5}, LAPTOP, placed(3, cpus=0.5)),
     "tenths of cores": (
         {"workers": 20, "cpus_per_worker": 0.1},
         LAPTOP,
-        Placement(20, 0.1, 0.0, 1, True),
+        placed(20, cpus=0.1),
     ),
-    "all there is": ({"workers": 2}, LAPTOP, Placement(2, 1.0, 0.0, 1, True)),
-    "over two servers": ({"workers": 9}, HEAD_AND_SERVERS, Placement(9, 1.0, 1.0, 2, True)),
-    "the largest server first": ({"workers": 8}, CPU_SERVERS, Placement(8, 1.0, 0.0, 1, True)),
-    "over all servers": ({"workers": 14}, CPU_SERVERS, Placement(14, 1.0, 0.0, 3, True)),
+    "all there is": ({"workers": 2}, LAPTOP, placed(2)),
+    "over two servers": ({"workers": 9}, HEAD_AND_SERVERS, placed(9, gpus=1.0, nodes=2)),
+    "the largest server first": ({"workers": 8}, CPU_SERVERS, placed(8)),
+    "over all servers": ({"workers": 14}, CPU_SERVERS, placed(14, nodes=3)),
 }
 
 
@@ -168,7 +178,7 @@ def test_workers_that_do_not_fit_are_refused_with_what_was_asked_and_what_is_the
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever starts Ray fails the test; no cluster is named."""
+    """A machine without a named cluster; a start of Ray fails the test."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("Ray is started")
@@ -190,7 +200,8 @@ def test_one_worker_is_this_process_and_needs_no_ray(
 
 def test_one_worker_that_asks_for_more_than_this_machine_has_is_refused(no_ray: None) -> None:
     with pytest.raises(
-        ResourceError, match=r"^scale\.cpus_per_worker: 5000, but this machine has \d+ CPU$"
+        ResourceError,
+        match=r"^scale\.cpus_per_worker: 5000, but this machine has \d+ CPU; lower it$",
     ):
         place(scale(workers=1, cpus_per_worker=5000), lambda line: None)
 
@@ -216,7 +227,7 @@ def test_one_worker_of_a_named_cluster_is_placed_there(
 @pytest.mark.parametrize(
     ("settings", "nodes", "said"),
     [
-        ({}, LAPTOP, ["workers 2: 1 CPU each, no GPU in sight"]),
+        ({}, LAPTOP, ["workers 2: 1 CPU each, no GPU found"]),
         ({}, SERVER, ["workers 4: 1 GPU each"]),
         ({"workers": 2}, LAPTOP, []),
     ],
@@ -263,9 +274,7 @@ def test_as_many_runs_at_once_as_the_cluster_holds(
 
 
 class Busy:
-    """A cluster of two servers whose CPUs come free one by one, each second; the time is its
-    own.
-    """
+    """A cluster of two servers with its own clock; `free` has its free CPUs by second."""
 
     def __init__(self, *free: float) -> None:
         self.now, self.said, self._free = 0.0, [], list(free)
@@ -279,7 +288,7 @@ class Busy:
 
     def wait(self, queue_timeout: float) -> None:
         wait_for_room(
-            Placement(2, 1.0, 0.0, 1, True),
+            placed(2),
             queue_timeout,
             self.said.append,
             self.free,

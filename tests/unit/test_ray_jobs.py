@@ -1,6 +1,4 @@
-"""What is made of a dashboard's answers, Ray's or not: who is sent the token, and what is told in
-one line.
-"""
+"""Answers of dashboards, Ray's or not: who gets the token, and which errors become one line."""
 
 import asyncio
 import json
@@ -43,7 +41,7 @@ Answer = tuple[int, str]
 
 @dataclass
 class Dashboard:
-    """A server that answers as it is told; requests that carry no token may get another answer."""
+    """A server with given answers; those to requests without a token may differ."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     to_strangers: Answer | None = (401, "Unauthorized")
@@ -73,9 +71,7 @@ class Dashboard:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Dashboard]]:
-    """Starts dashboards on this machine's loopback, with TLS where a context is given; ends them
-    all.
-    """
+    """Starts dashboards on this machine's loopback, with TLS if given a context, and ends them."""
     loop = asyncio.new_event_loop()
     runners: list[web.AppRunner] = []
     thread = threading.Thread(target=loop.run_forever)
@@ -105,9 +101,7 @@ def serve() -> Iterator[Callable[..., Dashboard]]:
 
 @pytest.fixture(autouse=True)
 def no_address_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables that a client of Ray's would leave behind, and those that say what is
-    trusted.
-    """
+    """Removes variables that Ray's client leaves behind, and those that name certificates."""
     for variable in ("RAY_API_SERVER_ADDRESS", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
         monkeypatch.setenv(variable, "")
 
@@ -287,7 +281,7 @@ def test_an_address_is_a_dashboards_url_and_not_told_where_it_is_none(address: s
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key and the certificate of this machine's loopback, which nobody has signed."""
+    """A key and a self-signed certificate of this machine's loopback."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not on this machine")
     folder = tmp_path_factory.mktemp("tls")
@@ -322,7 +316,7 @@ def test_a_certificate_of_ones_own_counts_for_requests_and_for_the_log(
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"no TLS that this machine trusts; .* \(REQUESTS_CA_BUNDLE or SSL_CERT_FILE",
+        match=r"no TLS that this machine trusts; .* in REQUESTS_CA_BUNDLE or SSL_CERT_FILE",
     ):
         RayJobs(private.address, "the-token")
     monkeypatch.setenv(variable, str(certificate))
@@ -342,7 +336,7 @@ def test_certificates_that_cannot_be_read_are_told(
     private: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
-    with pytest.raises(ConfigError, match=rf"^SSL_CERT_FILE: {tmp_path}/none\.pem: no such file$"):
+    with pytest.raises(ConfigError, match=rf"^SSL_CERT_FILE: {tmp_path}/none\.pem: no such file;"):
         RayJobs(private.address, "the-token")
     (tmp_path / "none.pem").write_text("no certificate", encoding="utf-8")
     with pytest.raises(ConfigError, match="no TLS that this machine trusts"):

@@ -1,6 +1,4 @@
-"""The thread of Ray's `fit()`: left in the midst of its calls it ends, and while it waits it is let
-alone.
-"""
+"""The thread of Ray's `fit()`: `leave` ends it between calls, but not while it waits."""
 
 import sys
 import threading
@@ -14,7 +12,7 @@ from orpo_ray.errors import RunError
 
 
 class Calling:
-    """Makes one short call after the other."""
+    """Makes many short calls, one after another."""
 
     def fit(self) -> None:
         while True:
@@ -68,7 +66,7 @@ def interrupt() -> None:
 
 @pytest.mark.parametrize("work", [sys.exit, interrupt])
 def test_a_thread_that_is_broken_off_by_others_has_an_error(work: Callable[[], None]) -> None:
-    """Without one, whoever waits would take its work for done."""
+    """Without an error, the thread that waits would think that the work is done."""
     broken_off = RayThread(work)
     broken_off.start()
     broken_off.join()

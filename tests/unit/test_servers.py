@@ -1,4 +1,4 @@
-"""What a run refuses a cluster for, decided from what its servers say of themselves."""
+"""Which clusters a run refuses, given the reports of their servers."""
 
 import os
 from dataclasses import replace
@@ -11,7 +11,9 @@ from orpo_ray.distributed.servers import Report, describe_network, interface_of,
 from orpo_ray.errors import ConfigError, ResourceError
 
 OURS = {"python": "3.11.7", "torch": "2.13.0", "ray": "2.60.0"}
-HEAD = Report("10.0.0.1", OURS, sees_storage=True, free_bytes=2**33, interface="eth0")
+HEAD = Report(
+    address="10.0.0.1", versions=OURS, sees_storage=True, free_bytes=2**33, interface="eth0"
+)
 WORKER = replace(HEAD, address="10.0.0.2", interface="eno2")
 STORAGE = "/data/runs"
 
@@ -72,7 +74,7 @@ def test_the_interface_is_the_one_with_the_address_that_peers_use() -> None:
     ("address", "set_before", "found"),
     [
         ("10.0.0.2", None, "eth1"),
-        ("10.0.0.2", "eth7", "eth7"),  # the operator knows better
+        ("10.0.0.2", "eth7", "eth7"),  # the operator's choice is kept
         ("127.0.0.1", None, None),
         ("203.0.113.9", None, None),
     ],

@@ -1,6 +1,4 @@
-"""The file that sbatch reads: stable, clean for shellcheck, and run here with stand-ins for Slurm
-and Ray.
-"""
+"""The file that sbatch reads: stable, clean for shellcheck, run with stand-ins."""
 
 import json
 import os
@@ -66,12 +64,12 @@ else:
 
 @dataclass
 class Job:
-    """A job in a folder of its own, on nodes of which only the first is played."""
+    """A job in its own folder; only its first node is simulated."""
 
     folder: Path
 
     def start(self, **surroundings: str) -> "subprocess.Popen[str]":
-        """Let Slurm start it; `surroundings` are what the stand-ins do."""
+        """Start the job as Slurm would; `surroundings` say what the stand-ins do."""
         told = {
             "RAY_STARTS": "yes",
             "RAY_EXITS": "0",
@@ -92,13 +90,13 @@ class Job:
         )
 
     def run(self, **surroundings: str) -> tuple[int, str]:
-        """Its exit code, and what it wrote."""
+        """The job's exit code and what it wrote."""
         job = self.start(**surroundings)
         out, err = job.communicate(timeout=HANG_S)
         return job.returncode, out + err
 
     def told(self, name: str) -> dict[str, Any]:
-        """What a stand-in was told."""
+        """What a stand-in was called with."""
         found: dict[str, Any] = json.loads(
             (self.folder / f"{name}.json").read_text(encoding="utf-8")
         )
@@ -114,7 +112,7 @@ def job(tmp_path: Path) -> Job:
     tools["ip"] = f"print('3: ib0    inet {ADDRESS}/24 brd 10.0.0.255 scope global ib0')"
     for name, code in tools.items():
         stand_in(tmp_path / "bin" / name, code)
-    # Where pytest keeps its files is no storage that nodes share; one node may have it.
+    # Nodes do not share pytest's folder, so the job has one node.
     config = run_config(tmp_path.parent, name=tmp_path.name)
     request = Request(Nodes(count=1, gpus=4, cpus=32, memory_gib=256), "60")
     (text,) = sbatch_file(
@@ -125,7 +123,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def render(config: RunConfig, request: Request = REQUEST) -> str:
-    """The script of a run that is given in a folder that has a space in its name."""
+    """The script of a run whose folder has a space in its name."""
     train = ["orpo-ray", "train", "/home/me/my runs/orpo.yaml", "objective.lambda=0.2"]
     (text,) = sbatch_file(config, train, request, Path("/home/me/my runs")).values()
     return text
@@ -282,7 +280,7 @@ def test_times_that_slurm_reads(time: str) -> None:
 
 @pytest.mark.parametrize("time", ["", "1h", "1:2", "2d", "1\n#SBATCH --uid=0", "1-"])
 def test_other_times_are_refused(time: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--time: .* is no time of Slurm's"):
+    with pytest.raises(ConfigError, match=r"^--time: .* is not a time that Slurm reads"):
         Request(NODES, time)
 
 
@@ -301,7 +299,7 @@ def test_the_home_of_nobody_is_no_storage() -> None:
 
 
 def test_a_partition_is_a_name() -> None:
-    with pytest.raises(ConfigError, match=r"^--partition: 'a b' is no name of a partition"):
+    with pytest.raises(ConfigError, match=r"^--partition: 'a b' is not the name of a partition"):
         Request(NODES, "60", "a b")
 
 
@@ -327,7 +325,7 @@ def test_gpus_follow_from_the_workers(
 @pytest.mark.parametrize(
     ("scale", "asked", "says"),
     [
-        ({}, (2, None, 8), "scale.workers: auto takes what is there"),
+        ({}, (2, None, 8), "scale.workers: auto takes all GPUs"),
         (
             {"workers": 8},
             (2, 2, 8),
