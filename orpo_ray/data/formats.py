@@ -58,7 +58,7 @@ class _Sides:
     rejected: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
     """Rows that have one of `prompt` (if any are listed) and one pair of `sides`.
 
@@ -218,18 +218,35 @@ def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides 
 
 
 SHAPES = (
-    Shape("two outputs and a label", _PROMPTS, _OUTPUTS, _read_labelled, (*_LABELS, *_ALPACA)),
     Shape(
-        "OpenAI preference",
-        ("input",),
-        (("preferred_output", "non_preferred_output"),),
-        _read_openai,
+        name="two outputs and a label",
+        prompt=_PROMPTS,
+        sides=_OUTPUTS,
+        read=_read_labelled,
+        also=(*_LABELS, *_ALPACA),
     ),
-    Shape("ShareGPT conversations", _CONVERSATIONS[:2], _SIDES, _read_explicit),
-    Shape("Alpaca instruction", ("instruction",), _SIDES, _read_alpaca, _ALPACA),
-    Shape("prompt and two answers", _PROMPTS, _SIDES, _read_explicit),
-    Shape("prompt inside the answers", (), _SIDES, _read_implicit),
-    Shape("messages and two answers", ("messages",), _SIDES, _read_explicit),
+    Shape(
+        name="OpenAI preference",
+        prompt=("input",),
+        sides=(("preferred_output", "non_preferred_output"),),
+        read=_read_openai,
+    ),
+    Shape(
+        name="ShareGPT conversations",
+        prompt=("conversations", "conversation"),
+        sides=_SIDES,
+        read=_read_explicit,
+    ),
+    Shape(
+        name="Alpaca instruction",
+        prompt=("instruction",),
+        sides=_SIDES,
+        read=_read_alpaca,
+        also=_ALPACA,
+    ),
+    Shape(name="prompt and two answers", prompt=_PROMPTS, sides=_SIDES, read=_read_explicit),
+    Shape(name="prompt inside the answers", prompt=(), sides=_SIDES, read=_read_implicit),
+    Shape(name="messages and two answers", prompt=("messages",), sides=_SIDES, read=_read_explicit),
 )
 
 

@@ -91,7 +91,14 @@ def prepare(
         refuse_bad_data(rows, sources, data)
         selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
         origins = [(raw.source, raw.label, raw.split) for raw in sources]
-        summary = summarise(rows, selection, origins, not data.eval, digest, settings)
+        summary = summarise(
+            rows,
+            selection,
+            origins,
+            held_out=not data.eval,
+            digest=digest,
+            settings=settings,
+        )
         refuse_empty(summary, data)
         found = _write(storage, summary, rows, sources, selection)
         # Another run may have stored the same pairs meanwhile, and its workers read them: those

@@ -17,7 +17,7 @@ _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RawSource:
     """All raw rows of one source, and the hash of their content."""
 
@@ -72,7 +72,9 @@ def _read_source(number: int, source: Source, label: str, split: str) -> RawSour
         blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
     if not blocks:
         raise DataError(f"{source.source}: no rows in it")
-    return RawSource(source, label, split, blocks, content.hexdigest())
+    return RawSource(
+        source=source, label=label, split=split, blocks=blocks, digest=content.hexdigest()
+    )
 
 
 def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Announce) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from orpo_ray.config.data import Source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """Row numbers of the processed table, in order; a number stands in `train` as often as its
     weight says.

@@ -36,7 +36,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 _STALE_SECONDS = 24 * 3600
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """What went into an artifact and what came out; the content of artifact.json."""
 

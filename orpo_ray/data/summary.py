@@ -16,6 +16,7 @@ def summarise(
     rows: pa.Table,
     selection: Selection,
     origins: Sequence[tuple[Source, str, str]],
+    *,
     held_out: bool,
     digest: str,
     settings: dict[str, Any],

@@ -18,7 +18,7 @@ ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hardware:
     """What one process computes on: "cpu" or "cuda". `flash_attention`: the flash-attn package is
     there and runs.
@@ -67,9 +67,10 @@ def choose_numerics(
     Raises ResourceError if the config names what the machine cannot do.
     """
     on_gpu = hardware.device != "cpu"
-    dtype, why_dtype = config.dtype, "as configured"
+    dtype: str = config.dtype
+    why_dtype = "as configured"
     if dtype == "auto":
-        dtype = ("bfloat16" if hardware.bfloat16 else "float16") if on_gpu else "float32"
+        dtype = _best_dtype(hardware)
         why_dtype = f"the best that {hardware.name} computes"
     if dtype == "float16" and not on_gpu:
         raise ResourceError(
@@ -90,6 +91,13 @@ def choose_numerics(
     return Numerics(
         dtype, attention, (f"dtype {dtype}: {why_dtype}", f"attention {attention}: {why_attention}")
     )
+
+
+def _best_dtype(hardware: Hardware) -> str:
+    """The format of 16 bits that a GPU has; a CPU computes in float32."""
+    if hardware.device == "cpu":
+        return "float32"
+    return "bfloat16" if hardware.bfloat16 else "float16"
 
 
 def _best_attention(flash_fits: bool, known: Collection[str]) -> tuple[str, str]:

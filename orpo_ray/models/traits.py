@@ -16,7 +16,7 @@ from orpo_ray.models.tokenizer import base_location, explain_load_error
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Traits:
     """Of a base. `window`: tokens that a layer looks back at most, None where every layer sees all.
 

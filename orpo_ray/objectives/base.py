@@ -11,7 +11,7 @@ from torch import Tensor
 NllTokens = Literal["response", "full"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairLogps:
     """Log-probabilities of n pairs, summed over tokens, natural log, float32, each of shape [n].
 
@@ -46,7 +46,7 @@ class PairLogps:
         return self.reference_chosen, self.reference_rejected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """A loss: preference_weight * mean over pairs of `preference` + nll_weight * mean over tokens
     of the NLL.
@@ -88,6 +88,5 @@ def loss_parts(
     nll = objective.nll_weight * pairs.nll_sum.sum() / token_count
     if objective.preference is None:
         return LossParts(preference=nll.new_zeros(()), nll=nll)
-    return LossParts(
-        objective.preference_weight * objective.preference(pairs).sum() / pair_count, nll
-    )
+    preference = objective.preference_weight * objective.preference(pairs).sum() / pair_count
+    return LossParts(preference=preference, nll=nll)

@@ -34,10 +34,8 @@ def hinge_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
 
 def robust_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
     """The sigmoid's loss, unbiased where that share of labels is flipped, [n]."""
-    clean, flipped = (
-        (1 - label_smoothing) * logsigmoid(scaled),
-        label_smoothing * logsigmoid(-scaled),
-    )
+    clean = (1 - label_smoothing) * logsigmoid(scaled)
+    flipped = label_smoothing * logsigmoid(-scaled)
     return (flipped - clean) / (1 - 2 * label_smoothing)
 
 
@@ -51,9 +49,13 @@ _LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {
 def build(config: DpoConfig) -> Objective:
     """The loss that is named of beta times the margin, with an NLL term where one is asked for."""
     loss = _LOSSES[config.loss]
+
+    def preference(pairs: PairLogps) -> Tensor:
+        return loss(config.beta * log_ratio_margin(pairs), config.label_smoothing)
+
     return Objective(
-        "dpo",
-        lambda pairs: loss(config.beta * log_ratio_margin(pairs), config.label_smoothing),
+        kind="dpo",
+        preference=preference,
         nll_weight=config.nll_weight,
         nll_on=config.nll_on,
         needs_reference=True,

@@ -12,4 +12,4 @@ def _preference(pairs: PairLogps) -> Tensor:
 
 def build(config: KtoConfig) -> Objective:
     """What the rest of a run needs to know of it: both answers take part."""
-    return Objective(config.kind, _preference)
+    return Objective(kind=config.kind, preference=_preference)

@@ -35,8 +35,8 @@ def orpo_preference(pairs: PairLogps) -> Tensor:
 def build(config: OrpoConfig) -> Objective:
     """NLL plus lambda times the odds-ratio term."""
     return Objective(
-        "orpo",
-        orpo_preference,
+        kind="orpo",
+        preference=orpo_preference,
         preference_weight=config.lambda_,
         nll_weight=1.0,
         nll_on=config.nll_on,

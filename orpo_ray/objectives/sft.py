@@ -8,4 +8,4 @@ from orpo_ray.objectives.base import Objective
 
 def build(config: SftConfig) -> Objective:
     """The token-mean NLL; rejected answers are not even computed."""
-    return Objective("sft", None, nll_weight=1.0, nll_on=config.nll_on)
+    return Objective(kind="sft", preference=None, nll_weight=1.0, nll_on=config.nll_on)

@@ -17,5 +17,6 @@ def simpo_preference(pairs: PairLogps, beta: float, gamma_beta_ratio: float) -> 
 def build(config: SimpoConfig) -> Objective:
     """The SimPO loss; unlike TRL's it adds no NLL term."""
     return Objective(
-        "simpo", lambda pairs: simpo_preference(pairs, config.beta, config.gamma_beta_ratio)
+        kind="simpo",
+        preference=lambda pairs: simpo_preference(pairs, config.beta, config.gamma_beta_ratio),
     )

@@ -202,10 +202,8 @@ def _adapt(varlen_attn: Any) -> Varlen:
             group = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         keys, values = torch.cat(runs.keys(key, 0)), torch.cat(runs.keys(value, 0))
-        longest = max(runs.lengths)
-        output: Tensor = varlen_attn(
-            query, keys, values, runs.query_ends, runs.key_ends, longest, runs.longest, **options
-        )
+        ends_and_longest = (runs.query_ends, runs.key_ends, max(runs.lengths), runs.longest)
+        output: Tensor = varlen_attn(query, keys, values, *ends_and_longest, **options)
         return output
 
     return attention

@@ -23,7 +23,7 @@ from orpo_ray.training.plan import Layout
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairBatch:
     """n pairs ready for one forward pass.
 

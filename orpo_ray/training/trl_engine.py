@@ -158,8 +158,8 @@ class TrlModel(PairModel):
 class TrlStepDataset(StepDataset):
     """Item i is one rank's share of step `first + i`, as TRL's collator makes it."""
 
-    def __init__(self, collate: Callable[[Rows], TrlBatch], rows: Rower, *work: Any) -> None:
-        super().__init__(*work)
+    def __init__(self, collate: Callable[[Rows], TrlBatch], rows: Rower, **share: Any) -> None:
+        super().__init__(**share)
         self._collate, self._rows = collate, rows
 
     def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[TrlBatch]:
@@ -206,10 +206,13 @@ class TrlTrainer(PreferenceTrainer):
         model.use_loss(self._inside.compute_loss)
 
     def _dataset(self) -> StepDataset:
-        rank = self.args.process_index
-        rows = _ROWS[self._in_trl.trainer]
         return TrlStepDataset(
-            self._inside.data_collator, rows, self._work, self._objective, self._start, rank
+            self._inside.data_collator,
+            _ROWS[self._in_trl.trainer],
+            work=self._work,
+            objective=self._objective,
+            first=self._start,
+            rank=self.args.process_index,
         )
 
     def _new_metrics(self) -> StepMetrics:

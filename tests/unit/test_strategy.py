@@ -250,15 +250,15 @@ def decided(config: RunConfig, hardware: Hardware, count: int, nodes: int = 1) -
 def test_the_size_of_the_real_base_decides_and_the_reason_is_announced(tmp_path: Path) -> None:
     trained = 16 * count_parameters(ModelConfig(base=str(BASE))).total
     small = Hardware(
-        "cuda",
-        "a small GPU",
+        device="cuda",
+        name="a small GPU",
         bfloat16=True,
         flash_attention=False,
         memory=int(trained / 0.7) - 4096,
     )
     large = Hardware(
-        "cuda",
-        "a larger GPU",
+        device="cuda",
+        name="a larger GPU",
         bfloat16=True,
         flash_attention=False,
         memory=int(trained / 0.7) + 4096,
@@ -284,7 +284,9 @@ def test_one_worker_announces_no_strategy(tmp_path: Path) -> None:
 
 
 def test_float16_with_a_stage_is_refused(tmp_path: Path) -> None:
-    gpu = Hardware("cuda", "a GPU", bfloat16=False, flash_attention=False, memory=8 * GIB)
+    gpu = Hardware(
+        device="cuda", name="a GPU", bfloat16=False, flash_attention=False, memory=8 * GIB
+    )
     config = run_config(tmp_path, scale={"deepspeed": {"stage": 0}})
     with pytest.raises(
         ConfigError, match=r"^scale\.deepspeed: float16 trains without DeepSpeed only"
