@@ -318,7 +318,10 @@ def test_without_eval_whole_prompts_are_held_out(run: Prepare, rows: Any) -> Non
     file = rows("a.jsonl", *(pair(n, prompt=f"question {n // 2}") for n in range(100)))
     artifact, said = run(file, eval_fraction=0.1)
     assert (len(artifact.train), len(artifact.eval), artifact.summary.held_out) == (90, 10, True)
-    assert "no data.eval: 10 training pairs held out for evaluation (seeded, whole prompts)" in said
+    assert (
+        "no data.eval: 10 training pairs held out for evaluation (drawn by the seed; pairs of one "
+        "prompt stay together)" in said
+    )
     questions = [
         {(int(pair_id.rpartition(":")[2]) - 1) // 2 for pair_id in ids}
         for ids in (artifact.train.pair_ids, artifact.eval.pair_ids)
@@ -336,7 +339,9 @@ def test_pairs_in_both_train_and_eval_are_announced(run: Prepare, rows: Any) -> 
     )
     artifact, said = run(train, eval=[{"source": str(evaluation)}])
     assert (len(artifact.train), len(artifact.eval), artifact.summary.overlap) == (5, 6, 2)
-    assert "warning: 2 pairs in both train and eval, so evaluation will flatter" in said
+    assert (
+        "warning: 2 pairs in both train and eval, so evaluation will look better than it is" in said
+    )
     assert (
         run(train, eval=[{"source": str(evaluation)}], seed=9)[0].path == artifact.path
     )  # nothing was drawn
