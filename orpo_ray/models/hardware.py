@@ -1,4 +1,4 @@
-"""What the machine can compute with, and which number format and attention a run takes there."""
+"""What the machine can compute with, and the number format and attention that a run takes."""
 
 import importlib.util
 from collections.abc import Collection
@@ -20,10 +20,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What one process computes on: "cpu" or "cuda". `flash_attention`: the flash-attn package is
-    there and runs.
+    """What one process computes on.
 
-    `memory` is that of a GPU, in bytes; None on a CPU.
+    `device` is "cpu" or "cuda". `flash_attention` says whether the flash-attn package is installed
+    and runs on it. `memory` is that of a GPU, in bytes; None on a CPU.
     """
 
     device: str
@@ -62,7 +62,7 @@ def probe_hardware() -> Hardware:
 def choose_numerics(
     config: ModelConfig, hardware: Hardware, known: Collection[str] = ATTENTIONS
 ) -> Numerics:
-    """Decide dtype and attention, of those `known` to the base.
+    """Decide dtype and attention; the base knows the attentions in `known`.
 
     Raises ResourceError if the config names what the machine cannot do.
     """
@@ -101,7 +101,7 @@ def _best_dtype(hardware: Hardware) -> str:
 
 
 def _best_attention(flash_fits: bool, known: Collection[str]) -> tuple[str, str]:
-    """The best attention that machine and base have, and why."""
+    """The best attention that both machine and base have, and why."""
     if flash_fits and "flash_attention_2" in known:
         return "flash_attention_2", "flash-attn is installed"
     if "sdpa" in known:
