@@ -387,7 +387,7 @@ def test_a_broken_file_of_the_aws_sdk_is_not_quoted(
     (tmp_path / "config").write_text("aws_secret_access_key = secret\n", encoding="utf-8")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     with pytest.raises(
-        ConfigError, match="not as the AWS SDK wants it: sections in brackets"
+        ConfigError, match="not a file of the AWS SDK; write sections in brackets"
     ) as refused:
         storage_at(URL)
     assert "secret" not in str(refused.value)
