@@ -180,7 +180,7 @@ def test_the_largest_pack_of_the_plan_is_tried_last(artifact: Artifact) -> None:
     assert (longest, tried) == (costs.tokens.max(), max(steps))
     assert longest < another <= 2 * longest
     assert ground.said[0].startswith(
-        "tokens per micro-batch 8192, activations kept; the largest one, of "
+        "tokens per micro-batch 8192, activations kept; the largest micro-batch, "
     )
 
 

@@ -76,7 +76,7 @@ def chosen(
             ADAPTER_OF_7B,
             {},
             "deepspeed-zero-2",
-            "quantised every worker loads it whole",
+            "with quantisation each worker loads all of it",
         ),
         (
             workers(2),
@@ -85,41 +85,41 @@ def chosen(
             DDP,
             "weights, gradients and optimizer state take 16.0 GiB on each worker",
         ),
-        (workers(2, 24), ALL_OF_1B, FULL, DDP, "take 16.0 GiB on each worker of 16.8 GiB"),
+        (workers(2, 24), ALL_OF_1B, FULL, DDP, "take 16.0 GiB on each worker, within the 16.8 GiB"),
         (
             workers(2, 20),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-1",
-            "take 12.0 GiB on each worker of 14.0 GiB",
+            "take 12.0 GiB on each worker, within the 14.0 GiB",
         ),
         (
             workers(2, 16),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-2",
-            "take 10.0 GiB on each worker of 11.2 GiB",
+            "take 10.0 GiB on each worker, within the 11.2 GiB",
         ),
         (
             workers(2, 12),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-3",
-            "take 8.0 GiB on each worker of 8.4 GiB",
+            "take 8.0 GiB on each worker, within the 8.4 GiB",
         ),
         (
             workers(2, 11),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-3",
-            "more than the 7.7 GiB there are; trying all the same",
+            "more than the 7.7 GiB that it has for them; trying it anyway",
         ),
         (
             workers(16, 8),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-2",
-            "take 4.8 GiB on each worker of 5.6 GiB",
+            "take 4.8 GiB on each worker, within the 5.6 GiB",
         ),
         (
             workers(2),
@@ -272,8 +272,8 @@ def test_the_size_of_the_real_base_decides_and_the_reason_is_announced(tmp_path:
     )
     assert decided(run_config(tmp_path), CPU, 2) == (
         "deepspeed-zero-2",
-        "2 workers, deepspeed-zero-2: the base fits on each worker; optimizer state and gradients "
-        "are shared out",
+        "2 workers, deepspeed-zero-2: the base fits on each worker; the workers share optimizer "
+        "state and gradients",
     )
 
 
