@@ -1,4 +1,4 @@
-"""Row checks: each defect has its own reason, and every reason reads as a sentence."""
+"""Checks of rows: each defect has its own reason, and every reason is a sentence."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""How workers share a model: the choice and its reason, the arithmetic behind it, and the counts
-that go in.
-"""
+"""How workers share a model: the choice, its reason, and the arithmetic behind it."""
 
 from pathlib import Path
 from typing import Any
@@ -70,7 +68,7 @@ def chosen(
             "the base takes 14.0 GiB, more than the 11.2 GiB",
         ),
         (workers(4, 16, nodes=2), BASE_OF_7B, PLAIN, "deepspeed-zero-3", "the base takes 14.0 GiB"),
-        # Quantised weights are never cut up, so ZeRO-3 would not help.
+        # Quantised weights are never sharded, so ZeRO-3 would not help.
         (
             workers(2, 4),
             ADAPTER_OF_7B,
