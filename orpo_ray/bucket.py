@@ -39,7 +39,7 @@ _REFUSED = re.compile(
 
 
 class Bucket:
-    """A bucket. Methods are described in `storage.Storage`."""
+    """A bucket with its local copies. `storage.Storage` says what the methods do."""
 
     is_remote = True
 

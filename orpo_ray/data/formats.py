@@ -63,7 +63,7 @@ class _Sides:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One shape of rows, told by its columns.
+    """One shape of rows, recognised by its columns.
 
     A row has this shape if it has both columns of one pair of `sides`, and one of the columns in
     `prompt`. A shape with an empty `prompt` needs no such column. `read` takes the row and the

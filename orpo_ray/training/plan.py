@@ -14,7 +14,7 @@ Indices = NDArray[np.int64]
 
 
 class Layout(StrEnum):
-    """How the pairs of a micro-batch stand in rows (see `layout.py`)."""
+    """How the pairs of a micro-batch are put into rows (see `layout.py`)."""
 
     PADDED = "padded"
     PACKED = "packed"
