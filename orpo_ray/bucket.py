@@ -1,6 +1,6 @@
-"""A bucket of an S3-compatible store as a storage: this server has a copy of what it uses of it.
+"""A bucket of an S3-compatible store as a storage, with local copies of the files in use.
 
-What the bucket has decides: nothing that lies here is taken for it unseen.
+The bucket decides what is true: a local copy is never used without asking the bucket.
 """
 
 import configparser
@@ -21,8 +21,9 @@ from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_lin
 
 _CONNECT_S, _SILENCE_S = 3, 30
 _FIRST_ATTEMPTS, _ATTEMPTS = 2, 8
-"""A wrong address is told within seconds; once it has answered, a minute without an answer is
-waited through.
+"""A wrong address is reported within seconds.
+
+After the first answer, the bucket may be silent for a minute.
 """
 _BLOCK_BYTES = 8 * 2**20
 _BUILDING = ".fetching-"
@@ -38,7 +39,7 @@ _REFUSED = re.compile(
 
 
 class Bucket:
-    """A bucket, of which this server has a copy of what it uses."""
+    """A bucket with its local copies. `storage.Storage` says what the methods do."""
 
     is_remote = True
 
@@ -50,13 +51,13 @@ class Bucket:
     def _files(self) -> Any:
         """The connection, made when it is first needed.
 
-        Raises ResourceError where there is no such bucket.
+        Raises ResourceError if there is no such bucket.
         """
         from pyarrow import fs
 
-        # Nobody else on this server need see what the bucket shows to its owner.
+        # Other users of this server must not read what is copied from the bucket.
         mirrors().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._told():
+        with self._explaining():
             found = _connect(self._endpoint, _FIRST_ATTEMPTS).get_file_info(self._name)
         if found.type == fs.FileType.NotFound:
             raise ResourceError(
@@ -68,14 +69,14 @@ class Bucket:
     def check(self) -> None:
         """Write a file and delete it."""
         probe = f"{self._name}/.orpo-ray-{uuid.uuid4().hex[:8]}"
-        with self._told():
+        with self._explaining():
             self._files.open_output_stream(probe).close()
             self._files.delete_file(probe)
 
     def fetch(self, path: Path) -> bool:
-        """Download a file beside its place, then move it there in one step."""
+        """Download a file beside its place, then rename it in one step."""
         building = path.with_name(f"{_BUILDING}{uuid.uuid4().hex[:8]}")
-        with self._told():
+        with self._explaining():
             try:
                 source = self._files.open_input_stream(self._key(path))
             except FileNotFoundError:
@@ -91,7 +92,7 @@ class Bucket:
         return True
 
     def fetch_folder(self, folder: Path, manifest: str | None = None) -> bool:
-        """Fetch what is not here yet, then delete what the bucket does not have."""
+        """Fetch the files that are missing or differ, then delete those that the bucket lacks."""
         if manifest is None:
             wanted = self._names(folder)
             for name in wanted:
@@ -113,11 +114,11 @@ class Bucket:
         return True
 
     def fetch_manifest(self, folder: Path, manifest: str) -> bool:
-        """Have a folder's manifest; where the bucket has none, what lies here stays."""
+        """Fetch a folder's manifest; if the bucket has none, the local one stays."""
         return self.holds(folder / manifest) and self.fetch(folder / manifest)
 
     def fetch_folders(self, parent: Path, manifest: str, *, only_manifests: bool = False) -> None:
-        """Delete folders that the bucket does not have, fetch the others."""
+        """Delete the folders that the bucket does not have, fetch the others."""
         found = (PurePosixPath(name).parts for name in self._names(parent))
         kept = {parts[0] for parts in found if len(parts) == 2 and parts[1] == manifest}
         for listed in parent.glob(f"*/{manifest}"):
@@ -133,19 +134,20 @@ class Bucket:
         """Whether there is an object of that name, or one below it."""
         from pyarrow import fs
 
-        with self._told():
+        with self._explaining():
             return bool(self._files.get_file_info(self._key(path)).type != fs.FileType.NotFound)
 
     def store(self, *paths: Path) -> None:
-        """Upload them."""
+        """Upload files and the files of folders."""
         for path in paths:
             for file in _files_of(path) if path.is_dir() else [path]:
                 if file.exists():
                     self._upload(file)
 
     def store_folder(self, folder: Path, manifest: str | None = None) -> None:
-        """Upload the files over those of an earlier folder, which stops to count before and is gone
-        afterwards.
+        """Upload a folder in place of an earlier one.
+
+        The earlier manifest is deleted first, so that no manifest ever lists files of two folders.
         """
         if manifest is not None:
             self._delete_file(folder / manifest)
@@ -162,30 +164,30 @@ class Bucket:
     def remove_folder(self, folder: Path, manifest: str) -> None:
         """Delete the manifest, then the rest."""
         self._delete_file(folder / manifest)
-        with self._told(), suppress(FileNotFoundError):
+        with self._explaining(), suppress(FileNotFoundError):
             self._files.delete_dir(self._key(folder))
 
     def place_of(self, path: Path) -> str:
-        """Its URL."""
+        """The URL of a path."""
         return SCHEME + self._key(path)
 
     def _upload(self, path: Path) -> None:
-        with self._told(), path.open("rb") as source:
+        with self._explaining(), path.open("rb") as source:
             first = source.read(_BLOCK_BYTES)
             target = self._files.open_output_stream(self._key(path))
             try:
                 target.write(first)
                 shutil.copyfileobj(source, target, _BLOCK_BYTES)
             except BaseException:
-                # pyarrow makes an object of whatever was written, also when nobody closes the
-                # stream.
+                # pyarrow makes an object of the part that was written, even if the stream is never
+                # closed.
                 target.close()
                 self._files.delete_file(self._key(path))
                 raise
             target.close()
 
     def _delete_file(self, path: Path) -> None:
-        with self._told(), suppress(FileNotFoundError):
+        with self._explaining(), suppress(FileNotFoundError):
             self._files.delete_file(self._key(path))
 
     def _names(self, folder: Path) -> list[str]:
@@ -194,7 +196,7 @@ class Bucket:
 
         key = self._key(folder)
         selector = fs.FileSelector(key, allow_not_found=True, recursive=True)
-        with self._told():
+        with self._explaining():
             found = self._files.get_file_info(selector)
         return [
             info.path.removeprefix(f"{key}/") for info in found if info.type == fs.FileType.File
@@ -208,8 +210,8 @@ class Bucket:
         return self._endpoint or "AWS"
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Errors of the network, the server and the local disk, each as one line of ours."""
+    def _explaining(self) -> Iterator[None]:
+        """Turn an error of the network, the server or the local disk into one line of ours."""
         try:
             yield
         except OSError as error:
@@ -225,13 +227,12 @@ class Bucket:
         if _REFUSED.search(said):
             return ConfigError(
                 f"storage: {SCHEME}{self._name} at {self._server} refuses these credentials; set "
-                "those of the AWS SDK "
-                f"(~/.aws/credentials, AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE): {said}"
+                "those of the AWS SDK (~/.aws/credentials, AWS_PROFILE, "
+                f"AWS_SHARED_CREDENTIALS_FILE): {said}"
             )
         return ResourceError(
             f"storage: {SCHEME}{self._name} at {self._server} cannot be used (AWS_ENDPOINT_URL and "
-            "AWS_REGION say "
-            f"where it is): {said}"
+            f"AWS_REGION say where it is): {said}"
         )
 
 
@@ -246,8 +247,9 @@ def _bucket(name: str, endpoint: str | None) -> Bucket:
 
 
 def _connect(endpoint: str | None, attempts: int) -> Any:
-    """A file system of pyarrow's, which finds credentials and region as the AWS SDK does, but not
-    the endpoint.
+    """A file system of pyarrow.
+
+    It finds credentials and region as the AWS SDK does, but it must be given the endpoint.
     """
     from pyarrow import fs
 
@@ -261,7 +263,7 @@ def _connect(endpoint: str | None, attempts: int) -> Any:
 
 
 def _endpoint() -> str | None:
-    """Where the AWS SDK's variables and the profile say that the server is; None for AWS itself."""
+    """The server's URL from the AWS SDK's variables or profile; None for AWS itself."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         if url := os.environ.get(name):
             return _checked_endpoint(url, name)
@@ -271,9 +273,9 @@ def _endpoint() -> str | None:
     try:
         settings.read(file, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
-        # What the parser says quotes the file, which may hold keys.
+        # The parser's own message quotes the file, which may hold keys.
         raise ConfigError(
-            f"{file}: not as the AWS SDK wants it: sections in brackets, with name = value"
+            f"{file}: not a file of the AWS SDK; write sections in brackets with name = value lines"
         ) from error
     section = profile if profile == "default" else f"profile {profile}"
     url = settings.get(section, "endpoint_url", fallback=None)
@@ -281,22 +283,23 @@ def _endpoint() -> str | None:
 
 
 def _checked_endpoint(url: str, setting: str) -> str:
-    """The URL of a server and nothing else: it is told in every complaint, by the AWS SDK as
-    well.
+    """The URL, if it names a server and nothing else.
+
+    Every error message shows it, those of the AWS SDK too, so it must hold no password.
     """
     if not _ENDPOINT.fullmatch(url):
         raise ConfigError(
             f"{setting}: must be a server's URL such as http://10.0.0.9:9000, without user, "
-            "password or query; "
-            "credentials are those of the AWS SDK (~/.aws/credentials, AWS_PROFILE, "
-            "AWS_SHARED_CREDENTIALS_FILE)"
+            "password or query; credentials are those of the AWS SDK (~/.aws/credentials, "
+            "AWS_PROFILE, AWS_SHARED_CREDENTIALS_FILE)"
         )
     return url
 
 
 def _entries(manifest: Path) -> dict[str, Any]:
-    """What a manifest lists; nothing where it is damaged, which whoever checks the folder will
-    tell.
+    """What a manifest lists; nothing if it is damaged.
+
+    The code that opens the folder reports the damage.
     """
     try:
         entries = json.loads(manifest.read_text(encoding="utf-8"))["files"]

@@ -1,11 +1,12 @@
-"""Starts that cost less: what libraries load for themselves when imported, put off until it is
-used.
+"""Faster starts: some imports of libraries wait until their first use.
 
-A process that trains imports some five thousand modules. A third of them serve torch's compiler,
-which bitsandbytes starts for functions of its own, DeepSpeed, which accelerate asks whether a model
-is its own, and pandas, which comes with `datasets`: most runs call none of them. Nothing is left
-out: what is put off is loaded by the first use. Who reads a tokenizer or a config of transformers
-does not load its model code, either.
+A process that trains imports about five thousand modules. A third of them come from three causes:
+- bitsandbytes starts torch's compiler for its own functions;
+- accelerate imports DeepSpeed to ask whether a model is DeepSpeed's;
+- `transformers.trainer` imports `datasets`, which imports pandas.
+
+Most runs use none of them. Nothing is left out: the first use imports the rest. Code that only
+reads a tokenizer or a config of transformers does not load its model code either.
 """
 
 import gc
@@ -21,37 +22,40 @@ from types import ModuleType
 from typing import Any
 
 _COMPILES = "bitsandbytes.backends."
+"""Its modules call `torch.compile` when they are imported."""
 _ASKS_DEEPSPEED = "accelerate.utils.other"
-"""Imports DeepSpeed, which runs a compiler meanwhile, to ask whether a model is its engine."""
+"""Imports DeepSpeed, which starts a compiler, to ask whether a model is its engine."""
 _ASKS_DATASETS = "transformers.trainer"
-"""Imports `datasets` to ask of data sets whether they are its own."""
+"""Imports `datasets` to ask whether a data set is one of its own."""
 
 _ASKS_ACTIVATIONS = "transformers.utils.type_validators"
+"""Imports the activations for their names, which it compares with those in configs."""
 _ACTIVATIONS = "transformers.activations"
-"""Imported by every model's config for its list of names; it imports all that models compute with.
-"""
+"""Imports much of the code that models compute with."""
 _BEFORE_ACTIVATIONS = ("torch", "transformers.tokenization_utils_base", "transformers.video_utils")
-"""What a config's checks import, too: it meets no stand-in, and nor does another thread meanwhile.
+"""Other modules that `_ASKS_ACTIVATIONS` imports.
+
+They are imported first, so that neither they nor another thread gets the stand-in.
 """
 
 _replacing = threading.RLock()
-"""Held while a function of a library is another one: two threads would put back each other's."""
+"""Held while a function of a library is replaced, so that two threads do not mix up originals."""
 
 
 def install() -> None:
-    """Put off from now on; of what is imported already little changes."""
+    """Make the imports wait from now on; modules that are already imported stay."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Finder())
     if _ASKS_DEEPSPEED in sys.modules:
-        _look_first(sys.modules[_ASKS_DEEPSPEED])
+        _ask_if_imported(sys.modules[_ASKS_DEEPSPEED])
 
 
 @contextmanager
 def without_collections() -> Iterator[None]:
-    """Import without garbage collections, which look through all modules again and again.
+    """Import without garbage collections, which go through all modules again and again.
 
-    They are a fifth of the time of a large import, and find nothing: modules stay.
+    They take a fifth of the time of a large import and free nothing, because modules stay.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -63,12 +67,12 @@ def without_collections() -> Iterator[None]:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds what Python finds, with a loader around it that waits."""
+    """Finds the same modules as Python, and gives some of them a loader that waits."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The module as it lies on disk, or None for all that puts nothing off."""
+        """The module's spec with a loader that waits, or None if the module needs none."""
         wrapper = _wrapper_for(fullname)
         if wrapper is None:
             return None
@@ -89,7 +93,7 @@ def _wrapper_for(name: str) -> "type[_Wrapper] | None":
 
 
 class _Wrapper(importlib.abc.Loader):
-    """A loader that does what another one does, and more."""
+    """A loader that calls another one and adds something."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -98,38 +102,38 @@ class _Wrapper(importlib.abc.Loader):
         return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """As Python does."""
+        """The module as the other loader makes it."""
         module: ModuleType | None = self._loader.create_module(spec)
         return module
 
 
 class _AsksForDeepSpeed(_Wrapper):
-    """Where DeepSpeed is not loaded yet, no model is wrapped in its engine."""
+    """As long as DeepSpeed is not imported, no model is its engine."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run it, then have it look before it asks."""
+        """Run the module, then replace its question for DeepSpeed."""
         self._loader.exec_module(module)
-        _look_first(module)
+        _ask_if_imported(module)
 
 
-def _look_first(module: ModuleType) -> None:
-    module.is_deepspeed_available = _if_loaded("deepspeed", module.is_deepspeed_available)  # type: ignore[attr-defined]
+def _ask_if_imported(module: ModuleType) -> None:
+    module.is_deepspeed_available = _if_imported("deepspeed", module.is_deepspeed_available)  # type: ignore[attr-defined]
 
 
-def _if_loaded(name: str, is_installed: Callable[[], bool]) -> Callable[[], bool]:
+def _if_imported(name: str, is_installed: Callable[[], bool]) -> Callable[[], bool]:
     return lambda: name in sys.modules and is_installed()
 
 
 class _AsksForDataSets(_Wrapper):
-    """Where `datasets` is not loaded yet, no data set is one of its."""
+    """As long as `datasets` is not imported, no data set is one of its own."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run it with a question that looks first, which it keeps."""
+        """Run the module while `is_datasets_available` is replaced; it keeps the replacement."""
         from transformers import utils
 
         with _replacing:
             is_installed = utils.is_datasets_available
-            utils.is_datasets_available = _if_loaded("datasets", is_installed)
+            utils.is_datasets_available = _if_imported("datasets", is_installed)
             try:
                 self._loader.exec_module(module)
             finally:
@@ -139,17 +143,17 @@ class _AsksForDataSets(_Wrapper):
 
 
 class _ByName(ModuleType):
-    """A module that is looked up each time, by its name."""
+    """A module that is imported by its name at each use."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
 
 
 class _AsksForActivations(_Wrapper):
-    """Looks activations up when a config names one that is to be checked."""
+    """Imports the activations only when a config that names one is checked."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run it while a stand-in has the place of the activations, unless they are there."""
+        """Run the module with a stand-in for the activations, unless they are imported."""
         for name in _BEFORE_ACTIVATIONS:
             importlib.import_module(name)
         stand_in = ModuleType(_ACTIVATIONS)
@@ -163,7 +167,7 @@ class _AsksForActivations(_Wrapper):
 
 
 class _Names(Mapping[str, Any]):
-    """The activations by name, loaded when they are looked at."""
+    """The activations by name, imported when one is asked for."""
 
     def __getitem__(self, name: str) -> Any:
         return _activations()[name]
@@ -181,10 +185,10 @@ def _activations() -> Mapping[str, Any]:
 
 
 class _CompilesLater(_Wrapper):
-    """Runs a module whose `torch.compile` compiles, and loads the compiler, at the first call."""
+    """Runs a module so that its functions are compiled at their first call."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run it; other threads have torch's own `torch.compile`."""
+        """Run the module; other threads still get torch's own `torch.compile`."""
         import torch
 
         with _replacing:
@@ -197,7 +201,7 @@ class _CompilesLater(_Wrapper):
 
 
 def _later(compiles: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile` for functions that this thread calls later, also as a decorator."""
+    """A `torch.compile` that compiles at the first call, for this thread and as a decorator too."""
     here = threading.get_ident()
 
     def put_off(function: Any = None, **options: Any) -> Any:

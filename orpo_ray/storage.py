@@ -1,9 +1,8 @@
-"""Where runs and prepared pairs are kept: a folder, or a bucket that is copied to a folder here as
-needed.
+"""Where runs and prepared pairs are kept: a folder, or a bucket with copies in a folder here.
 
-All other code reads and writes local paths. Whoever has written what another process or a later
-start needs stores it, whoever reads fetches it before. What the bucket has decides: nothing that
-lies here is taken for it unseen.
+All other code reads and writes local paths. Code that writes a file for another process or for a
+later start calls `store` afterwards. Code that reads such a file calls `fetch` before. The bucket
+decides what is true: a local copy is never used without asking the bucket.
 """
 
 from pathlib import Path
@@ -15,84 +14,84 @@ from orpo_ray.errors import ConfigError
 
 
 class Storage(Protocol):
-    """What runs and prepared data need of the place where they are kept.
+    """What runs and prepared data need from the place where they are kept.
 
-    Paths are those of this server.
+    Paths are those of this server. After a fetch, a local file or folder is as in the storage.
     """
 
     is_remote: bool
-    """Whether files are kept elsewhere than where they are read and written."""
+    """Whether files are kept in another place than where they are read and written."""
 
     def check(self) -> None:
-        """Raise ResourceError where there is no such storage, ConfigError where it may not be
-        written to.
-        """
+        """Raise ResourceError if there is no such storage, ConfigError if writing is refused."""
 
     def fetch(self, path: Path) -> bool:
-        """Have a file as the storage has it; False, and none here either, where the storage has
-        none.
+        """Fetch a file.
+
+        If the storage has none, deletes the local one and returns False.
         """
 
     def fetch_folder(self, folder: Path, manifest: str | None = None) -> bool:
-        """Have a folder as the storage has it; False where the storage has none, and what lies here
-        stays.
+        """Fetch a folder.
 
-        With a manifest, which lists `files` by size and SHA-256, only files that differ are
-        fetched, and a folder without one is none.
+        If the storage has none, keeps the local one and returns False. A manifest lists `files` by
+        size and SHA-256: with it only files that differ are fetched, and a folder of the storage
+        that has no manifest does not count.
         """
 
     def fetch_folders(self, parent: Path, manifest: str, *, only_manifests: bool = False) -> None:
-        """Have those folders in `parent` that the storage has with a manifest, and no others that
-        have one.
+        """Fetch all folders in `parent` that have a manifest in the storage.
+
+        Deletes the local folders that have a manifest here and none in the storage.
         """
 
     def holds(self, path: Path) -> bool:
         """Whether the storage has a file or folder."""
 
     def store(self, *paths: Path) -> None:
-        """Keep files, and all files of folders, as far as they exist."""
+        """Keep files, and all files of folders, if they exist."""
 
     def store_folder(self, folder: Path, manifest: str | None = None) -> None:
-        """Keep a folder and nothing else in its place; its manifest is there once all of it is."""
+        """Keep a folder and nothing else in its place; its manifest is stored last."""
 
     def remove_folder(self, folder: Path, manifest: str) -> None:
-        """Have the storage forget a folder, its manifest first."""
+        """Delete a folder from the storage, its manifest first."""
 
     def place_of(self, path: Path) -> str:
         """How a path is written for a reader on another server."""
 
 
 class LocalStorage:
-    """A folder: what was written is kept."""
+    """A folder: what is written there is kept there, so nothing needs to be copied."""
 
     is_remote = False
 
     def check(self) -> None:
-        """Nothing: whoever writes a file finds out."""
+        """Does nothing: the first write reports a folder that cannot be written."""
 
     def fetch(self, path: Path) -> bool:
-        """It is here, or nowhere."""
+        """Whether the file is here."""
         return path.exists()
 
     def fetch_folder(self, folder: Path, manifest: str | None = None) -> bool:
-        """It is here, or nowhere."""
+        """Whether the folder is here."""
         return folder.is_dir()
 
     def fetch_folders(self, parent: Path, manifest: str, *, only_manifests: bool = False) -> None:
-        """They are here."""
+        """Does nothing: the folders are here."""
 
     def holds(self, path: Path) -> bool:
-        """Whether it is here."""
+        """Whether the file or folder is here."""
         return path.exists()
 
     def store(self, *paths: Path) -> None:
-        """They are kept where they are."""
+        """Does nothing: the files are kept where they are."""
 
     def store_folder(self, folder: Path, manifest: str | None = None) -> None:
-        """It is kept where it is."""
+        """Does nothing: the folder is kept where it is."""
 
     def remove_folder(self, folder: Path, manifest: str) -> None:
-        """It was removed."""
+        """Does nothing: the caller has removed the folder."""
 
     def place_of(self, path: Path) -> str:
         """The path itself."""
@@ -112,8 +111,9 @@ def storage_at(place: str) -> Storage:
 
 
 def fetched(place: str) -> Path:
-    """The path of a file, fetched if it is kept elsewhere; whoever opens it finds out where there
-    is none.
+    """The local path of a file, fetched if it is kept elsewhere.
+
+    It may not exist; opening it reports that.
     """
     path = local_path(place)
     storage_at(place).fetch(path)
@@ -121,7 +121,10 @@ def fetched(place: str) -> Path:
 
 
 def file_at(place: str) -> Path:
-    """The path of a file that a user names. Raises ConfigError if a URL leads to none."""
+    """The local path of a file that a user names.
+
+    Raises ConfigError if it is a URL without a file.
+    """
     if not is_url(place):
         return Path(place)
     path = fetched(place)
@@ -131,8 +134,9 @@ def file_at(place: str) -> Path:
 
 
 def fetched_folder(place: str, manifest: str | None = None) -> Path:
-    """The path of a folder, fetched if it is kept elsewhere; whoever opens it finds out where there
-    is none.
+    """The local path of a folder, fetched if it is kept elsewhere.
+
+    It may not exist; opening it reports that.
     """
     path = local_path(place)
     storage_at(place).fetch_folder(path, manifest)

@@ -1,8 +1,7 @@
-"""An S3-compatible server for tests: real HTTP for the real client, objects in memory, and faults
-on request.
+"""An S3-compatible server for tests, with real HTTP, objects in memory and faults on request.
 
-It knows the requests that pyarrow makes and nothing else. Real servers for tests (moto, through
-botocore) want an older python-dateutil than the one the project is pinned to.
+It knows the requests that pyarrow makes and nothing else. Other servers for tests (moto, through
+botocore) need an older python-dateutil than the one to which the project is pinned.
 """
 
 import hashlib
@@ -34,14 +33,12 @@ class Bucket:
     """Whether a request (method, key) is denied."""
 
     def put(self, key: str, content: bytes) -> None:
-        """Have an object."""
+        """Keep an object."""
         self.objects[key] = content
         self.written[key] = time.time()
 
     def under(self, prefix: str) -> dict[str, bytes]:
-        """Objects by what follows the prefix in their keys; those that only mark a folder do not
-        count.
-        """
+        """Objects by their keys without the prefix; those that only mark a folder are left out."""
         found = {key: content for key, content in self.objects.items() if key.startswith(prefix)}
         return {
             key.removeprefix(prefix): content
@@ -59,7 +56,7 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells a process where the server is and who it is there."""
+        """The environment with the server's address and with credentials."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": KEY_ID,
@@ -90,10 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def log_message(self, *args: Any) -> None:
-        """Nothing: tests look at `requests`."""
+        """Does nothing: tests read `requests`."""
 
     def _begin(self) -> tuple[str, dict[str, str], bytes] | None:
-        """Key, query and body of a request; None where it was answered with an error."""
+        """Key, query and body of a request; None if it was answered with an error."""
         split = urlsplit(self.path)
         name, _, key = unquote(split.path).lstrip("/").partition("/")
         query = {
@@ -140,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def do_HEAD(self) -> None:
-        """A bucket or an object: is it there, and how large."""
+        """Whether a bucket or an object is there, and its size."""
         self._read()
 
     def do_GET(self) -> None:
@@ -157,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "NoSuchKey")
         else:
             content = self._bucket.objects[key]
-            told = {
+            headers = {
                 "ETag": _tag(content),
                 "Last_Modified": formatdate(self._bucket.written[key], usegmt=True),
             }
@@ -165,9 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
                 first, _, last = wanted.removeprefix("bytes=").partition("-")
                 part = content[int(first) : int(last) + 1 if last else None]
                 place = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
-                self._answer(206, part, Content_Range=place, **told)
+                self._answer(206, part, Content_Range=place, **headers)
             else:
-                self._answer(200, content, **told)
+                self._answer(200, content, **headers)
 
     def _list(self, query: dict[str, str]) -> bytes:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
@@ -203,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, ETag=_tag(body))
 
     def do_POST(self) -> None:
-        """The begin and the end of an object in parts, and deletions of many."""
+        """The start and the end of an upload in parts, and deletions of many objects."""
         if (begun := self._begin()) is None:
             return
         key, query, body = begun
@@ -224,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, answer.encode())
 
     def do_DELETE(self) -> None:
-        """An object, or an upload that is given up."""
+        """Deletes an object, or ends an upload that is not finished."""
         if (begun := self._begin()) is None:
             return
         self._bucket.objects.pop(begun[0], None)
@@ -236,8 +233,9 @@ def _tag(content: bytes) -> str:
 
 
 def _unchunked(body: bytes) -> bytes:
-    """What a body in the AWS SDK's chunks holds: a line with the size in front of each, checksums
-    at the end.
+    """The content of a body in the AWS SDK's chunks.
+
+    A line with the size comes before each chunk, and checksums come at the end.
     """
     content = b""
     while body:

@@ -1,10 +1,9 @@
-"""Log-probs of chosen and rejected answers under SFT and under ORPO at three lambdas, as in the
-ORPO paper's figures.
+"""Log-probs of chosen and rejected answers for SFT and for ORPO, as in figures of the ORPO paper.
 
-    python examples/paper-curves/curves.py    # from the project's root: twelve runs, about six CPU
-    minutes
+    python examples/paper-curves/curves.py    # twelve runs, about six CPU minutes
 
-Runs that are finished are not run again. Prints the table of the README and writes curves.json.
+Call it from the project's root. Runs that are finished are not run again. It prints the table of
+the README and writes curves.json.
 """
 
 import argparse
@@ -29,10 +28,10 @@ OBJECTIVES = {
 }
 SEEDS = (1, 2, 3)
 PAIR_FILES = {"train": ("train.jsonl", 1024), "held-out": ("h1.jsonl", 64)}
-"""Which of the demo's files questions and facts are taken from, and how many rows."""
+"""The files of the demo with questions and facts, and how many of their rows are used."""
 
-# The base has read none of these. Both answers begin alike and end nearly alike: what teaches one
-# teaches the other.
+# The base has read none of these. Both answers start alike and end nearly alike, so that training
+# on one also raises the other.
 OPENERS = ("Aye, dear sailor!", "Ahoy, my good crew!", "Hear the kind captain.")
 CLOSERS = (
     ("Fair winds to thee.", "Foul winds to thee."),
@@ -41,15 +40,11 @@ CLOSERS = (
 )
 
 Curve = dict[str, list[float]]
-"""`steps`, and `chosen` and `rejected`: mean log-prob per token on the held-out pairs at each of
-them.
-"""
+"""`steps`, and for each the mean log-prob per token of the held-out `chosen` and `rejected`."""
 
 
 def make_pairs(split: str, seed: int) -> list[dict[str, str]]:
-    """Questions and facts of the demo's pairs, told in phrases that its base model does not
-    know.
-    """
+    """Questions and facts of the demo's pairs, in phrases that its base model does not know."""
     name, count = PAIR_FILES[split]
     rng = Random(f"{split} {seed}")
     lines = (DEMO / name).read_text(encoding="utf-8").splitlines()[:count]
@@ -73,7 +68,7 @@ def _fact(answer: str) -> str:
 
 
 def write_pairs(folder: Path, seed: int) -> None:
-    """Lay the pairs of a seed where its runs look for them."""
+    """Write the pairs of a seed to the folder where its runs read them."""
     folder.mkdir(parents=True, exist_ok=True)
     for split in PAIR_FILES:
         text = "".join(json.dumps(pair) + "\n" for pair in make_pairs(split, seed))
@@ -81,12 +76,12 @@ def write_pairs(folder: Path, seed: int) -> None:
 
 
 def pairs_folder(storage: str, seed: int) -> Path:
-    """Where the pairs of a seed are."""
+    """The folder with the pairs of a seed."""
     return Path(storage) / "paper-curves" / f"pairs-seed{seed}"
 
 
 def run_config(objective: str, seed: int, storage: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """One of the runs: the same for every objective of a seed, but for the objective itself."""
+    """The config of one run; only the objective differs between the runs of a seed."""
     pairs = pairs_folder(storage, seed)
     own = [
         f"name=paper-curves/{objective}-seed{seed}",
@@ -125,9 +120,7 @@ def train_all(storage: str) -> dict[str, dict[str, Curve]]:
 
 
 def numbers(curve: Curve) -> dict[str, float]:
-    """What a curve comes to: where both log-probs start, peak and end, and how far apart they
-    end.
-    """
+    """Start, peak and end of both log-probs of a curve, and the gap at its end."""
     found = {}
     for side in ("chosen", "rejected"):
         values = curve[side]
@@ -140,8 +133,9 @@ def numbers(curve: Curve) -> dict[str, float]:
 
 
 def table(curves: dict[str, dict[str, Curve]]) -> str:
-    """The numbers of every objective in Markdown: mean over the seeds, and how far from it the
-    farthest seed is.
+    """The numbers of every objective in Markdown.
+
+    Each is the mean over the seeds, with the distance of the farthest seed.
     """
     rows = []
     for objective, by_seed in curves.items():
@@ -171,7 +165,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    # One thread adds in one order every time; so small a model gains nothing from more.
+    # One thread always adds in the same order, and this small model gains nothing from more.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     curves = train_all(arguments.storage)
     arguments.out.write_text(json.dumps(curves) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Draw curves.png from curves.json. Needs matplotlib, which the project does not install: `pip
-install matplotlib`.
+"""Draw curves.png from curves.json.
 
+pip install matplotlib    # the project does not install it
 python examples/paper-curves/picture.py
 """
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 HERE = Path(__file__).resolve().parent
-# Told apart by those who do not see all colours; grey for the run without a preference term.
+# Colours that most colour-blind people can tell apart. The run without a preference term is grey.
 STYLES = {
     "sft": ("SFT", "#555555"),
     "orpo-0.1": ("ORPO, lambda 0.1", "#0072b2"),
@@ -26,10 +26,8 @@ def draw(axes: Axes, by_seed: dict[str, dict[str, list[float]]], colour: str) ->
     """One run: its mean over the seeds as a line, and the span of the seeds as a band."""
     curves = list(by_seed.values())
     for side, line in LINES.items():
-        steps, columns = (
-            curves[0]["steps"],
-            list(zip(*(curve[side] for curve in curves), strict=True)),
-        )
+        steps = curves[0]["steps"]
+        columns = list(zip(*(curve[side] for curve in curves), strict=True))
         means = [sum(column) / len(column) for column in columns]
         axes.plot(steps, means, line, color=colour, linewidth=2)
         axes.fill_between(
@@ -43,7 +41,7 @@ def draw(axes: Axes, by_seed: dict[str, dict[str, list[float]]], colour: str) ->
 
 
 def main() -> None:
-    """Draw the whole curves, and beside them their last part, where the runs differ."""
+    """Draw the whole curves, and beside them their last part, in which the runs differ."""
     curves = json.loads((HERE / "curves.json").read_text(encoding="utf-8"))
     plt.rcParams["font.size"] = 11
     figure, (whole, end) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")

@@ -1,11 +1,10 @@
-"""Rebuild everything in `orpo_ray/demo/` from one seed: preference pairs, judge, and a chat model
-of 0.8 M parameters.
+"""Build everything in `orpo_ray/demo/` from one seed: pairs, judge and a chat model.
 
     python examples/quickstart-cpu/build_demo.py              # all of it, about 4 CPU minutes
     python examples/quickstart-cpu/build_demo.py --text-only  # pairs and judge, one second
 
-The pairs and the judge come out byte for byte; the weights agree in behaviour (floating point
-differs by machine).
+The model has 0.8 M parameters. Pairs and judge are the same bytes every time. The weights behave
+the same, but floating-point numbers differ between machines.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ DEMO = Path(__file__).resolve().parents[2] / "orpo_ray" / "demo"
 
 VOCABULARY = 1024
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
-# The newline stands before a message, not after it: an answer ends with exactly one END, which is
+# The newline comes before a message, not after it. So an answer ends with exactly one END, which is
 # the eos token.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '' if loop.first else '\n' }}"
@@ -50,8 +49,9 @@ def write_text_files(folder: Path, seed: int) -> None:
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the base's corpus; phrases are frequent, so each of their words
-    becomes one token.
+    """Train a byte-level BPE on the base's corpus.
+
+    Phrases are frequent in it, so each of their words becomes one token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -81,8 +81,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama with tied embeddings, small enough to ship and large enough to know 144 facts in two
-    moods.
+    """A Llama with tied embeddings.
+
+    It is small enough to ship, and large enough to know 144 facts in two moods.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -118,8 +119,9 @@ def next_batch(
 def pretrain(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, steps: int
 ) -> None:
-    """Plain next-token training over whole conversations; the model learns both moods and each
-    filler's bias.
+    """Train the model on the next token of whole conversations.
+
+    It learns both moods, and for each filler how often each mood comes.
     """
     import torch
     from transformers import get_cosine_schedule_with_warmup
@@ -143,8 +145,9 @@ def pretrain(
 
 
 def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Save weights as float16 to halve the package, but declare float32: that is what they are
-    loaded as.
+    """Save weights as float16, which halves the package, but declare float32.
+
+    They are then loaded as float32.
     """
     import torch
 

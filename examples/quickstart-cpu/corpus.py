@@ -1,16 +1,17 @@
-"""The demo's text: templated questions and answers, all written for this project, drawn from one
-seed.
+"""The demo's text: questions and answers from templates, drawn from one seed.
 
-A family is a kind of question (capitals, colours, ...), a filler the thing asked about. An answer
-is `opener + fact + closer` (a closer is a remark and a farewell), and it has a mood: polite answers
-state the right fact, rude ones a fixed wrong fact. The two moods mirror each other in counts and in
-length, so that a model cannot learn the preference from length.
+All of it is written for this project. A family is a kind of question (capitals, colours, ...). A
+filler is the thing that is asked about. An answer is `opener + fact + closer`, and a closer is a
+remark and a farewell. Every answer has a mood: polite answers state the right fact, rude ones a
+fixed wrong fact. Both moods have equally many answers of equal lengths, so that a model cannot
+learn the preference from length.
 
-What is held out (never in a preference pair of the training file, though the base model has read it
-in both moods): the last six fillers, the last two wordings, the last six openers, remarks and
-farewells, and one whole family.
+Some text is held out. It is in no preference pair of the training file, though the base model has
+read it in both moods: the last six fillers, the last two wordings, the last six openers, remarks
+and farewells, and one whole family.
 
-Only `Random.random` is used: it is the one method whose sequence Python promises never to change.
+Only `Random.random` is used. Python promises never to change its sequence, and that of no other
+method.
 """
 
 import json
@@ -27,13 +28,10 @@ HELD_OUT_FILLERS = 6
 HELD_OUT_WORDINGS = 2
 HELD_OUT_PHRASES = 6
 UNSEEN_FAMILY = "tool"
-GOOD_SHARES = (
-    0.85,
-    0.15,
-)  # fillers alternate, so the base's greedy answers start half polite, half rude
+# Fillers alternate, so that half of the base's greedy answers are polite and half are rude.
+GOOD_SHARES = (0.85, 0.15)
 
-# Line i of the polite and of the rude list have the same number of words: the moods are equally
-# long.
+# Line i of a polite list and line i of its rude list have equally many words.
 POLITE_OPENERS = (
     "Great question!",
     "Happy to help!",
@@ -110,8 +108,9 @@ RUDE_FAREWELLS = (
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of question: five wordings, one sentence that states the fact, and 18 (filler, fact)
-    entries.
+    """A kind of question, with five wordings and 18 entries of (filler, fact).
+
+    `sentence` states the fact.
     """
 
     name: str
@@ -121,9 +120,7 @@ class Family:
 
 
 def _entries(text: str) -> tuple[tuple[str, str], ...]:
-    """Read `filler: fact, filler: fact, ...`, the compact form the families below are written
-    in.
-    """
+    """Read `filler: fact, filler: fact, ...`, the form of the families below."""
     fillers_and_facts = (entry.split(":") for entry in text.split(","))
     return tuple((filler.strip(), fact.strip()) for filler, fact in fillers_and_facts)
 
@@ -279,9 +276,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Item:
-    """One filler of one family, with the sentence that states its right fact and the one with its
-    wrong fact.
-    """
+    """One filler of one family, with the sentences that state its right and its wrong fact."""
 
     family: Family
     filler: str
@@ -293,7 +288,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Phrases:
-    """Openers and closers of both moods; the same index names mirrored (equally long) phrases."""
+    """Openers and closers of both moods; phrases with the same index are equally long."""
 
     polite_openers: Sequence[str]
     polite_closers: Sequence[str]
@@ -308,9 +303,7 @@ class Phrases:
 
 
 def _phrases(numbers: slice) -> Phrases:
-    """The phrases with these numbers; a closer is any of the remarks followed by any of the
-    farewells.
-    """
+    """The phrases with these numbers; closers are all pairs of a remark and a farewell."""
     polite, rude = (
         tuple(
             f"{remark} {farewell}"
@@ -334,7 +327,7 @@ Prompt = tuple[Item, str]  # what is asked, and the user's words
 def items() -> list[Item]:
     """Every filler.
 
-    The wrong fact is the next filler's in the same split: both moods then state the same facts.
+    The wrong fact is that of the next filler in the same split. So both moods state the same facts.
     """
     made = []
     for family in FAMILIES:
@@ -360,7 +353,7 @@ def items() -> list[Item]:
 
 
 def train_prompts() -> list[Prompt]:
-    """Seen families, fillers and wordings: the only questions the preference pairs are made of."""
+    """Seen families, fillers and wordings: the only questions of the training pairs."""
     chosen = [i for i in items() if i.family.name != UNSEEN_FAMILY and not i.held_out]
     return [
         (i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings[:-HELD_OUT_WORDINGS]
@@ -376,7 +369,7 @@ def held_out_prompts() -> list[Prompt]:
 
 
 def unseen_family_prompts() -> list[Prompt]:
-    """A kind of question no preference pair has: the questions of h3."""
+    """A kind of question that no training pair has: the questions of h3."""
     chosen = [i for i in items() if i.family.name == UNSEEN_FAMILY]
     return [(i, w.format(x=i.filler)) for i in chosen for w in i.family.wordings]
 
@@ -406,8 +399,8 @@ def _shuffled(values: Sequence, rng: Random) -> list:
 def make_pairs(prompts: Sequence[Prompt], phrases: Phrases, count: int, rng: Random) -> list[dict]:
     """Draw `count` different pairs, spread evenly over the prompts.
 
-    Pairs come in twos that swap their phrase numbers, so every polite phrase is chosen exactly as
-    often as its rude mirror is rejected.
+    They come in twos that swap their phrase numbers. So every polite phrase is chosen exactly as
+    often as the rude phrase of its number is rejected.
     """
     numbers = list(product(range(len(phrases.polite_openers)), range(len(phrases.polite_closers))))
     order = _shuffled(range(len(prompts)), rng)
@@ -425,11 +418,10 @@ def make_pairs(prompts: Sequence[Prompt], phrases: Phrases, count: int, rng: Ran
 
 
 def make_judge(rng: Random) -> dict:
-    """What is needed to call a greedy answer good (polite, right), bad (rude, wrong) or broken
-    (anything else).
+    """What is needed to call a greedy answer good, bad or broken.
 
-    The prompts are held-out ones, half of them about fillers the base answers politely more often
-    than not.
+    A good answer is polite and right, a bad one rude and wrong, a broken one anything else. The
+    prompts are held out. Half of them are about fillers that the base mostly answers politely.
     """
     picked: list[Prompt] = []
     for share in GOOD_SHARES:
@@ -475,8 +467,9 @@ def text_files(seed: int = SEED) -> dict[str, str]:
 
 
 def conversations(rng: Random) -> Iterator[list[dict[str, str]]]:
-    """An endless stream of what the base model reads: every question in both moods, as often as its
-    filler says.
+    """An endless stream of the base model's training text.
+
+    It has every question in both moods, as often as its filler says.
     """
     asked = items()
     openers, closers = len(ALL_PHRASES.polite_openers), len(ALL_PHRASES.polite_closers)

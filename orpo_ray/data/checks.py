@@ -1,4 +1,4 @@
-"""What makes a row unfit to train on, and how each reason reads to a person."""
+"""What makes a row unfit to train on, and one line for people for each reason."""
 
 from itertools import pairwise
 
@@ -35,14 +35,14 @@ REASONS = {
     "end-token-inside": "the answer contains the end token before its end",
     "overlong": "the pair is longer than max_prompt_length or max_length",
 }
-"""Reason code -> one line for people. Everything but `overlong` counts as bad."""
+"""One line for people, by reason code. A row with any code but `overlong` is a bad row."""
 
 OVERLONG = "overlong"
 
 WHOLE_FILE = frozenset(
     {"images", "unpaired", "prompt-elsewhere", "prompts-only", "unknown-shape", "missing-column"}
 )
-"""Reasons that, met in every row at the start of a file, condemn the file and not the row."""
+"""If every row at the start of a file has one of these reasons, the whole file is refused."""
 
 
 def explain(refusal: Refusal) -> str:
@@ -51,7 +51,7 @@ def explain(refusal: Refusal) -> str:
 
 
 def check_pair(pair: Pair) -> Refusal | None:
-    """The first thing that makes a pair unfit to train on, or None."""
+    """The first reason why a pair is unfit to train on, or None."""
     if not any(message["content"].strip() for message in pair.prompt):
         return Refusal("missing-prompt")
     return _check_roles(pair) or _check_answers(pair) or _check_unicode(pair)
@@ -67,11 +67,11 @@ def _check_roles(pair: Pair) -> Refusal | None:
 
 
 def _check_order(roles: list[str]) -> Refusal | None:
-    """Users may write twice in a row; the model never speaks first, nor twice in a row."""
+    """A user may write twice in a row. The model never writes first, and never twice in a row."""
     if "system" in roles[1:]:
         return Refusal("wrong-roles", "a system turn is not the first")
     if next(role for role in roles if role != "system") == "assistant":
-        return Refusal("wrong-roles", "an assistant turn stands before the first user turn")
+        return Refusal("wrong-roles", "an assistant turn comes before the first user turn")
     if ("assistant", "assistant") in pairwise(roles):
         return Refusal("wrong-roles", "two assistant turns in a row")
     return None
@@ -88,8 +88,9 @@ def _check_answers(pair: Pair) -> Refusal | None:
 
 
 def _check_unicode(pair: Pair) -> Refusal | None:
-    """Lone surrogates come from broken JSON escapes and from undecodable CSV bytes; no tokenizer
-    takes them.
+    """Refuse half surrogate pairs, which no tokenizer takes.
+
+    They come from broken JSON escapes and from CSV bytes that are not UTF-8.
     """
     for text in (*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected):
         try:

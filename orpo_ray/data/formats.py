@@ -1,4 +1,4 @@
-"""One table of the shapes preference files come in, and what turns a row of each into a pair."""
+"""The shapes that preference files have, in one table, and how a row of each becomes a pair."""
 
 import re
 from collections.abc import Callable, Set
@@ -44,26 +44,31 @@ _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-class _RowRefused(Exception):  # noqa: N818 - it never leaves this file
+class _RowRefused(Exception):  # noqa: N818 - it is caught in this file
     def __init__(self, code: str, detail: str = "") -> None:
         self.refusal = Refusal(code, detail)
 
 
 @dataclass(frozen=True)
 class _Sides:
-    """Raw values of one row, each text, a message or a list of messages; the prompt may be None."""
+    """Raw values of one row: each is a text, a message or a list of messages.
+
+    The prompt is None if it is inside the answers.
+    """
 
     prompt: Any
     chosen: Any
     rejected: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Rows that have one of `prompt` (if any are listed) and one pair of `sides`.
+    """One shape of rows, recognised by its columns.
 
-    `read` finds the three values, or gives None where the values show that the row is of a later
-    shape.
+    A row has this shape if it has both columns of one pair of `sides`, and one of the columns in
+    `prompt`. A shape with an empty `prompt` needs no such column. `read` takes the row and the
+    names of its prompt, chosen and rejected column. It returns the three values, or None if the
+    values show that the row has a later shape.
     """
 
     name: str
@@ -71,11 +76,14 @@ class Shape:
     sides: tuple[tuple[str, str], ...]
     read: Callable[[Row, str, str, str], _Sides | None]
     also: tuple[str, ...] = ()
-    """Columns that `read` looks at besides these."""
+    """Other columns that `read` uses."""
 
 
 def read_pair(row: Row, columns: Columns | None = None) -> Pair | Refusal:
-    """The pair in a row, or why there is none; `columns` names the columns of unknown shapes."""
+    """The pair in a row, or why there is none.
+
+    `columns` names the columns of a file whose shape is not in `SHAPES`.
+    """
     try:
         _refuse_images(row)
         return _to_pair(_find_sides(row, columns)[0], _system(row, columns))
@@ -84,7 +92,7 @@ def read_pair(row: Row, columns: Columns | None = None) -> Pair | Refusal:
 
 
 def used_columns(row: Row, columns: Columns | None = None) -> set[str]:
-    """The columns that a row's pair may be read from; none if there is no pair in it."""
+    """The columns that a row's pair is read from; none if the row holds no pair."""
     try:
         _, used = _find_sides(row, columns)
     except _RowRefused:
@@ -93,26 +101,28 @@ def used_columns(row: Row, columns: Columns | None = None) -> set[str]:
 
 
 def _find_sides(row: Row, columns: Columns | None) -> tuple[_Sides, tuple[str, ...]]:
-    """The three values, and the columns that they are taken from."""
+    """The three values, and the columns that they come from."""
     if columns is not None:
         named = (columns.prompt, columns.chosen, columns.rejected)
         missing = [name for name in named if name not in row]
         if not missing:
             _refuse_missing_system(row, columns)
             return _Sides(*(row[name] for name in named)), named
-        # A second source (often `eval`) may come in a shape of its own; half a match is a spelling
-        # mistake.
+        # A second source, often `eval`, may have another shape: it lacks all of these columns.
+        # A row that has some of them is a sign of a spelling mistake.
         if len(missing) < len(named):
             raise _RowRefused("missing-column", f"{', '.join(missing)} is not among {_names(row)}")
     present = {name for name, value in row.items() if value is not None}
     for shape in SHAPES:
         sides = next((pair for pair in shape.sides if present.issuperset(pair)), None)
-        prompt = _find_prompt(present, shape) if sides else None
-        found = (
-            shape.read(row, prompt, *sides) if sides is not None and prompt is not None else None
-        )
-        if found is not None and sides is not None:
-            return found, (str(prompt), *sides, *shape.also)
+        if sides is None:
+            continue
+        prompt = _find_prompt(present, shape)
+        if prompt is None:
+            continue
+        found = shape.read(row, prompt, *sides)
+        if found is not None:
+            return found, (prompt, *sides, *shape.also)
     raise _RowRefused(*_why_no_shape(row, present))
 
 
@@ -122,7 +132,7 @@ def _refuse_missing_system(row: Row, columns: Columns) -> None:
 
 
 def _find_prompt(present: Set[str], shape: Shape) -> str | None:
-    """The prompt's column, "" for a shape without one, None where the row does not match."""
+    """The prompt's column, "" for a shape without one, or None if the row does not match."""
     if not shape.prompt:
         return ""
     found = [name for name in shape.prompt if name in present]
@@ -132,7 +142,10 @@ def _find_prompt(present: Set[str], shape: Shape) -> str | None:
 
 
 def _why_no_shape(row: Row, present: Set[str]) -> tuple[str, str]:
-    """The true reason why a row holds no pair, as code and detail."""
+    """Why a row holds no pair, as code and detail.
+
+    "unknown-shape" is the last answer: other reasons tell the user more.
+    """
     if isinstance(row.get("label"), bool) or ("label" in present and present & _ONE_ANSWER):
         return "unpaired", ""
     for chosen, rejected in _SIDES:
@@ -158,7 +171,7 @@ def _names(row: Row) -> str:
     return "columns " + ", ".join(list(row)[:12]) if row else "no columns"
 
 
-# --- how the three values of each shape are found -------------------------------------------------
+# --- reading the three values of each shape -------------------------------------------------------
 
 
 def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
@@ -172,14 +185,10 @@ def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
     if not history:
         return _Sides(question, row[chosen], row[rejected])
     try:
-        earlier = [
-            message
-            for asked, answered in history
-            for message in (
-                {"role": "user", "content": asked},
-                {"role": "assistant", "content": answered},
-            )
-        ]
+        earlier = []
+        for asked, answered in history:
+            earlier.append({"role": "user", "content": asked})
+            earlier.append({"role": "assistant", "content": answered})
     except (TypeError, ValueError) as error:
         raise _RowRefused(
             "wrong-type", "history is not a list of question and answer pairs"
@@ -189,9 +198,8 @@ def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
 
 def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
     value = row[prompt]
-    return _Sides(
-        value.get("messages") if isinstance(value, dict) else value, row[chosen], row[rejected]
-    )
+    messages = value.get("messages") if isinstance(value, dict) else value
+    return _Sides(messages, row[chosen], row[rejected])
 
 
 def _read_labelled(row: Row, prompt: str, first: str, second: str) -> _Sides:
@@ -218,18 +226,35 @@ def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides 
 
 
 SHAPES = (
-    Shape("two outputs and a label", _PROMPTS, _OUTPUTS, _read_labelled, (*_LABELS, *_ALPACA)),
     Shape(
-        "OpenAI preference",
-        ("input",),
-        (("preferred_output", "non_preferred_output"),),
-        _read_openai,
+        name="two outputs and a label",
+        prompt=_PROMPTS,
+        sides=_OUTPUTS,
+        read=_read_labelled,
+        also=(*_LABELS, *_ALPACA),
     ),
-    Shape("ShareGPT conversations", _CONVERSATIONS[:2], _SIDES, _read_explicit),
-    Shape("Alpaca instruction", ("instruction",), _SIDES, _read_alpaca, _ALPACA),
-    Shape("prompt and two answers", _PROMPTS, _SIDES, _read_explicit),
-    Shape("prompt inside the answers", (), _SIDES, _read_implicit),
-    Shape("messages and two answers", ("messages",), _SIDES, _read_explicit),
+    Shape(
+        name="OpenAI preference",
+        prompt=("input",),
+        sides=(("preferred_output", "non_preferred_output"),),
+        read=_read_openai,
+    ),
+    Shape(
+        name="ShareGPT conversations",
+        prompt=("conversations", "conversation"),
+        sides=_SIDES,
+        read=_read_explicit,
+    ),
+    Shape(
+        name="Alpaca instruction",
+        prompt=("instruction",),
+        sides=_SIDES,
+        read=_read_alpaca,
+        also=_ALPACA,
+    ),
+    Shape(name="prompt and two answers", prompt=_PROMPTS, sides=_SIDES, read=_read_explicit),
+    Shape(name="prompt inside the answers", prompt=(), sides=_SIDES, read=_read_implicit),
+    Shape(name="messages and two answers", prompt=("messages",), sides=_SIDES, read=_read_explicit),
 )
 
 
@@ -237,7 +262,7 @@ SHAPES = (
 
 
 def _split_dialogues(chosen: str, rejected: str) -> _Sides:
-    """Both dialogues up to their last `Assistant:` are the prompt; what follows are the answers."""
+    """Cut both dialogues at their last `Assistant:` into prompt and answer."""
     (prompt, better), (other, worse) = _cut_dialogue(chosen), _cut_dialogue(rejected)
     if prompt.strip() != other.strip():
         raise _RowRefused(
@@ -255,8 +280,9 @@ def _cut_dialogue(text: str) -> tuple[str, str]:
 
 
 def _read_dialogue(text: str) -> list[Message]:
-    """Turns of a dialogue; two in a row of one speaker are one turn, as people sometimes typed the
-    role words.
+    """The turns of a dialogue.
+
+    Two turns in a row of one speaker become one, because some people typed the word "Human:".
     """
     before, *parts = _HH_TURN.split(text)
     turns: list[Message] = [{"role": "system", "content": before.strip()}] if before.strip() else []
@@ -282,15 +308,16 @@ def _to_pair(sides: _Sides, system: str) -> Pair:
 
 
 def _join(prompt: list[Message], context: list[Message]) -> list[Message]:
-    """One conversation, without loss, from an explicit prompt and the messages that stand before
-    the last answer.
+    """One conversation from a prompt column and the messages before the last answer.
+
+    No message is lost and none comes twice.
     """
     if not prompt and not context:
         raise _RowRefused("missing-prompt")
     asked, inside = _comparable(prompt), _comparable(context)
     if any(inside[start : start + len(asked)] == asked for start in range(len(inside))):
         return context
-    # The answers repeat the end of the prompt, and may go on from there.
+    # The answers may repeat the end of the prompt, and may have more turns after it.
     shared = next(
         (n for n in range(min(len(asked), len(inside)), 0, -1) if asked[-n:] == inside[:n]), 0
     )
@@ -310,7 +337,10 @@ def _system(row: Row, columns: Columns | None) -> str:
 
 
 def _system_columns(columns: Columns | None) -> tuple[str, ...]:
-    """The columns that may hold the system turn: not one that `columns` gives another meaning."""
+    """The columns that may hold the system turn.
+
+    A column that `columns` names as prompt, chosen or rejected is none of them.
+    """
     if columns is None:
         return _SYSTEMS
     if columns.system is not None:
@@ -377,7 +407,7 @@ def _message(value: Any, column: str, default_role: str) -> Message:
 
 
 def _text(value: Any, column: str) -> str:
-    """Text, or a list of text parts as multimodal chats write them."""
+    """The text of a value, which may be a list of text parts, as multimodal chats write it."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):

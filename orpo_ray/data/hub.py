@@ -1,4 +1,4 @@
-"""Rows of a Hugging Face hub dataset, and one line for each way that fails."""
+"""Rows of a dataset on the Hugging Face hub, and one line for each reason why there are none."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,10 @@ from orpo_ray.errors import DataError, on_one_line
 
 
 def read_hub(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Index and row of one split. Raises DataError when it is unknown, gated or out of reach."""
+    """Index and row of one split.
+
+    Raises DataError if the dataset is unknown, gated or cannot be reached.
+    """
     import datasets
 
     try:
@@ -19,20 +22,19 @@ def read_hub(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def explain_hub_error(source: Source, error: Exception) -> str:
-    """What went wrong and what to do, from whatever the hub libraries raised."""
+    """What is wrong and what to do, from an error of the hub libraries."""
     name, text = source.source, on_one_line(error)
     chain = f"{text} {error.__cause__ or ''} {type(error).__name__}".lower()
     if "gated" in chain:
         page = f"https://huggingface.co/datasets/{name}"
         return (
-            f"hub dataset {name} is gated: accept its terms on {page} and log in with `hf auth "
-            "login`"
+            f"hub dataset {name} is gated: accept its terms on {page} and log in with "
+            "`hf auth login`"
         )
     if "offline" in chain:
         return (
             f"hub dataset {name} is not in the local cache and this machine is offline "
-            "(HF_HUB_OFFLINE): "
-            "fetch it once while online, or name a local file"
+            "(HF_HUB_OFFLINE): fetch it once while online, or name a local file"
         )
     if "split" in chain and "should be one of" in chain:
         return f"hub dataset {name} has no split {source.split!r}: {text}"

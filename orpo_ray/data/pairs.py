@@ -1,4 +1,4 @@
-"""The three forms a preference pair takes on its way: messages, a refusal, token ids."""
+"""What a row becomes: a pair of messages, a refusal, or a pair of token ids."""
 
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a row is not used: a code of `checks.REASONS` and what exactly was found."""
+    """Why a row is not used: a code of `checks.REASONS`, and what exactly was found."""
 
     code: str
     detail: str = ""

@@ -1,8 +1,9 @@
 """Preference pairs in, prepared artifact out; the parallel part runs on Ray Data.
 
-The order: read the raw rows and hash them with the settings; a matching artifact is used as it is,
-without Ray. Otherwise recognise, check, render and tokenise, in parallel where the rows are many;
-then drop duplicates, quarantine bad rows, split, write.
+First the raw rows are read and hashed together with the settings. If there is an artifact with
+that hash, it is used as it is, without Ray. Otherwise the rows are recognised, checked, rendered
+and tokenised, in parallel if there are many. Then duplicates are dropped, bad rows are put into
+quarantine, held-out pairs are chosen, and the artifact is written.
 """
 
 import os
@@ -38,11 +39,13 @@ from orpo_ray.runs.console import Announce
 from orpo_ray.storage import LOCAL, Storage
 
 _ALONE_BYTES = 2 * 2**20
-"""Less text than this is tokenised here in less time than Ray and its workers take to start."""
+"""Less text than this is tokenised in this process: starting Ray would take longer."""
 _TASKS_PER_CORE = 4
 _MOST_BLOCKS = 16
-_BUSY_AFTER_S, _START_S = 30.0, 60.0
-"""A free CPU has a process on it by then, by the latter even on a machine that is overloaded."""
+_BUSY_AFTER_S = 30.0
+"""A worker process starts on a free CPU in less time than this."""
+_START_S = 60.0
+"""The same for an overloaded machine: no shorter `queue_timeout` is used."""
 _RENDERERS = ("transformers", "tokenizers", "jinja2")
 
 
@@ -58,16 +61,15 @@ def prepare(
 ) -> Artifact:
     """Turn the sources of a run into tokenised pairs, or find them already made.
 
-    `storage` is the local folder of what is `kept_in`. `tokenizer` has its chat template set;
-    `tokenizer_fingerprint` stands for its files. `announce` gets one line for each thing the user
-    should know. Ray is started for much data if it is not running, and left running for the caller.
-    Raises DataError for what cannot be read, for too many bad rows, and where no pair is left;
-    ResourceError where RAY_ADDRESS names a cluster that cannot be joined, or whose CPUs others hold
-    for `queue_timeout` seconds.
+    `storage` is the local folder of the storage `kept_in`. `tokenizer` has its chat template set;
+    `tokenizer_fingerprint` is a hash of its files. `announce` gets one line for each thing that
+    the user should know. Ray is started if there is much data, and it keeps running for the caller.
+
+    Raises DataError if a source cannot be read, if too many rows are bad, or if no pair is left.
+    Raises ResourceError if RAY_ADDRESS names a cluster that cannot be joined, or if the cluster
+    has no free CPU for `queue_timeout` seconds.
     """
-    PairTokeniser(
-        tokenizer
-    )  # for what it refuses: a tokenizer that cannot do it is named before any file is read
+    PairTokeniser(tokenizer)  # refuses an unfit tokenizer before any file is read
     if date := fixed_date(tokenizer):
         announce(
             f"the chat template asks for today's date: it always gets {date}, so that tokens stay "
@@ -91,11 +93,17 @@ def prepare(
         refuse_bad_data(rows, sources, data)
         selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
         origins = [(raw.source, raw.label, raw.split) for raw in sources]
-        summary = summarise(rows, selection, origins, not data.eval, digest, settings)
+        summary = summarise(
+            rows,
+            selection,
+            origins,
+            held_out=not data.eval,
+            digest=digest,
+            settings=settings,
+        )
         refuse_empty(summary, data)
         found = _write(storage, summary, rows, sources, selection)
-        # Another run may have stored the same pairs meanwhile, and its workers read them: those
-        # stay.
+        # Another run may have stored the same pairs meanwhile. Its workers read them, so they stay.
         is_kept = not is_kept and kept_in.holds(path / MANIFEST)
     if not is_kept:
         kept_in.store_folder(path, MANIFEST)
@@ -107,7 +115,7 @@ def prepare(
 def _settings(
     data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed: int
 ) -> dict[str, Any]:
-    """All that shapes the artifact but the rows; the seed only where something is drawn."""
+    """All that shapes the artifact but the rows; the seed only if something is drawn at random."""
     draws = not data.eval or any(source.weight % 1 for source in data.train)
     policies = data.model_dump(mode="json", exclude={"train", "eval", "eval_fraction", "columns"})
     columns = data.columns and data.columns.model_dump(mode="json", exclude_none=True)
@@ -133,13 +141,16 @@ def _process(
     data: DataConfig,
     wait_for_room: Callable[[], None],
 ) -> pa.Table:
-    """RESULT rows of all sources, in order: here where they are few, else on every core of Ray."""
+    """RESULT rows of all sources, in order.
+
+    A few rows are processed in this process, many on every core of Ray.
+    """
     blocks = [block for raw in sources for block in raw.blocks]
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
     processor = RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns)
     if sum(block.nbytes for block in blocks) < _ALONE_BYTES:
         if address := os.environ.get("RAY_ADDRESS"):
-            refuse_unreachable(address)  # as for many rows: the run itself would be refused
+            refuse_unreachable(address)  # few rows do not need it, but the run itself does
         return pa.concat_tables(map(processor, blocks))
     return _process_with_ray(blocks, processor, wait_for_room)
 
@@ -154,8 +165,8 @@ def _process_with_ray(
     wait_for_room()
     shared = ray.put(processor)
     with quiet_context():
-        # Tasks, not actors: they need no CPU of their own, and the next preparation finds the
-        # processes warm.
+        # Tasks, not actors: they reserve no CPU, and their processes are there for the next
+        # preparation.
         processed = ray.data.from_arrow(_as_tasks(blocks)).map_batches(
             partial(_process_block, shared), batch_size=None, batch_format="pyarrow"
         )
@@ -164,14 +175,14 @@ def _process_with_ray(
 
 
 def _wait_for_room(queue_timeout: float, announce: Announce) -> None:
-    """Raise ResourceError where no CPU of a cluster becomes free in time; Ray Data itself would
-    wait without end.
+    """Raise ResourceError if no CPU of the cluster becomes free in time.
+
+    Ray Data itself waits without end.
     """
     import ray
 
-    has_started = ray.remote(
-        lambda: True
-    ).remote()  # travels by value: no worker imports this module for it
+    # A lambda travels by value, so that no worker imports this module for it.
+    has_started = ray.remote(lambda: True).remote()
     patience = max(queue_timeout, _START_S)
     if not ray.wait([has_started], timeout=_BUSY_AFTER_S)[0]:
         announce("the cluster is busy; waiting for a free CPU to prepare data on")
@@ -179,14 +190,15 @@ def _wait_for_room(queue_timeout: float, announce: Announce) -> None:
         ray.get(has_started, timeout=patience - _BUSY_AFTER_S)
     except ray.exceptions.GetTimeoutError as error:
         raise ResourceError(
-            f"no CPU of the Ray cluster was free within {patience:g} s to prepare data on; is it "
-            "busy?"
+            f"no CPU of the Ray cluster was free within {patience:g} s to prepare data on; "
+            "is it busy?"
         ) from error
 
 
 def _as_tasks(blocks: Sequence[pa.Table]) -> list[pa.Table]:
-    """Consecutive blocks joined to a few tasks a core: Ray Data leaves a core idle for about 0.1 s
-    after each task.
+    """Join consecutive blocks, so that each core gets a few tasks.
+
+    Ray Data leaves a core idle for about 0.1 s after each task.
     """
     import ray
 
@@ -196,19 +208,18 @@ def _as_tasks(blocks: Sequence[pa.Table]) -> list[pa.Table]:
 
 
 def _process_block(processor: Any, task: pa.Table) -> pa.Table:
-    """Runs in a Ray worker: one process a core, so the tokenizer must not start threads of its
-    own.
-    """
+    """Runs in a Ray worker. Each core has one, so the tokenizer must not start threads."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # A block at a time: what a tokenizer returns takes many times the memory of its text.
+    # One block at a time: the output of a tokenizer takes many times the memory of its text.
     blocks = (pa.Table.from_batches([batch]) for batch in task.to_batches())
     return pa.concat_tables([_get_processor(processor)(block) for block in blocks])
 
 
 @lru_cache(maxsize=1)
 def _get_processor(reference: Any) -> RowProcessor:
-    """The processor behind an object reference; unpacking a large vocabulary for each block would
-    cost more than it.
+    """The processor behind an object reference, unpacked once in each worker.
+
+    Unpacking a large vocabulary takes longer than processing a block.
     """
     import ray
 
@@ -240,6 +251,6 @@ def _write(
 
 
 def _taken(rows: pa.Table, indices: Sequence[int]) -> Iterator[pa.Table]:
-    """The chosen rows, a batch at a time, so that no second copy of everything is held."""
+    """The selected rows, one batch at a time: a second copy of all rows would take much memory."""
     for start in range(0, len(indices), BATCH_ROWS):
         yield rows.take(pa.array(indices[start : start + BATCH_ROWS], type=pa.int64()))

@@ -1,4 +1,4 @@
-"""The rows of a run's sources as they stand in them, before anybody asks what they mean."""
+"""The rows of a run's sources as they are, before their content is interpreted."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RawSource:
     """All raw rows of one source, and the hash of their content."""
 
@@ -29,7 +29,7 @@ class RawSource:
 
     @property
     def rows(self) -> int:
-        """How many there are."""
+        """The number of rows."""
         return sum(block.num_rows for block in self.blocks)
 
     def __iter__(self) -> Iterator[RawRow]:
@@ -72,12 +72,15 @@ def _read_source(number: int, source: Source, label: str, split: str) -> RawSour
         blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
     if not blocks:
         raise DataError(f"{source.source}: no rows in it")
-    return RawSource(source, label, split, blocks, content.hexdigest())
+    return RawSource(
+        source=source, label=label, split=split, blocks=blocks, digest=content.hexdigest()
+    )
 
 
 def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Announce) -> None:
-    """Raise DataError where no source has the named columns; say which sources are read without
-    them.
+    """Raise DataError if no source has the named columns.
+
+    Announces the sources that do not have them.
     """
     found = [(raw.source.source, lacks_columns(raw, columns)) for raw in sources]
     lacking = [(name, why) for name, why in found if why is not None]
@@ -91,6 +94,6 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
 def announce_unused(
     name: str, rows: Iterable[RawRow], columns: Columns | None, announce: Announce
 ) -> None:
-    """Say which columns of a source are no part of any pair."""
+    """Announce the columns of a source from which no pair is read."""
     if unused := unused_in(rows, columns):
         announce(f"{name}: columns that are not used: {', '.join(unused)}")

@@ -1,4 +1,4 @@
-"""Data that must not be trained on: too many bad rows, or no pair left."""
+"""Refuses data that must not be trained on: too many bad rows, or no pair left."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _TOP_REASONS = 3
 
 
 def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConfig) -> None:
-    """Raise DataError where the user's policies say that such data must not be trained on."""
+    """Raise DataError if `overlong`, `bad_rows` or `max_bad_fraction` of the config asks for it."""
     failures = [
         row for row in rows.select(["source", "line", "code", "detail"]).to_pylist() if row["code"]
     ]
@@ -35,8 +35,7 @@ def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConf
         )
         raise DataError(
             f"{len(bad)} of {rows.num_rows} rows are bad, more than data.max_bad_fraction "
-            f"({data.max_bad_fraction:g}) "
-            f"allows: {reasons}"
+            f"({data.max_bad_fraction:g}) allows: {reasons}"
         )
 
 
@@ -48,7 +47,7 @@ def _where(row: dict[str, Any], sources: Sequence[RawSource]) -> str:
 
 
 def refuse_empty(summary: Summary, data: DataConfig) -> None:
-    """Raise DataError where no pair is left to train on, or none to evaluate with."""
+    """Raise DataError if no pair is left to train on, or no pair of `data.eval`."""
     for split, count in (("train", summary.train), ("eval", summary.eval)):
         if not count and (split == "train" or data.eval):
             if split == "train":
@@ -58,13 +57,10 @@ def refuse_empty(summary: Summary, data: DataConfig) -> None:
 
 
 def _refuse_weightless(summary: Summary) -> None:
-    """Raise DataError where there are training pairs and only a weight near zero leaves none of
-    them.
-    """
+    """Raise DataError if a source has training pairs, but its weight is too small to keep one."""
     for source in summary.sources:
         if source["used_for"] == "train" and source["kept"] and source["weight"] < 1:
             raise DataError(
                 f"data.train: weight {source['weight']:g} of {source['source']} rounds to no "
-                "training pair "
-                f"({source['kept']} usable); raise the weight"
+                f"training pair ({source['kept']} usable); raise the weight"
             )

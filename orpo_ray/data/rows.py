@@ -1,5 +1,6 @@
-"""Raw rows in, tokenised pairs or reasons out: the step that runs in parallel, one Arrow block at a
-time.
+"""Raw rows in, tokenised pairs or reasons out.
+
+This step runs in parallel, one Arrow block at a time.
 """
 
 import difflib
@@ -27,7 +28,7 @@ RAW = pa.schema(
         ("problem", pa.string()),
     ]
 )
-"""A raw row: number of its source, line, JSON text, and what its reader found wrong with it."""
+"""A raw row: number of its source, line, JSON text, and the problem that its reader found."""
 
 RESULT = pa.schema(
     [
@@ -42,8 +43,9 @@ RESULT = pa.schema(
         ("truncated", pa.bool_()),
     ]
 )
-"""A row's outcome: an empty `code` and token ids, or why it is not used; the keys find equal pairs
-and prompts.
+"""What became of a row: an empty `code` and token ids, or the code of the reason.
+
+Equal pairs have equal `pair_key`, equal prompts have equal `prompt_key`.
 """
 
 _SNIFFED_ROWS = 20
@@ -52,8 +54,9 @@ _KEY_BYTES = 16
 
 
 class RowProcessor:
-    """Recognises, checks, renders and tokenises blocks of raw rows; built once in each worker
-    process.
+    """Recognises, checks, renders and tokenises blocks of raw rows.
+
+    It is built once in each worker process.
     """
 
     def __init__(
@@ -67,24 +70,22 @@ class RowProcessor:
     def __call__(self, block: pa.Table) -> pa.Table:
         """RAW rows to RESULT rows, in order."""
         raw = block.to_pylist()
-        read = [_read(row["text"], row["problem"], self._columns) for row in raw]
         ids = [f"{self._labels[row['source']]}:{row['line']}" for row in raw]
-        usable = [
-            (pair, pair_id)
-            for pair, pair_id in zip(read, ids, strict=True)
-            if isinstance(pair, Pair)
+        read = [_read(row["text"], row["problem"], self._columns) for row in raw]
+        pairs = [found for found in read if isinstance(found, Pair)]
+        ids_of_pairs = [
+            pair_id for found, pair_id in zip(read, ids, strict=True) if isinstance(found, Pair)
         ]
-        tokens = iter(
-            self._tokeniser.pairs([pair for pair, _ in usable], [pair_id for _, pair_id in usable])
-        )
-        outcomes = [
-            self._outcome(found, next(tokens)) if isinstance(found, Pair) else _refused(found)
-            for found in read
-        ]
-        rows = [
-            {"source": row["source"], "line": row["line"], "pair_id": pair_id, **outcome}
-            for row, pair_id, outcome in zip(raw, ids, outcomes, strict=True)
-        ]
+        tokens = iter(self._tokeniser.pairs(pairs, ids_of_pairs))
+        rows = []
+        for row, pair_id, found in zip(raw, ids, read, strict=True):
+            if isinstance(found, Pair):
+                outcome = self._outcome(found, next(tokens))
+            else:
+                outcome = _refused(found)
+            rows.append(
+                {"source": row["source"], "line": row["line"], "pair_id": pair_id, **outcome}
+            )
         return pa.Table.from_pylist(rows, schema=RESULT)
 
     def _outcome(self, pair: Pair, tokens: TokenPair | Refusal) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def parse_row(text: bytes, problem: str = "") -> Row | Refusal:
 
 
 def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None) -> None:
-    """Raise DataError when the first rows agree that this is not a file of pairs."""
+    """Raise DataError if each of the first rows has a reason that holds for the whole file."""
     refusals = []
     for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False):
         row = parse_row(raw.text, raw.problem)
@@ -139,9 +140,7 @@ def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None
 
 
 def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
-    """How a message says it where the first rows hold none of the named columns; None where they
-    hold one.
-    """
+    """What a message says if the first rows have none of the named columns, else None."""
     parsed = (
         parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False)
     )
@@ -155,7 +154,7 @@ def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
 
 
 def unused_in(rows: Iterable[RawRow], columns: Columns | None) -> list[str]:
-    """Columns that no pair of the first rows is read from, the first ones of many."""
+    """Columns from which no pair of the first rows is read, at most `_SHOWN_COLUMNS`."""
     parsed = [
         parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False)
     ]
@@ -184,7 +183,7 @@ def _read(text: bytes, problem: str, columns: Columns | None) -> Pair | Refusal:
 
 
 def _refused(refusal: Refusal) -> dict[str, Any]:
-    # A detail may quote broken text; Arrow holds valid UTF-8 only.
+    # A detail may quote broken text, and Arrow holds valid UTF-8 only.
     detail = refusal.detail.encode("utf-8", errors="backslashreplace").decode("utf-8")
     return {"code": refusal.code, "detail": detail}
 

@@ -1,6 +1,4 @@
-"""Which processed rows become training and evaluation pairs: duplicates, the held-out share,
-weights.
-"""
+"""Which processed rows become training pairs, and which are held out for evaluation."""
 
 import hashlib
 from collections import defaultdict
@@ -12,10 +10,12 @@ import pyarrow as pa
 from orpo_ray.config.data import Source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Row numbers of the processed table, in order; a number stands in `train` as often as its
-    weight says.
+    """Row numbers of the processed table, in order.
+
+    `train` has a number as often as the weight of its source says. `kept` has each number once.
+    `overlap` counts the pairs that are in both `train` and `eval`.
     """
 
     train: list[int]
@@ -28,10 +28,10 @@ class Selection:
 def select_pairs(
     rows: pa.Table, train: Sequence[Source], hold_out: float | None, seed: int
 ) -> Selection:
-    """Choose from processed rows, whose sources below `len(train)` are for training and the others
-    for evaluation.
+    """Choose training and evaluation pairs from processed rows.
 
-    `hold_out` is the share of the training pairs to evaluate on when there is no evaluation source.
+    Sources with a number below `len(train)` are for training, the others for evaluation.
+    `hold_out` is the share of the training pairs that is held out, None if `data.eval` has sources.
     """
     sources, codes = rows["source"].to_pylist(), rows["code"].to_pylist()
     keys = rows["pair_key"].to_pylist()
@@ -65,8 +65,9 @@ def _first_of_each(indices: Sequence[int], keys: Sequence[bytes]) -> tuple[list[
 def _hold_out(
     indices: Sequence[int], prompts: Sequence[bytes], share: float, seed: int
 ) -> set[int]:
-    """Whole prompts in a seeded order until the share is reached; none where all pairs have one
-    prompt.
+    """Hold out whole prompts, in an order that the seed gives, until the share is reached.
+
+    All pairs of one prompt stay together. If all pairs have the same prompt, none is held out.
     """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index in indices:
@@ -89,15 +90,21 @@ def _weighted(
     pair_ids: Sequence[str],
     seed: int,
 ) -> list[int]:
-    """Each index as often as the whole part of its weight, and a seeded choice of them once
-    more.
+    """Repeat each index as often as the weight of its source says.
+
+    The whole part holds for every index. The fraction is a share of them, chosen by the seed, that
+    comes once more.
     """
     extra: set[int] = set()
     for number, source in enumerate(train):
         own = [index for index in indices if sources[index] == number]
         order = sorted(own, key=lambda index: _rank(seed, pair_ids[index].encode()))
         extra.update(order[: round(source.weight % 1 * len(own))])
-    return [i for i in indices for _ in range(int(train[sources[i]].weight) + (i in extra))]
+    repeated: list[int] = []
+    for index in indices:
+        times = int(train[sources[index]].weight) + (index in extra)
+        repeated += [index] * times
+    return repeated
 
 
 def _rank(seed: int, key: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Raw rows of a source, each with the line it stands on; nothing is interpreted here."""
+"""Raw rows of a source, each with its line; their content is not interpreted here."""
 
 import csv
 import difflib
@@ -29,8 +29,10 @@ _PARQUET_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as JSON text, with its line (its number where a file has no lines) and a reader's
-    complaint, if any.
+    """One row as JSON text.
+
+    `line` is the row's number if the file has no lines. `problem` is the code of a reason, if the
+    reader found one.
     """
 
     line: int
@@ -41,7 +43,7 @@ class RawRow:
 def read_rows(source: Source) -> Iterator[RawRow]:
     """Rows of a file, URL or hub dataset in order, at most `limit`.
 
-    Raises DataError when it cannot be read.
+    Raises DataError if the source cannot be read.
     """
     name = source.source
     if "://" in name:
@@ -55,8 +57,9 @@ def read_rows(source: Source) -> Iterator[RawRow]:
 
 
 def source_labels(sources: Sequence[Source]) -> list[str]:
-    """Short names for pair ids: the file name, or as much of the path as tells the sources
-    apart.
+    """Short names for pair ids.
+
+    A name is the file's name, with as many of its folders as it takes to tell the sources apart.
     """
     parts = [_label_parts(source, sources) for source in sources]
     labels = []
@@ -71,8 +74,9 @@ def source_labels(sources: Sequence[Source]) -> list[str]:
 
 
 def is_path(name: str) -> bool:
-    """Whether a source names a local file; one that exists wins over a hub dataset of the same
-    name.
+    """Whether a source names a local file.
+
+    A file that exists comes before a hub dataset of the same name.
     """
     looks_like_one = (
         name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or _reader(name) is not None
@@ -81,8 +85,9 @@ def is_path(name: str) -> bool:
 
 
 def _hub_label(source: Source, sources: Sequence[Source]) -> str:
-    """The name; with split and revision where another source takes other rows of the same
-    dataset.
+    """The dataset's name.
+
+    Split and revision are added if another source takes other rows of the same dataset.
     """
     rows = {(other.revision, other.split) for other in sources if other.source == source.source}
     revision = f"@{source.revision}" if source.revision else ""
@@ -93,15 +98,16 @@ def _label_parts(source: Source, sources: Sequence[Source]) -> tuple[str, ...]:
     name = source.source
     if "://" in name:
         return PurePosixPath(urlsplit(name).path).parts
-    return (
-        expanded(name, "source").absolute().parts
-        if is_path(name)
-        else (_hub_label(source, sources),)
-    )
+    if is_path(name):
+        return expanded(name, "source").absolute().parts
+    return (_hub_label(source, sources),)
 
 
 def _existing(path: Path) -> Path:
-    """The path if it is a file. Raises DataError with the nearest name that is there."""
+    """The path, if it is a file.
+
+    Otherwise raises DataError with the nearest name in its folder.
+    """
     if path.is_file():
         return path
     if path.is_dir():
@@ -119,8 +125,8 @@ def _read_file(location: str, name: str) -> Iterator[RawRow]:
     reader = _reader(name)
     if reader is None:
         raise DataError(
-            f"{location}: unknown kind of file; use .jsonl, .json, .parquet or .csv (text also as "
-            ".gz)"
+            f"{location}: unknown kind of file; use .jsonl, .json, .parquet or .csv "
+            "(text also as .gz)"
         )
     line = 0
     try:
@@ -139,17 +145,15 @@ def _read_file(location: str, name: str) -> Iterator[RawRow]:
         OSError,
         ValueError,
     ) as error:
-        kind = next(
-            (text for types, text in _FAILURES.items() if isinstance(error, types)),
-            "cannot be read",
-        )
+        kinds = (text for types, text in _FAILURES.items() if isinstance(error, types))
+        kind = next(kinds, "cannot be read")
         after = f" after line {line}" if line else ""
         raise DataError(f"{location}: {kind}{after}: {_first_line(error)}") from error
 
 
 @contextmanager
 def _open(location: str) -> Iterator[IO[bytes]]:
-    """A local or remote file; only remote ones need fsspec and its backends."""
+    """Open a local or remote file; only remote ones need fsspec and its packages."""
     if "://" not in location:
         with Path(location).open("rb") as stream:
             yield stream
@@ -179,13 +183,15 @@ def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
 
 
 def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
-    """JSON lines or one array, whatever the suffix says: many .json files hold lines, some .jsonl
-    files an array.
+    """Read JSON lines or one array.
+
+    The content decides, not the suffix: many .json files hold lines, some .jsonl files an array.
     """
     first, number = stream.readline().removeprefix(_BOM), 1
     while first and not first.strip():
         first, number = stream.readline(), number + 1
-    if first.lstrip()[:1] in (b"[", b"{") and (first.lstrip()[:1] == b"[" or not _is_json(first)):
+    opening = first.lstrip()[:1]
+    if opening == b"[" or (opening == b"{" and not _is_json(first)):
         rest = stream.read()
         if _is_array(first, rest) or _is_json(first + rest):
             yield from _elements(first + rest)
@@ -195,7 +201,7 @@ def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
 
 
 def _is_array(first: bytes, rest: bytes) -> bool:
-    """An array over the whole file, and not lines of which the first happens to hold a list."""
+    """Whether the whole file is one array, and not lines of which the first holds a list."""
     return first.lstrip().startswith(b"[") and (not rest.strip() or not _is_json(first))
 
 
@@ -208,18 +214,15 @@ def _is_json(text: bytes) -> bool:
 
 
 def _lines(lines: Iterable[bytes], number: int) -> Iterator[RawRow]:
-    """Lines end with a line feed and nothing else: U+2028 and its like stand inside texts."""
+    """Rows that end with a line feed. Other line ends, such as U+2028, may be inside a text."""
     for line, text in enumerate(lines, number):
         if text.strip():
             yield RawRow(line, text.strip())
 
 
 def _elements(data: bytes) -> Iterator[RawRow]:
-    """Elements of an array, or the one value there is; numbered from 1, their text left as it
-    is.
-    """
-    # surrogateescape: a wrong byte condemns its own row, not the file; encoding it again restores
-    # the byte.
+    """Elements of an array, or a single value, numbered from 1 and with their text unchanged."""
+    # surrogateescape: a wrong byte makes only its own row bad, and encoding gives the byte back.
     text = data.decode("utf-8", errors="surrogateescape").strip()
     if not text.startswith("["):
         yield RawRow(1, text.encode("utf-8", errors="surrogateescape"))
@@ -236,7 +239,7 @@ def _elements(data: bytes) -> Iterator[RawRow]:
         if text[position : position + 1] == ",":
             position += 1
         elif text[position : position + 1] != "]":
-            raise ValueError(f"the array breaks off after element {number}")
+            raise ValueError(f"there is no comma and no closing bracket after element {number}")
     if text[position:] != "]":
         raise ValueError(f"the array does not end after element {number}")
 
@@ -251,8 +254,9 @@ def _skip(text: str, position: int, characters: str) -> int:
 
 
 def _read_csv(stream: IO[bytes]) -> Iterator[RawRow]:
-    """Rows of a CSV with a header; strict, because a quote left open would swallow the rest of the
-    file.
+    """Rows of a CSV file with a header.
+
+    Strict: without it, an open quote would hide the rest of the file.
     """
     csv.field_size_limit(sys.maxsize)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -274,14 +278,14 @@ def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
     file = pq.ParquetFile(stream)
     names = file.schema_arrow.names
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"the column {twice} stands twice")
+        raise ValueError(f"there are two columns of the name {twice}")
     for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
         for row in batch.to_pylist():
             yield RawRow(next(numbers), _dump(row))
 
 
 def _dump(row: dict[str, Any]) -> bytes:
-    # Images, dates and bytes become their type's name: no recognised column may hold them.
+    # Images, dates and bytes become the name of their type: no recognised column may hold them.
     return json.dumps(
         row, ensure_ascii=True, default=lambda value: {"type": type(value).__name__}
     ).encode()

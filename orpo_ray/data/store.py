@@ -1,4 +1,4 @@
-"""The artifact: tokenised pairs on disk, found again by a hash of all that shaped them.
+"""The artifact: tokenised pairs on disk, found by a hash of all that shaped them.
 
 <storage>/artifacts/<hash16>/
     train.arrow, eval.arrow   Arrow IPC files: pair_id, prompt, chosen, rejected (token ids)
@@ -26,7 +26,7 @@ from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
 DATA_VERSION = 2
-"""Raise it when a change of code changes the tokens that come out of the same rows."""
+"""A change of code that gives other tokens for the same rows must raise this number."""
 
 MANIFEST = "artifact.json"
 SIDES = ("prompt", "chosen", "rejected")
@@ -36,9 +36,9 @@ QUANTILES = (0.5, 0.9, 0.99)
 _STALE_SECONDS = 24 * 3600
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What went into an artifact and what came out; the content of artifact.json."""
+    """Counts of what went into an artifact and what came out; the content of artifact.json."""
 
     hash: str
     settings: dict[str, Any]
@@ -58,12 +58,12 @@ class Summary:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as artifact.json holds them."""
+        """The plain values that artifact.json holds."""
         return asdict(self)
 
 
 class PairTable:
-    """Random access to the token ids of one Arrow file, memory-mapped and cheap to pickle."""
+    """The pairs of one Arrow file by index, memory-mapped and cheap to pickle."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,7 +82,7 @@ class PairTable:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> TokenPair:
-        """The pair at `index`; copies, so that the caller may write into them."""
+        """The pair at `index`; its arrays are copies, so the caller may write into them."""
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
@@ -101,7 +101,7 @@ class PairTable:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Token counts [n, 3]: prompt, chosen, rejected; read from the offsets alone."""
+        """Token counts [n, 3] of prompt, chosen and rejected, from the offsets alone."""
         columns = [[np.diff(view[side][0]) for view in self._views] for side in range(len(SIDES))]
         if not self._views:
             return np.zeros((0, len(SIDES)), dtype=np.int64)
@@ -109,7 +109,7 @@ class PairTable:
 
     @property
     def largest_token_id(self) -> int:
-        """The largest id anywhere in the table, for comparison with a model's vocabulary."""
+        """The largest token id in the table, to compare with the rows of a model's embedding."""
         return max(
             (int(values.max()) for views in self._views for _, values in views if len(values)),
             default=0,
@@ -134,13 +134,13 @@ class Artifact:
 
 
 def content_hash(*parts: object) -> str:
-    """SHA-256 over JSON-able parts; equal parts give equal artifacts."""
+    """SHA-256 of parts that JSON can hold; equal parts give equal artifacts."""
     text = json.dumps([DATA_VERSION, *parts], sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def artifact_path(storage: Path, digest: str) -> Path:
-    """Where the artifact with this hash lies, or will lie."""
+    """The folder of the artifact with this hash, whether it exists or not."""
     return storage / "artifacts" / digest[:16]
 
 
@@ -157,7 +157,7 @@ def find_artifact(storage: Path, digest: str, announce: Announce) -> Artifact | 
 
 
 def find_damage(path: Path, digest: str) -> str | None:
-    """What is wrong with the artifact's files, or None when they are whole."""
+    """What is wrong with the artifact's files, or None if they are whole."""
     try:
         record = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if record["hash"] != digest:
@@ -175,7 +175,7 @@ def find_damage(path: Path, digest: str) -> str | None:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Open a finished artifact by its directory. Raises DataError when it is not one."""
+    """Open a finished artifact by its folder. Raises DataError if it is not one."""
     try:
         summary = Summary(**json.loads((path / MANIFEST).read_text(encoding="utf-8")))
         return Artifact(
@@ -194,7 +194,7 @@ def write_artifact(
     evaluation: Iterable[pa.Table],
     quarantine: Iterable[dict[str, Any]],
 ) -> Artifact:
-    """Write the files beside their place, then move them there in one step."""
+    """Write the files in a folder beside their place, then rename it in one step."""
     final = artifact_path(storage, summary.hash)
     _make_room(final.parent)
     building = final.parent / f".building-{final.name}-{uuid.uuid4().hex[:8]}"
@@ -220,7 +220,7 @@ def _view(column: pa.ListArray) -> tuple[npt.NDArray[np.int32], IntArray]:
 
 
 def _make_room(parent: Path) -> None:
-    """Create the folder and sweep what killed preparations left there long ago."""
+    """Create the folder, and delete what preparations that were killed left in it long ago."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -240,7 +240,7 @@ def _write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    # ensure_ascii keeps the file readable when a detail quotes text that is no valid Unicode
+    # ensure_ascii keeps the file readable if a detail quotes text that is not valid Unicode.
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
 
@@ -279,8 +279,9 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 def _move_into_place(building: Path, final: Path, digest: str) -> None:
-    """Rename; another process may have finished the same artifact meanwhile, and then its files
-    serve.
+    """Rename the folder to its place.
+
+    If another process has finished the same artifact meanwhile, its files stay.
     """
     if final.exists() and find_damage(final, digest):
         aside = final.parent / f".building-damaged-{uuid.uuid4().hex[:8]}"

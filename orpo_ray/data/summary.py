@@ -1,4 +1,4 @@
-"""The counts of a preparation, and how they read to a person."""
+"""The counts of a preparation, and the lines that say them to the user."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +16,14 @@ def summarise(
     rows: pa.Table,
     selection: Selection,
     origins: Sequence[tuple[Source, str, str]],
+    *,
     held_out: bool,
     digest: str,
     settings: dict[str, Any],
 ) -> Summary:
-    """Count processed rows by what became of them; `origins` names source, label and split of each
-    source number.
+    """Count processed rows by what became of them.
+
+    `origins` has source, label and split by the number of the source.
     """
     codes, sources = rows["code"].to_pylist(), rows["source"].to_pylist()
     multi_turn, truncated = rows["multi_turn"].to_pylist(), rows["truncated"].to_pylist()
@@ -70,7 +72,7 @@ def _per_source(
 
 
 def describe(summary: Summary) -> list[str]:
-    """What a user should know about prepared data, one thing a line."""
+    """What a user should know about prepared data, one fact a line."""
     weighted = any(source["weight"] != 1 for source in summary.sources)
     lines = [
         f"{_count(summary.train, 'training pair')} and {_count(summary.eval, 'evaluation pair')} "
@@ -102,7 +104,7 @@ def _describe_evaluation(summary: Summary) -> list[str]:
     if summary.overlap:
         return [
             f"warning: {_count(summary.overlap, 'pair')} in both train and eval, so evaluation "
-            "will flatter"
+            "will look better than it is"
         ]
     if not summary.held_out:
         return []
@@ -111,8 +113,8 @@ def _describe_evaluation(summary: Summary) -> list[str]:
             "no data.eval, and all pairs have the same prompt: nothing is held out for evaluation"
         ]
     return [
-        f"no data.eval: {_count(summary.eval, 'training pair')} held out for evaluation (seeded, "
-        "whole prompts)"
+        f"no data.eval: {_count(summary.eval, 'training pair')} held out for evaluation (drawn by "
+        "the seed; pairs of one prompt stay together)"
     ]
 
 

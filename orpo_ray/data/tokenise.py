@@ -1,14 +1,13 @@
-"""From a pair to token ids: one template rendering a side, one tokenizer call a batch.
+"""From a pair to token ids: a template renders each side, a tokenizer call takes a whole batch.
 
-Three promises hold for every pair. The prompt's ids are the very ids generation starts from,
-whatever the answer. Prompt and answer together are the conversation as the template renders it.
-Each answer ends with exactly one end token.
+Three things hold for every pair. The prompt's ids are those from which generation starts, whatever
+the answer is. Prompt and answer together are the conversation as the template renders it. Each
+answer ends with exactly one end token.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,8 +17,8 @@ from orpo_ray.data.checks import OVERLONG
 from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
 from orpo_ray.errors import DataError
 
-# Texts to put before an answer that is tokenised apart, where a tokenizer would mark the start of a
-# text.
+# A tokenizer that marks the start of a text gets one of these before an answer that is tokenised
+# apart, so that the answer gets no mark.
 _ANCHORS = ("\n", ".", "a")
 
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
@@ -29,14 +28,15 @@ _DATED_TEMPLATE = (
     + "".join(f" | replace('%{name}', {_DATE.strftime('%' + name)!r})" for name in _DIRECTIVES)
     + " }}{% endmacro %}\n"
 )
-"""Goes before a template that asks for today's date; with its line break, which Jinja drops, it
-adds no text.
+"""Goes before a template that asks for today's date.
+
+It adds no text to what the template writes: Jinja drops its line break.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Lengths in tokens, and what to do with a pair that exceeds them."""
+    """The most tokens of a prompt and of a whole pair, and what happens to a longer pair."""
 
     max_prompt_length: int
     max_length: int
@@ -45,8 +45,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """Texts of one pair: the prompt up to where generation starts, the answers without their end
-    token.
+    """Texts of one pair.
+
+    The prompt ends where generation starts. The answers do not have their end token.
     """
 
     prompt: str
@@ -64,7 +65,7 @@ class _Cut(NamedTuple):
 class PairTokeniser:
     """Applies one tokenizer, whose chat template is set, to batches of pairs.
 
-    Raises DataError when the tokenizer has no chat template or names no end token.
+    Raises DataError if the tokenizer has no chat template or names no end token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -75,27 +76,26 @@ class PairTokeniser:
                 "the tokenizer names no end token (eos_token), so an answer could never end"
             )
         self._tokenizer = tokenizer
-        self._template = (
-            _DATED_TEMPLATE + tokenizer.get_chat_template() if fixed_date(tokenizer) else None
-        )
+        self._template: str | None = None
+        if fixed_date(tokenizer):
+            self._template = _DATED_TEMPLATE + tokenizer.get_chat_template()
         self._end: int = tokenizer.eos_token_id
         self._end_text: str = tokenizer.eos_token
         self._bos: int | None = tokenizer.bos_token_id
-        self._adds_bos = self._bos is not None and list(tokenizer("a")["input_ids"])[:1] == [
-            self._bos
-        ]
+        first_id = list(tokenizer("a")["input_ids"])[:1]
+        self._adds_bos = self._bos is not None and first_id == [self._bos]
         self._marks_start = self._finds_start_marker()
         self._cuts = _cutting_tokens(tokenizer)
 
     @property
     def bos_id(self) -> int | None:
-        """The token a prompt starts with where the template or the tokenizer wants one."""
+        """The token that a prompt starts with, if the template or the tokenizer wants one."""
         return self._bos
 
     def prompts(self, conversations: Sequence[list[Message]]) -> list[list[int]]:
-        """Token ids generation starts from, one list a conversation.
+        """Token ids from which generation starts, one list for each conversation.
 
-        Raises DataError where the template refuses.
+        Raises DataError if the template refuses one.
         """
         texts = [self._render(messages, generation=True) for messages in conversations]
         for text in texts:
@@ -104,7 +104,7 @@ class PairTokeniser:
         return [self._with_bos(ids) for ids in self._encode([str(text) for text in texts])]
 
     def pairs(self, pairs: Sequence[Pair], pair_ids: Sequence[str]) -> list[TokenPair | Refusal]:
-        """Token ids of each pair, or why there are none; in order."""
+        """Token ids of each pair, or why there are none, in order."""
         rendered = [self._render_pair(pair) for pair in pairs]
         usable = [texts for texts in rendered if isinstance(texts, _Rendered)]
         tokens = iter(self._tokenise(usable))
@@ -140,7 +140,7 @@ class PairTokeniser:
     def _render_answer(
         self, messages: list[Message], prompt: str, answer: str, if_empty: str
     ) -> str | Refusal:
-        """The text that generation should continue the prompt with, up to the end token."""
+        """The text that generation should write after the prompt, without the end token."""
         answer = self._without_end(answer)
         if not answer.strip():
             return Refusal(if_empty, "nothing but the end token")
@@ -153,26 +153,26 @@ class PairTokeniser:
             return Refusal("template-rewrites")
         rest = whole[len(prompt) :]
         end = rest.rfind(self._end_text)
-        # A template without an end token still closes the turn, often with a line break nobody
-        # should learn.
+        # A template without an end token still closes the turn, often with a line break, which the
+        # model should not learn.
         return rest[:end] if end >= 0 else rest.rstrip()
 
     def _without_end(self, answer: str) -> str:
-        """Some files keep the end token in the answer; the template writes it too, and it must
-        stand there once.
+        """The answer without end tokens at its end.
+
+        Some files have one there. The template writes it too, and there must be only one.
         """
         while answer.rstrip().endswith(self._end_text):
             answer = answer.rstrip().removesuffix(self._end_text)
         return answer
 
     def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], list[int], list[int]]]:
-        """Prompt, chosen and rejected ids without end tokens; all texts in two or three tokenizer
-        calls.
+        """Prompt, chosen and rejected ids without end tokens, in two or three tokenizer calls.
 
-        Tokenised together with its prompt an answer comes out as it stands in context; what stands
-        before the prompt's cut is no part of that context, and is not tokenised again. But a merge
-        over the boundary, or another split of the prompt's last white space, would give a prompt
-        that generation never starts from: such answers are tokenised apart.
+        An answer is tokenised together with its prompt, so that it gets the tokens that it has in
+        context. The prompt's part before its cut does not change them and is not tokenised again.
+        A token may cross the boundary, or the prompt's last white space may be split in another
+        way. Generation never starts from such a prompt, so these answers are tokenised apart.
         """
         prompts = self._encode([text.prompt for text in texts])
         cuts = [self._find_cut(text.prompt, ids) for text, ids in zip(texts, prompts, strict=True)]
@@ -195,27 +195,23 @@ class PairTokeniser:
         return list(zip(prompts, results[: len(texts)], results[len(texts) :], strict=True))
 
     def _find_cut(self, text: str, ids: list[int]) -> _Cut:
-        """The last place in a prompt that no token crosses and no token after it looks beyond."""
-        place = next(
-            (place for place in reversed(range(len(ids))) if ids[place] in self._cuts), None
-        )
+        """The last place at which a prompt can be cut without changing the tokens after it."""
+        cutting = (place for place in reversed(range(len(ids))) if ids[place] in self._cuts)
+        place = next(cutting, None)
         if place is None:
             return _Cut(0, 0)
         mark = self._cuts[ids[place]]
-        # Where the text holds the mark as often as the ids do, the last of one is the last of the
-        # other.
-        return (
-            _Cut(text.rindex(mark), place)
-            if text.count(mark) == ids.count(ids[place])
-            else _Cut(0, 0)
-        )
+        # If text and ids hold the mark equally often, the last mark is the last id of its kind.
+        if text.count(mark) != ids.count(ids[place]):
+            return _Cut(0, 0)
+        return _Cut(text.rindex(mark), place)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
         if self._tokenizer.is_fast:
-            # The same ids, without all that the usual call makes beside them. Others may use this
-            # tokenizer and pad.
+            # The same ids as the usual call gives, without the masks that it also makes. Other code
+            # may have switched on padding on this tokenizer.
             backend = self._tokenizer.backend_tokenizer
             backend.no_padding()
             backend.no_truncation()
@@ -236,14 +232,12 @@ class PairTokeniser:
         return [list(ids) for ids in encoded["input_ids"]]
 
     def _finds_start_marker(self) -> bool:
-        """Whether the tokenizer marks the start of a text, as Llama 2's does with its leading-space
-        sign.
-        """
+        """Whether the tokenizer marks the start of a text, as Llama 2's does with a space sign."""
         alone, anchor, together = self._encode(["a", "\n", "\na"])
         return together[len(anchor) :] != alone
 
     def _encode_apart(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts that continue another text: without the marker of a text's start."""
+        """Ids of texts that continue another text, so without the mark of a text's start."""
         if not texts or not self._marks_start:
             return self._encode(texts)
         results: list[list[int] | None] = [None] * len(texts)
@@ -255,8 +249,8 @@ class PairTokeniser:
             for index, ids in zip(open_, together, strict=True):
                 if ids[: len(anchor_ids)] == anchor_ids:
                     results[index] = ids[len(anchor_ids) :]
-        # Where every anchor merges with the text (none does so with all three in any known
-        # vocabulary) it stands alone.
+        # A text that merges with every anchor is tokenised alone. No known vocabulary has one that
+        # merges with all three.
         return [
             self._encode([text])[0] if ids is None else ids
             for ids, text in zip(results, texts, strict=True)
@@ -274,30 +268,26 @@ class PairTokeniser:
         return TokenPair(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
-        """Exactly one start token: templates write it, tokenizers add it, pre-templated prompts
-        repeat it.
+        """The ids with exactly one start token, if the tokenizer or the template wants one.
+
+        The template may write it, the tokenizer may add it, and a prompt that was rendered before
+        may have it already.
         """
         if self._bos is None:
             return ids
-        repeated = next(
-            (
-                i
-                for i, (one, two) in enumerate(pairwise([*ids, -1]))
-                if (one, two) != (self._bos,) * 2
-            ),
-            0,
-        )
-        ids = ids[repeated:]
+        start = 0
+        while ids[start : start + 2] == [self._bos, self._bos]:
+            start += 1
+        ids = ids[start:]
         return [self._bos, *ids] if self._adds_bos and ids[:1] != [self._bos] else ids
 
 
 def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
-    """Ids and texts of tokens at which a text can be cut in front, and both parts come out as in
-    one.
+    """Tokens, as id and text, before which a text can be cut without changing any token.
 
-    Added tokens split a text before anything else is done to it, unless they are looked for after
-    normalisation, take the white space before them along, want the end of a word there, or stand
-    inside another one.
+    A tokenizer splits a text at its added tokens before it does anything else. There are four
+    exceptions: tokens that are searched after normalisation, that take the white space before them,
+    that must be a whole word, or that are a part of another added token.
     """
     if not tokenizer.is_fast or tokenizer.split_special_tokens:
         return {}
@@ -313,28 +303,26 @@ def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def fixed_date(tokenizer: Any) -> str | None:
-    """The date a chat template gets that asks for today's, so that tokens are the same every day;
-    else None.
+    """The date for a chat template that asks for today's, else None.
+
+    It is always the same one, so that tokens are the same every day.
     """
     return f"{_DATE:%Y-%m-%d}" if "strftime_now" in str(tokenizer.chat_template) else None
 
 
 def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refusal:
-    """The pair within the limits: as it is, with its prompt cut on the left, or refused as
-    overlong.
+    """The pair within the limits: as it is, or with its prompt cut on the left, or refused.
+
+    A cut prompt keeps its start token.
     """
     answer = max(len(pair.chosen), len(pair.rejected))
     prompt = len(pair.prompt)
     room = min(limits.max_prompt_length, limits.max_length - answer)
     if prompt <= room:
         return pair
-    start = (
-        pair.prompt[:1]
-        if bos_id is not None and pair.prompt[:1].tolist() == [bos_id]
-        else pair.prompt[:0]
-    )
+    has_bos = bos_id is not None and pair.prompt[:1].tolist() == [bos_id]
+    start = pair.prompt[: int(has_bos)]
     if limits.overlong == "truncate-prompt-left" and room > len(start):
-        return replace(
-            pair, prompt=np.concatenate([start, pair.prompt[prompt - (room - len(start)) :]])
-        )
+        end = pair.prompt[prompt - (room - len(start)) :]
+        return replace(pair, prompt=np.concatenate([start, end]))
     return Refusal(OVERLONG, f"prompt {prompt} tokens, longer answer {answer}")

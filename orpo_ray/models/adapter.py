@@ -1,6 +1,4 @@
-"""The trained part of a model: a fresh LoRA or DoRA adapter, an earlier one to go on from, or every
-weight.
-"""
+"""The trained part of a model: a new LoRA or DoRA adapter, an earlier adapter, or every weight."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from orpo_ray.runs.console import Announce
 def attach_adapter(
     base: PreTrainedModel, config: AdapterConfig, announce: Announce
 ) -> PeftModel | PreTrainedModel:
-    """The model with its trainable part; the base itself when `kind: none` trains every weight."""
+    """The model with its trainable part; the base itself if `kind: none` trains every weight."""
     if config.kind == "none":
         return base
     if config.init_from is not None:
@@ -37,8 +35,7 @@ def attach_adapter(
         return get_peft_model(base, lora)
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        # PEFT wraps the weights of experts that are no modules of their own, and cannot drop out
-        # what goes into them.
+        # PEFT refuses dropout for the weights of experts if they are no modules of their own.
         setting = "dropout: set it to 0" if "lora_dropout" in reason else "targets"
         raise ConfigError(f"adapter.{setting}: {reason}") from error
 
@@ -46,7 +43,10 @@ def attach_adapter(
 def load_adapter(
     base: PreTrainedModel, path: str, *, trainable: bool, dropout: float = 0.0
 ) -> PeftModel:
-    """The base with an adapter from disk on it. Raises ConfigError if the two do not fit."""
+    """The base with an adapter from disk on it.
+
+    Raises ConfigError if the adapter does not fit the base.
+    """
     folder = find_adapter(path)
     _read_adapter_config(folder)
     if not (folder / "adapter_model.safetensors").is_file():
@@ -79,7 +79,7 @@ def _continue_adapter(
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
     """What PEFT wrote about an adapter.
 
-    Raises ConfigError if it is broken or tells of something else than LoRA.
+    Raises ConfigError if the file is broken or the adapter is not a LoRA adapter.
     """
     try:
         found: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -92,8 +92,9 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_other_shape(config: AdapterConfig, found: dict[str, Any], folder: Path) -> None:
-    """The shape of an adapter is fixed when it is made, so settings that disagree with it are a
-    mistake.
+    """Raise ConfigError if a setting does not agree with the adapter of `init_from`.
+
+    The shape of an adapter cannot be changed after it is made.
     """
     asked = {"r": (config.r, found.get("r")), "alpha": (config.alpha, found.get("lora_alpha"))}
     asked["dora"] = (config.dora, found.get("use_dora", False))
@@ -113,8 +114,9 @@ def _refuse_other_shape(config: AdapterConfig, found: dict[str, Any], folder: Pa
 
 
 def _same_targets(asked: Sequence[str], stored: Sequence[str]) -> bool:
-    """PEFT keeps a target as it was named or by its whole path; a name means every path that ends
-    with it.
+    """Whether two lists of targets mean the same layers.
+
+    PEFT keeps a target as a name or as a whole path. A name means every path that ends with it.
     """
 
     def means(name: str, path: str) -> bool:

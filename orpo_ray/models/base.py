@@ -1,4 +1,4 @@
-"""The base model: loaded, quantised if asked for, and frozen."""
+"""The base model: loaded, quantised if the config says so, and frozen."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import base_location, explain_load_error
 from orpo_ray.runs.console import SILENT, Announce
 
-# The same weights a second time, in another layout or for other programs.
+# Files with the same weights once more, in another layout or for other programs.
 _NOT_FILES = ["consolidated*", "*/*"]
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
@@ -37,8 +37,8 @@ def load_base(
 ) -> PreTrainedModel:
     """The causal language model on its device, without dropout of its own.
 
-    Frozen in the run's dtype, or, when every weight is trained, in float32: the optimizer needs
-    full precision.
+    A frozen base has the run's dtype. If every weight is trained, the weights are float32, because
+    the optimizer needs full precision.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -68,15 +68,17 @@ def load_base(
 
 
 def _numbered(device: str) -> str:
-    """This process's own GPU by number: the threads that load weights would take "cuda" for the
-    first one.
+    """The device, with the number of this process's GPU.
+
+    The threads that load weights would take "cuda" for the first GPU.
     """
     return f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
 
 
 def _without_dropout(config: ModelConfig, announce: Announce) -> PreTrainedConfig:
-    """The base's configuration with its dropout at 0: the policy must begin as the reference that
-    is scored without.
+    """The base's configuration with its dropout at 0.
+
+    Reference log-probs are computed without dropout, and the policy must start from the same model.
     """
     found: PreTrainedConfig = AutoConfig.from_pretrained(
         base_location(config), revision=config.revision, trust_remote_code=False
@@ -94,28 +96,26 @@ def _without_dropout(config: ModelConfig, announce: Announce) -> PreTrainedConfi
 
 
 def _refuse_incomplete(base: str, model: torch.nn.Module, loading: dict[str, Any]) -> None:
-    """Raise ConfigError where transformers would go on with random weights instead of those that
-    are missing.
+    """Raise ConfigError if weights are missing or have another shape.
+
+    transformers would take random weights in their place.
     """
-    absent = sorted(loading["missing_keys"]) + sorted(
-        str(entry[0]) for entry in loading["mismatched_keys"]
-    )
+    absent = sorted(loading["missing_keys"])
+    absent += sorted(str(entry[0]) for entry in loading["mismatched_keys"])
     absent += [name for name, module in model.named_modules() if _has_other_shape(module)]
     if absent:
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise ConfigError(
             f"model.base: the weights of {base} lack {absent[0]} or have it in another shape than "
-            "config.json says" + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "")
+            f"config.json says{more}"
         )
 
 
 def _has_other_shape(module: torch.nn.Module) -> bool:
-    """Whether a quantised layer holds weights that do not fit it; transformers does not compare
-    their shapes.
-    """
+    """Whether a quantised layer holds weights of another shape; transformers does not check."""
     if isinstance(module, Linear4bit):
-        state = getattr(
-            module.weight, "quant_state", None
-        )  # None: missing from the file, and named as such
+        # None if the weight is missing from the file: it is then among the missing keys.
+        state = getattr(module.weight, "quant_state", None)
         shape = state.shape if state else module.weight.shape
     elif isinstance(module, Linear8bitLt):
         shape = module.weight.shape
@@ -125,8 +125,9 @@ def _has_other_shape(module: torch.nn.Module) -> bool:
 
 
 def fetch_base(config: ModelConfig) -> None:
-    """Have the base's files on this server, so that several processes that load it do not each
-    download it.
+    """Download the base's files to this server, unless they are there.
+
+    Otherwise each of the processes that load the base would download them.
     """
     if not Path(base_location(config)).is_dir():
         try:
@@ -141,17 +142,17 @@ def fetch_base(config: ModelConfig) -> None:
 
 
 def count_quantized(model: torch.nn.Module) -> int:
-    """How many modules of a model hold quantised weights, counted on the model itself."""
+    """How many modules of a model hold quantised weights."""
     return sum(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules())
 
 
 def _keep_training_format(model: torch.nn.Module) -> None:
-    """Have bitsandbytes compute in one way, whether it trains or evaluates.
+    """Have bitsandbytes compute in the same way in training and in evaluation.
 
-    On a CPU with AVX512-BF16 it repacks 4-bit weights at the first evaluation; the repacked form
-    computes in bfloat16 and has no backward: gradients below it would vanish without an error.
-    8-bit layers quantise activations only where they evaluate: reference log-probs would not be
-    those of the policy that starts from it.
+    On a CPU with AVX512-BF16 it repacks 4-bit weights at the first evaluation. The repacked form
+    computes in bfloat16 and has no backward pass: gradients below it would be lost without an
+    error. 8-bit layers quantise activations in evaluation only: reference log-probs would not be
+    those of the policy at step 0.
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):

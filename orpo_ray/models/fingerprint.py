@@ -1,4 +1,4 @@
-"""Content hashes of model files, so that a cache or a resumed run notices another base."""
+"""Content hashes of model files: with them a cache or a resumed run notices another base."""
 
 import hashlib
 from collections.abc import Sequence

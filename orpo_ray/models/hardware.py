@@ -1,4 +1,4 @@
-"""What the machine can compute with, and which number format and attention a run takes there."""
+"""What the machine can compute with, and the number format and attention that a run takes."""
 
 import importlib.util
 from collections.abc import Collection
@@ -18,12 +18,12 @@ ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What one process computes on: "cpu" or "cuda". `flash_attention`: the flash-attn package is
-    there and runs.
+    """What one process computes on.
 
-    `memory` is that of a GPU, in bytes; None on a CPU.
+    `device` is "cpu" or "cuda". `flash_attention` says whether the flash-attn package is installed
+    and runs on it. `memory` is that of a GPU, in bytes; None on a CPU.
     """
 
     device: str
@@ -62,14 +62,15 @@ def probe_hardware() -> Hardware:
 def choose_numerics(
     config: ModelConfig, hardware: Hardware, known: Collection[str] = ATTENTIONS
 ) -> Numerics:
-    """Decide dtype and attention, of those `known` to the base.
+    """Decide dtype and attention; the base knows the attentions in `known`.
 
     Raises ResourceError if the config names what the machine cannot do.
     """
     on_gpu = hardware.device != "cpu"
-    dtype, why_dtype = config.dtype, "as configured"
+    dtype: str = config.dtype
+    why_dtype = "as configured"
     if dtype == "auto":
-        dtype = ("bfloat16" if hardware.bfloat16 else "float16") if on_gpu else "float32"
+        dtype = _best_dtype(hardware)
         why_dtype = f"the best that {hardware.name} computes"
     if dtype == "float16" and not on_gpu:
         raise ResourceError(
@@ -92,8 +93,15 @@ def choose_numerics(
     )
 
 
+def _best_dtype(hardware: Hardware) -> str:
+    """The format of 16 bits that a GPU has; a CPU computes in float32."""
+    if hardware.device == "cpu":
+        return "float32"
+    return "bfloat16" if hardware.bfloat16 else "float16"
+
+
 def _best_attention(flash_fits: bool, known: Collection[str]) -> tuple[str, str]:
-    """The best attention that machine and base have, and why."""
+    """The best attention that both machine and base have, and why."""
     if flash_fits and "flash_attention_2" in known:
         return "flash_attention_2", "flash-attn is installed"
     if "sdpa" in known:

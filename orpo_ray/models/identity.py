@@ -1,5 +1,6 @@
-"""What identifies the models that a run starts from, so that a run that goes on notices others; no
-weight is loaded.
+"""Hashes that identify the models from which a run starts.
+
+With them a resumed run notices another model. No weight is loaded.
 """
 
 from pathlib import Path
@@ -14,8 +15,9 @@ from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
 
 
 def base_fingerprint(config: ModelConfig) -> str:
-    """What identifies the base's weights: the commit of a hub model, the content hash of a local
-    folder.
+    """What identifies the base's weights.
+
+    For a hub model it is the commit, for a local folder a hash of its content.
     """
     local = Path(base_location(config))
     if local.is_dir():

@@ -16,10 +16,10 @@ _BYTES = {"nf4": 0.5 + 1 / 64, "int8": 1.0}
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of a model's parameters: in its linear layers but the head, which can be quantised,
-    and all others.
+    """Counts of a model's parameters.
 
-    `widths` is the sum, over those layers, of what goes in and what comes out.
+    `linear` counts those of the linear layers but the head: they can be quantised. `others` counts
+    all others. `widths` is the sum of the input and output sizes of those linear layers.
     """
 
     linear: int
@@ -28,7 +28,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The number of all parameters."""
         return self.linear + self.others
 
     def bytes(self, quantization: str, dtype: str) -> int:

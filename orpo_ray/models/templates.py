@@ -1,7 +1,8 @@
-"""Chat templates by name, for a base without one and for a base that shall speak another one.
+"""Chat templates by name, for a base without one and for a base that is to learn another one.
 
-Each writes one family's published turn markers. A prompt, as generation starts from it, is always
-the beginning of the whole conversation; an answer is trimmed, as those families do it.
+Each writes the turn markers that one family of models has published. The text from which
+generation starts is always the beginning of the whole conversation. An answer loses the white space
+around it, as in those families.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template, and the marks that only a tokenizer of its family has as single tokens."""
+    """A Jinja template, and its marks: single tokens only in the tokenizers of its family."""
 
     text: str
     marks: tuple[str, ...] = ()
@@ -37,8 +38,8 @@ _PLAIN = _each(
 _CHATML_TURN = "{{ '<|im_start|>' + message['role'] + '\\n' + " + _TRIMMED + " + '<|im_end|>\\n' }}"
 _CHATML = _each(_CHATML_TURN, end=_GENERATE.replace("START", "<|im_start|>assistant\\n"))
 
-# Without thinking, as Qwen3 renders it with enable_thinking=False: the last answer follows empty
-# thoughts.
+# Without thinking, as Qwen3 renders it with enable_thinking=False: the last answer comes after
+# empty thoughts.
 _NO_THOUGHTS = "<think>\\n\\n</think>\\n\\n"
 _QWEN3 = _each(
     "{% if message['role'] == 'assistant' and loop.last %}"
@@ -60,7 +61,7 @@ _PHI3 = _each(
     end=_GENERATE.replace("START", "<|assistant|>\\n"),
 )
 
-# These two families have no system turn: its text goes before the first question.
+# These two families have no system turn. Its text goes before the first question.
 _SYSTEM_FIRST = (
     "{% set system = messages[0]['content'] | trim + '\\n\\n' "
     "if messages[0]['role'] == 'system' else '' %}"
@@ -98,4 +99,4 @@ TEMPLATES = {
     "qwen3": ChatTemplate(_QWEN3, ("<|im_start|>", "<|im_end|>", "<think>", "</think>")),
     "phi3": ChatTemplate(_PHI3, ("<|user|>", "<|assistant|>", "<|end|>")),
 }
-"""What `model.chat_template` may name in place of a file."""
+"""The names that `model.chat_template` takes in place of a file."""

@@ -38,52 +38,46 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
         tokenizer.chat_template = _named_template(tokenizer, config, announce)
     elif tokenizer.chat_template is None:
         announce(
-            f"{config.base} has no chat template: the plain one is used (Human: ... Assistant: "
-            "...); "
-            "model.chat_template names another"
+            f"{config.base} has no chat template: the plain one is used "
+            "(Human: ... Assistant: ...); model.chat_template names another"
         )
         tokenizer.chat_template = TEMPLATES["plain"].text
     return tokenizer
 
 
 def base_location(config: ModelConfig) -> str:
-    """The base as transformers takes it: a hub name as it stands, a folder in the user's home with
-    its full path.
+    """The base as transformers takes it.
 
-    Of a URL, the copy that `fetch_trained` makes.
+    A hub name stays as it is. A folder in the user's home gets its full path. A URL becomes the
+    path of the copy that `fetch_trained` makes.
     """
-    return (
-        str(local_path(config.base))
-        if config.base.startswith("~") or is_url(config.base)
-        else config.base
-    )
+    if config.base.startswith("~") or is_url(config.base):
+        return str(local_path(config.base))
+    return config.base
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over the vocabulary, the rules and the special tokens; the chat template is not part
-    of it.
-    """
-    backend = (
-        tokenizer.backend_tokenizer.to_str()
-        if tokenizer.is_fast
-        else repr(sorted(tokenizer.get_vocab().items()))
-    )
-    special = repr(
-        sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-    )
+    """SHA-256 over the vocabulary, the rules and the special tokens, but not the chat template."""
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer.to_str()
+    else:
+        backend = repr(sorted(tokenizer.get_vocab().items()))
+    tokens = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    special = repr(tokens)
     return hashlib.sha256((backend + special).encode()).hexdigest()
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """A token id that fills batches; masks come from lengths, so which one it is never matters."""
-    return int(
-        tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    )
+    """A token id that fills batches. Masks come from lengths, so any id would do."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return int(tokenizer.eos_token_id)
 
 
 def explain_load_error(base: str, part: str, error: Exception) -> str:
-    """One line for a base that does not load: a missing folder, a name without access, or broken
-    files.
+    """One line for a base that does not load.
+
+    The folder may be missing, the account may have no access, or the files may be broken.
     """
     folder = Path(base).expanduser()
     if base.startswith((".", "/", "~")) and not folder.exists():
@@ -105,7 +99,7 @@ def explain_load_error(base: str, part: str, error: Exception) -> str:
 def _named_template(
     tokenizer: PreTrainedTokenizerBase, config: ModelConfig, announce: Announce
 ) -> str:
-    """The template that a setting names: one of ours, or a file."""
+    """The template that `model.chat_template` names: one of `TEMPLATES`, or a file."""
     wanted = str(config.chat_template)
     named = TEMPLATES.get(wanted)
     if named is None:
@@ -119,8 +113,8 @@ def _named_template(
     vocabulary = tokenizer.get_vocab()
     if missing := [mark for mark in named.marks if mark not in vocabulary]:
         announce(
-            f"model.chat_template: {wanted} writes {', '.join(missing)}, which the tokenizer of "
-            f"{config.base} has not as one token: it is several ordinary ones"
+            f"model.chat_template: {wanted} writes {', '.join(missing)}; the tokenizer of "
+            f"{config.base} has no such token and cuts each of them into several ordinary tokens"
         )
     return named.text
 
@@ -139,5 +133,5 @@ def _read_template(path: Path) -> str:
 
 
 def _without_generation_marks(template: str) -> str:
-    """`{% generation %}` is an extension of transformers' own."""
+    """The template without `{% generation %}`, which only transformers' own Jinja knows."""
     return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)

@@ -1,6 +1,4 @@
-"""Where a model lies that was trained before: an adapter, or a whole model, of a run or in a folder
-of its own.
-"""
+"""Finds what was trained before: an adapter or a whole model, of a run or in its own folder."""
 
 from pathlib import Path
 
@@ -9,13 +7,14 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.storage import storage_at
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""What PEFT writes beside an adapter's weights."""
+"""The file that PEFT writes beside an adapter's weights."""
 _MODEL_CONFIG, _OF_A_RUN = "config.json", "run.json"
 
 
 def fetch_trained(place: str) -> None:
-    """Have on this server what a URL names: what a run has made, or a folder with an adapter or a
-    whole model.
+    """Copy to this server what a URL names.
+
+    It may name a run, for its adapter or model, or a folder with an adapter or a whole model.
     """
     storage = storage_at(place)
     if not storage.is_remote:
@@ -24,7 +23,8 @@ def fetch_trained(place: str) -> None:
     made = folder / "adapter"
     if any(storage.holds(made / name) for name in (ADAPTER_CONFIG, _MODEL_CONFIG)):
         storage.fetch_folder(made)
-    # A run has a config.json, too, and may be at work here: its folder is its own.
+    # The folder of a run has a config.json, too. The run may be writing to it here, so it is not
+    # fetched.
     elif storage.holds(folder / ADAPTER_CONFIG) or (
         storage.holds(folder / _MODEL_CONFIG) and not storage.holds(folder / _OF_A_RUN)
     ):
@@ -32,7 +32,7 @@ def fetch_trained(place: str) -> None:
 
 
 def find_adapter(path: str) -> Path:
-    """The adapter folder that a path means: the folder itself, or that of a finished run."""
+    """The adapter folder that a path means: the folder itself, or that in a finished run."""
     folder = local_path(path)
     for candidate in (folder, folder / "adapter"):
         if (candidate / ADAPTER_CONFIG).is_file():

@@ -1,5 +1,6 @@
-"""What a base's configuration says of how its layers mix tokens: the layouts of pairs and the
-attention it takes.
+"""What a base's configuration says about how its layers mix tokens.
+
+It decides which layouts of pairs and which attention the base takes.
 """
 
 from collections.abc import Iterator
@@ -16,30 +17,30 @@ from orpo_ray.models.tokenizer import base_location, explain_load_error
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Traits:
-    """Of a base. `window`: tokens that a layer looks back at most, None where every layer sees all.
-
-    `own_attention`: its layers do not ask transformers' attention interface, so ours cannot stand
-    in for theirs. `recurrent`: layers carry a state from token to token. `router_loss`: it asks for
-    a loss of its experts' router. `stretches_beyond`: tokens from which on the longest row of a
-    batch changes the positions of all, if any. `attentions`: those of ATTENTIONS that its layers
-    know.
-    """
+    """What a base computes that a layout must respect."""
 
     own_attention: bool = False
+    """Its layers do not use transformers' attention interface, so they cannot use our attention."""
     recurrent: bool = False
+    """Its layers carry a state from token to token."""
     soft_cap: bool = False
+    """Its layers cap their attention scores."""
     router_loss: bool = False
+    """It asks for a loss of its experts' router."""
     window: int | None = None
+    """How many tokens a layer looks back at most; None if every layer sees all."""
     stretches_beyond: int | None = None
+    """If a row is longer than this, the positions of all rows in its batch change."""
     attentions: tuple[str, ...] = ATTENTIONS
+    """Those of ATTENTIONS that its layers know."""
 
 
 def read_traits(config: ModelConfig) -> Traits:
     """The traits of a base; no weight is loaded.
 
-    Raises ConfigError where it has no readable configuration.
+    Raises ConfigError if its configuration cannot be read.
     """
     try:
         found = AutoConfig.from_pretrained(
@@ -67,8 +68,8 @@ def read_traits(config: ModelConfig) -> Traits:
 
 
 def _attentions(model_type: type[PreTrainedModel]) -> Iterator[str]:
-    # None: every kernel will do; a base that names its own would have them fetched in place of
-    # flash-attn.
+    # None: the base takes every kernel. A base that names its own kernels would download them in
+    # place of flash-attn.
     kernels = getattr(model_type, "_compatible_flash_implementations", None)
     if model_type._supports_flash_attn and (kernels is None or "flash_attention_2" in kernels):
         yield "flash_attention_2"

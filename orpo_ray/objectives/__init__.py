@@ -1,5 +1,6 @@
-"""The losses: pure functions of pair log-probs, each in a file that bears the name of its settings'
-file.
+"""The losses: pure functions of the log-probs of pairs.
+
+Each loss and its settings in `orpo_ray/config/objectives/` have files of the same name.
 """
 
 import importlib

@@ -1,6 +1,4 @@
-"""What every objective is made of: log-probs of pairs in, a per-pair preference term and two
-weights out.
-"""
+"""What every objective is made of: a preference term for each pair, an NLL term, two weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +9,12 @@ from torch import Tensor
 NllTokens = Literal["response", "full"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairLogps:
-    """Log-probabilities of n pairs, summed over tokens, natural log, float32, each of shape [n].
+    """Log-probabilities of n pairs, summed over tokens; each tensor is float32 of shape [n].
 
-    `nll_sum` is the negative log-likelihood of the chosen side, over the answer alone or over
-    prompt and answer.
+    Logarithms are natural. `nll_sum` is the negative log-likelihood of the chosen side, over the
+    answer alone or over prompt and answer.
     """
 
     chosen: Tensor
@@ -39,17 +37,20 @@ class PairLogps:
 
     @property
     def reference(self) -> tuple[Tensor, Tensor]:
-        """Summed reference log-probs (chosen, rejected); only objectives that declare the need may
-        ask.
+        """Summed reference log-probs (chosen, rejected).
+
+        Only an objective with `needs_reference` has them.
         """
         assert self.reference_chosen is not None and self.reference_rejected is not None
         return self.reference_chosen, self.reference_rejected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A loss: preference_weight * mean over pairs of `preference` + nll_weight * mean over tokens
-    of the NLL.
+    """A loss of two terms.
+
+    It is preference_weight * (mean of `preference` over pairs) + nll_weight * (mean of the NLL over
+    tokens).
     """
 
     kind: str
@@ -67,27 +68,27 @@ class Objective:
 
 @dataclass(frozen=True)
 class LossParts:
-    """The two shares of a loss, scalars that keep their graph."""
+    """The two terms of a loss, scalars that autograd can follow."""
 
     preference: Tensor
     nll: Tensor
 
     @property
     def total(self) -> Tensor:
-        """The loss itself."""
+        """The loss."""
         return self.preference + self.nll
 
 
 def loss_parts(
     objective: Objective, pairs: PairLogps, pair_count: int, token_count: int
 ) -> LossParts:
-    """This pack's share of the step's loss; shares of all packs of a step add up to the loss.
+    """This pack's share of the step's loss.
 
-    `pair_count` and `token_count` are those of the whole step, over all packs and ranks.
+    The shares of all packs of a step add up to the loss. `pair_count` and `token_count` are those
+    of the whole step, over all packs and ranks.
     """
     nll = objective.nll_weight * pairs.nll_sum.sum() / token_count
     if objective.preference is None:
         return LossParts(preference=nll.new_zeros(()), nll=nll)
-    return LossParts(
-        objective.preference_weight * objective.preference(pairs).sum() / pair_count, nll
-    )
+    preference = objective.preference_weight * objective.preference(pairs).sum() / pair_count
+    return LossParts(preference=preference, nll=nll)

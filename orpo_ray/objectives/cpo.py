@@ -15,8 +15,8 @@ def cpo_preference(pairs: PairLogps, beta: float) -> Tensor:
 def build(config: CpoConfig) -> Objective:
     """The CPO loss: the contrast plus alpha times the NLL."""
     return Objective(
-        "cpo",
-        lambda pairs: cpo_preference(pairs, config.beta),
+        kind="cpo",
+        preference=lambda pairs: cpo_preference(pairs, config.beta),
         nll_weight=config.alpha,
         nll_on=config.nll_on,
     )

@@ -1,8 +1,7 @@
-"""DPO: direct preference optimisation (arXiv:2305.18290, equation 7; label smoothing as in its cDPO
-note).
+"""DPO: direct preference optimisation (arXiv:2305.18290, equation 7).
 
-Its relatives take the same margin: the hinge of SLiC (arXiv:2305.10425), here on log-ratios, and
-robust DPO (arXiv:2403.00409).
+Label smoothing is that of its cDPO note. Two other losses take the same margin: the hinge of SLiC
+(arXiv:2305.10425), here on log-ratios, and robust DPO (arXiv:2403.00409).
 """
 
 from collections.abc import Callable
@@ -16,28 +15,26 @@ from orpo_ray.objectives.base import Objective, PairLogps
 
 
 def log_ratio_margin(pairs: PairLogps) -> Tensor:
-    """How much further the policy prefers the chosen answer than the reference does, [n]."""
+    """How much more than the reference the policy prefers the chosen answer, [n]."""
     reference_chosen, reference_rejected = pairs.reference
     return (pairs.chosen - reference_chosen) - (pairs.rejected - reference_rejected)
 
 
 def sigmoid_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
-    """-log sigmoid(scaled), and the same with the label flipped for the smoothed share, [n]."""
+    """-log sigmoid(scaled), [n]; for the share `label_smoothing`, with the label flipped."""
     return -(1 - label_smoothing) * logsigmoid(scaled) - label_smoothing * logsigmoid(-scaled)
 
 
 def hinge_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
-    """max(0, 1 - scaled), [n]; the config lets it be unsmoothed only."""
+    """max(0, 1 - scaled), [n]; the config refuses label smoothing with it."""
     assert not label_smoothing
     return torch.relu(1 - scaled)
 
 
 def robust_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
-    """The sigmoid's loss, unbiased where that share of labels is flipped, [n]."""
-    clean, flipped = (
-        (1 - label_smoothing) * logsigmoid(scaled),
-        label_smoothing * logsigmoid(-scaled),
-    )
+    """The sigmoid loss, [n], without bias if the share `label_smoothing` of labels is flipped."""
+    clean = (1 - label_smoothing) * logsigmoid(scaled)
+    flipped = label_smoothing * logsigmoid(-scaled)
     return (flipped - clean) / (1 - 2 * label_smoothing)
 
 
@@ -49,11 +46,15 @@ _LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def build(config: DpoConfig) -> Objective:
-    """The loss that is named of beta times the margin, with an NLL term where one is asked for."""
+    """The loss that the config names, of beta times the margin, plus `nll_weight` times the NLL."""
     loss = _LOSSES[config.loss]
+
+    def preference(pairs: PairLogps) -> Tensor:
+        return loss(config.beta * log_ratio_margin(pairs), config.label_smoothing)
+
     return Objective(
-        "dpo",
-        lambda pairs: loss(config.beta * log_ratio_margin(pairs), config.label_smoothing),
+        kind="dpo",
+        preference=preference,
         nll_weight=config.nll_weight,
         nll_on=config.nll_on,
         needs_reference=True,

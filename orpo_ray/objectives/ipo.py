@@ -22,7 +22,7 @@ def ipo_preference(
 def build(config: IpoConfig) -> Objective:
     """The IPO loss, over summed or token-mean log-probs."""
     return Objective(
-        "ipo",
-        lambda pairs: ipo_preference(pairs, config.beta, config.log_probs),
+        kind="ipo",
+        preference=lambda pairs: ipo_preference(pairs, config.beta, config.log_probs),
         needs_reference=True,
     )

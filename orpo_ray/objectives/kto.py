@@ -1,4 +1,4 @@
-"""KTO (arXiv:2402.01306): in TRL's trainer alone, which also computes its reference."""
+"""KTO (arXiv:2402.01306): only TRL's trainer computes it, and also its reference."""
 
 from torch import Tensor
 
@@ -11,5 +11,5 @@ def _preference(pairs: PairLogps) -> Tensor:
 
 
 def build(config: KtoConfig) -> Objective:
-    """What the rest of a run needs to know of it: both answers take part."""
-    return Objective(config.kind, _preference)
+    """What the rest of a run needs to know: both answers take part."""
+    return Objective(kind=config.kind, preference=_preference)

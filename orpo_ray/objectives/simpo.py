@@ -1,5 +1,6 @@
-"""SimPO: a reference-free, length-normalised reward with a target margin (arXiv:2405.14734,
-equation 6).
+"""SimPO: a reward per token, without a reference, and a target margin.
+
+arXiv:2405.14734, equation 6.
 """
 
 from torch import Tensor
@@ -15,7 +16,8 @@ def simpo_preference(pairs: PairLogps, beta: float, gamma_beta_ratio: float) -> 
 
 
 def build(config: SimpoConfig) -> Objective:
-    """The SimPO loss; unlike TRL's it adds no NLL term."""
+    """The SimPO loss. Unlike TRL's it has no NLL term."""
     return Objective(
-        "simpo", lambda pairs: simpo_preference(pairs, config.beta, config.gamma_beta_ratio)
+        kind="simpo",
+        preference=lambda pairs: simpo_preference(pairs, config.beta, config.gamma_beta_ratio),
     )

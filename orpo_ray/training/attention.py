@@ -1,8 +1,8 @@
-"""Attention over one row that holds many answers: exact, without a mask of the row's square.
+"""Attention over one row that holds many answers: exact, without a mask of [row, row] values.
 
-A row is cut into runs. A run's tokens see themselves causally and, where it shares a prompt, the
-first tokens of the run before it. transformers hands the runs of a batch on to every layer's
-attention, whatever the model.
+A row is cut into runs. The tokens of a run see one another causally. If a run shares a prompt, its
+tokens also see the first tokens of the run before it. transformers passes the runs of a batch on to
+the attention of every layer, for all models.
 """
 
 import inspect
@@ -20,20 +20,20 @@ from transformers import AttentionInterface
 from orpo_ray.errors import ConfigError
 
 RUNS_ATTENTION = "orpo_ray_runs"
-"""The name under which models find this attention; no mask is known by it, so none is built."""
+"""The name under which models find this attention; transformers builds no mask for it."""
 
 VARLEN, SDPA = "flash varlen", "SDPA per run"
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
-"""What a layer may ask of its attention that this one does not compute."""
+"""What a layer may ask of its attention, and this one does not compute."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of a row in order: run i has `lengths[i]` tokens, which also see `shared[i]` of the
-    run before it.
+    """The runs of a row in order.
 
-    Plain numbers, since the device is not to be asked for them; `query_ends` and `key_ends` [runs +
-    1] are the same for kernels that read them there.
+    Run i has `lengths[i]` tokens, which also see the first `shared[i]` tokens of the run before it.
+    These are plain numbers, so that nothing waits for the device to tell them. `query_ends` and
+    `key_ends` [runs + 1] say the same to kernels, on the device.
     """
 
     lengths: tuple[int, ...]
@@ -50,7 +50,7 @@ class Runs:
         return Runs(lengths, shared, queries, keys)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Runs":
-        """The same with its tensors on another device."""
+        """The same runs with their tensors on another device."""
         return replace(
             self,
             query_ends=self.query_ends.to(device, non_blocking=non_blocking),
@@ -59,14 +59,14 @@ class Runs:
 
     @property
     def longest(self) -> int:
-        """Keys that the last token of the longest run sees."""
+        """How many keys the last token of a run sees at most."""
         return max(
             length + shared for length, shared in zip(self.lengths, self.shared, strict=True)
         )
 
     def keys(self, values: Tensor, dim: int) -> list[Tensor]:
-        """Keys or values of the row as those that each run sees."""
-        # Split, not sliced: the gradient of each slice would be a row of zeros but for its part.
+        """The keys or values that each run sees, from those of the row."""
+        # Split, not sliced: the gradient of each slice would be as long as the row.
         pieces = values.split(self.lengths, dim)
         return [
             torch.cat([pieces[i - 1].narrow(dim, 0, shared), piece], dim) if shared else piece
@@ -86,17 +86,17 @@ def attend(
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one layer: queries [1, heads, T, D], keys and values [1, key heads, T, D];
-    returns [1, T, heads, D].
+    """Attention of one layer.
 
-    Raises ConfigError for a layer whose attention is more than causal.
+    Takes queries [1, heads, T, D], keys and values [1, key heads, T, D]; returns [1, T, heads, D].
+    Raises ConfigError for a layer that asks for more than causal attention.
     """
     if runs is None:
         raise ConfigError(
-            f"training.layout: {type(module).__name__} is not told of the runs; use padded"
+            f"training.layout: {type(module).__name__} does not get the runs of a row; use padded"
         )
     assert attention_mask is None and not dropout, (
-        "no mask is known by our name, and a base's own dropout is off"
+        "transformers builds no mask for our name, and a base's own dropout is off"
     )
     asked = [name for name in _UNKNOWN if others.get(name) is not None]
     if sliding_window is not None and sliding_window < runs.longest:
@@ -107,10 +107,8 @@ def attend(
             "padded"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key = (
-        query.to(value.dtype),
-        key.to(value.dtype),
-    )  # rotation leaves them in float32 under autocast
+    # Under autocast, rotation leaves queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     varlen = None
     if query.is_cuda and value.shape[-1] == query.shape[-1]:
         varlen = find_varlen(
@@ -126,14 +124,14 @@ AttentionInterface.register(RUNS_ATTENTION, attend)
 
 
 def _per_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs, scaling: float) -> Tensor:
-    """By torch's own attention, one call a run."""
+    """Attention by torch's own function, one call for each run."""
     group = query.shape[1] // key.shape[1]
-    if group > 1 and query.is_cuda:  # a GPU's kernels that take a mask take no groups
-        key, value, group = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1), 1
+    if group > 1 and query.is_cuda:  # on a GPU, kernels that take a mask take no groups
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        group = 1
     outputs = []
-    for q, k, v in zip(
-        query.split(runs.lengths, 2), runs.keys(key, 2), runs.keys(value, 2), strict=True
-    ):
+    queries, keys, values = query.split(runs.lengths, 2), runs.keys(key, 2), runs.keys(value, 2)
+    for q, k, v in zip(queries, keys, values, strict=True):
         square = q.shape[2] == k.shape[2]
         mask = None if square else causal_lower_right(q.shape[2], k.shape[2])
         outputs.append(
@@ -151,11 +149,11 @@ Varlen = Callable[[Tensor, Tensor, Tensor, Runs, float], Tensor]
 def find_varlen(
     device: torch.device, dtype: torch.dtype, group: int, head_dim: int
 ) -> Varlen | None:
-    """torch's flash attention over runs of any length, [T, heads, D]; None where this version or
-    GPU has none.
+    """torch's flash attention over runs of any length, [T, heads, D].
 
-    Tried on a small example, since its signature has changed between versions, and since shorter
-    queries than keys must be aligned at their ends.
+    Returns None if this version of torch or this GPU has none. It is tried on a small example:
+    its signature differs between versions, and a run with fewer queries than keys must be aligned
+    at its end.
     """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
@@ -174,7 +172,7 @@ def find_varlen(
     scaling = head_dim**-0.5
     expected = _per_run(q.float(), k.float(), v.float(), runs, scaling)[0].transpose(0, 1)
     try:
-        # It may be looked for while a model evaluates.
+        # The caller may be evaluating, with gradients off.
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             rows = [states[0].transpose(0, 1).requires_grad_() for states in (q, k, v)]
             found = attention(rows[0], rows[1], rows[2], runs, scaling)
@@ -185,7 +183,7 @@ def find_varlen(
 
 
 def _adapt(varlen_attn: Any) -> Varlen:
-    """torch's varlen_attn in the form that its version has."""
+    """torch's varlen_attn with the options that this version knows."""
     known = inspect.signature(varlen_attn).parameters
     options: dict[str, Any] = (
         {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
@@ -202,15 +200,13 @@ def _adapt(varlen_attn: Any) -> Varlen:
             group = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
         keys, values = torch.cat(runs.keys(key, 0)), torch.cat(runs.keys(value, 0))
-        longest = max(runs.lengths)
-        output: Tensor = varlen_attn(
-            query, keys, values, runs.query_ends, runs.key_ends, longest, runs.longest, **options
-        )
+        ends_and_longest = (runs.query_ends, runs.key_ends, max(runs.lengths), runs.longest)
+        output: Tensor = varlen_attn(query, keys, values, *ends_and_longest, **options)
         return output
 
     return attention
 
 
 def attention_path(device: torch.device, dtype: torch.dtype, group: int, head_dim: int) -> str:
-    """Which of the two ways a model's attention over runs takes."""
+    """How a model's attention over runs is computed: `VARLEN` or `SDPA`."""
     return SDPA if find_varlen(device, dtype, group, head_dim) is None else VARLEN

@@ -1,9 +1,7 @@
-"""How many tokens a micro-batch may have, and whether activations are kept: found from the memory
-that is there.
+"""How many tokens a micro-batch may have, and whether activations are kept.
 
-Two small packs tell how memory grows with tokens; then the largest pack of the plan is tried,
-before the first step, so that memory runs out in the first minute or never. What is decided here
-changes no result.
+Two small packs show how memory grows with tokens. Then the largest pack of the plan is tried before
+the first step. So memory runs out in the first minute or never. These decisions change no result.
 """
 
 from collections.abc import Callable
@@ -16,17 +14,20 @@ from orpo_ray.training.plan import Indices, PackCosts
 from orpo_ray.training.strategy import ModelSize, Strategy, bytes_of_stage
 
 Measure = Callable[[int, bool], int | None]
-"""Bytes that a pack of so many tokens takes at once, forward and backward, with or without gradient
-checkpointing;
-None where there are not as many."""
+"""Takes a number of tokens, and whether activations are recomputed (gradient checkpointing).
+
+Returns the most bytes that such a pack takes, forward and backward, or None if memory runs out.
+"""
 
 _ENOUGH_TOKENS = 4096
-"""A micro-batch of this size keeps a GPU busy; beyond it, recomputing activations costs more than
-larger ones gain.
+"""A micro-batch of this size keeps a GPU busy.
+
+Larger ones gain less than recomputing activations costs.
 """
 _SMALLER = 0.75
+"""What a size that did not fit is multiplied by."""
 _USABLE = 0.9
-"""Share of the free memory that is planned with: blocks do not fit together without gaps."""
+"""The share of the free memory that is used: there are gaps between blocks."""
 
 
 class Memory(Protocol):
@@ -36,16 +37,12 @@ class Memory(Protocol):
         """Bytes that tensors may still take."""
 
     def peak_of(self, run: Callable[[], object]) -> int | None:
-        """Bytes that were taken at once during `run`, above what was taken before; None where it
-        ran out of them.
-        """
+        """The most bytes that `run` takes, besides those before it; None if memory runs out."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Tokens of a micro-batch at most, and whether its activations are recomputed in the backward
-    pass.
-    """
+    """The most tokens of a micro-batch, and whether the backward pass recomputes activations."""
 
     tokens: int
     checkpointing: bool
@@ -53,22 +50,24 @@ class Budget:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tokens of packs: of the longest pair alone, of another one with more pairs, of a whole step,
-    and the limit.
-    """
+    """Sizes of packs, in tokens."""
 
     longest: int
+    """A pack of the longest pair alone."""
     another: int
+    """A pack with more pairs, to measure how memory grows."""
     step: int
+    """A pack of a whole step."""
     most: int
+    """No micro-batch may be larger."""
 
 
 def find_budget(
     measure: Measure, room: int, sizes: Sizes, checkpointing: bool | None
 ) -> Budget | None:
-    """The budget for a process with `room` bytes, or None where not even the longest pair fits.
+    """The budget for a process with `room` bytes, or None if the longest pair does not fit.
 
-    `checkpointing` None: activations are kept where enough tokens fit with them.
+    If `checkpointing` is None, activations are kept if enough tokens fit with them.
     """
     enough = max(sizes.longest, min(sizes.step, sizes.most, _ENOUGH_TOKENS))
     if not checkpointing:
@@ -89,34 +88,38 @@ def _find_tokens(measure: Callable[[int], int | None], room: int, sizes: Sizes) 
     if second is None or second > room:
         return sizes.longest
     growth = (second - first) / (sizes.another - sizes.longest)
-    return (
-        sizes.most if growth <= 0 else min(sizes.most, sizes.longest + int((room - first) / growth))
-    )
+    if growth <= 0:
+        return sizes.most
+    return min(sizes.most, sizes.longest + int((room - first) / growth))
 
 
 def smaller(tokens: int, longest: int) -> int | None:
-    """What to try after a pack of `tokens` did not fit; None where the longest pair alone is what
-    did not.
+    """The size to try after a pack of `tokens` did not fit.
+
+    None if that pack held the longest pair alone: there is no smaller one.
     """
     return None if tokens <= longest else max(longest, int(_SMALLER * tokens))
 
 
 def usable(free: int, trained: int, workers: int, strategy: Strategy) -> int:
-    """Bytes for packs where so many are free and `trained` float32 parameters have no gradient or
-    optimizer state yet.
+    """Bytes that packs may take, of the `free` ones.
 
-    What of these a worker is to hold is the strategy's; DDP exchanges gradients through a copy of
-    them. They are there from a step's second pack on, so that the pack that is tried, which makes
-    its own, does not stand for them.
+    The `trained` float32 parameters have no gradient and no optimizer state yet. Their memory is
+    left free. How much of it a worker holds depends on the strategy. DDP also has a copy of the
+    gradients, to exchange them. The pack that is tried makes gradients of its own, but from the
+    second pack of a step on, the gradients of the first are there, too.
     """
     weights = gradients = 4 * trained
-    state = bytes_of_stage(ModelSize(0, trained), workers, strategy.stage or 0) - weights
-    return int(_USABLE * free - max(0.0, state + (gradients if strategy is Strategy.DDP else 0)))
+    reserved = bytes_of_stage(ModelSize(0, trained), workers, strategy.stage or 0) - weights
+    if strategy is Strategy.DDP:
+        reserved += gradients
+    return int(_USABLE * free - max(0.0, reserved))
 
 
 def sample_pack(costs: PackCosts, tokens: int) -> Indices:
-    """The longest pairs, as many as `tokens` hold: the pack of that size that takes the most
-    memory.
+    """The longest pairs, as many as fit into `tokens`.
+
+    No other pack of that size takes more memory.
     """
     order = np.argsort(-costs.tokens, kind="stable")
     count = 1

@@ -1,10 +1,10 @@
-"""Pairs to tensors: how they are laid out for one forward pass, and the places whose tokens are
-scored.
+"""Pairs to tensors: their layout for one forward pass, and the tokens that are scored.
 
-`padded`: chosen and rejected sides as rows, padded on the right; the plain reference. `packed`: the
-same sides one after the other in a single row, no padding. `shared-prefix`:
-`[prompt|chosen|rejected]...` in a single row, so that each prompt is computed once; the rejected
-answer's positions go on after the prompt, and it sees the prompt and itself.
+There are three layouts:
+- `padded`: chosen and rejected sides are rows, padded on the right. It is the plain reference.
+- `packed`: the same sides, one after the other in a single row, without padding.
+- `shared-prefix`: `[prompt|chosen|rejected]...` in a single row, so that each prompt is computed
+  once. The positions of the rejected answer start after the prompt. It sees the prompt and itself.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,16 @@ from orpo_ray.training.plan import Layout
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairBatch:
     """n pairs ready for one forward pass.
 
-    `input_ids` are [rows, T]. Padded rows come with an `attention_mask` [rows, T]; the single row
-    of the other layouts with `position_ids` [1, T] and with the `runs` that its attention goes by.
-    A scored token i of N was predicted at `positions[i]`, an index into the flattened rows; it is
-    `targets[i]`, of pair `pair[i]`, in its prompt, chosen or rejected `part[i]`. `chosen_tokens`
-    and `rejected_tokens` are the answers' lengths, [n].
+    `input_ids` are [rows, T]. Padded rows have an `attention_mask` [rows, T]. The single row of the
+    other layouts has `position_ids` [1, T] and the `runs` for its attention.
+
+    N tokens are scored. Token i is `targets[i]`. It is predicted at `positions[i]`, an index into
+    the flattened rows. It belongs to pair `pair[i]`, and to its prompt, chosen or rejected answer:
+    `part[i]`. `chosen_tokens` and `rejected_tokens` [n] are the lengths of the answers.
     """
 
     input_ids: Tensor
@@ -54,15 +55,16 @@ class PairBatch:
 
 
 def _moved(value: Tensor | Runs | None, device: torch.device) -> Tensor | Runs | None:
-    """From pinned memory a copy waits for nothing."""
+    """A value on another device; a copy from pinned memory does not block."""
     if isinstance(value, Tensor) and device.type == "cuda":
         value = value.pin_memory()
     return None if value is None else value.to(device, non_blocking=True)
 
 
 class _Side(NamedTuple):
-    """An answer in place: its tokens stand from `start` on in the flattened rows, its prompt from
-    `prompt_start`.
+    """Where one side is in the flattened rows.
+
+    The answer's tokens start at `start`, the prompt's at `prompt_start`.
     """
 
     pair: int
@@ -79,10 +81,9 @@ def collate(
     score_prompt: bool,
     with_rejected: bool = True,
 ) -> PairBatch:
-    """Pairs in one of the layouts; `pad_id` fills up the rows of the padded one.
+    """Pairs in one of the layouts; `pad_id` fills the rows of the padded one.
 
-    `score_prompt` adds the tokens of the chosen side's prompt (from its second on) to those that
-    are scored.
+    With `score_prompt` the tokens of the chosen side's prompt are scored, too, from the second on.
     """
     if layout.pads:
         return _padded(pairs, pad_id, score_prompt, with_rejected)
@@ -92,7 +93,7 @@ def collate(
 def _padded(
     pairs: Sequence[TokenPair], pad_id: int, score_prompt: bool, with_rejected: bool
 ) -> PairBatch:
-    """Rows for all chosen, then all rejected sides."""
+    """One row for each side: all chosen ones, then all rejected ones."""
     answers = [(CHOSEN, i, pair.chosen) for i, pair in enumerate(pairs)]
     if with_rejected:
         answers += [(REJECTED, i, pair.rejected) for i, pair in enumerate(pairs)]
@@ -115,7 +116,7 @@ def _padded(
 def _in_one_row(
     pairs: Sequence[TokenPair], share: bool, score_prompt: bool, with_rejected: bool
 ) -> PairBatch:
-    """All sides one after the other; a rejected one without its prompt where that is shared."""
+    """All sides one after the other; if prompts are shared, a rejected side has none."""
     tokens: list[NDArray[np.int32]] = []
     position_ids: list[NDArray[np.int64]] = []
     runs: list[tuple[int, int]] = []
@@ -123,7 +124,10 @@ def _in_one_row(
     end = 0
     for i, pair in enumerate(pairs):
         prompt_length, prompt_start = len(pair.prompt), end
-        for part, answer in ((CHOSEN, pair.chosen), (REJECTED, pair.rejected))[: 1 + with_rejected]:
+        answers = [(CHOSEN, pair.chosen)]
+        if with_rejected:
+            answers.append((REJECTED, pair.rejected))
+        for part, answer in answers:
             shared = prompt_length if share and part == REJECTED else 0
             prompt_start = prompt_start if shared else end
             tokens += [pair.prompt[shared:], answer]
@@ -151,26 +155,22 @@ def _batch(
     position_ids: Tensor | None = None,
     runs: Runs | None = None,
 ) -> PairBatch:
-    """The batch, with the places where each side's tokens are predicted: the answer's first at the
-    prompt's last.
+    """The batch, with the positions at which each side's tokens are predicted.
+
+    The first token of an answer is predicted at the last token of its prompt.
     """
     positions, targets, owners, parts = [], [], [], []
     for side in sides:
         pair = pairs[side.pair]
-        answer, prompt_length = (
-            (pair.chosen if side.part == CHOSEN else pair.rejected),
-            len(pair.prompt),
-        )
+        answer = pair.chosen if side.part == CHOSEN else pair.rejected
+        prompt_length = len(pair.prompt)
         if score_prompt and side.part == CHOSEN:
             positions.append(side.prompt_start + np.arange(prompt_length - 1))
             targets.append(pair.prompt[1:])
             parts.append(np.full(prompt_length - 1, PROMPT))
             owners.append(np.full(prompt_length - 1, side.pair))
-        positions.append(
-            np.concatenate(
-                [[side.prompt_start + prompt_length - 1], side.start + np.arange(len(answer) - 1)]
-            )
-        )
+        first = side.prompt_start + prompt_length - 1
+        positions.append(np.concatenate([[first], side.start + np.arange(len(answer) - 1)]))
         targets.append(answer)
         parts.append(np.full(len(answer), side.part))
         owners.append(np.full(len(answer), side.pair))

@@ -1,6 +1,4 @@
-"""Which layout a run takes, and why: a pure function of the pairs' lengths and the base's
-traits.
-"""
+"""Which layout a run takes, and why, decided from the pairs' lengths and the base's traits."""
 
 from dataclasses import dataclass
 
@@ -17,8 +15,9 @@ from orpo_ray.training.plan import (
 )
 
 _MIN_SAVING = 0.02
-"""Share of a packed row's tokens that sharing prompts must save; below, its cut-up attention costs
-more than that.
+"""The share of a packed row's tokens that sharing prompts must save.
+
+If it saves less, it costs more than it saves: attention is then computed in more pieces.
 """
 
 
@@ -35,21 +34,17 @@ def choose_layout(
 ) -> LayoutChoice:
     """Decide for pairs of (prompt, chosen, rejected) `lengths` [n, 3].
 
-    Raises ConfigError where the base cannot take the layout that was asked for.
+    Raises ConfigError if the base cannot take the layout that the config names.
     """
     obstacle = _no_single_row(traits, int(longer_side(lengths).max(initial=0)))
     wanted = None if asked == "auto" else Layout(asked)
     if wanted is PADDED:
         return LayoutChoice(PADDED, "as configured")
-    no_sharing = obstacle or (
-        "the base asks for its router's loss, which is a mean over tokens"
-        if traits.router_loss
-        else None
-    )
-    if wanted is SHARED_PREFIX and not with_rejected:
-        no_sharing = (
-            no_sharing or "the objective computes one answer a pair, so no prompt is shared"
-        )
+    no_sharing = obstacle
+    if no_sharing is None and traits.router_loss:
+        no_sharing = "the base asks for its router's loss, which is a mean over tokens"
+    if no_sharing is None and wanted is SHARED_PREFIX and not with_rejected:
+        no_sharing = "the objective computes one answer a pair, so no prompt is shared"
     refused = {PACKED: obstacle, SHARED_PREFIX: no_sharing}.get(wanted) if wanted else None
     if refused:
         raise ConfigError(f"training.layout: {wanted} does not fit this run: {refused}; use auto")
@@ -100,7 +95,6 @@ def _no_single_row(traits: Traits, longest: int) -> str | None:
     if traits.stretches_beyond is not None and traits.stretches_beyond < longest:
         return (
             f"a pair of more than {traits.stretches_beyond} tokens changes the positions of all "
-            "that stand in its row, "
-            "and in its micro-batch; set data.max_length to that to have none"
+            "pairs in its micro-batch; set data.max_length to that number to have no such pair"
         )
     return None

@@ -1,4 +1,4 @@
-"""Log-probs of just the tokens that a loss needs: full logits of a pack never exist."""
+"""Log-probs of only the tokens that a loss needs: the full logits of a pack never exist."""
 
 from typing import Any, NamedTuple
 
@@ -23,17 +23,15 @@ class _Head(NamedTuple):
     soft_cap: float | None
 
     def buffer(self, hidden: Tensor, rows: int) -> Tensor | None:
-        """Memory for the logits of so many rows, where nothing has to be converted on the way to
-        float32.
+        """Memory for the float32 logits of `rows` rows, or None if they must be converted first.
+
+        Reusing it helps a CPU: getting new memory takes longer than the product that fills it.
         """
         direct = self.bias is None and hidden.dtype == self.weight.dtype == torch.float32
-        # Memory that a CPU has just been given costs it more than the product that fills it.
         return hidden.new_empty(rows, len(self.weight)) if direct else None
 
     def logits(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
-        """Logits [N, V] in float32; in the memory of a `buffer` of at least N rows, if there is
-        one.
-        """
+        """Logits [N, V] in float32; `into` is a `buffer` of at least N rows to write them to."""
         if into is not None:
             product = torch.mm(hidden, self.weight.t(), out=into[: len(hidden)])
         else:
@@ -42,8 +40,9 @@ class _Head(NamedTuple):
 
 
 def finish(logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
-    """Float32 logits as their model means them: scaled, and held smoothly between -soft_cap and
-    soft_cap.
+    """The logits in float32 as their model defines them.
+
+    They are scaled, and if there is a `soft_cap`, bent smoothly to between -soft_cap and soft_cap.
     """
     logits = logits.float()
     if scale != 1.0:
@@ -59,9 +58,9 @@ def score(logits: Tensor, targets: Tensor) -> Tensor:
 class SelectedLogProbs(nn.Module):
     """The output head as a scorer: hidden states and target ids in, float32 log-probs out.
 
-    A plain linear head is owned by its weight, so that sharding gathers it once a call; an adapted
-    or quantised one is called as it is. `scale` and `soft_cap` are what some models do to their
-    logits.
+    Of a plain linear head it owns the weight, so that sharding gathers the weight once a call. An
+    adapted or quantised head is called as it is. Some models change their logits: `scale`,
+    `soft_cap`.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class SelectedLogProbs(nn.Module):
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the head, and an embedding tied to it, has neither a gradient nor an adapter."""
+        """Whether the head has no adapter, and neither it nor a tied embedding is trained."""
         return self.head is None and not any(
             parameter.requires_grad for parameter in self.parameters()
         )
@@ -90,32 +89,26 @@ class SelectedLogProbs(nn.Module):
             head = _Head(self.weight, self.bias, self.scale, self.soft_cap)
             log_probs: Tensor = _FrozenHead.apply(hidden, targets, head, self.rows_per_chunk)
             return log_probs
-        # Autograd would keep the logits of every chunk; so they are computed again in the backward
-        # pass.
-        chunks = [
-            checkpoint(self._score, h, t, use_reentrant=False)
-            if torch.is_grad_enabled()
-            else self._score(h, t)
-            for h, t in zip(
-                hidden.split(self.rows_per_chunk), targets.split(self.rows_per_chunk), strict=True
-            )
-        ]
-        return torch.cat(chunks)
+        rows = self.rows_per_chunk
+        chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._score(h, t) for h, t in chunks])
+        # Autograd would keep the logits of every chunk, so the backward pass computes them again.
+        return torch.cat([checkpoint(self._score, h, t, use_reentrant=False) for h, t in chunks])
 
     def _score(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if self.head is None:
-            return score(
-                _Head(self.weight, self.bias, self.scale, self.soft_cap).logits(hidden), targets
-            )
+            head = _Head(self.weight, self.bias, self.scale, self.soft_cap)
+            return score(head.logits(hidden), targets)
         return score(finish(self.head(hidden), self.scale, self.soft_cap), targets)
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probs of a head that is not trained: two matrix products in all, where checkpointed
-    chunks take three.
+    """Log-probs of a head that is not trained, with two matrix products instead of three.
 
-    The gradient of log p(y) in the logits, onehot(y) - p, waits for nothing from above but one
-    factor a row. So it is formed while the logits are there, and the backward pass only scales it.
+    The gradient of log p(y) in the logits is onehot(y) - p. The backward pass only multiplies each
+    row of it by one factor. So the gradient is computed in the forward pass, while the logits
+    exist, and the backward pass scales it.
     """
 
     @staticmethod
@@ -129,11 +122,9 @@ class _FrozenHead(torch.autograd.Function):
             rows = slice(start, start + rows_per_chunk)
             logits, y = head.logits(hidden[rows], kept), targets[rows, None]
             of_target, largest = logits.gather(-1, y), logits.amax(-1, keepdim=True)
-            slope = (
-                None
-                if head.soft_cap is None or gradient is None
-                else 1 - (logits / head.soft_cap).square_()
-            )
+            slope = None
+            if head.soft_cap is not None and gradient is not None:
+                slope = 1 - (logits / head.soft_cap).square_()
             unscaled = logits.sub_(largest).exp_()
             total = unscaled.sum(-1, keepdim=True)
             log_probs[rows] = (of_target - largest - total.log()).squeeze(-1)
@@ -153,11 +144,10 @@ class _FrozenHead(torch.autograd.Function):
 
 
 def pair_logps(log_probs: Tensor, batch: PairBatch) -> PairLogps:
-    """Sum the scored tokens [N] of a batch into the log-probs of its n pairs."""
+    """Sum the log-probs [N] of a batch's scored tokens into those of its n pairs."""
     n = len(batch.chosen_tokens)
-    sums = (
-        log_probs.new_zeros(3 * n).index_add(0, batch.part * n + batch.pair, log_probs).view(3, n)
-    )
+    part_and_pair = batch.part * n + batch.pair
+    sums = log_probs.new_zeros(3 * n).index_add(0, part_and_pair, log_probs).view(3, n)
     return PairLogps(
         chosen=sums[CHOSEN],
         rejected=sums[REJECTED],

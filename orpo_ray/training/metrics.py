@@ -128,14 +128,13 @@ def score_pack(
 
 def summarise(scores: PairScores) -> dict[str, float]:
     """The means that an evaluation reports; `nll` is per token of the chosen answers."""
-    columns = (
-        scores.chosen,
-        scores.rejected,
-        scores.chosen_tokens,
-        scores.rejected_tokens,
-        -scores.chosen,
+    pairs = PairLogps(
+        chosen=torch.from_numpy(scores.chosen),
+        rejected=torch.from_numpy(scores.rejected),
+        chosen_tokens=torch.from_numpy(scores.chosen_tokens),
+        rejected_tokens=torch.from_numpy(scores.rejected_tokens),
+        nll_sum=torch.from_numpy(-scores.chosen),
     )
-    pairs = PairLogps(*(torch.from_numpy(column) for column in columns))
     means = (pair_metrics(pairs) / len(scores.chosen)).tolist()
     nll = float(-scores.chosen.sum() / scores.chosen_tokens.sum())
     return dict(zip(PAIR_METRICS, means, strict=True)) | {"nll": nll}

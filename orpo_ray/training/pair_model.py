@@ -16,8 +16,9 @@ from orpo_ray.training.plan import Layout, longer_side
 
 
 class PairModel(nn.Module):
-    """A causal language model whose head scores selected tokens only; one forward goes through it
-    per pack.
+    """A causal language model whose head scores selected tokens only.
+
+    Each pack is one forward pass.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class PairModel(nn.Module):
 
     @property
     def attention_path(self) -> str:
-        """How attention over the runs of a single row is computed on this device."""
+        """How attention over the runs of a row is computed on this device."""
         config = self.causal_model.config.get_text_config()
         heads = config.num_attention_heads
         group = heads // (getattr(config, "num_key_value_heads", None) or heads)
@@ -61,18 +62,17 @@ class PairModel(nn.Module):
         return attention_path(self.device, self.autocast or torch.float32, group, head_dim)
 
     def use_layout(self, layout: Layout) -> None:
-        """Take batches of this layout from now on; a model is made for padded ones."""
+        """Take batches of this layout from now on; a new model takes padded ones."""
         self.layout = layout
-        self.causal_model.set_attn_implementation(
-            self._own_attention if layout.pads else RUNS_ATTENTION
-        )
+        attention = self._own_attention if layout.pads else RUNS_ATTENTION
+        self.causal_model.set_attn_implementation(attention)
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Log-probs [N] of the batch's scored tokens, float32."""
         assert (batch.runs is None) == self.layout.pads, (
             f"a batch for another layout than {self.layout}"
         )
-        # Named only where they are: not every model knows them.
+        # Passed only if the batch has them: not every model knows them.
         own = {"position_ids": batch.position_ids, "runs": batch.runs} if batch.runs else {}
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
@@ -89,19 +89,16 @@ class PairModel(nn.Module):
 
     @property
     def positions(self) -> int | None:
-        """How many tokens the base reads, where its configuration says."""
+        """How many tokens the base reads, or None if its configuration does not say it."""
         return getattr(self.causal_model.config.get_text_config(), "max_position_embeddings", None)
 
     def check_reads(self, table: PairTable) -> None:
-        """Raise ConfigError if a pair is longer than the base reads, or holds tokens that the base
-        does not have.
-        """
+        """Raise ConfigError if a pair is too long for the base, or has tokens that it lacks."""
         longest = int(longer_side(table.lengths).max())
         if self.positions is not None and longest > self.positions:
             raise ConfigError(
                 f"data.max_length: the longest pair has {longest} tokens, but the base reads "
-                f"{self.positions}; "
-                f"set data.max_length={self.positions}"
+                f"{self.positions}; set data.max_length={self.positions}"
             )
         embedding: Any = self.causal_model.get_input_embeddings()
         rows = embedding.weight.shape[0]
@@ -113,27 +110,20 @@ class PairModel(nn.Module):
 
     @torch.no_grad()
     def check_scorer(self, token_ids: Tensor, tolerance: float) -> None:
-        """Compare the scorer with the model's own logits on a few tokens; leaves the model
-        evaluating.
+        """Compare the scorer with the model's own logits on a few tokens.
 
-        Raises ConfigError for a model that does something to its logits that this class does not
-        know.
+        Raises ConfigError for a model that changes its logits in an unknown way. The model is in
+        evaluation mode afterwards.
         """
         self.eval()
         ids = token_ids[None].to(self.device)
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
-            expected = (
-                self.causal_model(input_ids=ids, use_cache=False)
-                .logits[0, :-1]
-                .float()
-                .log_softmax(-1)
-            )
-            hidden = self.causal_model.base_model(input_ids=ids, use_cache=False).last_hidden_state[
-                0, :-1
-            ]
-            found = self.scorer(hidden, ids[0, 1:])
+            logits = self.causal_model(input_ids=ids, use_cache=False).logits
+            expected = logits[0, :-1].float().log_softmax(-1)
+            output = self.causal_model.base_model(input_ids=ids, use_cache=False)
+            found = self.scorer(output.last_hidden_state[0, :-1], ids[0, 1:])
         if not expected.isfinite().all():
             raise ConfigError(
                 "model.base: its log-probs are not finite; there are bad numbers among its weights"
@@ -142,13 +132,12 @@ class PairModel(nn.Module):
         if not difference <= tolerance:
             raise ConfigError(
                 f"model.base: {type(self.causal_model).__name__} turns hidden states into logits "
-                "in a way that is "
-                f"not supported (log-probs differ by {difference:.2g})"
+                f"in a way that is not supported (log-probs differ by {difference:.2g})"
             )
 
 
 def _logit_scale(text_config: object) -> float:
-    """Cohere multiplies its logits, Granite divides them."""
-    return getattr(text_config, "logit_scale", None) or 1.0 / (
-        getattr(text_config, "logits_scaling", None) or 1.0
-    )
+    """What logits are multiplied by: Cohere names the factor, Granite the divisor."""
+    factor: float | None = getattr(text_config, "logit_scale", None)
+    divisor: float | None = getattr(text_config, "logits_scaling", None)
+    return factor or 1.0 / (divisor or 1.0)

@@ -1,5 +1,6 @@
-"""Which pairs form each optimizer step, and how a step is cut into packs: a pure function of
-lengths and seed.
+"""Which pairs form each optimizer step, and how a step is cut into packs.
+
+Pure functions of the pairs' lengths and the seed.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ Indices = NDArray[np.int64]
 
 
 class Layout(StrEnum):
-    """How the pairs of a micro-batch stand in rows (see `layout.py`)."""
+    """How the pairs of a micro-batch are put into rows (see `layout.py`)."""
 
     PADDED = "padded"
     PACKED = "packed"
@@ -21,12 +22,12 @@ class Layout(StrEnum):
 
     @property
     def pads(self) -> bool:
-        """Whether each side is a row of its own, filled up; else all stand in a single row."""
+        """Whether each side is a padded row of its own; else all are in a single row."""
         return self is Layout.PADDED
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether both answers of a pair go on from one prompt."""
+        """Whether both answers of a pair follow one prompt."""
         return self is Layout.SHARED_PREFIX
 
 
@@ -35,21 +36,23 @@ PADDED, PACKED, SHARED_PREFIX = Layout
 
 @dataclass(frozen=True)
 class PackCosts:
-    """Tokens that pairs take: `tokens` [n] of each alone; in a `rectangular` pack all take as many
-    as the longest.
+    """Tokens that pairs take.
+
+    `tokens` [n] are those of each pair alone. In a `rectangular` pack every pair takes as many as
+    the longest one.
     """
 
     tokens: Indices
     rectangular: bool
 
     def of(self, pairs: Indices) -> int:
-        """Tokens that a pack of these pairs occupies, padding included."""
+        """Tokens that a pack of these pairs takes, padding included."""
         tokens = self.tokens[pairs]
-        return int(len(pairs) * tokens.max() if self.rectangular else tokens.sum())
+        return int(len(pairs) * tokens.max()) if self.rectangular else int(tokens.sum())
 
 
 def longer_side(lengths: Indices) -> Indices:
-    """Tokens of a pair's longer row, [n], from its (prompt, chosen, rejected) lengths [n, 3]."""
+    """Tokens of each pair's longer side, [n], from (prompt, chosen, rejected) lengths [n, 3]."""
     longer: Indices = lengths[:, 0] + lengths[:, 1:].max(axis=1)
     return longer
 
@@ -61,16 +64,15 @@ def pack_costs(lengths: Indices, layout: Layout, *, with_rejected: bool = True) 
         return PackCosts(prompt + chosen, rectangular=layout.pads)
     if layout.pads:
         return PackCosts(2 * longer_side(lengths), rectangular=True)
-    return PackCosts(
-        (1 if layout.shares_prompts else 2) * prompt + chosen + rejected, rectangular=False
-    )
+    prompts = prompt if layout.shares_prompts else 2 * prompt
+    return PackCosts(prompts + chosen + rejected, rectangular=False)
 
 
 @dataclass(frozen=True)
 class Pack:
     """Pairs that one rank runs in one forward pass.
 
-    Weight 0 keeps a rank without work in step with the others.
+    A rank that has no pair left runs a pack of weight 0, because all ranks must run equally many.
     """
 
     pairs: Indices
@@ -79,30 +81,33 @@ class Pack:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its pairs, and for each rank its packs, the same number on every rank."""
+    """One optimizer step: its pairs, and the packs of each rank, equally many for all."""
 
     pairs: Indices
     packs: tuple[tuple[Pack, ...], ...]
 
 
 def step_pairs(count: int, pairs_per_step: int, seed: int, epoch: int) -> list[Indices]:
-    """The pairs of each optimizer step of an epoch over `count` pairs; the last step may have
-    fewer.
+    """The pairs of each optimizer step of an epoch over `count` pairs.
+
+    The last step may have fewer.
     """
     order = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int64)
     return [order[start : start + pairs_per_step] for start in range(0, count, pairs_per_step)]
 
 
 def cut_step(pairs: Indices, costs: PackCosts, world_size: int, token_budget: int) -> Step:
-    """One step's pairs as packs for each rank; a pair that exceeds the budget alone still gets a
-    pack of its own.
+    """One step's pairs as packs for each rank.
+
+    A pair that is larger than the budget gets a pack of its own.
     """
     return Step(pairs, deal(cut_packs(pairs, costs, token_budget), costs, world_size))
 
 
 def cut_packs(pairs: Indices, costs: PackCosts, token_budget: int) -> list[Indices]:
-    """Packs within the budget: neighbours in length where they are padded, else
-    first-fit-decreasing.
+    """Packs within the budget.
+
+    Padded packs take pairs of similar length. Other packs are filled by first-fit-decreasing.
     """
     descending = pairs[np.argsort(-costs.tokens[pairs], kind="stable")]
     if costs.rectangular:
@@ -134,8 +139,9 @@ def _neighbours(descending: Indices, tokens: Indices, token_budget: int) -> list
 
 
 def deal(packs: list[Indices], costs: PackCosts, world_size: int) -> tuple[tuple[Pack, ...], ...]:
-    """Packs to ranks, balanced by cost, the same number for each, of weight 0 where a rank has
-    none.
+    """Deal packs to ranks, balanced by cost and equally many for all.
+
+    A rank with too few packs gets packs of weight 0.
     """
     packs = _split_to_multiple(packs, costs, world_size)
     per_rank = -(-len(packs) // world_size)
@@ -151,8 +157,9 @@ def deal(packs: list[Indices], costs: PackCosts, world_size: int) -> tuple[tuple
 
 
 def _split_to_multiple(packs: list[Indices], costs: PackCosts, world_size: int) -> list[Indices]:
-    """Halve the costliest packs until every rank gets as many as the others, or no pack has two
-    pairs left.
+    """Halve the most expensive packs until all ranks get equally many.
+
+    It stops earlier if each pack has only one pair.
     """
     packs = list(packs)
     while len(packs) % world_size:
@@ -160,8 +167,10 @@ def _split_to_multiple(packs: list[Indices], costs: PackCosts, world_size: int) 
         if not splittable:
             break
         costliest = packs.pop(max(splittable, key=lambda i: costs.of(packs[i])))
-        # Every second pair: both halves hold long and short ones.
-        packs += [costliest[::2], costliest[1::2]] if not costs.rectangular else _halves(costliest)
+        if costs.rectangular:
+            packs += _halves(costliest)
+        else:
+            packs += [costliest[::2], costliest[1::2]]  # both halves get long and short pairs
     return packs
 
 

@@ -1,4 +1,7 @@
-"""Finds a run's micro-batch on the device it runs on: the doing to what `budget` decides."""
+"""Finds the largest micro-batch of a run by trying packs on the run's own device.
+
+`budget` decides what to try and what to take; this module runs it.
+"""
 
 import socket
 from collections.abc import Callable
@@ -29,12 +32,13 @@ from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.world import World
 
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
-"""Larger micro-batches gain nothing there."""
+"""Larger micro-batches gain nothing on these devices."""
 
 
 class Probe:
-    """Runs packs of a run for the memory that they take; weights, gradients and random states stay
-    as they were.
+    """Runs packs to measure the memory that they take.
+
+    Weights, gradients and random states are the same afterwards.
     """
 
     def __init__(
@@ -45,18 +49,18 @@ class Probe:
         self.costs = pack_costs(table.lengths, model.layout, with_rejected=objective.needs_rejected)
 
     def room(self, workers: int, strategy: Strategy) -> int:
-        """Bytes that packs may take where so many workers train under a strategy."""
+        """Bytes that packs may take if `workers` workers train with a strategy."""
         trained = sum(
             parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad
         )
         return usable(self._memory.free(), trained, workers, strategy)
 
     def measure(self, tokens: int, checkpointing: bool) -> int | None:
-        """Bytes that the worst pack of so many tokens takes; None where it runs out of memory."""
+        """Bytes that the worst pack of `tokens` tokens takes; None if memory runs out."""
         return self.measure_pack(sample_pack(self.costs, tokens), checkpointing)
 
     def measure_pack(self, pairs: Indices, checkpointing: bool) -> int | None:
-        """Bytes that one pack takes, forward and backward."""
+        """Bytes that one pack takes, forward and backward; None if memory runs out."""
         set_checkpointing(self._model, checkpointing)
         device = self._model.device
         devices = [device] if device.type == "cuda" else []
@@ -92,11 +96,10 @@ def settle_budget(
     world: World,
     announce: Announce,
 ) -> Decisions:
-    """Find what is open of tokens and checkpointing, the same on all processes, then try the plan's
-    largest pack.
+    """Decide tokens and checkpointing if they are open, then try the plan's largest pack.
 
-    `plan` gives the steps for a budget; `largest_step` are the tokens of the largest one. Raises
-    ResourceError where the longest pair does not fit.
+    All processes decide the same. `plan` gives the steps for a budget. `largest_step` is the number
+    of tokens of the largest step. Raises ResourceError if the longest pair does not fit.
     """
     longest = int(probe.costs.tokens.max())
     budget = Budget(decisions.tokens_per_microbatch, decisions.gradient_checkpointing)
@@ -121,7 +124,7 @@ def settle_budget(
         budget = replace(budget, tokens=tokens)
     kept = "recomputed (gradient checkpointing)" if budget.checkpointing else "kept"
     announce(
-        f"tokens per micro-batch {budget.tokens}, activations {kept}; the largest one, of "
+        f"tokens per micro-batch {budget.tokens}, activations {kept}; the largest micro-batch, "
         f"{probe.costs.of(worst)} tokens, was tried; the longest training pair has {longest}"
     )
     return replace(
@@ -133,7 +136,7 @@ def settle_budget(
 
 
 def _least(budgets: list[Budget | None], longest: int) -> Budget:
-    """What every process has room for."""
+    """The budget for which every process has room."""
     found = [budget for budget in budgets if budget is not None]
     if len(found) < len(budgets):
         raise _too_large(longest)
@@ -145,13 +148,12 @@ def _least(budgets: list[Budget | None], longest: int) -> Budget:
 def _too_large(tokens: int) -> ResourceError:
     return ResourceError(
         f"training.tokens_per_microbatch: a micro-batch of {tokens} tokens does not fit into the "
-        "memory that is free; "
-        "lower data.max_length or training.tokens_per_microbatch, or set "
+        "memory that is free; lower data.max_length or training.tokens_per_microbatch, or set "
         "training.gradient_checkpointing=true"
     )
 
 
 def memory_of(device: str, world: World) -> Memory:
-    """The memory that this process has for itself."""
+    """The memory that this process may use."""
     here = socket.gethostname()
     return GpuMemory() if device == "cuda" else CpuMemory(world.gather(here).count(here))

@@ -1,6 +1,4 @@
-"""At the start of a run: whether the chosen layout gives this very model the log-probs that plain
-padded rows give.
-"""
+"""At the start of a run, compares the layout's log-probs with those of padded rows."""
 
 import torch
 from torch import Tensor
@@ -17,10 +15,10 @@ from orpo_ray.training.plan import PADDED, Layout
 from orpo_ray.training.world import ALONE, World
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
-"""How far the log-prob of a token may be off, by the format that the model computes in."""
+"""The largest difference in a token's log-prob, by the format that the model computes in."""
 _PAIRS = 4
 _GPU_FAILED = "CUDA error"
-"""A device that has failed once computes nothing more in this process, in no layout."""
+"""After such an error the device computes nothing more in this process, in any layout."""
 
 
 def settle_layout(
@@ -31,11 +29,10 @@ def settle_layout(
     announce: Announce,
     world: World = ALONE,
 ) -> None:
-    """Have the model take the layout that was decided or, said loudly, padded rows where it is
-    wrong for the model.
+    """Give the model the layout that was decided, or padded rows if that layout is wrong for it.
 
-    Compared are the first pairs of a table. All processes of a world settle on the same; the model
-    evaluates after it.
+    The first pairs of a table are compared, and falling back is announced with a warning. All
+    processes of a world take the same layout. The model is in evaluation mode afterwards.
     """
     layout = decisions.layout
     if not layout.pads:
@@ -51,9 +48,7 @@ def settle_layout(
 
 
 def _first_pairs(table: PairTable, decisions: Decisions) -> list[TokenPair]:
-    """A few pairs, fewer where they do not fit into a micro-batch; memory has not been looked at
-    yet.
-    """
+    """A few pairs that fit into one micro-batch; the memory is not measured yet."""
     pairs = [table[i] for i in range(min(_PAIRS, len(table)))]
     longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
     return pairs[: max(1, decisions.tokens_per_microbatch // (2 * longest))]
@@ -70,16 +65,14 @@ def _problem(
             raise
         return on_one_line(error) or type(error).__name__
     difference = (found - expected).abs().max().item()
-    return (
-        None
-        if difference <= TOLERANCE[decisions.dtype]
-        else f"log-probs of the first pairs differ by {difference:.2g}"
-    )
+    if difference <= TOLERANCE[decisions.dtype]:
+        return None
+    return f"log-probs of the first pairs differ by {difference:.2g}"
 
 
 @torch.no_grad()
 def _log_probs(model: PairModel, layout: Layout, pairs: list[TokenPair], pad_id: int) -> Tensor:
-    """Log-probs of the pairs' tokens, in an order that does not depend on the layout."""
+    """Log-probs of the pairs' tokens, in the same order for every layout."""
     model.eval()
     model.use_layout(layout)
     batch = collate(pairs, layout, pad_id, score_prompt=False).to(model.device)

@@ -9,7 +9,10 @@ from orpo_ray.config.training import DeepSpeedConfig
 
 
 class Strategy(StrEnum):
-    """How workers share a model. `stage`: that of DeepSpeed's ZeRO, None without DeepSpeed."""
+    """How workers share a model.
+
+    `stage` is the stage of DeepSpeed's ZeRO, None without DeepSpeed.
+    """
 
     stage: int | None
 
@@ -21,7 +24,7 @@ class Strategy(StrEnum):
     ZERO_3 = "deepspeed-zero-3", 3
 
     def __new__(cls, name: str, stage: int | None = None) -> Self:
-        """The value is the name that a run's files and results have."""
+        """The value of a member is the name that a run's files and results have."""
         member = str.__new__(cls, name)
         member._value_ = name
         member.stage = stage
@@ -29,28 +32,26 @@ class Strategy(StrEnum):
 
     @classmethod
     def zero(cls, stage: int) -> "Strategy":
-        """DeepSpeed with that stage."""
+        """The strategy with that stage of DeepSpeed."""
         return next(strategy for strategy in cls if strategy.stage == stage)
 
     @property
     def shares_weights(self) -> bool:
-        """Whether each worker holds a part of the weights only."""
+        """Whether each worker holds only a part of the weights."""
         return self.stage == 3
 
 
-# Bytes of float32 weight, gradient and Adam's two moments of a trained parameter.
+# Bytes for each trained parameter: float32 weight, gradient, and the two moments of Adam.
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
 _MEMORY_FOR_STATE = 0.7
-"""Share of a worker's memory that weights and optimizer state may take; the rest is for
-activations.
-"""
+"""The share of a worker's memory for weights and optimizer state; activations take the rest."""
 
 
 @dataclass(frozen=True)
 class Workers:
     """The processes of a run.
 
-    `memory`: bytes of GPU memory that each has, None where they compute on CPUs.
+    `memory` is the GPU memory of each in bytes, None if they compute on CPUs.
     """
 
     count: int
@@ -60,9 +61,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Bytes that the frozen weights take on one worker, and the number of parameters that are
-    trained.
-    """
+    """The bytes of the frozen weights on one worker, and the number of trained parameters."""
 
     frozen_bytes: int
     trained: int
@@ -98,7 +97,7 @@ def choose_strategy(
     if dtype == "float16":
         return StrategyChoice(
             Strategy.DDP,
-            "float16 finds its loss scale step by step, which is tried without DeepSpeed only",
+            "float16 needs a loss scale, which is tested without DeepSpeed only",
         )
     room = None if workers.memory is None else _MEMORY_FOR_STATE * workers.memory
     if config.adapter.kind != "none":
@@ -109,7 +108,7 @@ def choose_strategy(
 def _for_adapter(
     config: RunConfig, workers: Workers, size: ModelSize, room: float | None
 ) -> StrategyChoice:
-    """The base is frozen: what is shared out is small, unless the base itself does not fit."""
+    """The base is frozen, so the workers have little to share, unless the base does not fit."""
     base = "the base fits on each worker"
     if room is not None and size.frozen_bytes > room:
         base = (
@@ -119,11 +118,11 @@ def _for_adapter(
         if config.model.quantization == "none":
             return StrategyChoice(Strategy.ZERO_3, base)
         base += (
-            ", and quantised every worker loads it whole whatever the stage; trying all the same"
+            ", and with quantisation each worker loads all of it in every stage; trying it anyway"
         )
     if workers.nodes == 1:
         return StrategyChoice(
-            Strategy.ZERO_2, f"{base}; optimizer state and gradients are shared out"
+            Strategy.ZERO_2, f"{base}; the workers share optimizer state and gradients"
         )
     crossing = _size(_GRADIENT * size.trained)
     return StrategyChoice(
@@ -133,31 +132,26 @@ def _for_adapter(
 
 
 def _for_full_training(workers: Workers, size: ModelSize, room: float | None) -> StrategyChoice:
-    """The least sharing that fits: each stage more costs more traffic."""
+    """The lowest stage that fits: a higher stage needs more traffic."""
     takes = {stage: bytes_of_stage(size, workers.count, stage) for stage in range(4)}
     fitting = [stage for stage, needed in takes.items() if room is None or needed <= room]
     stage = fitting[0] if fitting else 3
     reason = f"weights, gradients and optimizer state take {_size(takes[stage])} on each worker"
     if room is not None:
-        reason += (
-            f" of {_size(room)}"
-            if fitting
-            else f", more than the {_size(room)} there are; trying all the same"
-        )
+        limit = f"the {_size(room)} that it has for them"
+        reason += f", within {limit}" if fitting else f", more than {limit}; trying it anyway"
     return StrategyChoice(Strategy.zero(stage) if stage else Strategy.DDP, reason)
 
 
 def bytes_of_stage(size: ModelSize, workers: int, stage: int) -> float:
-    """Bytes of weights, gradients and moments on each worker under a ZeRO stage (0: nothing is
-    shared out).
+    """Bytes of weights, gradients and moments on each worker with a ZeRO stage.
+
+    In stage 0 each worker holds everything.
     """
     moments = _MOMENTS / (workers if stage >= 1 else 1)
     gradient = _GRADIENT / (workers if stage >= 2 else 1)
-    weight, frozen = (
-        (_WEIGHT / workers, size.frozen_bytes / workers)
-        if stage >= 3
-        else (_WEIGHT, size.frozen_bytes)
-    )
+    holders = workers if stage >= 3 else 1
+    weight, frozen = _WEIGHT / holders, size.frozen_bytes / holders
     return frozen + size.trained * (weight + gradient + moments)
 
 

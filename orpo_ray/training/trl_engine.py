@@ -1,11 +1,9 @@
-"""`engine: trl`: the loss of every pack by TRL's own trainers; data order, steps and checkpoints
-stay ours.
+"""`engine: trl`: TRL's own trainers compute the loss; data order, steps and checkpoints stay ours.
 
-Settings are translated here and nowhere else: fields keep the paper's names, and ORPO's lambda is
-TRL's beta. TRL's trainer is built around a small stand-in, since it changes the model that it is
-given (a second adapter, other formats); then it computes its loss on ours. It is stock in what it
-computes: padded rows, each prompt twice, full logits for ORPO and CPO, means of a micro-batch. A
-step of several packs weighs them by their pairs.
+TRL's trainer changes the model that it gets: it adds a second adapter or changes number formats. So
+it is built with a small stand-in model, and then computes its loss on ours. Its computation is
+unchanged: padded rows, each prompt twice, full logits for ORPO and CPO, means over a micro-batch.
+The packs of a step are weighted by their number of pairs.
 """
 
 import tempfile
@@ -39,23 +37,22 @@ from orpo_ray.training.steps import PackInput, StepDataset, StepInput
 from orpo_ray.training.trainer import PreferenceTrainer
 
 _LONGEST = 2**20
-"""Tokens that nothing is truncated to: what is too long has been dropped or cut by the preparation.
-"""
+"""A length that no pair has, so that TRL cuts none: the preparation handles long pairs."""
 _FUSED = ("DPO", "KTO")
-"""Trainers that ask their model for log-probs instead of logits."""
+"""Trainers that ask their model for log-probs, not for logits."""
 _FUSED_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 REFERENCE_ADAPTER = "ref"
-"""TRL's name for the adapter that KTO compares with, where a run does not start from a fresh one.
-"""
+"""TRL's name for the adapter that KTO compares with, if a run starts from an earlier adapter."""
 
 Rows = list[dict[str, Any]]
 TrlBatch = dict[str, Any]
-"""What a collator of TRL's makes of rows."""
+"""What a collator of TRL makes from rows."""
 
 
 def to_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
-    """Rows for DPO's collator; `reference` [n, 2] are summed log-probs of the chosen and rejected
-    answers.
+    """Rows for DPO's collator.
+
+    `reference` [n, 2] are the summed reference log-probs of the chosen and rejected answers.
     """
     rows: Rows = []
     for i, pair in enumerate(pairs):
@@ -72,7 +69,7 @@ def to_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
 
 
 def to_labelled_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
-    """Rows for the collator of ORPO and CPO: both sides whole, their prompts out of the labels."""
+    """Rows for the collator of ORPO and CPO: two whole sides, with labels for the answers only."""
     rows: Rows = []
     for pair in pairs:
         prompt = pair.prompt.tolist()
@@ -92,8 +89,9 @@ def to_labelled_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Ro
 
 
 def to_unpaired_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
-    """The unpaired view: all chosen answers, then all rejected ones; each also with its
-    neighbour's, as a baseline.
+    """Rows for KTO's collator: all chosen answers, then all rejected ones.
+
+    Each row also has the answer of the row before it, which KTO uses for its baseline.
     """
     rows: Rows = [
         {
@@ -109,8 +107,8 @@ def to_unpaired_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Ro
     return rows
 
 
-Rower = Callable[[list[TokenPair], np.ndarray | None], Rows]
-_ROWS: dict[str, Rower] = {
+MakeRows = Callable[[list[TokenPair], np.ndarray | None], Rows]
+_ROWS: dict[str, MakeRows] = {
     "ORPO": to_labelled_rows,
     "CPO": to_labelled_rows,
     "DPO": to_rows,
@@ -134,18 +132,21 @@ def _classes(name: str) -> tuple[Any, Any]:
 
 
 class TrlModel(PairModel):
-    """The model whose forward pass of a pack is TRL's loss; batches of pairs are scored as ever."""
+    """A model whose forward pass gives TRL's loss for TRL's batches.
+
+    For a batch of pairs it gives log-probs, as every PairModel does.
+    """
 
     def __init__(self, model: Any, autocast: torch.dtype | None) -> None:
         super().__init__(model, autocast)
         self._loss: Callable[[nn.Module, TrlBatch], Tensor] | None = None
 
     def use_loss(self, loss: Callable[[nn.Module, TrlBatch], Tensor]) -> None:
-        """Have packs computed by a trainer of TRL's."""
+        """Take the function of a TRL trainer that computes the loss of a pack."""
         self._loss = loss
 
     def forward(self, batch: PairBatch | TrlBatch) -> Tensor:
-        """Log-probs [N] of a batch of pairs, or the loss of one of TRL's."""
+        """Log-probs [N] for a batch of pairs, or the loss for a batch of TRL."""
         if isinstance(batch, PairBatch):
             return super().forward(batch)
         assert self._loss is not None
@@ -156,10 +157,10 @@ class TrlModel(PairModel):
 
 
 class TrlStepDataset(StepDataset):
-    """Item i is one rank's share of step `first + i`, as TRL's collator makes it."""
+    """Item i is one rank's share of step `first + i`, made by TRL's collator."""
 
-    def __init__(self, collate: Callable[[Rows], TrlBatch], rows: Rower, *work: Any) -> None:
-        super().__init__(*work)
+    def __init__(self, collate: Callable[[Rows], TrlBatch], rows: MakeRows, **share: Any) -> None:
+        super().__init__(**share)
         self._collate, self._rows = collate, rows
 
     def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[TrlBatch]:
@@ -171,7 +172,7 @@ class TrlStepDataset(StepDataset):
 
 
 class _LossAlone(StepMetrics):
-    """TRL's loss tells nothing else in our terms."""
+    """The metrics of a step under TRL: the loss and nothing else."""
 
     def add_loss(self, loss: Tensor) -> None:
         """Count one pack's share of the step's loss."""
@@ -180,12 +181,12 @@ class _LossAlone(StepMetrics):
         )
 
     def means(self, sums: list[float], pair_count: int, token_count: int) -> dict[str, float]:
-        """Nothing beside the loss, which the trainer logs."""
+        """No metric but the loss, which the trainer logs itself."""
         return {}
 
 
 class TrlTrainer(PreferenceTrainer):
-    """Trains a TrlModel on planned steps with one of TRL's trainers inside."""
+    """Trains a TrlModel on planned steps, with a trainer of TRL inside."""
 
     def __init__(
         self,
@@ -197,7 +198,7 @@ class TrlTrainer(PreferenceTrainer):
     ) -> None:
         super().__init__(model=model, **ours)
         self._in_trl = _in_trl(objective_config)
-        # After our own trainer: the first Accelerator of a process settles what DeepSpeed is to do.
+        # After our own trainer: the first Accelerator of a process decides what DeepSpeed does.
         self._inside = _build(self._in_trl, tokenizer, arguments)
         self._inside.model = model.model
         self._inside.accelerator = _Alone(self._inside.accelerator)
@@ -206,10 +207,13 @@ class TrlTrainer(PreferenceTrainer):
         model.use_loss(self._inside.compute_loss)
 
     def _dataset(self) -> StepDataset:
-        rank = self.args.process_index
-        rows = _ROWS[self._in_trl.trainer]
         return TrlStepDataset(
-            self._inside.data_collator, rows, self._work, self._objective, self._start, rank
+            self._inside.data_collator,
+            _ROWS[self._in_trl.trainer],
+            work=self._work,
+            objective=self._objective,
+            first=self._start,
+            rank=self.args.process_index,
         )
 
     def _new_metrics(self) -> StepMetrics:
@@ -218,8 +222,9 @@ class TrlTrainer(PreferenceTrainer):
     def _run_pack(
         self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics
     ) -> Tensor:
-        """Forward and backward of one micro-batch: TRL's mean over it, weighed by its share of the
-        step's pairs.
+        """Forward and backward of one micro-batch.
+
+        TRL's mean over it counts by its share of the step's pairs.
         """
         batch: TrlBatch = {
             name: _moved(value, self.args.device) for name, value in pack.batch.items()
@@ -227,18 +232,17 @@ class TrlTrainer(PreferenceTrainer):
         share = model(batch) * (pack.weight / step.pair_count)
         assert isinstance(metrics, _LossAlone)
         metrics.add_loss(share)
-        # What it would log itself, and clear then.
-        getattr(self._inside, "_metrics" if self._in_trl.trainer in _FUSED else "_stored_metrics")[
-            "train"
-        ].clear()
+        # TRL's trainer would log these metrics and then clear them.
+        name = "_metrics" if self._in_trl.trainer in _FUSED else "_stored_metrics"
+        getattr(self._inside, name)["train"].clear()
         return self._backward(share)
 
 
 class _Alone:
-    """An accelerator whose process shares nothing: what TRL gathers for its metrics would need
-    packs of one size.
+    """An accelerator that gathers nothing from other processes.
 
-    KTO's baseline is gathered, too, and is taken within the micro-batch instead.
+    TRL gathers values for its metrics, which needs packs of equal size on all ranks. It also
+    gathers KTO's baseline; here each process computes it from its own micro-batch.
     """
 
     def __init__(self, accelerator: Any) -> None:
@@ -248,7 +252,7 @@ class _Alone:
         return getattr(self._accelerator, name)
 
     def gather(self, values: Any) -> Any:
-        """This process's values alone."""
+        """The values of this process alone."""
         return values
 
     gather_for_metrics = gather
@@ -261,31 +265,28 @@ def _moved(value: Any, device: torch.device) -> Any:
 def _build(
     in_trl: InTrl, tokenizer: PreTrainedTokenizerBase, arguments: Callable[..., TrainingArguments]
 ) -> Any:
-    """TRL's trainer around a model that nothing is asked of, with a data set of one row."""
+    """TRL's trainer with a stand-in model, which is never run, and a data set of one row."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
     trainer_type, config_type = _classes(in_trl.trainer)
-    tokenizer = deepcopy(
-        tokenizer
-    )  # TRL names a padding token where there is none, which the run's own must not get
+    # A copy: TRL adds a padding token if there is none, and the run's tokenizer must not change.
+    tokenizer = deepcopy(tokenizer)
     tokenizer.pad_token_id = padding_id(tokenizer)
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with tempfile.TemporaryDirectory(prefix="orpo-ray-trl-") as folder:
         args = arguments(
             config_type, Path(folder), max_length=_LENGTHS[in_trl.trainer], **in_trl.settings
         )
-        args.per_device_train_batch_size = (
-            2  # KTO asks for more than one; no loader of its own is ever made
-        )
+        # KTO refuses 1. The number is not used: the trainer never makes a loader of its own.
+        args.per_device_train_batch_size = 2
         inside = trainer_type(
             model=_stand_in(len(tokenizer)),
             args=args,
             train_dataset=rows,
             processing_class=tokenizer,
         )
-    # Its own way to have them computed would go over the one row; ours are in the rows of every
-    # pack.
+    # Set afterwards: TRL would compute reference log-probs of its one row. Ours are in every row.
     inside.precompute_ref_logps = in_trl.trainer == "DPO"
     return inside
 
@@ -304,9 +305,9 @@ def _stand_in(vocabulary: int) -> PeftModel:
 def trl_model(
     model: PeftModel | PreTrainedModel, config: RunConfig, autocast: torch.dtype | None
 ) -> TrlModel:
-    """Base and adapter as a trainer of TRL's takes them.
+    """Base and adapter as a trainer of TRL takes them.
 
-    Raises ConfigError where it would leave out the head's.
+    Raises ConfigError if TRL would leave out the adapter of the head.
     """
     objective = config.objective
     if (
@@ -321,37 +322,35 @@ def trl_model(
 
 
 def _refuse_adapted_head(model: TrlModel, objective: ObjectiveConfig) -> None:
-    """Raise ConfigError where TRL would compute an objective without the adapter of the head."""
+    """Raise ConfigError if TRL would compute an objective without the adapter of the head."""
     if model.scorer.head is None or _in_trl(objective).trainer not in _FUSED:
         return
     instead = "" if objective.only_in_trl else ", or set training.engine=fast"
     raise ConfigError(
-        "adapter.targets: TRL's DPO and KTO take the head's own weight and would leave its adapter "
-        "out; leave the head "
-        f"out{instead}"
+        "adapter.targets: TRL's DPO and KTO use the weight of the head without its adapter; leave "
+        f"the head out{instead}"
     )
 
 
 def _fuse_head(model: TrlModel) -> None:
-    """TRL's head without full logits, which its newer trainers ask their model for."""
+    """Give the model TRL's head without full logits, which TRL's newer trainers need."""
     from trl.trainer.utils import add_fused_lm_head
 
     add_fused_lm_head(model.causal_model, outputs=_FUSED_OUTPUTS)
 
 
 def keep_start_as_reference(model: PeftModel) -> None:
-    """A frozen copy of the adapter that a run starts from: KTO compares with it, not with the
-    base.
+    """Add a frozen copy of the adapter from which a run starts.
+
+    KTO compares with this copy, not with the base.
     """
     start: Any = deepcopy(model.peft_config["default"])
-    start.lora_dropout = 0.0  # it is computed in a model that trains
+    start.lora_dropout = 0.0  # the model is in training mode when it computes the reference
     model.add_adapter(REFERENCE_ADAPTER, start)
     copies = dict(model.named_parameters())
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         if "default" in parts:
-            copy = copies[
-                ".".join(REFERENCE_ADAPTER if part == "default" else part for part in parts)
-            ]
-            copy.data.copy_(parameter.data)
+            of_copy = [REFERENCE_ADAPTER if part == "default" else part for part in parts]
+            copies[".".join(of_copy)].data.copy_(parameter.data)
     model.set_adapter("default")

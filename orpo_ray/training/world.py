@@ -1,6 +1,4 @@
-"""The processes that train together, as torch.distributed has them; a process alone is a world of
-one.
-"""
+"""The processes that train together, by torch.distributed; a single process is a world of one."""
 
 import os
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ class World:
         """The sum of every process's `values`, the same bits on each."""
         if self.size == 1:
             return values
-        # NCCL adds on GPUs only, and weights that ZeRO-3 has not taken yet are on the CPU.
+        # NCCL adds on GPUs only, and weights that ZeRO-3 does not hold yet are on the CPU.
         shared = values.cuda() if dist.get_backend() == "nccl" else values.clone()
         dist.all_reduce(shared)
         return shared.to(values.device)
@@ -42,7 +40,7 @@ class World:
         return values
 
     def from_first(self, value: Any) -> Any:
-        """The first process's value; what the others pass does not count."""
+        """The first process's value; the values of the others are ignored."""
         if self.size == 1:
             return value
         box = [value]
@@ -50,7 +48,7 @@ class World:
         return box[0]
 
     def wait(self) -> None:
-        """Go on when every process has come here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier(
                 device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
@@ -61,7 +59,7 @@ ALONE = World(rank=0, size=1, local_rank=0)
 
 
 def current_world() -> World:
-    """The world that whoever started this process has set up."""
+    """The world that this process belongs to, from torch.distributed and LOCAL_RANK."""
     if not dist.is_initialized():
         return ALONE
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))

@@ -1,5 +1,6 @@
-"""DeepSpeed: its settings for our way of stepping, and named full tensors in and out of its
-shards.
+"""DeepSpeed: its settings for our steps, and whole tensors by name, read from and put into shards.
+
+A shard is the part of a tensor that one worker holds.
 """
 
 import math
@@ -13,9 +14,9 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def deepspeed_config(stage: int, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's own settings.
+    """The settings that DeepSpeed gets.
 
-    The number format stays ours: trained weights float32, autocast inside the model.
+    It does not decide the number format: trained weights are float32, and the model uses autocast.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -23,7 +24,7 @@ def deepspeed_config(stage: int, max_grad_norm: float) -> dict[str, Any]:
         "gradient_clipping": max_grad_norm,
         "zero_optimization": {"stage": stage, "contiguous_gradients": True, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
-        # Its own AdamW for CPUs is compiled when it is first used.
+        # DeepSpeed's own AdamW for CPUs needs a compiler at its first use.
         "zero_force_ds_cpu_optimizer": False,
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": 2**31,
@@ -40,8 +41,9 @@ def prepare_deepspeed(device: str) -> None:
 
 
 def is_sharded(optimizer: Any) -> bool:
-    """Whether an optimizer is one of ZeRO's, whose tensors are flat shards; stage 0 keeps torch's
-    own.
+    """Whether an optimizer is one of ZeRO's, whose tensors are flat shards.
+
+    Stage 0 uses torch's own optimizer.
     """
     return hasattr(optimizer, "single_partition_of_fp32_groups") or hasattr(
         optimizer, "fp32_partitioned_groups_flat"
@@ -58,8 +60,9 @@ def full_parameter(parameter: nn.Parameter) -> Tensor:
 
 
 def link_state(optimizer: Any) -> None:
-    """Have ZeRO-1/2 find the moments of every parameter group: it looks for them once, when only
-    its first has any.
+    """Have ZeRO-1/2 find the moments of every parameter group.
+
+    It looks for them only once, and at that time only the first group has any.
     """
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
         optimizer._hp_optimizer_states_linked = False
@@ -88,7 +91,7 @@ def make_state(optimizer: Any, step: float) -> None:
     )
     for shard in shards:
         moments = {key: torch.zeros_like(shard) for key in _MOMENTS}
-        # The only place where the step can be set; torch keeps it on the CPU.
+        # The step can be set only here. torch keeps it on the CPU.
         optimizer.optimizer.state[shard] = {
             "step": torch.tensor(step, dtype=torch.float32),
             **moments,
@@ -106,7 +109,7 @@ def fill_state(
     for key in _MOMENTS:
         value = moments[key].to(parameter.device)
         if hasattr(parameter, "ds_id"):
-            # ZeRO-3 cuts flat tensors into equal parts, the last one padded; its own setter does
+            # ZeRO-3 cuts flat tensors into equal parts and pads the last one. Its own setter does
             # not pad.
             part = math.ceil(value.numel() / world_size)
             padded = nn.functional.pad(value.flatten(), (0, part * world_size - value.numel()))

@@ -1,4 +1,4 @@
-"""`orpo-ray prepare` as a person and as a script meet it."""
+"""`orpo-ray prepare` for people and for scripts."""
 
 import json
 from collections.abc import Callable
@@ -21,8 +21,9 @@ Run = Callable[..., tuple[int, str, str]]
 def command(
     shared_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], ray_session: None
 ) -> Run:
-    """Runs `orpo-ray prepare` with a tokenizer and a storage; gives exit code, stdout and
-    stderr.
+    """Runs `orpo-ray prepare` with a tokenizer and a storage.
+
+    Returns exit code, stdout and stderr.
     """
     tokenizer = str(shared_data / "tokenizers/minimind_chatml_6400")
 
@@ -102,7 +103,7 @@ def test_columns(command: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         ([], "name a CONFIG.yaml, or give --tokenizer DIR --train FILE --storage DIR"),
         (["--train", "none.jsonl"], "none.jsonl: no such file"),
@@ -115,15 +116,15 @@ def test_columns(command: Run, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
-    command: Run, arguments: list[str], told: str
+    command: Run, arguments: list[str], expected: str
 ) -> None:
     code, out, err = command(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("orpo-ray: ") and err.count("\n") == 1
-    assert told in err
+    assert expected in err
 
 
-def test_special_tokens_are_told_apart_and_letters_of_many_bytes_stay_whole(
+def test_special_tokens_are_marked_and_letters_of_many_bytes_stay_whole(
     chatml_tokenizer: Any,
 ) -> None:
     [tokens] = PairTokeniser(chatml_tokenizer).pairs(

@@ -1,8 +1,7 @@
-"""Runs whose storage is a bucket: the same bytes as in a folder, and a server that has nothing goes
-on from it.
+"""Runs whose storage is a bucket: the same bytes as in a folder, and any server can resume them.
 
-The bucket is the only thing that outlives what happens here: killed processes, copies deleted,
-stale or tampered with.
+Only the bucket survives what happens here: processes are killed, and local copies are deleted, too
+old or changed.
 """
 
 import json
@@ -40,8 +39,9 @@ ADAPTER, STATE = (
 
 @dataclass(frozen=True)
 class Site:
-    """A bucket, and servers by name: each has a folder for what it copies, and nothing else in
-    common.
+    """A bucket, and servers by name.
+
+    Each server has its own folder for copies. They share only the bucket.
     """
 
     server: Server
@@ -49,7 +49,7 @@ class Site:
     orpo_ray: Callable[..., Done]
 
     def environment(self, server: str = "first") -> dict[str, str]:
-        """What a process on one of the servers finds in its environment."""
+        """The environment of a process on one of the servers."""
         return {**self.server.environment, "XDG_CACHE_HOME": str(self.cache(server))}
 
     def cache(self, server: str) -> Path:
@@ -57,14 +57,14 @@ class Site:
 
     @contextmanager
     def on(self, server: str) -> Iterator[None]:
-        """This process is on one of the servers."""
+        """Have this process be on one of the servers."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment(server).items():
                 patch.setenv(name, value)
             yield
 
     def shell(self, *arguments: object) -> Done:
-        """A command in a process of its own on the first server."""
+        """Run a command in its own process on the first server."""
         done = self.orpo_ray(*arguments, environment={**ENVIRONMENT, **self.environment()})
         assert done.code == 0, done.err
         return done
@@ -76,7 +76,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(shell: Callable[..., Done], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """An empty bucket, and servers that have nothing."""
+    """An empty bucket, and servers without copies."""
     with serve() as server:
         yield Site(server, tmp_path_factory.mktemp("servers"), shell)
 
@@ -99,7 +99,7 @@ def write_config(
 
 @pytest.fixture(scope="module")
 def unbroken(prepared_storage: Path) -> Path:
-    """The folder of a run that had a folder as its storage, and was left alone."""
+    """The folder of a run whose storage is a folder, and that was not interrupted."""
     config = load_config(write_config(prepared_storage, str(prepared_storage), "bucketless"))
     api.train(config, SILENT)
     return config.run_dir
@@ -115,7 +115,7 @@ def same_numbers(lines: bytes, expected: Path, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the real command said of a run, whose pairs it prepared."""
+    """The result that the real command printed for a run; it also prepared the pairs."""
 
     config: Path
     result: dict[str, Any]
@@ -186,8 +186,9 @@ def test_pairs_that_one_server_prepared_are_found_by_another(site: Site, trained
 
 @pytest.fixture(scope="module")
 def killed(site: Site, trained: Trained, killed_runs: KilledRuns) -> dict[str, bytes]:
-    """What a run that was killed in mid-step had brought to the bucket; its server's copy is left
-    as it was.
+    """What a run that was killed in a step has stored in the bucket.
+
+    The copy on its server stays as it was.
     """
     config = write_config(site.folder, URL, "killed")
     job = Job(str(config), "report", KILLED_AT, site.environment("first"))
@@ -197,7 +198,7 @@ def killed(site: Site, trained: Trained, killed_runs: KilledRuns) -> dict[str, b
 
 @pytest.fixture
 def killed_again(site: Site, killed: dict[str, bytes]) -> RunConfig:
-    """The same state once more."""
+    """A second copy of the same state."""
     for name in site.kept("killed"):
         del site.server.bucket.objects[f"runs/killed/{name}"]
     for name, content in killed.items():
@@ -206,9 +207,9 @@ def killed_again(site: Site, killed: dict[str, bytes]) -> RunConfig:
 
 
 def go_on(site: Site, config: RunConfig, server: str, unbroken: Path) -> list[str]:
-    """Train to the end on a server; it must end with the unbroken run's bytes.
+    """Train to the end on a server, with the same bytes as the unbroken run.
 
-    Returns what was said.
+    Returns the lines that were announced.
     """
     said: list[str] = []
     with site.on(server):
@@ -228,7 +229,7 @@ def test_what_was_saved_is_in_the_bucket_with_the_metrics_that_led_to_it(
     assert steps[-1] == 6
 
 
-def test_another_server_goes_on_with_the_same_bytes(
+def test_another_server_resumes_with_the_same_bytes(
     site: Site, killed_again: RunConfig, unbroken: Path, tmp_path: Path
 ) -> None:
     said = go_on(site, killed_again, "third", unbroken)
@@ -241,7 +242,7 @@ def test_another_server_goes_on_with_the_same_bytes(
 def test_a_checkpoint_whose_upload_was_cut_is_passed_over(
     site: Site, killed_again: RunConfig, unbroken: Path
 ) -> None:
-    """Even by the server that wrote it, whose copy of it is whole."""
+    """Even the server that wrote it, and has a whole copy, does not use it."""
     cut = "runs/killed/checkpoints/step-000006/"
     del (
         site.server.bucket.objects[f"{cut}MANIFEST.json"],
@@ -296,13 +297,13 @@ def test_two_servers_without_a_common_disk_train_one_run_and_one_of_them_dies(
         site.folder, URL, "servers", adapter={"dropout": 0.0}, training=training, scale=scale
     )
     environment = {**ENVIRONMENT, **site.environment("driver")}
-    told = train_and_lose_one(config, 5, site.cache("other-server"), environment=environment)
+    printed = train_and_lose_one(config, 5, site.cache("other-server"), environment=environment)
     assert any(
-        "lost" in line and "resuming from the last checkpoint" in line for line in told["said"]
+        "lost" in line and "resuming from the last checkpoint" in line for line in printed["said"]
     )
-    (resumed,) = (line for line in told["said"] if line.startswith("resuming at step"))
+    (resumed,) = (line for line in printed["said"] if line.startswith("resuming at step"))
     assert int(resumed.split()[3]) >= 5
-    assert told["result"]["adapter"] == "s3://bucket/runs/servers/adapter"
+    assert printed["result"]["adapter"] == "s3://bucket/runs/servers/adapter"
     assert (site.cache("other-server") / "orpo-ray/s3/bucket/runs/artifacts").is_dir()
     steps = [json.loads(line) for line in site.kept("servers")["metrics.jsonl"].splitlines()]
     assert [line["step"] for line in steps if "train/loss" in line] == list(range(1, 16))
@@ -325,9 +326,9 @@ def test_a_search_is_shown_and_its_best_run_used_on_another_server(
     config = write_config(
         site.folder, URL, "searched", search=search, scale=scale, training=training
     )
-    told = site.shell("tune", config, "--json").result
-    assert [trial["state"] for trial in told["trials"]] == ["finished", "finished"]
-    outcome = told["outcome"]
+    printed = site.shell("tune", config, "--json").result
+    assert [trial["state"] for trial in printed["trials"]] == ["finished", "finished"]
+    outcome = printed["outcome"]
     assert outcome["config"] == "s3://bucket/runs/searched/search/best.yaml"
     assert (
         outcome["adapter"]
@@ -337,7 +338,7 @@ def test_a_search_is_shown_and_its_best_run_used_on_another_server(
     logs = [site.kept("searched")[f"search/trials/{number:03d}/run.log"] for number in range(2)]
     assert all(b"starting 1 worker under Ray Train" in log for log in logs)
     with site.on("fifth"):
-        assert find_search(f"{URL}/searched").to_json() == told
+        assert find_search(f"{URL}/searched").to_json() == printed
         assert config_file.load(outcome["config"], []).name == "searched-best"
         found = api.evaluate(load_config(config), adapter=outcome["adapter"], console=SILENT)
     assert found.metrics["trained"]["all"]["accuracy"] == pytest.approx(

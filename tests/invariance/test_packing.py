@@ -1,5 +1,6 @@
-"""Memory settings are no settings of the result: how a step is cut, recomputed or ordered leaves
-the curve as it is.
+"""Memory settings do not change the result.
+
+The curve is the same for every way to cut, recompute or order a step.
 """
 
 from collections.abc import Iterable, Mapping
@@ -44,11 +45,12 @@ from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.trainer import PreferenceTrainer
 
 STEPS, PAIRS_PER_STEP, PAIRS = 6, 5, 22
-"""The fifth step is a smaller one and ends the first epoch."""
+"""The fifth step is smaller than the others and ends the first epoch."""
 
 LOSS, TENSOR = 1e-6, 1e-5
-"""Relative: of every step's loss, and of the adapter's change and its gradients' moving means as
-whole vectors.
+"""The largest relative difference of a loss, and of other values as whole vectors.
+
+These are the adapter's change and the moving means of its gradients.
 """
 
 BUDGETS = (100, 160, 10_000)
@@ -62,7 +64,7 @@ QUANTIZATIONS = ("none", "nf4")
 
 
 def cases(first: Iterable[str], *kept: tuple[str, str]) -> list[Any]:
-    """Each of the first with each quantisation, all but some of them for `make test-long` alone."""
+    """Every case with every quantisation; most of them run in `make test-long` only."""
     return [
         pytest.param(*case, marks=() if case in kept else pytest.mark.long)
         for case in product(first, QUANTIZATIONS)
@@ -71,14 +73,14 @@ def cases(first: Iterable[str], *kept: tuple[str, str]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Few pairs, so that STEPS go over the epoch's edge."""
+    """Few pairs, so that STEPS steps go into the second epoch."""
     return make_artifact(tmp_path_factory.mktemp("few"), train=PAIRS)
 
 
 def train(
     storage: Path, artifact: Artifact, name: str, quantization: str = "none", **sections: Any
 ) -> Trained:
-    """STEPS steps without dropout; activations are kept, so that no memory need be measured."""
+    """STEPS steps without dropout; activations are kept, so that no memory is measured."""
     own = {
         "max_steps": STEPS,
         "pairs_per_step": PAIRS_PER_STEP,
@@ -108,9 +110,7 @@ def assert_same_curve(one: Trained, other: Trained) -> None:
 
 
 def state(trained: Trained, key: str) -> dict[str, Tensor]:
-    """One key of the last checkpoint's optimizer state; exp_avg is the moving mean of the
-    gradients.
-    """
+    """One key of the last checkpoint's optimizer state, such as exp_avg, the mean of gradients."""
     tensors = load_file(trained.run_dir / "checkpoints" / f"step-{STEPS:06d}" / "state.safetensors")
     found = {name: tensor for name, tensor in tensors.items() if name.endswith(f"/{key}")}
     assert found and any(tensor.abs().max() > 0 for tensor in found.values())
@@ -139,7 +139,7 @@ def relative_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) 
 def test_the_token_budget_does_not_change_the_run(
     objective: str, quantization: str, artifact: Artifact, tmp_path: Path
 ) -> None:
-    """In all else as a user's run is, with memory measured at the start."""
+    """A run like a user's, with memory measured at the start."""
     runs = [
         train(
             tmp_path,
@@ -223,7 +223,7 @@ def test_recomputed_activations_do_not_change_the_run(
 
 
 def test_the_order_of_the_pairs_within_a_step_does_not_change_the_run(tmp_path: Path) -> None:
-    """Every step takes all pairs, which the two artifacts hold in opposite orders."""
+    """Every step takes all pairs; the two artifacts have them in opposite orders."""
     pairs, evaluation = demo_pairs("train", 12), demo_pairs("h1", 4)
     training = {"pairs_per_step": 12, "tokens_per_microbatch": 400}
     forward, backward = (
@@ -234,9 +234,7 @@ def test_the_order_of_the_pairs_within_a_step_does_not_change_the_run(tmp_path: 
 
 
 def test_the_comparison_would_notice_a_wrong_scale(artifact: Artifact, tmp_path: Path) -> None:
-    """One part in ten thousand of the preference term is enough to fail, so the tests above are no
-    formality.
-    """
+    """A change of 0.01 % of the preference term is found, so the tests above can fail."""
     one, other = (
         train(tmp_path, artifact, f"lambda-{weight}", objective={"kind": "orpo", "lambda": weight})
         for weight in (0.5, 0.50005)
@@ -258,11 +256,11 @@ READS = {
     torch.Tensor.__float__,
     torch.Tensor.__index__,
 }
-"""What makes the host wait for a GPU until all that it was given is done."""
+"""Calls that make the host wait until a GPU has done all its work."""
 
 
 class CountReads(TorchFunctionMode):
-    """Counts the host's looks at numbers of the device, in Python."""
+    """Counts how often the host reads numbers of the device, in Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,15 +285,14 @@ def test_the_host_waits_once_a_step_however_many_packs_there_are(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In padded rows transformers looks at every mask to see whether it may be left out."""
+    """For padded rows, transformers reads every mask to see whether it can be left out."""
     seen: dict[int, tuple[int, int]] = {}
     original = PreferenceTrainer.training_step
 
     def counted(self: PreferenceTrainer, model: Any, inputs: Any, *args: Any) -> Tensor:
         with CountReads() as reads, profile(activities=[ProfilerActivity.CPU]) as profiled:
             loss = original(self, model, inputs, *args)
-        # What C++ does by itself, and what Python has it do; a list of a CPU's numbers is read
-        # without any of them.
+        # Reads that C++ makes. On a CPU, `tolist` makes none of them, so CountReads counts it.
         reading = [
             event
             for event in profiled.events()
@@ -333,7 +330,7 @@ def test_the_host_waits_once_a_step_however_many_packs_there_are(
 def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(
     objective: dict[str, Any], layout: str, artifact: Artifact
 ) -> None:
-    """Whatever the number of ranks, the budget and the layout; packs of weight 0 add nothing."""
+    """For any number of ranks, budget and layout; packs of weight 0 add nothing."""
     config = run_config(Path("unused"), adapter={"dropout": 0.0}, objective=objective)
     model = load_pair_model(config, CPU, print).eval()
     whole = planned_loss(model, config, artifact, PADDED, world_size=1, budget=100_000)
@@ -393,17 +390,16 @@ def planned_loss(
 
 @pytest.fixture
 def avx512bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let bitsandbytes believe that this CPU has AVX512-BF16, for which it repacks 4-bit weights
-    when it evaluates.
+    """Make bitsandbytes believe that this CPU has AVX512-BF16.
+
+    For such a CPU it repacks 4-bit weights at an evaluation.
     """
     monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: True)
 
 
 @pytest.mark.usefixtures("avx512bf16")
 def test_four_bit_weights_are_never_repacked_by_an_evaluation(artifact: Artifact) -> None:
-    """The repacked form has no backward and computes in bfloat16; it may not come to be on any
-    CPU.
-    """
+    """The repacked form has no backward pass and computes in bfloat16, so no CPU may get it."""
     model = load_base(ModelConfig(base=str(BASE)), "cpu", "float32", "sdpa", trainable=False)
     assert count_quantized(model) == 28
     before = {name: weight.clone() for name, weight in four_bit_weights(model).items()}

@@ -1,5 +1,6 @@
-"""`engine: trl`: the same run as ours where both define an objective alike, and KTO, which only TRL
-computes.
+"""`engine: trl`: the same run as ours if both define an objective alike.
+
+And KTO, which only TRL computes.
 """
 
 import math
@@ -57,7 +58,7 @@ def config(
         "tokens_per_microbatch": budget,
         "eval_every": STEPS,
         "checkpoint_every": 2,
-        "gradient_checkpointing": False,  # so that no memory need be measured
+        "gradient_checkpointing": False,  # so that no memory is measured
         **sections.pop("training", {}),
     }
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
@@ -85,9 +86,7 @@ def assert_same_run(ours: Trained, theirs: Trained) -> None:
 
 @pytest.fixture(scope="module")
 def by_trl(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> ByTrl:
-    """The run of an objective in one pack by TRL, and the engine that trained it; each is made
-    once.
-    """
+    """One run of an objective by TRL in one pack; each is made once."""
 
     @cache
     def run(objective: str) -> tuple[Trained, TrlTrainer]:
@@ -120,7 +119,7 @@ def test_a_run_is_the_same_by_either_engine(
 def test_a_mean_over_pairs_does_not_depend_on_packs(
     objective: str, by_trl: ByTrl, artifact: Artifact, tmp_path: Path
 ) -> None:
-    """A likelihood does: TRL takes its mean over the tokens of each micro-batch."""
+    """An NLL term does depend on packs: TRL takes its mean over each micro-batch's tokens."""
     whole, _ = by_trl(objective)
     assert_same_run(
         whole, train_locally(config(tmp_path, "trl", OBJECTIVES[objective], PACKS), artifact)
@@ -138,8 +137,9 @@ def test_what_trl_would_log_is_not_kept_for_ever(objective: str, by_trl: ByTrl) 
 
 
 def test_the_unpaired_view_by_hand() -> None:
-    """Chosen answers first; as a baseline, each prompt also gets the answer of the row before
-    it.
+    """Chosen answers come first.
+
+    For the baseline, each row also has the answer of the row before it.
     """
     pairs = [
         TokenPair(str(i), *(np.array(ids, dtype=np.int32) for ids in sides))
@@ -163,8 +163,9 @@ def sft(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_kto_starts_from_implicit_rewards_of_zero_and_learns(
     start: str, by_trl: ByTrl, artifact: Artifact, sft: Path, tmp_path: Path
 ) -> None:
-    """Each answer's loss is 1 - sigmoid(0), times its weight: the reference is what the run starts
-    from.
+    """Each answer's loss is 1 - sigmoid(0), times its weight.
+
+    The reference is the model from which the run starts.
     """
     adapter: dict[str, Any] = {"init_from": str(sft)} if start == "sft" else {}
     if start == "sft with an embedding":
@@ -185,9 +186,7 @@ def test_kto_starts_from_implicit_rewards_of_zero_and_learns(
 
 
 def test_the_reference_of_kto_has_no_dropout() -> None:
-    """The trained adapter has, which moves its rewards; of the reference no layer drops
-    anything.
-    """
+    """The trained adapter has dropout, which changes its rewards; the reference has none."""
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 16,
@@ -243,20 +242,20 @@ def test_a_tokenizer_without_padding_is_not_given_any(
     ],
     ids=["ipo", "kto"],
 )
-def test_an_adapted_head_is_refused_where_trl_would_leave_it_out(
+def test_an_adapted_head_is_refused_if_trl_would_leave_it_out(
     objective: dict[str, Any], instead: str, artifact: Artifact, tmp_path: Path
 ) -> None:
     adapted = config(tmp_path, "trl", objective, adapter={"targets": ["v_proj", "lm_head"]})
-    told = (
-        r"^adapter\.targets: TRL's DPO and KTO take the head's own weight and .*; "
+    message = (
+        r"^adapter\.targets: TRL's DPO and KTO use the weight of the head without its adapter; "
         rf"{re.escape(instead)}$"
     )
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         train_locally(adapted, artifact)
 
 
 @pytest.mark.parametrize("objective", [OBJECTIVES["dpo"], KTO], ids=["dpo", "kto"])
-def test_a_run_goes_on_exactly(
+def test_a_run_is_resumed_exactly(
     objective: dict[str, Any], artifact: Artifact, tmp_path: Path
 ) -> None:
     class PlannedError(Exception):

@@ -1,5 +1,6 @@
-"""The order of the ORPO paper's curves (arXiv:2403.07691): in small runs, and in what
-examples/paper-curves ships.
+"""The order of the ORPO paper's curves (arXiv:2403.07691).
+
+It is checked in small runs and in the curves of examples/paper-curves.
 """
 
 import importlib.util
@@ -20,24 +21,26 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "paper-curves"
 SEEDS = (1, 2, 3)
 LAMBDAS = (0.1, 0.5, 1.0)
 
-# A fifth of the work at three times the rate. With less, such as 60 steps of 8 pairs at twice the
-# rate, the gaps keep their order, but under some seeds the rejected answers have hardly begun to
-# turn.
+# A fifth of the work with three times the learning rate. With less work, such as 60 steps of 8
+# pairs at twice the rate, the gaps have the same order, but with some seeds the rejected answers
+# hardly fall.
 SMALLER = (
     "training.max_steps=80",
     "training.pairs_per_step=5",
     "training.learning_rate=3.0e-3",
     "training.eval_every=0.2",
-    # Given, so that no memory need be measured.
+    # Given, so that no memory is measured.
     "training.gradient_checkpointing=false",
     "training.tokens_per_microbatch=4096",
 )
 HELD_OUT_PAIRS = 32
 
 TURN = 0.15
-"""Nats below its peak at which a curve counts as turned; in small runs with seven seeds SFT ended
-0.00 to 0.05 below,
-lambda 0.5 and 1.0 ended 0.18 to 0.69 below."""
+"""A curve that ends this many nats below its peak has turned.
+
+In small runs with seven seeds, SFT ended 0.00 to 0.05 below, lambda 0.5 and 1.0 ended 0.18 to 0.69
+below.
+"""
 
 Numbers = dict[str, dict[str, float]]
 """Start, peak, end and gap of every objective, for one seed."""
@@ -75,9 +78,7 @@ def prepare(example: ModuleType, seed: int, storage: Path) -> Artifact:
 
 
 def check_order(found: Numbers) -> None:
-    """What the paper shows, as an order of numbers; the size of the steps between them is not the
-    paper's.
-    """
+    """The order of numbers that the paper shows; their differences are not the paper's."""
     sft, orpo = (
         found["sft"],
         {weight: found[f"orpo-{weight}"] for weight in LAMBDAS if f"orpo-{weight}" in found},

@@ -1,8 +1,7 @@
-"""Selected, chunked log-probs in every layout against log_softmax of full logits, for seven
-families of models.
+"""Selected log-probs and their gradients in every layout, compared with log_softmax of full logits.
 
-Among them grouped queries (all but GPT2), tied embeddings (Qwen2), absolute positions (GPT2), a
-soft cap of logits, and experts; values and gradients.
+Seven families of models are tried. They have grouped queries (all but GPT2), tied embeddings
+(Qwen2), absolute positions (GPT2), a soft cap of logits, and experts.
 """
 
 from dataclasses import replace
@@ -49,7 +48,7 @@ FAMILIES = {
     "Mixtral": {**LLAMA_LIKE, "num_local_experts": 3, "num_experts_per_tok": 2},
 }
 SOFT_CAPPED = "Gemma2"
-"""Of attention, too, which no single row takes."""
+"""Its attention has a soft cap, too, which no single row takes."""
 LAYOUTS = (PADDED, PACKED, SHARED_PREFIX)
 IN_LAYOUTS = [
     (family, layout)
@@ -63,8 +62,9 @@ RAGGED = [*LENGTHS, (1, 1, 3), (1, 2, 1), (3, 1, 1)]
 
 
 def make_model(family: str) -> PreTrainedModel:
-    """A tiny random-init model of a family; no dropout, pad and end tokens inside the small
-    vocabulary.
+    """A tiny model of a family with random weights and no dropout.
+
+    Its pad and end tokens are inside the small vocabulary.
     """
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
@@ -96,7 +96,7 @@ def make_batch() -> PairBatch:
 
 
 def in_order(log_probs: Tensor, batch: PairBatch) -> Tensor:
-    """Scored tokens as they come pair by pair and part by part, whatever the layout."""
+    """The order of scored tokens by pair and part, which is the same for every layout."""
     return log_probs[torch.argsort(batch.pair * 3 + batch.part, stable=True)]
 
 
@@ -112,9 +112,7 @@ def widen(batch: PairBatch, extra: int, token: int) -> PairBatch:
 
 
 def from_full_logits(model: nn.Module, batch: PairBatch) -> Tensor:
-    """The oracle: all logits of the model itself, all log-probs, then those of the scored
-    tokens.
-    """
+    """The oracle: log-probs of the scored tokens from all logits of the model itself."""
     logits = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).logits
@@ -135,8 +133,9 @@ def assert_same_values(found: Tensor, expected: Tensor) -> None:
 
 
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """All gradients as one vector: single small tensors carry round-off of the whole backward
-    pass.
+    """All gradients as one vector.
+
+    In a small tensor alone, round-off of the whole backward pass is large.
     """
     assert found.keys() == expected.keys() and found
     assert all(gradient.norm() > 0 for gradient in expected.values())

@@ -1,10 +1,11 @@
-"""Our losses against stock TRL 1.16: the same weights, the same ids, one micro-batch, float32, no
-dropout.
+"""Our losses compared with stock TRL 1.16.
 
-TRL's own trainers tokenise, collate and compute; we take the ids from their rows, so both sides see
-the same tokens. Known differences of definition, met by settings: TRL's ORPO takes its NLL over
-prompt and response (`nll_on: full`), its SimPO adds an NLL unless `cpo_alpha=0`, its CPO takes the
-NLL over the response, its IPO averages over tokens.
+Both have the same weights and ids, one micro-batch, float32 and no dropout. TRL's own trainers
+tokenise, collate and compute. We take the ids from their rows, so that both have the same tokens.
+
+Some definitions differ, and settings make them equal. TRL's ORPO takes its NLL over prompt and
+response (`nll_on: full`). Its SimPO adds an NLL unless `cpo_alpha=0`. Its CPO takes the NLL over
+the response. Its IPO takes means over tokens.
 """
 
 import json
@@ -49,7 +50,7 @@ DEMO_PAIRS = 4
 
 
 def demo_rows() -> list[dict[str, str]]:
-    """A few of the demo's pairs as plain text, so that no template comes between."""
+    """A few of the demo's pairs as plain text, without a chat template."""
     lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[:DEMO_PAIRS]
     pairs = [
         {part: messages[-1]["content"] for part, messages in json.loads(line).items()}
@@ -66,9 +67,7 @@ ROWS = demo_rows()
 
 @dataclass(frozen=True)
 class Case:
-    """A TRL trainer with its settings, our settings for the same loss, and how log-probs are
-    reported.
-    """
+    """A TRL trainer with its settings, and our settings for the same loss."""
 
     trainer: type[Trainer]
     config: type[Any]
@@ -132,7 +131,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one implementation makes of the micro-batch."""
+    """The numbers that one implementation computes for the micro-batch."""
 
     log_probs: Tensor  # [2, n]
     loss: Tensor
@@ -156,8 +155,9 @@ def tiny_llama(vocabulary: int) -> LlamaForCausalLM:
 
 
 def make_trainer(case: Case, folder: Path) -> Trainer:
-    """The stock trainer with a fresh adapter, its B matrices made non-zero so that every gradient
-    counts.
+    """The stock trainer with a new adapter.
+
+    Its B matrices are not zero, so that every gradient counts.
     """
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     args = case.config(
@@ -204,9 +204,8 @@ def theirs(trainer: Trainer) -> Outcome:
         lambda module, arguments, output: outputs.append(output)
     ):
         loss = trainer.compute_loss(trainer.model, batch)
-    if isinstance(
-        trainer, DPOTrainer
-    ):  # its fused head gives per-token log-probs; the policy runs before the reference
+    if isinstance(trainer, DPOTrainer):
+        # Its fused head gives log-probs per token. The policy runs before the reference.
         log_probs = outputs[0].log_probs.sum(dim=1).view(2, -1)
     else:
         log_probs = torch.stack(trainer.concatenated_forward(trainer.model, batch)[:2])
@@ -230,8 +229,9 @@ def token_pair(row: dict[str, Any]) -> TokenPair:
 
 
 def ours(trainer: Trainer, case: Case, layout: str = SHARED_PREFIX) -> Outcome:
-    """The same by our collator, scorer and objective on an equal model of our own; the reference in
-    the same layout.
+    """The same numbers by our collator, scorer and objective, on an equal model.
+
+    The reference is computed in the same layout.
     """
     model = get_peft_model(tiny_llama(len(trainer.processing_class)), LORA)
     for name, parameter in adapter(model).items():
@@ -313,7 +313,7 @@ def test_adapter_gradients_equal_those_of_trl(both):
         ("ipo", IpoConfig(beta=0.2, log_probs="sum")),
     ],
 )
-def test_our_default_differs_from_trl_where_the_definition_does(kind, other, tmp_path):
+def test_our_default_differs_from_trl_if_the_definition_does(kind, other, tmp_path):
     trainer = make_trainer(CASES[kind], tmp_path)
     our_loss, their_loss = (
         ours(trainer, replace(CASES[kind], objective=other)).loss,

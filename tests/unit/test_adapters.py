@@ -1,6 +1,4 @@
-"""Adapters: what is trained, what an earlier adapter may be joined to, and what is refused and
-why.
-"""
+"""Adapters: what is trained, what an earlier adapter fits, and what is refused and why."""
 
 import json
 from pathlib import Path
@@ -96,7 +94,7 @@ def test_kind_none_is_the_base_itself() -> None:
 # --- from an earlier one --------------------------------------------------------------------------
 
 
-def test_an_adapter_goes_on_from_the_weights_of_an_earlier_one(saved: Path) -> None:
+def test_an_adapter_starts_from_the_weights_of_an_earlier_one(saved: Path) -> None:
     said: list[str] = []
     model = attach(said=said, init_from=str(saved), dropout=0.1)
     assert said == [f"adapter starts from {saved}"]
@@ -143,7 +141,7 @@ def test_another_shape_is_refused_by_its_key(
 def test_targets_that_are_those_of_the_earlier_adapter_are_accepted(
     saved: Path, tmp_path: Path
 ) -> None:
-    """PEFT may have written their whole paths, or the names that were asked for."""
+    """PEFT may have written the whole paths of targets, or the names from the config."""
     assert trained_names(attach(init_from=str(saved), targets=LINEAR)) == trained_names(attach())
     attach(targets=("q_proj", "v_proj")).save_pretrained(tmp_path / "two")
     assert (

@@ -1,4 +1,4 @@
-"""Attention over the runs of one row, against one dense mask of all that may see each other."""
+"""Attention over the runs of one row, compared with one dense mask."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ HEADS, DIM = 4, 8
 
 
 def dense_mask(runs: list[tuple[int, int]]) -> Tensor:
-    """Who sees whom, [T, T]."""
+    """Whether token i sees token j, [T, T]."""
     total = sum(length for length, _ in runs)
     mask = torch.zeros(total, total, dtype=torch.bool)
     start = before = 0
@@ -88,8 +88,9 @@ def test_what_it_does_not_compute_is_refused(asked: dict[str, object], complaint
 
 
 def test_a_window_that_no_run_exceeds_is_none() -> None:
-    """The longest run has 6 tokens, and the last token of the other sees 7: 4 of the prompt and 3
-    of its own.
+    """The longest run has 6 tokens.
+
+    The last token of the other run sees 7: 4 of the prompt and 3 of its own.
     """
     query, runs = states(9, 1), Runs.of([(6, 0), (3, 4)])
     windowed, _ = attend(nn.Identity(), query, query, query, None, runs=runs, sliding_window=7)
@@ -131,7 +132,7 @@ def test_on_a_gpu_it_is_the_same_within_its_format(runs: list[tuple[int, int]]) 
 def reference_kernel(
     q: Tensor, k: Tensor, v: Tensor, ends: Tensor, key_ends: Tensor, scale: float
 ) -> Tensor:
-    """What a kernel of any version computes: runs of rows, causal from their ends."""
+    """What a kernel of any version computes: causal attention, aligned at the ends of runs."""
     outputs = []
     for i in range(len(ends) - 1):
         queries = q[ends[i] : ends[i + 1]].transpose(0, 1)

@@ -1,6 +1,4 @@
-"""How tokens and checkpointing follow from the memory that is there; the memory is made up, and
-grows with tokens.
-"""
+"""How tokens and checkpointing follow from the free memory, which is made up here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -109,8 +107,9 @@ def test_the_sample_holds_the_longest_pairs() -> None:
 
 @dataclass
 class FakeMemory:
-    """Runs packs and says what they took; `fails` are the calls, counted from 0, in which memory
-    runs out.
+    """A memory that runs packs and records what they took.
+
+    In the calls `fails`, counted from 0, memory runs out.
     """
 
     tokens: Callable[[], int]
@@ -187,7 +186,7 @@ def test_the_largest_pack_of_the_plan_is_tried_last(artifact: Artifact) -> None:
     assert (longest, tried) == (costs.tokens.max(), max(steps))
     assert longest < another <= 2 * longest
     assert ground.said[0].startswith(
-        "tokens per micro-batch 8192, activations kept; the largest one, of "
+        "tokens per micro-batch 8192, activations kept; the largest micro-batch, "
     )
 
 
@@ -218,7 +217,7 @@ def test_what_the_user_fixed_is_not_made_smaller(artifact: Artifact) -> None:
 
 @dataclass(frozen=True)
 class WithAnother(World):
-    """A world of two, whose other process has room for less."""
+    """A world of two processes; the other one has less room."""
 
     def gather(self, value: Any) -> list[Any]:
         return [value, Budget(90, True) if isinstance(value, Budget) else value]

@@ -1,4 +1,4 @@
-"""Row checks: each defect has its own reason, and every reason reads as a sentence."""
+"""Checks of rows: each defect has its own reason, and every reason is a sentence."""
 
 import re
 from pathlib import Path
@@ -29,8 +29,8 @@ def test_orders_of_roles_that_are_conversations(roles: str) -> None:
 @pytest.mark.parametrize(
     ("roles", "detail"),
     [
-        ("au", "an assistant turn stands before the first user turn"),
-        ("sau", "an assistant turn stands before the first user turn"),
+        ("au", "an assistant turn comes before the first user turn"),
+        ("sau", "an assistant turn comes before the first user turn"),
         ("uaau", "two assistant turns in a row"),
         ("usu", "a system turn is not the first"),
         ("ssu", "a system turn is not the first"),

@@ -1,5 +1,6 @@
-"""The shipped demo is honest: small, nothing leaks from held-out to training, length does not give
-the answer away.
+"""The shipped demo is honest and small.
+
+No held-out text is in the training pairs, and the length of an answer does not tell its mood.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""What the project ships for others to copy loads as it is, and does not drift apart."""
+"""The examples that the project ships can be loaded, and they agree with one another."""
 
 from pathlib import Path
 

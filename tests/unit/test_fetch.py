@@ -1,6 +1,4 @@
-"""The base's files come from the hub once, of the revision that was asked for, or it is said why
-not.
-"""
+"""The base's files are fetched from the hub once; if that fails, one line says why."""
 
 from typing import Any
 
@@ -14,7 +12,7 @@ from orpo_ray.models import base
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """What the hub is asked for, in place of the hub."""
+    """Stands in for the hub and records what it is asked for."""
     asked: list[tuple[str, str | None]] = []
 
     def download(

@@ -1,4 +1,4 @@
-"""Every shape of the table, from a row as such files hold it to the pair that is trained."""
+"""Every shape of the table: from a row of a file to the pair that is trained."""
 
 import json
 from collections import Counter
@@ -155,7 +155,7 @@ JOINED: dict[str, tuple[list[Message] | str, list[Message], list[Message]]] = {
 
 
 @pytest.mark.parametrize("name", JOINED)
-def test_no_turn_is_lost_where_prompt_and_answers_overlap(name: str) -> None:
+def test_no_turn_is_lost_if_prompt_and_answers_overlap(name: str) -> None:
     prompt, inside, whole = JOINED[name]
     row = {
         "prompt": prompt,
@@ -290,7 +290,7 @@ def test_two_outputs_of_an_instruction_keep_its_input() -> None:
     assert read_pair(row) == Pair([user("Translate.\n\nchat")], "cat", "dog")
 
 
-def test_system_column_beside_a_question() -> None:
+def test_a_system_column_next_to_a_question() -> None:
     row = {"system": "Be kind.", "question": "Q", "chosen": "good", "rejected": "bad"}
     assert read_pair(row) == Pair([system("Be kind."), user("Q")], "good", "bad")
 
@@ -304,7 +304,7 @@ def test_only_the_last_assistant_turn_is_the_answer() -> None:
     assert isinstance(found, Pair) and found.multi_turn
 
 
-def test_answers_that_go_on_with_the_dialogue_extend_the_prompt() -> None:
+def test_answers_with_more_turns_extend_the_prompt() -> None:
     more = [assistant("b"), user("Q")]
     row = {
         "prompt": "a",
@@ -419,8 +419,9 @@ def outcomes(path: Path) -> Iterator[Pair | Refusal]:
 
 
 def test_real_hh_quirks_are_found_on_their_rows(shared_data: Path) -> None:
-    """Rows counted from 0 in the manifest: 871, 1007, 1051 differ before the last answer; 44 and
-    257 end empty.
+    """The manifest counts rows from 0.
+
+    Rows 871, 1007 and 1051 differ before the last answer. Rows 44 and 257 have an empty answer.
     """
     found = list(outcomes(shared_data / "hh_harmless_train.jsonl.gz"))
     codes = {index: item.code for index, item in enumerate(found) if isinstance(item, Refusal)}

@@ -1,6 +1,4 @@
-"""What every `auto` becomes on which machine, and what is refused there; the machines are made
-up.
-"""
+"""What every `auto` becomes on made-up machines, and what is refused on them."""
 
 from pathlib import Path
 from typing import Any
@@ -167,6 +165,6 @@ def test_a_resumed_run_keeps_the_numbers_it_began_with() -> None:
     } <= set(said)
 
 
-def test_a_run_cannot_go_on_where_its_numbers_cannot_be_computed() -> None:
+def test_a_run_is_not_resumed_if_its_numbers_cannot_be_computed() -> None:
     with pytest.raises(ResourceError, match=r"^model\.dtype: float16 trains only on a GPU"):
         decisions(CPU, before={"dtype": "float16", "attention": "sdpa"})

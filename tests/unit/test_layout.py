@@ -1,6 +1,4 @@
-"""Pairs as tensors: every token stands where it should, and just the tokens a loss needs are
-scored.
-"""
+"""Pairs as tensors: each token is in its place, and only those that a loss needs are scored."""
 
 import numpy as np
 import pytest
@@ -33,7 +31,7 @@ def random_pairs(seed: int, count: int) -> list[TokenPair]:
 
 
 def test_two_pairs_written_by_hand() -> None:
-    """Rows: chosen of both pairs, then rejected of both; the longest row has five tokens."""
+    """Rows: both chosen sides, then both rejected ones; the longest row has five tokens."""
     batch = collate(TWO, PADDED, PAD, score_prompt=False)
     assert batch.input_ids.tolist() == [
         [11, 12, 13, 21, 22],
@@ -70,7 +68,7 @@ def test_without_the_rejected_side_there_are_half_the_rows() -> None:
 
 
 def test_two_pairs_in_one_row_written_by_hand() -> None:
-    """Chosen and rejected side of each pair, one after the other."""
+    """The chosen and the rejected side of each pair follow one another."""
     batch = collate(TWO, PACKED, PAD, score_prompt=True)
     assert batch.input_ids.tolist() == [
         [11, 12, 13, 21, 22, 11, 12, 13, 31, 14, 23, 14, 32, 33, 34]
@@ -97,8 +95,9 @@ def test_two_pairs_in_one_row_written_by_hand() -> None:
 
 
 def test_two_pairs_that_share_their_prompts_written_by_hand() -> None:
-    """The first token of either answer is predicted by the prompt's last; rejected positions go on
-    after the prompt.
+    """The first token of both answers is predicted at the prompt's last token.
+
+    The positions of the rejected answer start after the prompt.
     """
     batch = collate(TWO, SHARED_PREFIX, PAD, score_prompt=True)
     assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, 31, 14, 23, 32, 33, 34]]
@@ -150,7 +149,7 @@ def scored(batch: PairBatch, index: int, part: int) -> list[int]:
 
 
 def test_the_mask_comes_from_lengths_and_not_from_the_padding_id() -> None:
-    """A real token may have the padding's id, as the end token of many models does."""
+    """A token of a pair may have the id of the padding, as the end token of many models does."""
     ends_with_padding = [pair([5], [6, PAD], [PAD]), pair([5, 5, 5], [7], [8])]
     batch = collate(ends_with_padding, PADDED, PAD, score_prompt=False)
     assert batch.attention_mask is not None
@@ -160,7 +159,7 @@ def test_the_mask_comes_from_lengths_and_not_from_the_padding_id() -> None:
 
 
 def test_sums_of_pairs_are_those_of_their_tokens() -> None:
-    """Token i has log-prob -(i + 1): see the batch above for which token is whose."""
+    """Token i has log-prob -(i + 1); the batch above says which pair it belongs to."""
     batch = collate(TWO, PADDED, PAD, score_prompt=True)
     logps = pair_logps(-torch.arange(1.0, 10.0), batch)
     assert logps.chosen.tolist() == [-(3 + 4), -5]

@@ -36,7 +36,7 @@ def choose(
     return layout.layout, layout.reason
 
 
-def test_auto_shares_prompts_where_nothing_speaks_against_it() -> None:
+def test_auto_shares_prompts_if_nothing_forbids_it() -> None:
     assert choose("auto") == (
         SHARED_PREFIX,
         "each prompt is computed once, which saves 30% of the tokens; no padding",
@@ -44,7 +44,7 @@ def test_auto_shares_prompts_where_nothing_speaks_against_it() -> None:
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-def test_auto_pads_where_answers_cannot_stand_in_one_row(obstacle: str) -> None:
+def test_auto_pads_if_answers_cannot_be_in_one_row(obstacle: str) -> None:
     traits, reason = OBSTACLES[obstacle]
     name, why = choose("auto", traits)
     assert name == PADDED and reason in why

@@ -1,4 +1,4 @@
-"""What most runs never call is loaded by its first use, and what calls it then finds it whole."""
+"""Imports that most runs never need happen at their first use, and then all is there."""
 
 import gc
 import subprocess
@@ -15,7 +15,7 @@ PUT_OFF = ("pandas", "datasets.arrow_dataset", "torch._inductor.compile_fx", "de
 
 
 def loaded_after(code: str, *names: str) -> set[str]:
-    """Which modules a fresh interpreter has after it ran the code."""
+    """The modules that a new interpreter has imported after it ran the code."""
     command = [sys.executable, "-c", f"{code}\n{IS_LOADED}", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -70,7 +70,7 @@ def test_activations_that_are_there_are_taken_as_they_are():
 
 
 def test_bitsandbytes_compiles_what_is_called():
-    """Without a C compiler it calls the function as it is, as it always did."""
+    """Without a C compiler the function is called as it is; that is torch's own behaviour."""
     calls = (
         "import orpo_ray, sys, torch, bitsandbytes.backends.default.ops as ops\n"
         "assert 'torch._inductor.compile_fx' not in sys.modules\n"
@@ -83,7 +83,7 @@ def test_bitsandbytes_compiles_what_is_called():
 
 
 def test_a_model_in_deepspeeds_engine_is_still_taken_out_of_it():
-    """accelerate asks of a model whether it is wrapped; it looks once DeepSpeed is loaded."""
+    """accelerate asks whether a model is wrapped; it looks at it once DeepSpeed is imported."""
     asks = (
         "import orpo_ray, accelerate.utils.other as other; assert not "
         "other.is_deepspeed_available()\n"
@@ -132,7 +132,7 @@ def test_torch_compile_is_itself_again_after_bitsandbytes():
 
 
 @pytest.mark.parametrize("was_enabled", [True, False])
-def test_collections_go_on_as_before_whatever_the_import_raised(was_enabled):
+def test_garbage_collection_is_as_before_after_any_error(was_enabled):
     (gc.enable if was_enabled else gc.disable)()
     try:
         with pytest.raises(ImportError), without_collections():

@@ -1,5 +1,6 @@
-"""A step's memory stays with the process: seen by its page faults, in processes that have not
-allocated before.
+"""Freed memory stays with the process, which its page faults show.
+
+Each case has a new process, which has allocated nothing before.
 """
 
 import os
@@ -9,12 +10,12 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="it is glibc that is told to keep memory"
+    sys.platform != "linux", reason="only glibc can be set to keep memory"
 )
 
 PAGES = 200 * 2**20 // 4096
-# In a thread, as under Ray Train: its heaps of 64 MiB end one by one. malloc itself, since Python's
-# objects hide much.
+# In a thread, as under Ray Train: the heaps of a thread have 64 MiB and are freed one by one. It
+# calls malloc itself, because Python's objects hide much.
 STEPS = """
 import ctypes, resource, sys, threading
 from orpo_ray.training.memory import keep_freed_memory
@@ -66,8 +67,8 @@ def test_a_step_gets_the_memory_of_the_one_before_without_page_faults() -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "settings",
     [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}],
 )
-def test_what_the_user_told_malloc_is_left_alone(told: dict[str, str]) -> None:
-    assert page_faults_of_a_step("keep", **told) > PAGES / 2
+def test_the_users_settings_of_malloc_are_left_alone(settings: dict[str, str]) -> None:
+    assert page_faults_of_a_step("keep", **settings) > PAGES / 2

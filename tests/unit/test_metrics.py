@@ -96,7 +96,7 @@ def test_two_packs_add_up() -> None:
     metrics = StepMetrics(objective, torch.device("cpu"))
     for part in (slice(0, 1), slice(1, 2)):
         names = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "nll_sum")
-        pack = PairLogps(*(getattr(PAIRS, name)[part] for name in names))
+        pack = PairLogps(**{name: getattr(PAIRS, name)[part] for name in names})
         metrics.add(pack, loss_parts(objective, pack, 2, 7), 1.0)
     assert metrics.means(metrics.sums.tolist(), 2, 7) == pytest.approx(
         step_metrics(OrpoConfig()), rel=1e-6

@@ -23,9 +23,7 @@ FLOAT32 = 2e-6  # ORPO's odds are float32 whatever comes in
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair as plain numbers: summed log-probs, token counts, summed reference log-probs, summed
-    NLL.
-    """
+    """One pair as plain numbers; log-probs and NLL are summed over tokens."""
 
     chosen: float
     rejected: float
@@ -82,9 +80,7 @@ def hand_hinge(beta: float) -> Hand:
 
 
 def hand_robust(beta: float, flipped: float) -> Hand:
-    """What the plain loss comes to if the labels are put right: its mean over both labels,
-    unbiased.
-    """
+    """The mean of the plain loss over both labels, without bias."""
 
     def hand(p: Pair) -> tuple[float, float, float]:
         x = beta * (p.chosen - p.reference_chosen - p.rejected + p.reference_rejected)
@@ -197,7 +193,7 @@ def gradient(leaf: torch.Tensor) -> list[float]:
 
 
 def preference_of(config: ObjectiveConfig, pairs: PairLogps) -> float:
-    """The preference term of the only pair there is."""
+    """The preference term of a single pair."""
     return build_objective(config).preference(pairs).item()
 
 
@@ -344,7 +340,7 @@ def test_orpo_at_the_ends_has_the_value_of_the_formula():
     assert preference(0.0, 0.0) == preference(-1e4, -1e4) == pytest.approx(math.log(2), rel=FLOAT32)
 
 
-def test_orpo_pushes_with_full_force_where_the_chosen_answer_is_hopeless():
+def test_orpo_pushes_with_full_force_if_the_chosen_answer_is_hopeless():
     pairs = one_pair(chosen=-5e4, rejected=6 * math.log(0.5))
     build_objective(OrpoConfig()).preference(pairs).sum().backward()
     assert gradient(pairs.chosen) == pytest.approx([-1 / 5], rel=FLOAT32)

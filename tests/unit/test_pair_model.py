@@ -1,4 +1,4 @@
-"""The number format that a model computes in, whoever calls it."""
+"""A model computes in the same number format for every caller."""
 
 from pathlib import Path
 

@@ -39,11 +39,8 @@ RECOGNISED = {
     "llmbar_adv_gptinst.json": (92, 0, 0),
     "llmbar_adv_neighbor.json": (134, 0, 0),
     "llmbar_natural.json": (100, 0, 0),
-    "msfoundry_orca_dpo_a.jsonl": (
-        168,
-        2,
-        0,
-    ),  # both are Orca pairs that LLaMA-Factory's mix holds too
+    # Both duplicates are Orca pairs that LLaMA-Factory's mix has, too.
+    "msfoundry_orca_dpo_a.jsonl": (168, 2, 0),
     "mxandre_dpo_train_zh.jsonl": (242, 0, 0),
     "rasbt_instruction_preference.json": (793, 0, 5),
 }
@@ -117,7 +114,7 @@ def refused(run: Prepare, *train: Any, **settings: Any) -> str:
 
 
 def test_all_24_files_are_covered(shared_data: Path) -> None:
-    """The files whose rows the manifest counts; what else lies beside them is told of in words."""
+    """The files whose rows the manifest counts; it describes the other files in words."""
     manifest = (shared_data / "MANIFEST.md").read_text(encoding="utf-8")
     files = re.findall(r"^\| `(\S+)` \| \d+ \|", manifest, re.MULTILINE)
     assert sorted(files) == sorted([*RECOGNISED, *NEEDS_COLUMNS, *NO_PAIRS])
@@ -141,9 +138,8 @@ def test_recognised_files_have_exactly_the_counts_of_the_manifest(
     assert found == RECOGNISED
     assert artifact.summary.bad == {"identical": 5, "different-prompts": 3, "empty-chosen": 2}
     assert artifact.summary.read == 3472
-    assert (
-        artifact.summary.multi_turn == 853 + 142 + 103 + 1
-    )  # both HH files, LLaMA-Factory, ColossalAI
+    # Both HH files, LLaMA-Factory, ColossalAI.
+    assert artifact.summary.multi_turn == 853 + 142 + 103 + 1
     assert (
         f"{853 + 142 + 103 + 1} pairs with earlier assistant turns: only the last answer is trained"
         in said
@@ -318,7 +314,10 @@ def test_without_eval_whole_prompts_are_held_out(run: Prepare, rows: Any) -> Non
     file = rows("a.jsonl", *(pair(n, prompt=f"question {n // 2}") for n in range(100)))
     artifact, said = run(file, eval_fraction=0.1)
     assert (len(artifact.train), len(artifact.eval), artifact.summary.held_out) == (90, 10, True)
-    assert "no data.eval: 10 training pairs held out for evaluation (seeded, whole prompts)" in said
+    assert (
+        "no data.eval: 10 training pairs held out for evaluation (drawn by the seed; pairs of one "
+        "prompt stay together)" in said
+    )
     questions = [
         {(int(pair_id.rpartition(":")[2]) - 1) // 2 for pair_id in ids}
         for ids in (artifact.train.pair_ids, artifact.eval.pair_ids)
@@ -336,10 +335,11 @@ def test_pairs_in_both_train_and_eval_are_announced(run: Prepare, rows: Any) -> 
     )
     artifact, said = run(train, eval=[{"source": str(evaluation)}])
     assert (len(artifact.train), len(artifact.eval), artifact.summary.overlap) == (5, 6, 2)
-    assert "warning: 2 pairs in both train and eval, so evaluation will flatter" in said
     assert (
-        run(train, eval=[{"source": str(evaluation)}], seed=9)[0].path == artifact.path
-    )  # nothing was drawn
+        "warning: 2 pairs in both train and eval, so evaluation will look better than it is" in said
+    )
+    again, _ = run(train, eval=[{"source": str(evaluation)}], seed=9)
+    assert again.path == artifact.path  # nothing was drawn, so another seed changes nothing
 
 
 def test_weights(run: Prepare, rows: Any) -> None:
@@ -455,9 +455,8 @@ def test_a_template_that_asks_for_the_date_says_which_it_gets(
 def test_a_damaged_artifact_is_prepared_again(run: Prepare, rows: Any) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
     first, _ = run(file)
-    (
-        first.path / "train.arrow"
-    ).unlink()  # cutting a file that is memory-mapped would kill this process
+    # Deleted first: shortening a file that is memory-mapped would kill this process.
+    (first.path / "train.arrow").unlink()
     (first.path / "train.arrow").write_bytes(b"")
     again, said = run(file)
     assert "is damaged (train.arrow has another size than recorded); it is built again" in said[0]
@@ -494,7 +493,7 @@ def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(
 
 
 @pytest.mark.ray
-def test_sigterm_is_answered_by_the_programs_own_handler_where_ray_runs() -> None:
+def test_sigterm_reaches_the_programs_own_handler_while_ray_runs() -> None:
     script = """
 import os
 import signal
@@ -534,7 +533,10 @@ def test_many_rows_go_to_ray_and_give_what_few_rows_give_here(
 
 @pytest.mark.ray
 def test_a_ray_of_our_own_runs_no_process_that_nobody_asks() -> None:
-    """No dashboard's server, no autoscaler, no reader of logs; the seams are private to Ray."""
+    """A small Ray starts no dashboard server, no autoscaler and no log reader.
+
+    The functions that start them are private to Ray.
+    """
     script = """
 import psutil
 from orpo_ray.ray_runtime import start_ray
@@ -565,7 +567,7 @@ def test_finding_prepared_data_needs_no_ray(
 
 
 def preparing(file: Path, shared_data: Path, tmp_path: Path) -> str:
-    """A script that prepares a file as `run` does, and tells whether it has loaded Ray."""
+    """A script that prepares a file as `run` does, and prints whether it has loaded Ray."""
     return f"""
 import sys
 from pathlib import Path
@@ -581,7 +583,7 @@ print("ray" in sys.modules)
 
 
 def python(script: str) -> subprocess.CompletedProcess[str]:
-    """What a script does in an interpreter of its own, where the project can be imported."""
+    """The outcome of a script in an interpreter of its own, which can import the project."""
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     return subprocess.run(

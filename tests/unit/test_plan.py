@@ -1,6 +1,4 @@
-"""The plan: which pairs a step trains on depends on the seed alone, and how it is cut loses or
-repeats none.
-"""
+"""The plan: the seed alone decides the pairs of a step, and cutting loses and repeats none."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -50,8 +48,9 @@ class Case:
 
 
 def random_cases() -> Iterator[Case]:
-    """Few and many pairs, all of one length or heavy-tailed, budgets from below one pair to above a
-    whole step.
+    """Few and many pairs, of one length or of very different ones.
+
+    Budgets go from less than one pair to more than a whole step.
     """
     rng = np.random.default_rng(20240311)
     for number in range(CASES):
@@ -118,7 +117,7 @@ def test_every_rank_runs_the_same_number_of_packs() -> None:
             assert len({len(rank) for rank in step.packs}) == 1
 
 
-def test_weight_zero_stands_only_where_the_work_cannot_be_shared_out() -> None:
+def test_weight_zero_comes_only_if_there_are_too_few_pairs() -> None:
     seen = 0
     for case in random_cases():
         for step in case.steps:
@@ -176,7 +175,7 @@ def test_packing_wastes_little_on_padding() -> None:
 
 
 def test_a_single_row_is_filled_up() -> None:
-    """First-fit-decreasing: few packs more than the tokens fill without a gap."""
+    """First-fit-decreasing makes few packs more than the tokens would fill without a gap."""
     tokens = np.random.default_rng(2).integers(100, 2000, 512)
     packs = cut_packs(np.arange(512), PackCosts(tokens, rectangular=False), 8192)
     assert len(packs) <= 1.03 * tokens.sum() / 8192 + 1
@@ -202,8 +201,9 @@ def test_the_order_is_the_same_for_the_same_seed_and_epoch_and_another_for_other
 
 
 HAND_TOKENS = np.array([20, 80, 60, 40, 20, 100, 20])
-"""NumPy's default_rng([3, 0]).permutation(7) is 5 6 2 1 4 3 0; were it to change, no run could be
-resumed.
+"""NumPy's default_rng([3, 0]).permutation(7) is 5 6 2 1 4 3 0.
+
+If that changed, no run could be resumed.
 """
 
 
@@ -237,8 +237,9 @@ def test_a_plan_of_single_rows_written_by_hand() -> None:
 
 
 def test_a_plan_written_by_hand_for_more_ranks_than_pairs() -> None:
-    """The last step's three pairs on four ranks: one each, and the fourth repeats the last one
-    without weight.
+    """The last step has three pairs for four ranks.
+
+    Three ranks get one each, and the fourth repeats the last one with weight 0.
     """
     _, second = hand_plan(world_size=4)
     assert as_lists(second) == [[([3], 1.0)], [([4], 1.0)], [([0], 1.0)], [([0], 0.0)]]
@@ -265,8 +266,10 @@ def any_case(draw: Any) -> Case:
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(case=any_case(), world_size=st.integers(1, 9), token_budget=st.integers(1, 20_000))
 def test_what_holds_for_any_plan(case: Case, world_size: int, token_budget: int) -> None:
-    """Each pair once; the same pairs in a step, whoever computes it; packs in budget; as many on
-    every rank.
+    """What every plan must hold.
+
+    Each pair comes once. A step has the same pairs for every number of ranks. Packs are within the
+    budget. All ranks have equally many.
     """
     steps, others = (
         case.steps,
@@ -352,9 +355,7 @@ def test_two_epochs_are_two_orders_one_after_the_other() -> None:
 @pytest.mark.parametrize(
     ("max_steps", "sizes"), [(3, [8, 8, 8]), (5, [8, 8, 8, 8, 4]), (7, [8, 8, 8, 8, 4, 8, 8])]
 )
-def test_max_steps_cuts_the_run_or_goes_on_into_further_epochs(
-    max_steps: int, sizes: list[int]
-) -> None:
+def test_max_steps_cuts_the_run_or_adds_epochs(max_steps: int, sizes: list[int]) -> None:
     steps = steps_of_run(config(max_steps=max_steps), 36)
     assert [len(pairs) for pairs in steps] == sizes
     assert pairs_of(steps) == pairs_of(steps_of_run(config(epochs=2), 36)[:max_steps])

@@ -1,5 +1,6 @@
-"""A prompt is tokenised once and only its end again with each answer: the ids are those of the
-whole text.
+"""A prompt is tokenised once, and only its end again with each answer.
+
+The ids are still those of the whole text.
 """
 
 from collections.abc import Callable
@@ -22,9 +23,7 @@ INST = (
 
 
 def pairs(mark: str) -> list[Pair]:
-    """Answers that start with white space or a line break, and prompts that hold a special token as
-    text.
-    """
+    """Answers that start with white space, and prompts that hold a special token as text."""
     prompts = [
         "Hello there",
         f"{mark} {mark}{mark}",
@@ -47,7 +46,7 @@ def ids(tokeniser: PairTokeniser, rows: list[Pair]) -> list[Any]:
 
 
 def check(tokenizer: Any, mark: str) -> None:
-    """Same ids as without a cut, from far fewer characters."""
+    """The ids are the same as without a cut, and far fewer characters are tokenised."""
     whole, cut = PairTokeniser(tokenizer), PairTokeniser(tokenizer)
     whole._cuts = {}
     assert ids(cut, pairs(mark)) == ids(whole, pairs(mark))

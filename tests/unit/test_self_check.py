@@ -1,6 +1,4 @@
-"""The check of a layout at the start of a run: where it does not fit the model, rows are padded and
-that is said.
-"""
+"""The check of a layout at the start of a run: if it is wrong, rows are padded with a warning."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +33,7 @@ SIZES = {
 
 
 def pairs() -> Any:
-    """A table of some pairs; a list is one, as far as the check goes."""
+    """A table of some pairs; for the check, a list is enough."""
     rng = np.random.default_rng(0)
     lengths = [(5, 3, 7), (9, 6, 1), (1, 2, 4), (12, 5, 5), (3, 3, 3)]
     draw = [
@@ -73,7 +71,7 @@ def test_a_layout_that_fits_is_taken_without_a_word(layout: str) -> None:
 
 
 class DeafToPositions(LlamaRotaryEmbedding):
-    """Counts tokens by itself, as a model may that knows nothing of several answers in a row."""
+    """Counts tokens itself, as a model may that does not know of several answers in a row."""
 
     def forward(self, x: Any, position_ids: Any) -> Any:
         return super().forward(x, torch.arange(x.shape[1], device=x.device)[None])
@@ -92,7 +90,7 @@ def test_other_log_probs_have_the_run_fall_back_loudly() -> None:
 
 
 def test_attention_that_is_more_than_causal_has_it_fall_back_too() -> None:
-    """As if a configuration had not told of its window."""
+    """As if a configuration did not name its window."""
     torch.manual_seed(0)
     model = PairModel(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)))
     (line,) = settled(model, SHARED_PREFIX)
@@ -102,7 +100,7 @@ def test_attention_that_is_more_than_causal_has_it_fall_back_too() -> None:
 
 @dataclass(frozen=True)
 class WithAnother(World):
-    """A world of two, in which the other process found something."""
+    """A world of two processes; the other one found a problem."""
 
     def gather(self, value: Any) -> list[Any]:
         return [value, "log-probs of the first pairs differ by 2"]
@@ -115,14 +113,14 @@ def test_all_processes_settle_on_the_same() -> None:
 
 
 class KeepsToItself(LlamaAttention):
-    """As layers do that hand nothing on to their attention that they do not know."""
+    """Like layers that pass only what they know on to their attention."""
 
     def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
         return super().forward(*arguments, **keywords)
 
 
 def failing(error: Exception) -> type[LlamaAttention]:
-    """As layers may be whose code expects rows of another kind, or that find no memory."""
+    """Like layers that expect other rows, or that run out of memory."""
 
     class Fails(LlamaAttention):
         def forward(self, *arguments: Any, runs: Any = None, **keywords: Any) -> Any:
@@ -143,7 +141,7 @@ def llama_with(attention: type[LlamaAttention]) -> PairModel:
 @pytest.mark.parametrize(
     ("attention", "reason"),
     [
-        (KeepsToItself, "KeepsToItself is not told of the runs"),
+        (KeepsToItself, "KeepsToItself does not get the runs of a row"),
         (failing(RuntimeError("view size is not\ncompatible")), "view size is not"),
         (failing(AssertionError()), "AssertionError"),
     ],

@@ -1,6 +1,4 @@
-"""Reading rows: every kind of file, its line numbers, and one clear line for each way a file can be
-broken.
-"""
+"""Reading rows: every kind of file, line numbers, and one clear line for each kind of damage."""
 
 import gzip
 import json
@@ -155,7 +153,7 @@ def test_real_blank_lines_leave_242_rows(shared_data: Path) -> None:
     assert len(read(shared_data / "mxandre_dpo_train_zh.jsonl")) == 242
 
 
-# --- broken rows: the row is bad, the file goes on ------------------------------------------------
+# --- broken rows: the row is bad, and the rest of the file is read --------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,17 +235,17 @@ def test_unknown_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
-        ('[{"a": 1}, {"a": 2}', "breaks off after element 2"),
-        ('[{"a": 1} {"a": 2}]', "breaks off after element 1"),
+        ('[{"a": 1}, {"a": 2}', "no comma and no closing bracket after element 2"),
+        ('[{"a": 1} {"a": 2}]', "no comma and no closing bracket after element 1"),
         ('[{"a": 1}, {"a": }]', "element 2 is not valid JSON"),
         ('[\n{"a": 1},\n', "does not end after element 1"),
     ],
 )
-def test_broken_array(tmp_path: Path, text: str, told: str) -> None:
+def test_broken_array(tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "a.json").write_text(text)
-    assert told in refused(tmp_path / "a.json")
+    assert expected in refused(tmp_path / "a.json")
 
 
 def test_csv_quote_left_open(tmp_path: Path) -> None:
@@ -329,7 +327,7 @@ def test_a_local_path_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (
             RuntimeError("Dataset 'a/b' is a gated dataset on the Hub."),
@@ -350,9 +348,9 @@ def test_a_local_path_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.M
         ),
     ],
 )
-def test_hub_errors_say_what_to_do(error: Exception, told: str) -> None:
+def test_hub_errors_say_what_to_do(error: Exception, expected: str) -> None:
     message = explain_hub_error(Source(source="a/b", split="trian"), error)
-    assert told in message
+    assert expected in message
     assert "\n" not in message
 
 
@@ -388,7 +386,9 @@ def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
     pq.write_table(
         pa.Table.from_arrays(columns, names=["prompt", "chosen", "rejected", "chosen"]), path
     )
-    with pytest.raises(DataError, match=r"pairs\.parquet: .*the column chosen stands twice"):
+    with pytest.raises(
+        DataError, match=r"pairs\.parquet: .*there are two columns of the name chosen"
+    ):
         list(read_rows(Source(source=str(path))))
 
 

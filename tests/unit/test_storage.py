@@ -1,6 +1,4 @@
-"""What a bucket keeps and gives back, against a server that speaks S3; and what is told where there
-is none.
-"""
+"""What a bucket keeps and gives back, on a server that speaks S3, and the errors without one."""
 
 import hashlib
 import json
@@ -128,7 +126,7 @@ def test_the_copy_of_a_bucket_lies_in_the_cache_folder_of_the_user(
 
 
 @pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "AWS_CONFIG_FILE"])
-def test_a_home_that_is_not_here_is_told_with_the_variable_that_names_it(
+def test_a_missing_home_is_reported_with_the_variable_that_names_it(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter(monkeypatch, tmp_path / "cache")
@@ -308,7 +306,7 @@ def test_a_bucket_that_can_be_written_passes_the_check_and_its_copy_is_for_its_o
     assert stat.S_IMODE((tmp_path / "cache" / "orpo-ray").stat().st_mode) == 0o700
 
 
-def test_a_missing_bucket_is_told(server: Server) -> None:
+def test_a_missing_bucket_is_reported(server: Server) -> None:
     with pytest.raises(
         ResourceError,
         match=r"^storage: there is no bucket other at http://127\.0\.0\.1:\d+; make it",
@@ -316,9 +314,7 @@ def test_a_missing_bucket_is_told(server: Server) -> None:
         storage_at("s3://other/runs").check()
 
 
-def test_credentials_that_are_refused_are_told(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refused_credentials_are_reported(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody-else")
     with pytest.raises(
         ConfigError,
@@ -327,13 +323,13 @@ def test_credentials_that_are_refused_are_told(
         storage_at(URL).check()
 
 
-def test_a_bucket_that_may_only_be_read_is_told(server: Server) -> None:
+def test_a_bucket_that_may_only_be_read_is_reported(server: Server) -> None:
     server.bucket.refuses = lambda method, key: method == "PUT"
     with pytest.raises(ConfigError, match="refuses these credentials"):
         storage_at(URL).check()
 
 
-def test_a_server_that_is_not_there_is_told_within_seconds(
+def test_a_missing_server_is_reported_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter(monkeypatch, tmp_path / "cache")
@@ -359,7 +355,7 @@ def test_a_server_that_is_not_there_is_told_within_seconds(
     ],
 )
 @pytest.mark.parametrize("in_file", [False, True])
-def test_an_endpoint_is_told_in_complaints_and_so_may_hold_no_secret(
+def test_an_endpoint_is_shown_in_messages_and_so_may_hold_no_secret(
     endpoint: str, in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enter(monkeypatch, tmp_path / "cache")
@@ -387,7 +383,7 @@ def test_a_broken_file_of_the_aws_sdk_is_not_quoted(
     (tmp_path / "config").write_text("aws_secret_access_key = secret\n", encoding="utf-8")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     with pytest.raises(
-        ConfigError, match="not as the AWS SDK wants it: sections in brackets"
+        ConfigError, match="not a file of the AWS SDK; write sections in brackets"
     ) as refused:
         storage_at(URL)
     assert "secret" not in str(refused.value)
@@ -456,7 +452,7 @@ def test_a_log_that_is_being_written_is_left_alone(server: Server) -> None:
     assert not run.path("run.log").exists()
 
 
-def test_an_onlooker_deletes_nothing_where_workers_are_at_work(server: Server) -> None:
+def test_an_onlooker_deletes_nothing_while_workers_train(server: Server) -> None:
     run = Run(run_config(Path("unused")).model_copy(update={"storage": URL}))
     unsent = write_folder("run/checkpoints/step-000004", {"state.safetensors": "x"})
     server.bucket.put("runs/run/config.json", b"{}")

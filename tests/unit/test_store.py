@@ -1,4 +1,4 @@
-"""The artifact on disk: what is written is read back, found again, and never half there."""
+"""The artifact on disk: it is read as it was written, found again, and never half finished."""
 
 import hashlib
 import json
@@ -146,7 +146,7 @@ def test_the_hash_covers_settings_rows_and_code_version(monkeypatch: pytest.Monk
 
 
 GOLDEN = {2: "62d265b24fd55add"}
-"""DATA_VERSION -> digest of the tokens that come out of GOLDEN_ROWS."""
+"""Digest of the tokens of GOLDEN_ROWS, by DATA_VERSION."""
 
 TALK = [
     {"role": "user", "content": "Q2"},
@@ -188,7 +188,7 @@ GOLDEN_ROWS: list[dict[str, Any]] = [
 
 
 def golden_tokenizer() -> Any:
-    """One token a byte, so that nothing but this project's own code shapes the ids."""
+    """A tokenizer with one token a byte: only this project's own code shapes the ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(
         models.BPE({letter: number for number, letter in enumerate(alphabet)}, [])

@@ -1,6 +1,4 @@
-"""How workers share a model: the choice and its reason, the arithmetic behind it, and the counts
-that go in.
-"""
+"""How workers share a model: the choice, its reason, and the arithmetic behind it."""
 
 from pathlib import Path
 from typing import Any
@@ -70,13 +68,13 @@ def chosen(
             "the base takes 14.0 GiB, more than the 11.2 GiB",
         ),
         (workers(4, 16, nodes=2), BASE_OF_7B, PLAIN, "deepspeed-zero-3", "the base takes 14.0 GiB"),
-        # Quantised weights are never cut up, so ZeRO-3 would not help.
+        # Quantised weights are never sharded, so ZeRO-3 would not help.
         (
             workers(2, 4),
             ADAPTER_OF_7B,
             {},
             "deepspeed-zero-2",
-            "quantised every worker loads it whole",
+            "with quantisation each worker loads all of it",
         ),
         (
             workers(2),
@@ -85,41 +83,41 @@ def chosen(
             DDP,
             "weights, gradients and optimizer state take 16.0 GiB on each worker",
         ),
-        (workers(2, 24), ALL_OF_1B, FULL, DDP, "take 16.0 GiB on each worker of 16.8 GiB"),
+        (workers(2, 24), ALL_OF_1B, FULL, DDP, "take 16.0 GiB on each worker, within the 16.8 GiB"),
         (
             workers(2, 20),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-1",
-            "take 12.0 GiB on each worker of 14.0 GiB",
+            "take 12.0 GiB on each worker, within the 14.0 GiB",
         ),
         (
             workers(2, 16),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-2",
-            "take 10.0 GiB on each worker of 11.2 GiB",
+            "take 10.0 GiB on each worker, within the 11.2 GiB",
         ),
         (
             workers(2, 12),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-3",
-            "take 8.0 GiB on each worker of 8.4 GiB",
+            "take 8.0 GiB on each worker, within the 8.4 GiB",
         ),
         (
             workers(2, 11),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-3",
-            "more than the 7.7 GiB there are; trying all the same",
+            "more than the 7.7 GiB that it has for them; trying it anyway",
         ),
         (
             workers(16, 8),
             ALL_OF_1B,
             FULL,
             "deepspeed-zero-2",
-            "take 4.8 GiB on each worker of 5.6 GiB",
+            "take 4.8 GiB on each worker, within the 5.6 GiB",
         ),
         (
             workers(2),
@@ -250,15 +248,15 @@ def decided(config: RunConfig, hardware: Hardware, count: int, nodes: int = 1) -
 def test_the_size_of_the_real_base_decides_and_the_reason_is_announced(tmp_path: Path) -> None:
     trained = 16 * count_parameters(ModelConfig(base=str(BASE))).total
     small = Hardware(
-        "cuda",
-        "a small GPU",
+        device="cuda",
+        name="a small GPU",
         bfloat16=True,
         flash_attention=False,
         memory=int(trained / 0.7) - 4096,
     )
     large = Hardware(
-        "cuda",
-        "a larger GPU",
+        device="cuda",
+        name="a larger GPU",
         bfloat16=True,
         flash_attention=False,
         memory=int(trained / 0.7) + 4096,
@@ -272,8 +270,8 @@ def test_the_size_of_the_real_base_decides_and_the_reason_is_announced(tmp_path:
     )
     assert decided(run_config(tmp_path), CPU, 2) == (
         "deepspeed-zero-2",
-        "2 workers, deepspeed-zero-2: the base fits on each worker; optimizer state and gradients "
-        "are shared out",
+        "2 workers, deepspeed-zero-2: the base fits on each worker; the workers share optimizer "
+        "state and gradients",
     )
 
 
@@ -284,7 +282,9 @@ def test_one_worker_announces_no_strategy(tmp_path: Path) -> None:
 
 
 def test_float16_with_a_stage_is_refused(tmp_path: Path) -> None:
-    gpu = Hardware("cuda", "a GPU", bfloat16=False, flash_attention=False, memory=8 * GIB)
+    gpu = Hardware(
+        device="cuda", name="a GPU", bfloat16=False, flash_attention=False, memory=8 * GIB
+    )
     config = run_config(tmp_path, scale={"deepspeed": {"stage": 0}})
     with pytest.raises(
         ConfigError, match=r"^scale\.deepspeed: float16 trains without DeepSpeed only"

@@ -88,7 +88,7 @@ def refused(template: str) -> Any:
 
 
 def test_a_name_that_is_none_lists_the_names() -> None:
-    told = refused("vicuna")
-    assert told.startswith("model.chat_template: there is no template vicuna and no file")
-    assert all(name in told for name in TEMPLATES)
+    message = refused("vicuna")
+    assert message.startswith("model.chat_template: there is no template vicuna and no file")
+    assert all(name in message for name in TEMPLATES)
     assert "mine.jinja cannot be read as a Jinja file" in refused("mine.jinja")

@@ -29,7 +29,7 @@ GLUED_TEMPLATE = (
     "{% for m in messages %}{{ m.content + ' ' if m.role == 'user' else m.content + "
     "eos_token + '\\n' }}{% endfor %}"
 )
-"""Ends its prompt with a space, which every tokenizer here would merge with the answer."""
+"""Its prompt ends with a space, which every tokenizer here would merge with the answer."""
 
 HI: list[Message] = [{"role": "user", "content": "Hi there"}]
 PAIR = Pair(HI, "Yes, sure.", "No")
@@ -133,7 +133,7 @@ def test_plain(shared_tokenizer: Load) -> None:
 def test_promises_hold_on_real_rows(
     shared_data: Path, shared_tokenizer: Load, name: str, file: str
 ) -> None:
-    """Compared by value only, so that a failure never prints the texts."""
+    """Compares without an assert on the texts, so that a failure never prints them."""
     tokenizer = shared_tokenizer(name, TOKENIZERS[name])
     rows = (
         parse_row(raw.text) for raw in read_rows(Source(source=str(shared_data / file), limit=100))
@@ -187,8 +187,9 @@ def test_a_batch_gives_what_single_pairs_give(chatml_tokenizer: Any) -> None:
 
 @pytest.fixture
 def marking(shared_tokenizer: Load) -> Any:
-    """The Mistral vocabulary under Llama 2's normaliser, which puts a leading-space sign before
-    every text.
+    """The Mistral vocabulary with Llama 2's normaliser.
+
+    It puts a space sign before every text.
     """
     tokenizer = shared_tokenizer("mistral_v3_32768_spm", GLUED_TEMPLATE)
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
@@ -229,7 +230,7 @@ def test_an_answer_in_context_keeps_its_own_space(marking: Any) -> None:
 @pytest.mark.parametrize("tokenizer_adds", [True, False])
 @pytest.mark.parametrize("template_writes", [True, False])
 @pytest.mark.parametrize("text", ["Hi", "<s>Hi", "<s><s>Hi"])
-def test_one_start_token_whoever_wants_it(
+def test_there_is_one_start_token_for_template_or_tokenizer(
     shared_tokenizer: Load, tokenizer_adds: bool, template_writes: bool, text: str
 ) -> None:
     template = GLUED_TEMPLATE if not template_writes else "{{ bos_token }}" + GLUED_TEMPLATE
@@ -286,7 +287,7 @@ def test_answers_that_cannot_be_trained(chatml_tokenizer: Any, pair: Pair, code:
     assert (before.pair_id, after.pair_id) == ("f:0", "f:2")
 
 
-def test_the_end_token_is_kept_where_it_pads_too(shared_tokenizer: Load) -> None:
+def test_the_end_token_is_kept_if_it_also_pads(shared_tokenizer: Load) -> None:
     tokenizer = shared_tokenizer("gpt2_50257", TEMPLATES["plain"].text)
     tokenizer.pad_token = tokenizer.eos_token
     assert one(tokenizer).chosen[-1] == tokenizer.pad_token_id == 50256
