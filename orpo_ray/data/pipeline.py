@@ -89,7 +89,7 @@ def prepare(
         for raw in sources:
             refuse_whole_file(raw.source.source, raw, data.columns)
             announce_unused(raw.source.source, raw, data.columns, announce)
-        rows = _process(sources, tokenizer, data, partial(_wait_for_room, queue_timeout, announce))
+        rows = _process(sources, tokenizer, data, announce, queue_timeout)
         refuse_bad_data(rows, sources, data)
         selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
         origins = [(raw.source, raw.label, raw.split) for raw in sources]
@@ -139,7 +139,8 @@ def _process(
     sources: Sequence[RawSource],
     tokenizer: Any,
     data: DataConfig,
-    wait_for_room: Callable[[], None],
+    announce: Announce,
+    queue_timeout: float,
 ) -> pa.Table:
     """RESULT rows of all sources, in order.
 
@@ -152,7 +153,8 @@ def _process(
         if address := os.environ.get("RAY_ADDRESS"):
             refuse_unreachable(address)  # few rows do not need it, but the run itself does
         return pa.concat_tables(map(processor, blocks))
-    return _process_with_ray(blocks, processor, wait_for_room)
+    announce(f"preparing {sum(block.num_rows for block in blocks)} rows under Ray")
+    return _process_with_ray(blocks, processor, partial(_wait_for_room, queue_timeout, announce))
 
 
 def _process_with_ray(
