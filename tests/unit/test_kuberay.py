@@ -96,7 +96,7 @@ def test_a_change_of_a_rendered_file_is_seen(files: dict[str, str], name: str) -
     assert files[name] == (RENDERED / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
+@pytest.mark.parametrize("kind", ["RayJob", pytest.param("RayCluster", marks=pytest.mark.long)])
 def test_kuberay_knows_every_field(files: dict[str, str], kind: str, shared_schemas: Path) -> None:
     packed = (shared_schemas / f"ray.io_{kind.lower()}s.yaml.gz").read_bytes()
     versions = yaml.load(gzip.decompress(packed), Loader=yaml.CSafeLoader)["spec"]["versions"]

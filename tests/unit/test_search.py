@@ -290,7 +290,7 @@ def test_rates_fall_with_the_size_of_the_base() -> None:
         ),
         (
             {"objective.beta": {"uniform": [0.1, 0.2]}},
-            "search.space: objective.beta: orpo has no beta; remove it",
+            "search.space: objective.beta: unknown key; here it is objective.lambda; TRL calls",
         ),
     ],
 )

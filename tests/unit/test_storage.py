@@ -440,7 +440,7 @@ def test_an_upload_that_is_interrupted_leaves_no_half_of_a_file(
     assert "runs/run.json" not in server.bucket.objects
 
 
-def test_a_log_that_is_being_written_is_left_alone(server: Server) -> None:
+def test_a_log_that_is_being_written_or_was_never_stored_is_left_alone(server: Server) -> None:
     run = Run(run_config(Path("unused")).model_copy(update={"storage": URL}))
     server.bucket.put("runs/run/config.json", b"{}")
     with run.lock():
@@ -449,7 +449,10 @@ def test_a_log_that_is_being_written_is_left_alone(server: Server) -> None:
         assert run.path("run.log").read_text(encoding="utf-8") == "begun"
         assert run.path("config.json").exists()
     run.refresh()
-    assert not run.path("run.log").exists()
+    assert run.path("run.log").exists(), "its command was killed before it stored it"
+    server.bucket.put("runs/run/run.log", b"begun, and gone on with")
+    run.refresh()
+    assert run.path("run.log").read_text(encoding="utf-8") == "begun, and gone on with"
 
 
 def test_an_onlooker_deletes_nothing_while_workers_train(server: Server) -> None:
