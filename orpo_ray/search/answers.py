@@ -29,12 +29,11 @@ _POLL_S = 1.0
 
 
 def answer(ground: Ground, trials: Sequence[Run], console: Console) -> list[dict[str, str]]:
-    """A few held-out prompts with the greedy answers of the base and of each trial's adapter, by
-    run name.
+    """The greedy answers of the base and of each trial's adapter to a few held-out prompts.
 
-    Computed on the room of one worker, where the trials were. Raises StoppedError on request,
-    ResourceError where no room becomes free in time, RunError where a model cannot be loaded or
-    does not answer.
+    They are computed where the trials ran, with the resources of one worker. Keys are `prompt` and
+    the names of runs. Raises StoppedError on request, ResourceError if no resources become free in
+    time, and RunError if a model cannot be loaded or does not answer.
     """
     artifact = trials[0].storage.place_of(ground.artifact.path)
     room = {"num_cpus": ground.placement.cpus, "num_gpus": ground.placement.gpus}
@@ -51,13 +50,13 @@ def _wait(pending: Any, console: Console, seconds: float = math.inf) -> Any:
     while not ray.wait([pending], timeout=_POLL_S)[0]:
         if console.stop_requested():
             raise StoppedError(
-                "stopped; all trials have ended, and the same command goes on from there"
+                "stopped; all trials have ended, and the same command resumes from there"
             )
         if time.monotonic() > give_up:
             raise ResourceError(
                 f"no room for one worker became free within {seconds:g} s; is the cluster busy?"
             )
-        free_what_dead_controllers_hold()  # those of the trials that were given up last
+        free_what_dead_controllers_hold()  # of the trials that were given up last
     try:
         return ray.get(pending)
     except RayError as error:
@@ -66,14 +65,14 @@ def _wait(pending: Any, console: Console, seconds: float = math.inf) -> Any:
 
 
 def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
-    # Here, as the search itself loads no model.
+    # Imported here, as the search itself loads no model.
     from orpo_ray.evaluation.evaluate import load_trained
     from orpo_ray.evaluation.generate import greedy_answers
 
     artifact = open_artifact(fetched_folder(place, MANIFEST))
     fetch_inputs(trials[0])
     tokenizer = load_tokenizer(trials[0].model, SILENT.announce)
-    # From all over the held-out pairs: the sources stand one after the other.
+    # Spread over the held-out pairs, whose sources follow one after the other.
     spread = [len(artifact.eval) * number // _PROMPTS for number in range(_PROMPTS)]
     prompts = [artifact.eval[index].prompt.tolist() for index in dict.fromkeys(spread)]
 

@@ -1,4 +1,4 @@
-"""How a search goes on: which trial is next, what follows from an evaluation, what is kept of both.
+"""The course of a search: which trial is next, and what follows from an evaluation.
 
 Knows no Ray.
 """
@@ -18,9 +18,9 @@ from orpo_ray.search.study import Study
 
 
 class Course:
-    """The trials of a search, from what is on record to the last.
+    """The trials of a search, from those on record to the last one.
 
-    The console is shown every change.
+    Every change is kept, and shown to the console.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Course:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to try."""
+        """Whether every trial has been begun and none is left to resume."""
         return not self._interrupted and len(self._search.trials) >= self._search.trial_count
 
     def next(self) -> tuple[Trial, RunConfig] | None:
-        """The next trial and its config: one that was interrupted, else a new one; None when all
-        have been begun.
+        """The next trial and its config: an interrupted one first, then a new one.
 
-        Values that go together in no valid run are a failed trial, and the next one follows.
+        None if all have been begun. Values that make no valid run are a failed trial; the next one
+        follows.
         """
         while not self.is_over:
             trial = self._interrupted.pop(0) if self._interrupted else self._draw()
@@ -66,7 +66,7 @@ class Course:
     def evaluated(
         self, trial: Trial, step: int, total_steps: int, evaluation: Mapping[str, float]
     ) -> bool:
-        """Take in an evaluation; whether the trial is given up."""
+        """Put an evaluation on record. Returns whether the trial is given up."""
         if not trial.note(step, total_steps, evaluation):
             return False
         given_up = self._study.judge(trial)
@@ -77,7 +77,7 @@ class Course:
         return given_up
 
     def finished(self, trial: Trial) -> None:
-        """A trial was trained to its end, maybe when nobody listened."""
+        """Note that a trial was trained to its end, maybe while no process listened."""
         _catch_up(self._run, trial)
         if trial.last.get("step") == trial.total_steps:
             self._end(trial, "finished")
@@ -87,7 +87,7 @@ class Course:
             )
 
     def failed(self, trial: Trial, error: str, may_pass: bool = False) -> None:
-        """A trial ended with an error; the search goes on without it."""
+        """Note that a trial ended with an error. The search continues without it."""
         trial.error, trial.may_pass = error, may_pass
         self._end(trial, "failed")
 
@@ -102,8 +102,9 @@ class Course:
 
 
 def take_up(run: SearchRun, search: Search) -> None:
-    """Make ready what another process has left: failures that may pass are tried again, what nobody
-    heard is read.
+    """Prepare the trials that another process left.
+
+    A failure that may pass is tried again. Evaluations that no process read are read now.
     """
     for trial in search.trials:
         if trial.state == "failed" and trial.may_pass:
@@ -113,8 +114,9 @@ def take_up(run: SearchRun, search: Search) -> None:
 
 
 def _catch_up(run: SearchRun, trial: Trial) -> None:
-    """Put on record what a trial reported when nobody listened: going on, it does not report it
-    again.
+    """Put on record what a trial reported while no process listened.
+
+    A resumed trial does not report it again.
     """
     trial_run = run.trial_run(trial)
     trial_run.fetch(METRICS_FILE)
@@ -125,7 +127,7 @@ def _catch_up(run: SearchRun, trial: Trial) -> None:
 
 
 def count_steps(run: SearchRun, search: Search) -> None:
-    """Count the steps that each trial took, those after its last evaluation too."""
+    """Count the steps of each trial, also those after its last evaluation."""
     for trial in search.trials:
         trial_run = run.trial_run(trial)
         trial_run.fetch(METRICS_FILE)

@@ -1,4 +1,7 @@
-"""What a search found: the best trial, what accuracy cost elsewhere, and how to read both. Pure."""
+"""What a search found, in numbers and in words: the best trial, and its cost in likelihood.
+
+Pure.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +17,12 @@ from orpo_ray.search.score import MARGIN, score
 NLL = "eval/nll"
 _NOTICED_NATS = 0.01
 _EDGE = 0.05
-"""A value is at the end of its range within this share of it."""
+"""A value within this share of its range is at the end of it."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The best trial compared with trial 0, the given configuration, after as many steps of
-    each.
-    """
+    """The best trial compared with trial 0, the given configuration, after the same step."""
 
     metric: str
     change: Change
@@ -29,9 +30,7 @@ class Compared:
 
 
 def best_trial(search: Search) -> Trial | None:
-    """The best of the trials that were trained to their end, by their last evaluation; None where
-    there is none.
-    """
+    """The best of the trials that finished, by the last evaluation; None if none finished."""
     finished = _finished(search.trials)
     return max(
         finished, key=lambda trial: score(search.metric, trial.last, search.pairs), default=None
@@ -39,10 +38,9 @@ def best_trial(search: Search) -> Trial | None:
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Finished trials that no other one beats in both preference accuracy and chosen NLL, best
-    accuracy first.
+    """Finished trials that no other trial beats in both accuracy and NLL, best accuracy first.
 
-    Of trials that are equal in both, the one with the larger margin stands for all.
+    If two are equal in both, the one with the larger margin is taken.
     """
     front: list[Trial] = []
     by_accuracy = sorted(
@@ -55,14 +53,14 @@ def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def trial_steps(trials: Sequence[Trial]) -> int:
-    """Optimizer steps that all trials took together."""
+    """The optimizer steps of all trials together."""
     return sum(trial.steps for trial in trials)
 
 
 def reading(search: Search, compared: Compared | None = None) -> list[str]:
-    """Lines for somebody who has never seen a search: which won, what it cost, what to do next.
+    """Lines for a first-time reader: which trial won, what it cost, what to do next.
 
-    `compared` is None if the best trial is the given configuration, or that was not tried.
+    `compared` is None if the best trial is the given configuration, or if that was not tried.
     """
     best, front = best_trial(search), pareto_front(search.trials)
     assert best is not None, "a search without a finished trial has nothing to read"
@@ -136,8 +134,9 @@ def _end_of(domain: Span, value: float) -> str | None:
 
 
 def _around(domain: Span, value: float) -> tuple[float, float]:
-    """A range as wide as this one with the value in its middle, to two digits; none of our numbers
-    is negative.
+    """A range of the same width around the value, to two digits.
+
+    No number of a config is negative, so it begins at 0 at the lowest.
     """
     if domain.log:
         factor = math.exp(_width(domain) / 2)
@@ -157,7 +156,7 @@ def _width(domain: Span) -> float:
 
 
 def _price(front: list[Trial], best: Trial) -> str:
-    """What accuracy cost in likelihood of the chosen answers."""
+    """What the accuracy cost in likelihood of the chosen answers."""
     gentle = front[-1]
     if best.last[NLL] - gentle.last[NLL] < _NOTICED_NATS:
         return "No finished trial keeps the chosen answers noticeably likelier."
@@ -169,7 +168,7 @@ def _price(front: list[Trial], best: Trial) -> str:
 
 
 def shown_values(values: dict[str, Any]) -> str:
-    """Searched values on one line, numbers short."""
+    """Searched values on one line, with short numbers."""
     return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
 
 
@@ -178,7 +177,7 @@ def _short(value: Any) -> str:
 
 
 def _finished(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that were trained to the end, and to numbers that are finite."""
+    """Trials that were trained to the end and ended with finite numbers."""
     needed = (ACCURACY, MARGIN, NLL)
     return [
         t

@@ -1,6 +1,4 @@
-"""Which trials are given up: ASHA (arXiv:1810.05934), which never waits for others to come to a
-rung.
-"""
+"""Which trials are given up: ASHA (arXiv:1810.05934), which never waits for other trials."""
 
 _ROUNDING = 1e-9
 
@@ -8,11 +6,11 @@ _ROUNDING = 1e-9
 class Rungs:
     """Scores of all trials at each rung: `grace` of a run, `eta` times that, and so on to its end.
 
-    One in eta of all trials that come to the first rung goes on from it, one in eta squared from
-    the second: the best of those that came. A trial is asked at every evaluation, not at rungs
-    alone: the first to come to a rung is let on with nobody to compare it with, and need not be
-    trained to its end when better ones have come since. The best at a rung always goes on to the
-    next, so some trial comes to its end.
+    Of the trials that reach the first rung, the best one in `eta` continues; of those at the
+    second, the best one in `eta` squared of all. A trial is judged at every evaluation, not only at
+    rungs. So the first trial at a rung, which has no other to compare with, may still be given up
+    when better ones have come. The best trial at a rung always continues to the next, so at least
+    one trial finishes.
     """
 
     def __init__(self, grace: float, eta: int) -> None:
@@ -23,8 +21,9 @@ class Rungs:
         self._scores: list[dict[int, float]] = [{} for _ in self._rungs]
 
     def gives_up(self, trial: int, progress: float, score: float) -> bool:
-        """Take in an evaluation at that share of the trial's run, higher scores being better;
-        whether to end it.
+        """Note a score (higher is better) at a share of the trial's run.
+
+        Returns whether to end the trial.
         """
         passed = sum(progress > rung - _ROUNDING for rung in self._rungs)
         if not passed:

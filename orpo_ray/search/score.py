@@ -1,5 +1,6 @@
-"""The one number that trials are ranked by: higher is better, and it means the same whatever lambda
-or beta is.
+"""The number that trials are ranked by.
+
+Higher is better. It means the same whatever lambda or beta is.
 """
 
 import math
@@ -11,10 +12,10 @@ MARGIN = "eval/margin"
 
 
 def score(metric: str, evaluation: Mapping[str, float | None], pairs: int) -> float:
-    """How good an evaluation over so many pairs is; minus infinity where a number was not finite.
+    """How good an evaluation over so many pairs is; minus infinity if a number was not finite.
 
-    Accuracy moves in steps of 1/pairs; the margin, squeezed into less than one such step, decides
-    among equals only.
+    Accuracy moves in steps of 1/pairs. The margin is squeezed into less than one such step, so it
+    decides between trials of the same accuracy only.
     """
     value, margin = evaluation[metric], evaluation[MARGIN]
     if value is None or margin is None:

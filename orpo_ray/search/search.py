@@ -1,4 +1,7 @@
-"""A search from its config to its outcome: what is on record is gone on with, the rest is tried."""
+"""A search from its config to its outcome.
+
+Trials on record are kept or resumed; the rest is tried.
+"""
 
 import time
 from dataclasses import replace
@@ -43,9 +46,9 @@ _BARELY_VISIBLE = 0.05
 
 
 def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -> Search:
-    """Try what is left to try, then lay down what was found.
+    """Try the trials that are left, then write what was found.
 
-    Raises StoppedError on request, RunError where no trial came to its end.
+    Raises StoppedError on request, RunError if no trial finished.
     """
     config, settings = run.config, settings_of(run.config)
     base = trial_config(config, space, {}, config.name)
@@ -81,13 +84,13 @@ def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -
 
 
 def _end(search: Search) -> None:
-    """What did not come to its end was stopped."""
+    """A search that did not finish was stopped."""
     if search.status == "running":
         search.status = "stopped"
 
 
 def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:
-    """The search as it is on record, or a new one, at work from now on."""
+    """The search on record, or a new one, marked as running."""
     search = run.search() or Search(
         name=run.name, settings=dump(settings), trial_count=0, pairs=pairs
     )
@@ -105,8 +108,9 @@ def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:
 def _announce_late_evaluations(
     base: RunConfig, settings: SearchConfig, ground: Ground, announce: Announce
 ) -> None:
-    """Say so where no evaluation lies between the grace and the end of a run: nobody could be given
-    up.
+    """Announce it if ASHA cannot give any trial up.
+
+    That is so if no evaluation lies between the grace and the end of a run.
     """
     steps = len(steps_of_run(base, len(ground.artifact.train)))
     every = every_to_steps(base.training.eval_every, steps)
@@ -121,7 +125,7 @@ def _announce_late_evaluations(
 
 
 def _plan(search: Search, at_once: int, ground: Ground) -> str:
-    """One line on what is going to happen."""
+    """One line on what the search is about to do."""
     placement = ground.placement
     workers = f"{placement.workers} workers" if placement.workers > 1 else "one worker"
     each = f"{placement.cpus:g} CPU" + (f" and {placement.gpus:g} GPU" if placement.gpus else "")
@@ -133,8 +137,9 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
 
 
 def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
-    """Runs whose reference log-probs some trial needs and the run itself does not make: one for
-    each such cache.
+    """Runs whose reference log-probs a trial needs and the run itself does not compute.
+
+    One run for each cache of log-probs.
     """
     found: dict[str, RunConfig] = {}
     for values in probes(config, space):
@@ -147,7 +152,7 @@ def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
 def _best(search: Search) -> Trial:
     """The best trial.
 
-    Raises RunError, or ResourceError where another time may do, if none came to its end.
+    Raises RunError if no trial finished, or ResourceError if another attempt may succeed.
     """
     best = best_trial(search)
     if best is not None:
@@ -161,10 +166,9 @@ def _best(search: Search) -> Trial:
 
 
 def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared | None:
-    """The best trial and the given configuration on the same pairs, at the last step that both came
-    to.
+    """The best trial compared with the given configuration, at the last step that both reached.
 
-    None if the given one was not tried, is the best, or came to no evaluation.
+    None if the given one was not tried, is the best, or has no evaluation.
     """
     given = search.trials[0]
     if not settings_of(run.config).try_given or given is best or not given.evaluations:
@@ -177,12 +181,12 @@ def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared 
     name = search.metric.removeprefix("eval/")
     change = found.get(name, found["accuracy"])
     if name not in found or (name == "accuracy" and change.difference.value == 0):
-        name = "margin"  # which decides among equals
+        name = "margin"  # it decides between trials of the same accuracy
     return Compared(name, found[name], step)
 
 
 def _outcome(run: SearchRun, search: Search, best: Trial, compared: Compared | None) -> Found:
-    """What was found, with the best trial's settings laid down as a config."""
+    """What was found. The best trial's settings are written as a config."""
     run.path(BEST_FILE).write_text(_best_config(run.config, best), encoding="utf-8")
     run.store(BEST_FILE)
     return Found(
@@ -201,8 +205,9 @@ def _outcome(run: SearchRun, search: Search, best: Trial, compared: Compared | N
 def _answers(
     run: SearchRun, space: Space, search: Search, best: Trial, ground: Ground, console: Console
 ) -> list[dict[str, str]]:
-    """Answers of the front's ends and of the best trial; none, and said so, where they cannot be
-    generated.
+    """Answers of the best trial and of both ends of the Pareto front.
+
+    Empty, with an announcement, if they cannot be generated.
     """
     front = pareto_front(search.trials)
     ends = {trial.number: trial for trial in (front[0], best, front[-1])}
@@ -219,7 +224,7 @@ def _answers(
 
 
 def _best_config(config: RunConfig, best: Trial) -> str:
-    """The whole run with the best trial's values, as YAML that `train` takes."""
+    """The whole run with the best trial's values, as YAML for `train`."""
     changed = with_values(config, best.values)
     tree = dump(changed) | {"name": f"{config.name.removesuffix(f'/{FOLDER}')}-best"}
     tree = {

@@ -1,5 +1,6 @@
-"""What a search varies: the ranges asked for, or those that suit the objective; and the config that
-a trial trains.
+"""What a search varies, and the config that a trial trains.
+
+The ranges are those that the config names, or those that suit the objective.
 """
 
 from collections.abc import Iterator
@@ -15,19 +16,16 @@ from orpo_ray.runs.console import Announce
 
 @dataclass(frozen=True)
 class Space:
-    """The range of each searched field, and the stage that they are fields of, None where the run
-    has none.
-    """
+    """The range of each searched field, and the stage of these fields (None without stages)."""
 
     domains: dict[str, Domain]
     stage: int | None = None
 
 
 def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
-    """The config with all that a search goes by; ranges that suit it, if none are written,
-    announced.
+    """The config with the ranges that the search uses; ranges that it chooses are announced.
 
-    Raises ConfigError if ranges are wanted and the base, whose size they go by, cannot be found.
+    Raises ConfigError if it must choose ranges and the base, whose size decides, is not found.
     """
     search = config.search or SearchConfig()
     if not search.space:
@@ -41,7 +39,7 @@ def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
 
 
 def _defaults(config: RunConfig) -> dict[str, Domain]:
-    # Here, as a cluster that is too small is refused before torch is loaded.
+    # Imported here: a cluster that is too small is refused before torch is loaded.
     from orpo_ray.models.size import count_parameters
     from orpo_ray.models.trained import fetch_trained
 
@@ -58,7 +56,7 @@ def _defaults(config: RunConfig) -> dict[str, Domain]:
 def _widened(
     config: RunConfig, domains: dict[str, Domain], announce: Announce
 ) -> dict[str, Domain]:
-    """The ranges, so wide that they hold what the config has; what was widened is announced."""
+    """The ranges, widened to hold the given values. Each widening is announced."""
     wide = dict(domains)
     for name, value in given_values(config, domains).items():
         domain = domains[name]
@@ -76,8 +74,8 @@ def _widened(
 
 
 def resolve(config: RunConfig) -> Space:
-    """What to vary. Raises ConfigError where one of the values makes no valid run."""
-    # In one order however they are written: draws and grids go by it.
+    """What to vary. Raises ConfigError if one of the values makes no valid run."""
+    # Sorted: draws and grids must not depend on the order in which the fields are written.
     domains = dict(sorted(settings_of(config).domains.items()))
     space = Space(domains, int(next(iter(domains)).split(".")[1]) if config.stages else None)
     for values in probes(config, space):
@@ -86,9 +84,7 @@ def resolve(config: RunConfig) -> Space:
 
 
 def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: str) -> RunConfig:
-    """The run that tries `values`: the config itself, or one stage of it, under a name of its
-    own.
-    """
+    """The run that tries `values`, under a name of its own: the whole run, or one stage of it."""
     changed = with_values(config, values)
     if space.stage is not None:
         changed = stage_configs(changed, {(): f"search.space: stages.{space.stage}"})[space.stage]
@@ -100,8 +96,9 @@ def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: 
 
 
 def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
-    """Values to try on paper: every point of a grid, else the ends and a point inside of each range
-    by itself.
+    """Values that are checked before anything is trained.
+
+    Every point of a grid; of other ranges the ends and one point inside, one field at a time.
     """
     if settings_of(config).searcher == "grid":
         yield from grid_points(config, space.domains)

@@ -1,9 +1,8 @@
-"""What to try next and whom to give up: Optuna's samplers and ASHA's rungs, over trials that are on
-record.
+"""What to try next and which trials to give up, by Optuna's samplers and ASHA's rungs.
 
-The study lives in memory and is made anew from the record when a search goes on. What it says then
-is what it would have said: each draw is seeded by the search's seed and the number of trials before
-it, and a trial's values at the rungs are on record.
+The study lives in memory. It is built again from the record when a search is resumed, and then
+decides what it would have decided: each draw is seeded by the search's seed and the trial's number,
+and the record has each trial's values and evaluations.
 """
 
 from collections.abc import Sequence
@@ -33,16 +32,15 @@ from orpo_ray.search.score import score
 _PROGRESS = 1000
 """Optuna counts progress in whole numbers: thousandths of a run."""
 _SPREAD = 10
-"""Trials before TPE draws near what was good; of fewer it would make too much (Optuna's own
-number).
-"""
+"""Draws before TPE takes over. From fewer it would conclude too much (Optuna's default)."""
 
 _ENDS = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class Study:
-    """Draws values and judges evaluations; `trials` are those on record, `pairs` those that each is
-    judged by.
+    """Draws values and judges evaluations.
+
+    `trials` are those on record; `pairs` is how many held-out pairs judge each of them.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Study:
             self._replay(trial)
 
     def draw(self, number: int) -> dict[str, Any]:
-        """The values of the trial of that number, which is the next one: the given ones first."""
+        """The values of the next trial, which has this number. Trial 0 has the given values."""
         if self._grid:
             values = next(point for point in self._grid if point not in self._begun)
         elif number == 0 and self._given is not None:
@@ -77,24 +75,23 @@ class Study:
         return values
 
     def _drawn(self, number: int) -> dict[str, Any]:
-        """The values of a draw: the first ones, or all at random, spread over the ranges; else
-        TPE's.
+        """The values of a draw.
+
+        The first draws are spread over the ranges; so are all draws of `searcher: random`. TPE
+        chooses the others.
         """
         if self._search.searcher == "random" or number < _SPREAD:
             return spread_values(self._domains, self._seed, number)
         self._study.sampler = self._tpe(number)
         drawn = self._study.ask(self._distributions)
-        # What counts is the settled value, which is all that the record knows.
+        # The record has the settled value only, so that one is what the study learns from.
         self._study.tell(drawn, state=TrialState.FAIL)
         return {
             name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()
         }
 
     def judge(self, trial: Trial) -> bool:
-        """Whether to give the trial up after its latest evaluation.
-
-        The end of a run is never given up.
-        """
+        """Whether to give the trial up after its latest evaluation; never at the end of its run."""
         progress = trial.last["step"] / trial.total_steps
         value = score(self._search.metric, trial.last, self._pairs)
         # TPE learns from trials that were given up by how far they came, and how well they did
@@ -105,7 +102,7 @@ class Study:
         return behind and progress < 1
 
     def end(self, trial: Trial) -> None:
-        """Take in how a trial ended."""
+        """Note how a trial ended."""
         ended = self._open.pop(trial.number, None)
         if ended is None:
             return
@@ -119,7 +116,7 @@ class Study:
     def _begin(self, number: int, values: dict[str, Any]) -> None:
         self._begun.append(values)
         if not all(_holds(domain, values[name]) for name, domain in self._domains.items()):
-            return  # given values outside of the ranges teach TPE nothing
+            return  # TPE cannot use given values outside of the ranges
         encoded = {name: _encoded(domain, values[name]) for name, domain in self._domains.items()}
         self._study.enqueue_trial(encoded)
         self._open[number] = self._study.ask(self._distributions)
@@ -137,14 +134,12 @@ class Study:
 
     def _tpe(self, number: int) -> TPESampler:
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        # The liar keeps trials that run at the same time apart.
+        # constant_liar keeps trials that run at the same time apart.
         return TPESampler(seed=seed, n_startup_trials=1, constant_liar=True)
 
 
 def spread_values(domains: dict[str, Domain], seed: int, number: int) -> dict[str, Any]:
-    """Point of that number in a scrambled Sobol sequence over the ranges: any first few are
-    spread.
-    """
+    """A point of a scrambled Sobol sequence over the ranges. Any first few points are spread."""
     engine = SobolEngine(len(domains), scramble=True, seed=seed)
     if number:
         engine.fast_forward(number)

@@ -1,6 +1,6 @@
-"""One trial: a whole run under Ray Train, driven from a process that Ray Tune starts.
+"""One trial: a whole run under Ray Train, driven by a process that Ray Tune starts.
 
-Tune may give it up at any evaluation; the process goes on with the next trial.
+Tune may give the trial up at any evaluation. The process then takes the next trial.
 """
 
 import logging
@@ -24,16 +24,17 @@ from orpo_ray.runs.metrics import plain_record
 from orpo_ray.runs.run import Run
 from orpo_ray.storage import fetched_folder
 
-# The workers train on while nobody has told them of a verdict.
+# Short, as workers train on until they hear that the trial is given up.
 _POLL_S = 0.2
 
 _PREDECESSOR_S = 60.0
-"""Processes of a driver that was killed may take a while to notice."""
+"""The processes of a killed driver need some time to notice."""
 
 _NEXT_TRIAL_WAITS_S = "600"
-"""How long Tune waits for a trial that was given up to end its workers and to store its log.
+"""How many seconds Tune waits for a trial that was given up: it ends its workers and stores its
+log.
 
-Then its process is the next trial's. Where the wait ends before, that trial is lost to the search.
+Its process then takes the next trial. A longer end would lose that trial.
 """
 
 _log = logging.getLogger(__name__)
@@ -41,10 +42,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrialRoom:
-    """What all trials of a search share. `directory`: where the command was given; relative paths
-    start there.
+    """What all trials of a search share.
 
-    `artifact`: the place of the prepared pairs, whose path a trial's server may have of its own.
+    `artifact`: the place of the prepared pairs; each server may have its own path for it.
+    `directory`: where the command was given, as relative paths in the config start there.
     """
 
     artifact: str
@@ -53,18 +54,17 @@ class TrialRoom:
     directory: Path
 
     def ground(self) -> Ground:
-        """What the run stands on, on this server."""
+        """The pairs, the placement and the hardware of the run, on this server."""
         artifact = open_artifact(fetched_folder(self.artifact, MANIFEST))
         return Ground(artifact, self.placement, self.hardware)
 
 
 def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
-    """Train the run whose config is in `settings`, or go on with it, reporting each evaluation to
-    Tune.
+    """Train or resume the run whose config is in `settings`, and report each evaluation to Tune.
 
-    The last report says `finished`, or tells the `error` that ended the run and whether it
-    `may_pass` without a change of the config. Tune hears of no exception, so that what it takes for
-    a failure is a lost process, after which it starts the trial again.
+    The last report says `finished`, or names the `error` that ended the run and whether it
+    `may_pass` without a change of the config. Tune sees no exception. So all that it counts as a
+    failure is a lost process, and it starts that trial again.
     """
     try:
         told = _attempt(settings, room)
@@ -75,9 +75,7 @@ def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
 
 
 def _attempt(settings: dict[str, Any], room: TrialRoom) -> dict[str, Any] | None:
-    """Train, and keep the log whatever comes of it; what to report, None if the trial was given
-    up.
-    """
+    """Train and keep the log. Returns what to report; None if the trial was given up."""
     run = None
     try:
         run = _open(settings, room)
@@ -99,8 +97,9 @@ def _told(error: Exception) -> dict[str, Any]:
 
 
 def _was_given_up(error: BaseException) -> bool:
-    """Whether the error came up on the way out of a trial that was given up: Tune waits for no
-    report of it.
+    """Whether an error arose while a trial that was given up ended.
+
+    Tune waits for no report of such an error.
     """
     cause = error.__context__
     return cause is not None and (isinstance(cause, SystemExit) or _was_given_up(cause))
@@ -128,21 +127,21 @@ def _open(settings: dict[str, Any], room: TrialRoom) -> Run:
 def _train(run: Run, room: TrialRoom) -> None:
     console = _Tune()
     with run.at_work(console, _PREDECESSOR_S) as finished:
-        if finished is None:  # else it ended when nobody listened
+        if finished is None:  # else it ended while no process listened
             train_on(room.ground(), run, console, _POLL_S)
 
 
 class _Tune(Console):
-    """Tune, which hears of evaluations; what is announced is in the trial's log."""
+    """Reports evaluations to Tune; announcements go to the trial's log."""
 
     def announce(self, line: str) -> None:
         """Log it."""
         _log.info(line)
 
     def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Hand an evaluation to Tune.
+        """Report an evaluation to Tune.
 
-        Raises SystemExit where the trial is given up, which ends its workers.
+        Raises SystemExit if Tune gives the trial up; that ends its workers.
         """
         evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
         if evaluation:

@@ -1,8 +1,7 @@
-"""A course under Ray Tune: Tune starts, ends and restarts the trials' processes; what it is told
-comes from the course.
+"""A course under Ray Tune, which starts, ends and restarts the trials' processes.
 
-Tune's own snapshots hold pickles, so nothing is ever read from them: they are swept away when the
-search ends.
+The course decides; Tune does. Tune's snapshots hold pickles, so they are never read, and are
+deleted when the search ends.
 """
 
 import logging
@@ -35,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = "tune"
 _POLL_S = 1.0
-# A trial's process computes nothing: its workers take the room. Tune wants something to reserve: a
-# byte of memory.
+# A trial's process computes nothing; its workers reserve what they need. Tune wants to reserve
+# something: a byte of memory.
 _NOTHING: dict[str, int | float] = {"memory": 1}
 
 _SETTINGS = {
@@ -51,10 +50,7 @@ _SETTINGS = {
 def run_course(
     run: SearchRun, course: Course, room: TrialRoom, at_once: int, console: Console
 ) -> None:
-    """Run the trials of a course, so many at once, until none is left.
-
-    Raises StoppedError on request.
-    """
+    """Run the trials of a course, `at_once` at a time. Raises StoppedError on request."""
     os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
     logging.getLogger("ray.tune").setLevel(
         logging.CRITICAL
@@ -91,28 +87,26 @@ def run_course(
             free_what_dead_controllers_hold()
     finally:
         fitting.leave()
-        free_what_controllers_held()  # whoever goes on in this process may want the room
+        free_what_controllers_held()  # this process may need it next
     shutil.rmtree(folder, ignore_errors=True)
     if console.stop_requested():
         raise StoppedError(
-            "stopped; the same command keeps finished trials and goes on with the others"
+            "stopped; the same command keeps finished trials and resumes the others"
         )
     if fitting.error is not None:
         said = on_one_line(fitting.error)[:300]
-        raise RunError(f"Ray Tune failed: {said}; the same command goes on") from fitting.error
+        raise RunError(f"Ray Tune failed: {said}; the same command resumes") from fitting.error
 
 
 class _NotKept:
-    """Tune pickles what it is given into snapshots that nobody reads: a course, and who watches it,
-    stay here.
-    """
+    """Keeps a course, which cannot be pickled, out of the snapshots that Tune writes."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _Searcher(_NotKept, Searcher):
-    """Tells Tune the next trial of a course."""
+    """Gives Tune the next trial of a course."""
 
     def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
         super().__init__()
@@ -130,17 +124,17 @@ class _Searcher(_NotKept, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: the scheduler hears of it first."""
+        """Do nothing: the scheduler hears of it first."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the record of the search is its only memory."""
+        """Do nothing: the record of the search is its only memory."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Do nothing, likewise."""
 
 
 class _Scheduler(_NotKept, FIFOScheduler):
-    """Takes what trials report to their course, and its verdict to Tune."""
+    """Passes reports of trials to their course, and its verdict to Tune."""
 
     def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -148,7 +142,7 @@ class _Scheduler(_NotKept, FIFOScheduler):
         self._trials = trials
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """An evaluation, the end of a run or its error."""
+        """Handle an evaluation, the end of a run, or its error."""
         ours = self._trials[trial.trial_id]
         if ours.state != "running":
             return str(TrialScheduler.STOP)
@@ -164,8 +158,9 @@ class _Scheduler(_NotKept, FIFOScheduler):
 
 
 class _Losses(_NotKept, tune.Callback):
-    """Hears of trials whose process was lost once more than is excused; the scheduler is told of
-    every loss.
+    """Notes trials whose process was lost once too often.
+
+    The scheduler hears of every loss, also of those that Tune restarts.
     """
 
     def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
@@ -184,15 +179,15 @@ class _Losses(_NotKept, tune.Callback):
 
 
 class _Stopper(_NotKept, tune.Stopper):
-    """Ends all trials when the user asks; their runs go on from their checkpoints another time."""
+    """Ends all trials on request. They are resumed from their checkpoints another time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial by itself."""
+        """Stop no single trial."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether to end now."""
+        """Whether the user asked to stop."""
         return self._console.stop_requested()
