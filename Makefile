@@ -9,7 +9,7 @@ MOTO := .moto
 LANES := -n 2 --no-loadscope-reorder
 TESTS := tests/faults tests/invariance tests/parity tests/cli tests/unit
 
-.PHONY: demo check test test-long test-cluster test-all
+.PHONY: demo check docs test test-long test-cluster test-all
 
 demo: $(READY)
 	$(BIN)/orpo-ray demo
@@ -18,6 +18,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/python docs/write.py
 
 # One thread: on small shared machines two threads of torch get in each other's way.
 test test-long test-cluster: export OMP_NUM_THREADS = 1

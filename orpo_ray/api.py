@@ -19,7 +19,7 @@ from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console, Printing
 from orpo_ray.runs.files import RESULT_FILE
-from orpo_ray.runs.results import Evaluation, Sample, SearchPlan, TrainPlan, TrainResult
+from orpo_ray.runs.results import Evaluation, SearchPlan, TrainPlan, TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.search import SearchResult
 from orpo_ray.runs.search_run import SearchRun, search_for
@@ -78,12 +78,12 @@ def _prepare(run: Run, console: Console) -> Artifact:
     return prepare_pairs(
         config.data,
         tokenizer,
-        tokenizer_fingerprint(tokenizer),
-        run.root,
-        config.training.seed,
-        console.announce,
-        run.storage,
-        config.scale.queue_timeout,
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        storage=run.root,
+        seed=config.training.seed,
+        announce=console.announce,
+        kept_in=run.storage,
+        queue_timeout=config.scale.queue_timeout,
     )
 
 
@@ -98,18 +98,22 @@ def _tokenizer(config: RunConfig, console: Console) -> PreTrainedTokenizerBase:
 # --- train ----------------------------------------------------------------------------------------
 
 
-def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False) -> TrainResult:
-    """Train a run to its end, or go on where an unfinished run of this name was; a finished one is
-    not run again.
+def train(
+    config: RunConfig, console: Console = _PRINTING, verbose: bool = False, extend: bool = False
+) -> TrainResult:
+    """Train a run to its end; an unfinished run of this name is resumed.
 
-    The console hears what was decided and the numbers of each step; where it asks to stop, or
-    SIGINT or SIGTERM comes, the run ends with a checkpoint and StoppedError. `verbose` shows what
-    Ray's processes log. A run in stages is its stages, one after the other, each a run in the
-    folder of the whole.
+    A finished one is not run again, unless `extend` asks for the steps that its settings have now
+    beyond its end. The console hears what was decided and the numbers of each step. If it asks to
+    stop, or SIGINT or SIGTERM comes, the run ends with a checkpoint and StoppedError. `verbose`
+    shows what Ray's processes log. A run in stages is its stages, one after the other, each a run
+    in the folder of the whole.
     """
     _refuse_others(config, console)
     run = Run(config)
     run.check_writable()
+    if extend:
+        _extend(run, console)
     if (finished := run.look(console)) is not None:
         return finished
     if config.stages:
@@ -127,6 +131,26 @@ def train(config: RunConfig, console: Console = _PRINTING, verbose: bool = False
     result = run.result()
     assert result is not None, "a run that ends without an error has a result"
     return result
+
+
+def _extend(run: Run, console: Console) -> None:
+    """Have a finished run wait for more steps, which `train` takes."""
+    from orpo_ray.runs.extend import described, extend, refuse_unfinished
+    from orpo_ray.training.run_plan import steps_of_run
+
+    config = run.config
+    if config.stages:
+        raise ConfigError(
+            "--extend: a run in stages is not extended; start a new run of its last stage with "
+            f"adapter.init_from={run.place}"
+        )
+    run.refresh()
+    refuse_unfinished(run)
+    artifact = _prepare(run, SILENT)
+    with run.lock(_ONLOOKER_S):
+        run.refresh()
+        extend(run, len(steps_of_run(config, len(artifact.train))))
+    console.announce(described(run))
 
 
 def _train(run: Run, artifact: Artifact, placement: Placement, console: Console) -> None:
@@ -302,12 +326,19 @@ def _plan_stages(config: RunConfig, console: Console) -> TrainPlan:
 def _plan(run: Run, placement: Placement, console: Console) -> TrainPlan:
     from orpo_ray.training.run_plan import steps_of_run
     from orpo_ray.training.setup import all_lengths, decide
+    from orpo_ray.training.trackers import refuse_missing_trackers
 
-    config, artifact = run.config, _prepare(run, console)
-    before = run.facts().get("decisions", {})
-    hardware, lengths = _hardware(config.scale, placement), all_lengths(artifact)
+    config = run.config
+    refuse_missing_trackers(config)
+    artifact = _prepare(run, console)
     decisions = decide(
-        config, lengths, before, console.announce, hardware, placement.workers, placement.nodes
+        config,
+        all_lengths(artifact),
+        before=run.facts().get("decisions", {}),
+        announce=console.announce,
+        hardware=_hardware(config.scale, placement),
+        workers=placement.workers,
+        nodes=placement.nodes,
     )
     return TrainPlan(
         name=run.name,
@@ -329,45 +360,54 @@ def evaluate(
     conversations: Sequence[list[Message]] = (),
     samples: int = 0,
     max_new_tokens: int = 128,
+    base_only: bool = False,
     console: Console = _PRINTING,
 ) -> Evaluation:
-    """Compare the base with what the run made of it, over data.eval.
+    """Compare the base with what the run made of it, over data.eval; or judge the base alone.
 
-    Both answer the first `samples` evaluation prompts, or `conversations` where they are given.
+    Both answer the first `samples` evaluation prompts, or `conversations` if they are given.
     `adapter` is another adapter or run to look at. A run in stages is judged by the settings of its
-    last one.
+    last one. What was found is kept in the run's folder as evaluation.json, or
+    evaluation-base.json.
     """
     _refuse_others(config, console)
-    from orpo_ray.data.tokenise import PairTokeniser
-    from orpo_ray.evaluation.evaluate import judge_model
+    if base_only and adapter is not None:
+        raise ConfigError("--base-only judges the base alone; leave out --adapter")
+    from orpo_ray.evaluation.evaluate import Questions, evaluation_of, judge_model
 
-    trained, name = _named_adapter(config, adapter) or _trained_by(Run(config)), config.name
+    whole = Run(config)
+    trained = None if base_only else _named_adapter(config, adapter) or _trained_by(whole)
     if config.stages:
         config = _before_training(config, stage_configs(config)[-1])
     run, tokenizer = Run(config), _tokenizer(config, console)
     artifact = _prepare(run, console)
     decisions = _decide_for_evaluation(run, artifact, console)
-    if conversations:
-        prompts = PairTokeniser(tokenizer).prompts(conversations)
-    else:
-        prompts = [
-            artifact.eval[i].prompt.tolist() for i in range(min(samples, len(artifact.eval)))
-        ]
-    base, tuned = (
-        judge_model(config, decisions, tokenizer, artifact.eval, who, prompts, max_new_tokens)
-        for who in (None, trained)
-    )
+    prompts = _prompts(tokenizer, artifact, conversations, samples)
+    questions = Questions(prompts, max_new_tokens)
+    judged = []
+    for who in [None] if base_only else [None, trained]:
+        console.announce(f"judging {who or config.model.base} on {len(artifact.eval)} pairs")
+        judged.append(judge_model(config, decisions, tokenizer, artifact.eval, questions, who))
     shown = tokenizer.batch_decode(prompts, skip_special_tokens=True) if prompts else []
-    answers = zip(shown, base.answers, tuned.answers, strict=True)
-    return Evaluation(
-        name=name,
-        adapter=trained,
-        metrics={"base": base.metrics, "trained": tuned.metrics},
-        quantized_modules=tuned.quantized_modules,
-        samples=tuple(
-            Sample(prompt=prompt.strip(), base=one, trained=other) for prompt, one, other in answers
-        ),
-    )
+    evaluation = evaluation_of(whole.name, trained, shown, judged, max_new_tokens)
+    try:
+        whole.keep_evaluation(evaluation)
+    except OSError as error:  # a run of somebody else's may be read only
+        console.announce(f"{whole.place}: the evaluation is not kept there: {error.strerror}")
+    return evaluation
+
+
+def _prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    artifact: Artifact,
+    conversations: Sequence[list[Message]],
+    samples: int,
+) -> list[list[int]]:
+    from orpo_ray.data.tokenise import PairTokeniser
+
+    if conversations:
+        return PairTokeniser(tokenizer).prompts(conversations)
+    return [artifact.eval[i].prompt.tolist() for i in range(min(samples, len(artifact.eval)))]
 
 
 def _named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> str | None:

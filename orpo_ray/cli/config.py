@@ -1,11 +1,14 @@
-"""`orpo-ray config`: the settings a YAML comes to, and the schema they follow."""
+"""`orpo-ray config`: what a YAML comes to, the schema, configs of other projects in our words."""
 
 import json as json_module
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, help="Show a resolved config, or the JSON Schema.")
+app = typer.Typer(
+    add_completion=False,
+    help="Show a resolved config, the JSON Schema, or a config of another project in our words.",
+)
 
 
 @app.command("show")
@@ -39,3 +42,21 @@ def schema(
     if not json:
         print(json_module.dumps(described, indent=2))
     return described
+
+
+@app.command("from")
+def from_other(
+    file: Annotated[str, typer.Argument(metavar="FILE")],
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
+) -> dict[str, Any]:
+    """Print a config of TRL, LLaMA-Factory or Axolotl as one of ours; comments say what differs."""
+    from orpo_ray.config.foreign.file import translated
+    from orpo_ray.config.foreign.written import as_yaml, tree_of
+    from orpo_ray.storage import file_at
+
+    draft = translated(file_at(file))
+    if not json:
+        print(as_yaml(draft, file), end="")
+    return {"project": draft.project, "config": tree_of(draft), "no_counterpart": draft.lacking}

@@ -18,9 +18,10 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from orpo_ray.errors import ConfigError, OrpoRayError
+from orpo_ray.errors import ConfigError, OrpoRayError, StoppedError
 from orpo_ray.runs.console import Console, Metrics
 from orpo_ray.runs.files import CONFIG_FILE, LOG_FILE
+from orpo_ray.runs.log import is_kept
 
 if TYPE_CHECKING:
     from orpo_ray.runs.run import RunFolder
@@ -36,9 +37,12 @@ class _LogFile(logging.FileHandler):
     `kept_in` is where the log of a run belongs, None while there is no run yet.
     """
 
-    def __init__(self, path: Path, kept_in: Storage | None = None) -> None:
+    def __init__(self, path: Path, everything: bool, kept_in: Storage | None = None) -> None:
         super().__init__(path, encoding="utf-8")
         self.kept_in = kept_in
+        self.everything = everything
+        if not everything:
+            self.addFilter(is_kept)
 
 
 def announce(line: str) -> None:
@@ -88,11 +92,9 @@ class Terminal(Console):
 
 
 def open_log(verbose: bool = False) -> None:
-    """Send what libraries log and warn about to a temporary file instead of the terminal, or to
-    both.
-    """
+    """Log to a temporary file, not to the terminal; if `verbose`, to both, with all warnings."""
     try:
-        _log_to(Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE)
+        _log_to(_LogFile(Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE, verbose))
     except OSError as error:
         raise ConfigError(
             f"TMPDIR: the folder for temporary files cannot be written: {error.strerror}"
@@ -112,8 +114,7 @@ def open_log(verbose: bool = False) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _log_to(path: Path, kept_in: Storage | None = None) -> None:
-    handler = _LogFile(path, kept_in)
+def _log_to(handler: _LogFile) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     for former in _log_files():
@@ -126,14 +127,15 @@ def _move_log(path: Path, kept_in: Storage) -> None:
     """Log to `path` from now on, after what the log has so far; on a full disk the log stays where
     it is.
     """
-    former = full_log()
-    if former is None or Path(former) == path.absolute():
+    former = next(iter(_log_files()), None)
+    if former is None or Path(former.baseFilename) == path.absolute():
         return
+    written = Path(former.baseFilename)
     with suppress(OSError):
         with path.open("a", encoding="utf-8") as file:
-            file.write(Path(former).read_text(encoding="utf-8"))
-        _log_to(path, kept_in)
-        shutil.rmtree(Path(former).parent)
+            file.write(written.read_text(encoding="utf-8"))
+        _log_to(_LogFile(path, former.everything, kept_in))
+        shutil.rmtree(written.parent)
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
@@ -144,10 +146,13 @@ def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
 
 
 def log_failure(error: BaseException) -> None:
-    """Keep an error with its traceback in the log."""
+    """Keep an error with its traceback in the log; of a wanted stop, one line."""
     if full_log() is None:
         with suppress(ConfigError):
             open_log()
+    if isinstance(error, StoppedError):
+        _log.info("%s", error)
+        return
     _log.error("the command failed", exc_info=error)
 
 

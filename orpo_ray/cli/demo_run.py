@@ -82,7 +82,7 @@ def judge_prompts() -> list[dict[str, Any]]:
     return list(_judge()["prompts"])
 
 
-def verdict(answer: str, question: dict[str, Any]) -> str:
+def verdict(answer: str | None, question: dict[str, Any]) -> str:
     """Good: polite and right. Bad: rude and wrong. Broken: anything else."""
     judge = _judge()
     if _stands_between(answer, judge["polite_openers"], question["right"], judge["polite_closers"]):
@@ -172,7 +172,7 @@ def _count_verdicts(samples: Sequence[Sample], who: str) -> dict[str, int]:
     return {kind: verdicts[kind] for kind in _VERDICTS}
 
 
-def _stands_between(answer: str, openers: list[str], fact: str, closers: list[str]) -> bool:
+def _stands_between(answer: str | None, openers: list[str], fact: str, closers: list[str]) -> bool:
     return any(answer == f"{opener} {fact} {closer}" for opener in openers for closer in closers)
 
 

@@ -14,6 +14,9 @@ def evaluate(
     adapter: Annotated[
         str | None, typer.Option(help="Another adapter folder or run than this config's own.")
     ] = None,
+    base_only: Annotated[
+        bool, typer.Option("--base-only", help="Judge the base alone, before training.")
+    ] = False,
     samples: Annotated[int, typer.Option(min=0, help="Prompts to answer with both models.")] = 3,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Length of an answer in tokens.")
@@ -22,9 +25,7 @@ def evaluate(
         bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
     ] = False,
 ) -> dict[str, Any]:
-    """Compare base and trained model on the evaluation pairs: accuracy, margin, log-probs,
-    answers.
-    """
+    """Compare base and trained model on held-out pairs: accuracy, margin, log-probs, answers."""
     from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import Terminal, open_log
 
@@ -34,7 +35,12 @@ def evaluate(
     from orpo_ray.cli.results import print_result
 
     judged = api.evaluate(
-        settings, adapter, samples=samples, max_new_tokens=max_new_tokens, console=Terminal()
+        settings,
+        adapter,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        base_only=base_only,
+        console=Terminal(),
     )
     result = judged.to_json()
     if not json:

@@ -1,4 +1,4 @@
-"""The line that shows how a run goes: step, speed, loss, accuracy, margin, time left."""
+"""How a run goes, in lines: training figures, held-out figures and the time left."""
 
 import shutil
 import sys
@@ -8,6 +8,13 @@ from collections.abc import Callable
 from orpo_ray.cli.console import fresh_line
 
 _SECONDS_BETWEEN_LINES = 10.0
+_TRAINING = (("train/loss", "loss", ".4f"), ("train/pairs_per_second", "pairs/s", ".1f"))
+_HELD_OUT = (
+    ("eval/accuracy", "accuracy", ".3f"),
+    ("eval/margin", "margin", ".3f"),
+    ("eval/nll", "NLL", ".3f"),
+)
+_UNDER_THE_STEP = "  "
 
 
 def hours_minutes_seconds(seconds: float) -> str:
@@ -16,51 +23,60 @@ def hours_minutes_seconds(seconds: float) -> str:
 
 
 class ProgressLine:
-    """Watches reported metrics; redraws one line on a terminal, elsewhere prints one now and
-    then.
+    """Watches reported metrics: one line that is redrawn on a terminal, elsewhere one now and then.
+
+    Every evaluation has its line. No step is shown twice.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: dict[str, float] = {}
+        self._training: dict[str, float] = {}
+        self._held_out = ""
         self._first: tuple[int, float] | None = None
         self._trained = 0
         self._printed_at = float("-inf")
+        self._printed_step = -1
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, step: int, total_steps: int, metrics: dict[str, float]) -> None:
-        """Take in one report."""
+        """Take in one report: the figures of a step, or those of an evaluation after it."""
         now = self._clock()
         if step == 0:  # another stage of the run begins
-            self._seen, self._first, self._trained = {}, None, 0
-        self._seen |= metrics
+            self._training, self._first, self._trained = {}, None, 0
         if "train/loss" in metrics:
-            if step <= self._trained:  # workers were lost, and train again what they had not saved
+            if step <= self._trained:  # workers were lost, and train again what was not saved
                 self._first = None
-            self._trained = step
+            self._training, self._trained = metrics, step
         if self._first is None:
             self._first = (step, now)
         evaluated = any(name.startswith("eval/") for name in metrics)
+        if evaluated:
+            self._held_out = f"held out: {_figures(metrics, _HELD_OUT)}"
+        text = self._step(step, total_steps, now)
         if self._terminal:
-            # A line that wraps could not be wiped.
-            text = self._text(step, total_steps, now)[: shutil.get_terminal_size().columns - 1]
-            print(f"{fresh_line()}{text}", end="", file=sys.stderr, flush=True)
+            self._redraw(f"{text}  |  {self._held_out}" if self._held_out else text)
             if step == total_steps and evaluated:
                 print(file=sys.stderr)
-        elif evaluated or now - self._printed_at > _SECONDS_BETWEEN_LINES:
-            print(self._text(step, total_steps, now), file=sys.stderr, flush=True)
-            self._printed_at = now
+        elif evaluated:
+            shown = _UNDER_THE_STEP if step == self._printed_step else f"{text}  |  "
+            self._print(step, shown + self._held_out, now)
+        elif now - self._printed_at > _SECONDS_BETWEEN_LINES:
+            self._print(step, text, now)
 
-    def _text(self, step: int, total_steps: int, now: float) -> str:
+    def _redraw(self, text: str) -> None:
+        # A line that wraps could not be wiped.
+        shown = text[: shutil.get_terminal_size().columns - 1]
+        print(f"{fresh_line()}{shown}", end="", file=sys.stderr, flush=True)
+
+    def _print(self, step: int, text: str, now: float) -> None:
+        print(text, file=sys.stderr, flush=True)
+        self._printed_at, self._printed_step = now, step
+
+    def _step(self, step: int, total_steps: int, now: float) -> str:
+        """The step with its training figures, if it was trained, and the time left."""
         parts = [f"step {step}/{total_steps}"]
-        for name, label, form in (
-            ("train/pairs_per_second", "pairs/s", ".1f"),
-            ("train/loss", "loss", ".4f"),
-            ("eval/accuracy", "accuracy", ".3f"),
-            ("eval/margin", "margin", ".3f"),
-        ):
-            if name in self._seen:
-                parts.append(f"{label} {self._seen[name]:{form}}")
+        if step and self._training:
+            parts.append(_figures(self._training, _TRAINING))
         left = self._seconds_left(step, total_steps, now)
         if left is not None:
             parts.append(f"left {hours_minutes_seconds(left)}")
@@ -71,3 +87,9 @@ class ProgressLine:
         first_step, first_time = self._first
         done = step - first_step
         return (now - first_time) / done * (total_steps - step) if done > 0 else None
+
+
+def _figures(metrics: dict[str, float], shown: tuple[tuple[str, str, str], ...]) -> str:
+    return "  ".join(
+        f"{label} {metrics[name]:{form}}" for name, label, form in shown if name in metrics
+    )

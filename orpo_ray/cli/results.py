@@ -1,13 +1,19 @@
 """A command's result for people, whether the work was done here or on a cluster."""
 
+import shlex
+from collections.abc import Sequence
 from typing import Any
+
+_LENGTH = ("training.max_steps=", "training.epochs=")
 
 
 def print_result(command: str, result: dict[str, Any]) -> None:
     """Print what train, tune, evaluate or prepare came to."""
     match command:
         case "train":
-            print(f"adapter: {result['adapter']}")
+            from orpo_ray.cli.tables import print_summary
+
+            print_summary(result)
         case "prepare":
             print(f"prepared: {result['artifact']}")
         case "tune":
@@ -16,9 +22,23 @@ def print_result(command: str, result: dict[str, Any]) -> None:
 
             print_search(search_of(result))
         case "evaluate":
-            from orpo_ray.cli.tables import print_answers, print_comparison
+            from rich.console import Console
 
-            print_comparison(result["metrics"])
-            print_answers(result["samples"])
+            from orpo_ray.cli.tables import print_answers, print_changes, print_comparison
+
+            console = Console()
+            print_comparison(result["metrics"], console)
+            print_answers(result["samples"], console)
+            pairs = result["metrics"]["base"]["all"]["pairs"]
+            print_changes(result["changes"], result["remarks"], pairs, console)
         case _:
             raise AssertionError(f"{command} has no result to print")
+
+
+def print_next(config: str, overrides: Sequence[str], steps: int) -> None:
+    """Print the commands that usually follow a run."""
+    given = [override for override in overrides if not override.startswith(_LENGTH)]
+    same = shlex.join([config, *overrides])
+    longer = shlex.join([config, *given, f"training.max_steps={2 * steps}"])
+    print(f"next:    orpo-ray evaluate {same}")
+    print(f"         orpo-ray train {longer} --extend")

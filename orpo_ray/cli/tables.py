@@ -1,10 +1,13 @@
 """Tables for people: two models side by side in numbers and in words."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from orpo_ray.cli.progress import hours_minutes_seconds
 
 _ROWS = (
     ("accuracy", "preference accuracy"),
@@ -18,26 +21,80 @@ _ROWS = (
 def print_comparison(
     metrics: dict[str, dict[str, dict[str, float]]], console: Console | None = None
 ) -> None:
-    """Metrics by source of the base and the trained model; over all of them where there are
-    several.
+    """Metrics by source, a column a model.
+
+    What all pairs of two models come to is left to `print_changes`, which tells how sure it is.
     """
     console = console or Console()
-    for source, base in metrics["base"].items():
-        if source == "all" and len(metrics["base"]) == 2:
-            continue  # the only source says the same
-        trained = metrics["trained"][source]
-        table = Table(title=f"{source}: {int(base['pairs'])} pairs", title_justify="left")
-        for column in ("", "base", "trained"):
+    sources = list(metrics["base"])
+    only_one = len(sources) == 2  # `all` and the source itself say the same
+    compared = len(metrics) > 1
+    for source in sources[1:] if only_one else sources:
+        if compared and (only_one or source == "all"):
+            continue
+        pairs = int(metrics["base"][source]["pairs"])
+        table = Table(title=f"{source}: {pairs} pairs", title_justify="left")
+        for column in ("", *metrics):
             table.add_column(column, justify="right" if column else "left")
         for name, label in _ROWS:
-            table.add_row(label, f"{base[name]:.3f}", f"{trained[name]:.3f}")
+            numbers = (by_source[source][name] for by_source in metrics.values())
+            table.add_row(label, *(f"{number:.3f}" for number in numbers))
         console.print(table)
 
 
+def print_summary(result: dict[str, Any], console: Console | None = None) -> None:
+    """Show what a run made: before and after with intervals, in words, and at what cost."""
+    console = console or Console()
+    print_changes(result["changes"], result["remarks"], result["eval_pairs"], console)
+    console.print(Text(_cost(result)))
+    console.print(Text(f"adapter: {result['adapter']}"), soft_wrap=True)
+
+
+def print_changes(
+    changes: dict[str, Any], remarks: Sequence[str], pairs: int | None, console: Console
+) -> None:
+    """Means before and after with their 95 % intervals, and what they say."""
+    if changes:
+        table = Table(title=f"{pairs} held-out pairs (95 % intervals)", title_justify="left")
+        for column in ("", "before", "after", "difference"):
+            table.add_column(column, justify="right" if column else "left")
+        for name, label in _ROWS:
+            change = changes[name]
+            cells = [_with_interval(change[when], "") for when in ("before", "after")]
+            table.add_row(label, *cells, _with_interval(change["difference"], "+"))
+        console.print(table)
+    for line in remarks:
+        console.print(Text(line))
+
+
+def _with_interval(mean: dict[str, float], sign: str) -> str:
+    value, low, high = (f"{mean[name]:{sign}.3f}" for name in ("value", "low", "high"))
+    return f"{value}\n{low} to {high}"
+
+
+def _cost(result: dict[str, Any]) -> str:
+    """Steps, time, memory, and which step's weights the adapter has."""
+    told = [f"{result['steps']} steps"]
+    if result["seconds"] is not None:
+        told.append(f"{hours_minutes_seconds(result['seconds'])} of training")
+    if result["pairs_per_second"] is not None:
+        told.append(f"{result['pairs_per_second']:.1f} pairs a second")
+    if result["peak_memory_bytes"] is not None:
+        told.append(f"at most {result['peak_memory_bytes'] / 1e9:.1f} GB a worker")
+    if result["adapter_step"] is not None:
+        told.append(f"the adapter is that of step {result['adapter_step']}")
+    return ", ".join(told)
+
+
 def print_answers(samples: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Prompts with both models' greedy answers."""
+    """Prompts with the models' greedy answers."""
     console = console or Console()
     for sample in samples:
         console.print(Text(sample["prompt"], style="bold"))
-        console.print(Text(f"  before: {sample['base']}", style="red"))
-        console.print(Text(f"  after:  {sample['trained']}", style="green"))
+        console.print(Text(f"  before: {_answer(sample, 'base')}", style="red"))
+        if sample["trained"] is not None:
+            console.print(Text(f"  after:  {_answer(sample, 'trained')}", style="green"))
+
+
+def _answer(sample: dict[str, Any], who: str) -> str:
+    return f"{sample[who]} [cut]" if sample[f"{who}_is_cut"] else str(sample[who])

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
+from orpo_ray.errors import ConfigError
+
 app = typer.Typer(add_completion=False)
 
 
@@ -14,6 +16,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and prepare, but do not train.")
     ] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Continue a finished run with more steps.")
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")
     ] = False,
@@ -22,6 +27,8 @@ def train(
     ] = False,
 ) -> dict[str, Any]:
     """Train an adapter on preference pairs; the same command resumes an unfinished run."""
+    if dry_run and extend:
+        raise ConfigError("--extend: --dry-run plans a whole run; leave one of them out")
     from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import Terminal, announce, open_log, prints_to_log
 
@@ -29,7 +36,7 @@ def train(
     open_log(verbose)
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
-    from orpo_ray.cli.results import print_result
+    from orpo_ray.cli.results import print_next, print_result
     from orpo_ray.runs.run import Run
 
     if dry_run:
@@ -38,7 +45,8 @@ def train(
         return plan.to_json()
     run = Run(settings)
     with prints_to_log(verbose):
-        result = api.train(settings, Terminal(run, ProgressLine()), verbose).to_json()
+        result = api.train(settings, Terminal(run, ProgressLine()), verbose, extend).to_json()
     if not json:
         print_result("train", result)
+        print_next(config, overrides or [], result["steps"])
     return result

@@ -17,7 +17,7 @@ def build(model: type[Model], tree: Mapping[str, Any], places: Mapping[Key, str]
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explain(model, error, places)) from None
+        raise ConfigError(explain(model, error, places, tree)) from None
 
 
 def dump(config: BaseModel) -> dict[str, Any]:

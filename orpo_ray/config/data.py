@@ -33,9 +33,9 @@ class Source(Section):
 class Columns(Section):
     """Names of the columns that hold a pair, for files whose shape is not recognised."""
 
-    prompt: str
-    chosen: str
-    rejected: str
+    prompt: str = Field(description="what was asked: text, or chat messages")
+    chosen: str = Field(description="the better answer")
+    rejected: str = Field(description="the worse answer")
     system: str | None = Field(
         None,
         description="text for the system turn; the column named system or system_prompt unless set",
@@ -45,7 +45,9 @@ class Columns(Section):
 class DataConfig(Section):
     """The pairs of a run."""
 
-    train: tuple[Source, ...] = Field(min_length=1)
+    train: tuple[Source, ...] = Field(
+        min_length=1, description="sources of the training pairs; a path alone is one"
+    )
     eval: tuple[Source, ...] = Field(
         (), description="empty: a seeded share of the training pairs is held out"
     )

@@ -2,19 +2,26 @@
 instead.
 """
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from orpo_ray.config.keys import dotted, fields_at
 from orpo_ray.config.plain_yaml import Key, shown
+from orpo_ray.config.unknown import suggestion
 
 
-def explain(model: type[BaseModel], error: ValidationError, places: Mapping[Key, str]) -> str:
-    """The first mistake in full, unknown keys before others, and the number of the others behind
-    it.
+def explain(
+    model: type[BaseModel],
+    error: ValidationError,
+    places: Mapping[Key, str],
+    tree: Mapping[str, Any],
+) -> str:
+    """The first mistake in full, unknown keys before others, and the number of those behind it.
+
+    `tree` is what was refused: it says which kind an unknown key stands beside.
     """
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     keys = [_clean(model, detail) for detail in details]
@@ -22,9 +29,8 @@ def explain(model: type[BaseModel], error: ValidationError, places: Mapping[Key,
     here = [detail for detail, k in zip(details, keys, strict=True) if k == key]
     count = len({k[: len(key)] for k in keys if k[: len(key)] != key[: len(k)]})
     more = f" (and {count} more)" if count else ""
-    # A rule that a value breaks was found by whichever type the value fits otherwise.
-    detail = next((detail for detail in here if detail["type"] == "value_error"), here[0])
-    return f"{_place(key, detail, places)}: {_message(model, key, detail, here)}{more}"
+    detail = _telling(here)
+    return f"{_place(key, detail, places)}: {_message(model, key, here, tree)}{more}"
 
 
 def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
@@ -44,12 +50,17 @@ def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
     return next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
 
 
-def _message(model: type[BaseModel], key: Key, detail: Any, details: list[Any]) -> str:
+def _telling(details: list[Any]) -> Any:
+    """A rule that a value breaks was found by whichever type the value fits otherwise."""
+    return next((detail for detail in details if detail["type"] == "value_error"), details[0])
+
+
+def _message(model: type[BaseModel], key: Key, details: list[Any], tree: Mapping[str, Any]) -> str:
     """What is wrong at one key; a field of several types brings one complaint for each."""
-    name = dotted(key)
+    name, detail = dotted(key), _telling(details)
     match detail["type"]:
         case "extra_forbidden":
-            return f"{name}: {_suggestion(model, key, detail['loc'])}"
+            return f"{name}: {suggestion(model, key, tree)}"
         case "missing":
             return f"{name}: missing; {dotted(key[:-1]) or 'every run'} needs it"
         case "union_tag_invalid":
@@ -71,7 +82,9 @@ def _message(model: type[BaseModel], key: Key, detail: Any, details: list[Any]) 
 def _wanted(model: type[BaseModel], key: Key, detail: Any) -> str:
     """What a value must be, in the words of someone who writes YAML."""
     match detail["type"]:
-        case "model_type" | "dict_type" | "model_attributes_type":
+        case "model_attributes_type":
+            return "be a section that names its kind, such as {kind: orpo}"
+        case "model_type" | "dict_type":
             return f"be a section with {', '.join(fields_at(model, key)) or 'keys'}"
         case "tuple_type":
             return "be a list"
@@ -85,72 +98,13 @@ def _wanted(model: type[BaseModel], key: Key, detail: Any) -> str:
     return re.sub(r", (unable to|got) .*", "", message)
 
 
-def _suggestion(model: type[BaseModel], key: Key, loc: tuple[str | int, ...]) -> str:
-    """What to write instead of an unknown key: the nearest known one, or those of its section."""
-    *section, wrong = key
-    known = fields_at(model, tuple(section))
-    if wrong in known:
-        return f"{loc[-2]} has no {wrong}; remove it"
-    near = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.6)
-    if near:
-        return f"unknown key; did you mean {dotted((*section, near[0]))}?"
-    elsewhere = [k for k in all_keys(model) if k.split(".")[-1] == str(wrong)]
-    if elsewhere:
-        return f"unknown key; did you mean {elsewhere[0]}?"
-    return f"unknown key; known here: {', '.join(sorted(known))}" if known else "unknown key"
-
-
-def fields_at(model: type[BaseModel], section: Key) -> list[str]:
-    """Names that may stand in a section, as the YAML writes them."""
-    models: list[type[BaseModel]] = [model]
-    for part in section:
-        if isinstance(part, int):
-            continue
-        models = [inner for outer in models for inner in _models_of(outer, str(part))]
-    return sorted({name for m in models for name in _names(m)})
-
-
-def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of a config, sections and values."""
-    keys: list[str] = []
-    for name in _names(model):
-        keys.append(prefix + name)
-        for inner in _models_of(model, name):
-            keys.extend(all_keys(inner, f"{prefix}{name}."))
-    return list(dict.fromkeys(keys))
-
-
-def dotted(key: Key) -> str:
-    """A key path as the command line writes it."""
-    return ".".join(str(part) for part in key)
-
-
-def _names(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _models_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    """The sections that a field may hold, whatever union or list they stand in."""
-    annotation = next(
-        (f.annotation for n, f in model.model_fields.items() if (f.alias or n) == name), None
-    )
-    return list(_sections(annotation))
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _sections(inner)
-
-
 def _clean(model: type[BaseModel], detail: Any) -> Key:
     """Where a pydantic complaint points, without the union tags and type names it mixes into the
     location.
     """
     key: list[str | int] = []
     for part in detail["loc"]:
-        if isinstance(part, int) or part in fields_at(model, tuple(key)):
+        if isinstance(part, int) or part in fields_at(model, key):
             key.append(part)
     if detail["type"] == "extra_forbidden" and key[-1:] != [detail["loc"][-1]]:
         key.append(detail["loc"][-1])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.config.build import build
-from orpo_ray.config.explain import dotted
+from orpo_ray.config.foreign.recognise import project_of
+from orpo_ray.config.keys import dotted
 from orpo_ray.config.plain_yaml import Key, NotPlainYamlError, parse, shown
 from orpo_ray.config.run import RunConfig
 from orpo_ray.config.stages import stage_configs
@@ -38,6 +39,7 @@ def load_config(
         raise ConfigError(
             f"config: must be a YAML file's path or a dict of sections, not {type(source).__name__}"
         )
+    _refuse_foreign(tree, places[()])
     for override in overrides:
         key, value = parse_override(override)
         place = f"override {shown(without_secrets(override))}"
@@ -51,6 +53,17 @@ def load_config(
     config = build(RunConfig, tree, places)
     stage_configs(config, places)
     return config
+
+
+def _refuse_foreign(tree: Mapping[str, Any], file: str) -> None:
+    """Raise ConfigError for a config of another project, whose every key would be unknown here."""
+    project = project_of(tree)
+    if project is None:
+        return
+    named = "FILE" if file == "config" else file
+    raise ConfigError(
+        f"{file}: looks like a config of {project}; write ours with: orpo-ray config from {named}"
+    )
 
 
 def _listed(overrides: Any) -> list[str]:

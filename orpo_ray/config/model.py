@@ -13,9 +13,15 @@ class ModelConfig(Section):
 
     base: str = Field(min_length=1, description="hub name, folder, or s3://bucket/folder")
     revision: str | None = Field(None, description="commit or tag of a hub model")
-    quantization: Literal["nf4", "int8", "none"] = "nf4"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    quantization: Literal["nf4", "int8", "none"] = Field(
+        "nf4", description="how the frozen weights are held; nf4: four bits (QLoRA)"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="number format; auto: bfloat16 if the GPU computes it, float32 on a CPU"
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="of padded rows; auto: the best that is installed"
+    )
     chat_template: str | None = Field(
         None,
         description="in place of the base's own: plain, chatml, llama3, gemma, mistral, qwen3, "
@@ -31,14 +37,16 @@ class ModelConfig(Section):
 class AdapterConfig(Section):
     """The trained part: a LoRA adapter, or every weight of the base (`kind: none`)."""
 
-    kind: Literal["lora", "none"] = "lora"
-    r: PositiveInt = 16
-    alpha: PositiveFloat = 16
-    dropout: float = Field(0.05, ge=0, lt=1)
+    kind: Literal["lora", "none"] = Field(
+        "lora", description="none: every weight of the base is trained"
+    )
+    r: PositiveInt = Field(16, description="rank")
+    alpha: PositiveFloat = Field(16, description="the update is scaled by alpha / r")
+    dropout: float = Field(0.05, ge=0, lt=1, description="share of inputs left out in training")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="module names, or every linear layer of the body"
     )
-    dora: bool = False
+    dora: bool = Field(False, description="DoRA: magnitude and direction apart")
     init_from: str | None = Field(
         None, description="adapter folder, or a finished run, to start from; s3:// too"
     )

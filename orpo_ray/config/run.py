@@ -1,7 +1,6 @@
 """A whole run: the sections together and the rules that span them."""
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,8 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.data import DataConfig
 from orpo_ray.config.engine import refuse_engine
-from orpo_ray.config.explain import all_keys
+from orpo_ray.config.keys import all_keys
 from orpo_ray.config.model import AdapterConfig, ModelConfig
+from orpo_ray.config.near import near_name
 from orpo_ray.config.objectives import AnyObjective
 from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.config.search import SearchConfig, refuse_field
@@ -115,6 +115,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _trl_reports_the_same(self) -> Self:
+        kind = self.objective.kind
+        if self.training.trl_metric_names and self.objective.trl_reward_weight is None:
+            raise ValueError(
+                f"training.trl_metric_names: TRL's metrics of {kind} are sums over tokens, or "
+                "relative to a reference; ours are means, so the curves do not overlay; "
+                "set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engine_computes_the_objective(self) -> Self:
         if problem := refuse_engine(self.objective, self.training, self.adapter):
             raise ValueError(problem)
@@ -126,8 +137,8 @@ class RunConfig(Section):
         for number, stage in enumerate(self.stages):
             for section, content in stage.items():
                 if section not in known:
-                    near = get_close_matches(str(section), known, n=1)
-                    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                    near = near_name(str(section), known)
+                    hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
                     raise ValueError(f"stages.{number}: {section} is no section of a stage; {hint}")
                 if not isinstance(content, dict):
                     raise ValueError(

@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from orpo_ray.config.foreign.words import word_of
+from orpo_ray.config.near import near_name
 from orpo_ray.config.section import Section
 from orpo_ray.config.space import Domain, Options, near_form, parse_domain
 
@@ -192,7 +194,18 @@ def refuse_field(field: str, known: list[str], stage: str = "") -> str | None:
             )
     if field in known:
         return None
-    near = get_close_matches(field, known, n=1) or [
-        k for k in known if k.endswith(f".{field.rpartition('.')[2]}")
-    ]
-    return f"{stage}{field}: unknown field" + (f"; did you mean {stage}{near[0]}?" if near else "")
+    meant = _meant_field(field, known)
+    return f"{stage}{field}: unknown field" + (f"; did you mean {stage}{meant}?" if meant else "")
+
+
+def _meant_field(field: str, known: list[str]) -> str | None:
+    """The field that was misspelt, that another project calls so, or that is of another section."""
+    section, _, name = field.rpartition(".")
+    beside = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
+    near = near_name(name, beside)
+    if near is not None:
+        return f"{section}.{near}".lstrip(".")
+    word = word_of(section, name, "")
+    if word is not None and word.here in known:
+        return word.here
+    return next((key for key in known if key.rpartition(".")[2] == name), None)

@@ -27,8 +27,8 @@ SMALL_BASE = 1_000_000_000
 
 _SMALL_FACTOR = 5.0
 _SMALL_SOURCE = (
-    "the best rate of LoRA falls with the width of the base as (2000 / hidden size)^0.78 "
-    "(tinker-cookbook, hyperparam_utils.get_lr, for Llama): 2.7 at 576, 0.57 at 4,096"
+    "the best rate goes with (2000 / hidden size)^0.781 for Llama (tinker-cookbook, get_lr), which "
+    "is 2.6 at 576 and 0.57 at 4,096"
 )
 
 _RATES = {

@@ -29,7 +29,7 @@ def warmup_steps(warmup: int | float, total_steps: int) -> int:
 class TrainingConfig(Section):
     """Optimisation, evaluation and checkpoints of a run."""
 
-    learning_rate: PositiveFloat = 1.0e-4
+    learning_rate: PositiveFloat = Field(1.0e-4, description="the highest of the schedule")
     pairs_per_step: PositiveInt = Field(
         64, description="the global batch, whatever the number of GPUs"
     )
@@ -39,14 +39,18 @@ class TrainingConfig(Section):
     epochs: PositiveInt | PositiveFloat | None = Field(
         None, description="passes over the pairs, such as 1.5; 1 unless max_steps is set"
     )
-    max_steps: PositiveInt | None = None
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_steps: PositiveInt | None = Field(None, description="optimizer steps, in place of epochs")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="of the learning rate, after the warm-up"
+    )
     warmup: (
         Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, lt=1, strict=True)]
     ) = Field(0.1, description="steps if whole, else a fraction of the run")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
     max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
-    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = Field(
+        "adamw", description="8bit: bitsandbytes; paged: its state may leave the GPU"
+    )
     gradient_checkpointing: Literal["auto"] | bool = Field(
         "auto",
         description="recompute activations in the backward pass; auto: where memory is short",
@@ -54,7 +58,12 @@ class TrainingConfig(Section):
     eval_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
     checkpoint_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
     keep: PositiveInt = Field(2, description="checkpoints kept: the best one and the newest")
-    seed: int = Field(42, ge=0, lt=2**32)
+    adapter_from: Literal["last", "best"] = Field(
+        "last",
+        description="the checkpoint that the adapter is taken from; best: by held-out accuracy, "
+        "then margin",
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="of data order, first adapter and dropout")
     layout: Literal["auto", "padded", "packed", "shared-prefix"] = Field(
         "auto", description="how pairs stand in a micro-batch; speed and memory, not results"
     )
@@ -64,6 +73,16 @@ class TrainingConfig(Section):
     trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
         (), description="beside TensorBoard, which is always on"
     )
+
+    trl_metric_names: bool = Field(
+        False, description="report TRL's names too, so that its curves and ours overlay"
+    )
+
+    @model_validator(mode="after")
+    def _the_best_is_kept(self) -> Self:
+        if self.adapter_from == "best" and self.keep < 2:
+            raise ValueError("keep: 1 keeps the newest checkpoint only; adapter_from: best needs 2")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -97,7 +116,9 @@ class ScaleConfig(Section):
     cpus_per_worker: PositiveFloat = Field(
         1.0, description="whole or in parts, with four decimals at most"
     )
-    deepspeed: Literal["auto", "none"] | DeepSpeedConfig = "auto"
+    deepspeed: Literal["auto", "none"] | DeepSpeedConfig = Field(
+        "auto", description="none: DDP; a section {stage: 0} to {stage: 3}: ZeRO"
+    )
     max_failures: int = Field(3, ge=0, description="lost workers a run survives")
     queue_timeout: float = Field(
         600.0,

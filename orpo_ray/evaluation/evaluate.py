@@ -8,24 +8,37 @@ from transformers import PreTrainedTokenizerBase
 from orpo_ray.config import RunConfig
 from orpo_ray.config.storage import local_path
 from orpo_ray.data.store import PairTable
-from orpo_ray.evaluation.generate import greedy_answers
-from orpo_ray.evaluation.preference import evaluate_pairs
+from orpo_ray.evaluation.generate import Answer, greedy_answers
+from orpo_ray.evaluation.preference import by_source
 from orpo_ray.models.adapter import load_adapter
 from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.models.trained import fetch_trained
+from orpo_ray.runs.results import Evaluation, Sample
+from orpo_ray.runs.scores import PairScores
+from orpo_ray.runs.summary import compared, plain, remarks
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import autocast_dtype
+from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What one model scored, by source of the pairs, and what it said."""
+    """What one model scored, by source of the pairs and pair by pair, and what it said."""
 
     metrics: dict[str, dict[str, float]]
-    answers: list[str]
+    scores: PairScores
+    answers: list[Answer]
     quantized_modules: int
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Prompts (token ids) that models answer greedily, with at most so many tokens each."""
+
+    prompts: Sequence[Sequence[int]]
+    max_new_tokens: int
 
 
 def judge_model(
@@ -33,18 +46,53 @@ def judge_model(
     decisions: Decisions,
     tokenizer: PreTrainedTokenizerBase,
     table: PairTable,
-    trained: str | None,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    questions: Questions,
+    trained: str | None = None,
 ) -> Judged:
-    """Score the base (`trained` None) or the result of a run, and let it answer `prompts` (token
-    ids) greedily.
-    """
+    """Score the base, or the result of a run in folder `trained`, and let it answer."""
     model = load_trained(config, decisions, trained)
     model.check_reads(table)
-    metrics = evaluate_pairs(model, table, padding_id(tokenizer), decisions.tokens_per_microbatch)
-    answers = greedy_answers(model, tokenizer, prompts, max_new_tokens)
-    return Judged(metrics, answers, count_quantized(model))
+    scores = score_pairs(model, table, padding_id(tokenizer), decisions.tokens_per_microbatch)
+    answers = greedy_answers(model, tokenizer, questions.prompts, questions.max_new_tokens)
+    return Judged(by_source(scores, table), scores, answers, count_quantized(model))
+
+
+def evaluation_of(
+    name: str, trained: str | None, prompts: Sequence[str], judged: Sequence[Judged], limit: int
+) -> Evaluation:
+    """What a run's user is shown: the base, then the trained model, if that was judged too."""
+    base, tuned = judged[0], judged[-1]
+    found = compared(base.scores, tuned.scores) if trained is not None else {}
+    lines = [*remarks(found, len(base.scores)), *_on_answers(judged, limit)]
+    who = ("base", "trained")[: len(judged)]
+    return Evaluation(
+        name=name,
+        adapter=trained,
+        metrics={one: model.metrics for one, model in zip(who, judged, strict=True)},
+        changes=plain(found),
+        remarks=tuple(lines),
+        quantized_modules=tuned.quantized_modules,
+        samples=tuple(
+            Sample(
+                prompt=prompt.strip(),
+                base=base.answers[index].text,
+                base_is_cut=base.answers[index].is_cut,
+                trained=None if trained is None else tuned.answers[index].text,
+                trained_is_cut=trained is not None and tuned.answers[index].is_cut,
+            )
+            for index, prompt in enumerate(prompts)
+        ),
+    )
+
+
+def _on_answers(judged: Sequence[Judged], limit: int) -> list[str]:
+    cut = sum(answer.is_cut for answer in judged[-1].answers)
+    if not cut:
+        return []
+    return [
+        f"{cut} of {len(judged[-1].answers)} answers were cut at {limit} tokens, before they ended "
+        "by themselves: raise --max-new-tokens, or see whether the pairs' answers end."
+    ]
 
 
 def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -> PairModel:

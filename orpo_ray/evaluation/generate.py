@@ -1,6 +1,7 @@
 """Greedy answers: what a model says, which no accuracy tells."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,14 @@ from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.training.pair_model import PairModel
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model said; `is_cut` if it was cut at a limit before it ended by itself."""
+
+    text: str
+    is_cut: bool
+
+
 @torch.no_grad()
 def greedy_answers(
     model: PairModel,
@@ -17,7 +26,7 @@ def greedy_answers(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     batch_size: int = 32,
-) -> list[str]:
+) -> list[Answer]:
     """One answer a prompt, given as token ids; decoded without special tokens, in order.
 
     Prompts are padded on the left in batches of like length. An answer ends where the base reads no
@@ -25,7 +34,7 @@ def greedy_answers(
     """
     model.eval()
     generate: Any = model.model.generate
-    answers: dict[int, str] = {}
+    answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     pad_id = padding_id(tokenizer)
     for start in range(0, len(order), batch_size):
@@ -53,6 +62,9 @@ def greedy_answers(
                 eos_token_id=tokenizer.eos_token_id,
                 use_cache=True,
             )
-        texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-        answers |= dict(zip(chunk, (text.strip() for text in texts), strict=True))
+        said = out[:, width:]
+        ended = (said == tokenizer.eos_token_id).any(dim=1).tolist()
+        texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+        for index, text, has_end in zip(chunk, texts, ended, strict=True):
+            answers[index] = Answer(text.strip(), is_cut=not has_end)
     return [answers[index] for index in range(len(prompts))]

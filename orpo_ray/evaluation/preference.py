@@ -4,17 +4,14 @@ import numpy as np
 
 from orpo_ray.data.store import PairTable
 from orpo_ray.runs.scores import PairScores
-from orpo_ray.training.metrics import score_pairs, summarise
-from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.metrics import summarise
 
 
-def evaluate_pairs(
-    model: PairModel, table: PairTable, pad_id: int, token_budget: int
-) -> dict[str, dict[str, float]]:
-    """Preference metrics by source name, `all` first; a pair's source is what its id has before the
-    last colon.
+def by_source(scores: PairScores, table: PairTable) -> dict[str, dict[str, float]]:
+    """Preference metrics by source name, `all` first.
+
+    A pair's source is what its id has before the last colon.
     """
-    scores = score_pairs(model, table, pad_id, token_budget)
     sources = np.array([pair_id.rpartition(":")[0] for pair_id in table.pair_ids])
     result = {"all": _describe(scores, np.ones(len(sources), dtype=bool))}
     for source in dict.fromkeys(sources.tolist()):

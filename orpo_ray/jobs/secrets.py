@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from orpo_ray.config.explain import dotted
+from orpo_ray.config.keys import dotted
 from orpo_ray.config.load import parse_override
 from orpo_ray.errors import ConfigError
 

@@ -14,7 +14,19 @@ from orpo_ray.errors import ConfigError
 
 # Settings that may change on resume: they move work and files about, but not the numbers that come
 # out.
-FREE_KEYS = ("storage", "scale.", "search", "training.tokens_per_microbatch", "training.trackers")
+# Nor do evaluations, checkpoints and what is logged.
+FREE_KEYS = (
+    "storage",
+    "scale.",
+    "search",
+    "training.tokens_per_microbatch",
+    "training.eval_every",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.adapter_from",
+    "training.trackers",
+    "training.trl_metric_names",
+)
 
 
 def refuse_changed_config(

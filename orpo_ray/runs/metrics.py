@@ -38,6 +38,15 @@ def evaluations(folder: Path) -> list[Metrics]:
     return [evaluation for evaluation in found if len(evaluation) > 1]
 
 
+def metrics_at(folder: Path, step: int, prefix: str) -> Metrics:
+    """The numbers of one step whose names begin with `prefix`."""
+    found: Metrics = {}
+    for record in _records(folder):
+        if record["step"] == step:
+            found |= {name: value for name, value in record.items() if name.startswith(prefix)}
+    return found
+
+
 def metric_by_step(folder: Path, name: str) -> dict[int, float]:
     """One metric's value at every step that reported it."""
     return {int(record["step"]): record[name] for record in _records(folder) if name in record}

@@ -4,6 +4,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+_UNKNOWN_BEFORE: Mapping[str, Any] = {
+    "layout": None,
+    "adapter_step": None,
+    "start": {},
+    "changes": {},
+    "eval_pairs": None,
+    "remarks": (),
+    "seconds": None,
+    "peak_memory_bytes": None,
+}
+"""What results of older versions lack."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
@@ -12,8 +24,23 @@ class TrainResult:
     name: str
     steps: int
     adapter: str
+    adapter_step: int | None
+    """The step whose checkpoint the adapter is; None in a result of an older version."""
     metrics: dict[str, float]
-    """The latest number of each metric."""
+    """The latest number of each metric; of the evaluation, that of the adapter."""
+    start: dict[str, float]
+    """The evaluation before the first step."""
+    changes: dict[str, Any]
+    """For each mean over held-out pairs `before`, `after` and `difference`, each with `value`,
+    `low` and `high`: a 95 % interval."""
+    eval_pairs: int | None
+    """How many held-out pairs they were measured on."""
+    remarks: tuple[str, ...]
+    """What was learnt and what was not, in words."""
+    seconds: float | None
+    """Of training, whichever process took the steps."""
+    peak_memory_bytes: int | None
+    """The most that one worker held: of its GPU, or of the machine's memory."""
     pairs_per_second: float | None
     """Of training proper; None where no step is on record."""
     workers: tuple[int, ...]
@@ -27,7 +54,8 @@ class TrainResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as result.json has it."""
-        plain = {"status": "finished", **asdict(self), "workers": list(self.workers)}
+        lists = {"workers": list(self.workers), "remarks": list(self.remarks)}
+        plain = {"status": "finished", **asdict(self), **lists}
         del plain["stages"]
         if self.stages:
             plain["stages"] = [stage.to_json() for stage in self.stages]
@@ -41,33 +69,46 @@ class TrainResult:
         """
         plain = {entry.name: written[entry.name] for entry in fields(cls) if entry.name in written}
         stages = tuple(cls.from_json(stage) for stage in written.get("stages", ()))
-        known = {"layout": None, **plain}
-        return cls(**{**known, "workers": tuple(written["workers"]), "stages": stages})
+        known = {**_UNKNOWN_BEFORE, **plain}
+        lists = {name: tuple(known[name]) for name in ("workers", "remarks")}
+        return cls(**{**known, **lists, "stages": stages})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt, and what both models answer, greedily."""
+    """A prompt, and what both models answer, greedily.
+
+    An answer is cut if it came to the limit of its length before it ended by itself.
+    """
 
     prompt: str
     base: str
-    trained: str
+    base_is_cut: bool = False
+    trained: str | None
+    """None if the base alone was judged."""
+    trained_is_cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The base beside what a run made of it. `adapter`: the path or URL of what was looked at."""
+    """The base compared with what a run made of it, or the base alone."""
 
     name: str
-    adapter: str
+    adapter: str | None
+    """The path or URL of what was compared with the base; None if the base alone was judged."""
     metrics: dict[str, dict[str, dict[str, float]]]
     """For `base` and `trained`, by source of the pairs, `all` first."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """As in TrainResult."""
+    remarks: tuple[str, ...] = ()
+    """What was learnt and what was not, in words."""
     quantized_modules: int
     samples: tuple[Sample, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self), "samples": [asdict(sample) for sample in self.samples]}
+        samples = [asdict(sample) for sample in self.samples]
+        return {**asdict(self), "remarks": list(self.remarks), "samples": samples}
 
 
 @dataclass(frozen=True, kw_only=True)

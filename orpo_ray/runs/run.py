@@ -24,10 +24,14 @@ from orpo_ray.runs.lock import (
     is_ours,
     locked,
 )
-from orpo_ray.runs.results import TrainResult
+from orpo_ray.runs.results import Evaluation, TrainResult
+from orpo_ray.runs.scores import PairScores, read_scores, scores_file
 from orpo_ray.storage import Storage, storage_at
 
 Outcome = TypeVar("Outcome")
+
+_REOPENED = "extended"
+"""The status of a result that a longer run replaces in the end."""
 
 _RECORDS = (files.CONFIG_FILE, files.RUN_FILE, files.RESULT_FILE, files.SEARCH_FILE, files.LOG_FILE)
 
@@ -38,7 +42,9 @@ class RunFolder(Generic[Outcome]):
     """
 
     free_keys: ClassVar[tuple[str, ...]] = FREE_KEYS
-    """Settings that may change when it is gone on with."""
+    """Settings that may change when it is resumed."""
+    what_next: ClassVar[str]
+    """What to do about one that is finished."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -120,9 +126,7 @@ class RunFolder(Generic[Outcome]):
         self.refuse_changes()
         finished = self.finished()
         if finished is not None:
-            console.announce(
-                f"run {self.name} is finished: {self.place}; give another name to train again"
-            )
+            console.announce(f"run {self.name} is finished: {self.place}; {self.what_next}")
         return finished
 
     @contextmanager
@@ -180,6 +184,8 @@ class RunFolder(Generic[Outcome]):
 class Run(RunFolder[TrainResult]):
     """A run that trains one model, or several in stages."""
 
+    what_next: ClassVar = "give another name to train again, or more steps with --extend"
+
     def refuse_changes(self) -> None:
         """As for any run. Raises ConfigError, too, where a search has this name."""
         if self.path(files.SEARCH_FILE).exists():
@@ -202,12 +208,18 @@ class Run(RunFolder[TrainResult]):
         """
         path = self.path(files.RESULT_FILE)
         written = files.read_json(path)
-        if written is None:
+        if written is None or written.get("status") == _REOPENED:
             return None
         try:
             return replace(TrainResult.from_json(written), adapter=self.adapter)
         except (TypeError, KeyError, AttributeError) as error:
             raise files.damaged(path, error) from error
+
+    def scores(self, step: int) -> PairScores | None:
+        """What each held-out pair scored after a step; None if that is not on record."""
+        path = scores_file(self.path(files.EVALUATIONS), step)
+        self.storage.fetch(path)
+        return read_scores(path)
 
     @property
     def adapter(self) -> str:
@@ -243,6 +255,16 @@ class Run(RunFolder[TrainResult]):
         """Put more of what was found out into run.json."""
         self.write_facts({**(files.read_json(self.path(files.RUN_FILE)) or {}), **facts})
 
+    def keep_evaluation(self, evaluation: Evaluation) -> None:
+        """Keep what `evaluate` found, with the answers; of another run's adapter, only in a run."""
+        if evaluation.adapter not in (None, self.adapter) and not self.folder.exists():
+            return
+        alone = evaluation.adapter is None
+        name = files.BASE_EVALUATION_FILE if alone else files.EVALUATION_FILE
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.path(name), evaluation.to_json())
+        self.store(name)
+
     def lay_adapter(self, adapter: Path) -> Path:
         """A copy of an adapter's folder as this run's own."""
         own = self.path(files.ADAPTER)
@@ -255,6 +277,12 @@ class Run(RunFolder[TrainResult]):
         self.store(files.METRICS_FILE, files.TENSORBOARD, files.RUN_FILE)
         self.storage.store_folder(self.path(files.ADAPTER))
         files.write_json(self.path(files.RESULT_FILE), result.to_json())
+        self.store(files.RESULT_FILE)
+
+    def reopen(self) -> None:
+        """Have result.json say that the run is no longer finished."""
+        written = files.read_json(self.path(files.RESULT_FILE)) or {}
+        files.write_json(self.path(files.RESULT_FILE), {**written, "status": _REOPENED})
         self.store(files.RESULT_FILE)
 
     @contextmanager

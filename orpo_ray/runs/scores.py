@@ -40,63 +40,77 @@ class PairScores:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A mean before and after, and the interval of their difference on the same pairs."""
+class Mean:
+    """A mean over held-out pairs with its 95 % interval."""
 
-    before: float
-    after: float
+    value: float
     low: float
     high: float
 
     @property
-    def is_noise(self) -> bool:
-        """Whether no difference is among what other pairs could have shown."""
+    def holds_zero(self) -> bool:
+        """Whether zero is among what other pairs could have shown."""
         return self.low <= 0 <= self.high
 
 
-def intervals(scores: PairScores) -> dict[str, tuple[float, float]]:
-    """The 95 % interval of each of INTERVAL_METRICS."""
-    columns = _columns(scores)
-    drawn = np.stack([_means(columns, weights) for weights in _resamples(len(scores))])
-    low, high = np.percentile(drawn, _TAILS, axis=0)
-    return {
-        name: (float(low[index]), float(high[index])) for index, name in enumerate(INTERVAL_METRICS)
-    }
+@dataclass(frozen=True)
+class Change:
+    """A mean before and after, and their difference pair by pair."""
+
+    before: Mean
+    after: Mean
+    difference: Mean
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether other pairs of the same kind could have shown no difference."""
+        return self.difference.holds_zero
 
 
 def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
-    """How each of INTERVAL_METRICS changed, pair by pair.
-
-    Both score the same pairs in one order.
-    """
+    """How each of INTERVAL_METRICS changed. Both score the same pairs in one order."""
     assert len(before) == len(after), "a change is between two evaluations of the same pairs"
     first, second = _columns(before), _columns(after)
-    differences = np.stack(
-        [_means(second, weights) - _means(first, weights) for weights in _resamples(len(before))]
+    drawn = np.stack(
+        [[_means(first, weights), _means(second, weights)] for weights in _resamples(len(before))]
     )
-    low, high = np.percentile(differences, _TAILS, axis=0)
     once = np.ones(len(before), dtype=np.int64)
-    was, now = _means(first, once), _means(second, once)
+    was = _with_interval(_means(first, once), drawn[:, 0])
+    now = _with_interval(_means(second, once), drawn[:, 1])
+    differences = _with_interval(
+        _means(second, once) - _means(first, once), drawn[:, 1] - drawn[:, 0]
+    )
     return {
-        name: Change(float(was[index]), float(now[index]), float(low[index]), float(high[index]))
-        for index, name in enumerate(INTERVAL_METRICS)
+        name: Change(*found)
+        for name, *found in zip(INTERVAL_METRICS, was, now, differences, strict=True)
     }
 
 
-def smallest_visible(count: int) -> float:
-    """The smallest change of accuracy that so many pairs can show, all of them turning the same
-    way.
+def _with_interval(values: NDArray[np.float64], drawn: NDArray[np.float64]) -> list[Mean]:
+    """Each value with the interval of its draws [draws, metrics]."""
+    ends = np.percentile(drawn, _TAILS, axis=0)
+    return [Mean(*map(float, found)) for found in zip(values, *ends, strict=True)]
 
-    By McNemar's exact test at 5 %: six pairs of one way and none of the other are the first that
-    chance explains in fewer than one case of twenty (2 / 2^6).
+
+def smallest_visible(count: int) -> float:
+    """The smallest change of accuracy that so many pairs can show.
+
+    By McNemar's exact test at 5 %: six pairs that turn one way and none the other are the first
+    that chance explains in fewer than one case of twenty (2 / 2^6).
     """
     return min(1.0, 6 / count)
 
 
+def too_few(pairs: int) -> str:
+    """What so many held-out pairs cannot tell apart."""
+    return (
+        f"{pairs} held-out pairs show no difference of accuracy below "
+        f"{smallest_visible(pairs):.3f}; more pairs in data.eval show smaller ones."
+    )
+
+
 def _columns(scores: PairScores) -> NDArray[np.float64]:
-    """Per pair [n, 6]: INTERVAL_METRICS, of `nll` what is summed, and the tokens that it is divided
-    by.
-    """
+    """Per pair [n, 6]: INTERVAL_METRICS, and the tokens of the chosen answer for `nll`."""
     chosen = scores.chosen / scores.chosen_tokens
     rejected = scores.rejected / scores.rejected_tokens
     margin = chosen - rejected

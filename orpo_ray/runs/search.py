@@ -9,7 +9,7 @@ State = Literal["running", "finished", "stopped", "failed"]
 Status = Literal["running", "interrupted", "stopped", "finished"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trial:
     """One run of a search: `values` by searched field, an evaluation (`step` and `eval/` numbers)
     after the other.
@@ -77,7 +77,7 @@ class Found:
     """Lines that say what it means."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Search:
     """A search as far as it has come. `pairs`: evaluation pairs that every trial is judged by."""
 

@@ -18,10 +18,15 @@ FOLDER = "search"
 """Where a search lies inside the run that it is a search for, and what its name ends with."""
 
 
+_FIXED = ("search", "training.eval_every")
+"""What may change in a run but not in a search: its trials are judged at the same points."""
+
+
 class SearchRun(RunFolder[Search]):
     """A search on disk; its trials are runs inside of it."""
 
-    free_keys: ClassVar = (*(key for key in FREE_KEYS if key != "search"), "search.trials")
+    what_next: ClassVar = "give another name to search again, or more search.trials"
+    free_keys: ClassVar = (*(key for key in FREE_KEYS if key not in _FIXED), "search.trials")
 
     def finished(self) -> Search | None:
         """The search, if it has ended with an outcome; more trials than it had are something left

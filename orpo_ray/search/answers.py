@@ -82,7 +82,8 @@ def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
         run.refresh()
         stored = Decisions.from_json(run.facts()["decisions"])
         model = load_trained(config, replace(stored, strategy=Strategy.SINGLE), trained)
-        return greedy_answers(model, tokenizer, prompts, _MAX_NEW_TOKENS)
+        answers = greedy_answers(model, tokenizer, prompts, _MAX_NEW_TOKENS)
+        return [f"{answer.text} [cut]" if answer.is_cut else answer.text for answer in answers]
 
     by_run = {"base": said(trials[0], None)}
     by_run |= {config.name: said(config, Run(config).adapter) for config in trials}

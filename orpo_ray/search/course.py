@@ -54,7 +54,11 @@ class Course:
 
     def _draw(self) -> Trial:
         number = len(self._search.trials)
-        trial = Trial(number, f"{self._run.name}/trials/{number:03d}", self._study.draw(number))
+        trial = Trial(
+            number=number,
+            run=f"{self._run.name}/trials/{number:03d}",
+            values=self._study.draw(number),
+        )
         self._search.trials.append(trial)
         self._keep()
         return trial

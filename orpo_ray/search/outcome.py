@@ -7,7 +7,7 @@ from typing import Any
 
 from orpo_ray.config.search import ACCURACY
 from orpo_ray.config.space import Span, parse_domain
-from orpo_ray.runs.scores import Change, smallest_visible
+from orpo_ray.runs.scores import Change, too_few
 from orpo_ray.runs.search import Search, Trial
 from orpo_ray.search.score import MARGIN, score
 
@@ -97,24 +97,15 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
     if compared is None:
         return []
     change, name = compared.change, compared.metric.removeprefix("eval/")
+    gain = change.difference
     told = (
         f"Compared with the given configuration (trial 0) at step {compared.step}: {name} "
-        f"{change.after:.3f} against {change.before:.3f}, a difference of "
-        f"{change.after - change.before:+.3f} (95 % interval {change.low:+.3f} to "
-        f"{change.high:+.3f}): "
+        f"{change.after.value:.3f} against {change.before.value:.3f}, a difference of "
+        f"{gain.value:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f}): "
     )
     if not change.is_noise:
         return [f"{told}more than the noise of {search.pairs} held-out pairs."]
     return [f"{told}within the noise. {too_few(search.pairs)}"]
-
-
-def too_few(pairs: int) -> str:
-    """What so many held-out pairs cannot tell apart."""
-    return (
-        f"{pairs} held-out pairs show no difference of accuracy below "
-        f"{smallest_visible(pairs):.3f}; "
-        "more of them in data.eval show smaller ones."
-    )
 
 
 def _edges(search: Search, best: Trial) -> list[str]:

@@ -15,9 +15,8 @@ from orpo_ray.distributed.run import Ground, prepare_on
 from orpo_ray.errors import ResourceError, RunError
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.console import Announce, Console, Hushed
-from orpo_ray.runs.files import EVALUATIONS
 from orpo_ray.runs.run import Run
-from orpo_ray.runs.scores import PairScores, changes, read_scores, scores_file, smallest_visible
+from orpo_ray.runs.scores import changes, smallest_visible, too_few
 from orpo_ray.runs.search import Found, Search, Start, Trial
 from orpo_ray.runs.search_run import FOLDER, SearchRun
 from orpo_ray.search.answers import answer
@@ -29,7 +28,6 @@ from orpo_ray.search.outcome import (
     pareto_front,
     reading,
     shown_values,
-    too_few,
     trial_steps,
 )
 from orpo_ray.search.score import MARGIN
@@ -90,7 +88,9 @@ def _end(search: Search) -> None:
 
 def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:
     """The search as it is on record, or a new one, at work from now on."""
-    search = run.search() or Search(run.name, dump(settings), 0, pairs)
+    search = run.search() or Search(
+        name=run.name, settings=dump(settings), trial_count=0, pairs=pairs
+    )
     search.settings, search.trial_count, search.status = (
         dump(settings),
         trial_count(run.config),
@@ -170,21 +170,15 @@ def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared 
     if not settings_of(run.config).try_given or given is best or not given.evaluations:
         return None
     step = int(min(given.last["step"], best.last["step"]))
-    before, after = (_scores(run.trial_run(trial), step) for trial in (given, best))
+    before, after = (run.trial_run(trial).scores(step) for trial in (given, best))
     if before is None or after is None or len(before) != len(after):
         return None
     found = changes(before, after)
     name = search.metric.removeprefix("eval/")
     change = found.get(name, found["accuracy"])
-    if name not in found or (name == "accuracy" and change.before == change.after):
+    if name not in found or (name == "accuracy" and change.difference.value == 0):
         name = "margin"  # which decides among equals
     return Compared(name, found[name], step)
-
-
-def _scores(trial: Run, step: int) -> PairScores | None:
-    path = scores_file(trial.path(EVALUATIONS), step)
-    trial.storage.fetch(path)
-    return read_scores(path)
 
 
 def _outcome(run: SearchRun, search: Search, best: Trial, compared: Compared | None) -> Found:

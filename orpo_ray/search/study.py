@@ -126,7 +126,9 @@ class Study:
 
     def _replay(self, trial: Trial) -> None:
         self._begin(trial.number, trial.values)
-        known = Trial(trial.number, trial.run, trial.values, total_steps=trial.total_steps)
+        known = Trial(
+            number=trial.number, run=trial.run, values=trial.values, total_steps=trial.total_steps
+        )
         for evaluation in trial.evaluations:
             known.evaluations.append(evaluation)
             self.judge(known)

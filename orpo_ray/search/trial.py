@@ -19,6 +19,7 @@ from orpo_ray.errors import OrpoRayError, ResourceError, on_one_line
 from orpo_ray.models.hardware import Hardware
 from orpo_ray.runs.console import Console, Metrics
 from orpo_ray.runs.files import LOG_FILE
+from orpo_ray.runs.log import is_kept
 from orpo_ray.runs.metrics import plain_record
 from orpo_ray.runs.run import Run
 from orpo_ray.storage import fetched_folder
@@ -113,8 +114,10 @@ def _open(settings: dict[str, Any], room: TrialRoom) -> Run:
     run = Run(build(RunConfig, settings["config"], {(): "trial"}))
     run.refresh()
     run.folder.mkdir(parents=True, exist_ok=True)
+    log = logging.FileHandler(run.path(LOG_FILE), encoding="utf-8")
+    log.addFilter(is_kept)
     logging.basicConfig(
-        filename=run.path(LOG_FILE),
+        handlers=[log],
         level=logging.INFO,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
         force=True,

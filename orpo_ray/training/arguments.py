@@ -23,12 +23,15 @@ def training_arguments(
     run_dir: Path,
     total_steps: int,
     decisions: Decisions,
+    schedule_from: int = 0,
+    *,
     kind: type[TrainingArguments] = TrainingArguments,
     **own: Any,
 ) -> TrainingArguments:
     """Our settings as the Trainer knows them; saving, evaluating and accumulating stay ours.
 
-    `kind` and `own` are for arguments that know more than the Trainer's.
+    The learning rate's schedule runs from step `schedule_from` to the end. `kind` and `own` are
+    for arguments that know more than the Trainer's.
     """
     on_cpu, stage = decisions.device == "cpu", decisions.strategy.stage
     if stage is not None:
@@ -45,7 +48,7 @@ def training_arguments(
         gradient_accumulation_steps=1,
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULERS[config.schedule],
-        warmup_steps=warmup_steps(config.warmup, total_steps),
+        warmup_steps=warmup_steps(config.warmup, total_steps - schedule_from),
         weight_decay=config.weight_decay,
         max_grad_norm=max_grad_norm,
         optim=_OPTIMIZERS[config.optimizer],

@@ -27,7 +27,7 @@ MANIFEST, POSITION = CHECKPOINT_MANIFEST, "position.json"
 _NAME = re.compile(r"step-\d{6,}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Position:
     """How far a run has come, beside its tensors: `random_states` by rank, `metrics` of an
     evaluation at this step.
@@ -134,10 +134,7 @@ def read_position(folder: Path) -> Position:
 def prune(parent: Path, keep: int) -> list[Path]:
     """Delete the checkpoints that the policy does not keep; returns where they lay."""
     folders = {int(folder.name.removeprefix("step-")): folder for folder in _folders(parent)}
-    saved = []
-    for step, folder in folders.items():
-        metrics = _metrics(folder)
-        saved.append(Saved(step, metrics.get("eval/accuracy"), metrics.get("eval/margin")))
+    saved = [_saved(step, folder) for step, folder in folders.items()]
     doomed = [folders[step] for step in set(folders) - steps_to_keep(saved, keep)]
     for folder in doomed:
         _delete(folder)
@@ -149,10 +146,31 @@ def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
     are named.
     """
     newest_first = sorted((s.step for s in saved), reverse=True)
-    judged = [s for s in saved if s.accuracy is not None and s.margin is not None]
-    best = [max(judged, key=lambda s: (s.accuracy, s.margin, s.step)).step] if judged else []
-    ranked = list(dict.fromkeys(newest_first[:1] + best + newest_first))
+    ranked = list(dict.fromkeys(newest_first[:1] + _best_first(saved)[:1] + newest_first))
     return set(ranked[:keep])
+
+
+def _best_first(saved: Sequence[Saved]) -> list[int]:
+    """Steps that were evaluated, by accuracy, then margin; of equal ones the newer is first."""
+    judged = [s for s in saved if s.accuracy is not None and s.margin is not None]
+    ranked = sorted(judged, key=lambda s: (s.accuracy, s.margin, s.step), reverse=True)
+    return [s.step for s in ranked]
+
+
+def best_whole(parent: Path, announce: Announce) -> Path:
+    """The best checkpoint whose files are whole; the newest of a finished run is evaluated."""
+    folders = {int(folder.name.removeprefix("step-")): folder for folder in _folders(parent)}
+    for step in _best_first([_saved(step, folder) for step, folder in folders.items()]):
+        damage = find_damage(folders[step])
+        if damage is None:
+            return folders[step]
+        announce(f"checkpoint {folders[step].name} is damaged ({damage}); taking the next best")
+    return folders[max(folders)]
+
+
+def _saved(step: int, folder: Path) -> Saved:
+    metrics = _metrics(folder)
+    return Saved(step, metrics.get("eval/accuracy"), metrics.get("eval/margin"))
 
 
 def _metrics(folder: Path) -> dict[str, float]:

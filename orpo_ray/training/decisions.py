@@ -8,7 +8,7 @@ from orpo_ray.training.plan import Layout
 from orpo_ray.training.strategy import Strategy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decisions:
     """What `auto` came to.
 
@@ -38,3 +38,5 @@ class Setup:
 
     decisions: Decisions
     identity: dict[str, str]
+    schedule_from: int = 0
+    """The step after which the learning rate's schedule begins: above 0 if the run was extended."""

@@ -102,7 +102,7 @@ class TrlEngine(Engine):
         from orpo_ray.training.trl_engine import TrlTrainer
 
         def arguments(kind: Any, folder: Path, **own: Any) -> Any:
-            return training_arguments(config.training, folder, 1, decisions, kind, **own)
+            return training_arguments(config.training, folder, 1, decisions, kind=kind, **own)
 
         return partial(
             TrlTrainer, objective_config=config.objective, tokenizer=tokenizer, arguments=arguments

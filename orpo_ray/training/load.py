@@ -2,17 +2,23 @@
 too.
 """
 
+from pathlib import Path
+
 import torch
+from huggingface_hub import snapshot_download
 from transformers import set_seed
 
-from orpo_ray.config import RunConfig
+from orpo_ray.config import ModelConfig, RunConfig
 from orpo_ray.models.adapter import attach_adapter
 from orpo_ray.models.base import load_base
 from orpo_ray.models.hardware import DTYPES
+from orpo_ray.models.tokenizer import base_location
 from orpo_ray.runs.console import Announce
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.engine import engine_of
 from orpo_ray.training.pair_model import PairModel
+
+_NOTICED_BYTES = 50_000_000
 
 
 def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce) -> PairModel:
@@ -35,6 +41,19 @@ def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce)
     set_seed(config.training.seed)
     model = attach_adapter(base, config.adapter, announce)
     return engine_of(config).model(model, config, autocast_dtype(decisions))
+
+
+def size_on_disk(config: ModelConfig) -> str:
+    """How large the base's weights are, as the end of a line; empty if that is not known here."""
+    folder = Path(base_location(config))
+    if not folder.is_dir():
+        try:
+            found = snapshot_download(config.base, revision=config.revision, local_files_only=True)
+        except (OSError, ValueError):
+            return ""
+        folder = Path(found)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return f", {size / 1e9:.1f} GB" if size > _NOTICED_BYTES else ""
 
 
 def autocast_dtype(decisions: Decisions) -> torch.dtype | None:

@@ -4,6 +4,7 @@ No Ray.
 """
 
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -22,15 +23,16 @@ from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.runs.console import SILENT, Announce
 from orpo_ray.runs.files import RUN_FILE, TENSORBOARD
-from orpo_ray.runs.metrics import last_metrics, metric_by_step
+from orpo_ray.runs.metrics import evaluations, last_metrics, metric_by_step, metrics_at
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
+from orpo_ray.runs.summary import compared, plain, remarks
 from orpo_ray.runs.versions import versions
 from orpo_ray.training.arguments import training_arguments
-from orpo_ray.training.checkpoint import Position, read_position
+from orpo_ray.training.checkpoint import Position, best_whole, read_position
 from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.engine import engine_of
-from orpo_ray.training.load import load_pair_model
+from orpo_ray.training.load import load_pair_model, size_on_disk
 from orpo_ray.training.memory import keep_freed_memory
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
@@ -49,7 +51,7 @@ from orpo_ray.training.world import World, current_world
 _SCORER_TOKENS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Session:
     """What every part of a run needs to know about it."""
 
@@ -75,7 +77,15 @@ def train(
     """
     config, world = run.config, current_world()
     steps = steps_of_run(config, len(artifact.train))
-    session = _Session(run, artifact, setup, reporter, announce, world, steps)
+    session = _Session(
+        run=run,
+        artifact=artifact,
+        setup=setup,
+        reporter=reporter,
+        announce=announce,
+        world=world,
+        steps=steps,
+    )
     if len(artifact.train) < config.training.pairs_per_step:
         announce(
             f"only {len(artifact.train)} pairs for pairs_per_step "
@@ -84,9 +94,14 @@ def train(
     checkpoint = reporter.latest_checkpoint()
     position = read_position(checkpoint) if checkpoint else None
     start = position.step if position else 0
+    if start < setup.schedule_from:
+        raise RunError(
+            f"the checkpoint of step {setup.schedule_from}, after which the run was extended, is "
+            f"damaged or gone; start a new run with adapter.init_from={run.place}"
+        )
     reporter.rewind(start if position else -1)
     if position:
-        announce(f"resuming at step {start} of {len(steps)}")
+        announce(f"resuming at step {start} of {len(steps)}{_held_out(run)}")
     if start < len(steps):
         if checkpoint:
             reporter.bring(checkpoint)
@@ -98,6 +113,15 @@ def train(
         )
     if world.is_first:
         _finish(session, checkpoint)
+
+
+def _held_out(run: Run) -> str:
+    """The latest evaluation on record, for a line that begins a resumed run."""
+    if not (found := evaluations(run.folder)):
+        return ""
+    last = found[-1]
+    accuracy, margin = last["eval/accuracy"], last["eval/margin"]
+    return f"; held out at step {last['step']:g}: accuracy {accuracy:.3f}  margin {margin:.3f}"
 
 
 def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
@@ -113,6 +137,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         fetch_inputs(config)
         fetch_base(config.model)
     session.world.wait()
+    session.announce(f"loading the base{size_on_disk(config.model)}")
     model = load_pair_model(config, decisions, session.announce)
     tokenizer = load_tokenizer(config.model, SILENT.announce)
     pad_id = padding_id(tokenizer)
@@ -139,6 +164,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         pad_id=pad_id,
         layout=model.layout,
         token_budget=budget,
+        schedule_from=session.setup.schedule_from,
     )
     set_checkpointing(model, decisions.gradient_checkpointing)
     trainer = engine_of(config).trainer(config, tokenizer, decisions)(
@@ -146,16 +172,23 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         objective=objective,
         work=work,
         config=config.training,
-        args=training_arguments(config.training, run.folder, len(steps), decisions),
+        args=training_arguments(
+            config.training, run.folder, len(steps), decisions, work.schedule_from
+        ),
         reporter=session.reporter,
         write_model=lambda folder, weights: _write_model(model, tokenizer, folder, weights),
         resume=resume,
         on_ready=lambda strategy: _note_workers(run, strategy, model.layout, session.world),
+        announce=session.announce,
+        trl_metrics=config.objective.trl_metrics if config.training.trl_metric_names else None,
         callbacks=[_tensorboard(run.folder, resume[1].step if resume else 0)]
         if session.world.is_first
         else [],
     )
+    if resume is None:
+        session.announce(f"evaluating {len(work.evaluation)} held-out pairs before training")
     trainer.train()
+    _note_memory(session)
     done = trainer.state.global_step
     if done < len(steps):
         raise StoppedError(
@@ -286,33 +319,65 @@ def _tensorboard(folder: Path, start: int) -> TrainerCallback:
     )
 
 
+def _peak_memory(device: str) -> int:
+    """The most bytes that this process held: of its GPU, or of the machine's memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _note_memory(session: _Session) -> None:
+    """Kept on disk, as the process that ends a run may not have trained it."""
+    peaks = session.world.gather(_peak_memory(session.setup.decisions.device))
+    if session.world.is_first:
+        before = session.run.facts().get("peak_memory_bytes", 0)
+        session.run.add_facts({"peak_memory_bytes": max(before, *peaks)})
+
+
 def _finish(session: _Session, checkpoint: Path) -> None:
-    """Lay the final adapter beside the checkpoints and write result.json, last of all."""
-    run = session.run
-    metrics = last_metrics(run.folder)
-    write_model_card(
-        run.lay_adapter(checkpoint / "adapter"), run.config, session.artifact.summary, metrics
+    """Lay the adapter beside the checkpoints and write result.json, last of all."""
+    run, summary = session.run, session.artifact.summary
+    chosen = _chosen(session, checkpoint)
+    position = read_position(chosen)
+    metrics = last_metrics(run.folder) | position.metrics
+    found = compared(run.scores(0), run.scores(position.step))
+    facts = run.facts()
+    result = TrainResult(
+        name=run.name,
+        steps=len(session.steps),
+        adapter=run.adapter,
+        adapter_step=position.step,
+        metrics=metrics,
+        start=metrics_at(run.folder, 0, "eval/"),
+        changes=plain(found),
+        eval_pairs=len(session.artifact.eval),
+        remarks=tuple(remarks(found, len(session.artifact.eval))),
+        seconds=sum(metric_by_step(run.folder, "train/seconds").values()),
+        peak_memory_bytes=facts.get("peak_memory_bytes"),
+        pairs_per_second=_speed(run.folder, session.steps),
+        workers=tuple(facts["workers"]),
+        strategy=facts["strategy"],
+        layout=facts.get("layout", facts["decisions"]["layout"]),
+        versions=versions(),
     )
-    found = run.facts()
-    run.conclude(
-        TrainResult(
-            name=run.name,
-            steps=len(session.steps),
-            adapter=run.adapter,
-            metrics=metrics,
-            pairs_per_second=_speed(run.folder, session.steps),
-            workers=tuple(found["workers"]),
-            strategy=found["strategy"],
-            layout=found.get("layout", found["decisions"]["layout"]),
-            versions=versions(),
-        )
+    write_model_card(run.lay_adapter(chosen / "adapter"), run.config, summary, result)
+    run.conclude(result)
+
+
+def _chosen(session: _Session, newest: Path) -> Path:
+    """The checkpoint that the adapter is taken from."""
+    if session.run.config.training.adapter_from == "last":
+        return newest
+    best = best_whole(newest.parent, session.announce)
+    step = read_position(best).step
+    session.announce(
+        f"the adapter is that of step {step} of {len(session.steps)}, the best by held-out accuracy"
     )
+    return best
 
 
 def _speed(folder: Path, steps: list[Indices]) -> float | None:
-    """Pairs per second of training proper, over all processes that the run took, from the steps
-    still on record.
-    """
+    """Pairs per second of training, from the steps on record, whichever process took them."""
     speeds = metric_by_step(folder, "train/pairs_per_second")
     sizes = {number: len(pairs) for number, pairs in enumerate(steps, start=1) if number in speeds}
     return (

@@ -7,50 +7,103 @@ from typing import Any
 import yaml
 
 from orpo_ray.config import RunConfig, dump
+from orpo_ray.config.storage import is_url
 from orpo_ray.data.store import Summary
+from orpo_ray.runs.results import TrainResult
+
+_SHOWN = {
+    "accuracy": "preference accuracy",
+    "margin": "log-prob margin per token",
+    "chosen_logp": "chosen log-prob per token",
+    "rejected_logp": "rejected log-prob per token",
+    "nll": "NLL of chosen answers per token",
+}
 
 
 def write_model_card(
-    folder: Path, config: RunConfig, summary: Summary, metrics: dict[str, float]
+    folder: Path, config: RunConfig, summary: Summary, result: TrainResult
 ) -> None:
     """Write README.md into an adapter folder."""
-    (folder / "README.md").write_text(_card(config, summary, metrics), encoding="utf-8")
+    (folder / "README.md").write_text(_card(config, summary, result), encoding="utf-8")
 
 
-def _card(config: RunConfig, summary: Summary, metrics: dict[str, float]) -> str:
-    how = "LoRA adapter for" if config.adapter.kind == "lora" else "Fine-tuned from"
-    header: dict[str, Any] = {
-        "base_model": config.model.base,
-        "tags": ["orpo-ray", config.objective.kind],
-    }
-    if config.adapter.kind == "lora":
-        header["library_name"] = "peft"
-    rows = [f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items())]
+def _card(config: RunConfig, summary: Summary, result: TrainResult) -> str:
+    dropped = sum(summary.bad.values())
+    versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(header, sort_keys=False).strip(),
+            yaml.safe_dump(_header(config, summary), sort_keys=False).strip(),
             "---",
             f"# {config.name}",
-            f"{how} `{config.model.base}`, trained with {config.objective.kind.upper()} by "
-            "orpo-ray.",
+            _method(config, result),
             "",
             "## Data",
-            f"{summary.train} pairs for training, {summary.eval} for evaluation, out of "
-            f"{summary.read} rows read; "
-            f"dropped: {summary.duplicates} duplicates, {summary.overlong} overlong, "
-            f"{sum(summary.bad.values())} bad.",
-            f"Data hash: `{summary.hash}`",
+            *(f"- {source['source']}: {source['kept']} pairs" for source in summary.sources),
             "",
-            "## Metrics",
-            "| metric | last value |",
-            "|---|---|",
-            *rows,
+            f"{summary.train} pairs for training, {summary.eval} for evaluation, out of "
+            f"{summary.read} rows read; dropped: {summary.duplicates} duplicates, "
+            f"{summary.overlong} overlong, {dropped} bad. Data hash: `{summary.hash}`",
+            "",
+            "## On held-out pairs",
+            *_evaluation(result),
             "",
             "## Settings",
             "```yaml",
             yaml.safe_dump(json.loads(json.dumps(dump(config))), sort_keys=False).strip(),
             "```",
             "",
+            f"Made with {versions}.",
+            "",
         ]
     )
+
+
+def _header(config: RunConfig, summary: Summary) -> dict[str, Any]:
+    """What the hub reads. A folder's name means nothing elsewhere, so a local base is left out."""
+    header: dict[str, Any] = {}
+    if _is_hub_name(config.model.base):
+        header["base_model"] = config.model.base
+    datasets = [source["source"] for source in summary.sources if _is_hub_name(source["source"])]
+    if datasets:
+        header["datasets"] = list(dict.fromkeys(datasets))
+    if config.adapter.kind == "lora":
+        header["library_name"] = "peft"
+    return {**header, "tags": ["orpo-ray", config.objective.kind]}
+
+
+def _is_hub_name(place: str) -> bool:
+    """Whether a place is `owner/name`, as the hub writes it, and no file or folder here."""
+    looks_so = place.count("/") == 1 and not place.startswith((".", "/", "~")) and not is_url(place)
+    return looks_so and not Path(place).exists()
+
+
+def _method(config: RunConfig, result: TrainResult) -> str:
+    how = "LoRA adapter for" if config.adapter.kind == "lora" else "Fine-tuned from"
+    base = Path(config.model.base).name if Path(config.model.base).exists() else config.model.base
+    quantised = config.model.quantization
+    held = "" if quantised == "none" else f", held in {quantised}"
+    return (
+        f"{how} `{base}`{held}, trained with {config.objective.kind.upper()} by orpo-ray in "
+        f"{result.steps} steps of {config.training.pairs_per_step} pairs; the weights are those of "
+        f"step {result.adapter_step}."
+    )
+
+
+def _evaluation(result: TrainResult) -> list[str]:
+    """A row a mean, with 95 % intervals over pairs; the last numbers alone if there are none."""
+    if not result.changes:
+        shown = {name.removeprefix("eval/"): value for name, value in result.metrics.items()}
+        rows = [
+            f"| {label} | {shown[name]:.4g} |" for name, label in _SHOWN.items() if name in shown
+        ]
+        return ["| | after |", "|---|---|", *rows]
+    rows = []
+    for name, label in _SHOWN.items():
+        cells = (_interval(result.changes[name][when]) for when in ("before", "after"))
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    return ["| | before | after |", "|---|---|---|", *rows, "", *result.remarks]
+
+
+def _interval(mean: dict[str, float]) -> str:
+    return f"{mean['value']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"

@@ -2,7 +2,6 @@
 are.
 """
 
-import importlib.util
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
-from orpo_ray.errors import ConfigError, DataError, ResourceError
+from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.hardware import Hardware, choose_numerics
 from orpo_ray.models.identity import adapter_fingerprint, base_fingerprint
 from orpo_ray.models.size import count_parameters
@@ -20,6 +19,7 @@ from orpo_ray.models.traits import Traits, read_traits
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.changes import refuse_changed_identity
 from orpo_ray.runs.console import SILENT, Announce
+from orpo_ray.runs.extend import schedule_from
 from orpo_ray.runs.files import RUN_FILE
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.versions import versions
@@ -28,6 +28,7 @@ from orpo_ray.training.engine import engine_of
 from orpo_ray.training.layout_choice import choose_layout
 from orpo_ray.training.plan import Indices, Layout, pack_costs
 from orpo_ray.training.strategy import ModelSize, Strategy, Workers, choose_strategy
+from orpo_ray.training.trackers import refuse_missing_trackers
 
 # Of packs that are computed without gradients before the budget is found.
 _AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
@@ -50,7 +51,7 @@ def settle(
         raise DataError(
             "no evaluation pairs are left; add rows to data.eval, or remove it to hold some out"
         )
-    _require_trackers(config)
+    refuse_missing_trackers(config)
     stored = run.facts()
     fetch_inputs(config)
     identity = _identity(config, artifact)
@@ -68,7 +69,7 @@ def settle(
         {**stored, "identity": identity, "decisions": asdict(decisions), "versions": versions()}
     )
     run.store(RUN_FILE)
-    return Setup(decisions, identity)
+    return Setup(decisions, identity, schedule_from(stored))
 
 
 def fetch_inputs(config: RunConfig) -> None:
@@ -128,14 +129,14 @@ def decide(
         )
     strategy = _strategy(config, Workers(workers, nodes, hardware.memory), numerics.dtype, announce)
     return Decisions(
-        hardware.device,
-        numerics.dtype,
-        numerics.attention,
-        layout,
-        strategy,
-        checkpointing,
-        tokens,
-        is_open,
+        device=hardware.device,
+        dtype=numerics.dtype,
+        attention=numerics.attention,
+        layout=layout,
+        strategy=strategy,
+        gradient_checkpointing=checkpointing,
+        tokens_per_microbatch=tokens,
+        find_budget=is_open,
     )
 
 
@@ -189,11 +190,3 @@ def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
     if config.adapter.init_from is not None:
         identity["adapter.init_from"] = adapter_fingerprint(config.adapter.init_from)
     return identity
-
-
-def _require_trackers(config: RunConfig) -> None:
-    for tracker in config.training.trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise ResourceError(
-                f"training.trackers: {tracker} is not installed; pip install 'orpo-ray[{tracker}]'"
-            )

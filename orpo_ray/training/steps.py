@@ -21,7 +21,7 @@ Batch = TypeVar("Batch")
 """Tensors as an engine computes them: PairBatch, or what TRL collates."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What is trained on: the steps of the whole run and the pairs they index."""
 
@@ -33,6 +33,8 @@ class Work:
     pad_id: int
     layout: Layout
     token_budget: int
+    schedule_from: int = 0
+    """The step after which the learning rate's schedule begins."""
 
 
 @dataclass(frozen=True)

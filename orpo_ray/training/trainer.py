@@ -22,6 +22,7 @@ from orpo_ray.config import TrainingConfig, every_to_steps
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import NonFiniteError, RunError
 from orpo_ray.objectives import Objective
+from orpo_ray.runs.console import Announce, Metrics
 from orpo_ray.training.checkpoint import Position
 from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
@@ -41,6 +42,8 @@ from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.world import current_world
 from orpo_ray.training.zero import is_sharded
 
+_SILENCE_S = 10.0
+"""What takes longer is announced before."""
 MAX_SKIPPED_STEPS = 20
 """float16 steps in a row that may overflow before the run is given up."""
 
@@ -60,6 +63,8 @@ class PreferenceTrainer(Trainer):
         resume: "tuple[Path, Position] | None",
         on_ready: Callable[[Strategy], None],
         callbacks: list[TrainerCallback],
+        announce: Announce,
+        trl_metrics: Callable[[Metrics], Metrics] | None = None,
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
         self._world = current_world()
@@ -77,6 +82,9 @@ class PreferenceTrainer(Trainer):
         self._write_model = write_model
         self._resume = resume
         self._on_ready = on_ready
+        self._announce = announce
+        self._trl_metrics = trl_metrics
+        self._evaluation_s = 0.0
         self._start = resume[1].step if resume else 0
         self._step_metrics: dict[str, float] = {}
         self._latest_eval: tuple[int, dict[str, float]] = (-1, {})
@@ -226,11 +234,23 @@ class PreferenceTrainer(Trainer):
             return
         if "loss" in logs:
             logs |= self._step_metrics | self._speed()
-        super().log(logs, start_time)
         published = {name: float(value) for name, value in logs.items() if name != "epoch"}
+        super().log(logs | self._in_trl_names(logs), start_time)
         self._reporter.report(
             self.state.global_step, len(self._work.steps), rewrite_logs(published)
         )
+
+    def _in_trl_names(self, logs: dict[str, float]) -> dict[str, float]:
+        """The same numbers under TRL's names, for TensorBoard and trackers; empty unless asked."""
+        if self._trl_metrics is None:
+            return {}
+        prefix = "" if "loss" in logs else "eval_"
+        ours = {
+            name.removeprefix(prefix): value
+            for name, value in logs.items()
+            if name.startswith(prefix)
+        }
+        return {f"{prefix}{name}": value for name, value in self._trl_metrics(ours).items()}
 
     def _speed(self) -> dict[str, float]:
         """How long the step took, its data and the report of the one before included; not
@@ -259,10 +279,20 @@ class PreferenceTrainer(Trainer):
         # comes first.
         stop = self._reporter.stop_requested if self.state.global_step == 0 else lambda: False
         work = self._work
+        if self._evaluation_s > _SILENCE_S:
+            seconds = f"about {self._evaluation_s:.0f} s"
+            self._announce(f"evaluating {len(work.evaluation)} held-out pairs ({seconds})")
+        began = time.perf_counter()
         with self._not_counted():
             scores = score_pairs(
-                model, work.evaluation, work.pad_id, work.token_budget, stop, self._world
+                model,
+                work.evaluation,
+                pad_id=work.pad_id,
+                token_budget=work.token_budget,
+                stop_requested=stop,
+                world=self._world,
             )
+        self._evaluation_s = time.perf_counter() - began
         bad = np.flatnonzero(~np.isfinite(scores.chosen + scores.rejected))
         if len(bad):
             raise NonFiniteError(
@@ -306,6 +336,12 @@ class PreferenceTrainer(Trainer):
         self._write_model(folder / "adapter", masters(tensors))
         save_state(tensors, folder)
 
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """A schedule over the steps that it is for: after an extension, over the added ones."""
+        return super().create_scheduler(
+            num_training_steps - self._work.schedule_from, *args, **kwargs
+        )
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the Trainer does, but without what bitsandbytes remembers of other runs.
 
@@ -334,7 +370,8 @@ class PreferenceTrainer(Trainer):
             folder, position = self._resume
             load_optimizer(self._whole_model, self._inner_optimizer, folder, self._world)
             # Not its saved state: DeepSpeed leaves out parameter groups that are empty.
-            for _ in range(position.scheduler_steps):
+            began = position.step <= self._work.schedule_from
+            for _ in range(0 if began else position.scheduler_steps):
                 self._schedule.step()
             if position.loss_scale and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(position.loss_scale)

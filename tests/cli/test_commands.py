@@ -8,12 +8,12 @@ import jsonschema
 import pytest
 import yaml
 from support import BASE, DEMO, Done, Listener, read_metrics
-from terminal import Command, Finished, fresh_shell
+from terminal import WRONG, Command, Finished, fresh_shell, one_line
 
 import orpo_ray
 from orpo_ray.cli.main import COMMANDS
 from orpo_ray.config import RunConfig, dump, load_config
-from orpo_ray.config.explain import all_keys
+from orpo_ray.config.keys import all_keys
 
 TRAIN_METRICS = {
     "loss",
@@ -31,7 +31,7 @@ EVAL_METRICS = {"accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_
 # --- help, config ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "config show", "config schema"])
+@pytest.mark.parametrize("name", [*COMMANDS, "config show", "config schema", "config from"])
 def test_every_command_has_help_that_explains_its_options(command: Command, name: str) -> None:
     done = command(*name.split(), "--help")
     assert (done.code, done.err) == (0, "")
@@ -109,6 +109,41 @@ def _described(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -
     ]:
         found |= _described(schema, inner, prefix)
     return found
+
+
+THEIRS = f"""\
+model_name_or_path: {BASE}
+stage: dpo
+pref_loss: orpo
+pref_beta: 0.2
+finetuning_type: lora
+lora_rank: 4
+dataset: {DEMO / "train.jsonl"}
+cutoff_len: 96
+learning_rate: 1.0e-3
+max_steps: 2
+logging_steps: 10
+"""
+
+
+def test_config_from_prints_another_projects_config_as_one_that_trains(
+    command: Command, tmp_path: Path
+) -> None:
+    theirs, ours = tmp_path / "theirs.yaml", tmp_path / "ours.yaml"
+    theirs.write_text(THEIRS, encoding="utf-8")
+    done = command("config", "from", theirs)
+    assert (done.code, done.err) == (0, "")
+    assert "# logging_steps: 10: no counterpart; every step is logged" in done.out
+    ours.write_text(done.out, encoding="utf-8")
+    config = load_config(ours)
+    assert dump(config.objective) == {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
+    result = command("config", "from", theirs, "--json").result
+    assert (result["project"], load_config(result["config"])) == ("LLaMA-Factory", config)
+    assert list(result["no_counterpart"]) == ["logging_steps"]
+    planned = command(
+        "train", ours, "--dry-run", f"storage={tmp_path}", "scale.workers=1", "--json"
+    )
+    assert (planned.code, planned.result["steps"]) == (0, 2)
 
 
 # --- prepare --------------------------------------------------------------------------------------
@@ -197,9 +232,12 @@ def test_a_finished_run_is_told_and_not_trained_again(command: Command, finished
     done = command("train", finished.config)
     assert done.code == 0
     assert done.said == [
-        f"run tiny is finished: {finished.run_dir}; give another name to train again"
+        f"run tiny is finished: {finished.run_dir}; give another name to train again, "
+        "or more steps with --extend"
     ]
-    assert done.out == f"adapter: {finished.run_dir / 'adapter'}\n"
+    adapter = f"adapter: {finished.run_dir / 'adapter'}\n"
+    assert adapter in done.out and "16 held-out pairs (95 % intervals)" in done.out
+    assert "next:    orpo-ray evaluate" in done.out and "training.max_steps=8 --extend" in done.out
     assert command("train", finished.config, "--json").result == finished.done.result
     dry = command("train", finished.config, "--dry-run")
     assert dry.said[0] == done.said[0]
@@ -281,7 +319,7 @@ def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
         *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
-        *("adapter", "checkpoints", "tensorboard"),
+        *("adapter", "checkpoints", "evaluations", "tensorboard"),
     }
     assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == [
         "step-000002",
@@ -402,20 +440,24 @@ def test_the_model_card_tells_data_settings_and_metrics(finished: Finished) -> N
     card = (finished.run_dir / "adapter" / "README.md").read_text(encoding="utf-8")
     _, header, body = card.split("---\n", 2)
     assert yaml.safe_load(header) == {
-        "base_model": str(BASE),
-        "tags": ["orpo-ray", "orpo"],
         "library_name": "peft",
-    }
+        "tags": ["orpo-ray", "orpo"],
+    }, "a base on this machine has no name elsewhere"
     assert f"Data hash: `{_read(finished, 'run.json')['identity']['data']}`" in body
     assert "48 pairs for training, 16 for evaluation, out of 64 rows read" in body
-    metrics = _read(finished, "result.json")["metrics"]
-    assert all(f"| {name} | {value:.4g} |" in body for name, value in metrics.items())
+    result = _read(finished, "result.json")
+    for name, label in (("accuracy", "preference accuracy"), ("nll", "NLL of chosen answers")):
+        before, after = (result["changes"][name][when]["value"] for when in ("before", "after"))
+        (row,) = [line for line in body.splitlines() if line.startswith(f"| {label}")]
+        assert f"| {before:.3f} (" in row and f"| {after:.3f} (" in row
+    assert all(remark in body for remark in result["remarks"])
     settings = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
     assert settings == _read(finished, "config.json")
 
 
-def test_run_log_keeps_what_was_announced_and_what_libraries_said(finished: Finished) -> None:
+def test_run_log_keeps_what_was_announced_and_no_warnings_of_libraries(finished: Finished) -> None:
     log = (finished.run_dir / "run.log").read_text(encoding="utf-8")
+    assert "WARNING" not in log
     for line in finished.done.said:
         if not line.startswith("step "):
             assert line in log
@@ -445,14 +487,27 @@ def test_evaluate_compares_the_base_with_what_the_run_made_of_it(
     assert result["quantized_modules"] > 0
     assert result["adapter"] == str(finished.run_dir / "adapter")
     assert len(result["samples"]) == 2
-    assert all(set(sample) == {"prompt", "base", "trained"} for sample in result["samples"])
+    keys = {"prompt", "base", "base_is_cut", "trained", "trained_is_cut"}
+    assert all(set(sample) == keys for sample in result["samples"])
+    assert _read(finished, "evaluation.json") == result
+
+
+def test_evaluate_judges_a_base_before_training(command: Command, config: Path) -> None:
+    done = command("evaluate", config, "--base-only", "--samples", "1", "--json")
+    assert done.code == 0, done.err
+    assert list(done.result["metrics"]) == ["base"] and done.result["adapter"] is None
+    assert [sample["trained"] for sample in done.result["samples"]] == [None]
+    (kept,) = (config.parent / "storage" / "tiny").iterdir()
+    assert kept.name == "evaluation-base.json"
+    assert json.loads(kept.read_text(encoding="utf-8")) == done.result
+    one_line(command("evaluate", config, "--base-only", "--adapter", "x"), WRONG, "--adapter")
 
 
 def test_evaluate_prints_tables_and_answers(command: Command, finished: Finished) -> None:
     done = command("evaluate", finished.config, "--samples", "1", "--max-new-tokens", "8")
     assert done.code == 0
     assert done.out.count("preference accuracy") == 1, "one source needs no second table for all"
-    assert "h1.jsonl: 16 pairs" in done.out
+    assert "16 held-out pairs (95 % intervals)" in done.out
     assert "before: " in done.out and "after: " in done.out
 
 
@@ -484,6 +539,5 @@ def test_evaluate_splits_the_metrics_by_source(command: Command, finished: Finis
     )
     done: Done = command("evaluate", finished.config, f"data.eval={sources}", "--samples", "0")
     assert done.code == 0, done.err
-    assert [
-        name in done.out for name in ("all: 16 pairs", "h1.jsonl: 8 pairs", "h3.jsonl: 8 pairs")
-    ] == [True] * 3
+    titles = ("16 held-out pairs (95 %", "h1.jsonl: 8 pairs", "h3.jsonl: 8 pairs")
+    assert [title for title in titles if title not in done.out] == []

@@ -150,6 +150,11 @@ SETTINGS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("training.learning_rat", "training.learning_rate?"),
     ),
+    "name of TRL's": (
+        setting("training.num_train_epochs=2"),
+        WRONG,
+        ("training.num_train_epochs", "here it is training.epochs"),
+    ),
     "key of a section": (
         setting("lambda=0.3"),
         WRONG,

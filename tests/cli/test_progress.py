@@ -38,21 +38,25 @@ def clock() -> Clock:
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal with room for the whole line."""
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "120")
 
 
-def test_a_line_says_step_speed_loss_accuracy_margin_and_time_left(clock: Clock) -> None:
+def test_training_and_held_out_figures_are_apart_and_labelled(clock: Clock) -> None:
     with redirect_stderr(io.StringIO()) as stderr:
         progress = ProgressLine(clock)
         progress(0, 400, EVALUATION)
         clock.now += 100
         progress(10, 400, TRAINED)
-    first, second = stderr.getvalue().splitlines()
-    assert first == "step 0/400  accuracy 0.500  margin -0.010"
-    assert (
-        second
-        == "step 10/400  pairs/s 32.0  loss 0.2500  accuracy 0.500  margin -0.010  left 1:05:00"
-    )
+        progress(10, 400, EVALUATION)
+        progress(11, 400, TRAINED)
+        progress(11, 400, EVALUATION)
+    assert stderr.getvalue().splitlines() == [
+        "step 0/400  |  held out: accuracy 0.500  margin -0.010  NLL 1.000",
+        "step 10/400  loss 0.2500  pairs/s 32.0  left 1:05:00",
+        "  held out: accuracy 0.500  margin -0.010  NLL 1.000",
+        "step 11/400  loss 0.2500  pairs/s 32.0  left 0:58:56  |  "
+        "held out: accuracy 0.500  margin -0.010  NLL 1.000",
+    ]
 
 
 def test_elsewhere_than_on_a_terminal_lines_are_rare_but_every_evaluation_has_one(
@@ -80,13 +84,13 @@ def test_a_terminal_has_one_line_that_ends_with_the_run(clock: Clock, wide: None
         assert "\n" not in terminal.getvalue()
         progress(2, 2, EVALUATION)
     drawn = terminal.getvalue()
-    assert drawn.count(WIPE) == 4 and drawn.count("\n") == 1 and drawn.endswith("left 0:00:00\n")
+    assert drawn.count(WIPE) == 4 and drawn.count("\n") == 1 and drawn.endswith("NLL 1.000\n")
 
 
 def test_a_line_is_cut_where_it_would_wrap(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     with redirect_stderr(Terminal()) as terminal:
-        ProgressLine(clock)(0, 100, {**EVALUATION, **TRAINED})
+        ProgressLine(clock)(1, 100, {**EVALUATION, **TRAINED})
     assert len(terminal.getvalue().removeprefix(WIPE)) == 29
 
 
@@ -94,7 +98,7 @@ def test_what_is_announced_meanwhile_takes_the_place_of_the_line(clock: Clock, w
     with redirect_stderr(Terminal()) as terminal:
         ProgressLine(clock)(0, 100, EVALUATION)
         announce("stopping")
-    assert terminal.getvalue().endswith(f"margin -0.010{WIPE}stopping\n")
+    assert terminal.getvalue().endswith(f"NLL 1.000{WIPE}stopping\n")
 
 
 def test_a_resumed_run_counts_its_time_from_where_it_went_on(clock: Clock) -> None:

@@ -130,8 +130,10 @@ def test_commands_in_running_text_exist_and_their_settings_load(
 
 def test_the_yaml_of_the_readme_loads_and_is_its_example_in_short(tmp_path: Path) -> None:
     readme = README.read_text(encoding="utf-8")
-    text, search, scale = re.findall(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    mine, text, search, scale = re.findall(r"^```yaml\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     path = tmp_path / "short.yaml"
+    path.write_text(mine, encoding="utf-8")
+    assert len(mine.splitlines()) == 6 and load_config(path).data.train[0].source == "pairs.csv"
     path.write_text(text, encoding="utf-8")
     example = load_config(
         ROOT / "examples" / "mistral-7b-orpo" / "orpo.yaml", ["training.epochs=null"]

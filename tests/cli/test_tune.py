@@ -137,12 +137,26 @@ def test_a_search_whose_process_is_gone_is_not_said_to_be_running(
 
 
 def shown_half_way(command: Command, tmp_path: Path) -> Done:
-    trial = Trial(0, "x/search/trials/000", {"objective.lambda": 0.25}, total_steps=10)
+    trial = Trial(
+        number=0, run="x/search/trials/000", values={"objective.lambda": 0.25}, total_steps=10
+    )
     trial.note(5, 10, {"eval/accuracy": 0.75, "eval/margin": 0.5, "eval/nll": 1.25})
-    failed = Trial(1, "x/search/trials/001", {"objective.lambda": 0.5}, "failed", error="no memory")
+    failed = Trial(
+        number=1,
+        run="x/search/trials/001",
+        values={"objective.lambda": 0.5},
+        state="failed",
+        error="no memory",
+    )
     write_json(
         tmp_path / "search.json",
-        Search("x/search", {"metric": "eval/accuracy"}, 4, 16, trials=[trial, failed]).to_json(),
+        Search(
+            name="x/search",
+            settings={"metric": "eval/accuracy"},
+            trial_count=4,
+            pairs=16,
+            trials=[trial, failed],
+        ).to_json(),
     )
     shown = command("tune", "--show", tmp_path)
     assert shown.code == 0
@@ -164,9 +178,11 @@ def test_progress_tells_each_event_once_and_the_time_that_is_left(
 ) -> None:
     now = [0.0]
     table = SearchTable(clock=lambda: now[0])
-    search = Search("x", {"metric": "eval/accuracy"}, 4, 16, began=Start(0.0, 0))
+    search = Search(
+        name="x", settings={"metric": "eval/accuracy"}, trial_count=4, pairs=16, began=Start(0.0, 0)
+    )
     numbers = {"eval/accuracy": 0.75, "eval/margin": 0.5, "eval/nll": 1.25}
-    search.trials.append(Trial(0, "", {"objective.lambda": 0.25}))
+    search.trials.append(Trial(number=0, run="", values={"objective.lambda": 0.25}))
     table(search)
     table(search)
     now[0] = 60.0
@@ -186,13 +202,13 @@ def test_a_trial_that_outlived_the_others_is_expected_to_go_on_to_its_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trials = [
-        Trial(0, "", {}, "finished", steps=100, total_steps=100),
-        Trial(1, "", {}, "stopped", steps=20, total_steps=100),
-        Trial(2, "", {}, steps=70, total_steps=100),
+        Trial(number=0, run="", values={}, state="finished", steps=100, total_steps=100),
+        Trial(number=1, run="", values={}, state="stopped", steps=20, total_steps=100),
+        Trial(number=2, run="", values={}, steps=70, total_steps=100),
     ]
     table, search = (
         SearchTable(clock=lambda: 190.0),
-        Search("x", {}, 3, 16, trials=trials, began=Start(0.0, 0)),
+        Search(name="x", settings={}, trial_count=3, pairs=16, trials=trials, began=Start(0.0, 0)),
     )
     table(search)
     assert "[2 of 3 trials done, time left about 0:00:30]" in capsys.readouterr().err
@@ -205,10 +221,20 @@ def test_a_running_search_is_shown_with_what_is_left(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = Trial(
-        0, "x/search/trials/000", {"objective.lambda": 0.25}, "finished", steps=10, total_steps=10
+        number=0,
+        run="x/search/trials/000",
+        values={"objective.lambda": 0.25},
+        state="finished",
+        steps=10,
+        total_steps=10,
     )
     search = Search(
-        "x/search", {"metric": "eval/accuracy"}, 4, 16, trials=[ended], began=Start(1000.0, 0)
+        name="x/search",
+        settings={"metric": "eval/accuracy"},
+        trial_count=4,
+        pairs=16,
+        trials=[ended],
+        began=Start(1000.0, 0),
     )
     write_json(tmp_path / "search.json", search.to_json())
     monkeypatch.setattr(time, "time", lambda: 1060.0)
@@ -228,7 +254,10 @@ def test_looking_at_a_search_does_not_take_its_lock(tmp_path: Path) -> None:
 def test_a_search_is_not_trained_over(command: Command, tmp_path: Path, config: Path) -> None:
     folder = config.parent / "storage" / "tiny" / "search"
     folder.mkdir(parents=True)
-    write_json(folder / "search.json", Search("tiny/search", {}, 16, 16).to_json())
+    write_json(
+        folder / "search.json",
+        Search(name="tiny/search", settings={}, trial_count=16, pairs=16).to_json(),
+    )
     done = command("train", config, "name=tiny/search")
     assert (
         done.code == 2
@@ -332,7 +361,10 @@ def test_other_settings_under_the_same_name_are_refused(command: Command, config
         "config", "show", config, SPACE, "name=tiny/search", "--json"
     ).result
     (folder / "config.json").write_text(json.dumps(shown), encoding="utf-8")
-    write_json(folder / "search.json", Search("tiny/search", shown["search"], 16, 16).to_json())
+    write_json(
+        folder / "search.json",
+        Search(name="tiny/search", settings=shown["search"], trial_count=16, pairs=16).to_json(),
+    )
     done = command("tune", config, SPACE, "search.metric=eval/margin")
     assert done.code == 2
     assert (

@@ -159,7 +159,8 @@ def test_another_server_sees_that_the_run_is_finished_and_evaluates_it(
         said: list[str] = []
         assert api.train(config, Listener(said)).to_json() == trained.result
         assert said == [
-            "run trained is finished: s3://bucket/runs/trained; give another name to train again"
+            "run trained is finished: s3://bucket/runs/trained; give another name to train again, "
+            "or more steps with --extend"
         ]
         evaluation = api.evaluate(config, console=Listener(said))
         by_url = api.evaluate(config, adapter=trained.result["adapter"], console=SILENT)

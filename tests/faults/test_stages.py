@@ -122,7 +122,10 @@ def test_a_finished_run_in_stages_is_not_run_again(runs: Pair) -> None:
     config = load_config(runs.unbroken.parent / "staged.yaml")
     said: list[str] = []
     assert api.train(config, Listener(said)).steps == 12
-    assert said == [f"run staged is finished: {runs.unbroken}; give another name to train again"]
+    assert said == [
+        f"run staged is finished: {runs.unbroken}; give another name to train again, "
+        "or more steps with --extend"
+    ]
 
 
 def test_another_setting_of_a_stage_that_was_trained_is_refused(runs: Pair) -> None:

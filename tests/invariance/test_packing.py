@@ -344,7 +344,15 @@ def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(
     assert idle, "no rank was ever without work"
 
 
-CPU = Decisions("cpu", "float32", "sdpa", PADDED, Strategy.SINGLE, False, 10_000)
+CPU = Decisions(
+    device="cpu",
+    dtype="float32",
+    attention="sdpa",
+    layout=PADDED,
+    strategy=Strategy.SINGLE,
+    gradient_checkpointing=False,
+    tokens_per_microbatch=10_000,
+)
 
 
 @torch.no_grad()

@@ -132,7 +132,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 DECISIONS = Decisions(
-    "cpu", "float32", "sdpa", SHARED_PREFIX, Strategy.SINGLE, False, 8192, find_budget=True
+    device="cpu",
+    dtype="float32",
+    attention="sdpa",
+    layout=SHARED_PREFIX,
+    strategy=Strategy.SINGLE,
+    gradient_checkpointing=False,
+    tokens_per_microbatch=8192,
+    find_budget=True,
 )
 
 

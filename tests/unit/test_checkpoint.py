@@ -39,7 +39,7 @@ def position(step: int, **metrics: float) -> Position:
     named = {f"eval/{name}": value for name, value in metrics.items()}
     states = [{"torch": "abc"}, {"torch": "def"}]
     return Position(
-        step, total_steps=100, scheduler_steps=step, random_states=states, metrics=named
+        step=step, total_steps=100, scheduler_steps=step, random_states=states, metrics=named
     )
 
 

@@ -1,14 +1,16 @@
 """Scores by source, and greedy answers that batching does not change."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from orpo_ray.evaluation.evaluate import judge_model, load_trained
-from orpo_ray.evaluation.generate import greedy_answers
-from orpo_ray.evaluation.preference import evaluate_pairs
+from orpo_ray.data.store import PairTable
+from orpo_ray.evaluation.evaluate import Judged, Questions, evaluation_of, judge_model, load_trained
+from orpo_ray.evaluation.generate import Answer, greedy_answers
+from orpo_ray.evaluation.preference import by_source
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
@@ -16,7 +18,15 @@ from orpo_ray.training.plan import PADDED
 from orpo_ray.training.strategy import Strategy
 from tests.support import BASE, demo_pairs, run_config, write_pairs
 
-DECISIONS = Decisions("cpu", "float32", "sdpa", PADDED, Strategy.SINGLE, False, 512)
+DECISIONS = Decisions(
+    device="cpu",
+    dtype="float32",
+    attention="sdpa",
+    layout=PADDED,
+    strategy=Strategy.SINGLE,
+    gradient_checkpointing=False,
+    tokens_per_microbatch=512,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +43,7 @@ def test_each_source_is_scored_apart_and_all_together(tmp_path: Path, model: Pai
     table = write_pairs(
         tmp_path, demo_pairs("train", 2), [*demo_pairs("h1", 6), *demo_pairs("h3", 3)]
     ).eval
-    result = evaluate_pairs(model, table, pad_id=0, token_budget=512)
+    result = by_source(score_pairs(model, table, pad_id=0, token_budget=512), table)
     assert list(result) == ["all", "h1.jsonl", "h3.jsonl"]
     assert [result[source]["pairs"] for source in result] == [9, 6, 3]
     whole = (6 * result["h1.jsonl"]["margin"] + 3 * result["h3.jsonl"]["margin"]) / 9
@@ -72,7 +82,16 @@ def test_an_answer_is_what_the_model_finds_most_likely_token_by_token(model: Pai
                 break
             ids.append(following)
     expected = tokenizer.decode(ids[len(prompt) :]).strip()
-    assert greedy_answers(model, tokenizer, [prompt], max_new_tokens=40) == [expected]
+    assert greedy_answers(model, tokenizer, [prompt], max_new_tokens=40) == [
+        Answer(expected, is_cut=False)
+    ]
+
+
+def test_an_answer_that_comes_to_the_limit_is_cut(model: PairModel, tokenizer):
+    prompt = demo_pairs("h1", 1)[0].prompt.tolist()
+    (whole,) = greedy_answers(model, tokenizer, [prompt], max_new_tokens=40)
+    (cut,) = greedy_answers(model, tokenizer, [prompt], max_new_tokens=3)
+    assert cut.is_cut and whole.text.startswith(cut.text) and cut.text != whole.text
 
 
 def test_no_prompts_give_no_answers(model: PairModel, tokenizer):
@@ -81,16 +100,35 @@ def test_no_prompts_give_no_answers(model: PairModel, tokenizer):
 
 def test_the_base_is_judged_with_its_quantised_layers_counted(tmp_path: Path, tokenizer):
     table = write_pairs(tmp_path, demo_pairs("train", 2), demo_pairs("h1", 2)).eval
-    nf4 = judge_model(run_config(tmp_path), DECISIONS, tokenizer, table, None, [], 4)
-    plain = judge_model(
-        run_config(tmp_path, model={"quantization": "none"}),
-        DECISIONS,
-        tokenizer,
-        table,
-        None,
-        [],
-        4,
-    )
+    nothing = Questions([], max_new_tokens=4)
+    nf4 = judge_model(run_config(tmp_path), DECISIONS, tokenizer, table, nothing)
+    whole = run_config(tmp_path, model={"quantization": "none"})
+    plain = judge_model(whole, DECISIONS, tokenizer, table, nothing)
     assert (nf4.quantized_modules, plain.quantized_modules) == (4 * 7, 0), (
         "four layers of seven linear modules"
     )
+
+
+def judged(table: PairTable, model: PairModel, gain: float, answers: list[Answer]) -> Judged:
+    """What a model would be that finds each chosen answer likelier by `gain` nats a token."""
+    found = score_pairs(model, table, 0, 512)
+    scores = replace(found, chosen=found.chosen + gain * found.chosen_tokens)
+    return Judged(by_source(scores, table), scores, answers, quantized_modules=0)
+
+
+def test_an_evaluation_tells_what_changed_and_which_answers_were_cut(
+    tmp_path: Path, model: PairModel
+):
+    table = write_pairs(tmp_path, demo_pairs("train", 2), demo_pairs("h1", 9)).eval
+    ended, cut = Answer("yes", is_cut=False), Answer("and then", is_cut=True)
+    base = judged(table, model, 0.0, [ended, ended])
+    tuned = judged(table, model, 0.5, [ended, cut])
+    found = evaluation_of("run", "somewhere", ["a", "b"], [base, tuned], limit=8)
+    assert found.changes["margin"]["difference"]["value"] == pytest.approx(0.5)
+    assert found.changes["accuracy"]["before"]["value"] == base.metrics["all"]["accuracy"]
+    assert any("1 of 2 answers were cut at 8 tokens" in line for line in found.remarks)
+    assert any("9 held-out pairs show no difference of accuracy below" in r for r in found.remarks)
+    assert [sample.trained_is_cut for sample in found.samples] == [False, True]
+    alone = evaluation_of("run", None, ["a", "b"], [base], limit=8)
+    assert (alone.adapter, alone.changes, list(alone.metrics)) == (None, {}, ["base"])
+    assert [sample.trained for sample in alone.samples] == [None, None]

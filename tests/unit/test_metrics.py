@@ -144,7 +144,15 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def model(artifact: Artifact) -> PairModel:
     """With so much dropout that a score with it would differ."""
     config = run_config(artifact.path, adapter={"dropout": 0.9}, model={"quantization": "none"})
-    decisions = Decisions("cpu", "float32", "sdpa", PADDED, Strategy.SINGLE, False, 1)
+    decisions = Decisions(
+        device="cpu",
+        dtype="float32",
+        attention="sdpa",
+        layout=PADDED,
+        strategy=Strategy.SINGLE,
+        gradient_checkpointing=False,
+        tokens_per_microbatch=1,
+    )
     model = load_pair_model(config, decisions, lambda line: None)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -19,14 +19,32 @@ from tests.support import demo_pairs, run_config
 )
 def test_each_sixteen_bit_format_has_its_autocast(dtype: str, expected: torch.dtype | None):
     assert (
-        autocast_dtype(Decisions("cpu", dtype, "sdpa", PADDED, Strategy.SINGLE, False, 512))
+        autocast_dtype(
+            Decisions(
+                device="cpu",
+                dtype=dtype,
+                attention="sdpa",
+                layout=PADDED,
+                strategy=Strategy.SINGLE,
+                gradient_checkpointing=False,
+                tokens_per_microbatch=512,
+            )
+        )
         == expected
     )
 
 
 def test_layers_compute_in_the_format_of_the_run_inside_a_foreign_autocast(tmp_path: Path):
     config = run_config(tmp_path, model={"quantization": "none"}, adapter={"kind": "none"})
-    decisions = Decisions("cpu", "bfloat16", "sdpa", PADDED, Strategy.SINGLE, False, 512)
+    decisions = Decisions(
+        device="cpu",
+        dtype="bfloat16",
+        attention="sdpa",
+        layout=PADDED,
+        strategy=Strategy.SINGLE,
+        gradient_checkpointing=False,
+        tokens_per_microbatch=512,
+    )
     model = load_pair_model(config, decisions, lambda line: None)
     seen: list[torch.dtype] = []
     layer = model.causal_model.get_submodule("model.layers.0.mlp.up_proj")

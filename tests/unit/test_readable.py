@@ -18,9 +18,9 @@ def complaints(tree: ast.AST) -> Iterator[tuple[int, str]]:
         inside = list(ast.walk(node))[1:]
         if isinstance(node, ast.IfExp) and any(isinstance(other, ast.IfExp) for other in inside):
             yield node.lineno, "a conditional expression inside another"
-        if isinstance(node, COMPREHENSIONS):
-            if any(isinstance(other, ast.NamedExpr) for other in inside):
-                yield node.lineno, "a walrus in a comprehension"
+        has_walrus = any(isinstance(other, ast.NamedExpr) for other in inside)
+        if isinstance(node, COMPREHENSIONS) and has_walrus:
+            yield node.lineno, "a walrus in a comprehension"
         if isinstance(node, ast.Call) and len(node.args) > MOST_POSITIONAL:
             yield node.lineno, f"a call with {len(node.args)} positional arguments"
         if isinstance(node, ast.ClassDef) and is_wide_dataclass(node):

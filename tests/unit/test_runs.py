@@ -53,7 +53,6 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda t: t["training"].update(optimizer="adamw-8bit"),
         "'adamw-8bit' here",
     ),
-    "training.keep": (lambda t: t["training"].update(keep=5), "5 here"),
     "objective.lambda": (lambda t: t.update(objective={"kind": "orpo", "lambda": 0.2}), "0.2 here"),
     "objective.beta": (
         lambda t: t.update(objective={"kind": "simpo"}),
@@ -76,6 +75,11 @@ FREE: dict[str, Callable[[dict[str, Any]], object]] = {
     "scale.max_failures": lambda t: t.update(scale={"max_failures": 9}),
     "training.tokens_per_microbatch": lambda t: t["training"].update(tokens_per_microbatch="auto"),
     "training.trackers": lambda t: t["training"].update(trackers=["wandb"]),
+    "training.eval_every": lambda t: t["training"].update(eval_every=2),
+    "training.checkpoint_every": lambda t: t["training"].update(checkpoint_every=2),
+    "training.keep": lambda t: t["training"].update(keep=5),
+    "training.adapter_from": lambda t: t["training"].update(adapter_from="best"),
+    "training.trl_metric_names": lambda t: t["training"].update(trl_metric_names=True),
     "search": lambda t: t.update(search={"trials": 3}),
 }
 
@@ -97,11 +101,11 @@ def test_the_first_changed_key_is_named_with_the_number_of_others(tmp_path: Path
     config = run_config(tmp_path)
     start_run(config)
     several = changed(
-        tmp_path, lambda t: (t["adapter"].update(r=16), t["training"].update(seed=1, keep=5))
+        tmp_path,
+        lambda t: (t["adapter"].update(r=16), t["training"].update(seed=1, weight_decay=0.1)),
     )
-    with pytest.raises(
-        ConfigError, match=r"^adapter\.r: 16 .* \(and 2 more: training\.keep, training\.seed\); "
-    ):
+    others = r"\(and 2 more: training\.seed, training\.weight_decay\); "
+    with pytest.raises(ConfigError, match=r"^adapter\.r: 16 .* " + others):
         Run(several).refuse_changes()
 
 

@@ -11,7 +11,6 @@ from orpo_ray.runs.scores import (
     INTERVAL_METRICS,
     PairScores,
     changes,
-    intervals,
     read_scores,
     scores_file,
     smallest_visible,
@@ -35,7 +34,9 @@ def test_the_interval_of_a_share_is_that_of_the_normal_approximation() -> None:
     share = float(
         np.mean(scores.chosen / scores.chosen_tokens > scores.rejected / scores.rejected_tokens)
     )
-    low, high = intervals(scores)["accuracy"]
+    mean = changes(scores, scores)["accuracy"].before
+    low, high = mean.low, mean.high
+    assert mean.value == pytest.approx(share)
     half = 1.96 * math.sqrt(share * (1 - share) / 400)
     assert low == pytest.approx(share - half, abs=0.01)
     assert high == pytest.approx(share + half, abs=0.01)
@@ -46,10 +47,9 @@ def test_every_interval_holds_its_mean_and_shrinks_with_pairs() -> None:
     for name in INTERVAL_METRICS:
         widths = []
         for scores in (few, many):
-            low, high = intervals(scores)[name]
-            mean = changes(scores, scores)[name].before
-            assert low < mean < high
-            widths.append(high - low)
+            mean = changes(scores, scores)[name].after
+            assert mean.low < mean.value < mean.high
+            widths.append(mean.high - mean.low)
         assert widths[0] / widths[1] == pytest.approx(4, rel=0.3)
 
 
@@ -57,7 +57,7 @@ def test_nll_is_per_token_over_all_pairs() -> None:
     scores = PairScores(
         *(np.array(column) for column in ([-2.0, -30.0], [-1.0, -1.0], [2, 10], [1, 1]))
     )
-    assert changes(scores, scores)["nll"].before == pytest.approx(32 / 12)
+    assert changes(scores, scores)["nll"].before.value == pytest.approx(32 / 12)
 
 
 def test_a_change_on_the_same_pairs_is_surer_than_two_intervals() -> None:
@@ -70,11 +70,9 @@ def test_a_change_on_the_same_pairs_is_surer_than_two_intervals() -> None:
         before.rejected_tokens,
     )
     gained = changes(before, after)["margin"]
-    assert gained.after - gained.before == pytest.approx(0.05)
-    assert (gained.low, gained.high) == pytest.approx((0.05, 0.05))
+    assert vars(gained.difference) == pytest.approx({"value": 0.05, "low": 0.05, "high": 0.05})
     assert not gained.is_noise
-    low, high = intervals(before)["margin"]
-    assert high - low > 0.05
+    assert gained.before.high - gained.before.low > 0.05
 
 
 def test_two_models_that_differ_by_chance_differ_by_noise() -> None:

@@ -18,7 +18,7 @@ from orpo_ray.config.space import Domain, Options, Span, written
 from orpo_ray.config.suited import suited_rates
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.console import SILENT
-from orpo_ray.runs.scores import Change
+from orpo_ray.runs.scores import Change, Mean
 from orpo_ray.runs.search import Found, Search, Trial
 from orpo_ray.runs.search_run import SearchRun
 from orpo_ray.search.course import Course, take_up
@@ -38,7 +38,7 @@ def evaluation(accuracy: float, margin: float = 0.1, nll: float = 1.0) -> dict[s
 
 
 def finished(number: int, *numbers: float, total: int = 10) -> Trial:
-    trial = Trial(number, f"x/trials/{number:03d}", {LAMBDA: 0.1 * (number + 1)})
+    trial = Trial(number=number, run=f"x/trials/{number:03d}", values={LAMBDA: 0.1 * (number + 1)})
     trial.note(total, total, evaluation(*numbers))
     trial.state = "finished"
     return trial
@@ -82,13 +82,19 @@ def test_the_pareto_front_holds_those_whom_nobody_beats_in_both() -> None:
 def test_a_trial_that_ended_in_numbers_that_are_not_finite_wins_nothing() -> None:
     broken = finished(0, 1.0)
     broken.evaluations[-1]["eval/margin"] = None  # type: ignore[assignment]
-    search = Search("x", {"metric": "eval/accuracy"}, 2, PAIRS, trials=[broken, finished(1, 0.5)])
+    search = Search(
+        name="x",
+        settings={"metric": "eval/accuracy"},
+        trial_count=2,
+        pairs=PAIRS,
+        trials=[broken, finished(1, 0.5)],
+    )
     assert best_trial(search) is search.trials[1]
     assert pareto_front(search.trials) == [search.trials[1]]
 
 
 def test_the_best_trial_came_to_its_end() -> None:
-    search = Search("x", {"metric": "eval/accuracy"}, 3, PAIRS)
+    search = Search(name="x", settings={"metric": "eval/accuracy"}, trial_count=3, pairs=PAIRS)
     search.trials = [finished(0, 0.9), finished(1, 0.8), finished(2, 0.99)]
     search.trials[2].state = "stopped"
     assert best_trial(search) is search.trials[0]
@@ -98,12 +104,12 @@ def test_the_best_trial_came_to_its_end() -> None:
 
 
 def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
-    search = Search("x", {"metric": "eval/accuracy"}, 4, PAIRS)
+    search = Search(name="x", settings={"metric": "eval/accuracy"}, trial_count=4, pairs=PAIRS)
     search.trials = [
         finished(0, 0.9, 0.5, 2.0),
         finished(1, 0.75, 0.2, 1.0),
-        Trial(2, "", {}),
-        Trial(3, "", {}),
+        Trial(number=2, run="", values={}),
+        Trial(number=3, run="", values={}),
     ]
     search.trials[2].state, search.trials[2].steps = "stopped", 2
     search.trials[3].state = "failed"
@@ -122,7 +128,7 @@ def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
 
 def searched(best: Trial, given: Trial, space: dict[str, Any] | None = None) -> Search:
     settings = {"metric": "eval/accuracy", "try_given": True, "space": space or {}}
-    return Search("x", settings, 2, PAIRS, trials=[given, best])
+    return Search(name="x", settings=settings, trial_count=2, pairs=PAIRS, trials=[given, best])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,11 @@ def test_the_reading_tells_whether_the_given_configuration_was_beaten(
     low: float, high: float, says: str
 ) -> None:
     search = searched(finished(1, 0.75, 0.2, 1.0), finished(0, 0.7, 0.2, 1.0))
-    compared = Compared("eval/accuracy", Change(0.7, 0.75, low, high), 10)
+    compared = Compared(
+        "eval/accuracy",
+        Change(Mean(0.7, 0.6, 0.8), Mean(0.75, 0.7, 0.8), Mean(0.05, low, high)),
+        10,
+    )
     told = reading(search, compared)[-1]
     assert "trial 0) at step 10: accuracy 0.750 against 0.700, a difference of +0.050" in told
     assert says in told
@@ -371,7 +381,7 @@ def play(
     trials = list(trials or [])
     asked = study(settings, trials, domains)
     for number in range(len(trials), until):
-        trial = Trial(number, "", asked.draw(number))
+        trial = Trial(number=number, run="", values=asked.draw(number))
         for step in range(1, 11):
             trial.note(10 * step, 100, evaluation(quality(trial.values) * (0.5 + step / 20)))
             if asked.judge(trial):
@@ -460,11 +470,11 @@ def test_the_given_configuration_may_lie_outside_of_the_ranges() -> None:
     """It is judged as all others, and teaches the draws nothing."""
     settings = SearchConfig(trials=20, try_given=True)
     asked = study(settings, objective={"lambda": 0.0})
-    first = Trial(0, "", asked.draw(0))
+    first = Trial(number=0, run="", values=asked.draw(0))
     assert first.values[LAMBDA] == 0.0
     first.note(20, 100, evaluation(0.9))
     assert not asked.judge(first)
-    other = Trial(1, "", asked.draw(1))
+    other = Trial(number=1, run="", values=asked.draw(1))
     other.note(20, 100, evaluation(0.1))
     assert asked.judge(other), "behind the given one"
     first.note(100, 100, evaluation(0.9))
@@ -538,7 +548,7 @@ def test_asha_lets_the_best_third_go_on() -> None:
     accuracies = [0.5, 0.6, 0.7, 0.4, 0.9, 0.3, 0.8, 0.2, 0.95]
     went_on = []
     for number, accuracy in enumerate(accuracies):
-        trial = Trial(number, "", asked.draw(number))
+        trial = Trial(number=number, run="", values=asked.draw(number))
         trial.note(20, 100, evaluation(accuracy))
         if not asked.judge(trial):
             went_on.append(accuracy)
@@ -548,11 +558,11 @@ def test_asha_lets_the_best_third_go_on() -> None:
 
 def test_a_trial_that_was_let_on_is_given_up_when_better_ones_have_come_since() -> None:
     asked = study(SearchConfig(trials=9, grace=0.2, eta=3))
-    first = Trial(0, "", asked.draw(0))
+    first = Trial(number=0, run="", values=asked.draw(0))
     first.note(20, 100, evaluation(0.7))
     assert not asked.judge(first)
     for number, accuracy in enumerate((0.6, 0.8, 0.9), start=1):
-        other = Trial(number, "", asked.draw(number))
+        other = Trial(number=number, run="", values=asked.draw(number))
         other.note(20, 100, evaluation(accuracy))
         assert asked.judge(other) == (accuracy < 0.7)
     first.note(40, 100, evaluation(0.99))
@@ -586,7 +596,7 @@ def test_the_end_of_a_run_is_never_given_up() -> None:
     assert not rungs.gives_up(0, 0.2, 0.9)
     assert rungs.gives_up(1, 0.2, 0.8)
     asked = study(SearchConfig(trials=2))
-    best, other = (Trial(number, "", asked.draw(number)) for number in range(2))
+    best, other = (Trial(number=number, run="", values=asked.draw(number)) for number in range(2))
     best.note(10, 10, evaluation(0.9))
     other.note(10, 10, evaluation(0.1))
     assert not asked.judge(best) and not asked.judge(other)
@@ -613,7 +623,7 @@ def test_rungs_lie_within_the_run(grace: float, eta: int, rungs: tuple[int, ...]
 
 def test_trials_of_another_length_meet_at_the_same_share_of_their_runs() -> None:
     asked = study(SearchConfig(trials=3, grace=0.2))
-    long, short = (Trial(number, "", asked.draw(number)) for number in range(2))
+    long, short = (Trial(number=number, run="", values=asked.draw(number)) for number in range(2))
     long.note(20, 100, evaluation(0.9))
     assert not asked.judge(long)
     short.note(1, 10, evaluation(0.5))
@@ -644,7 +654,9 @@ def begin(config: RunConfig) -> Callable[[], tuple[Course, Search]]:
     def make() -> tuple[Course, Search]:
         assert config.search is not None
         run = SearchRun(config)
-        search = run.search() or Search(config.name, config.search.model_dump(), 4, PAIRS)
+        search = run.search() or Search(
+            name=config.name, settings=config.search.model_dump(), trial_count=4, pairs=PAIRS
+        )
         made = Study(config, DOMAINS, PAIRS, search.trials)
         return Course(run, Space(DOMAINS), search, made, SILENT), search
 
@@ -692,7 +704,9 @@ def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_f
         tmp_path, model={"quantization": "none"}, search={"space": space, "trials": 12}
     )
     assert config.search is not None
-    search = Search(config.name, config.search.model_dump(), 12, PAIRS)
+    search = Search(
+        name=config.name, settings=config.search.model_dump(), trial_count=12, pairs=PAIRS
+    )
     made = study(config.search, domains=config.search.domains)
     course = Course(SearchRun(config), resolve(config), search, made, SILENT)
     begun = [found[0].number for found in iter(course.next, None)]
@@ -756,7 +770,7 @@ def test_an_evaluation_that_comes_again_is_taken_in_once(
 
 
 def test_evaluations_that_nobody_heard_are_read_from_the_trial(tmp_path: Path) -> None:
-    trial = Trial(0, "run/trials/000", {}, total_steps=10)
+    trial = Trial(number=0, run="run/trials/000", values={}, total_steps=10)
     trial.note(0, 10, evaluation(0.5))
     folder = tmp_path / trial.run
     folder.mkdir(parents=True)
@@ -768,7 +782,10 @@ def test_evaluations_that_nobody_heard_are_read_from_the_trial(tmp_path: Path) -
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
     )
-    take_up(SearchRun(run_config(tmp_path)), Search("run", {}, 1, PAIRS, trials=[trial]))
+    take_up(
+        SearchRun(run_config(tmp_path)),
+        Search(name="run", settings={}, trial_count=1, pairs=PAIRS, trials=[trial]),
+    )
     assert trial.evaluations == [{"step": 0, **evaluation(0.5)}, {"step": 5, **evaluation(0.8)}]
 
 
@@ -777,7 +794,14 @@ def test_a_finished_search_is_not_run_again_unless_it_is_to_have_more_trials(
 ) -> None:
     assert config.search is not None
     trials = [finished(number, 0.9) for number in range(4)]
-    search = Search(config.name, config.search.model_dump(), 4, PAIRS, "finished", trials)
+    search = Search(
+        name=config.name,
+        settings=config.search.model_dump(),
+        trial_count=4,
+        pairs=PAIRS,
+        status="finished",
+        trials=trials,
+    )
     SearchRun(config).keep(search)
     assert SearchRun(config).finished() is None, "it has no outcome yet"
     search.outcome = Found(

@@ -51,7 +51,13 @@ def llama() -> PairModel:
 def settled(model: PairModel, layout: str, **options: Any) -> list[str]:
     said: list[str] = []
     decisions = Decisions(
-        "cpu", "float32", "sdpa", layout, Strategy.SINGLE, False, options.pop("budget", 4096)
+        device="cpu",
+        dtype="float32",
+        attention="sdpa",
+        layout=layout,
+        strategy=Strategy.SINGLE,
+        gradient_checkpointing=False,
+        tokens_per_microbatch=options.pop("budget", 4096),
     )
     settle_layout(model, decisions, pairs(), 0, said.append, **options)
     return said

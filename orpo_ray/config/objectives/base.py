@@ -37,6 +37,29 @@ class ObjectiveConfig(Section):
         """
         return False
 
+    trl_reward_weight: ClassVar[str | None] = None
+    """The setting that TRL multiplies a mean log-prob with and calls a reward.
+
+    None if TRL's metrics are of other quantities than ours.
+    """
+
+    def trl_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Our metrics under the names that TRL gives to the same quantities."""
+        assert self.trl_reward_weight is not None, "refused when the config was read"
+        weight = getattr(self, self.trl_reward_weight)
+        found = {"nll_loss": metrics["nll"]}
+        if "margin" in metrics:
+            found |= {
+                "rewards/accuracies": metrics["accuracy"],
+                "rewards/margins": weight * metrics["margin"],
+                "rewards/chosen": weight * metrics["chosen_logp"],
+                "rewards/rejected": weight * metrics["rejected_logp"],
+                "logps/chosen": metrics["chosen_logp"],
+                "logps/rejected": metrics["rejected_logp"],
+                "log_odds_chosen": metrics["log_odds_ratio"],
+            }
+        return found
+
     def in_trl(self) -> InTrl | str:
         """How TRL computes it as it is set; or why it does not, and what to set instead."""
         return (

@@ -12,9 +12,11 @@ class CpoConfig(ObjectiveConfig):
     """DPO without its reference, plus alpha times the likelihood of the chosen answer."""
 
     kind: Literal["cpo"] = "cpo"
-    beta: PositiveFloat = 0.1
+    beta: PositiveFloat = Field(0.1, description="scale of the margin")
     alpha: float = Field(1.0, ge=0, description="weight of the likelihood term")
-    nll_on: Literal["response", "full"] = "response"
+    nll_on: Literal["response", "full"] = Field(
+        "response", description="tokens the likelihood runs over; full: the prompt's too"
+    )
 
     search_space: ClassVar = {
         "objective.beta": Suited(

@@ -12,7 +12,7 @@ class DpoConfig(ObjectiveConfig):
     """Log-ratio margin over a frozen reference."""
 
     kind: Literal["dpo"] = "dpo"
-    beta: PositiveFloat = 0.1
+    beta: PositiveFloat = Field(0.1, description="how near the model stays to its reference")
     loss: Literal["sigmoid", "hinge", "robust"] = Field(
         "sigmoid",
         description="sigmoid: the paper; hinge: SLiC's (arXiv:2305.10425); robust: unbiased "
@@ -22,7 +22,9 @@ class DpoConfig(ObjectiveConfig):
     nll_weight: float = Field(
         0.0, ge=0, description="weight of an added likelihood term on the chosen answer"
     )
-    nll_on: Literal["response", "full"] = "response"
+    nll_on: Literal["response", "full"] = Field(
+        "response", description="tokens the likelihood runs over; full: the prompt's too"
+    )
 
     search_space: ClassVar = {
         "objective.beta": Suited(

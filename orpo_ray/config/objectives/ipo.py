@@ -12,7 +12,9 @@ class IpoConfig(ObjectiveConfig):
     """Squared distance of the log-ratio margin from 1 / (2 beta); beta is the paper's tau."""
 
     kind: Literal["ipo"] = "ipo"
-    beta: PositiveFloat = 0.1
+    beta: PositiveFloat = Field(
+        0.1, description="the paper's tau: the margin's target is 1/(2 beta)"
+    )
     log_probs: Literal["sum", "token-mean"] = Field(
         "sum", description="sum: the paper; token-mean: TRL's choice"
     )

@@ -12,7 +12,7 @@ class KtoConfig(ObjectiveConfig):
     """Each answer by itself, as wanted or unwanted, against a reference and a common baseline."""
 
     kind: Literal["kto"] = "kto"
-    beta: PositiveFloat = 0.1
+    beta: PositiveFloat = Field(0.1, description="how near the model stays to its reference")
     desirable_weight: float = Field(1.0, ge=0, description="weight of the chosen answers")
     undesirable_weight: float = Field(1.0, ge=0, description="weight of the rejected answers")
 

@@ -26,6 +26,8 @@ class OrpoConfig(ObjectiveConfig):
         )
     }
 
+    trl_reward_weight = "lambda_"
+
     @property
     def has_likelihood(self) -> bool:
         """Always."""

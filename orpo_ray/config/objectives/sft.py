@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from orpo_ray.config.objectives.base import ObjectiveConfig
 
 
@@ -9,7 +11,9 @@ class SftConfig(ObjectiveConfig):
     """Likelihood of the chosen answer alone."""
 
     kind: Literal["sft"] = "sft"
-    nll_on: Literal["response", "full"] = "response"
+    nll_on: Literal["response", "full"] = Field(
+        "response", description="tokens the likelihood runs over; full: the prompt's too"
+    )
 
     @property
     def has_likelihood(self) -> bool:

@@ -12,7 +12,7 @@ class SimpoConfig(ObjectiveConfig):
     """Length-normalised margin with a target; no reference model."""
 
     kind: Literal["simpo"] = "simpo"
-    beta: PositiveFloat = 2.0
+    beta: PositiveFloat = Field(2.0, description="scale of the margin of mean log-probs")
     gamma_beta_ratio: float = Field(
         0.5, ge=0, description="target margin divided by beta, as the paper tabulates it"
     )
@@ -25,6 +25,8 @@ class SimpoConfig(ObjectiveConfig):
             {"uniform": [0.0, 1.0]}, "recipes beside arXiv:2405.14734: 0.1 to 0.8"
         ),
     }
+
+    trl_reward_weight = "beta"
 
     def in_trl(self) -> InTrl | str:
         """A loss type of CPO, without the likelihood term that it adds by default."""

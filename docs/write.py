@@ -1,0 +1,175 @@
+"""Write the generated parts of the documentation: `make docs`.
+
+docs/configuration.md comes from the schema of a config. In docs/methods.md the table of search
+ranges is replaced. A test compares both with what this script would write.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.config import RunConfig
+from orpo_ray.config.objectives import OBJECTIVES
+from orpo_ray.config.suited import SMALL_BASE, Suited, suited_rates
+
+DOCS = Path(__file__).resolve().parent
+CONFIGURATION, METHODS = DOCS / "configuration.md", DOCS / "methods.md"
+BEGIN, END = "<!-- ranges: written by make docs -->", "<!-- end of ranges -->"
+
+_HEAD = """# Configuration
+
+A config is a YAML file of sections. Every setting can also be given on the command line as
+`section.key=value`, after the file; `orpo-ray config show CONFIG.yaml` prints all of them with
+their defaults. A single value stands for a list of one. This page is written from the schema by
+`make docs`; `orpo-ray config schema` prints the schema for editors.
+"""
+_OBJECTIVE = """## The objective: `objective`
+
+`kind` names it; each has its own keys.
+"""
+_SECTIONS = {
+    "": ("RunConfig", "The run"),
+    "model": ("ModelConfig", "The base"),
+    "adapter": ("AdapterConfig", "What is trained"),
+    "data": ("DataConfig", "The pairs"),
+    "data.train, data.eval": ("Source", "One source of pairs"),
+    "data.columns": ("Columns", "Columns of a shape that is not recognised"),
+    "training": ("TrainingConfig", "Optimisation, evaluation, checkpoints"),
+    "scale": ("ScaleConfig", "Workers"),
+    "scale.deepspeed": ("DeepSpeedConfig", "A ZeRO stage"),
+    "search": ("SearchConfig", "A search"),
+}
+_NESTED = ("model", "adapter", "data", "objective", "training", "scale", "search")
+
+
+def configuration() -> str:
+    """The whole page."""
+    schema = RunConfig.model_json_schema(by_alias=True)
+    models = {"RunConfig": schema, **schema["$defs"]}
+    parts = [_HEAD]
+    for section, (model, title) in _SECTIONS.items():
+        skipped = _NESTED if not section else ()
+        parts.append(_section(title, section, models, models[model], skipped))
+        if section == "data.columns":
+            parts.append(
+                "## The objective: `objective`\n\n`kind` names it; each has its own keys.\n"
+            )
+            parts += [_objective(kind, models) for kind in sorted(OBJECTIVES)]
+    return "\n".join(parts)
+
+
+def _objective(kind: str, models: dict[str, Any]) -> str:
+    model = models[OBJECTIVES[kind].__name__]
+    return _section(f"`kind: {kind}`", "", models, model, ("kind",), level=3)
+
+
+def _section(
+    title: str,
+    section: str,
+    models: dict[str, Any],
+    model: dict[str, Any],
+    skipped: tuple[str, ...],
+    *,
+    level: int = 2,
+) -> str:
+    heading = f"{'#' * level} {title}" + (f": `{section}`" if section else "")
+    rows = [
+        f"| `{name}` | {_default(name, field, model)} | {_values(field, models)} | "
+        f"{_cell(field.get('description', ''))} |"
+        for name, field in model["properties"].items()
+        if name not in skipped
+    ]
+    table = ["| key | default | values | what it is |", "|---|---|---|---|", *rows] if rows else []
+    about = " ".join(str(model.get("description", "")).split())
+    return "\n".join([heading, "", about, "", *table, ""])
+
+
+def _default(name: str, field: dict[str, Any], model: dict[str, Any]) -> str:
+    if name in model.get("required", ()):
+        return "required"
+    return f"`{json.dumps(field.get('default'))}`" if "default" in field else "empty"
+
+
+def _values(field: dict[str, Any], models: dict[str, Any]) -> str:
+    """What a field may hold, in words."""
+    return _cell(" or ".join(dict.fromkeys(_kinds(field, models))))
+
+
+def _kinds(field: dict[str, Any], models: dict[str, Any]) -> Iterator[str]:
+    if "anyOf" in field:
+        for option in field["anyOf"]:
+            yield from _kinds(option, models)
+    elif "$ref" in field:
+        yield "a section"
+    elif "enum" in field:
+        yield " or ".join(f"`{json.dumps(value)}`" for value in field["enum"])
+    elif "const" in field:
+        yield f"`{json.dumps(field['const'])}`"
+    elif field.get("type") == "array":
+        yield "a list"
+    else:
+        yield _plain(field)
+
+
+def _plain(field: dict[str, Any]) -> str:
+    names = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "boolean": "`true` or `false`",
+        "object": "a section",
+        "null": "`null`",
+    }
+    limits = {
+        "exclusiveMinimum": "above",
+        "minimum": "at least",
+        "exclusiveMaximum": "below",
+        "maximum": "at most",
+    }
+    kind = names.get(str(field.get("type")), "anything")
+    said = [f"{word} {field[key]:g}" for key, word in limits.items() if key in field]
+    return f"{kind} {', '.join(said)}" if said else kind
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def methods(page: str) -> str:
+    """The page with its table of ranges as they are now."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{_ranges()}\n\n{END}{after}"
+
+
+def _ranges() -> str:
+    rows = [
+        _row(f"`{field}` of {kind}", suited)
+        for kind, settings in sorted(OBJECTIVES.items())
+        for field, suited in settings.search_space.items()
+    ]
+    for adapter, name in (("lora", "LoRA"), ("none", "all weights")):
+        for likelihood in (True, False):
+            for size, count in (("1B and more", SMALL_BASE), ("below 1B", SMALL_BASE - 1)):
+                term = "with" if likelihood else "without"
+                what = f"`training.learning_rate`, {name}, loss {term} a likelihood term, {size}"
+                rows.append(_row(what, suited_rates(adapter, likelihood, count)))
+    return "\n".join(["| what | range | source |", "|---|---|---|", *rows])
+
+
+def _row(what: str, suited: Suited) -> str:
+    ((kind, (low, high)),) = suited.range.items()
+    drawn = ", by its logarithm" if kind == "loguniform" else ""
+    return f"| {what} | {low:g} to {high:g}{drawn} | {_cell(suited.source)} |"
+
+
+def main() -> None:
+    """Write both pages."""
+    CONFIGURATION.write_text(configuration(), encoding="utf-8")
+    METHODS.write_text(methods(METHODS.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

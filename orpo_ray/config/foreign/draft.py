@@ -1,0 +1,111 @@
+"""Our settings as a reader finds them, and what became of each key of the foreign file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from orpo_ray.config.foreign.words import instead_of
+from orpo_ray.config.plain_yaml import shown
+from orpo_ray.errors import ConfigError
+
+
+class Draft:
+    """A config in the making. A reader takes foreign keys, puts ours, and remarks on what differs.
+
+    What it does not take has no counterpart, which is said of it.
+    """
+
+    def __init__(self, project: str, foreign: Mapping[str, Any]) -> None:
+        self.project = project
+        self.foreign = foreign
+        self.settings: dict[str, Any] = {}
+        """Values by dotted key, sources as a list of sections."""
+        self.remarks: dict[str, list[str]] = {}
+        """What differs, by the dotted key that it stands above."""
+        self.lacking: dict[str, str] = {}
+        """What ours does instead, by the foreign key that has no counterpart."""
+        self._taken: set[str] = set()
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """A foreign value that the reader has a use for; the default where it is not set."""
+        self._taken.add(key)
+        value = self.foreign.get(key)
+        return default if is_unset(value) else value
+
+    def take_first(self, *keys: str) -> Any:
+        """The first value that is set, of keys that mean the same in different versions."""
+        values = [self.take(key) for key in keys]
+        return next((value for value in values if value is not None), None)
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A foreign number, whole where it is. Raises ConfigError for anything else."""
+        return as_number(key, self.take(key, default))
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A foreign yes or no."""
+        value = self.take(key, default)
+        return str(value).lower() in ("true", "yes", "1")
+
+    def is_set(self, key: str) -> bool:
+        """Whether the foreign file sets a key."""
+        return not is_unset(self.foreign.get(key))
+
+    def put(self, key: str, value: Any, *remarks: str) -> None:
+        """Set one of ours, under its dotted name."""
+        self.settings[key] = value
+        self.remark(key, *remarks)
+
+    def put_default(self, key: str, value: Any, named: str) -> None:
+        """Set one of ours to what the foreign project takes where `named` is not set."""
+        self.put(key, value, f"{named}: not set; this is the default of {self.project}")
+
+    def remark(self, key: str, *remarks: str) -> None:
+        """Say something above one of ours."""
+        self.remarks.setdefault(key, []).extend(remark for remark in remarks if remark)
+
+    def lack(self, key: str, instead: str) -> None:
+        """Say what ours does instead of a foreign key."""
+        self._taken.add(key)
+        if self.is_set(key):
+            self.lacking[key] = instead
+
+    def finish(self) -> None:
+        """Account for the keys that were not taken."""
+        for key, value in self.foreign.items():
+            if key not in self._taken and not is_unset(value):
+                self.lacking[key] = instead_of(key)
+
+    @property
+    def translated(self) -> list[str]:
+        """The foreign keys that ours say, in the order of their file."""
+        return [key for key in self.foreign if key in self._taken and key not in self.lacking]
+
+    @property
+    def unset(self) -> list[str]:
+        """The foreign keys that stand there without a value."""
+        return [key for key, value in self.foreign.items() if is_unset(value)]
+
+
+def is_unset(value: Any) -> bool:
+    """Whether a value says nothing."""
+    return value is None or value in ("", [], {})
+
+
+def as_number(key: str, value: Any) -> Any:
+    """A number that may be written as text, whole where it is. Raises ConfigError if it is none."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{key}: must be a number, not {shown(value)}") from None
+
+
+def as_names(value: Any) -> list[str]:
+    """A list of names, which may be written as one text with commas."""
+    if value is None:
+        return []
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list):
+        items = [items]
+    return [str(item).strip() for item in items if str(item).strip()]

@@ -1,0 +1,291 @@
+"""Settings that the three projects share, because transformers' Trainer stands below each."""
+
+import re
+from typing import Any
+
+from orpo_ray.config.foreign.draft import Draft, as_names
+from orpo_ray.config.storage import is_url
+
+_SCHEDULES = {
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+}
+_NEAREST_SCHEDULES = {
+    "inverse_sqrt": "linear",
+    "polynomial": "linear",
+    "rex": "linear",
+    "greedy": "constant",
+    "reduce_lr_on_plateau": "constant",
+    "warmup_stable_decay": "constant",
+}
+"""What is nearest to a schedule that is not here; for all others it is cosine."""
+_OPTIMIZERS = {
+    "adamw": "adamw",
+    "adamw_hf": "adamw",
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_8bit": "adamw-8bit",
+    "adamw_bnb_8bit": "adamw-8bit",
+    "paged_adamw_8bit": "paged-adamw-8bit",
+}
+OF_ONE_GPU = "the batch of one GPU; multiply by the number of GPUs it was written for"
+_GPUS = ("ray_num_workers", "num_processes", "num_gpus", "n_gpu", "nproc_per_node", "world_size")
+_FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]+")
+_RESERVED = ("artifacts", "references")
+
+
+def put_place(draft: Draft, stem: str) -> None:
+    """Where the run is kept: the folder that the foreign file names is the run's own."""
+    written = str(draft.take("output_dir", "")).rstrip("/")
+    folder, _, last = written.rpartition("/")
+    run_name = draft.take("run_name")
+    name = as_run_name(str(run_name or last or stem))
+    if not written:
+        draft.put("name", name)
+        return
+    if is_url(written) and not written.startswith("s3://"):
+        draft.put("name", name, f"output_dir: {written}: a run is kept in a folder or in s3://")
+        return
+    storage = folder.removeprefix("./")
+    storage = "runs" if storage in ("", ".") else storage
+    draft.put("name", name)
+    draft.put("storage", storage, f"output_dir: {written}; here it is <storage>/<name>")
+
+
+def as_run_name(text: str) -> str:
+    """A text as the name of a run."""
+    name = _FORBIDDEN.sub("-", text).strip("._-")
+    return name if name and name not in _RESERVED else f"run-{name}".rstrip("-")
+
+
+def put_format(draft: Draft) -> None:
+    """The number format: bf16 and fp16 say how is computed, torch_dtype how the base is loaded."""
+    bf16, fp16 = draft.take("bf16"), draft.flag("fp16")
+    pure, loaded = draft.flag("pure_bf16"), draft.take_first("torch_dtype", "dtype")
+    if pure or str(bf16).lower() == "true":
+        draft.put("model.dtype", "bfloat16")
+    elif fp16:
+        draft.put("model.dtype", "float16")
+    elif loaded in ("bfloat16", "float16", "float32"):
+        draft.put("model.dtype", loaded)
+    elif bf16 is False and draft.is_set("fp16"):
+        draft.put("model.dtype", "float32", "bf16 and fp16: false")
+
+
+def put_attention(draft: Draft, written: Any) -> None:
+    """The attention that the base is loaded with."""
+    if written in ("eager", "sdpa", "flash_attention_2", "auto"):
+        draft.put("model.attention", written)
+    elif written is not None:
+        draft.put(
+            "model.attention", "auto", f"{written}: not here; auto takes the fastest that fits"
+        )
+
+
+def put_batch(draft: Draft, per_device: str, default: int) -> None:
+    """The global batch, which is what a step is made of whatever the number of GPUs."""
+    size = draft.number(per_device, default)
+    parts = draft.number("gradient_accumulation_steps", 1)
+    gpus = next((draft.number(key) for key in _GPUS if draft.is_set(key)), None)
+    rows = int(size * parts * (gpus or 1))
+    told = f"{per_device} {size} x gradient_accumulation_steps {parts}"
+    if gpus is None:
+        told += f": {OF_ONE_GPU}"
+    else:
+        told += f" x {gpus} GPUs"
+    if draft.settings.get("objective.kind") != "kto":
+        draft.put("training.pairs_per_step", max(1, rows), told)
+        return
+    counted = "KTO counts single answers there, pairs here: two answers are a pair"
+    draft.put("training.pairs_per_step", max(1, rows // 2), told, counted)
+
+
+def put_rate(draft: Draft, default: float) -> None:
+    """The learning rate."""
+    if draft.is_set("learning_rate"):
+        draft.put("training.learning_rate", draft.number("learning_rate"))
+    else:
+        draft.put_default("training.learning_rate", default, "learning_rate")
+
+
+def put_length(draft: Draft, epochs_key: str, default: float) -> None:
+    """How long the run is: epochs, or steps, which win where both are set."""
+    epochs, steps = draft.number(epochs_key), draft.number("max_steps")
+    if steps is not None and steps > 0:
+        both = f"{epochs_key}: {epochs}: max_steps wins there" if epochs is not None else ""
+        draft.put("training.max_steps", int(steps), both)
+    elif epochs is not None:
+        draft.put("training.epochs", epochs)
+    else:
+        draft.put_default("training.epochs", default, epochs_key)
+
+
+def put_schedule(draft: Draft, key: str, default: str) -> None:
+    """The course of the rate, with its warm-up."""
+    written = draft.take(key)
+    if written is None:
+        draft.put_default("training.schedule", default, key)
+        return
+    schedule = _SCHEDULES.get(str(written))
+    if schedule is not None:
+        draft.put("training.schedule", schedule)
+        return
+    nearest = _NEAREST_SCHEDULES.get(str(written), "cosine")
+    end = "stays at its height" if nearest == "constant" else "falls to 0 at the end"
+    draft.put(
+        "training.schedule",
+        nearest,
+        f"{key}: {written}: not here; {nearest} is the nearest, and {end}",
+    )
+
+
+def put_warmup(draft: Draft, schedule_key: str) -> None:
+    """Steps of warm-up, or their share of the run; steps win where both are set."""
+    ratio, steps = draft.number("warmup_ratio"), draft.number("warmup_steps")
+    if draft.foreign.get(schedule_key) == "constant" and (ratio or steps):
+        draft.put("training.warmup", 0, f"{schedule_key}: constant has no warm-up there")
+    elif steps:
+        both = f"warmup_ratio: {ratio}: warmup_steps wins there" if ratio else ""
+        draft.put("training.warmup", steps, both)
+    else:
+        draft.put("training.warmup", ratio or 0)
+
+
+def put_optimizer(draft: Draft, key: str) -> None:
+    """The optimizer; each of ours is AdamW."""
+    written = str(draft.take(key, "adamw_torch"))
+    ours = _OPTIMIZERS.get(written)
+    if ours is not None:
+        draft.put("training.optimizer", ours)
+    elif written in ("paged_adamw_32bit", "paged_adamw"):
+        remark = (
+            f"{key}: {written}: adamw is the same without paging; paged-adamw-8bit saves memory"
+        )
+        draft.put("training.optimizer", "adamw", remark)
+    else:
+        nearest = "adamw-8bit" if "8bit" in written else "adamw"
+        remark = f"{key}: {written}: not here; with AdamW choose the learning rate anew"
+        draft.put("training.optimizer", nearest, remark)
+
+
+def put_regularisation(draft: Draft) -> None:
+    """Weight decay, clipping and the seed, where they are set: the defaults are the same."""
+    if draft.is_set("weight_decay"):
+        draft.put("training.weight_decay", draft.number("weight_decay"))
+    if draft.is_set("max_grad_norm"):
+        draft.put("training.max_grad_norm", draft.number("max_grad_norm"))
+    if draft.is_set("seed"):
+        draft.put("training.seed", draft.number("seed"))
+
+
+def put_checkpointing(draft: Draft) -> None:
+    """Whether activations are recomputed."""
+    if draft.flag("disable_gradient_checkpointing"):
+        draft.put("training.gradient_checkpointing", False)
+    elif draft.is_set("gradient_checkpointing"):
+        written = draft.take("gradient_checkpointing")
+        kept = written if isinstance(written, bool) else True
+        remark = (
+            "" if written is kept else f"gradient_checkpointing: {written}: nothing is offloaded"
+        )
+        draft.put("training.gradient_checkpointing", kept, remark)
+
+
+def put_saving(draft: Draft) -> None:
+    """How often is saved, and how many checkpoints are kept."""
+    strategy = draft.take("save_strategy", "steps")
+    if is_no(strategy):
+        draft.remark(
+            "training.checkpoint_every",
+            "save_strategy: no: checkpoints are always saved, for a resume",
+        )
+        draft.put("training.checkpoint_every", 0.1)
+        draft.take("save_steps")
+    elif strategy == "epoch":
+        put_every_epoch(draft, "training.checkpoint_every", "save_strategy: epoch")
+    elif draft.is_set("save_steps"):
+        draft.put("training.checkpoint_every", as_every(draft.number("save_steps")))
+    if draft.is_set("save_total_limit"):
+        draft.put("training.keep", max(1, int(draft.number("save_total_limit"))))
+    if draft.flag("load_best_model_at_end"):
+        _put_best(draft)
+
+
+def _put_best(draft: Draft) -> None:
+    """The adapter is that of the best checkpoint, which must be kept beside the newest."""
+    metric = draft.take("metric_for_best_model", "the loss")
+    told = f"{metric} tells the best there, eval/accuracy here"
+    draft.put("training.adapter_from", "best", told)
+    if draft.settings.get("training.keep", 2) < 2:
+        remark = "save_total_limit: 1: the best and the newest are two"
+        draft.put("training.keep", 2, remark)
+
+
+def evaluates(draft: Draft) -> bool:
+    """How often is evaluated, if at all."""
+    strategy = draft.take_first("eval_strategy", "evaluation_strategy")
+    if strategy is None:
+        strategy = "steps" if draft.is_set("eval_steps") else "no"
+    if is_no(strategy):
+        draft.take("eval_steps")
+        return False
+    if strategy == "epoch":
+        put_every_epoch(draft, "training.eval_every", "eval_strategy: epoch")
+    elif draft.is_set("eval_steps"):
+        draft.put("training.eval_every", as_every(draft.number("eval_steps")))
+    return True
+
+
+def put_every_epoch(draft: Draft, key: str, named: str, times: float = 1) -> None:
+    """An event that comes so many times an epoch, as a share of the run."""
+    epochs = draft.settings.get("training.epochs")
+    if epochs is None:
+        draft.put(key, 0.1, f"{named}: here it is steps, or a share of the run")
+        return
+    share = 1 / (epochs * times)
+    draft.put(key, min(1.0, round(share, 6)), f"{named}: here it is steps, or a share of the run")
+
+
+def as_every(number: float) -> float:
+    """Steps if whole, else a share of the run, as both sides write it; 1 is a step."""
+    return max(1, number) if isinstance(number, int) else min(1.0, number)
+
+
+def is_no(value: Any) -> bool:
+    """Whether a strategy is none; YAML reads a bare `no` as false."""
+    return value is False or str(value).lower() in ("no", "none")
+
+
+def put_trackers(draft: Draft) -> None:
+    """Who is told the numbers besides TensorBoard."""
+    named = [name for name in as_names(draft.take("report_to")) if not is_no(name)]
+    found = [name for name in named if name in ("wandb", "mlflow")]
+    others = [name for name in named if name not in ("wandb", "mlflow", "tensorboard")]
+    remark = f"report_to: {', '.join(others)}: not here; wandb and mlflow are" if others else ""
+    draft.put("training.trackers", found, remark)
+
+
+def put_deepspeed(draft: Draft) -> None:
+    """The ZeRO stage, told from the name of DeepSpeed's file."""
+    written = draft.take("deepspeed")
+    if written is None:
+        return
+    inside = written.get("zero_optimization", {}) if isinstance(written, dict) else {}
+    stage = str(inside.get("stage", "")) if isinstance(inside, dict) else ""
+    named = re.search(r"z(?:ero)?[-_]?(?:stage)?[-_]?([0-3])", str(written), re.IGNORECASE)
+    stage = stage or (named.group(1) if named else "")
+    if not stage:
+        draft.put(
+            "scale.deepspeed",
+            "auto",
+            f"deepspeed: {written}: its file is not read; auto chooses a stage",
+        )
+    elif stage != "0" and draft.settings.get("training.optimizer", "adamw") != "adamw":
+        remark = f"deepspeed: {written}: ZeRO cannot share out the state of an 8-bit optimizer"
+        draft.put("scale.deepspeed", "auto", remark)
+    else:
+        draft.put(
+            "scale.deepspeed", {"stage": int(stage)}, f"deepspeed: {written}: its file is not read"
+        )

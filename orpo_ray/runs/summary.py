@@ -1,0 +1,57 @@
+"""What a run changed, in numbers with intervals and in words. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from orpo_ray.runs.scores import Change, PairScores, changes, smallest_visible, too_few
+
+_HIGH = 0.97
+"""A base that prefers so many of the chosen answers leaves little to learn."""
+_FEW = 0.05
+"""Fewer held-out pairs than show this difference of accuracy are few."""
+
+
+def compared(before: PairScores | None, after: PairScores | None) -> dict[str, Change]:
+    """How each mean changed; empty if one of the evaluations is not on record."""
+    if before is None or after is None or len(before) != len(after):
+        return {}
+    return changes(before, after)
+
+
+def plain(found: Mapping[str, Change]) -> dict[str, Any]:
+    """The changes as plain data, for result.json."""
+    return {name: asdict(change) for name, change in found.items()}
+
+
+def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
+    """What was learnt and what was not, one fact a line.
+
+    `pairs`: how many held-out pairs the changes were measured on.
+    """
+    if not found:
+        return []
+    lines = [_on_accuracy(found["accuracy"], pairs)]
+    chosen = found["chosen_logp"]
+    if chosen.difference.high < 0:
+        lines.append(
+            f"The chosen answers became less likely ({chosen.difference.value:+.3f} nats a token): "
+            "read some answers, and see that they still end."
+        )
+    if smallest_visible(pairs) > _FEW:
+        lines.append(too_few(pairs))
+    return lines
+
+
+def _on_accuracy(change: Change, pairs: int) -> str:
+    gain = change.difference
+    told = f"({change.before.value:.3f} to {change.after.value:.3f} of {pairs} held-out pairs)"
+    if change.before.value >= _HIGH:
+        return f"The base preferred the chosen answers before training {told}: little was left."
+    if change.is_noise:
+        return (
+            f"Accuracy did not change by more than the noise {told}: try more steps, a higher "
+            "training.learning_rate or another weight of the objective; `orpo-ray tune` does."
+        )
+    better = "prefers the chosen answers more often" if gain.value > 0 else "got worse"
+    return f"The model {better} {told}."

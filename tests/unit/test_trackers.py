@@ -1,0 +1,117 @@
+"""What trackers lack is found before anything is begun; TRL's names stand for the same numbers."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import run_config
+
+from orpo_ray import api
+from orpo_ray.config import RunConfig
+from orpo_ray.config.objectives import OBJECTIVES
+from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.log import is_kept
+from orpo_ray.training import trackers
+from orpo_ray.training.trackers import refuse_missing_trackers
+
+OURS = {
+    "nll": 1.5,
+    "accuracy": 0.75,
+    "margin": 0.2,
+    "chosen_logp": -1.0,
+    "rejected_logp": -1.2,
+    "log_odds_ratio": 0.3,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return run_config(tmp_path, training={"trackers": ["wandb"]})
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with wandb and without any key of its own."""
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_in_a_dry_run_too(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match=r"^training\.trackers: wandb is not installed; pip"):
+        api.plan(config, SILENT)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("installed")
+def test_wandb_without_a_key_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"^training\.trackers: wandb has no key on this"):
+        refuse_missing_trackers(config)
+    (tmp_path / "netrc").write_text("machine example.org login a password b\n", encoding="utf-8")
+    with pytest.raises(ResourceError, match="no key"):
+        refuse_missing_trackers(config)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("name", "value"), [("WANDB_API_KEY", "secret"), ("WANDB_MODE", "offline"), ("", "")]
+)
+def test_a_key_a_login_or_no_connection_is_enough(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str
+) -> None:
+    if name:
+        monkeypatch.setenv(name, value)
+    else:
+        login = "machine api.wandb.ai login user password secret\n"
+        (tmp_path / "netrc").write_text(login, encoding="utf-8")
+    refuse_missing_trackers(config)
+
+
+@pytest.mark.parametrize(
+    ("objective", "weight"),
+    [({"kind": "orpo", "lambda": 0.5}, 0.5), ({"kind": "simpo", "beta": 2.0}, 2.0)],
+)
+def test_trls_names_stand_for_the_same_numbers(
+    tmp_path: Path, objective: dict[str, Any], weight: float
+) -> None:
+    config = run_config(tmp_path, objective=objective, training={"trl_metric_names": True})
+    assert config.objective.trl_metrics(OURS) == pytest.approx(
+        {
+            "nll_loss": 1.5,
+            "rewards/accuracies": 0.75,
+            "rewards/margins": weight * 0.2,
+            "rewards/chosen": weight * -1.0,
+            "rewards/rejected": weight * -1.2,
+            "logps/chosen": -1.0,
+            "logps/rejected": -1.2,
+            "log_odds_chosen": 0.3,
+        }
+    )
+
+
+def test_an_objective_whose_metrics_differ_in_trl_is_refused(tmp_path: Path) -> None:
+    overlay = {kind for kind, settings in OBJECTIVES.items() if settings.trl_reward_weight}
+    assert overlay == {"orpo", "simpo"}
+    with pytest.raises(ConfigError, match=r"training\.trl_metric_names: TRL's metrics of dpo are"):
+        run_config(tmp_path, objective={"kind": "dpo"}, training={"trl_metric_names": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "kept"),
+    [
+        ("orpo_ray", logging.INFO, True),
+        ("orpo_ray.search.trial", logging.WARNING, True),
+        ("orpo_rayon", logging.WARNING, False),
+        ("py.warnings", logging.WARNING, False),
+        ("ray.data", logging.ERROR, True),
+    ],
+)
+def test_the_log_of_a_run_keeps_our_lines_and_errors(name: str, level: int, kept: bool) -> None:
+    record = logging.LogRecord(name, level, __file__, 1, "said", None, None)
+    assert is_kept(record) is kept
