@@ -73,7 +73,7 @@ def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -
         count_steps(run, search)
         best = _best(search)
         search.outcome = _outcome(run, search, best, compare_with_given(run, search, best))
-        answers = _answers(run, space, search, best, ground, console)
+        answers = _answers(run, space, search, best, ground=ground, console=console)
         search.outcome = replace(search.outcome, answers=answers)
         search.status = "finished"
     finally:

@@ -90,9 +90,7 @@ def run_course(
         free_what_controllers_held()  # this process may need it next
     shutil.rmtree(folder, ignore_errors=True)
     if console.stop_requested():
-        raise StoppedError(
-            "stopped; the same command keeps finished trials and resumes the others"
-        )
+        raise StoppedError("stopped; the same command keeps finished trials and resumes the others")
     if fitting.error is not None:
         said = on_one_line(fitting.error)[:300]
         raise RunError(f"Ray Tune failed: {said}; the same command resumes") from fitting.error

@@ -29,8 +29,10 @@ _NAME = re.compile(r"step-\d{6,}")
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far a run has come, beside its tensors: `random_states` by rank, `metrics` of an
-    evaluation at this step.
+    """How far a run has come.
+
+    `random_states` are by rank. `metrics` are those of an evaluation at this step, if there was
+    one.
     """
 
     step: int
@@ -43,9 +45,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as the keeping policy sees it; accuracy and margin are None where it was not
-    evaluated.
-    """
+    """A checkpoint as the keeping policy sees it; without accuracy if it was not evaluated."""
 
     step: int
     accuracy: float | None
@@ -53,7 +53,7 @@ class Saved:
 
 
 def save(parent: Path, position: Position, write: Callable[[Path], None]) -> Path:
-    """Fill a folder beside its place, write the manifest last, then move it there in one step."""
+    """Fill a new folder, write the manifest last, then move the folder to its place."""
     final = folder_of(parent, position.step)
     building = parent / f".building-{uuid.uuid4().hex[:8]}"
     building.mkdir(parents=True)
@@ -71,7 +71,7 @@ def save(parent: Path, position: Position, write: Callable[[Path], None]) -> Pat
 
 
 def folder_of(parent: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies, or will lie."""
+    """The folder of a step's checkpoint, whether it exists or not."""
     return parent / f"step-{step:06d}"
 
 
@@ -107,11 +107,10 @@ def find_damage(folder: Path) -> str | None:
 
 
 def newest_whole(parent: Path, announce: Announce) -> Path | None:
-    """The newest undamaged checkpoint; what a killed run left half-written or half-deleted is swept
-    away.
+    """The newest undamaged checkpoint.
 
-    Damaged ones are set aside under another name: they must not count as the newest when others are
-    deleted.
+    Remains of a killed run are deleted. Damaged checkpoints get another name, so that they do not
+    count as the newest when others are deleted.
     """
     for left in [*parent.glob(".building-*"), *parent.glob(".deleting-*")]:
         shutil.rmtree(left)
@@ -132,7 +131,7 @@ def read_position(folder: Path) -> Position:
 
 
 def prune(parent: Path, keep: int) -> list[Path]:
-    """Delete the checkpoints that the policy does not keep; returns where they lay."""
+    """Delete the checkpoints that the policy does not keep. Returns their folders."""
     folders = {int(folder.name.removeprefix("step-")): folder for folder in _folders(parent)}
     saved = [_saved(step, folder) for step, folder in folders.items()]
     doomed = [folders[step] for step in set(folders) - steps_to_keep(saved, keep)]
@@ -142,8 +141,9 @@ def prune(parent: Path, keep: int) -> list[Path]:
 
 
 def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
-    """The newest, then the best by accuracy (ties: by margin), then the next newest, until `keep`
-    are named.
+    """The steps to keep: the newest, the best, then the next newest, until `keep` are named.
+
+    The best is the one with the highest accuracy; of equal ones, with the largest margin.
     """
     newest_first = sorted((s.step for s in saved), reverse=True)
     ranked = list(dict.fromkeys(newest_first[:1] + _best_first(saved)[:1] + newest_first))
@@ -151,7 +151,7 @@ def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
 
 
 def _best_first(saved: Sequence[Saved]) -> list[int]:
-    """Steps that were evaluated, by accuracy, then margin; of equal ones the newer is first."""
+    """The evaluated steps, best first; of equal ones the newer first."""
     judged = [s for s in saved if s.accuracy is not None and s.margin is not None]
     ranked = sorted(judged, key=lambda s: (s.accuracy, s.margin, s.step), reverse=True)
     return [s.step for s in ranked]
@@ -181,7 +181,7 @@ def _metrics(folder: Path) -> dict[str, float]:
 
 
 def _delete(folder: Path) -> None:
-    """Delete a checkpoint; killed on the way, it leaves nothing that looks like one."""
+    """Delete a checkpoint. If this is killed, it leaves nothing that looks like one."""
     doomed = folder.with_name(f".deleting-{uuid.uuid4().hex[:8]}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
@@ -193,9 +193,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def _sync_folders(checkpoint: Path) -> None:
-    """Make the names in a checkpoint, and its own, durable: after it, an older one may be
-    deleted.
-    """
+    """Make the names in a checkpoint, and its own name, durable before an older one is deleted."""
     inside = [path for path in checkpoint.rglob("*") if path.is_dir()]
     for folder in [*inside, checkpoint, checkpoint.parent]:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -10,9 +10,9 @@ from orpo_ray.training.strategy import Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """What `auto` came to.
+    """What every `auto` was decided to be.
 
-    Written to run.json; all but `strategy` are taken from there when the run is resumed.
+    Written to run.json. A resumed run takes all of it but `strategy` from there.
     """
 
     device: str
@@ -23,11 +23,11 @@ class Decisions:
     gradient_checkpointing: bool
     tokens_per_microbatch: int
     find_budget: bool = False
-    """Whether the last two are yet to be found from the memory that is there, on the workers."""
+    """Whether the workers still have to find the last two from the memory that is there."""
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Self:
-        """What run.json keeps of them."""
+        """Read them from run.json."""
         kinds = {"layout": Layout(written["layout"]), "strategy": Strategy(written["strategy"])}
         return cls(**{**written, **kinds})
 

@@ -1,8 +1,6 @@
-"""Who computes the loss: our own code or stock TRL. What a run needs to know of either, in one
-type.
+"""The engines that compute the loss: our own code, and stock TRL.
 
-Nothing heavy is imported before it is used: the driver of a run on workers asks for the layout
-only.
+Nothing heavy is imported before it is used: the driver of a run asks for the layout only.
 """
 
 from abc import ABC, abstractmethod
@@ -26,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class Engine(ABC):
-    """What a run needs to know of who computes its loss."""
+    """What a run needs to know of the engine that computes its loss."""
 
     only_layout: LayoutChoice | None = None
-    """The one layout that it computes; None: any."""
+    """The one layout that it computes; None if it computes all."""
     untried: str | None = None
-    """Why no micro-batch is tried for the memory that it takes; None: they are."""
+    """Why no micro-batch is tried for its memory; None if they are tried."""
 
     @abstractmethod
     def model(
@@ -53,9 +51,7 @@ class Engine(ABC):
 
 
 class FastEngine(Engine):
-    """Ours: any layout, log-probs of selected tokens, micro-batches as large as memory lets them
-    be.
-    """
+    """Our own: any layout, log-probs of selected tokens, micro-batches as large as memory allows."""
 
     def model(
         self,

@@ -1,6 +1,4 @@
-"""The model of a run as training starts with it; reference log-probs and evaluation begin here,
-too.
-"""
+"""The model of a run as training, reference log-probs and evaluation begin with it."""
 
 from pathlib import Path
 
@@ -44,7 +42,7 @@ def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce)
 
 
 def size_on_disk(config: ModelConfig) -> str:
-    """How large the base's weights are, as the end of a line; empty if that is not known here."""
+    """The size of the base's weights, as the end of a line; empty if it is not known here."""
     folder = Path(base_location(config))
     if not folder.is_dir():
         try:

@@ -1,6 +1,6 @@
-"""One run, in one process or in each of several: model, objective, plan, trainer, checkpoints.
+"""One run: model, objective, plan, trainer, checkpoints.
 
-No Ray.
+It runs in one process, or in each of several. No Ray.
 """
 
 import os
@@ -53,7 +53,7 @@ _SCORER_TOKENS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class _Session:
-    """What every part of a run needs to know about it."""
+    """What all parts of a run need."""
 
     run: Run
     artifact: Artifact
@@ -68,12 +68,11 @@ class _Session:
 def train(
     run: Run, artifact: Artifact, setup: Setup, reporter: Reporter, announce: Announce
 ) -> None:
-    """Train to the end of the plan; the first process writes result.json. Every process of the
-    world calls this.
+    """Train to the end of the plan, from the reporter's latest checkpoint.
 
-    Goes on from the reporter's latest checkpoint. Raises StoppedError if the reporter asked to
-    stop, NonFiniteError if a loss or gradient went wrong, a user error if the run cannot be what
-    the config asks for.
+    Every process of the world calls this; the first one writes result.json. Raises StoppedError if
+    the reporter asked to stop, NonFiniteError if a loss or gradient is not finite, and a user error
+    if the run cannot be what the config asks for.
     """
     config, world = run.config, current_world()
     steps = steps_of_run(config, len(artifact.train))
@@ -116,7 +115,7 @@ def train(
 
 
 def _held_out(run: Run) -> str:
-    """The latest evaluation on record, for a line that begins a resumed run."""
+    """The latest evaluation on record, for the line that announces a resumed run."""
     if not (found := evaluations(run.folder)):
         return ""
     last = found[-1]
@@ -125,9 +124,9 @@ def _held_out(run: Run) -> str:
 
 
 def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
-    """Train what is left of the plan.
+    """Train the steps that are left.
 
-    Raises StoppedError if the reporter asked to stop before its end.
+    Raises StoppedError if the reporter asked to stop before the last one.
     """
     run, decisions, steps = session.run, session.setup.decisions, session.steps
     config = run.config
@@ -143,15 +142,19 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     pad_id = padding_id(tokenizer)
     _check(model, session, pad_id)
     objective = build_objective(config.objective)
-    # Cut for the largest pack first, then to be trained on: seconds for a few hundred thousand
-    # pairs.
+    # Cached, as it takes seconds for a few hundred thousand pairs and is asked for twice.
     plan = cache(
         lambda tokens: plan_run(
             config, session.artifact.train, session.world.size, tokens, model.layout
         )
     )
     decisions = _settle_budget(
-        session, replace(decisions, layout=model.layout), model, objective, pad_id, plan
+        session,
+        replace(decisions, layout=model.layout),
+        model=model,
+        objective=objective,
+        pad_id=pad_id,
+        plan=plan,
     )
     if session.world.is_first:
         run.add_facts({"decisions": asdict(decisions)})
@@ -167,6 +170,8 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         schedule_from=session.setup.schedule_from,
     )
     set_checkpointing(model, decisions.gradient_checkpointing)
+    start = resume[1].step if resume else 0
+    callbacks = [_tensorboard(run.folder, start)] if session.world.is_first else []
     trainer = engine_of(config).trainer(config, tokenizer, decisions)(
         model=model,
         objective=objective,
@@ -181,9 +186,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         on_ready=lambda strategy: _note_workers(run, strategy, model.layout, session.world),
         announce=session.announce,
         trl_metrics=config.objective.trl_metrics if config.training.trl_metric_names else None,
-        callbacks=[_tensorboard(run.folder, resume[1].step if resume else 0)]
-        if session.world.is_first
-        else [],
+        callbacks=callbacks,
     )
     if resume is None:
         session.announce(f"evaluating {len(work.evaluation)} held-out pairs before training")
@@ -192,15 +195,14 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     done = trainer.state.global_step
     if done < len(steps):
         raise StoppedError(
-            f"stopped at step {done} of {len(steps)} with a checkpoint; the same command goes on"
+            f"stopped at step {done} of {len(steps)} with a checkpoint; the same command resumes"
         )
 
 
 def _check(model: PairModel, session: _Session, pad_id: int) -> None:
-    """Raise ConfigError where the base cannot read the pairs, or is not what the scorer takes it
-    for.
+    """Raise ConfigError if the base cannot read the pairs, or computes otherwise than we assume.
 
-    Settles the layout, too: the first process says how it computes attention.
+    Settles the layout, too. The first process announces how attention is computed.
     """
     artifact, decisions = session.artifact, session.setup.decisions
     for table in (artifact.train, artifact.eval):
@@ -217,7 +219,14 @@ def _check(model: PairModel, session: _Session, pad_id: int) -> None:
     first = artifact.train[0]
     probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
     model.check_scorer(torch.from_numpy(probe), TOLERANCE[decisions.dtype])
-    settle_layout(model, decisions, artifact.train, pad_id, session.announce, session.world)
+    settle_layout(
+        model,
+        decisions,
+        artifact.train,
+        pad_id=pad_id,
+        announce=session.announce,
+        world=session.world,
+    )
     if not model.layout.pads:
         path = model.attention_path
         session.announce(
@@ -233,9 +242,9 @@ def _settle_budget(
     pad_id: int,
     plan: Callable[[int], list[Step]],
 ) -> Decisions:
-    """The decisions with tokens and checkpointing found, where they are open.
+    """The decisions with micro-batch tokens and checkpointing, if these are open.
 
-    A GPU is tried at every start: it may be another one.
+    They are tried at every start on a GPU, as it may be another one.
     """
     config, world = session.run.config, session.world
     untried = engine_of(config).untried
@@ -263,8 +272,9 @@ def _settle_budget(
 
 
 def _note_workers(run: Run, strategy: Strategy, layout: Layout, world: World) -> None:
-    """Kept on disk: a run that is killed after its last checkpoint has no trainer when it is
-    finished.
+    """Record the workers.
+
+    A run that was killed after its last checkpoint has no trainer when it is concluded.
     """
     pids = world.gather(os.getpid())
     if world.is_first:
@@ -273,7 +283,7 @@ def _note_workers(run: Run, strategy: Strategy, layout: Layout, world: World) ->
 
 
 def _reference(session: _Session, model: PairModel, pad_id: int) -> np.ndarray:
-    """Reference log-probs of the training pairs, under the very numbers that training uses."""
+    """Reference log-probs of the training pairs, in the number format of training."""
     table, budget = session.artifact.train, session.setup.decisions.tokens_per_microbatch
     cache = reference_cache(session.run, session.setup)
     found: np.ndarray | None = session.world.from_first(
@@ -285,7 +295,12 @@ def _reference(session: _Session, model: PairModel, pad_id: int) -> np.ndarray:
         f"reference log-probs: computing them once for {len(set(table.pair_ids))} pairs"
     )
     scores = score_pairs(
-        model, table, pad_id, budget, session.reporter.stop_requested, session.world
+        model,
+        table,
+        pad_id=pad_id,
+        token_budget=budget,
+        stop_requested=session.reporter.stop_requested,
+        world=session.world,
     )
     log_probs = np.stack([scores.chosen, scores.rejected], axis=1)
     if session.world.is_first:
@@ -296,9 +311,9 @@ def _reference(session: _Session, model: PairModel, pad_id: int) -> np.ndarray:
 def _write_model(
     model: PairModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor]
 ) -> None:
-    """The adapter, or the whole model where every weight is trained, with what is needed to use it.
+    """Write the adapter, or the whole model if every weight is trained, ready for use.
 
-    `weights`: the trained ones by name, whole; those of the live model may be shards.
+    `weights`: the trained ones by name, whole. The live model may have shards only.
     """
     inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
     is_adapter = model.model is not model.causal_model
@@ -310,7 +325,7 @@ def _write_model(
 
 
 def _tensorboard(folder: Path, start: int) -> TrainerCallback:
-    """Curves hide what an earlier process wrote after its last checkpoint."""
+    """A TensorBoard writer that hides what a process wrote after its last checkpoint."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
@@ -327,7 +342,7 @@ def _peak_memory(device: str) -> int:
 
 
 def _note_memory(session: _Session) -> None:
-    """Kept on disk, as the process that ends a run may not have trained it."""
+    """Record the peak memory, as another process may conclude the run."""
     peaks = session.world.gather(_peak_memory(session.setup.decisions.device))
     if session.world.is_first:
         before = session.run.facts().get("peak_memory_bytes", 0)
@@ -377,7 +392,7 @@ def _chosen(session: _Session, newest: Path) -> Path:
 
 
 def _speed(folder: Path, steps: list[Indices]) -> float | None:
-    """Pairs per second of training, from the steps on record, whichever process took them."""
+    """Pairs per second of training, over all steps on record."""
     speeds = metric_by_step(folder, "train/pairs_per_second")
     sizes = {number: len(pairs) for number, pairs in enumerate(steps, start=1) if number in speeds}
     return (

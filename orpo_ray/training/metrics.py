@@ -1,5 +1,6 @@
-"""Numbers that tell how well a model prefers; none of them depends on lambda, beta or another
-setting of a loss.
+"""How well a model prefers, in numbers.
+
+None of them depends on lambda, beta or another setting of a loss.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,9 @@ _SHARES = ("nll", "preference", "loss")
 
 
 def pair_metrics(pairs: PairLogps) -> Tensor:
-    """Sums over pairs of PAIR_METRICS, [5]; log-probs are per token, so that length does not
-    count.
+    """Sums of PAIR_METRICS over pairs, [5].
+
+    Log-probs are per token, so that length does not count.
     """
     chosen, rejected = pairs.chosen_mean, pairs.rejected_mean
     margin = chosen - rejected
@@ -40,9 +42,7 @@ def pair_metrics(pairs: PairLogps) -> Tensor:
 
 
 class StepMetrics:
-    """Sums up a step's metrics on the device; the host looks at them once, when the step is
-    logged.
-    """
+    """Sums a step's metrics on the device; the host reads them once, when the step is logged."""
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective = objective
@@ -86,11 +86,10 @@ def score_pairs(
     stop_requested: Callable[[], bool] = lambda: False,
     world: World = ALONE,
 ) -> PairScores:
-    """Log-probs of every pair of a table, without gradient and without dropout. Raises StoppedError
-    on request.
+    """Log-probs of every pair of a table, without gradient and without dropout.
 
-    A pair that stands in the table several times is scored once. The processes of `world` share the
-    work, and each gets all scores.
+    A pair that the table has several times is scored once. The processes of `world` share the work,
+    and each gets all scores. Raises StoppedError on request.
     """
     was_training = model.training
     model.eval()

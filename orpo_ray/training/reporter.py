@@ -1,5 +1,6 @@
-"""Where a run's metrics and checkpoints go; the loop knows only this seam, with Ray behind it or
-without.
+"""Where a run's metrics and checkpoints go.
+
+The training loop knows only `Reporter`. There is one with Ray and one without.
 """
 
 import json
@@ -23,14 +24,15 @@ from orpo_ray.training.world import World
 
 
 class Reporter(Protocol):
-    """What the training loop needs from the world around it.
+    """What the training loop needs from its surroundings.
 
-    Where several processes train, each calls all of it.
+    If several processes train, each of them calls every method.
     """
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Publish one step's metrics, plain numbers under `train/` and `eval/` names, the same in
-        every process.
+        """Publish the metrics of one step, the same in every process.
+
+        Plain numbers under `train/` and `eval/` names.
         """
 
     def keep_scores(self, step: int, scores: PairScores) -> None:
@@ -39,10 +41,10 @@ class Reporter(Protocol):
         """
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """Make a checkpoint durable: `write` fills the folder it is given, in one process only."""
+        """Make a checkpoint durable. `write` fills the folder it is given, in one process only."""
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint to go on from."""
+        """The newest whole checkpoint to resume from."""
 
     def bring(self, checkpoint: Path) -> None:
         """Have all files of the latest checkpoint on this server."""
@@ -51,13 +53,14 @@ class Reporter(Protocol):
         """Forget metrics of steps after `step`: they will be computed again."""
 
     def stop_requested(self) -> bool:
-        """Whether the run should save a checkpoint and end at this step; one process that says so
-        is enough.
+        """Whether the run should save a checkpoint and end at this step.
+
+        It does so if one process says so.
         """
 
 
 class LocalReporter:
-    """Reports to a run's folder on this machine, and to whoever gave the command."""
+    """Reports to a run's folder on this machine, and to the console."""
 
     def __init__(self, run: Run, console: Console) -> None:
         self.run = run
@@ -67,23 +70,22 @@ class LocalReporter:
         self.stop_requested = console.stop_requested
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Append a line to metrics.jsonl, and show it to whoever watches."""
+        """Append a line to metrics.jsonl, and show it to the console."""
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain_record(step, metrics)) + "\n")
         if any(name.startswith("eval/") for name in metrics):
-            self.run.store(
-                METRICS_FILE
-            )  # a trial may be given up on it, and never come to a checkpoint
+            # A trial may be given up here and never reach a checkpoint, which would store it.
+            self.run.store(METRICS_FILE)
         self._console.watch(step, total_steps, metrics)
 
     def keep_scores(self, step: int, scores: PairScores) -> None:
-        """Write them beside those of other evaluations."""
+        """Write the scores into the folder of evaluations."""
         path = scores_file(self.run.path(EVALUATIONS), step)
         write_scores(path, scores)
         self.run.storage.store(path)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """Write a checkpoint beside its place, move it there, then drop those that are not kept."""
+        """Write a checkpoint, move it to its place, then delete those that are not kept."""
         try:
             _make_durable(self._metrics_file)
             folder = checkpoints.save(self._checkpoints, position, write)
@@ -95,11 +97,11 @@ class LocalReporter:
             raise RunError(
                 f"the checkpoint of step {position.step} cannot be written to {self._checkpoints}: "
                 f"{error}; "
-                "make room there, then the same command goes on from the checkpoint before"
+                "make room there; the same command then resumes from the checkpoint before it"
             ) from error
 
     def folder_of(self, step: int) -> Path:
-        """Where the checkpoint of a step lies, or will lie."""
+        """The folder of a step's checkpoint, whether it exists or not."""
         return checkpoints.folder_of(self._checkpoints, step)
 
     def latest_checkpoint(self) -> Path | None:
@@ -110,7 +112,7 @@ class LocalReporter:
         return checkpoints.newest_whole(self._checkpoints, self._console.announce)
 
     def bring(self, checkpoint: Path) -> None:
-        """Nothing: it is here."""
+        """Do nothing: the checkpoint is on this machine."""
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`: they will be computed again."""
@@ -123,9 +125,7 @@ class LocalReporter:
 
 
 class GroupReporter:
-    """One reporter for processes that train together: the first one writes, the others wait for
-    it.
-    """
+    """A reporter for processes that train together: the first one writes, the others wait."""
 
     def __init__(self, first: LocalReporter, world: World) -> None:
         self._first = first
@@ -138,19 +138,20 @@ class GroupReporter:
             self._first.report(step, total_steps, metrics)
 
     def keep_scores(self, step: int, scores: PairScores) -> None:
-        """Write them once."""
+        """Write the scores in the first process."""
         if self._world.is_first:
             self._first.keep_scores(step, scores)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
-        """Write a checkpoint once; no process goes on before it is durable."""
+        """Write a checkpoint in the first process. The others wait until it is durable."""
         if self._world.is_first:
             self._first.save(position, write)
         self._world.wait()
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, as the first process found it; on other servers, its
-        position only.
+        """The newest whole checkpoint that the first process found.
+
+        Other servers fetch only its position.
         """
         found = self._first.latest_checkpoint() if self._world.is_first else None
         place = self._world.from_first(self._storage.place_of(found) if found else None)
@@ -170,7 +171,7 @@ class GroupReporter:
 
     @property
     def _fetches(self) -> bool:
-        """Whether this process fetches for its server, which is not the first one's."""
+        """Whether this process fetches files for its server, if that is not the first one's."""
         return self._world.local_rank == 0 and not self._world.is_first
 
     def rewind(self, step: int) -> None:

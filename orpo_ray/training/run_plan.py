@@ -1,6 +1,4 @@
-"""What a run's settings make of the plan: the steps of all its epochs, and how each is cut into
-packs.
-"""
+"""The plan of a run: the steps of all its epochs, and how each is cut into packs."""
 
 from orpo_ray.config import RunConfig, warmup_steps
 from orpo_ray.data.store import PairTable
@@ -10,9 +8,7 @@ from orpo_ray.training.plan import Indices, Layout, Step, cut_step, pack_costs, 
 
 
 def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
-    """The pairs of each optimizer step of the whole run over `count` pairs, epoch after epoch, cut
-    at max_steps.
-    """
+    """The pairs of each optimizer step of a run over `count` pairs, epoch after epoch."""
     settings = config.training
     each = -(-count // settings.pairs_per_step)
     wanted = settings.max_steps or max(1, round((settings.epochs or 1) * each))

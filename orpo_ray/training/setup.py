@@ -1,6 +1,4 @@
-"""What a run settles before its first step: the meaning of every `auto`, and what its inputs
-are.
-"""
+"""What a run settles before its first step: the value of every `auto`, and its inputs."""
 
 from dataclasses import asdict
 from typing import Any
@@ -44,7 +42,7 @@ def settle(
 ) -> Setup:
     """Decide, announce and record.
 
-    Raises a user error where the run cannot go on as asked or as it began.
+    Raises a user error if the run cannot be what it was, or what is asked for.
     """
     config = run.config
     if not len(artifact.eval):
@@ -59,11 +57,11 @@ def settle(
     decisions = decide(
         config,
         all_lengths(artifact),
-        stored.get("decisions", {}),
-        announce,
-        hardware,
-        workers,
-        nodes,
+        before=stored.get("decisions", {}),
+        announce=announce,
+        hardware=hardware,
+        workers=workers,
+        nodes=nodes,
     )
     run.write_facts(
         {**stored, "identity": identity, "decisions": asdict(decisions), "versions": versions()}
@@ -73,8 +71,9 @@ def settle(
 
 
 def fetch_inputs(config: RunConfig) -> None:
-    """Have on this server the base and the first adapter that URLs name; what the hub has is
-    fetched by its client.
+    """Fetch the base and the first adapter to this server, if they have URLs.
+
+    The hub's own client fetches what the hub has.
     """
     fetch_trained(config.model.base)
     if config.adapter.init_from is not None:
@@ -82,7 +81,7 @@ def fetch_inputs(config: RunConfig) -> None:
 
 
 def all_lengths(artifact: Artifact) -> Indices:
-    """(prompt, chosen, rejected) lengths [n, 3] of all pairs that a run computes."""
+    """The (prompt, chosen, rejected) lengths [n, 3] of all pairs that a run computes."""
     lengths: Indices = np.concatenate([artifact.train.lengths, artifact.eval.lengths])
     return lengths
 
@@ -96,9 +95,7 @@ def decide(
     workers: int = 1,
     nodes: int = 1,
 ) -> Decisions:
-    """Give every `auto` its value: the one of `before` where a run goes on, otherwise what fits the
-    hardware.
-    """
+    """Decide on every `auto`: as in `before` if the run is resumed, else as the hardware allows."""
     recorded: dict[str, Any] = {key: before[key] for key in ("dtype", "attention") if key in before}
     traits = read_traits(config.model)
     numerics = choose_numerics(
@@ -143,7 +140,7 @@ def decide(
 def _layout(
     config: RunConfig, traits: Traits, lengths: Indices, before: dict[str, Any], announce: Announce
 ) -> Layout:
-    """How pairs stand in a micro-batch: as the run began where it goes on."""
+    """How pairs stand in a micro-batch; a resumed run keeps its layout."""
     if "layout" in before:
         announce(f"layout {before['layout']}: as the run began")
         return Layout(before["layout"])
@@ -156,7 +153,7 @@ def _layout(
 
 
 def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announce) -> Strategy:
-    """How workers share the model; announced where there is anything to share."""
+    """How workers share the model; announced if there are several."""
     parameters = count_parameters(config.model) if workers.count > 1 else None
     size = ModelSize(0, 0)
     if parameters is not None:
@@ -178,11 +175,9 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
 
 
 def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
-    """Hashes of all that lies behind unchanged settings: prepared pairs, tokenizer, weights, first
-    adapter.
-    """
+    """Hashes of what unchanged settings may hide: pairs, tokenizer, weights, first adapter."""
     identity = {
-        # Before the data, which cannot stay the same under another tokenizer.
+        # First: with another tokenizer the data is another, too, and this is the cause.
         "tokenizer": tokenizer_fingerprint(load_tokenizer(config.model, SILENT.announce)),
         "data": artifact.summary.hash,
         "model.base": base_fingerprint(config.model),

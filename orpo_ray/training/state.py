@@ -22,10 +22,10 @@ _MASTER = "master"
 
 
 def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Tensor]:
-    """Every trained parameter with its optimizer state, whole and on the CPU, by name.
+    """Every trained parameter and its optimizer state by name, whole and on the CPU.
 
-    `optimizer` is torch's, bitsandbytes' or one of ZeRO's. Every rank must call this; those that do
-    not `keep` get {}.
+    `optimizer` is torch's, bitsandbytes' or one of ZeRO's. Every rank must call this; a rank that
+    does not `keep` gets {}.
     """
     tensors: dict[str, Tensor] = {}
     sharded = zero.is_sharded(optimizer)
@@ -43,7 +43,7 @@ def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Ten
 
 
 def masters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trained parameters alone, by name, out of what `collect_state` returned."""
+    """The trained parameters by name, out of what `collect_state` returned."""
     return {
         name.removesuffix(f"/{_MASTER}"): tensor
         for name, tensor in tensors.items()
@@ -57,8 +57,7 @@ def save_state(tensors: dict[str, Tensor], folder: Path) -> None:
 
 
 def load_parameters(model: nn.Module, folder: Path) -> None:
-    """Put the trained parameters back; before DeepSpeed has taken the model, which cuts up what it
-    finds.
+    """Put the trained parameters back, before DeepSpeed takes the model and cuts it up.
 
     The model must train the same parameters as when they were saved.
     """
@@ -76,7 +75,7 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, world: World) -> None:
-    """Put optimizer state back, whatever strategy and number of processes it was saved under."""
+    """Put optimizer state back, whatever strategy and number of processes saved it."""
     sharded = zero.is_sharded(optimizer)
     if hasattr(optimizer, "check_overrides"):
         optimizer.check_overrides()  # bitsandbytes decides here which parameters keep 32-bit state
@@ -110,9 +109,7 @@ def _fill(
     place: tuple[int, int],
     stored: dict[str, Tensor],
 ) -> None:
-    """Give one parameter its optimizer state; bitsandbytes makes its own (maybe paged) buffers
-    first.
-    """
+    """Give one parameter its state; bitsandbytes makes its own (maybe paged) buffers first."""
     state = optimizer.state[parameter]
     if stored and hasattr(optimizer, "init_state"):
         optimizer.init_state(optimizer.param_groups[place[0]], parameter, *place)
@@ -134,7 +131,7 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def capture_random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's random generators as plain JSON values."""
+    """The states of the random generators of Python, NumPy and torch, as JSON values."""
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -146,7 +143,7 @@ def capture_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put this process's random generators back; that of its GPU if it has one now."""
+    """Restore this process's random generators, and that of its GPU if it has one now."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
@@ -157,8 +154,9 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def seed_process(seed: int, step: int, rank: int) -> None:
-    """Seed the generators of a process that has no state to go on from: each rank draws its own
-    dropout.
+    """Seed a process that has no random state to resume from.
+
+    Each rank then draws its own dropout.
     """
     set_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
 

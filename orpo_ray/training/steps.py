@@ -1,6 +1,4 @@
-"""The planned steps as tensors: what one rank computes of each, and the counts of the whole
-step.
-"""
+"""The planned steps as tensors: what one rank computes, and the counts of the whole step."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -18,18 +16,18 @@ from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.plan import Layout, Step
 
 Batch = TypeVar("Batch")
-"""Tensors as an engine computes them: PairBatch, or what TRL collates."""
+"""The tensors of a pack: a PairBatch, or what TRL collates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is trained on: the steps of the whole run and the pairs they index."""
+    """What is trained: the steps of the whole run, and the pairs that they index."""
 
     steps: list[Step]
     train: PairTable
     evaluation: PairTable
     reference: np.ndarray | None
-    """Summed reference log-probs [n, 2], chosen and rejected, where the objective needs them."""
+    """Summed reference log-probs [n, 2], chosen and rejected, if the objective needs them."""
     pad_id: int
     layout: Layout
     token_budget: int
@@ -88,8 +86,9 @@ class StepDataset(Dataset[StepInput]):
 
 
 def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
-    """Tokens that the NLL of a step is the mean of, from the (prompt, chosen, rejected) lengths [n,
-    3] of its pairs.
+    """The number of tokens that the NLL of a step is averaged over.
+
+    From the (prompt, chosen, rejected) lengths [n, 3] of its pairs.
     """
     scored = lengths[:, 1]
     if objective.nll_on == "full":
@@ -98,7 +97,7 @@ def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
 
 
 def lay_out(pairs: list[TokenPair], layout: Layout, pad_id: int, objective: Objective) -> PairBatch:
-    """Pairs as an objective is computed on them: what it does not score takes no part."""
+    """The pairs as the objective sees them, without the parts that it does not score."""
     return collate(
         pairs,
         layout,
@@ -115,8 +114,9 @@ def step_of_one_pack(
     objective: Objective,
     reference: tuple[float, float] = (0.0, 0.0),
 ) -> StepInput:
-    """Pairs as a step by themselves, outside of any plan; where log-probs of a reference are
-    needed, all have these.
+    """Pairs as a step of their own, outside of any plan.
+
+    If reference log-probs are needed, every pair must have them.
     """
     lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
     references = torch.tensor([reference] * len(pairs)) if objective.needs_reference else None
@@ -131,8 +131,9 @@ def pack_loss(
     step: StepInput,
     device: torch.device,
 ) -> tuple[PairLogps, LossParts]:
-    """Forward pass of one pack: its pairs' log-probs and its share of the step's loss, its weight
-    not counted.
+    """Forward pass of one pack: log-probs of its pairs, and its share of the step's loss.
+
+    The share is not multiplied by the pack's weight.
     """
     batch = pack.batch.to(device)
     pairs = pair_logps(model(batch), batch)

@@ -1,5 +1,6 @@
-"""The Hugging Face Trainer with our data order, forward, loss and checkpoint: one batch is one
-optimizer step.
+"""The Hugging Face Trainer with our data order, forward, loss and checkpoint.
+
+One batch is one optimizer step.
 """
 
 import math
@@ -43,13 +44,13 @@ from orpo_ray.training.world import current_world
 from orpo_ray.training.zero import is_sharded
 
 _SILENCE_S = 10.0
-"""What takes longer is announced before."""
+"""Seconds. What takes longer is announced before it begins."""
 MAX_SKIPPED_STEPS = 20
 """float16 steps in a row that may overflow before the run is given up."""
 
 
 class PreferenceTrainer(Trainer):
-    """Trains a PairModel on planned steps and reports to a Reporter; resumes at a step exactly."""
+    """Trains a PairModel on planned steps and reports to a Reporter; resumes exactly at a step."""
 
     def __init__(
         self,
@@ -93,11 +94,11 @@ class PreferenceTrainer(Trainer):
         self._plain_norm: float | None = None
         self._counting_from = time.perf_counter()
 
-    # What transformers types as perhaps not there yet.
+    # transformers types these as optional.
 
     @property
     def _inner_optimizer(self) -> Any:
-        """torch's, bitsandbytes' or DeepSpeed's own, inside of accelerate's."""
+        """The optimizer inside of accelerate's: torch's, bitsandbytes' or DeepSpeed's."""
         outer: Any = self.optimizer
         return outer.optimizer
 
@@ -113,7 +114,10 @@ class PreferenceTrainer(Trainer):
     # Data: steps come from the plan, whole and unsharded.
 
     def get_train_dataloader(self) -> DataLoader[StepInput]:
-        """The rest of the run, one step an item; not prepared, since that would shard it again."""
+        """The steps that are left, one step an item.
+
+        Not prepared by accelerate, which would shard it again.
+        """
         # A generator of its own: drawing the loader's seed must not move the global random state.
         return DataLoader(
             self._dataset(),
@@ -128,11 +132,11 @@ class PreferenceTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[StepInput], num_batches: int, device: torch.device
     ) -> tuple[list[StepInput], None]:
-        """One step; there is no accumulation to count items for."""
+        """One step. No batches are accumulated, so there is nothing to count."""
         return [next(epoch_iterator)], None
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: the estimate knows neither packing nor selected log-probs."""
+        """Zero: the Trainer's estimate knows neither packing nor selected log-probs."""
         return 0
 
     # One optimizer step.
@@ -140,8 +144,9 @@ class PreferenceTrainer(Trainer):
     def training_step(  # type: ignore[override]  # a step of ours, where the Trainer has a batch
         self, model: nn.Module, inputs: StepInput, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Walk the packs, gradients synchronised at the last one only; returns the step's loss on
-        this rank.
+        """Compute the packs and synchronise gradients at the last one only.
+
+        Returns the step's loss on this rank.
         """
         model.train()
         self._current = inputs
@@ -149,8 +154,7 @@ class PreferenceTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for index, pack in enumerate(inputs.packs):
             last = index == len(inputs.packs) - 1
-            # Without it every pack would take an optimizer step under DeepSpeed, and reduce
-            # gradients under DDP.
+            # Otherwise every pack would step under DeepSpeed, and reduce gradients under DDP.
             self.accelerator.gradient_state._set_sync_gradients(last)
             with self._gradient_sync(model, last):
                 total = total + self._run_pack(model, pack, inputs, metrics)
@@ -173,26 +177,27 @@ class PreferenceTrainer(Trainer):
     def _run_pack(
         self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics
     ) -> Tensor:
-        """Forward and backward of one pack; its share of the loss, as `_backward` returns it."""
+        """Forward and backward of one pack. Returns its share of the loss, as `_backward` does."""
         pairs, parts = pack_loss(model, self._objective, pack, step, self.args.device)
         metrics.add(pairs, parts, pack.weight)
         return self._backward(parts.total * pack.weight)
 
     def _backward(self, share: Tensor) -> Tensor:
-        """Backward pass of a share of the step's loss, scaled for the mean that ranks take; the
-        scaled share.
+        """Backward pass of a share of the step's loss. Returns the scaled share.
+
+        It is scaled by the number of ranks, as gradients are averaged over them.
         """
         loss = share * self._world.size
-        # DeepSpeed would divide by its accumulation steps, of which it knows nothing here.
+        # DeepSpeed would divide by its number of accumulation steps, which is not ours.
         self.accelerator.backward(
             loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {})
         )
         return loss.detach()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
-        """The gradient norm, tested here because this is the last stop before the optimizer.
+        """The gradient norm, which is checked here, just before the optimizer steps.
 
-        DeepSpeed has stepped by then, but not where it found the gradient not finite.
+        DeepSpeed has stepped already, unless it found that the gradient is not finite.
         """
         if getattr(self._inner_optimizer, "overflow", False):
             raise self._non_finite("gradient")
@@ -208,7 +213,7 @@ class PreferenceTrainer(Trainer):
         return norm
 
     def _allow_skip(self) -> None:
-        """float16 looks for its loss scale by overflowing; the optimizer skips such a step."""
+        """float16 finds its loss scale by overflowing; the optimizer skips such a step."""
         self._skipped += 1
         if self._skipped >= MAX_SKIPPED_STEPS or self.accelerator.scaler.get_scale() <= 1.0:
             raise RunError(
@@ -229,7 +234,7 @@ class PreferenceTrainer(Trainer):
     # Metrics, evaluation, checkpoints.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Publish one step's numbers. The Trainer's summary at the end is not one of them."""
+        """Publish the numbers of one step, but not the Trainer's summary at the end."""
         if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
             return
         if "loss" in logs:
@@ -253,8 +258,9 @@ class PreferenceTrainer(Trainer):
         return {f"{prefix}{name}": value for name, value in self._trl_metrics(ours).items()}
 
     def _speed(self) -> dict[str, float]:
-        """How long the step took, its data and the report of the one before included; not
-        evaluations, checkpoints.
+        """The step's time, with its data and the report of the step before.
+
+        Evaluations and checkpoints are left out.
         """
         assert self._current is not None
         now = time.perf_counter()
@@ -270,13 +276,12 @@ class PreferenceTrainer(Trainer):
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
     ) -> dict[str, float]:
-        """Preference metrics over the evaluation pairs.
+        """Preference metrics over the held-out pairs.
 
-        Raises NonFiniteError where a log-prob is no number.
+        Raises NonFiniteError if a log-prob is not finite.
         """
         model = self.accelerator.unwrap_model(self.model)
-        # Before the first step nothing is lost by stopping at once; later the step's checkpoint
-        # comes first.
+        # Before the first step a stop loses nothing. Later the step's checkpoint comes first.
         stop = self._reporter.stop_requested if self.state.global_step == 0 else lambda: False
         work = self._work
         if self._evaluation_s > _SILENCE_S:
@@ -312,7 +317,7 @@ class PreferenceTrainer(Trainer):
         return {}
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
-        """The keeping policy decides which checkpoint is best."""
+        """Leave it to the keeping policy, which decides on the best checkpoint."""
         return False
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -337,16 +342,16 @@ class PreferenceTrainer(Trainer):
         save_state(tensors, folder)
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
-        """A schedule over the steps that it is for: after an extension, over the added ones."""
+        """A schedule over the steps that it is for; after an extension, over the added steps."""
         return super().create_scheduler(
             num_training_steps - self._work.schedule_from, *args, **kwargs
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As the Trainer does, but without what bitsandbytes remembers of other runs.
+        """The Trainer's optimizer, without what bitsandbytes remembers of other runs.
 
-        It keeps, by a parameter's place and for as long as the process lives, which ones have
-        32-bit state.
+        bitsandbytes keeps, as long as the process lives, which parameters have 32-bit state, by
+        their position.
         """
         GlobalOptimManager.get_instance().initialize()
         return super().create_optimizer(*args, **kwargs)
@@ -354,8 +359,9 @@ class PreferenceTrainer(Trainer):
     # Exact resume.
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Start the step counter where the checkpoint was; the loader holds just the rest: nothing
-        is skipped.
+        """Start the step counter at the checkpoint.
+
+        The loader has only the steps that are left, so none is skipped.
         """
         super()._init_training_state(max_steps, *args, **kwargs)
         self.state.global_step = self._start
@@ -369,7 +375,7 @@ class PreferenceTrainer(Trainer):
         if self._resume:
             folder, position = self._resume
             load_optimizer(self._whole_model, self._inner_optimizer, folder, self._world)
-            # Not its saved state: DeepSpeed leaves out parameter groups that are empty.
+            # Stepped, not loaded: DeepSpeed leaves out parameter groups that are empty.
             began = position.step <= self._work.schedule_from
             for _ in range(0 if began else position.scheduler_steps):
                 self._schedule.step()
@@ -380,8 +386,9 @@ class PreferenceTrainer(Trainer):
         return prepared
 
     def _before_plain_step(self) -> None:
-        """ZeRO stage 0 steps inside the last backward and tests no gradient, so this is the last
-        stop before it.
+        """Check the gradient of ZeRO stage 0, which steps inside the last backward.
+
+        It checks no gradient itself, so this is the last chance.
         """
         limit = self._max_grad_norm or math.inf
         self._plain_norm = torch.nn.utils.clip_grad_norm_(
@@ -392,9 +399,7 @@ class PreferenceTrainer(Trainer):
 
     @property
     def strategy(self) -> Strategy:
-        """How the processes share the work, read off the engine; known once training is
-        prepared.
-        """
+        """How the processes share the work, as the engine has it once training is prepared."""
         if self.is_deepspeed_enabled:
             engine: Any = self.deepspeed
             return Strategy.zero(engine.zero_optimization_stage())
@@ -405,8 +410,9 @@ class PreferenceTrainer(Trainer):
         )
 
     def _on_start(self) -> None:
-        """Last thing before the first step: a fresh run is evaluated, a resumed one gets its random
-        states back.
+        """Evaluate a fresh run, or restore the random states of a resumed one.
+
+        This is the last thing before the first step.
         """
         self._on_ready(self.strategy)
         states = self._resume[1].random_states if self._resume else []
@@ -440,7 +446,7 @@ class _Flow(TrainerCallback):
         self._on_start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide what follows this step; the last one is always evaluated and saved."""
+        """Decide what follows this step. The last one is always evaluated and saved."""
         step, last = state.global_step, state.global_step >= self._total
         stop = self._stop_agreed()
         control.should_evaluate = last or step % self._eval_every == 0

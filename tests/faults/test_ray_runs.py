@@ -218,7 +218,7 @@ def stopped_at(ended: Ended) -> int:
     line = complaint(ended, 4)
     step = int(line.removeprefix("orpo-ray: stopped at step ").split()[0])
     stopped = f"orpo-ray: stopped at step {step} of {STEPS} with a checkpoint"
-    assert line == f"{stopped}; the same command goes on"
+    assert line == f"{stopped}; the same command resumes"
     return step
 
 

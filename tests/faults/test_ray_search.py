@@ -285,7 +285,7 @@ def test_a_trial_may_take_several_workers_and_its_search_be_told_to_stop(storage
     assert ended.code == 4 and not ended.left
     assert (
         ended.said[-1]
-        == "orpo-ray: stopped; the same command keeps finished trials and goes on with the others"
+        == "orpo-ray: stopped; the same command keeps finished trials and resumes the others"
     )
     assert read(folder)["status"] == "stopped"
     run = json.loads((folder / "trials" / "000" / "run.json").read_text(encoding="utf-8"))
