@@ -51,7 +51,7 @@ class Engine(ABC):
 
 
 class FastEngine(Engine):
-    """Our own: any layout, log-probs of selected tokens, micro-batches as large as memory allows."""
+    """Our own: any layout, log-probs of selected tokens, micro-batches as memory allows."""
 
     def model(
         self,
