@@ -168,7 +168,9 @@ def test_another_server_sees_that_the_run_is_finished_and_evaluates_it(
     accuracy = evaluation.metrics["trained"]["all"]["accuracy"]
     assert accuracy == pytest.approx(trained.result["metrics"]["eval/accuracy"])
     assert by_url.metrics == evaluation.metrics
-    assert site.kept("trained") == before
+    after = site.kept("trained")
+    assert json.loads(after.pop("evaluation.json")) == by_url.to_json()
+    assert after == before
 
 
 def test_pairs_that_one_server_prepared_are_found_by_another(site: Site, trained: Trained) -> None:
