@@ -21,7 +21,7 @@ from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.base import fetch_base
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import Objective, build_objective
-from orpo_ray.runs.console import SILENT, Announce
+from orpo_ray.runs.console import SILENT, Announce, Metrics
 from orpo_ray.runs.files import RUN_FILE, TENSORBOARD
 from orpo_ray.runs.metrics import evaluations, last_metrics, metric_by_step, metrics_at
 from orpo_ray.runs.results import TrainResult
@@ -100,7 +100,9 @@ def train(
         )
     reporter.rewind(start if position else -1)
     if position:
-        announce(f"resuming at step {start} of {len(steps)}{_held_out(run)}")
+        announce(f"resuming at step {start} of {len(steps)}")
+        if found := evaluations(run.folder):
+            announce(_held_out(found[-1]))
     if start < len(steps):
         if checkpoint:
             reporter.bring(checkpoint)
@@ -114,13 +116,10 @@ def train(
         _finish(session, checkpoint)
 
 
-def _held_out(run: Run) -> str:
-    """The latest evaluation on record, for the line that announces a resumed run."""
-    if not (found := evaluations(run.folder)):
-        return ""
-    last = found[-1]
+def _held_out(last: Metrics) -> str:
+    """The latest evaluation on record, in one line; a resumed run shows it before its next one."""
     accuracy, margin = last["eval/accuracy"], last["eval/margin"]
-    return f"; held out at step {last['step']:g}: accuracy {accuracy:.3f}  margin {margin:.3f}"
+    return f"held out at step {last['step']:g}: accuracy {accuracy:.3f}  margin {margin:.3f}"
 
 
 def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:

@@ -288,8 +288,9 @@ def test_two_workers_train_and_tell_who_they_were(wounded: Wounded) -> None:
 def test_the_terminal_shows_progress_and_nothing_that_libraries_say(wounded: Wounded) -> None:
     ended = wounded.links["end"]
     log = (wounded.run_dir / "run.log").read_text(encoding="utf-8")
-    progress = [line for line in ended.said if line.startswith("step ")]
-    assert progress[-1].startswith(f"step {STEPS}/{STEPS}") and len(progress) >= 3
+    progress = [line for line in ended.said if line.startswith(("step ", "  held out: "))]
+    steps = [line for line in progress if line.startswith("step ")]
+    assert steps[-1].startswith(f"step {STEPS}/{STEPS}") and len(steps) >= 3
     foreign = [
         line for line in ended.said if line not in progress and f"orpo_ray INFO {line}" not in log
     ]
@@ -307,7 +308,7 @@ def test_ray_leaves_nothing_of_its_own_in_the_run(wounded: Wounded) -> None:
             "metrics.jsonl",
             "result.json",
         ),
-        *("adapter", "checkpoints", "tensorboard"),
+        *("adapter", "checkpoints", "evaluations", "tensorboard"),
     }
 
 
