@@ -370,5 +370,8 @@ def test_the_adapter_folder_can_be_used_without_us(artifact: Artifact, tmp_path:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert artifact.summary.hash in card
     assert f"36 pairs for training, {EVAL_PAIRS} for evaluation" in card
-    assert f"| eval/accuracy | {trained.result['metrics']['eval/accuracy']:.4g} |" in card
+    start, end = trained.result["start"], trained.result["metrics"]
+    (row,) = [line for line in card.splitlines() if line.startswith("| preference accuracy |")]
+    before, after = (f"{metrics['eval/accuracy']:.3f} (" for metrics in (start, end))
+    assert f"| {before}" in row and f"| {after}" in row
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json", ".jinja", ".md"}
