@@ -35,7 +35,7 @@ _SECTIONS = {
     "adapter": ("AdapterConfig", "What is trained"),
     "data": ("DataConfig", "The pairs"),
     "data.train, data.eval": ("Source", "One source of pairs"),
-    "data.columns": ("Columns", "Columns of a shape that is not recognised"),
+    "data.columns": ("Columns", "Columns of a format that is not recognised"),
     "training": ("TrainingConfig", "Optimisation, evaluation, checkpoints"),
     "scale": ("ScaleConfig", "Workers"),
     "scale.deepspeed": ("DeepSpeedConfig", "A ZeRO stage"),

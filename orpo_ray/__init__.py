@@ -5,7 +5,7 @@
     print(result.adapter, result.metrics["eval/accuracy"])
 
 `prepare`, `train`, `tune`, `evaluate`, `plan` and `plan_search` take a config and return a frozen
-result; what is wrong is an OrpoRayError. docs/python.md shows each of them at work.
+result. What a user can mend is raised as an OrpoRayError. docs/python.md has examples of each.
 """
 
 import importlib
@@ -63,7 +63,7 @@ __all__ = [
     "tune",
 ]
 
-# Where what is not a function of `api` comes from; most of it is loaded only when it is asked for.
+# The modules of public names that `api` does not define. Most are imported only when they are used.
 _HOMES = {
     "config": ("RunConfig",),
     "data.store": ("Artifact",),

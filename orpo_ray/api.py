@@ -1,8 +1,7 @@
-"""The whole way of a run for those who write Python, and for the command line: prepare, train,
-tune, evaluate, plan.
+"""What the commands do, as Python functions: prepare, train, tune, evaluate, plan.
 
-What is heavy is imported where it is used: a cluster that is too small is refused before torch is
-loaded.
+Heavy modules are imported in the functions that use them. So a cluster that is too small is refused
+before torch is loaded.
 """
 
 from __future__ import annotations
@@ -38,7 +37,10 @@ if TYPE_CHECKING:
     from orpo_ray.training.decisions import Decisions
 
 _ONLOOKER_S = 1.0
-"""Whoever looks on holds the lock of a run for an instant, to see whether somebody is at work."""
+"""How long to wait for a lock.
+
+A process that only checks whether a run is at work holds its lock for an instant.
+"""
 _PRINTING = Printing()
 
 
@@ -58,10 +60,10 @@ def load_config(
 
 
 def prepare(config: RunConfig, console: Console = _PRINTING) -> Artifact:
-    """Check and tokenise a run's preference pairs, or find them in its storage if nothing that
-    shapes them changed.
+    """Check and tokenise a run's preference pairs.
 
-    Returns the pairs as they will be trained and evaluated, with a summary. Raises DataError for
+    Pairs that its storage holds are used again, if nothing that shapes them changed. Returns the
+    pairs as they will be trained and evaluated, with a summary. Raises DataError for
     pairs that cannot be trained on.
     """
     _refuse_others(config, console)
@@ -103,11 +105,11 @@ def train(
 ) -> TrainResult:
     """Train a run to its end; an unfinished run of this name is resumed.
 
-    A finished one is not run again, unless `extend` asks for the steps that its settings have now
-    beyond its end. The console hears what was decided and the numbers of each step. If it asks to
-    stop, or SIGINT or SIGTERM comes, the run ends with a checkpoint and StoppedError. `verbose`
-    shows what Ray's processes log. A run in stages is its stages, one after the other, each a run
-    in the folder of the whole.
+    A finished run is not trained again. With `extend` it continues with the further steps that its
+    settings now ask for. The console gets what was decided, and the numbers of each step. If it
+    asks to stop, or SIGINT or SIGTERM comes, the run ends with a checkpoint and StoppedError.
+    `verbose` shows what Ray's processes log. The stages of a run are trained one after the other.
+    Each is a run of its own in the folder of the whole.
     """
     _refuse_others(config, console)
     run = Run(config)
@@ -120,7 +122,7 @@ def train(
         return _train_in_stages(run, console, verbose)
     placement = _place(config.scale, console, verbose)
     _check_cluster(run, console)
-    # Before the run has a folder, so that data that is refused leaves nothing behind.
+    # This comes before the run has a folder, so that refused data leaves nothing behind.
     artifact = _prepare(run, console)
     with run.at_work(console, _ONLOOKER_S) as finished:
         if finished is not None:
@@ -134,7 +136,7 @@ def train(
 
 
 def _extend(run: Run, console: Console) -> None:
-    """Have a finished run wait for more steps, which `train` takes."""
+    """Reopen a finished run for more steps. `train` then resumes it."""
     from orpo_ray.runs.extend import described, extend, refuse_unfinished
     from orpo_ray.training.run_plan import steps_of_run
 
@@ -154,7 +156,7 @@ def _extend(run: Run, console: Console) -> None:
 
 
 def _train(run: Run, artifact: Artifact, placement: Placement, console: Console) -> None:
-    """Settle what is open, then train: in this process, or in those that Ray starts."""
+    """Decide what the settings leave open, then train in this process or in Ray's workers."""
     hardware = _hardware(run.config.scale, placement)
     if placement.uses_ray:
         with without_collections():
@@ -189,7 +191,7 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
 def _prepare_stages(
     config: RunConfig, stages: Sequence[RunConfig], console: Console, verbose: bool
 ) -> None:
-    """Find out that a later stage lacks workers or pairs before the first one is trained."""
+    """Check workers and pairs of every stage before the first one is trained."""
     for stage in stages:
         _place(stage.scale, console, verbose)
         _prepare(Run(_before_training(config, stage)), SILENT)
@@ -198,14 +200,12 @@ def _prepare_stages(
 def _train_stages(
     config: RunConfig, stages: Sequence[RunConfig], console: Console, verbose: bool
 ) -> list[TrainResult]:
-    """Train the first stages of a run, or all of them; those that are finished are left as they
-    are.
-    """
+    """Train the first stages of a run, or all of them, except those that are finished."""
     results = []
     for number, stage in enumerate(stages, start=1):
         run = Run(stage)
         result = run.look(SILENT)
-        done = ", done before" if result else ""
+        done = ", finished already" if result else ""
         console.announce(
             f"stage {number} of {len(config.stages)}: {stage.objective.kind}, in {run.place}{done}"
         )
@@ -214,10 +214,10 @@ def _train_stages(
 
 
 def _before_training(config: RunConfig, stage: RunConfig) -> RunConfig:
-    """A stage that can be planned before the stages ahead of it are trained.
+    """The stage in a form that can be planned before earlier stages are trained.
 
-    In full fine-tuning its base is what the stage before makes: the run's own has the same
-    tokenizer and size.
+    In full training its base is the result of the stage before, which does not exist yet. The run's
+    own base takes its place: it has the same tokenizer and size.
     """
     if stage.adapter.kind != "none":
         return stage
@@ -229,11 +229,11 @@ def _before_training(config: RunConfig, stage: RunConfig) -> RunConfig:
 
 
 def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False) -> SearchResult:
-    """Search the settings that `search` names, or go on where an unfinished search was.
+    """Search the settings that `search` names; an unfinished search is resumed.
 
-    It lives in the folder `search` of the run; a finished one is not run again. The console is
-    shown the search after each change, and the stages before the one that is searched as `train`
-    shows them; it is stopped as `train` is.
+    The search lies in the folder `search` of the run. A finished one is not run again. The console
+    is shown the search after each change. Stages before the searched one are trained first, and
+    shown as `train` shows them. It is stopped as `train` is.
     """
     _refuse_others(config, console)
     Run(config).check_writable()
@@ -255,7 +255,7 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
 
 
 def _read_search(config: RunConfig, console: Console) -> tuple[SearchRun, Space, RunConfig]:
-    """The search, what it varies, and the run that every trial is but for its values."""
+    """The search, what it varies, and the config that all trials share."""
     from orpo_ray.search.space import resolve, trial_config, with_ranges
 
     run = search_for(with_ranges(config, console.announce))
@@ -270,7 +270,7 @@ def _search(
     from orpo_ray.search.search import run_search
 
     ground = Ground(artifact, placement, _hardware(run.config.scale, placement))
-    with StopSignal(console, "stopping; trials will go on from their last checkpoints") as heard:
+    with StopSignal(console, "stopping; the same command resumes the trials") as heard:
         return run_search(run, space, ground, heard).result()
 
 
@@ -278,8 +278,9 @@ def _search(
 
 
 def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
-    """What `train` would do: workers placed, pairs prepared and the plan laid, but no model loaded
-    and no run begun.
+    """What `train` would do.
+
+    Workers are placed and pairs are prepared. No model is loaded, and no run begins.
     """
     _refuse_others(config, console)
     if config.stages:
@@ -290,9 +291,7 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
 
 
 def plan_search(config: RunConfig, console: Console = _PRINTING) -> SearchPlan:
-    """What `tune` would do: how many trials of which length, how many at once, over which
-    ranges.
-    """
+    """What `tune` would do: how many trials, how long, how many at once, over which ranges."""
     _refuse_others(config, console)
     run, space, searched = _read_search(config, console)
     run.look(console)
@@ -363,12 +362,12 @@ def evaluate(
     base_only: bool = False,
     console: Console = _PRINTING,
 ) -> Evaluation:
-    """Compare the base with what the run made of it, over data.eval; or judge the base alone.
+    """Compare the base with what the run made of it, on data.eval.
 
-    Both answer the first `samples` evaluation prompts, or `conversations` if they are given.
-    `adapter` is another adapter or run to look at. A run in stages is judged by the settings of its
-    last one. What was found is kept in the run's folder as evaluation.json, or
-    evaluation-base.json.
+    `base_only` judges the base alone. `adapter` names another adapter or run to judge. Both models
+    answer the first `samples` evaluation prompts, or `conversations` if they are given. A run in
+    stages is judged with the settings of its last stage. The result is kept in the run's folder, as
+    evaluation.json or evaluation-base.json.
     """
     _refuse_others(config, console)
     if base_only and adapter is not None:
@@ -387,12 +386,14 @@ def evaluate(
     judged = []
     for who in [None] if base_only else [None, trained]:
         console.announce(f"judging {who or config.model.base} on {len(artifact.eval)} pairs")
-        judged.append(judge_model(config, decisions, tokenizer, artifact.eval, questions, who))
+        judged.append(
+            judge_model(config, decisions, tokenizer, artifact.eval, questions, trained=who)
+        )
     shown = tokenizer.batch_decode(prompts, skip_special_tokens=True) if prompts else []
     evaluation = evaluation_of(whole.name, trained, shown, judged, max_new_tokens)
     try:
         whole.keep_evaluation(evaluation)
-    except OSError as error:  # a run of somebody else's may be read only
+    except OSError as error:  # the run may be read-only for this user
         console.announce(f"{whole.place}: the evaluation is not kept there: {error.strerror}")
     return evaluation
 
@@ -411,7 +412,7 @@ def _prompts(
 
 
 def _named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> str | None:
-    """The adapter that was asked for. Raises ConfigError now, not after the base was judged."""
+    """The adapter that was asked for. A wrong one is refused here, before the base is judged."""
     if adapter is None:
         return None
     from orpo_ray.models.trained import fetch_trained, find_adapter
@@ -433,30 +434,29 @@ def _trained_by(run: Run) -> str:
 
 
 def _decide_for_evaluation(run: Run, artifact: Artifact, console: Console) -> Decisions:
-    """The run's own number format and attention, or the nearest that this machine has."""
+    """The run's own number format and attention, or the best that this machine has."""
     from orpo_ray.models.hardware import probe_hardware
     from orpo_ray.training.setup import all_lengths, decide
 
     run.refresh()
     before = run.facts().get("decisions", {})
     hardware, lengths = probe_hardware(), all_lengths(artifact)
-    alone = run.config.model_copy(
-        update={"scale": ScaleConfig(workers=1)}
-    )  # however many workers trained
+    # Evaluation is the work of one process, also if several workers trained.
+    one_worker = run.config.model_copy(update={"scale": ScaleConfig(workers=1)})
     try:
-        return decide(alone, lengths, before, console.announce, hardware)
+        return decide(one_worker, lengths, before, console.announce, hardware)
     except ResourceError as error:
         console.announce(
-            f"the run's own numbers are not to be had here ({error}); evaluating in others"
+            f"the run was trained in a way that this machine lacks ({error}); evaluating in another"
         )
-        return decide(alone, lengths, {}, console.announce, hardware)
+        return decide(one_worker, lengths, {}, console.announce, hardware)
 
 
-# --- what the stories share -----------------------------------------------------------------------
+# --- what these functions share -------------------------------------------------------------------
 
 
 def _refuse_others(config: object, console: object) -> None:
-    """Raise ConfigError for what is no config and no console, before anything is begun."""
+    """Raise ConfigError for a wrong type of config or console, before anything begins."""
     if not isinstance(config, RunConfig):
         raise ConfigError(f"config: must be what load_config returns, not {type(config).__name__}")
     if not isinstance(console, Console):
@@ -474,7 +474,7 @@ def _place(scale: ScaleConfig, console: Console, verbose: bool = False) -> Place
 
 
 def _check_cluster(run: Run, console: Console) -> None:
-    """See that every server of a cluster is fit for the run."""
+    """Check that every server of a cluster is ready for the run."""
     from orpo_ray.ray_runtime import joins_cluster
 
     if joins_cluster():
@@ -492,7 +492,7 @@ def _wait_for_room(scale: ScaleConfig, placement: Placement, console: Console) -
 
 
 def _hardware(scale: ScaleConfig, placement: Placement) -> Hardware:
-    """What each worker computes on."""
+    """The hardware of each worker."""
     from orpo_ray.models.hardware import CPU, probe_hardware
 
     if not placement.gpus:

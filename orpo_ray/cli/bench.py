@@ -1,4 +1,4 @@
-"""`orpo-ray bench`: how fast this is beside the stock way, measured on this machine."""
+"""`orpo-ray bench`: speed on this machine, compared with stock TRL and bare torch."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,7 +6,7 @@ import typer
 
 from orpo_ray.runs.console import Announce
 
-app = typer.Typer(add_completion=False, help="Measure this machine: ours beside the stock way.")
+app = typer.Typer(add_completion=False, help="Measure ours and the stock way on this machine.")
 
 
 @app.command("data")
@@ -33,7 +33,14 @@ def data(
     open_log()
     from orpo_ray.bench.data import DEMO_TOKENIZER, bench_data
 
-    result = bench_data(rows, tokenizer or DEMO_TOKENIZER, max_length, announce, file, repetitions)
+    result = bench_data(
+        rows,
+        tokenizer or DEMO_TOKENIZER,
+        max_length,
+        announce,
+        file=file,
+        repetitions=repetitions,
+    )
     if not json:
         _print(result)
     return result
@@ -50,9 +57,7 @@ def ray(
         bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
     ] = False,
 ) -> dict[str, Any]:
-    """What Ray costs: the demo's steps under Ray Train and under bare torch.distributed, two
-    workers each.
-    """
+    """What Ray costs: the demo's steps with two workers, under Ray Train and without Ray."""
     from orpo_ray.cli.console import announce, open_log
 
     open_log()
@@ -122,8 +127,9 @@ def step(
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
-    """A training step: ours beside stock TRL's, on the same pairs, weights, number format and
-    checkpointing.
+    """A training step: ours compared with stock TRL's.
+
+    Both have the same pairs, weights, number format and gradient checkpointing.
     """
     announce = _open_quiet_log()
     from orpo_ray.bench.step import Case, bench_step
@@ -160,7 +166,7 @@ def ablation(
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Each technique of the step alone, beside stock TRL's step."""
+    """Each technique of the step alone, compared with stock TRL's step."""
     announce = _open_quiet_log()
     from orpo_ray.bench.step import Case, bench_ablation
 
@@ -191,13 +197,21 @@ def head(
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
-    """The output head alone: selected log-probs beside TRL's full logits, on the same hidden
-    states.
+    """The output head alone: selected log-probs compared with TRL's full logits.
+
+    Both start from the same hidden states.
     """
     announce = _open_quiet_log()
     from orpo_ray.bench.head import bench_head
 
-    result = bench_head(_shape(shape), pairs, vocabulary, hidden, turns, announce)
+    result = bench_head(
+        shape=_shape(shape),
+        pairs=pairs,
+        vocabulary=vocabulary,
+        hidden=hidden,
+        turns=turns,
+        announce=announce,
+    )
     if not json:
         _print_sides(result)
     return result
@@ -205,7 +219,7 @@ def head(
 
 @app.command("start")
 def start(turns: StartTurns = 3, json: Json = False) -> dict[str, Any]:
-    """What a start costs: runs of four steps beside a stock TRL script's, CPU seconds by phase."""
+    """What a start costs: CPU seconds of runs of four steps, compared with a stock TRL script."""
     from orpo_ray.cli.console import announce, open_log
 
     open_log()
@@ -224,8 +238,9 @@ def search(
         bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
     ] = False,
 ) -> dict[str, Any]:
-    """What a search saves: the demo's full grid of 16 trials and 16 trials of the default search,
-    in trained steps.
+    """What a search saves in trained steps: the demo's full grid compared with the default search.
+
+    Each has 16 trials.
     """
     from orpo_ray.cli.console import announce, open_log
 
@@ -246,9 +261,7 @@ def search(
 
 
 def _open_quiet_log() -> Announce:
-    """Where a benchmark tells how it goes; torch's own remarks on what it allocates are kept
-    out.
-    """
+    """Open the log without torch's remarks on memory, and return what announces progress."""
     import os
 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -291,7 +304,7 @@ def _print_sides(result: dict[str, Any]) -> None:
         memory = f"{result[f'memory_{side}'] / 2**20:7.0f}" if f"memory_{side}" in result else ""
         print(f"{side:6} {result[side]:9.4f} {result[f'tokens_{side}']:8,} {memory}")
     grouped = (
-        f" ({result['ratio_grouped']:.2f} beside pairs grouped by length)"
+        f" ({result['ratio_grouped']:.2f} compared with pairs grouped by length)"
         if "ratio_grouped" in result
         else ""
     )

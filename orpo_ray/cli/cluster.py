@@ -1,4 +1,4 @@
-"""`orpo-ray cluster`: a Ray cluster on servers of one's own, or on Kubernetes."""
+"""`orpo-ray cluster`: a Ray cluster on your own servers, or on Kubernetes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orpo_ray.jobs.ssh import Ssh
 
 app = typer.Typer(
-    add_completion=False, help="A Ray cluster on servers of your own, over SSH, or on Kubernetes."
+    add_completion=False, help="A Ray cluster on your own servers, over SSH, or on Kubernetes."
 )
 
 Hosts = Annotated[Path, typer.Argument(metavar="HOSTS.yaml")]
@@ -80,8 +80,9 @@ def up(
     ] = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Start Ray on every server, with a token that none can do without; the first server is the
-    head.
+    """Start Ray on every server, with a token that every client needs.
+
+    The first server is the head.
     """
     from orpo_ray.cli.console import announce, full_log, open_log
     from orpo_ray.jobs import bare_metal

@@ -1,4 +1,4 @@
-"""`orpo-ray config`: what a YAML comes to, the schema, configs of other projects in our words."""
+"""`orpo-ray config`: the full settings of a YAML, the schema, and configs of other projects."""
 
 import json as json_module
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import typer
 
 app = typer.Typer(
     add_completion=False,
-    help="Show a resolved config, the JSON Schema, or a config of another project in our words.",
+    help="Show a resolved config or the JSON Schema, or translate a config of another project.",
 )
 
 

@@ -1,7 +1,6 @@
-"""What a command says: announcements and progress on stderr, its result on stdout, library noise in
-a log file.
+"""The output of a command: announcements on stderr, the result on stdout, the rest in a log file.
 
-Settings and storage are imported where they are used: --help needs neither.
+Settings and storage are imported in the functions that use them, because --help needs neither.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ _log = logging.getLogger("orpo_ray")
 
 
 class _LogFile(logging.FileHandler):
-    """The one log file of this process; told by its class from handlers that others attach.
+    """The one log file of this process. Its class marks it among the handlers of others.
 
-    `kept_in` is where the log of a run belongs, None while there is no run yet.
+    `kept_in` is the storage of the run, or None before a run has begun.
     """
 
     def __init__(self, path: Path, everything: bool, kept_in: Storage | None = None) -> None:
@@ -46,22 +45,21 @@ class _LogFile(logging.FileHandler):
 
 
 def announce(line: str) -> None:
-    """Tell the user something that was decided or found, and keep it in the log."""
+    """Say one line about what was decided or found, and keep it in the log."""
     print(f"{fresh_line()}{line}", file=sys.stderr, flush=True)
     _log.info(line)
 
 
 def fresh_line() -> str:
-    """What wipes the progress line that a terminal may be showing; nothing elsewhere."""
+    """The characters that wipe a progress line on a terminal; empty if stderr is no terminal."""
     return "\r\x1b[K" if sys.stderr.isatty() else ""
 
 
 class Terminal(Console):
     """The user at a terminal.
 
-    The log moves on to the folder of `run` once the run has begun. It begins once it holds its lock
-    and has written the config, settings and data being fine: before both, there is nothing to add
-    to a log that may be another process's.
+    The log moves to the folder of `run` when the run begins: when this process holds the lock and
+    has written the config. Before that, the log in that folder may belong to another process.
     """
 
     def __init__(
@@ -92,7 +90,7 @@ class Terminal(Console):
 
 
 def open_log(verbose: bool = False) -> None:
-    """Log to a temporary file, not to the terminal; if `verbose`, to both, with all warnings."""
+    """Log to a temporary file; if `verbose`, to the terminal, too, with all warnings."""
     try:
         _log_to(_LogFile(Path(tempfile.mkdtemp(prefix="orpo-ray-")) / LOG_FILE, verbose))
     except OSError as error:
@@ -105,11 +103,11 @@ def open_log(verbose: bool = False) -> None:
         logging.getLogger().addHandler(shown)
     _log.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    # On a full disk every line logged would otherwise print a traceback; what cannot do without the
-    # disk tells it once.
+    # Without this, every logged line prints a traceback on a full disk. Code that needs the disk
+    # reports the error once.
     logging.raiseExceptions = False
     threading.excepthook = _log_thread_failure
-    # Read by the libraries when they are imported, which is why commands call this first.
+    # The libraries read these when they are imported, so commands call this function first.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -124,8 +122,9 @@ def _log_to(handler: _LogFile) -> None:
 
 
 def _move_log(path: Path, kept_in: Storage) -> None:
-    """Log to `path` from now on, after what the log has so far; on a full disk the log stays where
-    it is.
+    """Move the log to `path`, with the lines that it has so far.
+
+    On a full disk it stays where it is.
     """
     former = next(iter(_log_files()), None)
     if former is None or Path(former.baseFilename) == path.absolute():
@@ -139,14 +138,12 @@ def _move_log(path: Path, kept_in: Storage) -> None:
 
 
 def _log_thread_failure(failure: threading.ExceptHookArgs) -> None:
-    """Keep what kills a library's background thread, such as TensorBoard's writer, off the terminal
-    too.
-    """
+    """Log the error of a library's thread, such as TensorBoard's writer, without printing it."""
     _log.error("a thread failed", exc_info=failure.exc_value)
 
 
 def log_failure(error: BaseException) -> None:
-    """Keep an error with its traceback in the log; of a wanted stop, one line."""
+    """Log an error with its traceback; for a stop that the user wanted, one line."""
     if full_log() is None:
         with suppress(ConfigError):
             open_log()
@@ -162,8 +159,9 @@ def full_log() -> str | None:
 
 
 def keep_log() -> str | None:
-    """Keep the log as the run is kept, and say where it is; it is here where the storage cannot be
-    reached.
+    """Store the log with its run, and return its place.
+
+    If the storage cannot be reached, that is the place on this server.
     """
     for handler in _log_files():
         if handler.kept_in is None:
@@ -182,7 +180,7 @@ def _log_files() -> list[_LogFile]:
 
 
 class _LogStream(io.TextIOBase):
-    """A stdout that is kept in the log."""
+    """A stdout that writes to the log."""
 
     def write(self, text: str) -> int:
         if text.strip():
@@ -192,9 +190,9 @@ class _LogStream(io.TextIOBase):
 
 @contextmanager
 def prints_to_log(verbose: bool) -> Iterator[None]:
-    """Keep what libraries print off the terminal: Ray tells of a dead worker in a page of text.
+    """Send what libraries print to the log: Ray prints a page of text about a dead worker.
 
-    Shown if `verbose`.
+    If `verbose`, it stays on the terminal.
     """
     if verbose:
         yield
@@ -207,7 +205,7 @@ def prints_to_log(verbose: bool) -> Iterator[None]:
 def stdout_for_result(alone: bool) -> Iterator[TextIO]:
     """The real stdout.
 
-    If `alone`, whatever else is printed meanwhile, by any library, goes to stderr.
+    If `alone`, all other output in the meantime goes to stderr, also that of libraries.
     """
     if not alone:
         yield sys.stdout

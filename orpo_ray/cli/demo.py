@@ -1,5 +1,6 @@
-"""`orpo-ray demo`: the whole way on a laptop CPU in under three minutes; base and pairs ship
-along.
+"""`orpo-ray demo`: from base to adapter on a laptop CPU in under three minutes.
+
+The base and the pairs are part of the package.
 """
 
 import os
@@ -14,7 +15,7 @@ app = typer.Typer(add_completion=False)
 
 _FILES = (Path(__file__).parents[1] / "config" / "objectives").glob("[a-z]*.py")
 _NAMES = "|".join(sorted(file.stem for file in _FILES if file.stem != "base"))
-"""Read off the files: `--help` loads no settings."""
+"""Taken from the names of files, so that `--help` loads no settings."""
 
 
 def _known(objective: str) -> str:
@@ -35,12 +36,12 @@ def demo(
         bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
     ] = False,
 ) -> dict[str, Any]:
-    """Align a tiny chat model on this machine's CPU and show what changed; goes on with an
-    interrupted demo.
+    """Align a tiny chat model on this machine's CPU, and show what changed.
+
+    The same command resumes an interrupted demo.
     """
     started = time.monotonic()
-    # So small a model gains nothing from more threads, and on a busy laptop they wait for each
-    # other.
+    # Such a small model gains nothing from more threads. On a busy laptop they wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from orpo_ray.cli.console import Terminal, announce, open_log, prints_to_log
     from orpo_ray.cli.demo_run import demo_outcome, next_demo, print_demo

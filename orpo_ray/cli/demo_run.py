@@ -31,7 +31,7 @@ _LABELS = {
 
 
 def demo_config(objective: str, storage: str, stamp: str) -> RunConfig:
-    """The run of an objective's recipe; `stamp` keeps one demo's folder apart from another's."""
+    """The run of an objective's recipe. `stamp` gives each demo a folder of its own."""
     recipes = yaml.safe_load((_FOLDER / "recipes.yaml").read_text(encoding="utf-8"))
     common, own = recipes["common"], recipes.get(objective, {"objective": {"kind": objective}})
     tree = {
@@ -52,7 +52,7 @@ def demo_config(objective: str, storage: str, stamp: str) -> RunConfig:
 
 
 def next_demo(objective: str, storage: str) -> RunConfig:
-    """The newest demo of an objective that was interrupted and can go on; else a new one."""
+    """The newest interrupted demo of an objective that can be resumed, or a new one."""
     new = demo_config(objective, storage, time.strftime("%Y%m%d-%H%M%S"))
     begun = [path.parent for path in Run(new).root.glob(f"demo-{objective}-*/{CONFIG_FILE}")]
     for folder in sorted(begun, reverse=True):
@@ -66,7 +66,7 @@ def next_demo(objective: str, storage: str) -> RunConfig:
 
 
 def _interrupted_demo(objective: str, storage: str, stamp: str) -> RunConfig | None:
-    """That demo, unless a process is at it or it was made with another recipe."""
+    """The demo of that stamp; None if a process works on it or it has another recipe."""
     try:
         config = demo_config(objective, storage, stamp)
         run = Run(config)
@@ -78,7 +78,7 @@ def _interrupted_demo(objective: str, storage: str, stamp: str) -> RunConfig | N
 
 
 def judge_prompts() -> list[dict[str, Any]]:
-    """The held-out questions that are answered, each with its right and its wrong fact."""
+    """The held-out questions, each with its right and its wrong fact."""
     return list(_judge()["prompts"])
 
 
@@ -93,7 +93,7 @@ def verdict(answer: str | None, question: dict[str, Any]) -> str:
 
 
 def demo_outcome(config: RunConfig, trained: TrainResult, evaluation: Evaluation) -> dict[str, Any]:
-    """The demo's numbers, all read off the run."""
+    """The demo's numbers, all from the run and its evaluation."""
     before, after = evaluation.metrics["base"], evaluation.metrics["trained"]
     counts = {who: _count_verdicts(evaluation.samples, who) for who in ("base", "trained")}
     accuracies = {f"{name}_before": before[f"{name}.jsonl"]["accuracy"] for name in _HELD_OUT}
@@ -153,8 +153,9 @@ def print_demo(outcome: dict[str, Any], evaluation: Evaluation) -> None:
 
 
 def _telling(samples: Sequence[Sample]) -> list[tuple[dict[str, Any], Sample]]:
-    """A few answers: first those that were rude and wrong and are good now, then those that
-    changed.
+    """A few answers to show.
+
+    First come answers that were rude and wrong and are good now, then others that changed.
     """
     both = list(zip(judge_prompts(), samples, strict=True))
     mended = [

@@ -1,4 +1,4 @@
-"""`orpo-ray evaluate`: the base and what a run made of it, side by side."""
+"""`orpo-ray evaluate`: compares the base with what a run made of it."""
 
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ def evaluate(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="Another adapter folder or run than this config's own.")
+        str | None, typer.Option(help="An adapter folder or run, in place of this config's own.")
     ] = None,
     base_only: Annotated[
         bool, typer.Option("--base-only", help="Judge the base alone, before training.")

@@ -1,6 +1,4 @@
-"""Shows what a job prints as the command itself would: one progress line on a terminal, its result
-at the end.
-"""
+"""Shows the output of a job on a cluster as if the command ran here."""
 
 import json
 import re
@@ -19,18 +17,18 @@ class Follower:
 
     def __init__(self) -> None:
         self.result: dict[str, Any] | None = None
-        """What the command told with --json, or why it failed."""
+        """The JSON object of the command: its result, or its error."""
         self._terminal = sys.stderr.isatty()
         self._on_progress_line = False
 
     def __call__(self, line: str) -> None:
-        """Show a line; the command's result and its complaint are kept for its end."""
+        """Show a line. The command's result is kept, and printed at the end."""
         if (found := _result(line)) is not None:
             self.result = found
         elif line.startswith(_COMPLAINT):
-            return  # the result tells the same
+            return  # the result says the same
         elif self._terminal and _PROGRESS.match(line):
-            # A line that wraps could not be wiped.
+            # A line that wraps cannot be wiped.
             shown = line[: shutil.get_terminal_size().columns - 1]
             print(f"{fresh_line()}{shown}", end="", file=sys.stderr, flush=True)
             self._on_progress_line = True
@@ -39,7 +37,7 @@ class Follower:
             print(line, file=sys.stderr, flush=True)
 
     def end_line(self) -> None:
-        """Leave the progress line standing."""
+        """End the progress line, so that it stays."""
         if self._on_progress_line:
             print(file=sys.stderr)
         self._on_progress_line = False

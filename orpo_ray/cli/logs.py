@@ -12,14 +12,14 @@ app = typer.Typer(add_completion=False)
 @app.command("logs")
 def logs(
     run: Run,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Continue until the run ends.")] = False,
     hosts: Hosts = None,
     address: Address = None,
     token: Token = None,
     anyone: Anyone = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Print what a run has printed on the cluster; with --follow also what it is still to print."""
+    """Print what a run has printed on the cluster; with --follow, until it ends."""
     from orpo_ray.cli.on_cluster import jobs_of, known, patience
     from orpo_ray.jobs.submit import follow as follow_job
 

@@ -83,8 +83,8 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
-    A command returns its JSON object; with --json that object, or one that tells the error, is all
-    of stdout.
+    A command returns its JSON object. With --json, stdout holds one object only: the result, or the
+    error.
     """
     as_json = "--json" in arguments and not set(_HELP) & set(arguments)
     with stdout_for_result(as_json) as stdout:
@@ -96,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _finite(value: Any) -> Any:
-    """Plain data with null for each NaN and infinity, which JSON has no words for."""
+    """Plain data with null for each NaN and infinity, which JSON cannot write."""
     match value:
         case dict():
             return {key: _finite(item) for key, item in value.items()}
@@ -121,9 +121,8 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as stop:
-        if (
-            stop.code != signal.SIGTERM
-        ):  # what Ray makes of the signal; Typer leaves in this way when stdout is gone
+        # Ray turns SIGTERM into this exit code. Typer, too, exits in this way, if stdout is closed.
+        if stop.code != signal.SIGTERM:
             raise
         return _interrupted()
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback goes to the log, its path to the user
@@ -132,12 +131,12 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
 
 
 def _interrupted() -> tuple[int, dict[str, Any]]:
-    message = "interrupted; run the same command again (training goes on from its last checkpoint)"
+    message = "interrupted; run the same command again (training resumes from its last checkpoint)"
     return _fail(message, StoppedError.exit_code)
 
 
 def _usage(error: typer.TyperException, command: str) -> str:
-    """What is wrong with a command line, and where its usage is told."""
+    """What is wrong with a command line, and which command shows its usage."""
     message = error.format_message().rstrip(".")
     if command not in COMMANDS and not command.startswith("-"):
         near = get_close_matches(command, COMMANDS, 1)
@@ -161,12 +160,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run(sys.argv[1:])
-        # What is left is Ray's goodbye: a signal only cuts it short, the work is done.
+        # The work is done, and only Ray's shutdown is left, so a signal may end it at once.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: os._exit(code))
     except OSError as error:
         code, _ = _fail(f"the result cannot be written to stdout: {error.strerror}", UNEXPECTED)
-    gc.freeze()  # Python would look through all modules once more, a second's work
+    gc.freeze()  # else Python collects all modules at exit, which takes a second
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""What the commands that speak to a cluster share: how it is named, and how it is reached."""
+"""Options and connections that the commands for a cluster share."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -23,13 +23,11 @@ def _named(run: str | None) -> str | None:
 Run = Annotated[str, typer.Argument(metavar="RUN", callback=_named)]
 AnyRun = Annotated[
     str | None,
-    typer.Argument(metavar="[RUN]", help="Its name; all runs if there is none.", callback=_named),
+    typer.Argument(metavar="[RUN]", help="Its name; all runs if not given.", callback=_named),
 ]
 Hosts = Annotated[
     Path | None,
-    typer.Option(
-        "--hosts", metavar="HOSTS.yaml", help="The cluster of a hosts.yaml, reached over SSH."
-    ),
+    typer.Option("--hosts", metavar="HOSTS.yaml", help="The cluster of a hosts.yaml, over SSH."),
 ]
 Address = Annotated[
     str | None,
@@ -47,7 +45,7 @@ Anyone = Annotated[
     bool,
     typer.Option(
         "--anyone-may-run-code",
-        help="Use a cluster that wants no token, where all who reach it may do this.",
+        help="Use a cluster without a token; all who reach it can run code there.",
     ),
 ]
 Json = Annotated[
@@ -63,8 +61,9 @@ def jobs_of(
     anyone: bool,
     ask: "Callable[[Callable[[], RayJobs]], RayJobs]" = lambda question: question(),
 ) -> Iterator["Jobs"]:
-    """The jobs of the cluster that these options name; `ask` may ask again while it does not
-    answer.
+    """The jobs of the cluster that these options name.
+
+    `ask` may repeat the first question while the cluster does not answer.
     """
     from orpo_ray.cli.console import announce
     from orpo_ray.jobs.reach import is_loopback, way_to
@@ -76,14 +75,14 @@ def jobs_of(
 
         def before_token() -> None:
             if url.startswith("http://") and not is_loopback(url):
-                told = "take --hosts, or a tunnel, on a network that is not yours"
-                announce(f"the token travels to {url} in the clear; {told}")
+                advice = "use --hosts or a tunnel, if the network is not yours alone"
+                announce(f"the token is sent to {url} unencrypted; {advice}")
 
         yield ask(lambda: RayJobs(url, way.token, way.connect, before_token, needs_no_token=anyone))
 
 
 def where(hosts: Path | None, address: str | None, token: Path | None, anyone: bool) -> str:
-    """The cluster that these options name, as far as this machine can tell: nothing is asked."""
+    """The name of the cluster that these options name. The cluster is not asked."""
     from orpo_ray.jobs.reach import way_to
 
     with way_to(hosts, address, token, anyone) as way:
@@ -93,8 +92,9 @@ def where(hosts: Path | None, address: str | None, token: Path | None, anyone: b
 
 
 def as_typed(hosts: Path | None, address: str | None, token: Path | None, anyone: bool) -> str:
-    """The options that name a cluster, to be told with another command, with a space before
-    each.
+    """The options that name a cluster, as text for a command that a message suggests.
+
+    Each has a space before it.
     """
     named = {"--hosts": hosts, "--address": address, "--token": token}
     words = [
@@ -109,7 +109,7 @@ def as_typed(hosts: Path | None, address: str | None, token: Path | None, anyone
 
 
 def patience() -> "Patience":
-    """Says on stderr what it waits for."""
+    """How long to wait for a cluster; what it waits for is announced."""
     from orpo_ray.cli.console import announce
     from orpo_ray.jobs.submit import Patience
 
@@ -117,7 +117,7 @@ def patience() -> "Patience":
 
 
 def known(job: "Job | None", run: str) -> "Job":
-    """The job of a run. Raises ConfigError where the cluster knows of none."""
+    """The job of a run. Raises ConfigError if the cluster has none."""
     from orpo_ray.errors import ConfigError
 
     if job is None:

@@ -1,4 +1,4 @@
-"""`orpo-ray prepare`: check and tokenise preference pairs, and look at what came out."""
+"""`orpo-ray prepare`: checks and tokenises preference pairs, and shows the result."""
 
 import json as json_module
 from collections.abc import Iterator, Sequence
@@ -42,8 +42,9 @@ def prepare(
         bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
     ] = False,
 ) -> dict[str, Any]:
-    """Check and tokenise preference pairs, from a config or from --tokenizer, --train and
-    --storage.
+    """Check and tokenise preference pairs.
+
+    They come from a config, or from --tokenizer, --train and --storage.
     """
     from orpo_ray.cli.console import Terminal, open_log
 
@@ -84,7 +85,7 @@ def _as_overrides(
     storage: str | None,
     columns: str | None,
 ) -> Iterator[str]:
-    """The options as `key=value`, so that they mean the same with a config and without one."""
+    """The options as `key=value`. They mean the same with a config and without one."""
     values = {
         "model.base": tokenizer,
         "data.train": [{"source": file} for file in train or ()],
@@ -110,7 +111,7 @@ def _parse_columns(text: str) -> dict[str, str]:
 
 
 def _resolve(arguments: Sequence[str], options: Sequence[str]) -> "RunConfig":
-    """The config file with its overrides; without a file, the options alone make the run."""
+    """The config of the file with its overrides; without a file, of the options alone."""
     from orpo_ray.cli.config_file import load
     from orpo_ray.config import RunConfig, build
     from orpo_ray.config.load import parse_override, set_dotted

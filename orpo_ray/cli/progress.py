@@ -1,4 +1,4 @@
-"""How a run goes, in lines: training figures, held-out figures and the time left."""
+"""The progress of a run in lines: training figures, held-out figures and the time left."""
 
 import shutil
 import sys
@@ -23,9 +23,10 @@ def hours_minutes_seconds(seconds: float) -> str:
 
 
 class ProgressLine:
-    """Watches reported metrics: one line that is redrawn on a terminal, elsewhere one now and then.
+    """Shows reported metrics.
 
-    Every evaluation has its line. No step is shown twice.
+    On a terminal it redraws one line. Elsewhere it prints a line every ten seconds, and one for
+    every evaluation. No step is shown twice.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +45,9 @@ class ProgressLine:
         if step == 0:  # another stage of the run begins
             self._training, self._first, self._trained = {}, None, 0
         if "train/loss" in metrics:
-            if step <= self._trained:  # workers were lost, and train again what was not saved
+            if (
+                step <= self._trained
+            ):  # workers were lost, and repeat the steps after the checkpoint
                 self._first = None
             self._training, self._trained = metrics, step
         if self._first is None:
@@ -64,7 +67,7 @@ class ProgressLine:
             self._print(step, text, now)
 
     def _redraw(self, text: str) -> None:
-        # A line that wraps could not be wiped.
+        # A line that wraps cannot be wiped.
         shown = text[: shutil.get_terminal_size().columns - 1]
         print(f"{fresh_line()}{shown}", end="", file=sys.stderr, flush=True)
 
@@ -73,7 +76,7 @@ class ProgressLine:
         self._printed_at, self._printed_step = now, step
 
     def _step(self, step: int, total_steps: int, now: float) -> str:
-        """The step with its training figures, if it was trained, and the time left."""
+        """The step, its training figures if there are any, and the time left."""
         parts = [f"step {step}/{total_steps}"]
         if step and self._training:
             parts.append(_figures(self._training, _TRAINING))

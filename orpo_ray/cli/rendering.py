@@ -1,4 +1,4 @@
-"""What the commands share that write files for a scheduler or a cluster."""
+"""Options that the commands share which write files for a scheduler or a cluster."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +19,9 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")]
 
 
 def write_files(files: dict[str, str], out: Path, json: bool) -> dict[str, Any]:
-    """Write files by name into a folder, and say where they are.
+    """Write files into a folder, and print their paths. `files` holds texts by name.
 
-    Raises ConfigError where that cannot be.
+    Raises ConfigError if a file cannot be written.
     """
     written = []
     for name, text in files.items():

@@ -1,4 +1,4 @@
-"""A command's result for people, whether the work was done here or on a cluster."""
+"""Prints the result of a command, from this machine or from a cluster."""
 
 import shlex
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ _LENGTH = ("training.max_steps=", "training.epochs=")
 
 
 def print_result(command: str, result: dict[str, Any]) -> None:
-    """Print what train, tune, evaluate or prepare came to."""
+    """Print the result of train, tune, evaluate or prepare."""
     match command:
         case "train":
             from orpo_ray.cli.tables import print_summary

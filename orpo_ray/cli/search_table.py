@@ -1,4 +1,4 @@
-"""How a search goes and what it found, as tables for people."""
+"""The progress and the result of a search, as tables."""
 
 import sys
 import time
@@ -21,9 +21,7 @@ _LINES_BESIDE_ROWS = 7
 
 
 class SearchTable:
-    """Watches a search: a table that is redrawn on a terminal, elsewhere a line for each thing that
-    happened.
-    """
+    """Shows a search: on a terminal a table that is redrawn, elsewhere a line for each event."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -31,7 +29,7 @@ class SearchTable:
         self._live = (
             Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         )
-        self._told: dict[int, tuple[str, float]] = {}
+        self._printed: dict[int, tuple[str, float]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +44,7 @@ class SearchTable:
             self._live.stop()
 
     def __call__(self, search: Search) -> None:
-        """Take in what has changed."""
+        """Show what has changed."""
         if self._live is not None:
             self._live.start()
             rows = max(1, self._console.height - _LINES_BESIDE_ROWS)
@@ -56,8 +54,8 @@ class SearchTable:
             return
         for trial in search.trials:
             news = (trial.state, trial.last.get("step", -1.0))
-            if self._told.get(trial.number, ("", -1.0)) != news:
-                self._told[trial.number] = news
+            if self._printed.get(trial.number, ("", -1.0)) != news:
+                self._printed[trial.number] = news
                 print(
                     f"{_line(trial)}  [{_counts(search, self._clock())}]",
                     file=sys.stderr,
@@ -66,7 +64,7 @@ class SearchTable:
 
 
 def _counts(search: Search, now: float) -> str:
-    """Trials done and left to do, and how long these will take."""
+    """How many trials are done, and how long the rest will take."""
     done = sum(trial.state != "running" for trial in search.trials)
     left = f"{done} of {max(search.trial_count, len(search.trials))} trials done"
     seconds = _seconds_left(search, now)
@@ -74,8 +72,9 @@ def _counts(search: Search, now: float) -> str:
 
 
 def _seconds_left(search: Search, now: float) -> float | None:
-    """From the steps since the command was given, and those that ended trials took; none until one
-    has finished.
+    """The seconds that the remaining trials will take; None until one has finished.
+
+    It is computed from the steps since the command started, and from the mean steps of a trial.
     """
     ended = [trial for trial in search.trials if trial.state in ("finished", "stopped")]
     if search.began is None or not any(trial.state == "finished" for trial in ended):
@@ -85,7 +84,7 @@ def _seconds_left(search: Search, now: float) -> float | None:
         return None
     mean = sum(trial.steps for trial in ended) / len(ended)
     running = [trial for trial in search.trials if trial.state == "running"]
-    # One that is past the mean was not given up, and is more likely to go on to its end.
+    # A trial past the mean was not given up, so it will probably run to its end.
     to_end = sum(
         (mean if trial.steps < mean else trial.total_steps) - trial.steps for trial in running
     )
@@ -97,8 +96,9 @@ def _seconds_left(search: Search, now: float) -> float | None:
 
 
 def table_of(search: Search, rows: int | None = None) -> Table:
-    """A row a trial; where there is room for so many `rows` only, those that are running and the
-    latest to end.
+    """A table with a row for each trial.
+
+    If there is room for `rows` only, it has the running trials and the last ones that ended.
     """
     fields = list(dict.fromkeys(name for trial in search.trials for name in trial.values))
     table = Table(title=f"{search.name}: {search.status}", title_justify="left")
@@ -132,13 +132,13 @@ def _shown(trials: list[Trial], rows: int | None) -> list[Trial]:
 
 
 def _short(fields: list[str]) -> list[str]:
-    """Names without their sections, where these do not tell them apart."""
+    """Names without their sections, unless two of them would be the same."""
     bare = [name.rpartition(".")[2] for name in fields]
     return bare if len(set(bare)) == len(bare) else fields
 
 
 def print_search(search: Search, console: Console | None = None) -> None:
-    """The table, and, of a search that has ended, what it found."""
+    """Print the table and, if the search has ended, what it found."""
     console = console or Console()
     console.print(table_of(search))
     if search.status == "running":
@@ -152,7 +152,7 @@ def print_search(search: Search, console: Console | None = None) -> None:
 
 def _print_outcome(outcome: Found, console: Console) -> None:
     table = Table(
-        title="Pareto front: nobody has both a higher accuracy and a lower NLL",
+        title="Pareto front: no trial has both a higher accuracy and a lower NLL",
         title_justify="left",
     )
     for column in ("trial", "accuracy", "NLL of chosen", "margin", "values"):

@@ -1,6 +1,4 @@
-"""Prepared pairs for the eye: which tokens are trained, how long they are, what was dropped and
-why.
-"""
+"""Shows prepared pairs: which tokens are trained, their lengths, and what was dropped and why."""
 
 import json
 from collections.abc import Iterable
@@ -42,9 +40,7 @@ def show_artifact(artifact: Artifact, tokenizer: Any, count: int, to_stderr: boo
 
 
 def colour_tokens(tokenizer: Any, ids: list[int], style: str) -> Text:
-    """The text of token ids in one style, special tokens reversed so that they can be told from
-    text.
-    """
+    """The text of token ids in one style. Special tokens have reversed colours."""
     special = set(tokenizer.all_special_ids)
     text = Text()
     for is_special, run in groupby(ids, key=special.__contains__):
@@ -70,8 +66,9 @@ def length_histogram(lengths: npt.NDArray[np.int64]) -> Table:
 
 
 def dropped_rows(artifact: Artifact) -> Table:
-    """What is not trained, why, and where the first example stands; the texts themselves are not
-    shown.
+    """How many rows were dropped for each reason, and where the first of them is.
+
+    Their texts are not shown.
     """
     summary = artifact.summary
     table = Table(title="dropped", title_justify="left", box=None)

@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, help="Runs as jobs of Slurm.")
 
 @app.callback()
 def _group() -> None:
-    """Keeps `render` a command of its own while it is the only one."""
+    """With this function Typer keeps `render` as a command, though it is the only one."""
 
 
 @app.command("render")
@@ -34,7 +34,7 @@ def render(
     cpus_per_node: CpusPerNode = 8,
     memory_per_node: MemoryPerNode = 64,
     time: Annotated[
-        str, typer.Option(help="Limit, after which the job comes back and goes on.")
+        str, typer.Option(help="Time limit; after it the job is queued again and resumes.")
     ] = "24:00:00",
     partition: Annotated[str | None, typer.Option(help="Default: the site's.")] = None,
     out: Out = Path(),

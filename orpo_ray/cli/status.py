@@ -22,7 +22,7 @@ def status(
     anyone: Anyone = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Show the runs that were submitted to a cluster, and how they stand."""
+    """Show the runs that were submitted to a cluster, and their states."""
     from orpo_ray.cli.on_cluster import jobs_of, known
 
     with jobs_of(hosts, address, token, anyone) as jobs:

@@ -26,7 +26,7 @@ def submit(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]... [-- OPTION...]", help="Options behind -- are the command's own."
+            metavar="[KEY=VALUE]... [-- OPTION...]", help="Options after -- are the command's own."
         ),
     ] = None,
     hosts: Hosts = None,
@@ -39,7 +39,7 @@ def submit(
         ),
     ] = None,
     ship_code: Annotated[
-        bool, typer.Option("--ship-code", help="Send this orpo-ray along, instead of theirs.")
+        bool, typer.Option("--ship-code", help="Send this orpo-ray, in place of the cluster's.")
     ] = False,
     dry_run: Annotated[
         bool,
@@ -48,13 +48,14 @@ def submit(
         ),
     ] = False,
     detach: Annotated[
-        bool, typer.Option("--detach", help="End once it is submitted; it goes on there.")
+        bool, typer.Option("--detach", help="End after the submission; the run continues.")
     ] = False,
     anyone: Anyone = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Run train, tune, prepare or evaluate on a cluster; the same command attaches to it, or goes
-    on with it.
+    """Run train, tune, prepare or evaluate on a cluster.
+
+    The same command follows a run that is at work, and resumes one that was interrupted.
     """
     from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import announce
@@ -71,7 +72,15 @@ def submit(
     environment = parse_environment(env or [])
     cluster = (hosts, address, token, anyone)
     follower, patient, at_work = Follower(), patience(), Event()
-    with request(command, words[first:], settings, environment, ship_code, announce) as submission:
+    asked = request(
+        command,
+        words[first:],
+        settings,
+        environment,
+        ship_code=ship_code,
+        announce=announce,
+    )
+    with asked as submission:
         if dry_run:
             return _plan(submission, where(*cluster), json)
         try:
@@ -91,7 +100,7 @@ def submit(
 
 
 def _plan(submission: "Submission", cluster: str, json: bool) -> dict[str, Any]:
-    """What would be submitted, told."""
+    """Print what would be submitted, and return it."""
     from orpo_ray.cli.console import announce
     from orpo_ray.jobs.job import job_id
     from orpo_ray.jobs.package import sizes
@@ -103,50 +112,53 @@ def _plan(submission: "Submission", cluster: str, json: bool) -> dict[str, Any]:
         print("\n".join(f"{size:12,} bytes  {name}" for name, size in files.items()))
         print("".join(f"and the code in {folder}\n" for folder in code), end="")
     announce("nothing was submitted, and the cluster was not asked")
-    told = {"run": submission.run, "job": job, "cluster": cluster, "command": submission.entrypoint}
-    return {**told, "files": files, "code": code}
+    described = {
+        "run": submission.run,
+        "job": job,
+        "cluster": cluster,
+        "command": submission.entrypoint,
+    }
+    return {**described, "files": files, "code": code}
 
 
 def _interrupted(run: str, options: str, at_work: bool) -> Exception:
-    """What has become of a run that nobody waits for any more."""
+    """The error that says what becomes of a run after the user stopped waiting for it."""
     from orpo_ray.errors import StoppedError
 
     if not at_work:
         return StoppedError(
-            f"interrupted before the cluster said that it has run {run}; `orpo-ray "
-            f"status{options}` shows what it has"
+            f"interrupted before the cluster confirmed run {run}; `orpo-ray status{options}` shows "
+            "the runs that it has"
         )
     return StoppedError(
-        f"no longer following; what was submitted goes on: `orpo-ray logs --follow {run}{options}` "
-        "shows it, "
-        f"`orpo-ray stop {run}{options}` ends it with a checkpoint"
+        f"no longer following, but run {run} continues: `orpo-ray logs --follow {run}{options}` "
+        f"shows it, `orpo-ray stop {run}{options}` ends it with a checkpoint"
     )
 
 
 def _conclude(job: "Job", follower: "Follower", options: str) -> dict[str, Any]:
     """The command's own result; empty if it has none.
 
-    Raises what ended it, with the command's own exit code.
+    Raises the error that ended it, with the exit code of the command.
     """
     from orpo_ray.errors import JobError, RunError, StoppedError
     from orpo_ray.jobs.job import last_line
 
     result = follower.result or {}
-    told = result.get("error")
+    error = result.get("error")
     if job.state == "stopped":
-        raise StoppedError(f"run {job.run}: {told or 'stopped; the same command goes on'}")
+        raise StoppedError(f"run {job.run}: {error or 'stopped; the same command resumes it'}")
     if job.exit_code is None:
         raise RunError(
-            f"run {job.run} was lost: {last_line(job.message)}; the same command goes on"
+            f"run {job.run} was lost: {last_line(job.message)}; the same command resumes it"
         )
     if job.exit_code in _OURS:
         raise JobError(
-            f"run {job.run}: {told or f'see `orpo-ray logs {job.run}{options}`'}", job.exit_code
+            f"run {job.run}: {error or f'see `orpo-ray logs {job.run}{options}`'}", job.exit_code
         )
     if job.exit_code:
         raise RunError(
             f"run {job.run} was ended from outside (exit code {job.exit_code}); `orpo-ray logs "
-            f"{job.run}{options}` "
-            "shows how far it came, and the same command goes on"
+            f"{job.run}{options}` shows how far it came, and the same command resumes it"
         )
     return result

@@ -1,4 +1,4 @@
-"""Tables for people: two models side by side in numbers and in words."""
+"""Tables that compare two models, in numbers and in answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +21,9 @@ _ROWS = (
 def print_comparison(
     metrics: dict[str, dict[str, dict[str, float]]], console: Console | None = None
 ) -> None:
-    """Metrics by source, a column a model.
+    """Print metrics by source, with a column for each model.
 
-    What all pairs of two models come to is left to `print_changes`, which tells how sure it is.
+    Two models on all pairs are left to `print_changes`, which has intervals.
     """
     console = console or Console()
     sources = list(metrics["base"])
@@ -43,7 +43,7 @@ def print_comparison(
 
 
 def print_summary(result: dict[str, Any], console: Console | None = None) -> None:
-    """Show what a run made: before and after with intervals, in words, and at what cost."""
+    """Print the result of a run: before and after with intervals, remarks, and the cost."""
     console = console or Console()
     print_changes(result["changes"], result["remarks"], result["eval_pairs"], console)
     console.print(Text(_cost(result)))
@@ -53,7 +53,7 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
 def print_changes(
     changes: dict[str, Any], remarks: Sequence[str], pairs: int | None, console: Console
 ) -> None:
-    """Means before and after with their 95 % intervals, and what they say."""
+    """Print means before and after with their 95 % intervals, and the remarks on them."""
     if changes:
         table = Table(title=f"{pairs} held-out pairs (95 % intervals)", title_justify="left")
         for column in ("", "before", "after", "difference"):
@@ -73,21 +73,21 @@ def _with_interval(mean: dict[str, float], sign: str) -> str:
 
 
 def _cost(result: dict[str, Any]) -> str:
-    """Steps, time, memory, and which step's weights the adapter has."""
-    told = [f"{result['steps']} steps"]
+    """Steps, time, memory, and the step of the adapter."""
+    parts = [f"{result['steps']} steps"]
     if result["seconds"] is not None:
-        told.append(f"{hours_minutes_seconds(result['seconds'])} of training")
+        parts.append(f"{hours_minutes_seconds(result['seconds'])} of training")
     if result["pairs_per_second"] is not None:
-        told.append(f"{result['pairs_per_second']:.1f} pairs a second")
+        parts.append(f"{result['pairs_per_second']:.1f} pairs a second")
     if result["peak_memory_bytes"] is not None:
-        told.append(f"at most {result['peak_memory_bytes'] / 1e9:.1f} GB a worker")
+        parts.append(f"at most {result['peak_memory_bytes'] / 1e9:.1f} GB a worker")
     if result["adapter_step"] is not None:
-        told.append(f"the adapter is that of step {result['adapter_step']}")
-    return ", ".join(told)
+        parts.append(f"the adapter is that of step {result['adapter_step']}")
+    return ", ".join(parts)
 
 
 def print_answers(samples: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Prompts with the models' greedy answers."""
+    """Print prompts with the models' greedy answers."""
     console = console or Console()
     for sample in samples:
         console.print(Text(sample["prompt"], style="bold"))

@@ -1,4 +1,4 @@
-"""`orpo-ray train`: run a config to its end, or go on with it."""
+"""`orpo-ray train`: trains a run to its end, or resumes it."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""`orpo-ray tune`: find the settings of a run, or see how far a search has come."""
+"""`orpo-ray tune`: searches settings of a run, or shows how far a search has come."""
 
 from typing import Annotated, Any
 
@@ -27,8 +27,9 @@ def tune(
         bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
     ] = False,
 ) -> dict[str, Any]:
-    """Search lambda, learning rate or any other setting; the same command goes on with an
-    unfinished search.
+    """Search lambda, learning rate or any other setting.
+
+    The same command resumes an unfinished search.
     """
     from orpo_ray.cli.results import print_result
     from orpo_ray.cli.search_table import SearchTable, print_search
@@ -38,14 +39,14 @@ def tune(
     if show is not None:
         if config is not None or dry_run:
             raise ConfigError(
-                "--show RUN stands alone: it reads what a search has written, and starts nothing"
+                "--show RUN takes no config and no --dry-run: it reads a search; leave them out"
             )
         found = find_search(show)
         if not json:
             print_search(found)
         return found.to_json()
     if config is None:
-        raise ConfigError("name a config to search with, or a search to look at with --show RUN")
+        raise ConfigError("name a CONFIG.yaml to search with, or a search to print with --show RUN")
     if dry_run:
         return _plan(config, overrides or [])
     result = _search(config, overrides or [], verbose, SearchTable())

@@ -1,6 +1,6 @@
-"""What a run is: typed, frozen settings and the YAML they come from.
+"""What a run is: typed, frozen settings, and the YAML that they come from.
 
-Imports neither torch nor ray.
+This room imports neither torch nor Ray.
 """
 
 from orpo_ray.config.build import build, dump

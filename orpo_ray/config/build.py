@@ -1,4 +1,4 @@
-"""Plain data to a checked config, and back."""
+"""From plain data to a checked config, and back."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def build(model: type[Model], tree: Mapping[str, Any], places: Mapping[Key, str]) -> Model:
-    """Validate plain data; the first mistake becomes one ConfigError line that names its place."""
+    """Validate plain data. Raises ConfigError with the first mistake and its place, in one line."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:

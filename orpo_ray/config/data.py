@@ -1,4 +1,4 @@
-"""Where the preference pairs come from and which of them are fit to train on."""
+"""Where the preference pairs come from, and which of them may be trained on."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self
@@ -26,12 +26,12 @@ class Source(Section):
     @model_validator(mode="before")
     @classmethod
     def _text_is_the_source(cls, data: Any) -> Any:
-        """So that `train: pairs.jsonl` needs no section."""
+        """`train: pairs.jsonl` needs no section."""
         return {"source": data} if isinstance(data, str) else data
 
 
 class Columns(Section):
-    """Names of the columns that hold a pair, for files whose shape is not recognised."""
+    """Names of the columns that hold a pair, for files whose format is not recognised."""
 
     prompt: str = Field(description="what was asked: text, or chat messages")
     chosen: str = Field(description="the better answer")
@@ -67,12 +67,12 @@ class DataConfig(Section):
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="stop when a larger share of all rows is bad"
     )
-    columns: Columns | None = Field(None, description="for files whose shape is not recognised")
+    columns: Columns | None = Field(None, description="for files whose format is not recognised")
 
     @model_validator(mode="before")
     @classmethod
     def _prompt_follows_the_whole(cls, data: Any) -> Any:
-        """So that `max_length` alone works."""
+        """`max_length` alone is enough: the prompt gets half of it."""
         length = data.get("max_length") if isinstance(data, Mapping) else None
         if not isinstance(length, int) or "max_prompt_length" in data:
             return data
@@ -83,8 +83,7 @@ class DataConfig(Section):
         if self.max_prompt_length >= self.max_length:
             raise ValueError(
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length "
-                f"({self.max_length}), "
-                "or no answer fits"
+                f"({self.max_length}), or no answer fits"
             )
         return self
 

@@ -1,5 +1,6 @@
-"""Which objectives each engine computes, and in which form: TRL's definitions are not always the
-papers'.
+"""Which objectives each engine computes, and in which form.
+
+TRL's definitions differ from the papers' for some objectives.
 """
 
 from orpo_ray.config.model import AdapterConfig
@@ -10,9 +11,7 @@ from orpo_ray.config.training import TrainingConfig
 def refuse_engine(
     objective: ObjectiveConfig, training: TrainingConfig, adapter: AdapterConfig
 ) -> str | None:
-    """Why the engine that was asked for does not compute the objective as it is set, or None where
-    it does.
-    """
+    """Why the chosen engine cannot compute the objective with these settings; None if it can."""
     return _REFUSALS[training.engine](objective, training, adapter)
 
 
@@ -34,9 +33,8 @@ def _refuse_trls(
         return f"training.layout: TRL's trainers pad; {training.layout} needs training.engine=fast"
     if objective.compares_below_adapter and adapter.kind == "none":
         return (
-            f"adapter.kind: TRL's {objective.kind.upper()} compares with the model below the "
-            "adapter; none has no such "
-            "model"
+            f"adapter.kind: TRL's {objective.kind.upper()} compares with the base below the "
+            "adapter, and kind: none has no adapter; set adapter.kind=lora"
         )
     found = objective.in_trl()
     return f"{found}, or training.engine=fast" if isinstance(found, str) else None

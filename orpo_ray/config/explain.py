@@ -1,5 +1,6 @@
-"""Pydantic's complaints in, one line out: where it stands, which key, what is wrong, what to write
-instead.
+"""Turns the complaints of pydantic into one line for the user.
+
+The line names the place, the key, what is wrong and what to write instead.
 """
 
 import re
@@ -19,9 +20,9 @@ def explain(
     places: Mapping[Key, str],
     tree: Mapping[str, Any],
 ) -> str:
-    """The first mistake in full, unknown keys before others, and the number of those behind it.
+    """The first mistake in full, and the number of further ones. Unknown keys come first.
 
-    `tree` is what was refused: it says which kind an unknown key stands beside.
+    `tree` is what was refused: it says of which kind the section of an unknown key is.
     """
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     keys = [_clean(model, detail) for detail in details]
@@ -34,8 +35,9 @@ def explain(
 
 
 def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
-    """Where to look: for a broken rule the settings that it names, overridden ones first; else the
-    key itself.
+    """Where the user should look.
+
+    For a broken rule that is a setting that the rule names, an override first; else the key itself.
     """
     if detail["type"] == "value_error":
         named = [
@@ -51,12 +53,15 @@ def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
 
 
 def _telling(details: list[Any]) -> Any:
-    """A rule that a value breaks was found by whichever type the value fits otherwise."""
+    """The complaint that says most.
+
+    A broken rule is reported by the type of the union that the value fits, so it comes first.
+    """
     return next((detail for detail in details if detail["type"] == "value_error"), details[0])
 
 
 def _message(model: type[BaseModel], key: Key, details: list[Any], tree: Mapping[str, Any]) -> str:
-    """What is wrong at one key; a field of several types brings one complaint for each."""
+    """What is wrong at one key. A field of several types has one complaint for each type."""
     name, detail = dotted(key), _telling(details)
     match detail["type"]:
         case "extra_forbidden":
@@ -99,9 +104,7 @@ def _wanted(model: type[BaseModel], key: Key, detail: Any) -> str:
 
 
 def _clean(model: type[BaseModel], detail: Any) -> Key:
-    """Where a pydantic complaint points, without the union tags and type names it mixes into the
-    location.
-    """
+    """The key of a complaint, without the union tags and type names in pydantic's location."""
     key: list[str | int] = []
     for part in detail["loc"]:
         if isinstance(part, int) or part in fields_at(model, key):

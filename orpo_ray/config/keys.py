@@ -1,4 +1,4 @@
-"""Which keys a config may have, read from its model: of all kinds, or of those that it names."""
+"""Which keys a config may have: those of all kinds, or only of the kinds that it names."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -26,7 +26,7 @@ def fields_at(
 ) -> list[str]:
     """Names that may stand in a section, as the YAML writes them.
 
-    With a tree they are those of the kinds that it names.
+    With a tree, only those of the kinds that the tree names.
     """
     models: list[type[BaseModel]] = [model]
     at: Any = tree
@@ -41,7 +41,10 @@ def fields_at(
 
 
 def all_keys(model: type[BaseModel], tree: Tree | None = None) -> list[str]:
-    """Every dotted key of a config, sections and values; with a tree, of the kinds it names."""
+    """Every dotted key of a config: sections and values.
+
+    With a tree, only those of the kinds that the tree names.
+    """
     keys: list[str] = []
     for name in names_of(model):
         keys.append(name)
@@ -54,7 +57,7 @@ def all_keys(model: type[BaseModel], tree: Tree | None = None) -> list[str]:
 
 
 def kind_at(model: type[BaseModel], name: str, content: Any) -> str:
-    """The kind that a section names, or that its field has by default; "" where there is none."""
+    """The kind that a section names, or the default of its field; "" if there is none."""
     kind = _section(content).get("kind")
     if kind is None:
         kind = getattr(getattr(_field(model, name), "default", None), "kind", None)
@@ -67,13 +70,13 @@ def names_of(model: type[BaseModel]) -> list[str]:
 
 
 def _all_sections(model: type[BaseModel], name: str, content: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold, whatever union or list they stand in."""
+    """The sections that a field may hold, also inside unions and lists."""
     field = _field(model, name)
     return list(_sections(field.annotation)) if field is not None else []
 
 
 def _chosen_sections(model: type[BaseModel], name: str, content: Any) -> list[type[BaseModel]]:
-    """The sections that a field may hold; of several kinds, the one that is meant."""
+    """The sections that a field may hold; if it has several kinds, the one that is named."""
     models = _all_sections(model, name, content)
     kind = kind_at(model, name, content)
     meant = [found for found in models if "kind" in names_of(found) and _own_kind(found) == kind]

@@ -1,5 +1,6 @@
-"""YAML file and dotted overrides in, a checked RunConfig out; every complaint names file, line and
-key.
+"""Reads a YAML file and dotted overrides into a checked RunConfig.
+
+Every error names file, line and key.
 """
 
 import json
@@ -24,10 +25,10 @@ _A_CONFIG = "a config is a YAML mapping of sections such as model, data and trai
 def load_config(
     source: str | PathLike[str] | Mapping[str, Any], overrides: Iterable[str] = ()
 ) -> RunConfig:
-    """A run's settings from its YAML file, or from plain data of the same shape, with `key=value`
-    overrides.
+    """A run's settings from its YAML file, or from plain data of the same shape.
 
-    Raises ConfigError with one line on any mistake.
+    `overrides` are texts such as `training.seed=7`. Raises ConfigError with one line on any
+    mistake.
     """
     overrides = _listed(overrides)
     if isinstance(source, Mapping):
@@ -56,7 +57,7 @@ def load_config(
 
 
 def _refuse_foreign(tree: Mapping[str, Any], file: str) -> None:
-    """Raise ConfigError for a config of another project, whose every key would be unknown here."""
+    """Raise ConfigError for a config of another project, whose keys are all unknown here."""
     project = project_of(tree)
     if project is None:
         return
@@ -80,7 +81,7 @@ def _copied(value: Any, depth: int = 0) -> Any:
     Raises ConfigError for other data.
     """
     if depth > _DEEPEST:
-        raise ConfigError("config: nested too deeply; does it hold itself?")
+        raise ConfigError("config: nested too deeply; check that no section holds itself")
     if isinstance(value, Mapping):
         return {key: _copied(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -103,8 +104,9 @@ def load_resolved(path: Path) -> RunConfig:
 
 
 def read_yaml(path: Path, expected: str = _A_CONFIG) -> tuple[dict[str, Any], dict[Key, str]]:
-    """The YAML as plain data, and for each key the `file:line` it stands on; `expected` is what to
-    ask for.
+    """The YAML as plain data, and for each key its `file:line`.
+
+    `expected` is the message for a file that holds no mapping.
     """
     try:
         raw = path.read_bytes()
@@ -131,8 +133,10 @@ def parse_override(text: str) -> tuple[Key, Any]:
     name, equals, value = text.partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
-        told = shown(without_secrets(text))
-        raise ConfigError(f"override {told}: write key=value, such as training.learning_rate=3e-4")
+        quoted = shown(without_secrets(text))
+        raise ConfigError(
+            f"override {quoted}: write key=value, such as training.learning_rate=3e-4"
+        )
     try:
         return tuple(int(part) if part.isdecimal() else part for part in parts), parse(value)[0]
     except NotPlainYamlError as error:
@@ -140,9 +144,9 @@ def parse_override(text: str) -> tuple[Key, Any]:
 
 
 def set_dotted(tree: dict[str, Any], key: Key, value: Any) -> None:
-    """Set one value in nested plain data, making sections on the way.
+    """Set one value in nested plain data, and make the sections that it needs.
 
-    Raises ConfigError where there is no place.
+    Raises ConfigError if the key leads through a value or past the end of a list.
     """
     at: Any = tree
     for depth, part in enumerate(key):

@@ -9,7 +9,7 @@ from orpo_ray.config.storage import checked_place
 
 
 class ModelConfig(Section):
-    """The base model, how its weights are held in memory, and how it reads a conversation."""
+    """The base model, how memory holds its weights, and how it reads a conversation."""
 
     base: str = Field(min_length=1, description="hub name, folder, or s3://bucket/folder")
     revision: str | None = Field(None, description="commit or tag of a hub model")
@@ -44,9 +44,9 @@ class AdapterConfig(Section):
     alpha: PositiveFloat = Field(16, description="the update is scaled by alpha / r")
     dropout: float = Field(0.05, ge=0, lt=1, description="share of inputs left out in training")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        "all-linear", description="module names, or every linear layer of the body"
+        "all-linear", description="module names; all-linear: every linear layer of the body"
     )
-    dora: bool = Field(False, description="DoRA: magnitude and direction apart")
+    dora: bool = Field(False, description="DoRA: trains magnitude and direction separately")
     init_from: str | None = Field(
         None, description="adapter folder, or a finished run, to start from; s3:// too"
     )

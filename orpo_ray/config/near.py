@@ -1,14 +1,14 @@
-"""Which known name a misspelt one was meant to be; a name that means something else is none."""
+"""Finds the known name that a misspelt one was meant to be."""
 
 import re
 from collections.abc import Iterable
 
 _FREE = 3
-"""Parts of names up to this length are words of their own: `min` is no slip for `max`."""
+"""Words up to this length must be right: `min` is not a misspelt `max`."""
 
 
 def near_name(written: str, known: Iterable[str]) -> str | None:
-    """The known name that differs by a slip of the finger, or None where no name does.
+    """The known name that differs by a typing slip only, or None.
 
     A slip leaves the first letter and the number of words alone: `save_steps` is not `max_steps`.
     """
@@ -18,7 +18,7 @@ def near_name(written: str, known: Iterable[str]) -> str | None:
 
 
 def _slips(written: str, name: str) -> int | None:
-    """How many letters a name was missed by; None for another name."""
+    """The number of wrong letters; None for a name that means something else."""
     here, there = _words(written), _words(name)
     if "".join(here) == "".join(there):
         return 0
@@ -34,7 +34,7 @@ def _slips(written: str, name: str) -> int | None:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name, whichever way they are joined: max_length, max-length, maxLength."""
+    """The words of a name in any style: max_length, max-length, maxLength."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     return [word for word in re.split(r"[_\-\s]+", spaced) if word]
 

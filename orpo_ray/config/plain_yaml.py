@@ -1,4 +1,4 @@
-"""YAML text in, plain data out, with the line of every key. Stricter and plainer than PyYAML."""
+"""Reads YAML text as plain data, with the line of every key. It is stricter than PyYAML."""
 
 import re
 from typing import Any
@@ -23,7 +23,7 @@ class NotPlainYamlError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """A date stays text, 1e-4 is a number, and no key stands twice in a mapping."""
+    """A date stays text, 1e-4 is a number, and a mapping cannot hold a key twice."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -53,7 +53,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> tuple[Any, dict[Key, int]]:
-    """The data and, for each key path, the line it stands on. Raises NotPlainYamlError."""
+    """The data, and the line of each key path. Raises NotPlainYamlError."""
     lines: dict[Key, int] = {}
     try:
         loader = _Loader(text)
@@ -73,8 +73,9 @@ def parse(text: str) -> tuple[Any, dict[Key, int]]:
 
 
 def _plain(loader: _Loader, node: yaml.Node, at: Key, lines: dict[Key, int]) -> Any:
-    """A node as fresh plain data: an alias becomes a copy, so that changing one place leaves the
-    other alone.
+    """A node as plain data of its own.
+
+    An alias becomes a copy, so that a change of one place does not change the other.
     """
     if node.tag not in _TAGS:
         raise yaml.MarkedYAMLError(
@@ -96,7 +97,7 @@ def _plain(loader: _Loader, node: yaml.Node, at: Key, lines: dict[Key, int]) -> 
         return [_plain(loader, item, (*at, index), lines) for index, item in enumerate(node.value)]
     try:
         value = loader.construct_object(node)
-        # JSON writes a character beyond 16 bits as two halves, which PyYAML leaves apart.
+        # JSON writes a character beyond 16 bits as two halves, and PyYAML does not join them.
         return (
             value.encode("utf-16", "surrogatepass").decode("utf-16")
             if isinstance(value, str)
@@ -108,6 +109,6 @@ def _plain(loader: _Loader, node: yaml.Node, at: Key, lines: dict[Key, int]) -> 
 
 
 def shown(value: Any) -> str:
-    """A value in a message: one line, cut where it is long."""
+    """A value for a message: on one line, and cut if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -26,7 +26,7 @@ _NOT_OF_A_STAGE = ("name", "storage", "search", "stages")
 class RunConfig(Section):
     """Everything that decides what a run computes.
 
-    Frozen and total: later stages fill in no defaults.
+    It is frozen and complete: later code fills in no defaults.
     """
 
     name: str = Field(description="folder of the run inside the storage; a/b lies inside a")
@@ -43,8 +43,8 @@ class RunConfig(Section):
     scale: ScaleConfig = ScaleConfig()
     stages: tuple[dict[str, Any], ...] = Field(
         (),
-        description="settings of each stage that differ from those above; a stage starts from the "
-        "one before it",
+        description="settings of each stage that differ from those above; each stage starts from "
+        "the result of the one before",
     )
     search: SearchConfig | None = Field(None, description="only read by `tune`")
 
@@ -53,8 +53,7 @@ class RunConfig(Section):
     def _name_is_a_free_folder(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError(
-                "must be letters, digits and . _ - and begin with one of the first two, not "
-                f"{name!r}"
+                f"must be letters, digits and . _ - and begin with a letter or digit, not {name!r}"
             )
         if (folder := name.partition("/")[0]) in _FOLDERS_OF_THE_STORAGE:
             raise ValueError(
@@ -70,7 +69,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _objective_is_orpo_unless_named(cls, data: Any) -> Any:
-        """So that `objective.lambda=0.3` alone means what it says."""
+        """`objective.lambda=0.3` alone is enough, because ORPO is the default."""
         objective = data.get("objective") if isinstance(data, dict) else None
         if isinstance(objective, dict) and "kind" not in objective:
             return {**data, "objective": {"kind": "orpo", **objective}}
@@ -83,14 +82,12 @@ class RunConfig(Section):
 
     @property
     def storage_dir(self) -> Path:
-        """The storage as an absolute local folder: of a bucket, the copy that this server has."""
+        """The storage as an absolute folder of this server; for a bucket, its local copy."""
         return local_path(self.storage, "storage").resolve()
 
     @property
     def place(self) -> str:
-        """Where the run's files are for whoever looks for them from elsewhere: the URL of a folder,
-        or its path.
-        """
+        """Where the run's files are, in words that other servers understand: a URL or a path."""
         return inside(self.storage if is_url(self.storage) else str(self.storage_dir), self.name)
 
     @model_validator(mode="after")
@@ -98,8 +95,8 @@ class RunConfig(Section):
         if self.adapter.kind == "none" and self.model.quantization != "none":
             raise ValueError(
                 "adapter.kind: none trains the base's own weights, which quantization: "
-                f"{self.model.quantization} "
-                "freezes; set model.quantization=none, or adapter.kind=lora"
+                f"{self.model.quantization} freezes; set model.quantization=none, or "
+                "adapter.kind=lora"
             )
         return self
 
@@ -109,8 +106,8 @@ class RunConfig(Section):
         if isinstance(deepspeed, DeepSpeedConfig) and deepspeed.stage > 0 and optimizer != "adamw":
             raise ValueError(
                 f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO "
-                f"stage {deepspeed.stage} "
-                "would cut through; set scale.deepspeed=none, or training.optimizer=adamw"
+                f"stage {deepspeed.stage} cannot split; set scale.deepspeed=none, or "
+                "training.optimizer=adamw"
             )
         return self
 

@@ -1,6 +1,4 @@
-"""What a search varies, how it chooses what to try, and when it gives a trial up; only `tune` reads
-it.
-"""
+"""What a search varies, how it chooses trials, and when it gives one up. Only `tune` reads it."""
 
 from difflib import get_close_matches
 from math import prod
@@ -21,25 +19,27 @@ METRICS = {
     "eval/chosen_logp": "max",
     "eval/nll": "min",
 }
-"""What may be searched for, and which way is better; none of them is scaled by a setting of a loss.
+"""What a search may rank trials by, and which way is better.
+
+No setting of a loss scales any of them, so trials with other settings stay comparable.
 """
 
 TRIALS = 16
 _LARGEST_GRID = 10_000
 _PAIRS_STAY = "the pairs are prepared once, for all trials"
-_SAME_JUDGE = "all trials are judged at the same points of a run"
+_SAME_POINTS = "all trials are judged at the same points of a run"
 _NOT_SEARCHED = {
     "name": "every trial has a name of its own",
     "storage": "all trials share one",
-    "search": "it is what searches",
+    "search": "it describes the search itself",
     "stages": "name a field of one stage, such as stages.1.objective.beta",
-    "scale": "it moves work about and changes no result",
+    "scale": "it decides who does the work, and changes no result",
     "data": _PAIRS_STAY,
     "model.base": _PAIRS_STAY,
     "model.revision": _PAIRS_STAY,
     "model.chat_template": _PAIRS_STAY,
-    "training.seed": "the luckiest seed is luck, not a setting",
-    "training.eval_every": _SAME_JUDGE,
+    "training.seed": "the best seed is luck, not a better setting",
+    "training.eval_every": _SAME_POINTS,
     "training.tokens_per_microbatch": "it changes no result",
     "training.gradient_checkpointing": "it changes no result",
     "training.layout": "it changes no result",
@@ -51,8 +51,9 @@ _NOT_SEARCHED = {
 
 
 class SearchConfig(Section):
-    """Dotted fields and the ranges to try; `search: {trials: 16}` alone takes ranges that suit the
-    objective.
+    """What to vary, and how to search it.
+
+    `search: {trials: 16}` alone takes ranges that suit the objective.
     """
 
     space: dict[str, Any] = Field(
@@ -63,16 +64,15 @@ class SearchConfig(Section):
     trials: PositiveInt | None = Field(None, description=f"{TRIALS} unless the grid says how many")
     try_given: bool = Field(
         True,
-        description="trial 0 is the given configuration; a grid has one point more, if it lacks "
-        "that",
+        description="trial 0 is the given configuration; a grid that lacks it has one more point",
     )
     metric: str = Field(
         ACCURACY, description=f"one of {', '.join(METRICS)}; ties of accuracy go by eval/margin"
     )
     searcher: Literal["tpe", "random", "grid"] = Field(
         "tpe",
-        description="tpe and random begin with points spread over the ranges; tpe then draws near "
-        "the best",
+        description="tpe and random begin with points spread over the ranges; then tpe draws "
+        "points near the best ones",
     )
     scheduler: Literal["asha", "none"] = Field(
         "asha", description="asha gives up trials that are behind"
@@ -81,18 +81,20 @@ class SearchConfig(Section):
         0.2, gt=0, le=1, description="share of a run after which a trial may be given up"
     )
     eta: int = Field(
-        3, ge=2, description="one of so many trials goes on past grace, and past eta times that"
+        3,
+        ge=2,
+        description="one in so many trials continues after grace, and after eta times grace",
     )
 
     @property
     def domains(self) -> dict[str, Domain]:
-        """The space, read."""
+        """The parsed range of each searched field."""
         return {name: parse_domain(written) for name, written in self.space.items()}
 
     @field_validator("space", mode="before")
     @classmethod
     def _nested_fields_are_dotted(cls, space: Any) -> Any:
-        """`search.space.objective.lambda={...}` on the command line makes sections of the dots."""
+        """On the command line the dots of `search.space.objective.lambda={...}` make sections."""
         return _dotted(space) if isinstance(space, dict) else space
 
     @field_validator("space")
@@ -117,9 +119,8 @@ class SearchConfig(Section):
     def _no_pbt(cls, scheduler: Any) -> Any:
         if str(scheduler).lower() in ("pbt", "pb2"):
             raise ValueError(
-                f"{scheduler} copies the checkpoint of a better trial into a worse one, which Ray "
-                "Tune skips without "
-                "an error where a trial is a Ray Train run; use asha or none"
+                f"{scheduler} copies the checkpoint of a better trial into a worse one, and Ray "
+                "Tune skips that without an error if a trial is a Ray Train run; use asha or none"
             )
         return scheduler
 
@@ -160,7 +161,7 @@ def _dotted(space: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _refusal_of_metric(metric: str) -> str:
-    """Why a search may not go by a metric, and what to go by instead."""
+    """Why a search cannot rank trials by a metric, and which metric to use instead."""
     bare = metric.rpartition("/")[2]
     if "loss" in bare or "preference" in bare:
         return (
@@ -175,7 +176,7 @@ def _refusal_of_metric(metric: str) -> str:
         m for m in METRICS if m.endswith(f"/{bare}")
     ]
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METRICS)}"
-    return f"{metric} is not what a search can go by; {hint}"
+    return f"{metric} is not a metric of a search; {hint}"
 
 
 def refuse_field(field: str, known: list[str], stage: str = "") -> str | None:
@@ -199,10 +200,13 @@ def refuse_field(field: str, known: list[str], stage: str = "") -> str | None:
 
 
 def _meant_field(field: str, known: list[str]) -> str | None:
-    """The field that was misspelt, that another project calls so, or that is of another section."""
+    """The field that was meant.
+
+    It is misspelt, has this name in another project, or belongs to another section.
+    """
     section, _, name = field.rpartition(".")
-    beside = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
-    near = near_name(name, beside)
+    same_section = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
+    near = near_name(name, same_section)
     if near is not None:
         return f"{section}.{near}".lstrip(".")
     word = word_of(section, name, "")

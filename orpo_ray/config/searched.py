@@ -1,4 +1,4 @@
-"""The values of searched fields in a config: those that it has, and those that a trial gets."""
+"""The values of searched fields: those that a config has, and those that a trial gets."""
 
 from itertools import product
 from typing import Any
@@ -20,8 +20,9 @@ def settings_of(config: RunConfig) -> SearchConfig:
 
 
 def given_values(config: RunConfig, domains: dict[str, Domain]) -> dict[str, Any]:
-    """What each searched field is in the config: of a list of values, the one that changes
-    nothing.
+    """The value of each searched field in the config.
+
+    If the field is searched over a list, the item of the list that changes nothing.
     """
     return {field: _given(config, field, domain) for field, domain in domains.items()}
 
@@ -45,15 +46,16 @@ def _changes_nothing(config: RunConfig, field: str, value: Any) -> bool:
         changed = with_values(config, {field: value})
         now, before = stage_configs(changed), stage_configs(config)
     except ConfigError:
-        return False  # it is refused where it is tried
+        return False  # the trial with this value is refused later
     if config.stages:
         return now == before
     return changed == with_values(config, {})
 
 
 def grid_points(config: RunConfig, domains: dict[str, Domain]) -> list[dict[str, Any]]:
-    """What a grid tries: the given configuration, then every other combination, the last field
-    running fastest.
+    """What a grid tries: the given configuration, then every other combination.
+
+    The last field changes fastest.
     """
     lists = [domain.values for domain in domains.values() if isinstance(domain, Options)]
     points = [dict(zip(domains, point, strict=True)) for point in product(*lists)]
@@ -72,9 +74,9 @@ def trial_count(config: RunConfig) -> int:
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """The config with searched fields set, and no search.
+    """The config of a trial: searched fields set, and no search.
 
-    Raises ConfigError if they make no valid run.
+    Raises ConfigError if the values make no valid run.
     """
     tree = dump(config) | {"search": None}
     for field, value in values.items():
@@ -83,8 +85,9 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 
 def _set(tree: dict[str, Any], key: Key, value: Any) -> None:
-    """Put a value in its place; of a section only the settings that are named change, as in a
-    stage.
+    """Put a value in its place.
+
+    A value that is a section changes only the settings that it names, as a stage does.
     """
     if not isinstance(value, dict):
         set_dotted(tree, key, value)

@@ -22,7 +22,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _yes_is_not_one(cls, data: Any) -> Any:
-        """Pydantic would read `learning_rate: yes` as 1."""
+        """Refuse yes and no for numbers: pydantic reads `learning_rate: yes` as 1."""
         for name, field in cls.model_fields.items():
             value = data.get(field.alias or name) if isinstance(data, dict) else None
             if isinstance(value, bool) and bool not in (
@@ -35,7 +35,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_item_is_a_list_of_one(cls, data: Any) -> Any:
-        """So that `trackers: wandb` and `train: pairs.jsonl` mean what they say."""
+        """`trackers: wandb` and `train: pairs.jsonl` need no brackets."""
         if not isinstance(data, Mapping):
             return data
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}

@@ -1,4 +1,4 @@
-"""What a searched field may be: a span of numbers or a list of values, as the YAML writes them."""
+"""What a searched field may be, as the YAML writes it: a span of numbers or a list of values."""
 
 import math
 from collections.abc import Mapping
@@ -18,8 +18,9 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Span:
-    """Numbers from low to high, drawn evenly, or by their logarithm; if there is a step, low plus
-    multiples of it.
+    """Numbers from low to high, drawn evenly or by their logarithm.
+
+    With a step, only low plus multiples of the step.
     """
 
     low: float
@@ -28,8 +29,9 @@ class Span:
     step: float | None = None
 
     def at(self, share: float) -> float | int:
-        """The value at a share of the way from low to high, 0 <= share < 1; each step has an equal
-        part.
+        """The value at a share of the way from low to high, 0 <= share < 1.
+
+        Each value of a span with steps has an equal part.
         """
         if self.log:
             return self.settle(self.low * (self.high / self.low) ** share)
@@ -39,13 +41,11 @@ class Span:
         return self.settle(self.low + int(share * (steps + 1)) * self.step)
 
     def holds(self, value: Any) -> bool:
-        """Whether the span has a value."""
+        """Whether a value lies in the span."""
         return _is_number(value) and self.low <= value <= self.high
 
     def settle(self, drawn: float) -> float | int:
-        """The value that a number drawn from the span stands for: itself, or the nearest that steps
-        lead to.
-        """
+        """A drawn number itself, or, in a span with steps, the nearest value that it may take."""
         if self.step is None:
             return drawn
         steps = min(
@@ -58,8 +58,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Options:
-    """Some values, sections too; `is_grid`: each of them is tried with each of every other
-    field.
+    """A list of values, which may be sections.
+
+    `is_grid`: each value is tried with each value of every other field.
     """
 
     values: tuple[Any, ...]
@@ -100,15 +101,15 @@ def written(domain: Domain) -> dict[str, list[Any]]:
 
 
 def near_form(written: Any) -> str | None:
-    """The way to write a range that a word is, or was meant to be."""
+    """The form of range that a word names, perhaps misspelt."""
     return next(iter(get_close_matches(str(written), FORMS, n=1, cutoff=0.7)), None)
 
 
 def _options(kind: str, values: list[Any] | tuple[Any, ...]) -> Options:
     if not values:
-        raise ValueError(f"{kind}: no values in it")
+        raise ValueError(f"{kind}: it has no values; write some")
     if any(value in values[:index] for index, value in enumerate(values)):
-        raise ValueError(f"{kind}: a value stands in it twice")
+        raise ValueError(f"{kind}: a value is in it twice; write each value once")
     return Options(tuple(values), is_grid=kind == "grid")
 
 

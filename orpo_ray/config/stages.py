@@ -13,12 +13,11 @@ _SHAPE = ("kind", "r", "alpha", "targets", "dora")
 
 
 def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) -> list[RunConfig]:
-    """The config of each stage: the run's own settings with the stage's in their place, inside the
-    run's folder.
+    """The config of each stage: the run's own settings, changed by those of the stage.
 
-    A stage starts from what the one before it made, unless it names another adapter; that is its
-    reference too. `places`: where each key was written. Raises ConfigError for a stage that cannot
-    be, all before the first is run.
+    Its folder lies in the run's folder. A stage starts from the result of the one before, unless
+    it names another adapter. That result is its reference, too. `places` says where each key was
+    written. Raises ConfigError for any stage that is not valid, before the first one runs.
     """
     common = dump(config.model_copy(update={"stages": (), "search": None}))
     stages: list[RunConfig] = []
@@ -38,8 +37,9 @@ def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) ->
 
 
 def merged(common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections with single settings replaced; an objective of another kind is replaced as a
-    whole.
+    """Sections with single settings replaced.
+
+    An objective of another kind is replaced as a whole.
     """
     tree = dict(common)
     for section, content in changes.items():
@@ -53,8 +53,9 @@ def merged(common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def _places_of(
     number: int, changes: Mapping[str, Any], places: Mapping[Key, str]
 ) -> dict[Key, str]:
-    """Where each key of a stage was written; where that is not known of a section, the place of the
-    stage.
+    """Where each key of a stage was written.
+
+    For a section whose place is not known, the place of the stage.
     """
     written = next(places[key] for key in (("stages", number), ("stages",), ()) if key in places)
     common = {key: place for key, place in places.items() if not key or key[0] not in changes}
@@ -67,9 +68,7 @@ def _places_of(
 
 
 def _refuse_other_base(number: int, common: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a stage on a base of its own: what one stage makes of a base, the next
-    goes on from.
-    """
+    """Raise ConfigError for a stage on another base: each stage continues the one before."""
     for key in ("base", "revision"):
         if model[key] != common[key]:
             raise ConfigError(
@@ -86,8 +85,9 @@ def _start_from(tree: dict[str, Any], former: RunConfig) -> None:
 
 
 def _refuse_other_shape(number: int, former: RunConfig, stage: RunConfig) -> None:
-    """Raise ConfigError for an adapter that could not start from the one before, hours before it
-    would have to.
+    """Raise ConfigError for an adapter that cannot start from the adapter of the stage before.
+
+    Without this check the stage would fail only after hours of training.
     """
     if stage.adapter.init_from not in (None, former.place):
         return
@@ -96,6 +96,5 @@ def _refuse_other_shape(number: int, former: RunConfig, stage: RunConfig) -> Non
         if before != here:
             raise ConfigError(
                 f"stages.{number}.adapter.{key}: {here}, but the stage before it trains an adapter "
-                f"with {before}; "
-                "use the same value"
+                f"with {before}; use the same value"
             )

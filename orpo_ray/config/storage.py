@@ -1,8 +1,7 @@
-"""Where files are kept: in a folder, or in a bucket of an S3-compatible store with a copy of it on
-each server.
+"""Where files are kept: in a folder, or in a bucket of an S3-compatible store.
 
-A place is written as a path or as an s3:// URL. Here is what either means on this server; nothing
-is opened.
+A place is written as a path or as an s3:// URL. Each server has a local copy of what it uses of a
+bucket. This module only computes names: it opens nothing.
 """
 
 import os
@@ -39,32 +38,29 @@ def refuse_url(url: str) -> str | None:
         return f"{scheme}:// is not supported; {WHAT_WORKS}"
     bucket, *folders = rest.rstrip("/").split("/")
     if not _BUCKET.fullmatch(bucket):
-        return (
-            "what follows s3:// is no name of a bucket (3 to 63 of a-z, 0-9, . and -); "
-            f"{WHAT_WORKS}"
-        )
+        return f"s3:// needs the name of a bucket (3 to 63 of a-z, 0-9, . and -); {WHAT_WORKS}"
     if not all(_NAME.fullmatch(folder) for folder in folders):
         return "the URL has a folder that is not made of letters, digits and . _ - ="
     return None
 
 
 def checked_place(place: str) -> str:
-    """A path, or a URL that names a place in a bucket.
+    """The place itself, if it is a path or a URL in a bucket.
 
-    Raises ValueError for any other URL, and for half of one.
+    Raises ValueError for any other URL, and for a URL that is half written.
     """
     if is_url(place) and (problem := refuse_url(place)):
         raise ValueError(problem)
     if _HALF_A_URL.match(place) and not is_url(place):
-        raise ValueError(f"a URL has two slashes behind its colon; {WHAT_WORKS}")
+        raise ValueError(f"a URL has two slashes after its colon; {WHAT_WORKS}")
     return place
 
 
 def without_secrets(text: str) -> str:
-    """A text for the terminal and the log, without what a URL in it may carry before its host or
-    after a `?`.
+    """A text for the terminal and the log, without the secrets that a URL in it may hold.
 
-    What stands where a port would and is none may be a password, whose `@` was forgotten.
+    These stand before the host or after a `?`. What stands in the place of a port and is no number
+    may be a password, if its `@` was forgotten.
     """
     if not is_url(text):
         return text
@@ -79,7 +75,7 @@ def inside(place: str, *names: str) -> str:
 
 
 def local_path(place: str, setting: str = "") -> Path:
-    """Where a place is on this server: the path itself, or the copy of what an s3:// URL names."""
+    """Where a place is on this server: the path itself, or the local copy of an s3:// URL."""
     return (
         mirrors() / place.removeprefix(SCHEME).rstrip("/")
         if is_url(place)
@@ -88,22 +84,20 @@ def local_path(place: str, setting: str = "") -> Path:
 
 
 def expanded(path: str, setting: str = "") -> Path:
-    """A path whose ~ is read as a shell does.
+    """A path with its ~ expanded as a shell does.
 
-    Raises ConfigError, naming the setting, for a home that is not here.
+    Raises ConfigError, which names the setting, for the home of an unknown user.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         named = f"{setting}: " if setting else ""
         raise ConfigError(
-            f"{named}{path}: nobody here has that name, so there is no such home"
+            f"{named}{path}: no user of this server has that name; write the whole path"
         ) from error
 
 
 def mirrors() -> Path:
-    """The folder of this server that holds a copy of what it uses of each bucket, under the
-    bucket's name.
-    """
+    """The folder of this server with the local copies of buckets, one folder a bucket."""
     caches = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
     return (caches / "orpo-ray" / "s3").resolve()

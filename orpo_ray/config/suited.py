@@ -1,6 +1,6 @@
 """Ranges that suit an objective, an adapter and a size of the base, each with its source.
 
-`search` takes them for what it is not told, and docs/methods.md shows them.
+A search without ranges of its own takes these. docs/methods.md shows them.
 """
 
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Suited:
-    """A range as `search.space` writes it, and who says so."""
+    """A range as `search.space` writes it, and the source that suggests it."""
 
     range: Mapping[str, Any]
     source: str
 
     def times(self, factor: float, source: str) -> "Suited":
-        """The same range so many times as high, with the source of the factor."""
+        """The range with both ends multiplied, and the source of the factor."""
         ((kind, (low, high)),) = self.range.items()
         scaled = {kind: [float(f"{end * factor:.12g}") for end in (low, high)]}
         return Suited(scaled, f"{self.source}; times {factor:g}: {source}")
 
 
 SMALL_BASE = 1_000_000_000
-"""Below so many parameters a base is small: its best rates are higher."""
+"""A base with fewer parameters is small: its best learning rates are higher."""
 
 _SMALL_FACTOR = 5.0
 _SMALL_SOURCE = (
@@ -49,11 +49,11 @@ _RATES = {
 }
 """Learning rates by adapter kind, and whether the loss has a likelihood term.
 
-That term holds the text together at higher rates.
+That term keeps the text readable at higher rates.
 """
 
 
 def suited_rates(adapter: str, has_likelihood: bool, parameters: int) -> Suited:
-    """Learning rates for an adapter kind on a base of so many parameters."""
+    """Learning rates for an adapter kind and a base of this size."""
     rates = _RATES[adapter, has_likelihood]
     return rates.times(_SMALL_FACTOR, _SMALL_SOURCE) if parameters < SMALL_BASE else rates

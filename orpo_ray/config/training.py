@@ -12,16 +12,15 @@ Every = Steps | Fraction
 
 
 def every_to_steps(every: int | float, total_steps: int) -> int:
-    """Steps between two events: `every` itself if whole, else that fraction of the run, at least
-    1.
-    """
+    """Steps between two events: `every` if whole, else that fraction of the run, at least 1."""
     return every if isinstance(every, int) else max(1, round(every * total_steps))
 
 
 def warmup_steps(warmup: int | float, total_steps: int) -> int:
     """Steps of warm-up.
 
-    A fraction is rounded down: the first such step has rate 0, which a short run cannot afford.
+    A fraction is rounded down: the first step of a warm-up has rate 0, which a short run cannot
+    afford.
     """
     return warmup if isinstance(warmup, int) else int(warmup * total_steps)
 
@@ -34,7 +33,7 @@ class TrainingConfig(Section):
         64, description="the global batch, whatever the number of GPUs"
     )
     tokens_per_microbatch: Literal["auto"] | PositiveInt = Field(
-        "auto", description="memory, not results"
+        "auto", description="auto: what fits; it changes memory, not results"
     )
     epochs: PositiveInt | PositiveFloat | None = Field(
         None, description="passes over the pairs, such as 1.5; 1 unless max_steps is set"
@@ -53,7 +52,7 @@ class TrainingConfig(Section):
     )
     gradient_checkpointing: Literal["auto"] | bool = Field(
         "auto",
-        description="recompute activations in the backward pass; auto: where memory is short",
+        description="recompute activations in the backward pass; auto: if memory is short",
     )
     eval_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
     checkpoint_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
@@ -61,7 +60,7 @@ class TrainingConfig(Section):
     adapter_from: Literal["last", "best"] = Field(
         "last",
         description="the checkpoint that the adapter is taken from; best: by held-out accuracy, "
-        "then margin",
+        "and if that is equal by margin",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="of data order, first adapter and dropout")
     layout: Literal["auto", "padded", "packed", "shared-prefix"] = Field(
@@ -71,7 +70,7 @@ class TrainingConfig(Section):
         "fast", description="trl: stock TRL computes the loss, padded"
     )
     trackers: tuple[Literal["wandb", "mlflow"], ...] = Field(
-        (), description="beside TensorBoard, which is always on"
+        (), description="added to TensorBoard, which is always on"
     )
 
     trl_metric_names: bool = Field(
@@ -94,7 +93,7 @@ class TrainingConfig(Section):
 
 
 class DeepSpeedConfig(Section):
-    """A ZeRO stage, where the user names one."""
+    """A ZeRO stage that the user names."""
 
     stage: Annotated[int, Field(ge=0, le=3, strict=True)] = Field(
         description="what the workers share out: 0 nothing, 1 optimizer state, 2 gradients too, "
@@ -106,12 +105,12 @@ class ScaleConfig(Section):
     """Workers of a run: how many, what each holds, and how they share the work."""
 
     workers: Literal["auto"] | PositiveInt = Field(
-        "auto", description="auto: every GPU in sight, or two CPU workers where there is none"
+        "auto", description="auto: every GPU in sight, or two CPU workers if there is none"
     )
     ray: bool = Field(False, description="use Ray Train for a single worker too")
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
         "auto",
-        description="a worker uses one GPU, a part of one, or none; auto: one where there are GPUs",
+        description="a worker uses one GPU, a part of one, or none; auto: one if there are GPUs",
     )
     cpus_per_worker: PositiveFloat = Field(
         1.0, description="whole or in parts, with four decimals at most"
@@ -139,8 +138,7 @@ class ScaleConfig(Section):
     def _a_part_of_a_gpu_serves_one_worker(self) -> Self:
         if self.gpus_per_worker != "auto" and 0 < self.gpus_per_worker < 1 and self.workers != 1:
             raise ValueError(
-                f"gpus_per_worker: {self.gpus_per_worker:g} would have workers share a GPU, which "
-                "NCCL does not let "
-                "them; set gpus_per_worker=1, or workers=1"
+                f"gpus_per_worker: {self.gpus_per_worker:g} makes workers share a GPU, which NCCL "
+                "does not allow; set gpus_per_worker=1, or workers=1"
             )
         return self

@@ -12,13 +12,13 @@ from orpo_ray.config.plain_yaml import Key
 
 
 def suggestion(model: type[BaseModel], key: Key, tree: Mapping[str, Any]) -> str:
-    """Ours of that meaning, the name that was misspelt, or the keys that may stand there."""
+    """Our key with that meaning, the key that was misspelt, or the keys that may stand there."""
     *section, wrong = key
     known, kind = (
         fields_at(model, section, tree),
         kind_at(model, "objective", tree.get("objective")),
     )
-    if "objective" in names_of(model):  # a run's config; other files know none of these words
+    if "objective" in names_of(model):  # only a run's config has keys with foreign names
         word = word_of(dotted(without_numbers(section)), str(wrong), kind)
         if word is not None:
             return _in_our_words(word, section, kind, known)
@@ -34,12 +34,12 @@ def suggestion(model: type[BaseModel], key: Key, tree: Mapping[str, Any]) -> str
 
 
 def _in_our_words(word: Word, section: Sequence[str | int], kind: str, known: Sequence[str]) -> str:
-    """What a name of another project is here; a key of a list's item is that of the same item."""
+    """What a name of another project is here. In an item of a list, our key of the same item."""
     if not word.here:
         return f"unknown key; {word.differs}; remove it"
     if word.kind not in ("", kind):
         return f"unknown key; {kind} has none; with kind: {word.kind} it is {word.here}"
     before, _, last = word.here.rpartition(".")
-    beside = before == dotted(without_numbers(section)) and last in known
-    here = dotted((*section, last)) if beside else word.here
+    in_same_section = before == dotted(without_numbers(section)) and last in known
+    here = dotted((*section, last)) if in_same_section else word.here
     return f"unknown key; here it is {here}" + (f"; {word.differs}" if word.differs else "")

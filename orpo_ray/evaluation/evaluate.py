@@ -1,4 +1,4 @@
-"""A base and what a run made of it, side by side on evaluation pairs and in their own words."""
+"""Compares a base with what a run made of it: scores on evaluation pairs, and answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from orpo_ray.training.pair_model import PairModel
 
 @dataclass(frozen=True)
 class Judged:
-    """What one model scored, by source of the pairs and pair by pair, and what it said."""
+    """The scores of one model, by source and pair by pair, and its answers."""
 
     metrics: dict[str, dict[str, float]]
     scores: PairScores
@@ -35,7 +35,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Questions:
-    """Prompts (token ids) that models answer greedily, with at most so many tokens each."""
+    """Prompts as token ids, and the most tokens that an answer may have."""
 
     prompts: Sequence[Sequence[int]]
     max_new_tokens: int
@@ -60,7 +60,7 @@ def judge_model(
 def evaluation_of(
     name: str, trained: str | None, prompts: Sequence[str], judged: Sequence[Judged], limit: int
 ) -> Evaluation:
-    """What a run's user is shown: the base, then the trained model, if that was judged too."""
+    """The result of `evaluate`. `judged` has the base, then the trained model, if any."""
     base, tuned = judged[0], judged[-1]
     found = compared(base.scores, tuned.scores) if trained is not None else {}
     lines = [*remarks(found, len(base.scores)), *_on_answers(judged, limit)]
@@ -90,14 +90,15 @@ def _on_answers(judged: Sequence[Judged], limit: int) -> list[str]:
     if not cut:
         return []
     return [
-        f"{cut} of {len(judged[-1].answers)} answers were cut at {limit} tokens, before they ended "
-        "by themselves: raise --max-new-tokens, or see whether the pairs' answers end."
+        f"{cut} of {len(judged[-1].answers)} answers did not end within {limit} tokens and were "
+        "cut: raise --max-new-tokens, or check that the answers of the pairs end."
     ]
 
 
 def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -> PairModel:
-    """The base, with the adapter in folder `trained` on it, or, for full training, the model in
-    that folder.
+    """The base with the adapter in folder `trained`; the base alone without such a folder.
+
+    For full training the folder holds the whole model.
     """
     source, adapted = config.model, False
     if trained is not None:

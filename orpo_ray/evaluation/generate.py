@@ -1,4 +1,4 @@
-"""Greedy answers: what a model says, which no accuracy tells."""
+"""Greedy answers of a model, which show more than its accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from orpo_ray.training.pair_model import PairModel
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said; `is_cut` if it was cut at a limit before it ended by itself."""
+    """An answer of a model. `is_cut`: it reached a limit before it ended."""
 
     text: str
     is_cut: bool
@@ -27,10 +27,10 @@ def greedy_answers(
     max_new_tokens: int,
     batch_size: int = 32,
 ) -> list[Answer]:
-    """One answer a prompt, given as token ids; decoded without special tokens, in order.
+    """One answer for each prompt of token ids, in order, without special tokens.
 
-    Prompts are padded on the left in batches of like length. An answer ends where the base reads no
-    further.
+    Prompts of similar length form a batch, padded on the left. No answer goes beyond the positions
+    that the base can read.
     """
     model.eval()
     generate: Any = model.model.generate

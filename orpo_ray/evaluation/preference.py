@@ -10,7 +10,7 @@ from orpo_ray.training.metrics import summarise
 def by_source(scores: PairScores, table: PairTable) -> dict[str, dict[str, float]]:
     """Preference metrics by source name, `all` first.
 
-    A pair's source is what its id has before the last colon.
+    The id of a pair begins with its source, up to the last colon.
     """
     sources = np.array([pair_id.rpartition(":")[0] for pair_id in table.pair_ids])
     result = {"all": _describe(scores, np.ones(len(sources), dtype=bool))}

@@ -1,6 +1,6 @@
-"""What may change when the same command comes again, and what would make another run of it.
+"""Which settings may change when a run is resumed. The rest would make it another run.
 
-Pure.
+This module is pure: it reads and writes no files.
 """
 
 import copy
@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 
-# Settings that may change on resume: they move work and files about, but not the numbers that come
-# out.
-# Nor do evaluations, checkpoints and what is logged.
+# Settings that may change when a run is resumed. They decide where work is done and files are kept,
+# and what is evaluated, saved and logged. They do not change what is trained.
 FREE_KEYS = (
     "storage",
     "scale.",
@@ -32,8 +31,9 @@ FREE_KEYS = (
 def refuse_changed_config(
     stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...] = FREE_KEYS
 ) -> None:
-    """Raise ConfigError if a run was made with other settings than those in `free`, naming the
-    first.
+    """Raise ConfigError if settings changed since the run began. Those in `free` may change.
+
+    The error names the first that changed.
     """
     before, now = flatten(_as_read_now(stored, config, free)), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -46,18 +46,18 @@ def refuse_changed_config(
         )
         raise ConfigError(
             f"{key}: {now.get(key)!r} here, but run {config.name} was made with "
-            f"{before.get(key)!r}{more}; "
-            "give the new run another name, or restore the setting"
+            f"{before.get(key)!r}{more}; give the new run another name, or restore the setting"
         )
 
 
 def _as_read_now(
     stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...]
 ) -> Mapping[str, Any]:
-    """Settings as an older version wrote them, with the defaults of what it did not know.
+    """The settings that a run began with, in the form of this version.
 
-    What may change counts as it is now. What this version does not know stays as it stands; so does
-    everything, if this version refuses a value.
+    A setting that the older version did not have gets its default. A setting that may change has
+    its present value. A key that this version does not have stays as it is. If this version refuses
+    a value, everything stays as it is.
     """
     tree = _with_free(stored, dump(config), free)
     unknown: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def _as_read_now(
 def _with_free(
     stored: Mapping[str, Any], now: Mapping[str, Any], free: tuple[str, ...]
 ) -> dict[str, Any]:
-    """A copy of stored settings with those that may change as they are now."""
+    """A copy of stored settings, in which those that may change have their present values."""
     tree: dict[str, Any] = copy.deepcopy(dict(stored))
     for key in free:
         *sections, name = key.rstrip(".").split(".")
@@ -90,11 +90,11 @@ def _with_free(
 
 
 def _taken_out(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    """Remove a key of a section from the tree; it as a dotted key with its value."""
+    """Remove a key from the tree. Returns it as a dotted key with its value."""
     at: Any = tree
     names = []
     for part in path[:-1]:
-        if isinstance(at, dict) and part in at:  # else it is the tag of a union
+        if isinstance(at, dict) and part in at:  # otherwise it is the tag of a union
             at = at[part]
             names.append(part)
     if isinstance(at, dict):
@@ -103,7 +103,7 @@ def _taken_out(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, A
 
 
 def _is_moved(before: Any, now: Any, config: RunConfig) -> bool:
-    """Whether a value is the place of a run in this storage, which had another place before."""
+    """Whether a value differs only because the storage was moved, as in the place of a run."""
     if not (isinstance(before, str) and isinstance(now, str)):
         return False
     place = config.place.removesuffix(config.name)
@@ -113,15 +113,15 @@ def _is_moved(before: Any, now: Any, config: RunConfig) -> bool:
 def refuse_changed_identity(
     stored: Mapping[str, str], name: str, identity: Mapping[str, str]
 ) -> None:
-    """Raise ConfigError if data, tokenizer or weights behind unchanged settings are not those the
-    run began with.
+    """Raise ConfigError if data, tokenizer or weights changed since the run began.
+
+    They can change while the settings that name them stay the same.
     """
     for key, value in identity.items():
         if stored.get(key, value) != value:
             raise ConfigError(
                 f"{key}: not what run {name} began with ({stored[key][:16]} then, {value[:16]} "
-                "now); "
-                "give the new run another name, or restore what was there"
+                "now); give the new run another name, or restore what was there"
             )
 
 

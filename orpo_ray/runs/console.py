@@ -1,6 +1,4 @@
-"""What is said and heard while something runs: lines for the user, numbers, and the wish to
-stop.
-"""
+"""How a run speaks to its user: lines, numbers, and the request to stop."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -9,19 +7,19 @@ if TYPE_CHECKING:
     from orpo_ray.runs.search import Search
 
 Announce = Callable[[str], None]
-"""Says one line: `Console.announce`, for whoever needs no more of a console."""
+"""Says one line. It is `Console.announce`, for code that needs no more of a console."""
 Metrics = dict[str, float]
 """Plain numbers under `train/` and `eval/` names."""
 
 
 class Console:
-    """The user, as a run sees one. This one is silent; subclasses replace what they need."""
+    """The user, as a run sees one. This class is silent; subclasses replace what they need."""
 
     def announce(self, line: str) -> None:
         """Say something that was decided or found."""
 
     def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Show the numbers of a step; an evaluation comes by itself."""
+        """Show the numbers of a step; those of an evaluation come in a call of their own."""
 
     def watch_search(self, search: "Search") -> None:
         """Show a search after each change."""
@@ -35,19 +33,19 @@ SILENT = Console()
 
 
 class Printing(Console):
-    """Prints each line that is announced: what Python users get who name no console."""
+    """Prints each line that is announced. It is the default of the Python functions."""
 
     def announce(self, line: str) -> None:
-        """Print it."""
+        """Print the line at once."""
         print(line, flush=True)
 
 
 class Hushed(Console):
-    """Says nothing, but hears the wish to stop of another console."""
+    """Says nothing, but passes on another console's request to stop."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def stop_requested(self) -> bool:
-        """Whether the other one was asked."""
+        """Whether the other console asks to stop."""
         return self._console.stop_requested()

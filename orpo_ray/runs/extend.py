@@ -1,4 +1,4 @@
-"""A finished run that continues with more steps."""
+"""Continues a finished run with more steps."""
 
 from typing import Any
 
@@ -9,7 +9,10 @@ from orpo_ray.runs.files import CONFIG_FILE, RUN_FILE, read_json
 from orpo_ray.runs.run import Run
 
 EXTENSIONS = "extensions"
-"""Where run.json lists them: the step after which each began, and what the run was before."""
+"""The key of run.json that lists extensions.
+
+Each has the step after which it began, and the settings and metrics before it.
+"""
 
 _MAY_CHANGE = (
     "training.max_steps",
@@ -18,11 +21,11 @@ _MAY_CHANGE = (
     "training.schedule",
     "training.warmup",
 )
-"""What a new schedule over further steps is made of."""
+"""Settings that define a new schedule over further steps."""
 
 
 def refuse_unfinished(run: Run) -> None:
-    """Raise ConfigError for a run that has neither an end to continue from nor an extension."""
+    """Raise ConfigError for a run that is not finished and has no extension to resume."""
     if run.result() is None and not run.facts().get(EXTENSIONS):
         raise ConfigError(
             f"--extend: run {run.name} in {run.storage_place} is not finished; "
@@ -33,8 +36,8 @@ def refuse_unfinished(run: Run) -> None:
 def extend(run: Run, total_steps: int) -> None:
     """Make a finished run an unfinished one of `total_steps`, for `train` to resume.
 
-    An extension that was begun before is left as it is. Raises ConfigError if the run has that many
-    steps already, or would be another run than it was.
+    An extension that has begun is left as it is. Raises ConfigError if the run has that many steps
+    already, or if other settings changed.
     """
     result, facts = run.result(), run.facts()
     if result is None:
@@ -49,7 +52,9 @@ def extend(run: Run, total_steps: int) -> None:
             f"{total_steps}; ask for more, such as training.max_steps={2 * result.steps}"
         )
     if (warmup := warmup_steps(run.config.training.warmup, more)) >= more:
-        raise ConfigError(f"training.warmup: {warmup} steps, but {more} steps are added")
+        raise ConfigError(
+            f"training.warmup: {warmup} steps, but only {more} steps are added; set it to less"
+        )
     begun = {"step": result.steps, "training": stored.get("training"), "metrics": result.metrics}
     earlier = [past for past in facts.get(EXTENSIONS, []) if past["step"] < result.steps]
     run.add_facts({EXTENSIONS: [*earlier, begun]})
@@ -65,7 +70,7 @@ def schedule_from(facts: dict[str, Any]) -> int:
 
 
 def described(run: Run) -> str:
-    """How an extension is announced."""
+    """The line that announces an extension."""
     settings = dump(run.config)["training"]
     return (
         f"run {run.name} continues after step {schedule_from(run.facts())}: "

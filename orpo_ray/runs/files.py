@@ -1,4 +1,4 @@
-"""The files of a run by name, and JSON that a killed process never leaves half of."""
+"""The names of a run's files, and JSON files that are never half written."""
 
 import json
 import os
@@ -14,19 +14,19 @@ CONFIG_FILE, RUN_FILE, RESULT_FILE, METRICS_FILE = (
     "metrics.jsonl",
 )
 SEARCH_FILE = "search.json"
-"""Of a search, whose folder holds its trials' runs."""
+"""The record of a search. Its folder holds the runs of its trials."""
 LOG_FILE = "run.log"
 CHECKPOINTS, TENSORBOARD, ADAPTER = "checkpoints", "tensorboard", "adapter"
 EVALUATION_FILE, BASE_EVALUATION_FILE = "evaluation.json", "evaluation-base.json"
 """What `evaluate` found: the base compared with the trained model, or the base alone."""
 EVALUATIONS = "evaluations"
-"""What each held-out pair scored, a file an evaluation."""
+"""The folder of what each held-out pair scored, with one file for each evaluation."""
 CHECKPOINT_MANIFEST = "MANIFEST.json"
 """Lists the files of a checkpoint; written last."""
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON in one step."""
+    """Write JSON so that a killed process leaves the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path, error: Exception) -> ConfigError:
-    """What to raise for a file that is not as the run wrote it."""
+    """The error for a file that is not as the run wrote it."""
     return ConfigError(
         f"{path}: not as this version writes it ({error}); restore the file, or give the new run "
         "another name"

@@ -1,4 +1,4 @@
-"""Locks that keep a second process away from a run; a lock goes with the process that holds it."""
+"""Locks that keep a second process away from a run. A lock ends with its process."""
 
 import fcntl
 import time
@@ -8,8 +8,9 @@ from pathlib import Path
 
 RUN_LOCK_FILE = ".lock"
 WORKERS_LOCK_FILE = ".workers.lock"
-"""Of the process that writes where workers train, maybe on another server than the one that gave
-the command.
+"""Held by the process that writes while workers train.
+
+It may run on another server than the driver.
 """
 _POLL_S = 0.2
 _held: set[Path] = set()
@@ -22,7 +23,7 @@ class LockedError(Exception):
 
 @contextmanager
 def locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold a lock. Raises LockedError where another process holds it for longer than that."""
+    """Hold a lock. Raises LockedError if another process holds it for longer than `patience_s`."""
     with path.open("w") as file:
         if not _lock_within(file.fileno(), patience_s):
             raise LockedError

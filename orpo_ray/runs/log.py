@@ -1,4 +1,4 @@
-"""What run.log keeps of all that is logged while a run is trained."""
+"""Which records run.log keeps of all that is logged while a run is trained."""
 
 import logging
 
@@ -8,7 +8,7 @@ _OURS = "orpo_ray"
 def is_kept(record: logging.LogRecord) -> bool:
     """Whether a record belongs into run.log: our own lines, and errors of libraries.
 
-    Their warnings concern whoever maintains this program; `--verbose` keeps those too.
+    Warnings of libraries help only those who maintain this program. `--verbose` keeps them, too.
     """
     ours = record.name == _OURS or record.name.startswith(f"{_OURS}.")
     return ours or record.levelno >= logging.ERROR

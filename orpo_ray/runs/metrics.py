@@ -1,5 +1,6 @@
-"""A run's metrics.jsonl: one line a report, the numbers of a step under `train/` and `eval/`
-names.
+"""A run's metrics.jsonl: each line is one report, with numbers of a step.
+
+Their names begin with `train/` or `eval/`.
 """
 
 import json
@@ -11,8 +12,9 @@ from orpo_ray.runs.files import METRICS_FILE
 
 
 def plain_record(step: int, metrics: Metrics) -> dict[str, float | None]:
-    """A step for JSON, which has no word for the infinite gradient norm of a float16 step that was
-    skipped.
+    """The numbers of a step for JSON, with None for those that are not finite.
+
+    JSON cannot write the infinite gradient norm of a float16 step that was skipped.
     """
     return {
         "step": step,
@@ -21,7 +23,7 @@ def plain_record(step: int, metrics: Metrics) -> dict[str, float | None]:
 
 
 def last_metrics(folder: Path) -> Metrics:
-    """The latest number of every metric a run reported; null stands for one that was not finite."""
+    """The latest finite number of every metric that a run reported."""
     merged: Metrics = {}
     for record in _records(folder):
         merged |= {name: value for name, value in record.items() if value is not None}
@@ -61,7 +63,7 @@ def lines_until(text: str, step: int) -> str:
 
 
 def read_metrics_line(line: str) -> Metrics | None:
-    """One record of metrics.jsonl, or None for what a killed run or a power cut left of one."""
+    """One record of metrics.jsonl; None for a line that a killed run or a power cut left cut."""
     try:
         found = json.loads(line)
     except ValueError:

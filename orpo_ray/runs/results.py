@@ -1,4 +1,4 @@
-"""What commands come to, as frozen values; `to_json` is what the command line prints of each."""
+"""Results of commands, as frozen values. The command line prints their `to_json`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,43 +14,45 @@ _UNKNOWN_BEFORE: Mapping[str, Any] = {
     "seconds": None,
     "peak_memory_bytes": None,
 }
-"""What results of older versions lack."""
+"""Values for fields that results of older versions lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run made, as result.json keeps it. `adapter` is a path or an s3:// URL."""
+    """The result of a finished run, as in result.json. `adapter` is a path or an s3:// URL."""
 
     name: str
     steps: int
     adapter: str
     adapter_step: int | None
-    """The step whose checkpoint the adapter is; None in a result of an older version."""
+    """The step whose checkpoint became the adapter; None in a result of an older version."""
     metrics: dict[str, float]
-    """The latest number of each metric; of the evaluation, that of the adapter."""
+    """The latest number of each metric. `eval/` numbers are those of the adapter."""
     start: dict[str, float]
     """The evaluation before the first step."""
     changes: dict[str, Any]
-    """For each mean over held-out pairs `before`, `after` and `difference`, each with `value`,
-    `low` and `high`: a 95 % interval."""
+    """For each mean over held-out pairs: `before`, `after` and `difference`.
+
+    Each has `value`, `low` and `high`; the last two are a 95 % interval.
+    """
     eval_pairs: int | None
-    """How many held-out pairs they were measured on."""
+    """How many held-out pairs the changes were measured on."""
     remarks: tuple[str, ...]
     """What was learnt and what was not, in words."""
     seconds: float | None
-    """Of training, whichever process took the steps."""
+    """Time of training, over all processes that resumed the run."""
     peak_memory_bytes: int | None
-    """The most that one worker held: of its GPU, or of the machine's memory."""
+    """The most memory that one worker used, of its GPU or of the machine."""
     pairs_per_second: float | None
-    """Of training proper; None where no step is on record."""
+    """Pairs a second while steps are trained; None if no step is on record."""
     workers: tuple[int, ...]
-    """Their process ids."""
+    """The process ids of the workers."""
     strategy: str
     layout: str | None
-    """None in a result from before it was on record."""
+    """None in a result of an older version."""
     versions: dict[str, str]
     stages: tuple["TrainResult", ...] = ()
-    """Those of a run in stages, in order."""
+    """The results of the stages, in order; empty for a run without stages."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as result.json has it."""
@@ -63,7 +65,7 @@ class TrainResult:
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Self:
-        """What `to_json` gave, more of it ignored.
+        """The result that `to_json` wrote. Keys that this version does not know are ignored.
 
         Raises TypeError or KeyError for anything else.
         """
@@ -76,9 +78,9 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt, and what both models answer, greedily.
+    """A prompt, and the greedy answers of both models.
 
-    An answer is cut if it came to the limit of its length before it ended by itself.
+    An answer is cut if it reached the limit of its length before it ended.
     """
 
     prompt: str
@@ -97,7 +99,7 @@ class Evaluation:
     adapter: str | None
     """The path or URL of what was compared with the base; None if the base alone was judged."""
     metrics: dict[str, dict[str, dict[str, float]]]
-    """For `base` and `trained`, by source of the pairs, `all` first."""
+    """For `base` and `trained`: metrics by source of the pairs, `all` first."""
     changes: dict[str, Any] = field(default_factory=dict)
     """As in TrainResult."""
     remarks: tuple[str, ...] = ()
@@ -113,8 +115,9 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """What `train` would do: the steps of a run and what was settled, or, of a run in stages, the
-    plan of each.
+    """What `train` would do: the steps of a run, and what was decided.
+
+    For a run in stages, the plan of each stage.
     """
 
     name: str
@@ -128,7 +131,7 @@ class TrainPlan:
     stages: tuple["TrainPlan", ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; a run in stages has but its name, its steps and its stages."""
+        """Plain data. A run in stages has only name, steps and stages."""
         if self.stages:
             return {
                 "name": self.name,
@@ -142,8 +145,9 @@ class TrainPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What `tune` would do: trials of the run that `trial` plans, so many at once, over the ranges
-    of `space`.
+    """What `tune` would do: how many trials, how many at once, and over which ranges.
+
+    `trial` is the plan of one trial.
     """
 
     name: str

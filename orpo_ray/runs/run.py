@@ -1,6 +1,4 @@
-"""A run on disk: where it is kept, who is at work on it, what it was made with and what came of
-it.
-"""
+"""A run on disk: its folder, its lock, the settings it was made with, and its result."""
 
 import shutil
 import tempfile
@@ -31,20 +29,18 @@ from orpo_ray.storage import Storage, storage_at
 Outcome = TypeVar("Outcome")
 
 _REOPENED = "extended"
-"""The status of a result that a longer run replaces in the end."""
+"""The status of a result while the run is extended."""
 
 _RECORDS = (files.CONFIG_FILE, files.RUN_FILE, files.RESULT_FILE, files.SEARCH_FILE, files.LOG_FILE)
 
 
 class RunFolder(Generic[Outcome]):
-    """What a run and a search have in common: a folder in a storage, a lock, a config that must not
-    change.
-    """
+    """What runs and searches share: a folder in a storage, a lock, and a config that is fixed."""
 
     free_keys: ClassVar[tuple[str, ...]] = FREE_KEYS
     """Settings that may change when it is resumed."""
     what_next: ClassVar[str]
-    """What to do about one that is finished."""
+    """What the user can do with one that is finished."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -52,11 +48,11 @@ class RunFolder(Generic[Outcome]):
         self.folder = config.run_dir
         self.place = config.place
         self.root = config.storage_dir
-        """The folder on this server of all runs of the storage, and of what they share."""
+        """The storage on this server, with all runs and what they share."""
         self.storage: Storage = storage_at(config.storage)
 
     def path(self, name: str) -> Path:
-        """A file or folder of it on this server."""
+        """The path of one of its files or folders on this server."""
         return self.folder / name
 
     def place_of(self, name: str) -> str:
@@ -64,19 +60,18 @@ class RunFolder(Generic[Outcome]):
         return inside(self.place, name)
 
     def store(self, *names: str) -> None:
-        """Have the storage keep files of it, as far as they exist."""
+        """Store those of its files that exist."""
         self.storage.store(*map(self.path, names))
 
     def fetch(self, name: str) -> Path:
-        """A file as the storage has it; whoever opens it finds out where there is none."""
+        """Fetch a file, and return its path. If the storage has none, opening it fails later."""
         self.storage.fetch(self.path(name))
         return self.path(name)
 
     def refresh(self) -> None:
-        """Have here what the storage tells of it, for a process that has not begun to work on it.
+        """Fetch its records from the storage, before this process works on it.
 
-        Where another process of this server is at work on it, what lies here is newer, and is left
-        alone.
+        If another process of this server is at work on it, the local files are newer and stay.
         """
         if not self.storage.is_remote or is_locked(self.path(WORKERS_LOCK_FILE)):
             return
@@ -85,10 +80,10 @@ class RunFolder(Generic[Outcome]):
         for name in _RECORDS:
             if name != files.LOG_FILE:
                 self.fetch(name)
-        # A log that is being written stays, and so does one that a killed command never stored.
+        # A log that is being written stays. So does a log that a killed command did not store.
         if not self.is_ours and self.storage.holds(self.path(files.LOG_FILE)):
             self.fetch(files.LOG_FILE)
-        # What a checkpoint holds is fetched by who goes on from it, maybe on another server.
+        # The worker that resumes from a checkpoint fetches its files, maybe on another server.
         self.storage.fetch_folders(
             self.path(files.CHECKPOINTS), files.CHECKPOINT_MANIFEST, only_manifests=True
         )
@@ -100,28 +95,25 @@ class RunFolder(Generic[Outcome]):
 
     @property
     def has_started(self) -> bool:
-        """Whether there is something to go on from; a run that never saved a checkpoint may begin
-        anew.
+        """Whether there is something to resume from.
+
+        A run that never saved a checkpoint begins again.
         """
         begun = self.path(files.RESULT_FILE).exists() or self.path(files.SEARCH_FILE).exists()
         return begun or any(self.path(files.CHECKPOINTS).glob("step-*"))
 
     def refuse_changes(self) -> None:
-        """Raise ConfigError if what has started under this name was made with other settings,
-        naming the first.
-        """
+        """Raise ConfigError if it has started with other settings. The error names the first."""
         stored = files.read_json(self.path(files.CONFIG_FILE))
         if stored is not None and self.has_started:
             refuse_changed_config(stored, self.config, self.free_keys)
 
     def finished(self) -> Outcome | None:
-        """What came of it, if nothing is left to do."""
+        """Its result, if nothing is left to do."""
         raise NotImplementedError
 
     def look(self, console: Console) -> Outcome | None:
-        """Fetch what is known, refuse changed settings, and return what came of it if nothing is
-        left to do.
-        """
+        """Fetch its records, refuse changed settings, and return its result if it is finished."""
         self.refresh()
         self.refuse_changes()
         finished = self.finished()
@@ -131,11 +123,11 @@ class RunFolder(Generic[Outcome]):
 
     @contextmanager
     def at_work(self, console: Console, patience_s: float = 0.0) -> Iterator[Outcome | None]:
-        """Keep other processes away while it is worked on, and begin it.
+        """Begin it, and keep other processes away during the work.
 
-        Yields what came of it where another process has ended it meanwhile: then there is nothing
-        to do. Raises ConfigError where one is still at work after that time, and for changed
-        settings.
+        Yields its result if another process has finished it in the meantime; then nothing is left
+        to do. Raises ConfigError for changed settings, and if another process is still at work
+        after `patience_s`.
         """
         with self.lock(patience_s):
             finished = self.look(console)
@@ -145,7 +137,7 @@ class RunFolder(Generic[Outcome]):
 
     @contextmanager
     def lock(self, patience_s: float = 0.0) -> Iterator[None]:
-        """Keep other processes away. Raises ConfigError if one is still at work after that time."""
+        """Keep other processes away. Raises ConfigError if one is at work after `patience_s`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with locked(self.path(RUN_LOCK_FILE), patience_s):
@@ -157,10 +149,10 @@ class RunFolder(Generic[Outcome]):
             ) from None
 
     def check_writable(self) -> None:
-        """Raise ConfigError if its folder cannot be made or written; one that was not there is not
-        left behind.
+        """Raise ConfigError if its folder cannot be made or written.
 
-        Raises ResourceError where the storage is on other machines and not there.
+        A folder that was made for this test is removed. Raises ResourceError if the storage is on
+        other machines and cannot be reached.
         """
         self.storage.check()
         is_new = not self.folder.exists()
@@ -187,7 +179,7 @@ class Run(RunFolder[TrainResult]):
     what_next: ClassVar = "give another name to train again, or more steps with --extend"
 
     def refuse_changes(self) -> None:
-        """As for any run. Raises ConfigError, too, where a search has this name."""
+        """As for every folder; and raise ConfigError if a search has this name."""
         if self.path(files.SEARCH_FILE).exists():
             raise ConfigError(
                 f"name: {self.place} holds a search; train its best.yaml, or choose another name"
@@ -195,7 +187,7 @@ class Run(RunFolder[TrainResult]):
         super().refuse_changes()
 
     def finished(self) -> TrainResult | None:
-        """What it made, if it was trained to its end and its adapter is still there."""
+        """Its result, if it was trained to its end and its adapter still exists."""
         result = self.result()
         return (
             result if result is not None and self.storage.holds(self.path(files.ADAPTER)) else None
@@ -223,8 +215,9 @@ class Run(RunFolder[TrainResult]):
 
     @property
     def adapter(self) -> str:
-        """Where its adapter is, or, for full training, its model, once it has ended: a path or a
-        URL.
+        """Where its adapter is once it has ended, as a path or URL.
+
+        For full training it is the whole model.
         """
         return self.place_of(files.ADAPTER)
 
@@ -234,29 +227,30 @@ class Run(RunFolder[TrainResult]):
         return self.config.storage if is_url(self.config.storage) else str(self.root)
 
     def facts(self) -> dict[str, Any]:
-        """What run.json says of a run that has something to go on from; empty for one that
-        begins.
-        """
+        """What run.json says; empty for a run that has nothing to resume from."""
         if not self.has_started:
             return {}
         stored = files.read_json(self.path(files.RUN_FILE))
         if stored is None:
             raise ConfigError(
-                f"{self.path(files.RUN_FILE)}: missing, so nobody can tell what the run began "
-                "with; restore it"
+                f"{self.path(files.RUN_FILE)}: missing, and it says what the run began with; "
+                "restore it, or give the new run another name"
             )
         return stored
 
     def write_facts(self, facts: dict[str, Any]) -> None:
-        """Have run.json say this and nothing else."""
+        """Replace the content of run.json."""
         files.write_json(self.path(files.RUN_FILE), facts)
 
     def add_facts(self, facts: dict[str, Any]) -> None:
-        """Put more of what was found out into run.json."""
+        """Add to the content of run.json."""
         self.write_facts({**(files.read_json(self.path(files.RUN_FILE)) or {}), **facts})
 
     def keep_evaluation(self, evaluation: Evaluation) -> None:
-        """Keep what `evaluate` found, with the answers; of another run's adapter, only in a run."""
+        """Keep what `evaluate` found, with the answers.
+
+        An evaluation of another adapter is kept only if this run has a folder already.
+        """
         if evaluation.adapter not in (None, self.adapter) and not self.folder.exists():
             return
         alone = evaluation.adapter is None
@@ -266,29 +260,30 @@ class Run(RunFolder[TrainResult]):
         self.store(name)
 
     def lay_adapter(self, adapter: Path) -> Path:
-        """A copy of an adapter's folder as this run's own."""
+        """Copy an adapter's folder to this run's place for it."""
         own = self.path(files.ADAPTER)
         shutil.rmtree(own, ignore_errors=True)
         shutil.copytree(adapter, own)
         return own
 
     def conclude(self, result: TrainResult) -> None:
-        """Keep all that it made, the result last."""
+        """Store all that it made. The result comes last: it says that the rest is there."""
         self.store(files.METRICS_FILE, files.TENSORBOARD, files.RUN_FILE)
         self.storage.store_folder(self.path(files.ADAPTER))
         files.write_json(self.path(files.RESULT_FILE), result.to_json())
         self.store(files.RESULT_FILE)
 
     def reopen(self) -> None:
-        """Have result.json say that the run is no longer finished."""
+        """Mark result.json so that the run counts as unfinished."""
         written = files.read_json(self.path(files.RESULT_FILE)) or {}
         files.write_json(self.path(files.RESULT_FILE), {**written, "status": _REOPENED})
         self.store(files.RESULT_FILE)
 
     @contextmanager
     def only_group(self, patience_s: float) -> Iterator[None]:
-        """Keep workers apart from those of an earlier start whose driver is dead, and who have not
-        noticed yet.
+        """Keep out the workers of an earlier start.
+
+        Their driver may be dead, and they may not have noticed yet.
         """
         try:
             with locked(self.path(WORKERS_LOCK_FILE), patience_s):

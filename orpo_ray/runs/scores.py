@@ -1,7 +1,7 @@
-"""What each held-out pair scored at an evaluation, as a run keeps it, and how sure its means are.
+"""The scores of each held-out pair at an evaluation, and intervals of their means.
 
-The intervals are percentile bootstraps over pairs (Efron & Tibshirani 1993, chapter 13): a model is
-judged by these pairs, and other pairs of the same kind would have judged it a little differently.
+The intervals are percentile bootstraps over pairs (Efron & Tibshirani 1993, chapter 13). They show
+how much the means would differ on other pairs of the same kind.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,7 @@ from safetensors.numpy import load_file, save_file
 from orpo_ray.errors import ConfigError
 
 INTERVAL_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "nll")
-"""The means that have an interval: per pair, but for `nll`, which is per token of the chosen
-answers.
-"""
+"""The means that have an interval. They are per pair; `nll` is per token of the chosen answers."""
 
 _DRAWS = 1000
 _SEED = 20
@@ -49,7 +47,7 @@ class Mean:
 
     @property
     def holds_zero(self) -> bool:
-        """Whether zero is among what other pairs could have shown."""
+        """Whether the interval holds zero."""
         return self.low <= 0 <= self.high
 
 
@@ -95,14 +93,14 @@ def _with_interval(values: NDArray[np.float64], drawn: NDArray[np.float64]) -> l
 def smallest_visible(count: int) -> float:
     """The smallest change of accuracy that so many pairs can show.
 
-    By McNemar's exact test at 5 %: six pairs that turn one way and none the other are the first
-    that chance explains in fewer than one case of twenty (2 / 2^6).
+    McNemar's exact test at 5 % decides: if six pairs change to one side and none to the other, the
+    probability by chance is 2 / 2^6, which is below 5 %. With five pairs it is above.
     """
     return min(1.0, 6 / count)
 
 
 def too_few(pairs: int) -> str:
-    """What so many held-out pairs cannot tell apart."""
+    """The remark that so many held-out pairs hide small differences."""
     return (
         f"{pairs} held-out pairs show no difference of accuracy below "
         f"{smallest_visible(pairs):.3f}; more pairs in data.eval show smaller ones."
@@ -137,7 +135,7 @@ def scores_file(folder: Path, step: int) -> Path:
 
 
 def write_scores(path: Path, scores: PairScores) -> None:
-    """Write them in one step."""
+    """Write scores so that a killed process leaves no half of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file(

@@ -1,18 +1,19 @@
-"""What a search has tried and found so far, as `search.json` keeps it: its only memory."""
+"""What a search has tried and found so far. `search.json` keeps it, and nothing else does."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 State = Literal["running", "finished", "stopped", "failed"]
-"""`stopped`: given up by the scheduler. `running`: or interrupted, and to be gone on with."""
+"""`stopped`: given up by the scheduler. `running`: or interrupted, and to be resumed."""
 Status = Literal["running", "interrupted", "stopped", "finished"]
 
 
 @dataclass(kw_only=True)
 class Trial:
-    """One run of a search: `values` by searched field, an evaluation (`step` and `eval/` numbers)
-    after the other.
+    """One run of a search.
+
+    `values` are by searched field. An evaluation has its `step` and `eval/` numbers.
     """
 
     number: int
@@ -25,13 +26,15 @@ class Trial:
     evaluations: list[dict[str, float]] = field(default_factory=list)
     error: str | None = None
     may_pass: bool = False
-    """Whether a failed trial may come through another time as it is: it lacked room, a disk or its
-    process.
+    """Whether a failed trial may succeed if it is tried again unchanged.
+
+    That is so if it lacked memory or disk, or if its process was killed.
     """
 
     def note(self, step: int, total_steps: int, evaluation: Mapping[str, float]) -> bool:
-        """Take in an evaluation; False for a step that is on record, which a resumed run comes to
-        again.
+        """Record an evaluation. Returns False for a step that is on record already.
+
+        A resumed run evaluates such a step again.
         """
         self.total_steps = total_steps
         if self.evaluations and step <= self.evaluations[-1]["step"]:
@@ -48,9 +51,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Start:
-    """When the command that is at work was given, in seconds since 1970, and the steps that were
-    trained by then.
-    """
+    """When the present command started (seconds since 1970), and the steps trained by then."""
 
     at: float
     steps: int
@@ -58,7 +59,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a search that has ended found. `config` and `adapter` are paths or URLs."""
+    """What a finished search found. `config` and `adapter` are paths or URLs."""
 
     best: int
     """The number of the best trial."""
@@ -74,12 +75,12 @@ class Found:
     answers: list[dict[str, str]]
     trial_steps: int
     reading: list[str]
-    """Lines that say what it means."""
+    """Lines that explain the result."""
 
 
 @dataclass(kw_only=True)
 class Search:
-    """A search as far as it has come. `pairs`: evaluation pairs that every trial is judged by."""
+    """The present state of a search. `pairs`: how many evaluation pairs judge every trial."""
 
     name: str
     settings: dict[str, Any]
@@ -97,7 +98,7 @@ class Search:
         return metric
 
     def result(self) -> "SearchResult":
-        """What it found, now that it has ended."""
+        """What a search that has ended found."""
         assert self.outcome is not None, "a search that has ended has an outcome"
         return SearchResult(
             **asdict(self.outcome), name=self.name, trials=tuple(self.trials), record=self
@@ -110,7 +111,7 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult(Found):
-    """What a search that has ended found, and its trials."""
+    """What a finished search found, and its trials."""
 
     name: str
     trials: tuple[Trial, ...]
@@ -123,16 +124,16 @@ class SearchResult(Found):
 
 
 def _known(kind: type, written: Any) -> dict[str, Any]:
-    """What a class has of plain data, of which another version may have written more."""
+    """The entries that are fields of a class; another version may have written more."""
     if not isinstance(written, Mapping):
         raise TypeError(f"{written!r} is no {kind.__name__}")
     return {entry.name: written[entry.name] for entry in fields(kind) if entry.name in written}
 
 
 def search_of(written: Mapping[str, Any]) -> Search:
-    """The search that plain data tells of.
+    """The search that plain data describes.
 
-    Raises TypeError, KeyError or ValueError where it tells of none.
+    Raises TypeError, KeyError or ValueError if it describes none.
     """
     began, outcome = written.get("began"), written.get("outcome")
     search = Search(

@@ -1,4 +1,4 @@
-"""A search on disk: a folder inside the run that it is a search for."""
+"""A search on disk: a folder inside its run."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -15,22 +15,23 @@ from orpo_ray.runs.search import Search, Trial, search_of
 from orpo_ray.storage import storage_at
 
 FOLDER = "search"
-"""Where a search lies inside the run that it is a search for, and what its name ends with."""
+"""The folder of a search inside its run, and the last part of its name."""
 
 
 _FIXED = ("search", "training.eval_every")
-"""What may change in a run but not in a search: its trials are judged at the same points."""
+"""What may change in a run but not in a search, whose trials are judged at the same points."""
 
 
 class SearchRun(RunFolder[Search]):
-    """A search on disk; its trials are runs inside of it."""
+    """A search on disk. Its trials are runs inside its folder."""
 
     what_next: ClassVar = "give another name to search again, or more search.trials"
     free_keys: ClassVar = (*(key for key in FREE_KEYS if key not in _FIXED), "search.trials")
 
     def finished(self) -> Search | None:
-        """The search, if it has ended with an outcome; more trials than it had are something left
-        to do.
+        """The search, if it has ended with an outcome.
+
+        It is not finished if the settings now ask for more trials than it had.
         """
         search = self.search()
         if search is None or search.status != "finished" or search.outcome is None:
@@ -38,34 +39,33 @@ class SearchRun(RunFolder[Search]):
         return search if len(search.trials) >= trial_count(self.config) else None
 
     def search(self) -> Search | None:
-        """What has been tried so far, or None where none has begun.
+        """What has been tried so far, or None if no search has begun.
 
         Raises ConfigError for a file that is damaged.
         """
         return _read_search(self.folder)
 
     def keep(self, search: Search) -> None:
-        """Write it, in one step."""
+        """Write and store search.json."""
         write_json(self.path(SEARCH_FILE), search.to_json())
         self.store(SEARCH_FILE)
 
     def trial_run(self, trial: Trial) -> Run:
-        """The files of a trial; its config, which has the trial's values, is not asked for here."""
+        """The files of a trial. The config is the search's, without the values of the trial."""
         return Run(self.config.model_copy(update={"name": trial.run}))
 
 
 def find_search(place: str) -> Search:
-    """The search of a run's folder or URL, or in it. Raises ConfigError where there is none."""
+    """The search of a run, found by the folder or URL of either. Raises ConfigError if none is."""
     folder, storage = local_path(place), storage_at(place)
     for candidate in (folder / FOLDER, folder):
         at_work = is_locked(candidate / RUN_LOCK_FILE)
         if storage.is_remote and not at_work:
             storage.fetch(candidate / SEARCH_FILE)
         if candidate.is_dir() and (found := _read_search(candidate)) is not None:
-            # On which server the process of a search in a bucket is at work, if it is, nobody can
-            # tell from here.
+            # For a search in a bucket this server cannot know whether another one is at work on it.
             if found.status == "running" and not storage.is_remote and not at_work:
-                found.status = "interrupted"  # its process was killed: the same command goes on
+                found.status = "interrupted"  # its process was killed: the same command resumes it
             return found
     raise ConfigError(
         f"{place}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such "
@@ -84,5 +84,5 @@ def _read_search(folder: Path) -> Search | None:
 
 
 def search_for(config: RunConfig) -> SearchRun:
-    """The search for a run's settings: it lies in the run's folder."""
+    """The search of a run. It lies in the run's folder."""
     return SearchRun(config.model_copy(update={"name": f"{config.name}/{FOLDER}"}))

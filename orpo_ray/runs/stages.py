@@ -1,4 +1,4 @@
-"""What a run in stages leaves behind: what an ordinary run does, taken from its last stage."""
+"""Concludes a run in stages. It leaves the same files as any run, from its last stage."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from orpo_ray.runs.run import Run
 
 
 def conclude_stages(run: Run, last: Run, results: Sequence[TrainResult]) -> TrainResult:
-    """Lay the last stage's adapter in the run's own folder, and write result.json, last of all."""
+    """Copy the last stage's adapter into the run's own folder, then write result.json."""
     last.storage.fetch_folder(last.path(ADAPTER))
     run.lay_adapter(last.path(ADAPTER))
     shutil.copyfile(last.fetch(RUN_FILE), run.path(RUN_FILE))

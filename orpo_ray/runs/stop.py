@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop at the end of the step, with a checkpoint."""
+"""Ctrl-C and SIGTERM ask a run to stop at the end of the step, with a checkpoint."""
 
 import signal
 import threading
@@ -14,10 +14,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal(Console):
-    """A console that hears signals, too: the first one is a request to stop, a second one acts as
-    it always did.
+    """A console for which a signal, too, is a request to stop.
 
-    It hears them while it is entered, and passes on to `console` whatever is said.
+    A second signal has its usual effect. Signals are heard inside the `with` block only. What is
+    announced or reported is passed on to `console`.
     """
 
     def __init__(
@@ -29,15 +29,15 @@ class StopSignal(Console):
         self._former: dict[signal.Signals, object] = {}
 
     def announce(self, line: str) -> None:
-        """Pass it on."""
+        """Pass the line on."""
         self._console.announce(line)
 
     def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Pass it on."""
+        """Pass the numbers on."""
         self._console.watch(step, total_steps, metrics)
 
     def watch_search(self, search: "Search") -> None:
-        """Pass it on."""
+        """Pass the search on."""
         self._console.watch_search(search)
 
     def stop_requested(self) -> bool:
@@ -45,8 +45,8 @@ class StopSignal(Console):
         return self._requested or self._console.stop_requested()
 
     def __enter__(self) -> Self:
-        # Python delivers signals to the main thread only; elsewhere the caller has its own way to
-        # stop.
+        # Python delivers signals to the main thread only. In another thread the caller stops the
+        # run in its own way.
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._request) for number in SIGNALS}
         return self
@@ -62,7 +62,9 @@ class StopSignal(Console):
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
         self._restore()
-        self.announce(f"{signal.Signals(number).name}: {self._says} (again: at once)")
+        self.announce(
+            f"{signal.Signals(number).name}: {self._says} (a second signal stops at once)"
+        )
 
     def _restore(self) -> None:
         for number, handler in self._former.items():

@@ -1,4 +1,7 @@
-"""What a run changed, in numbers with intervals and in words. Pure."""
+"""What a run changed, in numbers with intervals and in words.
+
+This module is pure: it reads and writes no files.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -7,9 +10,9 @@ from typing import Any
 from orpo_ray.runs.scores import Change, PairScores, changes, smallest_visible, too_few
 
 _HIGH = 0.97
-"""A base that prefers so many of the chosen answers leaves little to learn."""
+"""From this accuracy on, a base leaves little to learn."""
 _FEW = 0.05
-"""Fewer held-out pairs than show this difference of accuracy are few."""
+"""Held-out pairs that cannot show this difference of accuracy are too few."""
 
 
 def compared(before: PairScores | None, after: PairScores | None) -> dict[str, Change]:
@@ -36,7 +39,7 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
     if chosen.difference.high < 0:
         lines.append(
             f"The chosen answers became less likely ({chosen.difference.value:+.3f} nats a token): "
-            "read some answers, and see that they still end."
+            "read some answers, and check that they still end."
         )
     if smallest_visible(pairs) > _FEW:
         lines.append(too_few(pairs))
@@ -45,13 +48,16 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
 
 def _on_accuracy(change: Change, pairs: int) -> str:
     gain = change.difference
-    told = f"({change.before.value:.3f} to {change.after.value:.3f} of {pairs} held-out pairs)"
+    numbers = f"({change.before.value:.3f} to {change.after.value:.3f} of {pairs} held-out pairs)"
     if change.before.value >= _HIGH:
-        return f"The base preferred the chosen answers before training {told}: little was left."
+        return (
+            f"The base preferred the chosen answers before training {numbers}: "
+            "little was left to learn."
+        )
     if change.is_noise:
         return (
-            f"Accuracy did not change by more than the noise {told}: try more steps, a higher "
-            "training.learning_rate or another weight of the objective; `orpo-ray tune` does."
+            f"Accuracy did not change by more than the noise {numbers}: try more steps, a higher "
+            "training.learning_rate or another weight of the objective; `orpo-ray tune` tries them."
         )
     better = "prefers the chosen answers more often" if gain.value > 0 else "got worse"
-    return f"The model {better} {told}."
+    return f"The model {better} {numbers}."

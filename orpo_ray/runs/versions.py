@@ -1,4 +1,4 @@
-"""What a run's numbers were made with."""
+"""The versions of software that a run used."""
 
 import importlib.metadata
 import platform
@@ -17,9 +17,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a run's numbers, as far as they are
-    installed.
-    """
+    """Versions of Python and of those packages that change a run's numbers, if installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -261,8 +261,10 @@ def test_who_stops_waiting_for_a_cluster_is_not_told_of_a_run_there(
     nowhere = ("--address", f"http://127.0.0.1:{free_ports(1)[0]}", "--token", str(token))
     done = command("submit", "train", config, *nowhere)
     assert any("asking again" in line for line in done.said)
-    told = "interrupted before the cluster said that it has run tiny"
-    one_line(done, STOPPED, told, f"`orpo-ray status {' '.join(nowhere)}` shows what it has")
+    told = "interrupted before the cluster confirmed run tiny"
+    one_line(
+        done, STOPPED, told, f"`orpo-ray status {' '.join(nowhere)}` shows the runs that it has"
+    )
 
 
 @dataclass
@@ -308,9 +310,9 @@ SAID = json.dumps({"error": "x.jsonl: no such file", "exit_code": WRONG})
             None,
             ["some word"],
             FAILED,
-            "run tiny was lost: lost; the same command goes on",
+            "run tiny was lost: lost; the same command resumes it",
         ),
-        ("stopped", None, ["some word"], STOPPED, "run tiny: stopped; the same command goes on"),
+        ("stopped", None, ["some word"], STOPPED, "run tiny: stopped; the same command resumes it"),
     ],
 )
 def test_the_exit_code_is_what_became_of_the_job(

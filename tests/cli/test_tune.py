@@ -302,7 +302,7 @@ def test_a_dry_run_tells_what_would_be_tried(command: Command, config: Path) -> 
             ],
             "search.space: stages.1: objective.lambda: dpo has no lambda; remove it",
         ),
-        (["--show", "runs/x"], "--show RUN stands alone"),
+        (["--show", "runs/x"], "--show RUN takes no config"),
         (
             ["search.space={adapter.kind: {choice: [lora, none]}}"],
             "adapter.kind: none trains the base's own weights",

@@ -365,7 +365,7 @@ def test_a_later_stage_starts_from_the_adapter_of_the_one_before_wherever_it_run
     said: list[str] = []
     with site.on("seventh"):
         result = api.train(config, Listener(said)).to_json()
-    assert "stage 1 of 2: sft, in s3://bucket/runs/staged/1-sft, done before" in said
+    assert "stage 1 of 2: sft, in s3://bucket/runs/staged/1-sft, finished already" in said
     assert any(line.startswith("reference log-probs: reused") for line in said)
     assert result["adapter"] == "s3://bucket/runs/staged/adapter"
     kept = site.kept("staged")

@@ -108,7 +108,7 @@ def test_a_finished_extension_is_finished(unbroken: Path) -> None:
         (BEFORE, {}, r"--extend: run run has 4 steps already, .* training\.max_steps=8"),
         (2, {}, r"--extend: run run has 4 steps already"),
         (AFTER, {"pairs_per_step": 4}, r"training\.pairs_per_step: 4 here"),
-        (AFTER, {"warmup": 5}, r"training\.warmup: 5 steps, but 5 steps are added"),
+        (AFTER, {"warmup": 5}, r"training\.warmup: 5 steps, but only 5 steps are added"),
     ],
 )
 def test_what_is_no_extension_is_refused(

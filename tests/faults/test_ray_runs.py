@@ -247,7 +247,8 @@ def test_a_killed_driver_takes_its_workers_with_it(wounded: Wounded) -> None:
 def test_a_signal_ends_the_run_with_a_checkpoint(wounded: Wounded) -> None:
     ended = wounded.links["SIGINT to all"]
     assert (
-        "SIGINT: stopping, with a checkpoint if training has begun (again: at once)" in ended.said
+        "SIGINT: stopping, with a checkpoint if training has begun (a second signal stops at once)"
+        in ended.said
     )
     step = stopped_at(ended)
     assert wounded.saved["SIGINT to all"] < step < STEPS
@@ -352,7 +353,8 @@ def test_another_program_may_ask_the_command_to_stop(
         command.wait_until(lambda: "SIGTERM: stopping" in command.said(), "the driver's word")
     ended = command.end()
     assert (
-        "SIGTERM: stopping, with a checkpoint if training has begun (again: at once)" in ended.said
+        "SIGTERM: stopping, with a checkpoint if training has begun (a second signal stops at once)"
+        in ended.said
     )
     assert chain.checkpoints()[-1] == stopped_at(ended)
     assert ended.left == {}

@@ -104,7 +104,7 @@ def test_the_whole_run_leaves_what_an_ordinary_one_leaves(runs: Pair) -> None:
 
 def test_killed_in_its_second_stage_the_run_goes_on_there(runs: Pair) -> None:
     assert any(
-        line.startswith("stage 1 of 2: sft") and line.endswith("1-sft, done before")
+        line.startswith("stage 1 of 2: sft") and line.endswith("1-sft, finished already")
         for line in runs.done.said
     )
     assert [line for line in runs.done.said if "resuming at step" in line] == [

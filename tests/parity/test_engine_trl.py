@@ -297,7 +297,7 @@ def test_a_run_is_resumed_exactly(
             {"kind": "sft"},
             "trl",
             {},
-            "objective.kind: the trainers that TRL brings to pairs have no sft",
+            "objective.kind: TRL has no trainer that computes sft on pairs",
         ),
         (
             {"kind": "orpo"},
@@ -316,7 +316,7 @@ def test_a_run_is_resumed_exactly(
             {"kind": "dpo", "nll_weight": 0.1},
             "trl",
             {},
-            "TRL's DPO has neither nll_weight nor label_smoothing",
+            "TRL's DPO has no nll_weight, and label_smoothing with robust only",
         ),
         (
             {"kind": "simpo"},
@@ -337,7 +337,7 @@ def test_what_trl_means_otherwise_is_refused(
 
 def test_kto_of_a_whole_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"adapter\.kind: TRL's KTO compares with the model below the adapter"
+        ConfigError, match=r"adapter\.kind: TRL's KTO compares with the base below the adapter"
     ):
         run_config(
             tmp_path,

@@ -163,7 +163,11 @@ def test_an_empty_file_is_told_what_hosts_yaml_is(tmp_path: Path) -> None:
 def test_the_home_of_nobody_is_told_with_its_setting() -> None:
     lost = {"ssh": {"key": "~nosuchuser/id"}, "token": "~nosuchuser/token"}
     hosts = HostsConfig.model_validate({"name": "trio", "head": "10.0.0.1", **lost})
-    with pytest.raises(ConfigError, match=r"^ssh\.key: ~nosuchuser/id: nobody here has that name"):
+    with pytest.raises(
+        ConfigError, match=r"^ssh\.key: ~nosuchuser/id: no user of this server has that name"
+    ):
         print(hosts.ssh.key_file)
-    with pytest.raises(ConfigError, match=r"^token: ~nosuchuser/token: nobody here has that name"):
+    with pytest.raises(
+        ConfigError, match=r"^token: ~nosuchuser/token: no user of this server has that name"
+    ):
         print(hosts.known_hosts_file)

@@ -119,7 +119,7 @@ def test_places_on_other_kinds_of_server_are_refused(path, key):
     "place", ["s3:/bucket/runs", "s3:bucket/x", "S3:b", "gs:/bucket/x", "file:/x"]
 )
 def test_half_a_url_is_no_folder(path, key, place):
-    says = "a URL has two slashes behind its colon; use s3://bucket/folder, or a folder"
+    says = "a URL has two slashes after its colon; use s3://bucket/folder, or a folder"
     assert complaint(path, MINIMAL, f"{key}={place}") == f"override '{key}={place}': {key}: {says}"
 
 
@@ -127,7 +127,7 @@ def test_half_a_url_is_no_folder(path, key, place):
     ("override", "says"),
     [
         ("storage=s3://AKIA:se/cret@bucket/runs", "storage: a URL carries no user or password"),
-        ("storage=s3://AKIA:secret/runs", "storage: what follows s3:// is no name of a bucket"),
+        ("storage=s3://AKIA:secret/runs", "storage: s3:// needs the name of a bucket"),
         ("s3://AKIA:secret@bucket/runs", "write key=value"),
         ("storage={s3://AKIA:secret@bucket/runs", "not YAML"),
     ],
@@ -138,7 +138,9 @@ def test_a_secret_in_a_url_is_not_repeated(path, override, says):
 
 
 def test_a_storage_in_the_home_of_nobody_is_told_with_its_key(path):
-    with pytest.raises(ConfigError, match=r"^storage: ~nosuchuser/runs: nobody here has that name"):
+    with pytest.raises(
+        ConfigError, match=r"^storage: ~nosuchuser/runs: no user of this server has that name"
+    ):
         print(load(path, MINIMAL, "storage=~nosuchuser/runs").run_dir)
 
 
@@ -450,11 +452,11 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("scale.deepspeed=2", "must be 'auto' or 'none' or a section with stage, not 2"),
         (
             "name=a/../b",
-            "must be letters, digits and . _ - and begin with one of the first two, not 'a/../b'",
+            "must be letters, digits and . _ - and begin with a letter or digit, not 'a/../b'",
         ),
         (
             "name=..",
-            "must be letters, digits and . _ - and begin with one of the first two, not '..'",
+            "must be letters, digits and . _ - and begin with a letter or digit, not '..'",
         ),
         (
             "name=artifacts/b",

@@ -55,7 +55,7 @@ def complaint(path: Path, text: str, *overrides: str) -> str:
         ("adapter.lora_alpha", "here it is adapter.alpha"),
         ("load_in_4bit", "here it is model.quantization; write nf4, which is the default"),
         ("model.load_in_8bit", "here it is model.quantization; write int8"),
-        ("bf16", "here it is model.dtype; write bfloat16; auto takes it where the GPU has it"),
+        ("bf16", "here it is model.dtype; write bfloat16; auto takes it if the GPU has it"),
         (
             "training.logging_steps",
             "every step is logged, to metrics.jsonl and TensorBoard; remove it",

@@ -540,7 +540,8 @@ def test_the_home_of_nobody_is_told_with_the_variable(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "~nosuchuser/token")
     with (
         pytest.raises(
-            ConfigError, match=r"^RAY_AUTH_TOKEN_PATH: ~nosuchuser/token: nobody here has that name"
+            ConfigError,
+            match=r"^RAY_AUTH_TOKEN_PATH: ~nosuchuser/token: no user of this server has that name",
         ),
         way_to(None, None, None, False),
     ):

@@ -114,7 +114,7 @@ ITSELF["model"] = ITSELF
         (({}, None), r"overrides: must be a list of texts such as .*, not NoneType"),
         (({}, 3), r"overrides: must be a list of texts such as .*, not int"),
         (({"name": np.int64(3)},), "config: must be plain data such as numbers and texts; int64"),
-        ((ITSELF,), "config: nested too deeply; does it hold itself"),
+        ((ITSELF,), "config: nested too deeply; check that no section holds itself"),
         (({},), "config: name: missing"),
     ],
 )

@@ -196,7 +196,7 @@ def test_an_open_cluster_is_sent_no_token_and_nothing_is_said_of_one(
         assert jobs.all() == []
     (line,) = said
     assert cluster.tokens and line.startswith(
-        f"the token travels to {cluster.address} in the clear; take --hosts"
+        f"the token is sent to {cluster.address} unencrypted; use --hosts"
     )
     wanted = pytest.raises(
         ConfigError, match="this cluster wants a token; name its file with --token"

@@ -91,8 +91,8 @@ def test_a_range_is_read_as_it_is_written(written: dict[str, Any], domain: Span 
         ),
         ({"uniform": 3}, "uniform: write [low, high]"),
         ({"uniform": {"low": 1, "high": 2}}, "uniform: write [low, high]"),
-        ({"choice": []}, "choice: no values in it"),
-        ({"choice": [1, 1]}, "choice: a value stands in it twice"),
+        ({"choice": []}, "choice: it has no values; write some"),
+        ({"choice": [1, 1]}, "choice: a value is in it twice; write each value once"),
         ({"loguniforn": [1, 2]}, "loguniforn: unknown; did you mean loguniform?"),
         (
             {"normal": [1, 2]},
@@ -159,7 +159,7 @@ def test_a_range_given_on_the_command_line_replaces_that_of_the_file(path: Path)
         ),
         (
             "scale.workers",
-            "scale.workers is not searched: it moves work about and changes no result",
+            "scale.workers is not searched: it decides who does the work, and changes no result",
         ),
         (
             "data.max_length",
@@ -168,13 +168,12 @@ def test_a_range_given_on_the_command_line_replaces_that_of_the_file(path: Path)
         ("model.base", "model.base is not searched: the pairs are prepared once, for all trials"),
         (
             "training.seed",
-            "training.seed is not searched: the luckiest seed is luck, not a setting",
+            "training.seed is not searched: the best seed is luck, not a better setting",
         ),
         (
             "training",
-            "training holds training.seed, which is not searched: the luckiest seed is luck, not a "
-            "setting; "
-            "name a field of training",
+            "training holds training.seed, which is not searched: the best seed is luck, not a "
+            "better setting; name a field of training",
         ),
         ("stages.0.objective.beta", "stages.0.objective.beta: the run has no stages"),
     ],
@@ -189,9 +188,9 @@ def test_a_field_that_cannot_be_searched_is_refused(path: Path, field: str, says
     [
         (
             "eval/acuracy",
-            "eval/acuracy is not what a search can go by; did you mean eval/accuracy?",
+            "eval/acuracy is not a metric of a search; did you mean eval/accuracy?",
         ),
-        ("accuracy", "accuracy is not what a search can go by; did you mean eval/accuracy?"),
+        ("accuracy", "accuracy is not a metric of a search; did you mean eval/accuracy?"),
         (
             "eval/loss",
             "eval/loss is scaled by lambda or beta: the smallest weight would win; use "
@@ -368,7 +367,7 @@ def test_a_mistake_in_a_stage_is_found_by_its_line(path: Path) -> None:
         ),
         (
             "stages.1.training.seed: {choice: [1]}",
-            "stages.1.training.seed is not searched: the luckiest seed",
+            "stages.1.training.seed is not searched: the best seed",
         ),
         (
             "stages.1: {choice: [{}]}",

@@ -294,7 +294,9 @@ def test_a_time_that_ends_before_its_checkpoint_is_refused(time: str) -> None:
 
 def test_the_home_of_nobody_is_no_storage() -> None:
     config = run_config(Path("/shared")).model_copy(update={"storage": "~nosuchuser/runs"})
-    with pytest.raises(ConfigError, match=r"^storage: ~nosuchuser/runs: nobody here has that name"):
+    with pytest.raises(
+        ConfigError, match=r"^storage: ~nosuchuser/runs: no user of this server has that name"
+    ):
         render(config)
 
 

@@ -224,7 +224,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path, lines: Path) -> None:
 
 def test_the_home_of_nobody() -> None:
     with pytest.raises(
-        ConfigError, match=r"^source: ~nosuchuser/a\.jsonl: nobody here has that name"
+        ConfigError, match=r"^source: ~nosuchuser/a\.jsonl: no user of this server has that name"
     ):
         list(read_rows(Source(source="~nosuchuser/a.jsonl")))
 

@@ -45,7 +45,8 @@ def test_the_first_signal_asks_and_the_second_acts_as_it_always_did(number: sign
         assert stop.stop_requested()
         assert received == []
         assert console.said == [
-            f"{number.name}: stopping, with a checkpoint if training has begun (again: at once)"
+            f"{number.name}: stopping, with a checkpoint if training has begun "
+            "(a second signal stops at once)"
         ]
         send(number)
         assert received == [number]

@@ -77,11 +77,11 @@ def texts(folder: Path) -> dict[str, str]:
         ),
         (
             "s3://",
-            "what follows s3:// is no name of a bucket (3 to 63 of a-z, 0-9, . and -); use "
+            "s3:// needs the name of a bucket (3 to 63 of a-z, 0-9, . and -); use "
             "s3://bucket/folder",
         ),
-        ("s3://Bucket/runs", "what follows s3:// is no name of a bucket"),
-        ("s3://AKIA:secret/runs", "what follows s3:// is no name of a bucket"),
+        ("s3://Bucket/runs", "s3:// needs the name of a bucket"),
+        ("s3://AKIA:secret/runs", "s3:// needs the name of a bucket"),
         ("s3://bucket/../runs", "has a folder that is not made of letters, digits and . _ - ="),
         ("s3://bucket/AKIA:secret", "has a folder that is not made of letters"),
         ("s3://bucket//runs", "has a folder that is not made of letters"),
@@ -131,7 +131,9 @@ def test_a_missing_home_is_reported_with_the_variable_that_names_it(
 ) -> None:
     enter(monkeypatch, tmp_path / "cache")
     monkeypatch.setenv(variable, "~nosuchuser/x")
-    with pytest.raises(ConfigError, match=f"^{variable}: ~nosuchuser/x: nobody here has that name"):
+    with pytest.raises(
+        ConfigError, match=f"^{variable}: ~nosuchuser/x: no user of this server has that name"
+    ):
         fetched(f"{URL}/x")
 
 

@@ -8,12 +8,12 @@ _NO_COUNTERPART = "orpo_ray has no such setting"
 
 @dataclass(frozen=True)
 class Word:
-    """A foreign name: our key and what differs, or what ours does instead where there is none."""
+    """A foreign name: our key and what differs, or what ours does instead if there is no key."""
 
     here: str = ""
     differs: str = ""
     kind: str = ""
-    """The only objective that has our key, where it is of one."""
+    """The only objective that has our key, if there is just one."""
 
 
 def word_of(section: str, name: str, kind: str) -> Word | None:
@@ -53,11 +53,11 @@ _WANDB = Word(
     "training.trackers", "write wandb; its own settings are variables such as WANDB_PROJECT"
 )
 _CPUS = Word(differs="Ray prepares the pairs once, on all CPUs")
-_PACKING = Word("training.layout", "auto packs pairs where the base can take it")
+_PACKING = Word("training.layout", "auto packs pairs if the base allows it")
 _KERNELS = Word(differs="the losses are computed without full logits in any case")
 _REFERENCE = Word(differs="the reference is the model that the run starts from")
-_RESUME = Word(differs="the same command goes on from the last checkpoint")
-_BEST = Word(differs="the best checkpoint is kept beside the newest")
+_RESUME = Word(differs="the same command resumes from the last checkpoint")
+_BEST = Word(differs="the best checkpoint is kept, and the newest")
 _NO_CODE = Word(differs="code that a model or a dataset brings is never run")
 _TOKENIZER = Word(differs="the tokenizer is the base's own, with its special tokens")
 _ARCHITECTURE = Word(differs="the base's own config.json names its architecture")
@@ -82,7 +82,7 @@ WORDS = _merged(
         _all("torch_dtype", Word("model.dtype")),
         _all(
             "bf16 pure_bf16 bfloat16 bf16_full_eval",
-            Word("model.dtype", "write bfloat16; auto takes it where the GPU has it"),
+            Word("model.dtype", "write bfloat16; auto takes it if the GPU has it"),
         ),
         _all("fp16 float16 fp16_full_eval", Word("model.dtype", "write float16")),
         _all("load_in_4bit", Word("model.quantization", "write nf4, which is the default")),
@@ -324,7 +324,7 @@ WORDS = _merged(
         ),
         _all(
             "save_only_model save_safetensors save_first_step save_on_each_node",
-            Word(differs="a checkpoint holds all that a run goes on from, as safetensors"),
+            Word(differs="a checkpoint holds all that a run resumes from, as safetensors"),
         ),
         _all(
             "disable_gradient_checkpointing", Word("training.gradient_checkpointing", "write false")
@@ -371,7 +371,7 @@ WORDS = _merged(
         ),
     ]
 )
-"""By name; where its place decides, the section stands before a dot, or the kind before a colon."""
+"""By name. If the place decides, the section stands before a dot, or the kind before a colon."""
 
 _FAMILIES = {
     "hub_": _HUB,

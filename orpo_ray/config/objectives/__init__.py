@@ -1,6 +1,4 @@
-"""One settings class an objective, each in a file that bears its name; a new file is a new
-objective.
-"""
+"""One settings class for each objective, in a file of its name. A new file is a new objective."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""What every objective's settings tell the rest of a run, so that nobody asks for its name."""
+"""What the settings of an objective say to the rest of a run, which never compares names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from orpo_ray.config.suited import Suited
 
 @dataclass(frozen=True)
 class InTrl:
-    """How stock TRL computes an objective: the trainer that is named so, and its settings."""
+    """How stock TRL computes an objective: which of its trainers, and with which settings."""
 
     trainer: Literal["ORPO", "CPO", "DPO", "KTO"]
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -19,7 +19,7 @@ class InTrl:
 class ObjectiveConfig(Section):
     """Settings of an objective.
 
-    `kind` is its name, and that of the files that hold its settings and its loss.
+    `kind` is its name. The files with its settings and its loss have the same name.
     """
 
     kind: str
@@ -32,13 +32,14 @@ class ObjectiveConfig(Section):
 
     @property
     def has_likelihood(self) -> bool:
-        """Whether the loss has a likelihood term, which holds the text together at higher learning
-        rates.
+        """Whether the loss has a likelihood term.
+
+        That term keeps the text readable at higher learning rates.
         """
         return False
 
     trl_reward_weight: ClassVar[str | None] = None
-    """The setting that TRL multiplies a mean log-prob with and calls a reward.
+    """The setting by which TRL multiplies a mean log-prob to get what it calls a reward.
 
     None if TRL's metrics are of other quantities than ours.
     """
@@ -61,8 +62,8 @@ class ObjectiveConfig(Section):
         return found
 
     def in_trl(self) -> InTrl | str:
-        """How TRL computes it as it is set; or why it does not, and what to set instead."""
+        """How TRL computes these settings; or why it cannot, and what to set instead."""
         return (
-            f"objective.kind: the trainers that TRL brings to pairs have no {self.kind}; use "
-            "another objective"
+            f"objective.kind: TRL has no trainer that computes {self.kind} on pairs; use another "
+            "objective"
         )

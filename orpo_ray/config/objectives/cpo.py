@@ -20,17 +20,17 @@ class CpoConfig(ObjectiveConfig):
 
     search_space: ClassVar = {
         "objective.beta": Suited(
-            {"loguniform": [0.01, 0.1]}, "arXiv:2401.08417: 0.1; its scale is that of DPO"
+            {"loguniform": [0.01, 0.1]}, "arXiv:2401.08417: 0.1; beta has the scale of DPO's"
         )
     }
 
     @property
     def has_likelihood(self) -> bool:
-        """Unless its weight is 0."""
+        """Yes, unless its weight is 0."""
         return self.alpha > 0
 
     def in_trl(self) -> InTrl | str:
-        """Under the same names, but for alpha."""
+        """TRL uses the same names, except for alpha."""
         if self.nll_on != "response":
             return (
                 "objective.nll_on: TRL's CPO takes the likelihood over the response; set response"

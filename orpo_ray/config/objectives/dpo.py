@@ -1,4 +1,4 @@
-"""Settings of DPO (arXiv:2305.18290) and of its relatives that differ in the last function only."""
+"""Settings of DPO (arXiv:2305.18290), and of its variants with another last function."""
 
 from typing import ClassVar, Literal, Self
 
@@ -44,14 +44,14 @@ class DpoConfig(ObjectiveConfig):
 
     @property
     def has_likelihood(self) -> bool:
-        """Where it is added."""
+        """Yes, if its weight is above 0."""
         return self.nll_weight > 0
 
     def in_trl(self) -> InTrl | str:
-        """Its smoothing is that of `robust` alone; it has no likelihood term in this form."""
+        """TRL smooths labels as `robust` does only, and adds no such likelihood term."""
         if self.nll_weight or (self.label_smoothing and self.loss != "robust"):
             return (
-                "objective: TRL's DPO has neither nll_weight nor label_smoothing in this form; "
+                "objective: TRL's DPO has no nll_weight, and label_smoothing with robust only; "
                 "set them to 0"
             )
         return InTrl(

@@ -26,7 +26,7 @@ class IpoConfig(ObjectiveConfig):
     }
 
     def in_trl(self) -> InTrl | str:
-        """A loss type of DPO."""
+        """It is a loss type of TRL's DPO."""
         if self.log_probs != "token-mean":
             return "objective.log_probs: TRL's IPO takes means over tokens; set token-mean"
         return InTrl("DPO", {"beta": self.beta, "loss_type": "ipo"})

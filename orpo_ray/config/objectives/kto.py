@@ -1,4 +1,4 @@
-"""Settings of KTO (arXiv:2402.01306), computed by TRL's trainer on the answers one by one."""
+"""Settings of KTO (arXiv:2402.01306). TRL's trainer computes it, on single answers."""
 
 from typing import ClassVar, Literal
 
@@ -9,7 +9,7 @@ from orpo_ray.config.suited import Suited
 
 
 class KtoConfig(ObjectiveConfig):
-    """Each answer by itself, as wanted or unwanted, against a reference and a common baseline."""
+    """Each answer alone, as wanted or unwanted, compared with a reference and a baseline."""
 
     kind: Literal["kto"] = "kto"
     beta: PositiveFloat = Field(0.1, description="how near the model stays to its reference")
@@ -26,5 +26,5 @@ class KtoConfig(ObjectiveConfig):
     compares_below_adapter = True
 
     def in_trl(self) -> InTrl | str:
-        """Under the same names."""
+        """TRL uses the same names."""
         return InTrl("KTO", self.model_dump(exclude={"kind"}))

@@ -9,9 +9,7 @@ from orpo_ray.config.suited import Suited
 
 
 class OrpoConfig(ObjectiveConfig):
-    """Likelihood of the chosen answer plus `lambda` times the odds-ratio term; no reference
-    model.
-    """
+    """Likelihood of the chosen answer plus `lambda` times the odds-ratio term; no reference."""
 
     kind: Literal["orpo"] = "orpo"
     lambda_: float = Field(0.1, ge=0, alias="lambda", description="weight of the odds-ratio term")
@@ -30,11 +28,11 @@ class OrpoConfig(ObjectiveConfig):
 
     @property
     def has_likelihood(self) -> bool:
-        """Always."""
+        """Yes, always."""
         return True
 
     def in_trl(self) -> InTrl | str:
-        """Its lambda is called beta there."""
+        """TRL calls lambda beta."""
         if self.nll_on != "full":
             return (
                 "objective.nll_on: TRL's ORPO takes the likelihood over prompt and response; "

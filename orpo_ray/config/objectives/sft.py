@@ -17,5 +17,5 @@ class SftConfig(ObjectiveConfig):
 
     @property
     def has_likelihood(self) -> bool:
-        """Always."""
+        """Yes, always."""
         return True

@@ -19,17 +19,17 @@ class SimpoConfig(ObjectiveConfig):
 
     search_space: ClassVar = {
         "objective.beta": Suited(
-            {"loguniform": [2.0, 10.0]}, "recipes beside arXiv:2405.14734: 2 to 2.5, and 10"
+            {"loguniform": [2.0, 10.0]}, "the recipes of arXiv:2405.14734: 2 to 2.5, and 10"
         ),
         "objective.gamma_beta_ratio": Suited(
-            {"uniform": [0.0, 1.0]}, "recipes beside arXiv:2405.14734: 0.1 to 0.8"
+            {"uniform": [0.0, 1.0]}, "the recipes of arXiv:2405.14734: 0.1 to 0.8"
         ),
     }
 
     trl_reward_weight = "beta"
 
     def in_trl(self) -> InTrl | str:
-        """A loss type of CPO, without the likelihood term that it adds by default."""
+        """It is a loss type of TRL's CPO, whose default likelihood term is switched off."""
         gamma = self.gamma_beta_ratio * self.beta
         return InTrl(
             "CPO", {"beta": self.beta, "simpo_gamma": gamma, "cpo_alpha": 0.0, "loss_type": "simpo"}
