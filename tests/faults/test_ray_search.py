@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 STEPS, RUNG = 20, 4
 TRIALS, FAILS = 4, 1
-# This seed draws: a high rate, a warm-up that no run could end, and two rates too low to keep up
-# with the first.
-SEED = 210
+# The given configuration has a high rate. This seed draws a warm-up that no run could end, and two
+# rates too low to keep up with the given one.
+SEED = 863
 SPACE = {
     "training.learning_rate": {"loguniform": [1e-5, 1e-3]},
-    "training.warmup": {"choice": [1, 2 * STEPS]},
+    "training.warmup": {"choice": [1, 2, 3, 2 * STEPS]},
 }
 SCALE = {"workers": 1, "gpus_per_worker": 0}
 
@@ -172,7 +172,8 @@ def test_the_search_ends_with_every_trial_and_an_outcome(searched: Searched) -> 
     states = [trial["state"] for trial in searched.record["trials"]]
     assert states == ["finished", "failed", "stopped", "stopped"]
     outcome = searched.record["outcome"]
-    assert outcome["best"] == 0 and len(outcome["reading"]) == 3
+    assert outcome["best"] == 0 and len(outcome["reading"]) >= 3
+    assert any("No trial is better than the given" in line for line in outcome["reading"])
     assert Path(outcome["adapter"], "adapter_model.safetensors").is_file()
     assert [set(sample) for sample in outcome["answers"]] == [{"prompt", "base", "trial 0"}] * 4
 
