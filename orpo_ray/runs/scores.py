@@ -4,8 +4,9 @@ The intervals are percentile bootstraps over pairs (Efron & Tibshirani 1993, cha
 how much the means would differ on other pairs of the same kind.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ INTERVAL_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "nll")
 
 _DRAWS = 1000
 _SEED = 20
+_CHANCE = 0.05
+"""A change that chance explains with this probability or more is noise."""
 _TAILS = (2.5, 97.5)
 """Percentiles: the interval holds 95 % of the draws."""
 
@@ -58,11 +61,13 @@ class Change:
     before: Mean
     after: Mean
     difference: Mean
+    chance: float | None = None
+    """Of accuracy: how probable such a change is by chance (McNemar's exact test)."""
 
     @property
     def is_noise(self) -> bool:
         """Whether other pairs of the same kind could have shown no difference."""
-        return self.difference.holds_zero
+        return self.difference.holds_zero or (self.chance or 0.0) >= _CHANCE
 
 
 def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
@@ -78,10 +83,42 @@ def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
     differences = _with_interval(
         _means(second, once) - _means(first, once), drawn[:, 1] - drawn[:, 0]
     )
-    return {
-        name: Change(*found)
-        for name, *found in zip(INTERVAL_METRICS, was, now, differences, strict=True)
+    found = {
+        name: Change(before=one, after=other, difference=difference)
+        for name, one, other, difference in zip(
+            INTERVAL_METRICS, was, now, differences, strict=True
+        )
     }
+    accuracy, count = found["accuracy"], len(before)
+    chance = _chance(first[:, 0], second[:, 0])
+    found["accuracy"] = replace(
+        accuracy,
+        before=_never_certain(accuracy.before, count),
+        after=_never_certain(accuracy.after, count),
+        chance=chance,
+    )
+    return found
+
+
+def _chance(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
+    """The probability by chance that so many pairs turn to one side or the other.
+
+    McNemar's exact test: each pair that turned is a throw of a coin.
+    """
+    gained, lost = int((after > before).sum()), int((after < before).sum())
+    turned = gained + lost
+    tail = sum(math.comb(turned, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, float(2 * tail / 2**turned))
+
+
+def _never_certain(share: Mean, count: int) -> Mean:
+    """A share with an interval that is not empty if all pairs or none of them count.
+
+    The rule of three: with n pairs of one kind, the other kind may still be 3 / n of all.
+    """
+    if share.value == 1:
+        return replace(share, low=max(0.0, 1 - 3 / count))
+    return replace(share, high=min(1.0, 3 / count)) if share.value == 0 else share
 
 
 def _with_interval(values: NDArray[np.float64], drawn: NDArray[np.float64]) -> list[Mean]:
@@ -103,7 +140,7 @@ def too_few(pairs: int) -> str:
     """The remark that so many held-out pairs hide small differences."""
     return (
         f"{pairs} held-out pairs show no difference of accuracy below "
-        f"{smallest_visible(pairs):.3f}; more pairs in data.eval show smaller ones."
+        f"{smallest_visible(pairs):.3f}; raise data.eval_fraction, or name more pairs in data.eval."
     )
 
 

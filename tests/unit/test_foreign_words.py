@@ -53,7 +53,10 @@ def complaint(path: Path, text: str, *overrides: str) -> str:
         ("adapter.lora_r", "here it is adapter.r"),
         ("lora_r", "here it is adapter.r"),
         ("adapter.lora_alpha", "here it is adapter.alpha"),
-        ("load_in_4bit", "here it is model.quantization; write nf4, which is the default"),
+        (
+            "load_in_4bit",
+            "here it is model.quantization; write nf4, the default, for true and none for false",
+        ),
         ("model.load_in_8bit", "here it is model.quantization; write int8"),
         ("bf16", "here it is model.dtype; write bfloat16; auto takes it if the GPU has it"),
         (
@@ -62,7 +65,7 @@ def complaint(path: Path, text: str, *overrides: str) -> str:
         ),
         (
             "report_to",
-            "here it is training.trackers; wandb or mlflow; TensorBoard is always on",
+            "here it is training.trackers; wandb or mlflow, [] for none; TensorBoard is always on",
         ),
         (
             "data.cutoff_len",

@@ -106,3 +106,36 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path) -> None:
     path.write_bytes(b"half a file")
     with pytest.raises(ConfigError, match=r"step-00000001\.safetensors: not as the run wrote it"):
         read_scores(path)
+
+
+def turned(gained: int, lost: int, count: int) -> tuple[PairScores, PairScores]:
+    """Two evaluations of one-token answers in which so many pairs turn to each side."""
+    ones = np.ones(count, dtype=np.int64)
+    before, after = np.full(count, 0.1), np.full(count, 0.1)
+    before[:gained], after[gained : gained + lost] = -0.1, -0.1
+    nothing = np.zeros(count)
+    return PairScores(before, nothing, ones, ones), PairScores(after, nothing, ones, ones)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "chance", "is_noise"),
+    [
+        (3, 0, 2 / 8, True),
+        (5, 0, 2 / 32, True),
+        (6, 0, 2 / 64, False),
+        (7, 1, 2 * 9 / 256, True),
+        (8, 1, 2 * 10 / 512, False),
+    ],
+)
+def test_few_pairs_that_turn_are_noise_whatever_the_interval_says(
+    gained: int, lost: int, chance: float, is_noise: bool
+) -> None:
+    found = changes(*turned(gained, lost, 10))["accuracy"]
+    assert found.chance == pytest.approx(chance)
+    assert found.is_noise is is_noise
+
+
+def test_all_of_few_pairs_are_not_all_pairs() -> None:
+    """The rule of three at ten of ten, where a bootstrap draws ten of ten each time."""
+    found = changes(*turned(0, 0, 10))["accuracy"]
+    assert vars(found.after) == pytest.approx({"value": 1.0, "low": 0.7, "high": 1.0})

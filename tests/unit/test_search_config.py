@@ -223,9 +223,8 @@ def test_a_metric_that_means_something_else_for_every_trial_is_refused(
         ("scheduler: asha2", "search.scheduler: must be 'asha' or 'none', not 'asha2'"),
         (
             "scheduler: pbt",
-            "search.scheduler: pbt copies the checkpoint of a better trial into a worse one, which "
-            "Ray Tune skips "
-            "without an error where a trial is a Ray Train run; use asha or none",
+            "search.scheduler: pbt copies the checkpoint of a better trial into a worse one, and "
+            "Ray Tune skips that without an error if a trial is a Ray Train run; use asha or none",
         ),
         (
             "searcher: grid",

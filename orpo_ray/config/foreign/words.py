@@ -85,7 +85,10 @@ WORDS = _merged(
             Word("model.dtype", "write bfloat16; auto takes it if the GPU has it"),
         ),
         _all("fp16 float16 fp16_full_eval", Word("model.dtype", "write float16")),
-        _all("load_in_4bit", Word("model.quantization", "write nf4, which is the default")),
+        _all(
+            "load_in_4bit",
+            Word("model.quantization", "write nf4, the default, for true and none for false"),
+        ),
         _all("load_in_8bit", Word("model.quantization", "write int8")),
         _all("quantization_bit", Word("model.quantization", "write nf4 for 4 bits, int8 for 8")),
         _all(
@@ -126,7 +129,10 @@ WORDS = _merged(
         _all("lora_r lora_rank rank peft_r adapter.rank", Word("adapter.r")),
         _all("lora_alpha", Word("adapter.alpha")),
         _all("lora_dropout", Word("adapter.dropout")),
-        _all("lora_target_modules lora_target target_modules", Word("adapter.targets")),
+        _all(
+            "lora_target_modules lora_target target_modules",
+            Word("adapter.targets", "a list of names, or all-linear for all"),
+        ),
         _all(
             "lora_target_linear", Word("adapter.targets", "write all-linear, which is the default")
         ),
@@ -311,7 +317,10 @@ WORDS = _merged(
         _all("save_total_limit", Word("training.keep")),
         _all("logging_steps logging_strategy logging_first_step logging_dir plot_loss", _LOGS),
         _all("log_level log_level_replica disable_tqdm debug", _LOG_LEVEL),
-        _all("report_to", Word("training.trackers", "wandb or mlflow; TensorBoard is always on")),
+        _all(
+            "report_to",
+            Word("training.trackers", "wandb or mlflow, [] for none; TensorBoard is always on"),
+        ),
         _all("use_mlflow mlflow_tracking_uri", Word("training.trackers", "write mlflow")),
         _all("use_wandb", _WANDB),
         _all("output_dir", Word("storage", "a run is kept in <storage>/<name>")),
