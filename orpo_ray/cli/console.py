@@ -79,7 +79,12 @@ class Terminal(Console):
         announce(line)
 
     def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Show the progress of a run."""
+        """Show the progress of a run; its evaluations go to the log, too."""
+        if "eval/accuracy" in metrics:
+            figures = (
+                f"accuracy {metrics['eval/accuracy']:.3f}  margin {metrics['eval/margin']:.3f}"
+            )
+            _log.info("step %d/%d  held out: %s", step, total_steps, figures)
         if self._progress is not None:
             self._progress(step, total_steps, metrics)
 

@@ -10,7 +10,7 @@ REASONS = {
     "duplicate-key": "the row names a column twice",
     "ragged-row": "the row has more or fewer cells than the header",
     "invalid-utf8": "the text is not valid UTF-8",
-    "unknown-shape": "the columns are not recognised; name them (--columns "
+    "unknown-shape": "the columns are not recognised; name them (data.columns, or --columns "
     "prompt=..,chosen=..,rejected=..)",
     "missing-column": "a column named in `columns` is not in the row",
     "images": "the row carries images, and this trainer reads text only",

@@ -10,12 +10,14 @@ from typing import Any
 
 from orpo_ray.config.search import ACCURACY
 from orpo_ray.config.space import Span, parse_domain
-from orpo_ray.runs.scores import Change, too_few
+from orpo_ray.runs.scores import Change, smallest_visible, too_few
 from orpo_ray.runs.search import Search, Trial
 from orpo_ray.search.score import MARGIN, score
 
 NLL = "eval/nll"
 _NOTICED_NATS = 0.01
+_BARELY = 0.05
+"""Held-out pairs that show no smaller difference of accuracy are few."""
 _EDGE = 0.05
 """A value within this share of its range is at the end of it."""
 
@@ -74,9 +76,9 @@ def reading(search: Search, compared: Compared | None = None) -> list[str]:
         f"Trial {best.number} is best: {shown_values(best.values)} prefers the chosen answer for "
         f"{best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs, by {best.last[MARGIN]:.2f} "
         "nats a token.",
-        f"{counts['finished']} trials were trained to the end, {counts['stopped']} given up "
-        f"early{failed}: "
-        f"{trial_steps(search.trials)} steps of the {whole} that all would take.",
+        f"Of {len(search.trials)} trials {counts['finished']} came to the end, "
+        f"{counts['stopped']} were given up early{failed}: {trial_steps(search.trials)} steps of "
+        f"the {whole} that all would take.",
         _price(front, best)
         + " Read the answers before the numbers; then train best.yaml with more data or steps.",
         *_against_given(search, best, compared),
@@ -89,8 +91,10 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
     if not search.settings.get("try_given"):
         return []
     if best.number == 0:
+        few = f" {too_few(search.pairs)}" if smallest_visible(search.pairs) > _BARELY else ""
         return [
-            "No trial is better than the given configuration (trial 0): the search changes nothing."
+            "No trial is better than the given configuration (trial 0): the search changes "
+            f"nothing.{few}"
         ]
     if compared is None:
         return []
@@ -108,6 +112,8 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
 
 def _edges(search: Search, best: Trial) -> list[str]:
     """The best values that lie at an end of their range, with the range to try next."""
+    if best.number == 0 and search.settings.get("try_given"):
+        return []  # its range may have been widened just to hold it
     lines = []
     for name, text in search.settings.get("space", {}).items():
         domain, value = parse_domain(text), best.values.get(name)
@@ -159,7 +165,7 @@ def _price(front: list[Trial], best: Trial) -> str:
     """What the accuracy cost in likelihood of the chosen answers."""
     gentle = front[-1]
     if best.last[NLL] - gentle.last[NLL] < _NOTICED_NATS:
-        return "No finished trial keeps the chosen answers noticeably likelier."
+        return "No finished trial has a noticeably lower NLL of the chosen answers."
     return (
         f"Trial {gentle.number} keeps them likelier (NLL {gentle.last[NLL]:.2f} against "
         f"{best.last[NLL]:.2f} a token) "

@@ -29,11 +29,11 @@ def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
     """
     search = config.search or SearchConfig()
     if not search.space:
-        domains = _defaults(config)
-        announce(
-            f"search.space: {'; '.join(f'{name} {shown_range(d)}' for name, d in domains.items())}"
-        )
-        wide = _widened(config, domains, announce) if search.try_given else domains
+        domains, notes = _defaults(config), list[str]()
+        wide = _widened(config, domains, notes.append) if search.try_given else domains
+        shown = "; ".join(f"{name} {shown_range(domain)}" for name, domain in wide.items())
+        for line in (f"search.space: {shown}", *notes):
+            announce(line)
         search = search.model_copy(update={"space": {name: written(d) for name, d in wide.items()}})
     return config.model_copy(update={"search": search})
 
@@ -68,7 +68,8 @@ def _widened(
             continue
         wide[name] = replace(domain, low=min(domain.low, value), high=max(domain.high, value))
         announce(
-            f"search.space: {name} {shown_range(wide[name])}: widened to hold the given {value:g}"
+            f"search.space: {name} is widened from {domain.low:g} to {domain.high:g}, "
+            f"to hold the given {value:g}"
         )
     return wide
 

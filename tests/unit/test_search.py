@@ -118,8 +118,8 @@ def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
         "Trial 0 is best: objective.lambda=0.1 prefers the chosen answer for 90.0% of 512"
     )
     assert second == (
-        "2 trials were trained to the end, 1 given up early, 1 failed: 22 steps of the 40 that all "
-        "would take."
+        "Of 4 trials 2 came to the end, 1 were given up early, 1 failed: 22 steps of the 40 that "
+        "all would take."
     )
     assert third.startswith(
         "Trial 1 keeps them likelier (NLL 1.00 against 2.00 a token) at accuracy 75.0%."
@@ -260,9 +260,9 @@ def test_default_ranges_are_widened_to_hold_what_is_given(tmp_path: Path) -> Non
     domains, said = ranges(objective={"lambda": 5.0}, training={"learning_rate": 1e-5})
     assert domains == {LAMBDA: Span(0.1, 5.0, log=True), RATE: Span(1e-5, 2e-3, log=True)}
     assert said == [
-        "search.space: objective.lambda 0.1 to 5, by its logarithm: widened to hold the given 5",
-        "search.space: training.learning_rate 1e-05 to 0.002, by its logarithm: widened to hold "
-        "the given 1e-05",
+        "search.space: objective.lambda is widened from 0.1 to 2, to hold the given 5",
+        "search.space: training.learning_rate is widened from 0.0001 to 0.002, to hold the given "
+        "1e-05",
     ]
     domains, said = ranges(objective={"lambda": 0.0})
     assert domains[LAMBDA] == Span(0.1, 2.0, log=True)
