@@ -1,4 +1,7 @@
-"""What trials answer, in words: two of the same accuracy may differ in whether they still speak."""
+"""Answers of the best trials to a few prompts.
+
+Trials of the same accuracy may differ in how well they still write, and only a reader sees that.
+"""
 
 import math
 import time
@@ -31,32 +34,35 @@ _POLL_S = 1.0
 def answer(ground: Ground, trials: Sequence[Run], console: Console) -> list[dict[str, str]]:
     """The greedy answers of the base and of each trial's adapter to a few held-out prompts.
 
-    They are computed where the trials ran, with the resources of one worker. Keys are `prompt` and
-    the names of runs. Raises StoppedError on request, ResourceError if no resources become free in
-    time, and RunError if a model cannot be loaded or does not answer.
+    A Ray task with the resources of one worker computes them. Each sample has the keys `prompt`,
+    `base`, and the names of the runs. Raises StoppedError on request, ResourceError if no resources
+    become free in time, and RunError if a model cannot be loaded or does not answer.
     """
     artifact = trials[0].storage.place_of(ground.artifact.path)
-    room = {"num_cpus": ground.placement.cpus, "num_gpus": ground.placement.gpus}
-    _wait(ray.remote(lambda: None).options(**room).remote(), console, ROOM_S)
+    resources = {"num_cpus": ground.placement.cpus, "num_gpus": ground.placement.gpus}
+    _wait(ray.remote(lambda: None).options(**resources).remote(), console, ROOM_S)
     configs = [trial.config for trial in trials]
     answers: list[dict[str, str]] = _wait(
-        ray.remote(_answer).options(**room).remote(artifact, configs), console
+        ray.remote(_answer).options(**resources).remote(artifact, configs), console
     )
     return answers
 
 
 def _wait(pending: Any, console: Console, seconds: float = math.inf) -> Any:
+    """The result of a Ray task, unless the user stops first or the time is up."""
     give_up = time.monotonic() + seconds
     while not ray.wait([pending], timeout=_POLL_S)[0]:
         if console.stop_requested():
             raise StoppedError(
-                "stopped; all trials have ended, and the same command resumes from there"
+                "stopped after all trials ended; the same command generates their answers"
             )
         if time.monotonic() > give_up:
             raise ResourceError(
-                f"no room for one worker became free within {seconds:g} s; is the cluster busy?"
+                f"no resources for one worker became free within {seconds:g} s; is the cluster "
+                "busy?"
             )
-        free_what_dead_controllers_hold()  # of the trials that were given up last
+        # Trials that were given up last may still hold resources.
+        free_what_dead_controllers_hold()
     try:
         return ray.get(pending)
     except RayError as error:
@@ -65,18 +71,18 @@ def _wait(pending: Any, console: Console, seconds: float = math.inf) -> Any:
 
 
 def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
-    # Imported here, as the search itself loads no model.
+    # Imported here, because only this task loads models.
     from orpo_ray.evaluation.evaluate import load_trained
     from orpo_ray.evaluation.generate import greedy_answers
 
     artifact = open_artifact(fetched_folder(place, MANIFEST))
     fetch_inputs(trials[0])
     tokenizer = load_tokenizer(trials[0].model, SILENT.announce)
-    # Spread over the held-out pairs, whose sources follow one after the other.
+    # Held-out pairs are ordered by source. Prompts at equal distances come from all of them.
     spread = [len(artifact.eval) * number // _PROMPTS for number in range(_PROMPTS)]
     prompts = [artifact.eval[index].prompt.tolist() for index in dict.fromkeys(spread)]
 
-    def said(config: RunConfig, trained: str | None) -> list[str]:
+    def answers_of(config: RunConfig, trained: str | None) -> list[str]:
         run = Run(config)
         run.refresh()
         stored = Decisions.from_json(run.facts()["decisions"])
@@ -84,8 +90,8 @@ def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
         answers = greedy_answers(model, tokenizer, prompts, _MAX_NEW_TOKENS)
         return [f"{answer.text} [cut]" if answer.is_cut else answer.text for answer in answers]
 
-    by_run = {"base": said(trials[0], None)}
-    by_run |= {config.name: said(config, Run(config).adapter) for config in trials}
+    by_run = {"base": answers_of(trials[0], None)}
+    by_run |= {config.name: answers_of(config, Run(config).adapter) for config in trials}
     shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
     return [
         {"prompt": prompt.strip(), **{run: answers[index] for run, answers in by_run.items()}}

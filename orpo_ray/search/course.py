@@ -1,6 +1,6 @@
 """The course of a search: which trial is next, and what follows from an evaluation.
 
-Knows no Ray.
+This module does not use Ray.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from orpo_ray.search.study import Study
 class Course:
     """The trials of a search, from those on record to the last one.
 
-    Every change is kept, and shown to the console.
+    Every change is written to the record and shown on the console.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Course:
     def next(self) -> tuple[Trial, RunConfig] | None:
         """The next trial and its config: an interrupted one first, then a new one.
 
-        None if all have been begun. Values that make no valid run are a failed trial; the next one
-        follows.
+        A trial whose values make no valid run is recorded as failed, and the next one is taken.
+        Returns None if no trial is left.
         """
         while not self.is_over:
             trial = self._interrupted.pop(0) if self._interrupted else self._draw()
@@ -66,7 +66,7 @@ class Course:
     def evaluated(
         self, trial: Trial, step: int, total_steps: int, evaluation: Mapping[str, float]
     ) -> bool:
-        """Put an evaluation on record. Returns whether the trial is given up."""
+        """Record an evaluation. Returns whether the trial is given up."""
         if not trial.note(step, total_steps, evaluation):
             return False
         given_up = self._study.judge(trial)
@@ -77,7 +77,10 @@ class Course:
         return given_up
 
     def finished(self, trial: Trial) -> None:
-        """Note that a trial was trained to its end, maybe while no process listened."""
+        """Record that a trial was trained to its end.
+
+        It may have ended while no process listened. So its files are read first.
+        """
         _catch_up(self._run, trial)
         if trial.last.get("step") == trial.total_steps:
             self._end(trial, "finished")
@@ -87,7 +90,10 @@ class Course:
             )
 
     def failed(self, trial: Trial, error: str, may_pass: bool = False) -> None:
-        """Note that a trial ended with an error. The search continues without it."""
+        """Record that a trial ended with an error. The search continues without it.
+
+        `may_pass`: the same trial may succeed another time.
+        """
         trial.error, trial.may_pass = error, may_pass
         self._end(trial, "failed")
 
@@ -102,9 +108,10 @@ class Course:
 
 
 def take_up(run: SearchRun, search: Search) -> None:
-    """Prepare the trials that another process left.
+    """Prepare the trials of an earlier process to be resumed.
 
-    A failure that may pass is tried again. Evaluations that no process read are read now.
+    A failed trial is tried again if its error may pass. Evaluations that no process read are read
+    now.
     """
     for trial in search.trials:
         if trial.state == "failed" and trial.may_pass:
@@ -114,9 +121,9 @@ def take_up(run: SearchRun, search: Search) -> None:
 
 
 def _catch_up(run: SearchRun, trial: Trial) -> None:
-    """Put on record what a trial reported while no process listened.
+    """Record the evaluations that a trial made while no process listened.
 
-    A resumed trial does not report it again.
+    They are read from its files, because a resumed trial does not report them again.
     """
     trial_run = run.trial_run(trial)
     trial_run.fetch(METRICS_FILE)

@@ -1,6 +1,6 @@
 """What a search found, in numbers and in words: the best trial, and its cost in likelihood.
 
-Pure.
+All functions are pure.
 """
 
 import math
@@ -16,10 +16,11 @@ from orpo_ray.search.score import MARGIN, score
 
 NLL = "eval/nll"
 _NOTICED_NATS = 0.01
+"""A smaller difference in NLL is not mentioned."""
 _BARELY = 0.05
 """Held-out pairs that show no smaller difference of accuracy are few."""
 _EDGE = 0.05
-"""A value within this share of its range is at the end of it."""
+"""A value is at the end of its range if it is within this share of the range's width."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ def best_trial(search: Search) -> Trial | None:
 
 
 def pareto_front(trials: Sequence[Trial]) -> list[Trial]:
-    """Finished trials that no other trial beats in both accuracy and NLL, best accuracy first.
+    """Finished trials that no other trial beats in both accuracy and NLL.
 
-    If two are equal in both, the one with the larger margin is taken.
+    The best accuracy comes first. If two are equal in both, the one with the larger margin is
+    taken.
     """
     front: list[Trial] = []
     by_accuracy = sorted(
@@ -76,9 +78,9 @@ def reading(search: Search, compared: Compared | None = None) -> list[str]:
         f"Trial {best.number} is best: {shown_values(best.values)} prefers the chosen answer for "
         f"{best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs, by {best.last[MARGIN]:.2f} "
         "nats a token.",
-        f"Of {len(search.trials)} trials {counts['finished']} came to the end, "
-        f"{counts['stopped']} were given up early{failed}: {trial_steps(search.trials)} steps of "
-        f"the {whole} that all would take.",
+        f"Of {len(search.trials)} trials {counts['finished']} finished and "
+        f"{counts['stopped']} were given up early{failed}. They took {trial_steps(search.trials)} "
+        f"steps; without an early end they would take {whole}.",
         _price(front, best)
         + " Read the answers before the numbers; then train best.yaml with more data or steps.",
         *_against_given(search, best, compared),
@@ -100,14 +102,14 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
         return []
     change, name = compared.change, compared.metric.removeprefix("eval/")
     gain = change.difference
-    told = (
+    comparison = (
         f"Compared with the given configuration (trial 0) at step {compared.step}: {name} "
         f"{change.after.value:.3f} against {change.before.value:.3f}, a difference of "
         f"{gain.value:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f}): "
     )
     if not change.is_noise:
-        return [f"{told}more than the noise of {search.pairs} held-out pairs."]
-    return [f"{told}within the noise. {too_few(search.pairs)}"]
+        return [f"{comparison}more than the noise of {search.pairs} held-out pairs."]
+    return [f"{comparison}within the noise. {too_few(search.pairs)}"]
 
 
 def _edges(search: Search, best: Trial) -> list[str]:
@@ -124,13 +126,13 @@ def _edges(search: Search, best: Trial) -> list[str]:
             low, high = _around(domain, value)
             lines.append(
                 f"{name}={value:.3g} is at the {end} end of its range, {domain.low:g} to "
-                f"{domain.high:g}: "
-                f"the best may lie beyond it. Search {low:g} to {high:g} next."
+                f"{domain.high:g}. A better value may lie outside. Search {low:g} to {high:g} next."
             )
     return lines
 
 
 def _end_of(domain: Span, value: float) -> str | None:
+    """The end of its range that a value is at, or None."""
     if value <= 0 and domain.log:
         return "lower"
     share = (_scaled(domain, value) - _scaled(domain, domain.low)) / _width(domain)
@@ -140,9 +142,9 @@ def _end_of(domain: Span, value: float) -> str | None:
 
 
 def _around(domain: Span, value: float) -> tuple[float, float]:
-    """A range of the same width around the value, to two digits.
+    """A range of the same width around the value, rounded to two digits.
 
-    No number of a config is negative, so it begins at 0 at the lowest.
+    It never begins below 0, because no number of a config is negative.
     """
     if domain.log:
         factor = math.exp(_width(domain) / 2)
@@ -167,9 +169,8 @@ def _price(front: list[Trial], best: Trial) -> str:
     if best.last[NLL] - gentle.last[NLL] < _NOTICED_NATS:
         return "No finished trial has a noticeably lower NLL of the chosen answers."
     return (
-        f"Trial {gentle.number} keeps them likelier (NLL {gentle.last[NLL]:.2f} against "
-        f"{best.last[NLL]:.2f} a token) "
-        f"at accuracy {gentle.last[ACCURACY]:.1%}."
+        f"Trial {gentle.number} keeps the chosen answers likelier (NLL {gentle.last[NLL]:.2f} "
+        f"compared with {best.last[NLL]:.2f} a token) at accuracy {gentle.last[ACCURACY]:.1%}."
     )
 
 
@@ -183,7 +184,7 @@ def _short(value: Any) -> str:
 
 
 def _finished(trials: Sequence[Trial]) -> list[Trial]:
-    """Trials that were trained to the end and ended with finite numbers."""
+    """Trials that were trained to the end and whose last numbers are finite."""
     needed = (ACCURACY, MARGIN, NLL)
     return [
         t

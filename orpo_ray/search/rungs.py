@@ -4,13 +4,15 @@ _ROUNDING = 1e-9
 
 
 class Rungs:
-    """Scores of all trials at each rung: `grace` of a run, `eta` times that, and so on to its end.
+    """The scores of all trials at each rung.
 
-    Of the trials that reach the first rung, the best one in `eta` continues; of those at the
-    second, the best one in `eta` squared of all. A trial is judged at every evaluation, not only at
-    rungs. So the first trial at a rung, which has no other to compare with, may still be given up
-    when better ones have come. The best trial at a rung always continues to the next, so at least
-    one trial finishes.
+    The first rung is at the share `grace` of a run; each further one is at `eta` times the one
+    before. Of all trials, the best one in `eta` continues after the first rung, and the best one in
+    `eta` squared after the second.
+
+    A trial is judged at every evaluation, not only at rungs. The first trial at a rung has no other
+    to be compared with. So it continues, and may be given up later, when better ones have come. The
+    best trial at a rung always continues to the next, so at least one trial finishes.
     """
 
     def __init__(self, grace: float, eta: int) -> None:
@@ -31,5 +33,5 @@ class Rungs:
         for scores in self._scores[:passed]:
             scores.setdefault(trial, score)
         latest = self._scores[passed - 1]
-        going_on: int = max(1, len(self._scores[0]) // self._eta**passed)
-        return sum(other > latest[trial] for other in latest.values()) >= going_on
+        allowed: int = max(1, len(self._scores[0]) // self._eta**passed)
+        return sum(other > latest[trial] for other in latest.values()) >= allowed

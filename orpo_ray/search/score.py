@@ -1,6 +1,6 @@
 """The number that trials are ranked by.
 
-Higher is better. It means the same whatever lambda or beta is.
+Higher is better. Trials with different lambda or beta can be compared by it.
 """
 
 import math
@@ -12,10 +12,10 @@ MARGIN = "eval/margin"
 
 
 def score(metric: str, evaluation: Mapping[str, float | None], pairs: int) -> float:
-    """How good an evaluation over so many pairs is; minus infinity if a number was not finite.
+    """How good an evaluation over `pairs` pairs is; minus infinity if a number was not finite.
 
-    Accuracy moves in steps of 1/pairs. The margin is squeezed into less than one such step, so it
-    decides between trials of the same accuracy only.
+    Accuracy moves in steps of 1/pairs. The margin is squeezed into less than one such step. So it
+    only decides between trials of the same accuracy.
     """
     value, margin = evaluation[metric], evaluation[MARGIN]
     if value is None or margin is None:

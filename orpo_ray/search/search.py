@@ -1,6 +1,6 @@
 """A search from its config to its outcome.
 
-Trials on record are kept or resumed; the rest is tried.
+Finished trials on record are kept, unfinished ones are resumed, and the others are begun.
 """
 
 import time
@@ -42,11 +42,11 @@ from orpo_ray.training.run_plan import steps_of_run
 
 BEST_FILE = "best.yaml"
 _BARELY_VISIBLE = 0.05
-"""A held-out set that shows no smaller difference of accuracy is announced as small."""
+"""If held-out pairs show no smaller difference of accuracy than this, that is announced."""
 
 
 def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -> Search:
-    """Try the trials that are left, then write what was found.
+    """Run the trials that are left, then write what was found.
 
     Raises StoppedError on request, RunError if no trial finished.
     """
@@ -84,7 +84,7 @@ def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -
 
 
 def _end(search: Search) -> None:
-    """A search that did not finish was stopped."""
+    """Mark a search that did not finish as stopped."""
     if search.status == "running":
         search.status = "stopped"
 
@@ -108,9 +108,9 @@ def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:
 def _announce_late_evaluations(
     base: RunConfig, settings: SearchConfig, ground: Ground, announce: Announce
 ) -> None:
-    """Announce it if ASHA cannot give any trial up.
+    """Announce that ASHA cannot give any trial up, if that is so.
 
-    That is so if no evaluation lies between the grace and the end of a run.
+    It cannot if no evaluation lies between the grace and the end of a run.
     """
     steps = len(steps_of_run(base, len(ground.artifact.train)))
     every = every_to_steps(base.training.eval_every, steps)
@@ -118,9 +118,8 @@ def _announce_late_evaluations(
         step >= settings.grace * steps for step in range(every, steps, every)
     ):
         announce(
-            "asha can give no trial up: none is evaluated between search.grace "
-            f"({settings.grace:g} of a run) and its "
-            f"end; lower training.eval_every"
+            "search.scheduler: asha cannot give any trial up, because none is evaluated between "
+            f"search.grace ({settings.grace:g} of a run) and its end; lower training.eval_every"
         )
 
 
@@ -130,16 +129,16 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
     workers = f"{placement.workers} workers" if placement.workers > 1 else "one worker"
     each = f"{placement.cpus:g} CPU" + (f" and {placement.gpus:g} GPU" if placement.gpus else "")
     done = sum(trial.state != "running" for trial in search.trials)
-    going_on = f"; {done} are done" if done else ""
+    ended = f"; {done} have ended already" if done else ""
     trials = f"{search.trial_count} {'trials' if search.trial_count > 1 else 'trial'}"
-    given = ", the first of them the given configuration" if search.settings["try_given"] else ""
-    return f"{trials}{given}, {at_once} at once: each takes {workers} of {each}{going_on}"
+    given = " (trial 0 is the given configuration)" if search.settings["try_given"] else ""
+    return f"{trials}{given}, {at_once} at once: each takes {workers} of {each}{ended}"
 
 
 def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
     """Runs whose reference log-probs a trial needs and the run itself does not compute.
 
-    One run for each cache of log-probs.
+    There is one run for each cache of log-probs.
     """
     found: dict[str, RunConfig] = {}
     for values in probes(config, space):
@@ -152,23 +151,23 @@ def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
 def _best(search: Search) -> Trial:
     """The best trial.
 
-    Raises RunError if no trial finished, or ResourceError if another attempt may succeed.
+    If no trial finished, raises ResourceError if another attempt may succeed, else RunError.
     """
     best = best_trial(search)
     if best is not None:
         return best
     failed = [trial for trial in search.trials if trial.error]
-    why = f"; trial {failed[0].number} said: {failed[0].error}" if failed else ""
-    told = f"none of {len(search.trials)} trials came to its end{why}"
+    why = f"; trial {failed[0].number} failed: {failed[0].error}" if failed else ""
+    message = f"none of {len(search.trials)} trials finished{why}"
     if failed and all(trial.may_pass for trial in failed):
-        raise ResourceError(f"{told}; the same command tries them again")
-    raise RunError(told)
+        raise ResourceError(f"{message}; the same command tries them again")
+    raise RunError(message)
 
 
 def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared | None:
     """The best trial compared with the given configuration, at the last step that both reached.
 
-    None if the given one was not tried, is the best, or has no evaluation.
+    Returns None if the given one was not tried, is the best, or has no evaluation.
     """
     given = search.trials[0]
     if not settings_of(run.config).try_given or given is best or not given.evaluations:
@@ -181,7 +180,7 @@ def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared 
     name = search.metric.removeprefix("eval/")
     change = found.get(name, found["accuracy"])
     if name not in found or (name == "accuracy" and change.difference.value == 0):
-        name = "margin"  # it decides between trials of the same accuracy
+        name = "margin"  # the margin decides between trials of the same accuracy
     return Compared(name, found[name], step)
 
 
@@ -207,7 +206,7 @@ def _answers(
 ) -> list[dict[str, str]]:
     """Answers of the best trial and of both ends of the Pareto front.
 
-    Empty, with an announcement, if they cannot be generated.
+    If they cannot be generated, that is announced and the list is empty.
     """
     front = pareto_front(search.trials)
     ends = {trial.number: trial for trial in (front[0], best, front[-1])}

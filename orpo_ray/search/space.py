@@ -1,6 +1,6 @@
 """What a search varies, and the config that a trial trains.
 
-The ranges are those that the config names, or those that suit the objective.
+The ranges come from the config. If it has none, they are chosen to suit the objective.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,17 @@ from orpo_ray.runs.console import Announce
 
 @dataclass(frozen=True)
 class Space:
-    """The range of each searched field, and the stage of these fields (None without stages)."""
+    """The range of each searched field, and the stage that they belong to."""
 
     domains: dict[str, Domain]
     stage: int | None = None
+    """None for a run without stages."""
 
 
 def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
     """The config with the ranges that the search uses; ranges that it chooses are announced.
 
-    Raises ConfigError if it must choose ranges and the base, whose size decides, is not found.
+    Chosen ranges depend on the size of the base. Raises ConfigError if the base is not found.
     """
     search = config.search or SearchConfig()
     if not search.space:
@@ -44,12 +45,12 @@ def _defaults(config: RunConfig) -> dict[str, Domain]:
     from orpo_ray.models.trained import fetch_trained
 
     fetch_trained(config.model.base)
-    prefix, shown = "", config
+    prefix, searched = "", config
     if config.stages:
-        prefix, shown = f"stages.{len(config.stages) - 1}.", stage_configs(config)[-1]
+        prefix, searched = f"stages.{len(config.stages) - 1}.", stage_configs(config)[-1]
     parameters = count_parameters(config.model).total
-    rates = suited_rates(shown.adapter.kind, shown.objective.has_likelihood, parameters)
-    fields = {**shown.objective.search_space, "training.learning_rate": rates}
+    rates = suited_rates(searched.adapter.kind, searched.objective.has_likelihood, parameters)
+    fields = {**searched.objective.search_space, "training.learning_rate": rates}
     return {prefix + name: parse_domain(suited.range) for name, suited in fields.items()}
 
 
@@ -64,7 +65,7 @@ def _widened(
         if domain.holds(value):
             continue
         if domain.log and value <= 0:
-            announce(f"search.space: {name} {value:g} has no logarithm: trial 0 alone tries it")
+            announce(f"search.space: {name} {value:g} has no logarithm: only trial 0 tries it")
             continue
         wide[name] = replace(domain, low=min(domain.low, value), high=max(domain.high, value))
         announce(
@@ -75,22 +76,23 @@ def _widened(
 
 
 def resolve(config: RunConfig) -> Space:
-    """What to vary. Raises ConfigError if one of the values makes no valid run."""
-    # Sorted: draws and grids must not depend on the order in which the fields are written.
+    """What to vary. Raises ConfigError if a value in the ranges makes no valid run."""
+    # Sorted, because draws and grids must not depend on the order in which fields are written.
     domains = dict(sorted(settings_of(config).domains.items()))
-    space = Space(domains, int(next(iter(domains)).split(".")[1]) if config.stages else None)
+    first_field = next(iter(domains))  # such as stages.1.objective.beta
+    stage = int(first_field.split(".")[1]) if config.stages else None
+    space = Space(domains, stage)
     for values in probes(config, space):
         trial_config(config, space, values, config.name)
     return space
 
 
 def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: str) -> RunConfig:
-    """The run that tries `values`, under a name of its own: the whole run, or one stage of it."""
+    """The run that tries `values` under its own name: the whole run, or one stage of it."""
     changed = with_values(config, values)
     if space.stage is not None:
         changed = stage_configs(changed, {(): f"search.space: stages.{space.stage}"})[space.stage]
-    # Always under Ray Train, where a trial finds its room; one worker would otherwise train in the
-    # trial's process.
+    # Without `ray`, one worker would train in the trial's own process, which reserves no resources.
     return changed.model_copy(
         update={"name": name, "scale": changed.scale.model_copy(update={"ray": True})}
     )
@@ -99,7 +101,8 @@ def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: 
 def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
     """Values that are checked before anything is trained.
 
-    Every point of a grid; of other ranges the ends and one point inside, one field at a time.
+    Of a grid these are all points. Of other ranges these are the ends and one point inside, one
+    field at a time.
     """
     if settings_of(config).searcher == "grid":
         yield from grid_points(config, space.domains)

@@ -1,8 +1,8 @@
 """What to try next and which trials to give up, by Optuna's samplers and ASHA's rungs.
 
-The study lives in memory. It is built again from the record when a search is resumed, and then
-decides what it would have decided: each draw is seeded by the search's seed and the trial's number,
-and the record has each trial's values and evaluations.
+The study lives in memory only. When a search is resumed, a new study is built from the record. It
+makes the same decisions as the old one, because the record has each trial's values and evaluations,
+and each draw is seeded with the search's seed and the trial's number.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from orpo_ray.search.score import score
 _PROGRESS = 1000
 """Optuna counts progress in whole numbers: thousandths of a run."""
 _SPREAD = 10
-"""Draws before TPE takes over. From fewer it would conclude too much (Optuna's default)."""
+"""Draws before TPE takes over: too few of them would mislead it. 10 is Optuna's default."""
 
 _ENDS = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -40,7 +40,7 @@ _ENDS = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed"
 class Study:
     """Draws values and judges evaluations.
 
-    `trials` are those on record; `pairs` is how many held-out pairs judge each of them.
+    `trials` are those on record. `pairs` is the number of held-out pairs in an evaluation.
     """
 
     def __init__(
@@ -64,27 +64,29 @@ class Study:
             self._replay(trial)
 
     def draw(self, number: int) -> dict[str, Any]:
-        """The values of the next trial, which has this number. Trial 0 has the given values."""
+        """The values of trial `number`. Trial 0 has the given values, if the search tries them."""
         if self._grid:
             values = next(point for point in self._grid if point not in self._begun)
         elif number == 0 and self._given is not None:
             values = self._given
         else:
-            values = self._drawn(number - (self._given is not None))
+            drawn_before = number if self._given is None else number - 1
+            values = self._drawn(drawn_before)
         self._begin(number, values)
         return values
 
     def _drawn(self, number: int) -> dict[str, Any]:
-        """The values of a draw.
+        """The values of draw `number`.
 
-        The first draws are spread over the ranges; so are all draws of `searcher: random`. TPE
+        The first draws are spread over the ranges, and so are all draws of `searcher: random`. TPE
         chooses the others.
         """
         if self._search.searcher == "random" or number < _SPREAD:
             return spread_values(self._domains, self._seed, number)
         self._study.sampler = self._tpe(number)
         drawn = self._study.ask(self._distributions)
-        # The record has the settled value only, so that one is what the study learns from.
+        # The record has only the settled values. So the study learns from these, in `_begin`, and
+        # this draw is closed.
         self._study.tell(drawn, state=TrialState.FAIL)
         return {
             name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()
@@ -94,15 +96,15 @@ class Study:
         """Whether to give the trial up after its latest evaluation; never at the end of its run."""
         progress = trial.last["step"] / trial.total_steps
         value = score(self._search.metric, trial.last, self._pairs)
-        # TPE learns from trials that were given up by how far they came, and how well they did
-        # there.
-        if (known := self._open.get(trial.number)) is not None:
+        # From a trial that was given up, TPE learns its last progress and its score there.
+        known = self._open.get(trial.number)
+        if known is not None:
             known.report(value, int(_PROGRESS * progress))
         behind = self._rungs is not None and self._rungs.gives_up(trial.number, progress, value)
         return behind and progress < 1
 
     def end(self, trial: Trial) -> None:
-        """Note how a trial ended."""
+        """Tell the sampler how a trial ended."""
         ended = self._open.pop(trial.number, None)
         if ended is None:
             return
@@ -116,12 +118,13 @@ class Study:
     def _begin(self, number: int, values: dict[str, Any]) -> None:
         self._begun.append(values)
         if not all(_holds(domain, values[name]) for name, domain in self._domains.items()):
-            return  # TPE cannot use given values outside of the ranges
+            return  # TPE cannot learn from given values outside of the ranges
         encoded = {name: _encoded(domain, values[name]) for name, domain in self._domains.items()}
         self._study.enqueue_trial(encoded)
         self._open[number] = self._study.ask(self._distributions)
 
     def _replay(self, trial: Trial) -> None:
+        """Repeat with a trial on record what was done when it ran."""
         self._begin(trial.number, trial.values)
         known = Trial(
             number=trial.number, run=trial.run, values=trial.values, total_steps=trial.total_steps
@@ -139,7 +142,7 @@ class Study:
 
 
 def spread_values(domains: dict[str, Domain], seed: int, number: int) -> dict[str, Any]:
-    """A point of a scrambled Sobol sequence over the ranges. Any first few points are spread."""
+    """Point `number` of a scrambled Sobol sequence, whose first few points are already spread."""
     engine = SobolEngine(len(domains), scramble=True, seed=seed)
     if number:
         engine.fast_forward(number)
@@ -163,7 +166,8 @@ def _holds(domain: Domain, value: Any) -> bool:
 def _distribution(domain: Domain) -> BaseDistribution:
     if isinstance(domain, Options):
         return CategoricalDistribution(tuple(range(len(domain.values))))
-    if domain.step is None or domain.log:  # Optuna has no steps on a logarithm: settled afterwards
+    # Optuna has no steps on a log scale. `_decoded` rounds such values to their step.
+    if domain.step is None or domain.log:
         return FloatDistribution(domain.low, domain.high, log=domain.log)
     if all(isinstance(number, int) for number in (domain.low, domain.high, domain.step)):
         return IntDistribution(int(domain.low), int(domain.high), step=int(domain.step))

@@ -24,17 +24,17 @@ from orpo_ray.runs.metrics import plain_record
 from orpo_ray.runs.run import Run
 from orpo_ray.storage import fetched_folder
 
-# Short, as workers train on until they hear that the trial is given up.
+# Short, because workers train on until they learn that the trial is given up.
 _POLL_S = 0.2
 
 _PREDECESSOR_S = 60.0
-"""The processes of a killed driver need some time to notice."""
+"""How long to wait for the lock of a run: processes of a killed driver take time to end."""
 
-_NEXT_TRIAL_WAITS_S = "600"
-"""How many seconds Tune waits for a trial that was given up: it ends its workers and stores its
-log.
+_END_TIMEOUT_S = "600"
+"""How many seconds Tune waits for the end of a trial that was given up.
 
-Its process then takes the next trial. A longer end would lose that trial.
+The trial then ends its workers and stores its log. After that its process takes the next trial. If
+the end took longer, Tune would lose that next trial.
 """
 
 _log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ _log = logging.getLogger(__name__)
 class TrialRoom:
     """What all trials of a search share.
 
-    `artifact`: the place of the prepared pairs; each server may have its own path for it.
-    `directory`: where the command was given, as relative paths in the config start there.
+    `artifact`: the place of the prepared pairs. Each server may have its own path for it.
+    `directory`: the folder that the command was given in. Relative paths in the config start there.
     """
 
     artifact: str
@@ -63,43 +63,43 @@ def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
     """Train or resume the run whose config is in `settings`, and report each evaluation to Tune.
 
     The last report says `finished`, or names the `error` that ended the run and whether it
-    `may_pass` without a change of the config. Tune sees no exception. So all that it counts as a
-    failure is a lost process, and it starts that trial again.
+    `may_pass` without a change of the config. No exception reaches Tune. So Tune counts only a lost
+    process as a failure, and starts such a trial again.
     """
     try:
-        told = _attempt(settings, room)
-    except Exception as error:  # noqa: BLE001 - the log could not be kept: told to the search, too
-        told = None if _was_given_up(error) else _told(error)
-    if told is not None:
-        tune.report(told)
+        report = _attempt(settings, room)
+    except Exception as error:  # noqa: BLE001 - storing the log failed; the search must know it
+        report = None if _was_given_up(error) else _error_report(error)
+    if report is not None:
+        tune.report(report)
 
 
 def _attempt(settings: dict[str, Any], room: TrialRoom) -> dict[str, Any] | None:
-    """Train and keep the log. Returns what to report; None if the trial was given up."""
+    """Train, and store the log. Returns what to report; None if the trial was given up."""
     run = None
     try:
         run = _open(settings, room)
         _train(run, room)
         return {"finished": True}
-    except Exception as error:  # noqa: BLE001 - told to the search; the traceback is in the trial's log
+    except Exception as error:  # noqa: BLE001 - reported to the search; the traceback is in the log
         _log.error("the trial failed", exc_info=error)
-        return None if _was_given_up(error) else _told(error)
+        return None if _was_given_up(error) else _error_report(error)
     finally:
         if run is not None:
             run.store(LOG_FILE)
 
 
-def _told(error: Exception) -> dict[str, Any]:
+def _error_report(error: Exception) -> dict[str, Any]:
     if isinstance(error, OrpoRayError):
         return {"error": str(error), "may_pass": isinstance(error, ResourceError)}
-    told = f"unexpected {type(error).__name__}: {on_one_line(error)}"
-    return {"error": told, "may_pass": isinstance(error, OSError)}
+    message = f"unexpected {type(error).__name__}: {on_one_line(error)}"
+    return {"error": message, "may_pass": isinstance(error, OSError)}
 
 
 def _was_given_up(error: BaseException) -> bool:
-    """Whether an error arose while a trial that was given up ended.
+    """Whether an error was raised while a trial that was given up was ending.
 
-    Tune waits for no report of such an error.
+    Tune does not take a report of such an error, so the trial would wait for ever.
     """
     cause = error.__context__
     return cause is not None and (isinstance(cause, SystemExit) or _was_given_up(cause))
@@ -107,7 +107,7 @@ def _was_given_up(error: BaseException) -> bool:
 
 def _open(settings: dict[str, Any], room: TrialRoom) -> Run:
     """The trial's run as the storage has it, with its log open."""
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _NEXT_TRIAL_WAITS_S)
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", _END_TIMEOUT_S)
     if room.directory.is_dir():
         os.chdir(room.directory)
     run = Run(build(RunConfig, settings["config"], {(): "trial"}))
@@ -125,23 +125,24 @@ def _open(settings: dict[str, Any], room: TrialRoom) -> Run:
 
 
 def _train(run: Run, room: TrialRoom) -> None:
-    console = _Tune()
+    console = _TuneConsole()
     with run.at_work(console, _PREDECESSOR_S) as finished:
-        if finished is None:  # else it ended while no process listened
+        # A finished run has ended while no process listened. Nothing is left to train.
+        if finished is None:
             train_on(room.ground(), run, console, _POLL_S)
 
 
-class _Tune(Console):
+class _TuneConsole(Console):
     """Reports evaluations to Tune; announcements go to the trial's log."""
 
     def announce(self, line: str) -> None:
-        """Log it."""
+        """Log the line."""
         _log.info(line)
 
     def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
         """Report an evaluation to Tune.
 
-        Raises SystemExit if Tune gives the trial up; that ends its workers.
+        Raises SystemExit if Tune gives the trial up. That ends the trial's workers.
         """
         evaluation = {name: value for name, value in metrics.items() if name.startswith("eval/")}
         if evaluation:

@@ -1,7 +1,7 @@
-"""A course under Ray Tune, which starts, ends and restarts the trials' processes.
+"""Runs the trials of a course under Ray Tune.
 
-The course decides; Tune does. Tune's snapshots hold pickles, so they are never read, and are
-deleted when the search ends.
+The course decides. Tune starts, ends and restarts the processes of trials. Tune's snapshots hold
+pickles. So they are never read, and are deleted when the search ends.
 """
 
 import logging
@@ -34,15 +34,15 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = "tune"
 _POLL_S = 1.0
-# A trial's process computes nothing; its workers reserve what they need. Tune wants to reserve
-# something: a byte of memory.
+# A trial's process computes nothing, and its workers reserve what they need. But Tune refuses to
+# reserve nothing, so it reserves one byte of memory.
 _NOTHING: dict[str, int | float] = {"memory": 1}
 
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # Trials read relative paths of the config from where the command was given.
+    # Relative paths in the config start in the folder that the command was given in.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
@@ -52,9 +52,8 @@ def run_course(
 ) -> None:
     """Run the trials of a course, `at_once` at a time. Raises StoppedError on request."""
     os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # it would list failed trials once more, past our log
+    # Tune would print failed trials on the terminal once more.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     folder = run.path(_FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     trials: dict[str, Trial] = {}
@@ -65,7 +64,7 @@ def run_course(
             scheduler=_Scheduler(course, trials),
             max_concurrent_trials=at_once,
             num_samples=-1,
-            reuse_actors=True,  # a trial begins where another one has loaded what both need
+            reuse_actors=True,  # a trial begins in a process that has its imports already
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -82,18 +81,18 @@ def run_course(
     try:
         while fitting.is_alive():
             fitting.join(_POLL_S)
-            # Ray keeps the room of a trial that was given up: its controller, who had asked for it,
-            # died with it.
+            # The controller of a trial reserves resources. If the trial is given up, the controller
+            # dies, and Ray keeps its resources reserved.
             free_what_dead_controllers_hold()
     finally:
         fitting.leave()
-        free_what_controllers_held()  # this process may need it next
+        free_what_controllers_held()  # this process may need the resources next
     shutil.rmtree(folder, ignore_errors=True)
     if console.stop_requested():
         raise StoppedError("stopped; the same command keeps finished trials and resumes the others")
     if fitting.error is not None:
-        said = on_one_line(fitting.error)[:300]
-        raise RunError(f"Ray Tune failed: {said}; the same command resumes") from fitting.error
+        reason = on_one_line(fitting.error)[:300]
+        raise RunError(f"Ray Tune failed: {reason}; the same command resumes") from fitting.error
 
 
 class _NotKept:
@@ -112,7 +111,7 @@ class _Searcher(_NotKept, Searcher):
         self._trials = trials
 
     def suggest(self, trial_id: str) -> Any:
-        """The settings of the next trial, or that there is none."""
+        """The settings of the next trial, or FINISHED if there is none."""
         found = self._course.next()
         if found is None:
             return Searcher.FINISHED
@@ -122,17 +121,17 @@ class _Searcher(_NotKept, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Do nothing: the scheduler hears of it first."""
+        """Do nothing: `_Scheduler` records the end of a trial."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the record of the search is its only memory."""
+        """Do nothing: a search is resumed from its own record."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing, likewise."""
+        """Do nothing: a search is resumed from its own record."""
 
 
 class _Scheduler(_NotKept, FIFOScheduler):
-    """Passes reports of trials to their course, and its verdict to Tune."""
+    """Passes reports of trials to the course, and returns the course's decision to Tune."""
 
     def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -156,9 +155,10 @@ class _Scheduler(_NotKept, FIFOScheduler):
 
 
 class _Losses(_NotKept, tune.Callback):
-    """Notes trials whose process was lost once too often.
+    """Records trials whose process was lost too often.
 
-    The scheduler hears of every loss, also of those that Tune restarts.
+    A scheduler cannot do this: it is also called for losses after which Tune starts the trial
+    again.
     """
 
     def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
@@ -166,24 +166,25 @@ class _Losses(_NotKept, tune.Callback):
         self._trials = trials
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial will not be started again."""
+        """Record a trial as failed. Tune does not start it again."""
         ours = self._trials[trial.trial_id]
         _log.error("the process of trial %d was lost", ours.number, exc_info=trial.get_error())
         if ours.state == "running":
-            told = (
-                "its process was lost, before it began or once more than scale.max_failures excuses"
+            self._course.failed(
+                ours,
+                "its process was lost before it began, or more often than scale.max_failures",
+                may_pass=True,
             )
-            self._course.failed(ours, told, may_pass=True)
 
 
 class _Stopper(_NotKept, tune.Stopper):
-    """Ends all trials on request. They are resumed from their checkpoints another time."""
+    """Ends all trials on request. A later command resumes them from their checkpoints."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no single trial."""
+        """Never stop a single trial."""
         return False
 
     def stop_all(self) -> bool:

@@ -1,4 +1,4 @@
-"""Our settings in the words of the Hugging Face Trainer."""
+"""Our settings as arguments of the Hugging Face Trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,18 @@ def training_arguments(
     kind: type[TrainingArguments] = TrainingArguments,
     **own: Any,
 ) -> TrainingArguments:
-    """Our settings as the Trainer knows them; saving, evaluating and accumulating stay ours.
+    """The arguments of the Trainer, which must not save, evaluate or accumulate by itself.
 
-    The learning rate's schedule runs from step `schedule_from` to the end. `kind` and `own` are
-    for arguments that know more than the Trainer's.
+    The learning rate's schedule runs from step `schedule_from` to the end. `kind` is the class of
+    the arguments, and `own` has the fields that only this class knows.
     """
     on_cpu, stage = decisions.device == "cpu", decisions.strategy.stage
     if stage is not None:
         prepare_deepspeed(decisions.device)
-    # Before DeepSpeed's settings are read, or every process would believe that it is alone.
+    # This comes before DeepSpeed's settings are read. Else every process believes that it is alone.
     PartialState(cpu=on_cpu)
-    # Stage 0 would keep the norm to itself: the trainer clips there. It must be said: left out, it
-    # comes to mean 1.
+    # Stage 0 would not report the norm, so PreferenceTrainer clips there. 0.0 must be given: the
+    # limit would be 1 otherwise.
     max_grad_norm = 0.0 if stage == 0 else config.max_grad_norm
     arguments = kind(
         output_dir=str(run_dir),

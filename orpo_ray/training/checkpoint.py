@@ -1,5 +1,6 @@
-"""Checkpoints that know nothing of the number of GPUs: named tensors, plain JSON, a manifest
-written last.
+"""Checkpoints that do not depend on the number of GPUs.
+
+They hold tensors by name and plain JSON. The manifest is written last.
 
 step-000040/
     adapter/            the adapter (or the whole model) with tokenizer, loadable by PEFT as it is
@@ -31,8 +32,8 @@ _NAME = re.compile(r"step-\d{6,}")
 class Position:
     """How far a run has come.
 
-    `random_states` are by rank. `metrics` are those of an evaluation at this step, if there was
-    one.
+    `random_states` has one item per rank. `metrics` are those of the evaluation at this step, if
+    there was one.
     """
 
     step: int
@@ -45,7 +46,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as the keeping policy sees it; without accuracy if it was not evaluated."""
+    """What `steps_to_keep` needs of a checkpoint. If it was not evaluated, it has no accuracy."""
 
     step: int
     accuracy: float | None
@@ -92,7 +93,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None if every file is as it was written."""
+    """What is wrong with a checkpoint; None if every file is as it was written."""
     try:
         entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         for name, expected in entries.items():
@@ -126,12 +127,12 @@ def newest_whole(parent: Path, announce: Announce) -> Path | None:
 
 
 def read_position(folder: Path) -> Position:
-    """The position that a checkpoint was written at."""
+    """The position that a checkpoint holds."""
     return Position(**json.loads((folder / POSITION).read_text(encoding="utf-8")))
 
 
 def prune(parent: Path, keep: int) -> list[Path]:
-    """Delete the checkpoints that the policy does not keep. Returns their folders."""
+    """Delete the checkpoints that `steps_to_keep` does not name. Returns their folders."""
     folders = {int(folder.name.removeprefix("step-")): folder for folder in _folders(parent)}
     saved = [_saved(step, folder) for step, folder in folders.items()]
     doomed = [folders[step] for step in set(folders) - steps_to_keep(saved, keep)]
@@ -143,7 +144,7 @@ def prune(parent: Path, keep: int) -> list[Path]:
 def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
     """The steps to keep: the newest, the best, then the next newest, until `keep` are named.
 
-    The best is the one with the highest accuracy; of equal ones, with the largest margin.
+    The best one has the highest accuracy. Of equal ones it has the largest margin.
     """
     newest_first = sorted((s.step for s in saved), reverse=True)
     ranked = list(dict.fromkeys(newest_first[:1] + _best_first(saved)[:1] + newest_first))
@@ -158,7 +159,10 @@ def _best_first(saved: Sequence[Saved]) -> list[int]:
 
 
 def best_whole(parent: Path, announce: Announce) -> Path:
-    """The best checkpoint whose files are whole; the newest of a finished run is evaluated."""
+    """The best checkpoint of a finished run whose files are whole.
+
+    The newest one always counts, because the last step is always evaluated.
+    """
     folders = {int(folder.name.removeprefix("step-")): folder for folder in _folders(parent)}
     for step in _best_first([_saved(step, folder) for step, folder in folders.items()]):
         damage = find_damage(folders[step])
@@ -177,11 +181,11 @@ def _metrics(folder: Path) -> dict[str, float]:
     try:
         return read_position(folder).metrics
     except (OSError, ValueError, TypeError):
-        return {}  # damaged since: never the best one
+        return {}  # a checkpoint that was damaged after it was written is never the best
 
 
 def _delete(folder: Path) -> None:
-    """Delete a checkpoint. If this is killed, it leaves nothing that looks like one."""
+    """Delete a checkpoint. If the process is killed here, no half of it looks like a whole one."""
     doomed = folder.with_name(f".deleting-{uuid.uuid4().hex[:8]}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
@@ -200,10 +204,8 @@ def _sync_folders(checkpoint: Path) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            if error.errno not in (
-                errno.EINVAL,
-                errno.ENOTSUP,
-            ):  # what network file systems say of any folder
+            # Some network file systems answer so for every folder.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
         finally:
             os.close(descriptor)

@@ -23,7 +23,7 @@ class Decisions:
     gradient_checkpointing: bool
     tokens_per_microbatch: int
     find_budget: bool = False
-    """Whether the workers still have to find the last two from the memory that is there."""
+    """Whether the workers must still find the two fields above from the memory that they have."""
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Self:
@@ -34,9 +34,10 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Setup:
-    """The settled inputs of a run, plain data: identity holds what a resume must find unchanged."""
+    """The decisions and inputs of a run, as plain data."""
 
     decisions: Decisions
     identity: dict[str, str]
+    """Hashes of the inputs, which must be the same when the run is resumed."""
     schedule_from: int = 0
     """The step after which the learning rate's schedule begins: above 0 if the run was extended."""

@@ -1,6 +1,7 @@
 """The engines that compute the loss: our own code, and stock TRL.
 
-Nothing heavy is imported before it is used: the driver of a run asks for the layout only.
+Heavy modules are imported only when they are used, because the driver of a run needs no more than
+the layout.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +30,7 @@ class Engine(ABC):
     only_layout: LayoutChoice | None = None
     """The one layout that it computes; None if it computes all."""
     untried: str | None = None
-    """Why no micro-batch is tried for its memory; None if they are tried."""
+    """Why micro-batches are not tried for their memory; None if they are."""
 
     @abstractmethod
     def model(
@@ -38,20 +39,20 @@ class Engine(ABC):
         config: RunConfig,
         autocast: "torch.dtype | None",
     ) -> "PairModel":
-        """Base and adapter as its trainer takes them.
+        """Wrap base and adapter for this engine's trainer.
 
-        Raises ConfigError for a model that it does not compute.
+        Raises ConfigError for a model that the engine cannot compute.
         """
 
     @abstractmethod
     def trainer(
         self, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", decisions: Decisions
     ) -> "Callable[..., PreferenceTrainer]":
-        """Makes the trainer from what PreferenceTrainer takes."""
+        """What makes the trainer. It takes the arguments of PreferenceTrainer."""
 
 
 class FastEngine(Engine):
-    """Our own: any layout, log-probs of selected tokens, micro-batches as memory allows."""
+    """Our own code: any layout, log-probs of selected tokens only, micro-batches fit to memory."""
 
     def model(
         self,
@@ -59,7 +60,7 @@ class FastEngine(Engine):
         config: RunConfig,
         autocast: "torch.dtype | None",
     ) -> "PairModel":
-        """One whose head scores selected tokens."""
+        """A PairModel, whose head scores selected tokens only."""
         from orpo_ray.training.pair_model import PairModel
 
         return PairModel(model, autocast)
@@ -67,7 +68,7 @@ class FastEngine(Engine):
     def trainer(
         self, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", decisions: Decisions
     ) -> "Callable[..., PreferenceTrainer]":
-        """Ours."""
+        """PreferenceTrainer itself."""
         from orpo_ray.training import trainer
 
         return trainer.PreferenceTrainer
@@ -85,7 +86,7 @@ class TrlEngine(Engine):
         config: RunConfig,
         autocast: "torch.dtype | None",
     ) -> "PairModel":
-        """One that computes TRL's loss, too."""
+        """A PairModel that also computes TRL's loss."""
         from orpo_ray.training.trl_engine import trl_model
 
         return trl_model(model, config, autocast)
@@ -93,7 +94,7 @@ class TrlEngine(Engine):
     def trainer(
         self, config: RunConfig, tokenizer: "PreTrainedTokenizerBase", decisions: Decisions
     ) -> "Callable[..., PreferenceTrainer]":
-        """Ours with TRL's inside."""
+        """TrlTrainer, a PreferenceTrainer with one of TRL's trainers inside."""
         from orpo_ray.training.arguments import training_arguments
         from orpo_ray.training.trl_engine import TrlTrainer
 

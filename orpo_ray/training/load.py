@@ -1,4 +1,4 @@
-"""The model of a run as training, reference log-probs and evaluation begin with it."""
+"""Loads the model that training, reference log-probs and evaluation start from."""
 
 from pathlib import Path
 
@@ -20,12 +20,13 @@ _NOTICED_BYTES = 50_000_000
 
 
 def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce) -> PairModel:
-    """Base and adapter as training starts: seeded, on the device, frozen where they are not
-    trained.
+    """Base and adapter as they are when training starts.
+
+    New weights are seeded, and all that is not trained is frozen.
     """
     full = config.adapter.kind == "none"
-    # Where weights are cut up each worker moves its part: they need not fit on the GPU before,
-    # unless quantised there.
+    # If workers share the weights, each moves only its part to its GPU, and the whole need not fit
+    # there. Quantised weights must fit, because they are quantised on the GPU.
     whole_on_cpu = decisions.strategy.shares_weights and config.model.quantization == "none"
     device = "cpu" if whole_on_cpu else decisions.device
     base = load_base(
@@ -42,7 +43,10 @@ def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce)
 
 
 def size_on_disk(config: ModelConfig) -> str:
-    """The size of the base's weights, as the end of a line; empty if it is not known here."""
+    """The size of the base's weights, for the end of a message.
+
+    It is empty for small bases, and if the files are not on this machine.
+    """
     folder = Path(base_location(config))
     if not folder.is_dir():
         try:
@@ -55,7 +59,5 @@ def size_on_disk(config: ModelConfig) -> str:
 
 
 def autocast_dtype(decisions: Decisions) -> torch.dtype | None:
-    """The 16-bit format that a PairModel computes in, in training, reference and evaluation
-    alike.
-    """
+    """The 16-bit format that a PairModel computes in; None for float32."""
     return None if decisions.dtype == "float32" else DTYPES[decisions.dtype]

@@ -1,6 +1,6 @@
 """One run: model, objective, plan, trainer, checkpoints.
 
-It runs in one process, or in each of several. No Ray.
+It runs in one process, or in each of several. This module does not use Ray.
 """
 
 import os
@@ -110,14 +110,14 @@ def train(
     checkpoint = reporter.latest_checkpoint()
     if checkpoint is None or read_position(checkpoint).step < len(steps):
         raise RunError(
-            "the checkpoint of the last step is damaged; the same command trains again what it held"
+            "the checkpoint of the last step is damaged; the same command trains its steps again"
         )
     if world.is_first:
         _finish(session, checkpoint)
 
 
 def _held_out(last: Metrics) -> str:
-    """The latest evaluation on record, in one line; a resumed run shows it before its next one."""
+    """One line on the latest evaluation. A resumed run shows it before it evaluates again."""
     accuracy, margin = last["eval/accuracy"], last["eval/margin"]
     return f"held out at step {last['step']:g}: accuracy {accuracy:.3f}  margin {margin:.3f}"
 
@@ -141,7 +141,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     pad_id = padding_id(tokenizer)
     _check(model, session, pad_id)
     objective = build_objective(config.objective)
-    # Cached, as it takes seconds for a few hundred thousand pairs and is asked for twice.
+    # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
     plan = cache(
         lambda tokens: plan_run(
             config, session.artifact.train, session.world.size, tokens, model.layout
@@ -199,22 +199,22 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
 
 
 def _check(model: PairModel, session: _Session, pad_id: int) -> None:
-    """Raise ConfigError if the base cannot read the pairs, or computes otherwise than we assume.
+    """Check that the base can read the pairs and computes as expected, and settle the layout.
 
-    Settles the layout, too. The first process announces how attention is computed.
+    Raises ConfigError if a check fails. The first process announces how attention is computed.
     """
     artifact, decisions = session.artifact, session.setup.decisions
     for table in (artifact.train, artifact.eval):
         model.check_reads(table)
     if decisions.strategy.shares_weights and model.scorer.head is not None:
         raise ConfigError(
-            "adapter.targets: an adapted or quantised head is called chunk by chunk, which ZeRO "
-            "stage 3 cannot keep in "
-            "step over workers; leave the head out, or set scale.deepspeed.stage=2"
+            "adapter.targets: an adapted or quantised head is called once per chunk, but ZeRO "
+            "stage 3 needs the same number of calls on every worker; leave the head out, or set "
+            "scale.deepspeed.stage=2"
         )
     if model.device.type != decisions.device:
         model.use_layout(decisions.layout)
-        return  # on the CPU for ZeRO-3 to take, where the GPU's attention may not run
+        return  # ZeRO-3 has not taken the model from the CPU, where the GPU's attention may not run
     first = artifact.train[0]
     probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
     model.check_scorer(torch.from_numpy(probe), TOLERANCE[decisions.dtype])
@@ -241,17 +241,18 @@ def _settle_budget(
     pad_id: int,
     plan: Callable[[int], list[Step]],
 ) -> Decisions:
-    """The decisions with micro-batch tokens and checkpointing, if these are open.
+    """The decisions, with tokens per micro-batch and gradient checkpointing settled.
 
-    They are tried at every start on a GPU, as it may be another one.
+    On a GPU both are tried at every start, because it may be another GPU than before.
     """
     config, world = session.run.config, session.world
     untried = engine_of(config).untried
     if untried is None and model.device.type != decisions.device:
-        untried = "the weights are shared out first"
+        untried = "ZeRO-3 divides the weights first"
     if untried is not None:
         session.announce(
-            f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried, as {untried}"
+            f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried for memory, "
+            f"because {untried}"
         )
         return decisions
     if not (decisions.find_budget or decisions.device == "cuda"):
@@ -271,9 +272,9 @@ def _settle_budget(
 
 
 def _note_workers(run: Run, strategy: Strategy, layout: Layout, world: World) -> None:
-    """Record the workers.
+    """Record the workers, the strategy and the layout for the result.
 
-    A run that was killed after its last checkpoint has no trainer when it is concluded.
+    A run that was killed after its last checkpoint is concluded by a process that trains nothing.
     """
     pids = world.gather(os.getpid())
     if world.is_first:
@@ -282,7 +283,10 @@ def _note_workers(run: Run, strategy: Strategy, layout: Layout, world: World) ->
 
 
 def _reference(session: _Session, model: PairModel, pad_id: int) -> np.ndarray:
-    """Reference log-probs of the training pairs, in the number format of training."""
+    """The reference log-probs of the training pairs, in the number format of training.
+
+    They are read from the cache, or computed and put there.
+    """
     table, budget = session.artifact.train, session.setup.decisions.tokens_per_microbatch
     cache = reference_cache(session.run, session.setup)
     found: np.ndarray | None = session.world.from_first(
@@ -312,19 +316,18 @@ def _write_model(
 ) -> None:
     """Write the adapter, or the whole model if every weight is trained, ready for use.
 
-    `weights`: the trained ones by name, whole. The live model may have shards only.
+    `weights` are the whole trained weights by name. The model itself may have only shards of them.
     """
     inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
-    is_adapter = model.model is not model.causal_model
-    own: dict[str, Any] = (
-        {"save_embedding_layers": False, "selected_adapters": ["default"]} if is_adapter else {}
-    )
-    model.model.save_pretrained(str(folder), state_dict=inner, **own)
+    options: dict[str, Any] = {}
+    if model.model is not model.causal_model:  # PEFT's wrapper
+        options = {"save_embedding_layers": False, "selected_adapters": ["default"]}
+    model.model.save_pretrained(str(folder), state_dict=inner, **options)
     tokenizer.save_pretrained(folder)
 
 
 def _tensorboard(folder: Path, start: int) -> TrainerCallback:
-    """A TensorBoard writer that hides what a process wrote after its last checkpoint."""
+    """A TensorBoard writer that hides what an earlier process wrote after step `start`."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
@@ -334,14 +337,14 @@ def _tensorboard(folder: Path, start: int) -> TrainerCallback:
 
 
 def _peak_memory(device: str) -> int:
-    """The most bytes that this process held: of its GPU, or of the machine's memory."""
+    """The most bytes that this process has used of its GPU, or of the machine's memory."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _note_memory(session: _Session) -> None:
-    """Record the peak memory, as another process may conclude the run."""
+    """Record the peak memory, because another process may conclude the run."""
     peaks = session.world.gather(_peak_memory(session.setup.decisions.device))
     if session.world.is_first:
         before = session.run.facts().get("peak_memory_bytes", 0)
@@ -349,7 +352,7 @@ def _note_memory(session: _Session) -> None:
 
 
 def _finish(session: _Session, checkpoint: Path) -> None:
-    """Lay the adapter beside the checkpoints and write result.json, last of all."""
+    """Put the adapter beside the checkpoints, then write result.json as the last file."""
     run, summary = session.run, session.artifact.summary
     chosen = _chosen(session, checkpoint)
     position = read_position(chosen)
@@ -394,8 +397,7 @@ def _speed(folder: Path, steps: list[Indices]) -> float | None:
     """Pairs per second of training, over all steps on record."""
     speeds = metric_by_step(folder, "train/pairs_per_second")
     sizes = {number: len(pairs) for number, pairs in enumerate(steps, start=1) if number in speeds}
-    return (
-        sum(sizes.values()) / sum(size / speeds[number] for number, size in sizes.items())
-        if sizes
-        else None
-    )
+    if not sizes:
+        return None
+    seconds = sum(size / speeds[number] for number, size in sizes.items())
+    return sum(sizes.values()) / seconds

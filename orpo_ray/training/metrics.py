@@ -1,6 +1,6 @@
-"""How well a model prefers, in numbers.
+"""Metrics of how well a model prefers the chosen answers.
 
-None of them depends on lambda, beta or another setting of a loss.
+No metric of a pair depends on lambda, beta or another setting of a loss.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _SHARES = ("nll", "preference", "loss")
 def pair_metrics(pairs: PairLogps) -> Tensor:
     """Sums of PAIR_METRICS over pairs, [5].
 
-    Log-probs are per token, so that length does not count.
+    Log-probs are means per token, so the length of an answer does not count.
     """
     chosen, rejected = pairs.chosen_mean, pairs.rejected_mean
     margin = chosen - rejected
@@ -42,31 +42,30 @@ def pair_metrics(pairs: PairLogps) -> Tensor:
 
 
 class StepMetrics:
-    """Sums a step's metrics on the device; the host reads them once, when the step is logged."""
+    """Sums a step's metrics on the device. The host reads them once, at the end of the step."""
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective = objective
         self._sums = torch.zeros(len(PAIR_METRICS) + len(_SHARES), device=device)
 
     def add(self, pairs: PairLogps, parts: LossParts, weight: float) -> None:
-        """Count one pack."""
+        """Add one pack."""
         with torch.no_grad():
             shares = torch.stack([pairs.nll_sum.sum(), parts.preference, parts.total])
-            per_pair = (
-                pair_metrics(pairs)
-                if self._objective.needs_rejected
-                else shares.new_zeros(len(PAIR_METRICS))
-            )
+            per_pair = shares.new_zeros(len(PAIR_METRICS))
+            if self._objective.needs_rejected:
+                per_pair = pair_metrics(pairs)
             self._sums = self._sums + weight * torch.cat([per_pair.to(shares.dtype), shares])
 
     @property
     def sums(self) -> Tensor:
-        """This process's sums, to be added to those of the others."""
+        """The sums of this process; the trainer adds those of the others."""
         return self._sums
 
     def means(self, sums: list[float], pair_count: int, token_count: int) -> dict[str, float]:
-        """The step's means from the sums of all processes; `preference_share` is that term's part
-        of the loss.
+        """The step's means, from the sums of all processes.
+
+        `preference_share` is the preference term's share of the loss.
         """
         *per_pair, nll, preference, loss = sums
         result = {"nll": nll / token_count}
@@ -88,8 +87,8 @@ def score_pairs(
 ) -> PairScores:
     """Log-probs of every pair of a table, without gradient and without dropout.
 
-    A pair that the table has several times is scored once. The processes of `world` share the work,
-    and each gets all scores. Raises StoppedError on request.
+    A pair that appears several times in the table is scored once. The processes of `world` share
+    the work, and each gets all scores. Raises StoppedError on request.
     """
     was_training = model.training
     model.eval()
@@ -111,8 +110,9 @@ def score_pairs(
 def score_pack(
     model: PairModel, table: PairTable, pairs: NDArray[np.int64], pad_id: int
 ) -> NDArray[np.float64]:
-    """Summed log-probs [n, 2] of the pairs of one pack, in one forward pass; the model is
-    evaluating.
+    """Summed log-probs [n, 2] of the pairs of one pack, in one forward pass.
+
+    The model must be in evaluation mode.
     """
     batch = collate([table[i] for i in pairs], model.layout, pad_id, score_prompt=False).to(
         model.device

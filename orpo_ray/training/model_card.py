@@ -1,4 +1,4 @@
-"""The README beside an adapter: what it was made from, how, and how well it prefers."""
+"""The README beside an adapter: what it was made from, how, and how good it is."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def _card(config: RunConfig, summary: Summary, result: TrainResult) -> str:
 
 
 def _header(config: RunConfig, summary: Summary) -> dict[str, Any]:
-    """What the hub reads. A folder's name means nothing elsewhere, so a local base is left out."""
+    """The fields that the hub reads. A local base is left out: its path means nothing elsewhere."""
     header: dict[str, Any] = {}
     if _is_hub_name(config.model.base):
         header["base_model"] = config.model.base
@@ -73,7 +73,7 @@ def _header(config: RunConfig, summary: Summary) -> dict[str, Any]:
 
 
 def _is_hub_name(place: str) -> bool:
-    """Whether a place is `owner/name`, as the hub writes it, and no file or folder here."""
+    """Whether a place is `owner/name` on the hub, and not a file or folder here."""
     looks_so = place.count("/") == 1 and not place.startswith((".", "/", "~")) and not is_url(place)
     return looks_so and not Path(place).exists()
 
@@ -91,7 +91,11 @@ def _method(config: RunConfig, result: TrainResult) -> str:
 
 
 def _evaluation(result: TrainResult) -> list[str]:
-    """A row a mean, with 95 % intervals over pairs; the last numbers alone if there are none."""
+    """A table with one row per metric.
+
+    It has the means before and after training, with 95 % intervals. If there are no intervals, it
+    has only the last means.
+    """
     if not result.changes:
         shown = {name.removeprefix("eval/"): value for name, value in result.metrics.items()}
         rows = [

@@ -1,5 +1,7 @@
-"""Where reference log-probs are kept: computed once from the model as training starts, then read by
-every run.
+"""The cache of reference log-probs.
+
+They are computed once, from the model that training starts from. Other runs with the same inputs
+read them.
 """
 
 import hashlib
@@ -20,12 +22,13 @@ from orpo_ray.storage import LOCAL, Storage
 from orpo_ray.training.decisions import Setup
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-"""Those that compute the log-probs."""
+"""The libraries that compute the log-probs."""
 
 
 class ReferenceCache:
-    """Summed log-probs [n, 2] of both answers of a table's n pairs, under a hash of all that they
-    depend on.
+    """Summed log-probs [n, 2] of both answers of n pairs.
+
+    The file is named by a hash of all that the log-probs depend on.
     """
 
     def __init__(self, folder: Path, inputs: dict[str, Any], storage: Storage = LOCAL) -> None:
@@ -34,9 +37,7 @@ class ReferenceCache:
         self._storage = storage
 
     def read(self, rows: int, announce: Announce) -> NDArray[np.float64] | None:
-        """The log-probs of a table of so many pairs, or None; a damaged file is announced and
-        counts as none.
-        """
+        """The log-probs of `rows` pairs, or None. A damaged file is announced and not used."""
         if not self._storage.holds(self._path) or not self._storage.fetch(self._path):
             return None
         try:
@@ -53,7 +54,7 @@ class ReferenceCache:
         return log_probs
 
     def write(self, log_probs: NDArray[np.float64]) -> None:
-        """Keep them, in one step."""
+        """Write the file under another name and rename it, so that no reader sees half of it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         building = self._path.with_name(f".building-{uuid.uuid4().hex[:8]}")
         save_file({"log_probs": log_probs}, building)
@@ -62,7 +63,7 @@ class ReferenceCache:
 
 
 def reference_cache(run: Run, setup: Setup) -> ReferenceCache:
-    """Where the reference log-probs of a run are kept, under all that they depend on."""
+    """The cache for the reference log-probs of a run."""
     config, decisions = run.config, setup.decisions
     inputs = {
         **setup.identity,

@@ -1,6 +1,7 @@
 """Where a run's metrics and checkpoints go.
 
-The training loop knows only `Reporter`. There is one with Ray and one without.
+The training loop knows only the protocol `Reporter`. `LocalReporter` works without Ray, and
+`GroupReporter` in several processes. `distributed` adds what Ray needs.
 """
 
 import json
@@ -30,14 +31,15 @@ class Reporter(Protocol):
     """
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Publish the metrics of one step, the same in every process.
+        """Report the metrics of one step: plain numbers under `train/` and `eval/` names.
 
-        Plain numbers under `train/` and `eval/` names.
+        They are the same in every process.
         """
 
     def keep_scores(self, step: int, scores: PairScores) -> None:
-        """Keep what each held-out pair scored at a step, for intervals; its metrics are reported
-        next.
+        """Keep the scores of each held-out pair at a step; intervals are computed from them.
+
+        The metrics of the same evaluation are reported next.
         """
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
@@ -47,7 +49,7 @@ class Reporter(Protocol):
         """The newest whole checkpoint to resume from."""
 
     def bring(self, checkpoint: Path) -> None:
-        """Have all files of the latest checkpoint on this server."""
+        """Bring all files of the latest checkpoint to this server."""
 
     def rewind(self, step: int) -> None:
         """Forget metrics of steps after `step`: they will be computed again."""
@@ -55,7 +57,7 @@ class Reporter(Protocol):
     def stop_requested(self) -> bool:
         """Whether the run should save a checkpoint and end at this step.
 
-        It does so if one process says so.
+        It is enough if one process returns True.
         """
 
 
@@ -74,7 +76,7 @@ class LocalReporter:
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain_record(step, metrics)) + "\n")
         if any(name.startswith("eval/") for name in metrics):
-            # A trial may be given up here and never reach a checkpoint, which would store it.
+            # Checkpoints store this file. But a trial may be given up here, before its next one.
             self.run.store(METRICS_FILE)
         self._console.watch(step, total_steps, metrics)
 
@@ -96,8 +98,8 @@ class LocalReporter:
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"the checkpoint of step {position.step} cannot be written to {self._checkpoints}: "
-                f"{error}; "
-                "make room there; the same command then resumes from the checkpoint before it"
+                f"{error}; make room there; the same command then resumes from the checkpoint "
+                "before it"
             ) from error
 
     def folder_of(self, step: int) -> Path:
@@ -105,9 +107,7 @@ class LocalReporter:
         return checkpoints.folder_of(self._checkpoints, step)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose files are whole; damaged ones are announced and passed
-        over.
-        """
+        """The newest checkpoint whose files are whole. Damaged ones are announced."""
         self.run.storage.fetch_folders(self._checkpoints, checkpoints.MANIFEST)
         return checkpoints.newest_whole(self._checkpoints, self._console.announce)
 
@@ -115,7 +115,7 @@ class LocalReporter:
         """Do nothing: the checkpoint is on this machine."""
 
     def rewind(self, step: int) -> None:
-        """Forget metrics of steps after `step`: they will be computed again."""
+        """Remove metrics of steps after `step` from metrics.jsonl."""
         if not self.run.fetch(METRICS_FILE).exists():
             return
         text = self._metrics_file.read_text(encoding="utf-8", errors="replace")
@@ -133,7 +133,7 @@ class GroupReporter:
         self._storage = first.run.storage
 
     def report(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        """Publish a step's metrics once."""
+        """Report a step's metrics in the first process."""
         if self._world.is_first:
             self._first.report(step, total_steps, metrics)
 
@@ -149,7 +149,7 @@ class GroupReporter:
         self._world.wait()
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint that the first process found.
+        """The newest whole checkpoint, which the first process looks for.
 
         Other servers fetch only its position.
         """
@@ -164,14 +164,17 @@ class GroupReporter:
         return checkpoint
 
     def bring(self, checkpoint: Path) -> None:
-        """Have all files of the latest checkpoint on every server."""
+        """Bring all files of the latest checkpoint to every server."""
         if self._fetches:
             self._storage.fetch_folder(checkpoint, checkpoints.MANIFEST)
         self._world.wait()
 
     @property
     def _fetches(self) -> bool:
-        """Whether this process fetches files for its server, if that is not the first one's."""
+        """Whether this process fetches files for its server.
+
+        One process of each server does, except on the first process's server, which has them.
+        """
         return self._world.local_rank == 0 and not self._world.is_first
 
     def rewind(self, step: int) -> None:
@@ -185,6 +188,6 @@ class GroupReporter:
 
 
 def _make_durable(path: Path) -> None:
-    """A checkpoint must not outlive the metrics that led to it."""
+    """Write a file to the disk for good. A checkpoint must not exist without its metrics."""
     with path.open("ab") as file:
         os.fsync(file.fileno())

@@ -10,18 +10,19 @@ from orpo_ray.training.plan import Indices, Layout, Step, cut_step, pack_costs, 
 def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
     """The pairs of each optimizer step of a run over `count` pairs, epoch after epoch."""
     settings = config.training
-    each = -(-count // settings.pairs_per_step)
-    wanted = settings.max_steps or max(1, round((settings.epochs or 1) * each))
-    epochs = range(-(-wanted // each))
+    steps_per_epoch = -(-count // settings.pairs_per_step)
+    wanted = settings.max_steps or max(1, round((settings.epochs or 1) * steps_per_epoch))
+    epochs = range(-(-wanted // steps_per_epoch))
     steps = [
         pairs
         for epoch in epochs
         for pairs in step_pairs(count, settings.pairs_per_step, settings.seed, epoch)
     ][:wanted]
-    if (warmup := warmup_steps(settings.warmup, len(steps))) >= len(steps):
+    warmup = warmup_steps(settings.warmup, len(steps))
+    if warmup >= len(steps):
         raise ConfigError(
-            f"training.warmup: {warmup} steps, but the run has {len(steps)}; its rate would never "
-            "rise"
+            f"training.warmup: {warmup} steps, but the run has {len(steps)}; lower it, or train "
+            "more steps"
         )
     return steps
 
@@ -29,7 +30,7 @@ def steps_of_run(config: RunConfig, count: int) -> list[Indices]:
 def plan_run(
     config: RunConfig, table: PairTable, world_size: int, token_budget: int, layout: Layout
 ) -> list[Step]:
-    """The steps of the whole run with the packs of each rank."""
+    """The steps of the whole run, with the packs of each rank."""
     with_rejected = build_objective(config.objective).needs_rejected
     costs = pack_costs(table.lengths, layout, with_rejected=with_rejected)
     return [

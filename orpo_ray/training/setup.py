@@ -28,7 +28,7 @@ from orpo_ray.training.plan import Indices, Layout, pack_costs
 from orpo_ray.training.strategy import ModelSize, Strategy, Workers, choose_strategy
 from orpo_ray.training.trackers import refuse_missing_trackers
 
-# Of packs that are computed without gradients before the budget is found.
+# Tokens per micro-batch until the workers find a budget. Until then no gradients are computed.
 _AUTO_TOKENS_CPU, _AUTO_TOKENS_GPU = 8192, 4096
 
 
@@ -40,14 +40,14 @@ def settle(
     workers: int = 1,
     nodes: int = 1,
 ) -> Setup:
-    """Decide, announce and record.
+    """Decide the value of every `auto`, announce it and record it.
 
-    Raises a user error if the run cannot be what it was, or what is asked for.
+    Raises a user error if an input of a resumed run has changed, or if the settings cannot be met.
     """
     config = run.config
     if not len(artifact.eval):
         raise DataError(
-            "no evaluation pairs are left; add rows to data.eval, or remove it to hold some out"
+            "data.eval: no pairs are left; add rows, or remove data.eval to hold out training rows"
         )
     refuse_missing_trackers(config)
     stored = run.facts()
@@ -73,7 +73,7 @@ def settle(
 def fetch_inputs(config: RunConfig) -> None:
     """Fetch the base and the first adapter to this server, if they have URLs.
 
-    The hub's own client fetches what the hub has.
+    What comes from the hub is fetched later, by the hub's own client.
     """
     fetch_trained(config.model.base)
     if config.adapter.init_from is not None:
@@ -109,12 +109,16 @@ def decide(
     on_gpu = hardware.device != "cpu"
     layout = _layout(config, traits, lengths, before, announce)
     longest = int(pack_costs(lengths, layout).tokens.max(initial=0))
-    asked = config.training.tokens_per_microbatch, config.training.gradient_checkpointing
-    fresh = max(longest, _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU)
-    tokens = before.get("tokens_per_microbatch", fresh) if asked[0] == "auto" else asked[0]
-    checkpointing = before.get("gradient_checkpointing", on_gpu) if asked[1] == "auto" else asked[1]
-    is_open = "auto" in asked and "gradient_checkpointing" not in before
-    if "auto" in asked and not is_open:
+    tokens = config.training.tokens_per_microbatch
+    checkpointing = config.training.gradient_checkpointing
+    has_auto = "auto" in (tokens, checkpointing)
+    if tokens == "auto":
+        usual = _AUTO_TOKENS_GPU if on_gpu else _AUTO_TOKENS_CPU
+        tokens = before.get("tokens_per_microbatch", max(longest, usual))
+    if checkpointing == "auto":
+        checkpointing = before.get("gradient_checkpointing", on_gpu)
+    is_open = has_auto and "gradient_checkpointing" not in before
+    if has_auto and not is_open:
         kept = "on" if checkpointing else "off"
         announce(
             f"tokens per micro-batch {tokens}, gradient checkpointing {kept}: as the run began"
@@ -153,15 +157,8 @@ def _layout(
 
 
 def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announce) -> Strategy:
-    """How workers share the model; announced if there are several."""
-    parameters = count_parameters(config.model) if workers.count > 1 else None
-    size = ModelSize(0, 0)
-    if parameters is not None:
-        trains_all = config.adapter.kind == "none"
-        frozen = 0 if trains_all else parameters.bytes(config.model.quantization, dtype)
-        size = ModelSize(
-            frozen, parameters.total if trains_all else parameters.adapter(config.adapter.r)
-        )
+    """How workers share the model. It is announced unless one process trains alone."""
+    size = _model_size(config, dtype) if workers.count > 1 else ModelSize(0, 0)
     choice = choose_strategy(config, workers, dtype, size)
     if choice.strategy.stage is not None and dtype == "float16":
         raise ConfigError(
@@ -174,10 +171,18 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
     return choice.strategy
 
 
+def _model_size(config: RunConfig, dtype: str) -> ModelSize:
+    parameters = count_parameters(config.model)
+    if config.adapter.kind == "none":
+        return ModelSize(0, parameters.total)
+    frozen = parameters.bytes(config.model.quantization, dtype)
+    return ModelSize(frozen, parameters.adapter(config.adapter.r))
+
+
 def _identity(config: RunConfig, artifact: Artifact) -> dict[str, str]:
-    """Hashes of what unchanged settings may hide: pairs, tokenizer, weights, first adapter."""
+    """Hashes of the inputs, which may change even if no setting does."""
     identity = {
-        # First: with another tokenizer the data is another, too, and this is the cause.
+        # It comes first: another tokenizer also changes the pairs, and the error names the cause.
         "tokenizer": tokenizer_fingerprint(load_tokenizer(config.model, SILENT.announce)),
         "data": artifact.summary.hash,
         "model.base": base_fingerprint(config.model),

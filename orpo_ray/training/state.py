@@ -1,5 +1,6 @@
-"""What an exact resume needs of a live run: parameters and optimizer state by name, random
-states.
+"""The state that an exact resume needs.
+
+It is every trained parameter with its optimizer state, by name, and the random states.
 """
 
 import base64
@@ -24,8 +25,8 @@ _MASTER = "master"
 def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Tensor]:
     """Every trained parameter and its optimizer state by name, whole and on the CPU.
 
-    `optimizer` is torch's, bitsandbytes' or one of ZeRO's. Every rank must call this; a rank that
-    does not `keep` gets {}.
+    `optimizer` is torch's, bitsandbytes' or one of ZeRO's. Every rank must call this. Without
+    `keep` a rank gets {}.
     """
     tensors: dict[str, Tensor] = {}
     sharded = zero.is_sharded(optimizer)
@@ -43,7 +44,7 @@ def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Ten
 
 
 def masters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trained parameters by name, out of what `collect_state` returned."""
+    """The trained parameters by name, from the tensors of `collect_state`."""
     return {
         name.removesuffix(f"/{_MASTER}"): tensor
         for name, tensor in tensors.items()
@@ -52,12 +53,12 @@ def masters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_state(tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write what `collect_state` returned to one safetensors file."""
+    """Write the tensors of `collect_state` to one safetensors file."""
     save_file(tensors, folder / STATE_FILE)
 
 
 def load_parameters(model: nn.Module, folder: Path) -> None:
-    """Put the trained parameters back, before DeepSpeed takes the model and cuts it up.
+    """Load the trained parameters into the model, before DeepSpeed shards it.
 
     The model must train the same parameters as when they were saved.
     """
@@ -65,9 +66,8 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
         names = list(file.keys())
         left = {key.removesuffix(f"/{_MASTER}") for key in names if key.endswith(f"/{_MASTER}")}
         for name, parameter in _trained(model):
-            parameter.copy_(
-                file.get_tensor(f"{name}/{_MASTER}")
-            )  # one at a time: a whole model's take much memory
+            # They are read one at a time, because all of a whole model would take much memory.
+            parameter.copy_(file.get_tensor(f"{name}/{_MASTER}"))
             left.remove(name)
     assert not left, (
         f"the checkpoint holds state of parameters that are not trained: {sorted(left)[:3]}"
@@ -75,18 +75,18 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, world: World) -> None:
-    """Put optimizer state back, whatever strategy and number of processes saved it."""
+    """Load the optimizer state, whatever strategy and number of processes saved it."""
     sharded = zero.is_sharded(optimizer)
     if hasattr(optimizer, "check_overrides"):
         optimizer.check_overrides()  # bitsandbytes decides here which parameters keep 32-bit state
     place = {
-        p: (g, i)
-        for g, group in enumerate(optimizer.param_groups)
-        for i, p in enumerate(group["params"])
+        parameter: (group_number, index)
+        for group_number, group in enumerate(optimizer.param_groups)
+        for index, parameter in enumerate(group["params"])
     }
     with safe_open(folder / STATE_FILE, framework="pt") as file:
         keys: dict[str, list[str]] = {}
-        for full_name in file.keys():  # noqa: SIM118 - it is no dictionary
+        for full_name in file.keys():  # noqa: SIM118 - the file is no dictionary
             name, _, key = full_name.rpartition("/")
             keys.setdefault(name, []).append(key)
         if sharded:
@@ -109,7 +109,10 @@ def _fill(
     place: tuple[int, int],
     stored: dict[str, Tensor],
 ) -> None:
-    """Give one parameter its state; bitsandbytes makes its own (maybe paged) buffers first."""
+    """Give one parameter its state.
+
+    bitsandbytes first makes its own buffers, which may be paged.
+    """
     state = optimizer.state[parameter]
     if stored and hasattr(optimizer, "init_state"):
         optimizer.init_state(optimizer.param_groups[place[0]], parameter, *place)
@@ -120,7 +123,7 @@ def _fill(
         elif made is not None:
             state[key] = type(made)(value.item())
         else:
-            # torch keeps the step counter on the CPU whatever the device
+            # torch keeps the step counter on the CPU, whatever the device of the parameter.
             state[key] = value if key == "step" else value.to(parameter.device)
 
 

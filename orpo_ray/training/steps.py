@@ -1,4 +1,4 @@
-"""The planned steps as tensors: what one rank computes, and the counts of the whole step."""
+"""The planned steps as tensors: what one rank computes, with the counts of the whole step."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -21,7 +21,7 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is trained: the steps of the whole run, and the pairs that they index."""
+    """The steps of the whole run, and the pairs that they index."""
 
     steps: list[Step]
     train: PairTable
@@ -78,17 +78,18 @@ class StepDataset(Dataset[StepInput]):
         )
 
     def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[Any]:
-        work, reference = self._work, self._work.reference
+        work = self._work
         batch = lay_out([work.train[i] for i in pairs], work.layout, work.pad_id, self._objective)
-        return PackInput(
-            batch, weight, None if reference is None else torch.from_numpy(reference[pairs]).float()
-        )
+        reference = None
+        if work.reference is not None:
+            reference = torch.from_numpy(work.reference[pairs]).float()
+        return PackInput(batch, weight, reference)
 
 
 def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
     """The number of tokens that the NLL of a step is averaged over.
 
-    From the (prompt, chosen, rejected) lengths [n, 3] of its pairs.
+    `lengths`: (prompt, chosen, rejected) of the step's pairs, [n, 3].
     """
     scored = lengths[:, 1]
     if objective.nll_on == "full":
@@ -97,7 +98,7 @@ def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
 
 
 def lay_out(pairs: list[TokenPair], layout: Layout, pad_id: int, objective: Objective) -> PairBatch:
-    """The pairs as the objective sees them, without the parts that it does not score."""
+    """The pairs as tensors, without the parts that the objective does not score."""
     return collate(
         pairs,
         layout,
@@ -114,9 +115,9 @@ def step_of_one_pack(
     objective: Objective,
     reference: tuple[float, float] = (0.0, 0.0),
 ) -> StepInput:
-    """Pairs as a step of their own, outside of any plan.
+    """A step of one pack that belongs to no plan.
 
-    If reference log-probs are needed, every pair must have them.
+    If the objective needs reference log-probs, every pair gets those of `reference`.
     """
     lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
     references = torch.tensor([reference] * len(pairs)) if objective.needs_reference else None
@@ -131,9 +132,9 @@ def pack_loss(
     step: StepInput,
     device: torch.device,
 ) -> tuple[PairLogps, LossParts]:
-    """Forward pass of one pack: log-probs of its pairs, and its share of the step's loss.
+    """Forward pass of one pack: the log-probs of its pairs, and its share of the step's loss.
 
-    The share is not multiplied by the pack's weight.
+    The share is not yet multiplied by the pack's weight.
     """
     batch = pack.batch.to(device)
     pairs = pair_logps(model(batch), batch)

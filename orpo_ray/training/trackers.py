@@ -1,4 +1,4 @@
-"""What wandb and mlflow need before a run may report to them; nobody is connected to."""
+"""Checks what wandb and mlflow need before a run reports to them. It makes no connection."""
 
 import importlib.util
 import netrc
@@ -13,7 +13,7 @@ _WITHOUT_KEY = ("offline", "disabled", "dryrun")
 
 
 def refuse_missing_trackers(config: RunConfig) -> None:
-    """Raise ResourceError if a tracker is not installed, or would ask for a key in the midst."""
+    """Raise ResourceError if a tracker is not installed, or would ask for a key during the run."""
     for tracker in config.training.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ResourceError(

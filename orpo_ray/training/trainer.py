@@ -44,7 +44,7 @@ from orpo_ray.training.world import current_world
 from orpo_ray.training.zero import is_sharded
 
 _SILENCE_S = 10.0
-"""Seconds. What takes longer is announced before it begins."""
+"""If an evaluation took longer than this, the next one is announced before it begins."""
 MAX_SKIPPED_STEPS = 20
 """float16 steps in a row that may overflow before the run is given up."""
 
@@ -91,7 +91,7 @@ class PreferenceTrainer(Trainer):
         self._latest_eval: tuple[int, dict[str, float]] = (-1, {})
         self._current: StepInput | None = None
         self._skipped = 0
-        self._plain_norm: float | None = None
+        self._stage_0_norm: float | None = None
         self._counting_from = time.perf_counter()
 
     # transformers types these as optional.
@@ -114,11 +114,11 @@ class PreferenceTrainer(Trainer):
     # Data: steps come from the plan, whole and unsharded.
 
     def get_train_dataloader(self) -> DataLoader[StepInput]:
-        """The steps that are left, one step an item.
+        """The steps that are left, one step per item.
 
-        Not prepared by accelerate, which would shard it again.
+        Accelerate does not prepare this loader, because that would shard it again.
         """
-        # A generator of its own: drawing the loader's seed must not move the global random state.
+        # The loader draws its seed from its own generator, so the global random state stays.
         return DataLoader(
             self._dataset(),
             batch_size=1,
@@ -136,15 +136,15 @@ class PreferenceTrainer(Trainer):
         return [next(epoch_iterator)], None
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Zero: the Trainer's estimate knows neither packing nor selected log-probs."""
+        """Zero, because the Trainer's estimate ignores packing and selected log-probs."""
         return 0
 
     # One optimizer step.
 
-    def training_step(  # type: ignore[override]  # a step of ours, where the Trainer has a batch
+    def training_step(  # type: ignore[override]  # takes a whole step, not a batch
         self, model: nn.Module, inputs: StepInput, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Compute the packs and synchronise gradients at the last one only.
+        """Compute the packs of a step, and synchronise gradients at the last one only.
 
         Returns the step's loss on this rank.
         """
@@ -154,7 +154,7 @@ class PreferenceTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for index, pack in enumerate(inputs.packs):
             last = index == len(inputs.packs) - 1
-            # Otherwise every pack would step under DeepSpeed, and reduce gradients under DDP.
+            # Otherwise DeepSpeed would step, and DDP reduce gradients, at every pack.
             self.accelerator.gradient_state._set_sync_gradients(last)
             with self._gradient_sync(model, last):
                 total = total + self._run_pack(model, pack, inputs, metrics)
@@ -167,9 +167,9 @@ class PreferenceTrainer(Trainer):
         return total
 
     def _gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        return (
-            nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
-        )
+        if last or self.is_deepspeed_enabled:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
 
     def _new_metrics(self) -> StepMetrics:
         return StepMetrics(self._objective, self.args.device)
@@ -177,7 +177,7 @@ class PreferenceTrainer(Trainer):
     def _run_pack(
         self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics
     ) -> Tensor:
-        """Forward and backward of one pack. Returns its share of the loss, as `_backward` does."""
+        """Forward and backward pass of one pack. Returns its share of the step's loss."""
         pairs, parts = pack_loss(model, self._objective, pack, step, self.args.device)
         metrics.add(pairs, parts, pack.weight)
         return self._backward(parts.total * pack.weight)
@@ -185,13 +185,12 @@ class PreferenceTrainer(Trainer):
     def _backward(self, share: Tensor) -> Tensor:
         """Backward pass of a share of the step's loss. Returns the scaled share.
 
-        It is scaled by the number of ranks, as gradients are averaged over them.
+        It is scaled by the number of ranks, because gradients are averaged over them.
         """
         loss = share * self._world.size
-        # DeepSpeed would divide by its number of accumulation steps, which is not ours.
-        self.accelerator.backward(
-            loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {})
-        )
+        # DeepSpeed would otherwise divide by its own number of accumulation steps.
+        options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **options)
         return loss.detach()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
@@ -201,9 +200,11 @@ class PreferenceTrainer(Trainer):
         """
         if getattr(self._inner_optimizer, "overflow", False):
             raise self._non_finite("gradient")
-        # Stage 0 has clipped by now: what is left to measure is the limit.
-        plain = self._plain_norm
-        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm)) if plain is None else plain
+        if self._stage_0_norm is not None:
+            # Gradients are clipped by now, so the norm from before clipping is reported.
+            norm = self._stage_0_norm
+        else:
+            norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
         if math.isfinite(norm):
             self._skipped = 0
         elif self.accelerator.scaler is None:
@@ -213,13 +214,16 @@ class PreferenceTrainer(Trainer):
         return norm
 
     def _allow_skip(self) -> None:
-        """float16 finds its loss scale by overflowing; the optimizer skips such a step."""
+        """Count a step that overflowed in float16, and raise RunError after too many.
+
+        A few are normal: they lower the loss scale, and the optimizer skips such a step.
+        """
         self._skipped += 1
         if self._skipped >= MAX_SKIPPED_STEPS or self.accelerator.scaler.get_scale() <= 1.0:
             raise RunError(
-                f"float16 overflowed in {self._skipped} steps in a row, the last being "
-                f"{self.state.global_step + 1}; "
-                "use model.dtype=bfloat16 or float32, or a lower training.learning_rate"
+                f"float16 overflowed in {self._skipped} steps in a row, up to step "
+                f"{self.state.global_step + 1}; use model.dtype=bfloat16 or float32, or a lower "
+                "training.learning_rate"
             )
 
     def _non_finite(self, what: str) -> NonFiniteError:
@@ -227,23 +231,20 @@ class PreferenceTrainer(Trainer):
         names = _names(self._work.train, self._current.pair_indices)
         return NonFiniteError(
             f"the {what} of step {self.state.global_step + 1} is not finite; no weight was changed "
-            "by it. "
-            f"Its pairs: {names}. Look at these pairs, or lower training.learning_rate"
+            f"by it. Its pairs: {names}. Look at these pairs, or lower training.learning_rate"
         )
 
     # Metrics, evaluation, checkpoints.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Publish the numbers of one step, but not the Trainer's summary at the end."""
+        """Report the numbers of one step, but not the Trainer's summary at the end."""
         if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
             return
         if "loss" in logs:
             logs |= self._step_metrics | self._speed()
-        published = {name: float(value) for name, value in logs.items() if name != "epoch"}
+        numbers = {name: float(value) for name, value in logs.items() if name != "epoch"}
         super().log(logs | self._in_trl_names(logs), start_time)
-        self._reporter.report(
-            self.state.global_step, len(self._work.steps), rewrite_logs(published)
-        )
+        self._reporter.report(self.state.global_step, len(self._work.steps), rewrite_logs(numbers))
 
     def _in_trl_names(self, logs: dict[str, float]) -> dict[str, float]:
         """The same numbers under TRL's names, for TensorBoard and trackers; empty unless asked."""
@@ -258,9 +259,10 @@ class PreferenceTrainer(Trainer):
         return {f"{prefix}{name}": value for name, value in self._trl_metrics(ours).items()}
 
     def _speed(self) -> dict[str, float]:
-        """The step's time, with its data and the report of the step before.
+        """The step's time and its pairs per second.
 
-        Evaluations and checkpoints are left out.
+        The time includes loading its pairs and reporting the step before, but no evaluation and no
+        checkpoint.
         """
         assert self._current is not None
         now = time.perf_counter()
@@ -281,7 +283,8 @@ class PreferenceTrainer(Trainer):
         Raises NonFiniteError if a log-prob is not finite.
         """
         model = self.accelerator.unwrap_model(self.model)
-        # Before the first step a stop loses nothing. Later the step's checkpoint comes first.
+        # The evaluation before the first step may be stopped, because nothing is lost. Later ones
+        # are completed, because the checkpoint of their step follows them.
         stop = self._reporter.stop_requested if self.state.global_step == 0 else lambda: False
         work = self._work
         if self._evaluation_s > _SILENCE_S:
@@ -302,9 +305,8 @@ class PreferenceTrainer(Trainer):
         if len(bad):
             raise NonFiniteError(
                 f"the evaluation at step {self.state.global_step} is not finite: {len(bad)} pairs, "
-                "such as "
-                f"{_names(self._work.evaluation, bad[:8])}. Look at these pairs, or at the base's "
-                "weights"
+                f"such as {_names(self._work.evaluation, bad[:8])}. Look at these pairs, or at the "
+                "base's weights"
             )
         metrics = summarise(scores)
         self._reporter.keep_scores(self.state.global_step, scores)
@@ -317,7 +319,7 @@ class PreferenceTrainer(Trainer):
         return {}
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
-        """Leave it to the keeping policy, which decides on the best checkpoint."""
+        """Decide nothing here: `checkpoint.steps_to_keep` finds the best checkpoint."""
         return False
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -342,7 +344,7 @@ class PreferenceTrainer(Trainer):
         save_state(tensors, folder)
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
-        """A schedule over the steps that it is for; after an extension, over the added steps."""
+        """The learning rate's schedule. After an extension it covers only the added steps."""
         return super().create_scheduler(
             num_training_steps - self._work.schedule_from, *args, **kwargs
         )
@@ -350,8 +352,8 @@ class PreferenceTrainer(Trainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The Trainer's optimizer, without what bitsandbytes remembers of other runs.
 
-        bitsandbytes keeps, as long as the process lives, which parameters have 32-bit state, by
-        their position.
+        bitsandbytes remembers which parameters have 32-bit state, by their position, until the
+        process ends.
         """
         GlobalOptimManager.get_instance().initialize()
         return super().create_optimizer(*args, **kwargs)
@@ -361,7 +363,7 @@ class PreferenceTrainer(Trainer):
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Start the step counter at the checkpoint.
 
-        The loader has only the steps that are left, so none is skipped.
+        The Trainer must not skip any step, because the loader has only the steps that are left.
         """
         super()._init_training_state(max_steps, *args, **kwargs)
         self.state.global_step = self._start
@@ -375,42 +377,41 @@ class PreferenceTrainer(Trainer):
         if self._resume:
             folder, position = self._resume
             load_optimizer(self._whole_model, self._inner_optimizer, folder, self._world)
-            # Stepped, not loaded: DeepSpeed leaves out parameter groups that are empty.
-            began = position.step <= self._work.schedule_from
-            for _ in range(0 if began else position.scheduler_steps):
-                self._schedule.step()
+            # The schedule is stepped to its place, not loaded, because DeepSpeed leaves out
+            # parameter groups that are empty. At the first added step a new schedule begins.
+            if position.step > self._work.schedule_from:
+                for _ in range(position.scheduler_steps):
+                    self._schedule.step()
             if position.loss_scale and self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(position.loss_scale)
         if self.is_deepspeed_enabled and not is_sharded(self._inner_optimizer):
-            self._inner_optimizer.register_step_pre_hook(lambda *_: self._before_plain_step())
+            self._inner_optimizer.register_step_pre_hook(lambda *_: self._before_stage_0_step())
         return prepared
 
-    def _before_plain_step(self) -> None:
-        """Check the gradient of ZeRO stage 0, which steps inside the last backward.
+    def _before_stage_0_step(self) -> None:
+        """Clip and check the gradient under ZeRO stage 0.
 
-        It checks no gradient itself, so this is the last chance.
+        Stage 0 steps inside the last backward pass and checks no gradient. So it is done in this
+        hook, just before that step.
         """
         limit = self._max_grad_norm or math.inf
-        self._plain_norm = torch.nn.utils.clip_grad_norm_(
-            self._whole_model.parameters(), limit
-        ).item()
-        if not math.isfinite(self._plain_norm):
+        norm = torch.nn.utils.clip_grad_norm_(self._whole_model.parameters(), limit).item()
+        self._stage_0_norm = norm
+        if not math.isfinite(norm):
             raise self._non_finite("gradient")
 
     @property
     def strategy(self) -> Strategy:
-        """How the processes share the work, as the engine has it once training is prepared."""
+        """How the processes share the work; it is known once training is prepared."""
         if self.is_deepspeed_enabled:
             engine: Any = self.deepspeed
             return Strategy.zero(engine.zero_optimization_stage())
-        return (
-            Strategy.DDP
-            if isinstance(self.model_wrapped, DistributedDataParallel)
-            else Strategy.SINGLE
-        )
+        if isinstance(self.model_wrapped, DistributedDataParallel):
+            return Strategy.DDP
+        return Strategy.SINGLE
 
     def _on_start(self) -> None:
-        """Evaluate a fresh run, or restore the random states of a resumed one.
+        """Evaluate a new run, or restore the random states of a resumed one.
 
         This is the last thing before the first step.
         """
@@ -426,7 +427,7 @@ class PreferenceTrainer(Trainer):
 
 
 class _Flow(TrainerCallback):
-    """When to evaluate, save and stop."""
+    """Decides when to evaluate, save and stop."""
 
     def __init__(
         self,
@@ -446,7 +447,7 @@ class _Flow(TrainerCallback):
         self._on_start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide what follows this step. The last one is always evaluated and saved."""
+        """Decide what follows this step. After the last one the run is evaluated and saved."""
         step, last = state.global_step, state.global_step >= self._total
         stop = self._stop_agreed()
         control.should_evaluate = last or step % self._eval_every == 0

@@ -309,7 +309,7 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "a single pair": (
         lambda folder: [*rows(GOOD[0])(folder), "data.eval=[]"],
         WRONG,
-        ("no evaluation pairs", "data.eval"),
+        ("data.eval: no pairs are left",),
     ),
     "hub without a network": (
         setting("data.train.0.source=nobody/nothing"),

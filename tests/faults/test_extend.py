@@ -1,4 +1,4 @@
-"""A finished run continues with more steps: a schedule of their own, exact when it is stopped."""
+"""A finished run continues with more steps, which have their own schedule and resume exactly."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ def config(storage: Path, max_steps: int, **training: Any) -> RunConfig:
 
 
 class StopsAfter(Console):
-    """Asks to stop once a step was trained."""
+    """Asks to stop after a step."""
 
     def __init__(self, step: int) -> None:
         self._step, self._seen = step, 0
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run after an extension in one go."""
+    """The run after an extension that was not stopped."""
     storage = tmp_path_factory.mktemp("unbroken") / "storage"
     shutil.copytree(finished, storage)
     console = Listener()
@@ -128,7 +128,7 @@ def test_a_run_that_is_not_finished_is_not_extended(tmp_path: Path) -> None:
 
 
 def test_the_adapter_may_be_that_of_the_best_checkpoint(finished: Path, tmp_path: Path) -> None:
-    """The rate is so high that accuracy falls again; the last and the best step differ."""
+    """The rate is so high that accuracy falls again, so the best step is not the last one."""
     console = Listener()
     wild = config(tmp_path, 8, adapter_from="best", learning_rate=3e-2, keep=8)
     result = api.train(wild, console)

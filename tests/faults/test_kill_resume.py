@@ -1,6 +1,4 @@
-"""A run that is killed anywhere and started again ends with the bytes of a run that was left alone;
-dropout is on.
-"""
+"""A run that is killed and resumed ends with the same bytes as an unbroken run, with dropout on."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 STEPS, STEPS_AN_EPOCH, CHECKPOINT_EVERY = 10, 5, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kill:
     """When a run is killed, and what its folder must look like then."""
 
@@ -40,25 +38,26 @@ class Kill:
 
 
 KILLS = {
-    "first-step": Kill("report", 1, reported=1, whole=()),
-    "middle-before-its-checkpoint": Kill("report", 4, reported=4, whole=(2,)),
-    "middle-after-a-checkpoint": Kill("report", 7, reported=7, whole=(4, 6)),
-    "last-step-of-an-epoch": Kill("report", STEPS_AN_EPOCH, reported=5, whole=(2, 4)),
-    "first-step-of-an-epoch": Kill("report", STEPS_AN_EPOCH + 1, reported=6, whole=(2, 4)),
-    "last-step": Kill("report", STEPS, reported=10, whole=(6, 8)),
-    "writing-the-first-checkpoint": Kill("checkpoint", 2, reported=2, whole=()),
-    "writing-a-checkpoint": Kill("checkpoint", 6, reported=6, whole=(2, 4)),
-    "deleting-a-checkpoint": Kill("prune", 2, reported=6, whole=(4, 6)),
-    "writing-the-result": Kill("finish", STEPS, reported=10, whole=(8, 10)),
-    "8-bit-adamw": Kill("report", 7, reported=7, whole=(4, 6), optimizer="adamw-8bit"),
+    "first-step": Kill(at="report", step=1, reported=1, whole=()),
+    "middle-before-its-checkpoint": Kill(at="report", step=4, reported=4, whole=(2,)),
+    "middle-after-a-checkpoint": Kill(at="report", step=7, reported=7, whole=(4, 6)),
+    "last-step-of-an-epoch": Kill(at="report", step=STEPS_AN_EPOCH, reported=5, whole=(2, 4)),
+    "first-step-of-an-epoch": Kill(at="report", step=STEPS_AN_EPOCH + 1, reported=6, whole=(2, 4)),
+    "last-step": Kill(at="report", step=STEPS, reported=10, whole=(6, 8)),
+    "writing-the-first-checkpoint": Kill(at="checkpoint", step=2, reported=2, whole=()),
+    "writing-a-checkpoint": Kill(at="checkpoint", step=6, reported=6, whole=(2, 4)),
+    "deleting-a-checkpoint": Kill(at="prune", step=2, reported=6, whole=(4, 6)),
+    "writing-the-result": Kill(at="finish", step=STEPS, reported=10, whole=(8, 10)),
+    "8-bit-adamw": Kill(at="report", step=7, reported=7, whole=(4, 6), optimizer="adamw-8bit"),
 }
 LIKE_OTHERS = {"first-step", "middle-before-its-checkpoint", "first-step-of-an-epoch", "last-step"}
-"""What is lost there, and what is gone on from, is as in another kill."""
+"""These kills lose the same, and are resumed from the same, as one of the others."""
 
 
 def write_config(storage: Path, name: str, **training: Any) -> Path:
-    """A run's YAML: NF4, dropout, and an adapter with tensors large enough for 8-bit optimizer
-    state.
+    """A run's YAML, with NF4 and dropout.
+
+    The adapter's tensors are large enough for 8-bit optimizer state.
     """
     tree = settings(
         storage,
@@ -78,7 +77,7 @@ def write_config(storage: Path, name: str, **training: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(prepared_storage: Path) -> dict[str, Path]:
-    """Folders of runs that were left alone, by optimizer."""
+    """Folders of unbroken runs, by optimizer."""
     folders = {}
     for optimizer in ("adamw", "adamw-8bit"):
         config = load_config(
@@ -93,7 +92,7 @@ def unbroken(prepared_storage: Path) -> dict[str, Path]:
     "name",
     [pytest.param(name, marks=pytest.mark.long if name in LIKE_OTHERS else ()) for name in KILLS],
 )
-def test_a_killed_run_goes_on_exactly(
+def test_a_killed_run_resumes_exactly(
     name: str, killed_runs: KilledRuns, prepared_storage: Path, unbroken: dict[str, Path]
 ) -> None:
     kill = KILLS[name]
@@ -111,9 +110,7 @@ def test_a_killed_run_goes_on_exactly(
 
 
 def assert_same_run(run_dir: Path, expected: Path, result: dict[str, Any]) -> None:
-    """Adapter, optimizer state and checkpoints byte for byte, every metric once; nothing
-    half-written is left.
-    """
+    """Check that two runs have the same bytes and metrics. Nothing half-written may be left."""
     for file in (
         "adapter/adapter_model.safetensors",
         f"checkpoints/step-{STEPS:06d}/state.safetensors",
@@ -128,14 +125,12 @@ def assert_same_run(run_dir: Path, expected: Path, result: dict[str, Any]) -> No
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder, hidden leftovers included."""
+    """The names in a folder, with hidden files."""
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_unbroken_run_is_one_worth_comparing_with(unbroken: dict[str, Path]) -> None:
-    """Otherwise equal bytes would prove little: steps in order, dropout at work, 8-bit state really
-    8-bit.
-    """
+def test_the_unbroken_run_has_all_that_a_resume_could_lose(unbroken: dict[str, Path]) -> None:
+    """It has all steps in order, dropout, and 8-bit state. Else equal bytes would prove little."""
     lines = read_metrics(unbroken["adamw"])
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 5, 10]
@@ -154,11 +149,11 @@ def test_the_unbroken_run_is_one_worth_comparing_with(unbroken: dict[str, Path])
 # --- signals to the real command ------------------------------------------------------------------
 
 SIGNALLED_IN, STOPPED_AT = 2, 3
-"""A signal is heard in the step after it, where no checkpoint is due."""
+"""A signal takes effect in the step after it. That step would write no checkpoint otherwise."""
 
 
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
-def test_a_signal_stops_with_a_checkpoint_and_the_same_command_goes_on(
+def test_a_signal_stops_with_a_checkpoint_and_the_same_command_resumes(
     number: Signals,
     shell: Callable[..., Done],
     killed_runs: KilledRuns,

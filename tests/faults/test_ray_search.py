@@ -1,8 +1,8 @@
-"""A real search that loses a worker and its driver, in which one trial fails and others are given
-up.
+"""A real search under Ray that loses a worker, a trial's process and its driver.
 
-Each trial is a whole run under Ray Train, with NF4 and LoRA; two run at once. Starts are dear, so
-that one search is wounded in every way, and the tests look at what it left behind.
+One trial fails, and others are given up. Each trial is a whole run under Ray Train, with NF4 and
+LoRA; two run at once. Starting Ray takes long. So one search has all these faults, and the tests
+look at what it left behind.
 """
 
 import json
@@ -34,9 +34,9 @@ SPACE = {
 SCALE = {"workers": 1, "gpus_per_worker": 0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Searched:
-    """What the wounded search left behind, and what was seen on the way."""
+    """What the search left behind, and what was seen while it ran."""
 
     folder: Path
     killed: Ended
@@ -49,7 +49,7 @@ class Searched:
     running_then: list[int]
     freed_while_others_ran: bool
     processes_of_trials: tuple[set[int], set[int]]
-    """Those of two trials, one of them given up, and those after the next one has begun."""
+    """The processes of two trials, one of them given up, and those after the next has begun."""
     artifacts_made: int
 
     def trial(self, number: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def steps_of(folder: Path, number: int) -> list[float]:
-    """Steps at which a trial was evaluated, so far."""
+    """The steps at which a trial has been evaluated so far."""
     trials = read(folder)["trials"]
     return [each["step"] for each in trials[number]["evaluations"]] if number < len(trials) else []
 
@@ -134,7 +134,7 @@ def searched(storage: Path) -> Searched:
     first, processes = command, (before, processes_of_trials(command))
     first.send(SIGKILL)
     first.release()
-    wait_until(lambda: not first.processes.actors(), "the end of what a dead driver had started")
+    wait_until(lambda: not first.processes.actors(), "the end of the dead driver's processes")
     at_kill, begun_at_kill, workers_of_last = (
         read(folder),
         begun(folder),
@@ -148,22 +148,22 @@ def searched(storage: Path) -> Searched:
     os.kill(processes_of_trials(command).pop(), SIGKILL)
     command.release()
     ended = command.end()
-    # Idle helpers of Ray's try for a minute to tell a dead driver of the raylet's death.
+    # Idle helpers of Ray try for a minute to report the raylet's end to the dead driver.
     killed = first.end()
     assert ended.code == 0, ended.said
     made = set((storage / "artifacts").iterdir()) - artifacts
     return Searched(
-        folder,
-        killed,
-        ended,
-        at_kill,
-        begun_at_kill,
-        read(folder),
-        workers,
-        running,
-        freed,
-        processes,
-        len(made),
+        folder=folder,
+        killed=killed,
+        ended=ended,
+        at_kill=at_kill,
+        begun_at_kill=begun_at_kill,
+        record=read(folder),
+        workers_of_given_up=workers,
+        running_then=running,
+        freed_while_others_ran=freed,
+        processes_of_trials=processes,
+        artifacts_made=len(made),
     )
 
 
@@ -179,23 +179,24 @@ def test_the_search_ends_with_every_trial_and_an_outcome(searched: Searched) -> 
     assert [set(sample) for sample in outcome["answers"]] == [{"prompt", "base", "trial 0"}] * 4
 
 
-def test_a_trial_whose_worker_is_killed_goes_on(searched: Searched) -> None:
+def test_a_trial_whose_worker_is_killed_is_resumed(searched: Searched) -> None:
     assert "resuming from the last checkpoint" in searched.log(0)
     assert [each["step"] for each in searched.trial(0)["evaluations"]] == list(
         range(0, STEPS + 1, RUNG)
     )
 
 
-def test_a_failed_trial_tells_why_and_the_others_go_on(searched: Searched) -> None:
+def test_a_failed_trial_has_its_error_on_record_and_the_others_continue(searched: Searched) -> None:
     assert searched.trial(FAILS)["error"] == (
-        f"training.warmup: {2 * STEPS} steps, but the run has {STEPS}; its rate would never rise"
+        f"training.warmup: {2 * STEPS} steps, but the run has {STEPS}; lower it, or train more "
+        "steps"
     )
 
 
 def test_a_trial_that_is_given_up_frees_its_workers_while_others_run(searched: Searched) -> None:
     assert len(searched.workers_of_given_up) == 1
     assert searched.freed_while_others_ran and searched.running_then
-    # The fourth trial needed its room: the machine holds two.
+    # The machine has room for two trials, so the fourth one needed the freed resources.
     assert searched.at_kill["trials"][3]["evaluations"]
 
 
@@ -208,13 +209,13 @@ def test_a_trial_begins_in_the_process_of_one_that_has_ended_or_was_given_up(
 
 def test_a_trial_whose_process_is_killed_is_started_again(searched: Searched) -> None:
     assert searched.log(0).count("lost worker 0") == 1
-    # In the second command some trial was begun twice.
+    # In the second command one trial began twice.
     counted = zip(begun(searched.folder), searched.begun_at_kill, strict=True)
     assert max(in_all - before for in_all, before in counted) == 2
     assert not any("process was lost" in str(trial["error"]) for trial in searched.record["trials"])
 
 
-def test_a_killed_search_keeps_what_has_ended_and_goes_on_with_the_rest(searched: Searched) -> None:
+def test_a_killed_search_keeps_ended_trials_and_resumes_the_rest(searched: Searched) -> None:
     assert searched.killed.code == -SIGKILL and not searched.killed.left
     assert searched.at_kill["status"] == "running"
     kept = [trial for trial in searched.at_kill["trials"] if trial["state"] != "running"]
@@ -238,9 +239,7 @@ def test_pairs_are_prepared_and_reference_log_probs_computed_once(
 
 
 def test_every_trial_follows_the_schedule_of_a_whole_run(searched: Searched) -> None:
-    """The rate at a step, as a share of the trial's own, is that of the trial that was trained to
-    the end.
-    """
+    """At each step, every trial has the same share of its own learning rate."""
 
     def shares(number: int) -> list[float]:
         rate = searched.trial(number)["values"]["training.learning_rate"]
@@ -274,7 +273,7 @@ def test_a_finished_search_is_shown_again_by_the_same_command(
 
 
 @pytest.mark.long
-def test_a_trial_may_take_several_workers_and_its_search_be_told_to_stop(storage: Path) -> None:
+def test_a_search_whose_trial_has_several_workers_can_be_stopped(storage: Path) -> None:
     scale = {"workers": 2, "cpus_per_worker": 0.5, "deepspeed": {"stage": 2}}
     config = write_config(
         storage, "stopped", objective={"kind": "orpo"}, scale={**SCALE, **scale}, trials=1

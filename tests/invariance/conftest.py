@@ -1,6 +1,4 @@
-"""Prepared pairs that every test of this folder may train on, and what runs of several workers
-share.
-"""
+"""Prepared pairs for every test of this folder, and what runs of several workers share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +20,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lower half of the demo's base: as good as the whole for sums that must agree, and twice
-    as fast.
-    """
+    """The lower half of the demo's base. It trains twice as fast, and sums must agree as well."""
     folder = tmp_path_factory.mktemp("base")
     model = AutoModelForCausalLM.from_pretrained(BASE)
     model.model.layers = model.model.layers[:2]

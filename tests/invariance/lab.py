@@ -1,4 +1,4 @@
-"""Runs of many workers and strategies beside each other, and how far they are apart."""
+"""Runs with different workers and strategies, and the differences of their results."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ from orpo_ray.training.run_plan import plan_run
 TRAIN, EVAL, PAIRS_PER_STEP, STEPS = 16, 4, 8, 10
 TOLERANCE = 1e-6
 CLOCKS = ("train/seconds", "train/pairs_per_second")
-"""Metrics that no two runs share."""
+"""Metrics that are different in every run."""
 PLANTS = Path(__file__).with_name("plants.py")
 STRATEGIES = ("ddp", "zero-0", "zero-1", "zero-2", "zero-3")
 PLAIN: dict[str, Any] = {"model": {"quantization": "none"}}
@@ -30,7 +30,7 @@ DPO: dict[str, Any] = {
     "objective": {"kind": "dpo", "beta": 0.5},
     "training": {"max_grad_norm": 2.0},
 }
-"""Its gradients are between 1 and 6: clipped at first, then no more."""
+"""Its gradient norms are between 1 and 6, so only the first steps are clipped."""
 
 
 class Cell(NamedTuple):
@@ -38,14 +38,13 @@ class Cell(NamedTuple):
 
     workers: int
     packs: int
-    """Of each worker in a step."""
+    """The packs of each worker in a step."""
     strategy: str
     layout: str = "auto"
 
     def __str__(self) -> str:
-        return f"{self.workers}x{self.packs}-{self.strategy}" + (
-            f"-{self.layout}" if self.layout != "auto" else ""
-        )
+        layout = "" if self.layout == "auto" else f"-{self.layout}"
+        return f"{self.workers}x{self.packs}-{self.strategy}{layout}"
 
 
 ALONE = Cell(1, 1, "ddp")
@@ -58,9 +57,7 @@ GRID = [
 
 @dataclass
 class Lab:
-    """Runs jobs together, in processes that are forks of one, and keeps what came of them by the
-    name of the run.
-    """
+    """Runs jobs together in forked processes, and finds their results by the name of the run."""
 
     ranks: Ranks
     root: Path
@@ -68,7 +65,7 @@ class Lab:
     artifact: Artifact
     jobs: list[Job] = field(default_factory=list)
     raised: dict[str, list[list[str]]] = field(default_factory=dict)
-    """By run, what the processes of each of its parts raised."""
+    """What the processes of each part of a run raised, by the run's name."""
     cells: list[Cell] = field(default_factory=list)
 
     def config(
@@ -80,10 +77,10 @@ class Lab:
         steps: int = STEPS,
         **sections: Any,
     ) -> RunConfig:
-        """A run that takes `packs` packs a rank in every step; no dropout unless it is asked for.
+        """A run with `packs` packs per rank in every step, without dropout by default.
 
-        Activations are kept, as no memory has to be measured then: a third of what so short a run
-        takes.
+        Activations are kept, so that no memory must be measured. Measuring would take a third of so
+        short a run.
         """
         training = {
             "pairs_per_step": PAIRS_PER_STEP,
@@ -109,7 +106,7 @@ class Lab:
         return build(RunConfig, tree, {(): "test"})
 
     def add(self, name: str, workers: int = 1, *args: Any, **kwargs: Any) -> str:
-        """Ask for a run, or for its next part; takes what `config` and Job take."""
+        """Add a run, or its next part. Takes the arguments of `config` and Job."""
         job = {key: kwargs.pop(key) for key in ("stop_at", "plant") if key in kwargs}
         if "plant" in job:
             job["plant"] = f"{PLANTS}:{job['plant']}"
@@ -122,7 +119,7 @@ class Lab:
         return name
 
     def add_cells(self, cells: list[Cell], **options: Any) -> list[str]:
-        """Ask for a run in each cell, under the cell's name."""
+        """Add a run for each cell, under the cell's name."""
         self.cells += cells
         training = options.pop("training", {})
         return [
@@ -138,7 +135,7 @@ class Lab:
         ]
 
     def run(self, may_fail: Iterable[str] = ()) -> None:
-        """Run what was asked for; every process must end as its job says."""
+        """Run what was added. Every process must end as its job says."""
         wrong: dict[str, list[str]] = {}
         for job, raised in zip(self.jobs, self.ranks.run(self.jobs), strict=True):
             name = Path(job.config).stem.partition("-")[2]
@@ -156,7 +153,7 @@ class Lab:
         return self.root / name / file
 
     def curves(self, name: str) -> dict[str, list[float]]:
-        """Every metric that does not tell the time, by name, in order of steps."""
+        """Every metric except those of time, by name, in order of steps."""
         curves: dict[str, list[float]] = {}
         for line in read_metrics(self.root / name):
             for key, value in line.items():
@@ -164,7 +161,7 @@ class Lab:
         return {key: values for key, values in curves.items() if key not in CLOCKS}
 
     def noted(self, name: str, workers: int) -> list[Any]:
-        """What a plant saw, by rank."""
+        """What a plant noted, by rank."""
         return [
             json.loads(self.path(name, f"noted-{rank}.json").read_text("utf-8"))
             for rank in range(workers)
@@ -180,8 +177,9 @@ class Lab:
         return load_file(self.path(name, f"checkpoints/step-{step:06d}/state.safetensors"))
 
     def check_float32(self, name: str, workers: int, steps: int = STEPS) -> None:
-        """Live weights (as `count_updates` notes them), master weights and the result, whatever the
-        base's format.
+        """Check that trained weights are float32 in the model, the checkpoint and the result.
+
+        `count_updates` has noted the formats in the model.
         """
         assert [counts["formats"] for counts in self.noted(name, workers)] == [
             ["torch.float32"]
@@ -200,11 +198,10 @@ MakeLab = Callable[..., Lab]
 
 
 def budget_of(config: RunConfig, artifact: Artifact, workers: int, packs: int) -> int:
-    """The largest token budget whose plan gives every rank so many packs in each of the first
-    steps.
+    """The largest token budget that gives every rank `packs` packs in each of the first steps.
 
-    In forty steps of other pairs each time no budget does so in all; then a few of the later ones
-    have another number.
+    Only the first STEPS steps are checked: over forty steps with different pairs no budget does so
+    in all.
     """
     for budget in (100_000, *range(2000, 16, -4)):
         steps = plan_run(config, artifact.train, workers, budget, layout_of(config))
@@ -214,10 +211,10 @@ def budget_of(config: RunConfig, artifact: Artifact, workers: int, packs: int) -
 
 
 def differences(one: dict[str, list[float]], other: dict[str, list[float]]) -> dict[str, float]:
-    """The largest difference between two runs over all steps, by metric; they must have the same
-    ones.
+    """The largest difference between two runs over all steps, by metric.
 
-    Of numbers beyond 1, as DPO's gradient norms are, it is the relative difference.
+    Both runs must have the same metrics. For numbers above 1, such as DPO's gradient norms, it is
+    the relative difference.
     """
     assert one.keys() == other.keys()
     assert all(len(one[key]) == len(other[key]) for key in one)
@@ -235,8 +232,9 @@ def largest(
     only: Iterable[str] = (),
     besides: Iterable[str] = (),
 ) -> float:
-    """The largest difference of some runs from another one, in all metrics but some or in some;
-    printed for the log.
+    """The largest difference of some runs from the run `reference`.
+
+    It is taken over the metrics `only`, or over all except `besides`. It is printed for the log.
     """
     only, besides = set(only), set(besides)
 

@@ -1,4 +1,4 @@
-"""What tests put into processes that train together: counters that watch, and faults."""
+"""What tests put into processes that train together: counters and faults."""
 
 import json
 from collections import Counter
@@ -23,11 +23,11 @@ from orpo_ray.training.trainer import PreferenceTrainer
 from orpo_ray.training.world import World
 
 BAD_STEP, BAD_RANK = 3, 1
-"""Where a number that is not finite is planted; steps count from 1."""
+"""The step and rank that get a number that is not finite. Steps count from 1."""
 
 
 def note(world: World, run_dir: Path, what: Any) -> None:
-    """Leave what this process saw for the test, as noted-RANK.json in the run's folder."""
+    """Write what this process saw to noted-RANK.json in the run's folder, for the test to read."""
     (run_dir / f"noted-{world.rank}.json").write_text(json.dumps(what), encoding="utf-8")
 
 
@@ -45,9 +45,7 @@ def wrap(name: str, around: Callable[..., Any]) -> None:
 
 
 def count_updates(world: World, run_dir: Path) -> None:
-    """Packs, optimizer steps and DDP's reductions of all gradients, over the whole run; and the
-    weights' formats.
-    """
+    """Count packs, optimizer steps and DDP's reductions, and note the weights' formats."""
     counts: Counter[str] = Counter(packs=0, steps=0, updates=0, reductions=0)
 
     def reduce(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -87,7 +85,7 @@ def count_updates(world: World, run_dir: Path) -> None:
 
 
 def note_dropout(world: World, run_dir: Path) -> None:
-    """For each step the mask that this process would draw first."""
+    """Note the first dropout mask that this process would draw in each step."""
     masks: dict[int, list[float]] = {}
 
     def step(original: Any, self: PreferenceTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -102,8 +100,9 @@ def note_dropout(world: World, run_dir: Path) -> None:
 
 
 def note_fetches(world: World, run_dir: Path) -> None:
-    """How often this process fetched the base, and how often before the first process of its server
-    had it.
+    """Count how often this process fetched the base, and how often it loaded it too early.
+
+    Too early is before a process of its server has fetched it.
     """
     seen = {"fetches": 0, "loads_too_early": 0}
     fetched = run_dir / "fetched"
@@ -124,14 +123,14 @@ def note_fetches(world: World, run_dir: Path) -> None:
 
 
 def update_at_every_pack(world: World, run_dir: Path) -> None:
-    """As if nobody had told accelerate which pack is the last one of a step."""
+    """Fault: accelerate takes every pack for the last one of its step."""
     count_updates(world, run_dir)
     original = GradientState._set_sync_gradients
     GradientState._set_sync_gradients = lambda self, last: original(self, True)
 
 
 def reduce_at_every_pack(world: World, run_dir: Path) -> None:
-    """As if nobody had told DDP which pack is the last one of a step."""
+    """Fault: DDP takes every pack for the last one of its step."""
 
     def sync(original: Any, self: PreferenceTrainer, *args: Any) -> AbstractContextManager[None]:
         return nullcontext()
@@ -141,7 +140,7 @@ def reduce_at_every_pack(world: World, run_dir: Path) -> None:
 
 
 def loss_is_nan(world: World, run_dir: Path) -> None:
-    """On one rank, in one step, log-probs that are no numbers."""
+    """Fault: on one rank, in one step, log-probs are NaN."""
 
     def pack(original: Any, self: PreferenceTrainer, model: Any, *args: Any) -> Any:
         if not _is_bad(self, world):
@@ -153,14 +152,11 @@ def loss_is_nan(world: World, run_dir: Path) -> None:
 
 
 def gradient_is_nan(world: World, run_dir: Path) -> None:
-    """On one rank, in one step, one value of one parameter's gradient; the loss is as it should
-    be.
-    """
+    """Fault: on one rank, in one step, one value of one gradient is NaN. The loss is right."""
 
     def prepared(original: Any, self: PreferenceTrainer, *args: Any, **kwargs: Any) -> Any:
-        parameter = [parameter for parameter in self.model.parameters() if parameter.requires_grad][
-            -1
-        ]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        parameter = trained[-1]
 
         def spoil(gradient: Tensor) -> Tensor:
             if not _is_bad(self, world):
@@ -181,9 +177,7 @@ def _is_bad(trainer: PreferenceTrainer, world: World) -> bool:
 
 
 def _watch_failure(world: World, run_dir: Path) -> None:
-    """Note which weights and optimizer state differ after the failure from those before its
-    step.
-    """
+    """Note which weights and optimizer state the failed step has changed."""
     before: dict[str, Tensor] = {}
 
     def step(original: Any, self: PreferenceTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -215,7 +209,7 @@ def _watch_failure(world: World, run_dir: Path) -> None:
 
 
 def _everything(trainer: PreferenceTrainer) -> dict[str, Tensor]:
-    """What a checkpoint would hold, and the live weights where this process has them whole."""
+    """What a checkpoint would hold, and the live weights that this process has whole."""
     live = {
         f"{name}/live": parameter.detach().clone()
         for name, parameter in trainer.model.named_parameters()

@@ -1,8 +1,7 @@
-"""Twenty losses of each objective in each layout, as they were: that all curves move together is
-seen here alone.
+"""Twenty losses of each objective in each layout are compared with those on record.
 
-Where a change is meant to move them, `python tests/invariance/test_golden.py` writes them anew, and
-the commit says why.
+Only this test sees a change that moves all curves together. If a change is meant to move them,
+`python tests/invariance/test_golden.py` writes them again, and the commit says why.
 """
 
 import json
@@ -23,7 +22,7 @@ from orpo_ray.training.plan import Layout
 CURVES = Path(__file__).with_name("golden_curves.json")
 STEPS = 20
 RELATIVE = 1e-5
-"""Between machines, whose CPUs add in other orders; the curves of one machine are equal."""
+"""CPUs of different machines add in different orders. On one machine the curves are equal."""
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "orpo": {"kind": "orpo", "lambda": 0.5},
@@ -43,12 +42,12 @@ ALL = [
     (name, layout)
     for name in OBJECTIVES
     for layout in Layout
-    # SFT shares no prompt, and TRL's trainers, of which KTO is one, pad.
+    # SFT has no shared prompts. KTO is trained by TRL, which pads.
     if not (name == "sft" and layout.shares_prompts) and (name != "kto" or layout.pads)
 ]
 
 
-# A curve each here, and every layout of the two that are used most; the others are `long`.
+# One curve of each objective, and every layout of the two most used ones. The others are `long`.
 QUICK = {
     *((name, Layout("shared-prefix")) for name in OBJECTIVES),
     *((name, layout) for name in ("orpo", "dpo") for layout in Layout),
@@ -59,7 +58,7 @@ MARKED = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) f
 
 
 def losses(name: str, layout: Layout, artifact: Artifact, storage: Path) -> list[float]:
-    """The curve of a run in float32 without dropout: all that it depends on is in the code."""
+    """The curve of a run in float32 without dropout, so that it depends on the code only."""
     training = {
         "max_steps": STEPS,
         "learning_rate": 3.0e-4,
@@ -88,7 +87,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 @pytest.mark.parametrize(("name", "layout"), MARKED, ids=lambda part: str(part))
-def test_the_curve_is_what_it_was(
+def test_the_curve_is_the_one_on_record(
     name: str, layout: Layout, artifact: Artifact, tmp_path: Path
 ) -> None:
     stored = json.loads(CURVES.read_text(encoding="utf-8"))
@@ -104,7 +103,7 @@ def test_every_stored_curve_is_compared_and_learns() -> None:
 
 
 def write() -> None:
-    """All curves, as they are now."""
+    """Put all curves on record as they are now."""
     with tempfile.TemporaryDirectory() as folder:
         pairs = make_artifact(Path(folder))
         curves = {

@@ -139,7 +139,7 @@ def relative_difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) 
 def test_the_token_budget_does_not_change_the_run(
     objective: str, quantization: str, artifact: Artifact, tmp_path: Path
 ) -> None:
-    """A run like a user's, with memory measured at the start."""
+    """The run is like a user's: memory is measured at the start."""
     runs = [
         train(
             tmp_path,
@@ -285,7 +285,7 @@ def test_the_host_waits_once_a_step_however_many_packs_there_are(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For padded rows, transformers reads every mask to see whether it can be left out."""
+    """Padded rows are not tested, because transformers reads every mask of theirs."""
     seen: dict[int, tuple[int, int]] = {}
     original = PreferenceTrainer.training_step
 
@@ -330,7 +330,7 @@ def test_the_host_waits_once_a_step_however_many_packs_there_are(
 def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(
     objective: dict[str, Any], layout: str, artifact: Artifact
 ) -> None:
-    """For any number of ranks, budget and layout; packs of weight 0 add nothing."""
+    """This holds for any number of ranks, budget and layout. Packs of weight 0 add nothing."""
     config = run_config(Path("unused"), adapter={"dropout": 0.0}, objective=objective)
     model = load_pair_model(config, CPU, print).eval()
     whole = planned_loss(model, config, artifact, PADDED, world_size=1, budget=100_000)
@@ -364,13 +364,13 @@ def planned_loss(
     world_size: int,
     budget: int,
 ) -> float:
-    """The loss of the first step as the sum of what all packs of all ranks contribute."""
+    """The loss of the first step, as the sum over all packs of all ranks."""
     objective = build_objective(config.objective)
     step = plan_run(config, artifact.train, world_size, budget, layout)[0]
     lengths = artifact.train.lengths[step.pairs]
-    tokens = int(
-        lengths[:, 1].sum() + ((lengths[:, 0] - 1).sum() if objective.nll_on == "full" else 0)
-    )
+    tokens = int(lengths[:, 1].sum())
+    if objective.nll_on == "full":
+        tokens += int((lengths[:, 0] - 1).sum())
     model.use_layout(layout)
     total = 0.0
     for pack in (pack for rank in step.packs for pack in rank):
@@ -422,7 +422,7 @@ def test_gradients_after_an_evaluation_are_those_of_a_model_never_evaluated(
 
 
 def gradients(artifact: Artifact, evaluate_first: bool) -> dict[str, Tensor]:
-    """Adapter gradients of ORPO over a few pairs that are not zero."""
+    """The adapter gradients of ORPO over a few pairs, without those that are zero."""
     config = run_config(Path("unused"), adapter={"dropout": 0.0})
     model = load_pair_model(config, CPU, print)
     if evaluate_first:

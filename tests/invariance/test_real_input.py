@@ -1,7 +1,7 @@
-"""ORPO over real preference files with a small model and a real tokenizer: it learns, and it counts
-as the files do.
+"""ORPO on real preference files, with a small model and a real tokenizer, learns.
 
-Some of the files are offensive: no text of theirs may reach a log or a failure message.
+The numbers of pairs are those of the files. Some files are offensive, so none of their text may
+reach a log or a failure message.
 """
 
 import math
@@ -91,7 +91,7 @@ def test_orpo_learns_the_tone_of_real_answers(
     assert len(losses) == 40
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     before, after = curve(metrics, "eval/accuracy")
-    assert abs(before - 0.5) < 0.15, "random weights have no opinion"
+    assert abs(before - 0.5) < 0.15, "random weights prefer neither answer"
     assert after > 0.65, f"{summary.eval} held-out pairs; by chance 0.5 +- 0.06"
     margins = curve(metrics, "eval/margin")
     assert margins[-1] > margins[0] + 0.1

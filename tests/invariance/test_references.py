@@ -1,5 +1,6 @@
-"""The reference of DPO and IPO is the model as training starts, computed once for all runs that
-share it.
+"""The reference of DPO and IPO is the model that training starts from.
+
+Its log-probs are computed once for all runs that share it.
 """
 
 import math
@@ -26,8 +27,9 @@ COMPUTED, REUSED = (
 def train(
     storage: Path, artifact: Artifact, name: str, objective: dict[str, Any], **sections: Any
 ) -> Trained:
-    """Two steps without dropout unless it is asked for; activations are kept, so that no memory
-    need be measured.
+    """Train two steps, without dropout by default.
+
+    Activations are kept, so that no memory must be measured.
     """
     adapter = {"dropout": 0.0, **sections.pop("adapter", {})}
     training = {
@@ -86,7 +88,7 @@ def test_the_first_loss_is_that_of_implicit_rewards_of_zero(
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
-def test_it_is_so_under_every_quantisation(
+def test_the_first_loss_is_the_same_under_every_quantisation(
     quantization: str, artifact: Artifact, tmp_path: Path
 ) -> None:
     trained = train(tmp_path, artifact, "aligned", DPO, model={"quantization": quantization})
@@ -96,7 +98,7 @@ def test_it_is_so_under_every_quantisation(
 def test_the_reference_is_the_sft_adapter_and_not_the_base(
     artifact: Artifact, sft: Path, tmp_path: Path
 ) -> None:
-    """Against log-probs that transformers and PEFT compute alone, pair by pair from full logits."""
+    """Compared with log-probs that transformers and PEFT compute pair by pair from full logits."""
     train(tmp_path, artifact, "aligned", DPO, adapter={"init_from": str(sft)})
     (file,) = cached(tmp_path)
     reference = load_file(file)["log_probs"]
@@ -110,7 +112,7 @@ def test_the_reference_is_the_sft_adapter_and_not_the_base(
 def test_dropout_does_not_disturb_a_start_from_an_adapter(
     artifact: Artifact, sft: Path, tmp_path: Path
 ) -> None:
-    """Neither the start-up check of the head nor the reference may run with dropout on."""
+    """Dropout must be off in the start-up check of the head, and in the reference."""
     for name, dropout in (("without", 0.0), ("with", 0.5)):
         train(
             tmp_path / name,
@@ -129,9 +131,7 @@ def test_dropout_does_not_disturb_a_start_from_an_adapter(
 
 
 def computed(trained: Trained) -> bool:
-    """Whether the run computed its reference log-probs; it announces that, or that it found
-    them.
-    """
+    """Whether the run announced that it computed its reference log-probs."""
     said = [line for line in trained.said if line.startswith("reference log-probs")]
     assert len(said) == 1
     assert said[0] == COMPUTED or said[0].startswith(REUSED)
@@ -139,16 +139,14 @@ def computed(trained: Trained) -> bool:
 
 
 def test_runs_that_share_a_reference_compute_it_once(artifact: Artifact, tmp_path: Path) -> None:
-    """Another beta, another objective, another rate and another rank leave the reference as it
-    is.
-    """
+    """Another beta, another objective or another rank does not change the reference."""
     assert computed(train(tmp_path, artifact, "first", DPO))
     assert not computed(train(tmp_path, artifact, "second", {"kind": "dpo", "beta": 0.3}))
     assert not computed(train(tmp_path, artifact, "third", {"kind": "ipo"}, adapter={"r": 4}))
     assert len(cached(tmp_path)) == 1
 
 
-def test_what_changes_the_reference_has_it_computed_again(
+def test_the_reference_is_computed_again_if_an_input_changes(
     artifact: Artifact, sft: Path, tmp_path: Path
 ) -> None:
     assert computed(train(tmp_path, artifact, "first", DPO))
@@ -223,8 +221,9 @@ def test_plain_peft_loads_the_result_and_finds_the_same_log_probs(
 
 
 def plain_base(quantization: str) -> PreTrainedModel:
-    """The demo base as anybody would load it, but for the repacking that would change it on some
-    CPUs.
+    """The demo base as transformers loads it.
+
+    It is not repacked, because that would change its numbers on some CPUs.
     """
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True

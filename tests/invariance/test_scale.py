@@ -1,6 +1,4 @@
-"""Number of workers, packs and strategy change nothing but speed: one curve, however it is
-computed.
-"""
+"""The number of workers, packs and strategy change the speed of a run, but not its curve."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +54,9 @@ PAIRWISE = [
     Cell(1, 1, "zero-2", PACKED),
     Cell(1, 1, "zero-3", PACKED),
 ]
-"""Any two of workers, packs, strategy and layout that come together in all of the grid do so here
-too.
-"""
+"""A smaller grid with every pair of values of two fields that the whole grid has."""
 CLIPPED = {"max_grad_norm": 0.3}
-"""Below the gradient norm of most steps, so that clipping must be the same everywhere too."""
+"""The limit is below the gradient norm of most steps, so clipping must be the same everywhere."""
 
 
 def test_the_smaller_grid_has_every_pair_of_the_whole() -> None:
@@ -79,7 +75,7 @@ def test_the_smaller_grid_has_every_pair_of_the_whole() -> None:
     ],
 )
 def grid(request: pytest.FixtureRequest, make_lab: MakeLab) -> Lab:
-    """A run in every cell, counted; and runs that must differ."""
+    """A run in every cell, with its counts, and runs that must differ."""
     lab = make_lab()
     options = {**PLAIN, "training": CLIPPED}
     lab.add_cells(request.param, plant="count_updates", **options)
@@ -91,9 +87,7 @@ def grid(request: pytest.FixtureRequest, make_lab: MakeLab) -> Lab:
 
 
 def test_the_curve_is_that_of_one_process_alone(grid: Lab) -> None:
-    """Loss, gradient norm and every other metric; the reference has no process group and no
-    wrapper.
-    """
+    """All metrics are compared with a run that has no process group and no wrapper."""
     trained = train_locally(grid.config("alone", **PLAIN, training=CLIPPED), grid.artifact)
     assert trained.result["strategy"] == "single-process"
     for cell in grid.cells:
@@ -129,9 +123,8 @@ def test_a_step_is_one_optimizer_step_and_one_reduction(grid: Lab) -> None:
         for counts in grid.noted(str(cell), cell.workers):
             assert (counts["steps"], counts["packs"]) == (STEPS, STEPS * cell.packs), str(cell)
             assert counts["updates"] == STEPS, str(cell)
-            if (
-                cell.workers > 1
-            ):  # alone there is nothing to reduce, and accelerate does not hold it back
+            # With one worker there is nothing to reduce, and accelerate does not hold it back.
+            if cell.workers > 1:
                 assert counts["reductions"] == (STEPS if cell.strategy == "ddp" else 0), str(cell)
         counted = [
             tensor.item() for key, tensor in grid.state(str(cell)).items() if key.endswith("/step")
@@ -140,7 +133,7 @@ def test_a_step_is_one_optimizer_step_and_one_reduction(grid: Lab) -> None:
 
 
 def test_the_counts_would_notice_a_sync_at_every_pack(grid: Lab) -> None:
-    """And an update a pack changes the curve, while a reduction a pack only costs traffic."""
+    """An update at every pack changes the curve. A reduction at every pack costs only traffic."""
     assert [counts["updates"] for counts in grid.noted("update_at_every_pack", 2)] == [
         3 * STEPS
     ] * 2
@@ -156,13 +149,14 @@ def test_the_counts_would_notice_a_sync_at_every_pack(grid: Lab) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is trained in which format, and under which strategies beside one worker."""
+    """What is trained, and the strategies that are compared with one worker."""
 
     sections: dict[str, Any]
     strategies: tuple[str, ...]
     elsewhere: tuple[str, ...] = ()
-    """Strategies under which test_scale_over_time.py trains this kind, so that only `make
-    test-long` does here.
+    """Strategies that are only tested here by `make test-long`.
+
+    test_scale_over_time.py trains this kind under them.
     """
 
 
@@ -170,7 +164,7 @@ KINDS = {
     "nf4": Kind({}, ("ddp", "zero-1", "zero-3"), ("zero-2",)),
     "dora": Kind({**PLAIN, "adapter": {"dora": True}}, ("ddp", "zero-2", "zero-3")),
     "full": Kind(FULL, ("ddp", "zero-3"), ("zero-1", "zero-2")),
-    # At this rank the matrices are large enough for bitsandbytes to keep 8-bit state.
+    # With this rank the matrices are large enough for bitsandbytes to keep 8-bit state.
     "adamw-8bit": Kind(
         {**PLAIN, "adapter": {"r": 32}, "training": {"optimizer": "adamw-8bit"}}, ("ddp", "zero-0")
     ),
@@ -180,7 +174,7 @@ KINDS = {
         ("zero-0", "zero-3"),
         ("ddp", "zero-2"),
     ),
-    # Its baseline is a mean over a pack, so that it has no one curve.
+    # KTO's baseline is a mean over a pack, so its curve depends on the packs.
     "kto": Kind(
         {**PLAIN, "objective": {"kind": "kto", "beta": 0.5}, "training": {"engine": "trl"}},
         ("zero-2",),
@@ -204,7 +198,7 @@ def kinds(request: pytest.FixtureRequest, make_lab: MakeLab) -> Lab:
 
 
 def runs_of(kind: str, lab: Lab) -> list[str]:
-    """Those of two workers."""
+    """The names of a kind's runs with two workers."""
     return [name for name in lab.raised if name.startswith(f"{kind}-")]
 
 
@@ -217,18 +211,19 @@ def test_every_kind_learns(kind: str, kinds: Lab) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"full", "trl", "kto"}))
 def test_every_kind_has_one_curve(kind: str, kinds: Lab) -> None:
-    # 8-bit state may round to the neighbouring code, which moves a weight further than another
-    # order of additions does.
+    # 8-bit state may round to the neighbouring code. That moves a weight more than another order
+    # of additions does.
     tolerance = 5 * TOLERANCE if kind == "adamw-8bit" else TOLERANCE
     assert largest(kinds, kind, runs_of(kind, kinds)) < tolerance
 
 
 @pytest.mark.parametrize("kind", ["full", "trl"])
-def test_kinds_whose_gradient_norms_are_added_up_otherwise_have_one_curve(
+def test_kinds_whose_gradient_norms_are_summed_in_another_order_have_one_curve(
     kind: str, kinds: Lab
 ) -> None:
-    """A whole model's norm is the sum of very many numbers, in another order under ZeRO; TRL's head
-    adds in tiles.
+    """The norm of a whole model is a sum of very many numbers, in another order under ZeRO.
+
+    TRL's head adds in tiles.
     """
     names = runs_of(kind, kinds)
     assert largest(kinds, kind, names, besides=["train/grad_norm"]) < TOLERANCE
@@ -255,8 +250,9 @@ def test_what_is_trained_is_float32_under_every_strategy(kind: str, kinds: Lab) 
 def test_losses_in_bfloat16_agree_within_a_thousandth(
     cells: list[Cell], steps: int, make_lab: MakeLab, tmp_path: Path
 ) -> None:
-    """A weight that differs by 1e-8 may round to another bfloat16 number, so a loss is the mean of
-    many pairs here.
+    """A weight that differs by 1e-8 may round to another bfloat16 number.
+
+    So the losses here are means over many pairs.
     """
     lab = make_lab(artifact=write_pairs(tmp_path, demo_pairs("train", 36), demo_pairs("h1", EVAL)))
     options = {
@@ -282,7 +278,7 @@ def test_8_bit_state_is_8_bit_under_deepspeed_too(kinds: Lab) -> None:
         }
 
 
-def test_a_whole_model_is_saved_whole_and_judges_as_was_reported(kinds: Lab) -> None:
+def test_a_whole_model_is_saved_whole_and_has_the_reported_log_probs(kinds: Lab) -> None:
     expected = AutoModelForCausalLM.from_pretrained(kinds.base).state_dict()
     for name in runs_of("full", kinds):
         model = AutoModelForCausalLM.from_pretrained(kinds.path(name, "adapter"))
@@ -298,7 +294,7 @@ def test_a_whole_model_is_saved_whole_and_judges_as_was_reported(kinds: Lab) -> 
 
 @torch.no_grad()
 def mean_log_prob(model: torch.nn.Module, prompt: np.ndarray, answer: np.ndarray) -> float:
-    """Log-prob per token of an answer from full logits."""
+    """The log-prob per token of an answer, from full logits."""
     ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))
     log_probs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
     return log_probs[len(prompt) - 1 : -1].gather(-1, ids[len(prompt) :, None]).mean().item()

@@ -1,5 +1,6 @@
-"""Over the length of a run: resumed elsewhere, with dropout, a fault, few pairs in a step, and for
-forty steps.
+"""Invariance over the length of a run.
+
+Runs are resumed on other workers, have dropout, faults or few pairs in a step, or take forty steps.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ UNCLIPPED: dict[str, Any] = {**FULL, "training": {"max_grad_norm": 0.0}}
 
 @dataclass(frozen=True)
 class Chain:
-    """A run in parts, each with its workers, its strategy, and the step it stops at."""
+    """A run in parts. Each part has its workers, its strategy, and the step that it stops at."""
 
     parts: tuple[tuple[int, str, int | None], ...]
     sections: dict[str, Any]
@@ -59,10 +60,9 @@ CHAINS = {
 def chains(make_lab: MakeLab) -> Lab:
     lab = make_lab()
     for name, chain in CHAINS.items():
-        # Whether activations are recomputed is found out at the first start, and is kept by those
-        # after it.
-        found_out = {"gradient_checkpointing": "auto", **chain.sections.get("training", {})}
-        sections = {**chain.sections, "training": found_out}
+        # The first start decides whether activations are recomputed, and later ones keep to it.
+        training = {"gradient_checkpointing": "auto", **chain.sections.get("training", {})}
+        sections = {**chain.sections, "training": training}
         lab.add(f"{name}-unbroken", steps=chain.steps, **sections)
         for workers, strategy, stop_at in chain.parts:
             lab.add(name, workers, strategy, stop_at=stop_at, steps=chain.steps, **sections)
@@ -71,7 +71,7 @@ def chains(make_lab: MakeLab) -> Lab:
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_a_run_goes_on_under_another_strategy_and_number_of_workers(name: str, chains: Lab) -> None:
+def test_a_run_resumes_under_another_strategy_and_number_of_workers(name: str, chains: Lab) -> None:
     chain = CHAINS[name]
     expected = chains.curves(f"{name}-unbroken")["train/loss"]
     assert len(set(expected[1:])) == len(expected[1:]) == chain.steps - 1, (
@@ -90,7 +90,7 @@ def test_a_run_goes_on_under_another_strategy_and_number_of_workers(name: str, c
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_the_optimizer_state_goes_along(name: str, chains: Lab) -> None:
+def test_a_resumed_run_has_the_optimizer_state_of_an_unbroken_one(name: str, chains: Lab) -> None:
     steps = CHAINS[name].steps
     state, expected = chains.state(name, steps), chains.state(f"{name}-unbroken", steps)
     assert state.keys() == expected.keys()
@@ -99,9 +99,8 @@ def test_the_optimizer_state_goes_along(name: str, chains: Lab) -> None:
         if key.endswith("/step"):
             assert tensor.item() == steps
         elif not key.endswith("/master"):
-            assert (tensor - expected[key]).abs().max() <= 1e-4 * expected[
-                key
-            ].abs().max() + 1e-9, key
+            largest_value = expected[key].abs().max()
+            assert (tensor - expected[key]).abs().max() <= 1e-4 * largest_value + 1e-9, key
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
@@ -111,7 +110,7 @@ def test_some_sizes_do_not_divide_by_the_workers(name: str, chains: Lab) -> None
 
 
 def test_the_reference_is_computed_once_for_the_whole_chain(chains: Lab) -> None:
-    """And for the unbroken run as well."""
+    """The unbroken run shares it."""
     assert len(list((chains.root / "references").iterdir())) == 1
     assert chains.curves("dpo")["train/loss"][0] == pytest.approx(np.log(2), abs=1e-6)
 
@@ -150,19 +149,18 @@ def test_each_rank_draws_its_own_dropout(strategy: str, dropout: Lab) -> None:
         tuple(mask) for rank in dropout.noted(f"{strategy}-unbroken", 2) for mask in rank.values()
     ]
     assert len(masks) == 2 * 4
-    assert len(set(masks)) == len(masks), "nor twice in the run"
+    assert len(set(masks)) == len(masks), "a mask was drawn twice"
 
 
-def test_the_base_is_fetched_once_a_server_and_not_loaded_before(dropout: Lab) -> None:
-    """Both processes are on this one."""
-    nobody_early = {"loads_too_early": 0}
+def test_the_base_is_fetched_once_per_server_and_not_loaded_before(dropout: Lab) -> None:
+    """Both processes are on one server."""
     assert dropout.noted("without", 2) == [
-        {"fetches": 1, **nobody_early},
-        {"fetches": 0, **nobody_early},
+        {"fetches": 1, "loads_too_early": 0},
+        {"fetches": 0, "loads_too_early": 0},
     ]
 
 
-def test_an_adapted_head_is_refused_where_workers_could_not_stay_in_step(make_lab: MakeLab) -> None:
+def test_an_adapted_head_is_refused_under_zero_3(make_lab: MakeLab) -> None:
     lab = make_lab()
     adapter = {"targets": ["q_proj", "lm_head"]}
     lab.add("head", 2, "zero-3", steps=2, **PLAIN, adapter=adapter)
@@ -238,7 +236,7 @@ def test_a_step_with_fewer_pairs_than_workers_is_as_on_one_worker(
         [0, 1, 1],
     ]
     lab.run()
-    # Evaluations are means over two pairs, in which the rounding of one shows.
+    # Evaluations are means over only two pairs, so the rounding of one of them shows.
     assert largest(lab, "alone", names) < 5 * TOLERANCE
 
 
@@ -248,11 +246,12 @@ def test_a_step_with_fewer_pairs_than_workers_is_as_on_one_worker(
 @pytest.mark.parametrize(
     "objective", [{"kind": "dpo"}, {"kind": "orpo", "nll_on": "full"}, {"kind": "kto"}]
 )
-def test_trl_trains_where_workers_have_packs_of_other_sizes(
+def test_trl_trains_if_workers_have_packs_of_different_sizes(
     objective: dict[str, Any], make_lab: MakeLab
 ) -> None:
-    """Seven pairs for two workers, and two in the last step: what TRL gathers for its metrics wants
-    equal ones.
+    """Two workers share seven pairs, and two in the last step.
+
+    TRL gathers tensors for its metrics, and these must have the same size on all workers.
     """
     lab = make_lab()
     options = {
@@ -262,7 +261,7 @@ def test_trl_trains_where_workers_have_packs_of_other_sizes(
         "steps": 4,
     }
     names = [lab.add(strategy, 2, strategy, **options) for strategy in ("ddp", "zero-2")]
-    is_one_curve = objective["kind"] == "dpo"  # a mean over pairs, whatever the micro-batches
+    is_one_curve = objective["kind"] == "dpo"  # its loss is a mean over pairs, not over packs
     if is_one_curve:
         lab.add("alone", **options)
     lab.run()
@@ -286,9 +285,7 @@ def test_trl_trains_where_workers_have_packs_of_other_sizes(
 def test_the_curve_is_still_one_after_forty_steps(
     quantization: str, cells: list[Cell], make_lab: MakeLab
 ) -> None:
-    """What each cell sums up in another order has had time to grow; shorter runs are in more
-    cells.
-    """
+    """Differences by the order of additions have more steps to grow in than in the other tests."""
     lab = make_lab()
     options = {
         "model": {"quantization": quantization},

@@ -1,6 +1,4 @@
-"""All that can be trained does train: objectives, adapters, quantisations, optimizers, schedules;
-and it resumes.
-"""
+"""Every objective, adapter, quantisation, optimizer and schedule trains and resumes."""
 
 import json
 import math
@@ -46,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def kind_config(storage: Path, name: str, kind: dict[str, Any], **training: Any) -> RunConfig:
-    """A short run of one kind; activations are kept, so that no memory need be measured."""
+    """A short run of one kind. Activations are kept, so that no memory must be measured."""
     short = {
         "max_steps": STEPS,
         "pairs_per_step": 4,
@@ -142,8 +140,9 @@ def load_state_file(trained: Trained) -> dict[str, Tensor]:
 def test_a_run_does_not_inherit_32_bit_state_from_an_earlier_run_of_the_process(
     artifact: Artifact, tmp_path: Path
 ) -> None:
-    """Full training keeps 32-bit state for embeddings; bitsandbytes remembers that by place, for
-    ever.
+    """Full training keeps 32-bit state for embeddings.
+
+    bitsandbytes remembers that by the position of the parameter, until the process ends.
     """
     full = train_locally(kind_config(tmp_path, "full", FULL, optimizer="adamw-8bit"), artifact)
     assert torch.float32 in {
@@ -168,8 +167,9 @@ def test_a_run_does_not_inherit_32_bit_state_from_an_earlier_run_of_the_process(
 def test_schedules_follow_their_formula(
     schedule: str, factor: Callable[[float], float], artifact: Artifact, tmp_path: Path
 ) -> None:
-    """Step s is taken at the rate that s - 1 steps lead to: two of warm-up, then the formula over
-    the other six.
+    """The rate of a step depends on the number of steps done before it.
+
+    It rises over two steps of warm-up and follows the formula over the other six.
     """
     steps, warmup, rate = 8, 2, 1e-3
     config = kind_config(
@@ -211,7 +211,7 @@ def test_warmup_may_be_a_fraction(artifact: Artifact, tmp_path: Path) -> None:
 
 
 def random_base(folder: Path, kind: str, **own: Any) -> Path:
-    """A small base of a kind, with random weights, that reads what the demo's reads."""
+    """A small base of a kind, with random weights and the demo's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     torch.manual_seed(0)
     sizes = {
@@ -234,7 +234,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_base(tmp_path_factory.mktemp("windowed"), "mistral", sliding_window=16)
 
 
-def test_a_base_without_torchs_own_attention_trains_with_what_it_has(
+def test_a_base_that_does_not_support_sdpa_trains_with_eager_attention(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     base = random_base(tmp_path / "base", "gemma2", head_dim=8)
@@ -245,7 +245,7 @@ def test_a_base_without_torchs_own_attention_trains_with_what_it_has(
     assert "layout padded: the base caps its attention scores" in trained.said
 
 
-def test_dropout_that_experts_do_not_have_is_refused_under_its_name(
+def test_dropout_is_refused_if_experts_do_not_support_it(
     artifact: Artifact, tmp_path: Path
 ) -> None:
     base = random_base(tmp_path / "base", "mixtral", num_local_experts=2)
@@ -257,7 +257,7 @@ def test_dropout_that_experts_do_not_have_is_refused_under_its_name(
     ).losses
 
 
-def test_a_base_with_a_window_gets_padded_rows_and_the_reason_is_told(
+def test_a_base_with_a_window_gets_padded_rows_and_the_reason_is_announced(
     windowed: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
     kind = {"model": {"base": str(windowed), "quantization": "none"}, "objective": {"kind": "dpo"}}
@@ -274,11 +274,12 @@ def test_a_base_with_a_window_gets_padded_rows_and_the_reason_is_told(
         train_locally(kind_config(tmp_path, "asked", kind, layout="shared-prefix"), artifact)
 
 
-def test_a_configuration_that_does_not_tell_of_its_window_is_found_out(
+def test_a_window_that_the_base_does_not_declare_is_found(
     windowed: Path, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run goes on in padded rows, DPO's reference included: at step 0 the implicit rewards are
-    0.
+    """The run falls back to padded rows, and so does DPO's reference.
+
+    So the implicit rewards at step 0 are 0.
     """
     monkeypatch.setattr(setup, "read_traits", lambda config: Traits())
     kind = {"model": {"base": str(windowed), "quantization": "none"}, "objective": {"kind": "dpo"}}
@@ -290,15 +291,15 @@ def test_a_configuration_that_does_not_tell_of_its_window_is_found_out(
     assert "a window of 16" in warning
     assert trained.result["layout"] == "padded"
     run = json.loads((trained.run_dir / "run.json").read_text(encoding="utf-8"))
-    assert run["decisions"]["layout"] == "padded", "it is what a resume takes, too"
+    assert run["decisions"]["layout"] == "padded", "a resume would take another layout"
     assert trained.losses[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
-# --- going on after a failure ---------------------------------------------------------------------
+# --- resuming after a failure ---------------------------------------------------------------------
 
 
 class PlannedError(Exception):
-    """What breaks a run in these tests."""
+    """Ends a run in these tests."""
 
 
 def fail_at(step: int) -> Callable[[int, int, Mapping[str, float]], None]:
@@ -322,9 +323,7 @@ RESUMED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_every_kind_resumes_exactly(name: str, artifact: Artifact, tmp_path: Path) -> None:
-    """The failure comes in as an exception here, which is cheaper than a kill; tests/faults has the
-    kills.
-    """
+    """The failure is an exception here, which is faster than a kill. tests/faults has the kills."""
     kind, optimizer = RESUMED[name]
     settings = {"optimizer": optimizer, "max_steps": 4, "checkpoint_every": 2, "eval_every": 4}
     unbroken = train_locally(kind_config(tmp_path, "unbroken", kind, **settings), artifact)
@@ -339,8 +338,10 @@ def test_every_kind_resumes_exactly(name: str, artifact: Artifact, tmp_path: Pat
         assert (resumed.run_dir / file).read_bytes() == (unbroken.run_dir / file).read_bytes(), file
 
 
-def test_a_resumed_run_keeps_what_auto_came_to(artifact: Artifact, tmp_path: Path) -> None:
-    """Even if another machine, or another version, would decide otherwise."""
+def test_a_resumed_run_keeps_the_decisions_of_its_first_start(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    """They stay even if another machine or version would decide otherwise."""
     config = kind_config(
         tmp_path, "auto", {}, tokens_per_microbatch="auto", max_steps=6, checkpoint_every=2
     )
@@ -360,7 +361,7 @@ def test_a_resumed_run_keeps_what_auto_came_to(artifact: Artifact, tmp_path: Pat
 
 
 def test_the_adapter_folder_can_be_used_without_us(artifact: Artifact, tmp_path: Path) -> None:
-    """Tokenizer, template and card lie beside the weights; nothing in it is a pickle."""
+    """Tokenizer, template and card lie beside the weights, and no file is a pickle."""
     trained = train_locally(kind_config(tmp_path, "used", {}), artifact)
     folder = trained.run_dir / "adapter"
     base = AutoTokenizer.from_pretrained(run_config(tmp_path).model.base)

@@ -1,6 +1,4 @@
-"""Checkpoints: whole or not there, checked before they are trusted, kept by a policy, free of
-pickles.
-"""
+"""Checkpoints are whole or not there, checked before use, kept by a policy, and free of pickles."""
 
 import errno
 import json
@@ -77,9 +75,7 @@ def test_a_checkpoint_holds_what_was_written_and_where_it_was(tmp_path: Path) ->
 def test_the_manifest_is_written_last_and_the_folder_appears_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything is on the disk before the manifest, and the manifest before the name that makes it
-    a checkpoint.
-    """
+    """Every file is on the disk before the manifest, and the manifest before the folder's name."""
     order: list[str] = []
     sync = checkpoints._sync
 
@@ -113,9 +109,7 @@ def test_the_names_are_on_the_disk_before_an_older_checkpoint_may_go(
 def test_a_file_system_that_cannot_sync_folders(
     number: int, is_forgiven: bool, tmp_path: Path
 ) -> None:
-    """A real failure of the disk is told; a network file system that knows no such thing serves all
-    the same.
-    """
+    """A failure of the disk is raised. A network file system without folder syncs may be used."""
 
     def fails(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -149,7 +143,7 @@ def test_a_failed_save_leaves_what_was_there(
 
 
 def test_a_step_saved_again_replaces_the_former(tmp_path: Path) -> None:
-    """As a run does that stopped there, went on and came back."""
+    """A run does so that is resumed from an earlier checkpoint."""
     save(tmp_path, position(3, accuracy=0.1, margin=0.0), fill)
     save(tmp_path, position(3, accuracy=0.9, margin=0.0), fill)
     assert names(tmp_path) == ["step-000003"]
@@ -188,7 +182,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_is_announced_and_the_one_before_it_serves(
+def test_a_damaged_newest_checkpoint_is_announced_and_the_one_before_it_is_used(
     damage: str, tmp_path: Path
 ) -> None:
     for step in (2, 4, 6):
@@ -201,7 +195,7 @@ def test_a_damaged_newest_is_announced_and_the_one_before_it_serves(
     assert whole(tmp_path) == ("step-000004", []), "said once"
 
 
-def test_where_all_are_damaged_none_is_found(tmp_path: Path) -> None:
+def test_if_all_are_damaged_none_is_found(tmp_path: Path) -> None:
     for step in (2, 4):
         save(tmp_path, position(step), fill)
         (tmp_path / f"step-{step:06d}" / MANIFEST).unlink()
@@ -211,7 +205,7 @@ def test_where_all_are_damaged_none_is_found(tmp_path: Path) -> None:
 
 
 def test_a_damaged_one_does_not_push_out_those_that_are_whole(tmp_path: Path) -> None:
-    """The run goes on from step 4 and stops at 5; step 6 must not count as the newest one."""
+    """The run resumes from step 4 and stops at 5. Step 6 must not count as the newest one."""
     for step in (4, 6):
         save(tmp_path, position(step), fill)
     (tmp_path / "step-000006" / "position.json").write_bytes(b"{")
@@ -227,7 +221,7 @@ def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
     assert whole(tmp_path)[0] == "step-1000000"
 
 
-def test_what_killed_runs_left_is_swept(tmp_path: Path) -> None:
+def test_remains_of_killed_runs_are_deleted(tmp_path: Path) -> None:
     save(tmp_path, position(2), fill)
     for left in (".building-0123abcd", ".deleting-4567cdef"):
         fill_left = tmp_path / left
@@ -235,7 +229,7 @@ def test_what_killed_runs_left_is_swept(tmp_path: Path) -> None:
         fill(fill_left)
     (tmp_path / "notes").mkdir()
     assert whole(tmp_path) == ("step-000002", [])
-    assert names(tmp_path) == ["notes", "step-000002"], "and nothing that is not ours"
+    assert names(tmp_path) == ["notes", "step-000002"], "other files stay"
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
@@ -265,13 +259,12 @@ def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
 def test_the_newest_is_kept_then_the_best_then_the_next_newest(
     saved: list[tuple[int, tuple[float, float] | None]], keep: int, kept: set[int]
 ) -> None:
-    """(step, (accuracy, margin) if it was evaluated); equal accuracy: the margin decides, then the
-    later one.
+    """`saved` has (step, (accuracy, margin)), or None for a step that was not evaluated.
+
+    Between equal accuracies the margin decides, then the later step.
     """
-    assert (
-        steps_to_keep([Saved(step, *(scores or (None, None))) for step, scores in saved], keep)
-        == kept
-    )
+    checkpoints = [Saved(step, *(scores or (None, None))) for step, scores in saved]
+    assert steps_to_keep(checkpoints, keep) == kept
 
 
 def test_pruning_deletes_the_others_and_nothing_else(tmp_path: Path) -> None:
@@ -282,7 +275,7 @@ def test_pruning_deletes_the_others_and_nothing_else(tmp_path: Path) -> None:
     assert names(tmp_path) == ["notes", "step-000002", "step-000006"]
 
 
-def test_pruning_survives_a_checkpoint_that_was_damaged_since(tmp_path: Path) -> None:
+def test_pruning_survives_a_checkpoint_that_was_damaged_later(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         save(tmp_path, position(step, accuracy=1 / step, margin=0.0), fill)
     (tmp_path / "step-000002" / "position.json").unlink()

@@ -1,4 +1,4 @@
-"""Metrics against hand-written arithmetic; none of them knows a setting of a loss."""
+"""Metrics compared with arithmetic by hand. They do not depend on the settings of a loss."""
 
 import math
 from dataclasses import replace
@@ -39,8 +39,9 @@ PAIRS = PairLogps(
     reference_chosen=torch.tensor([-3.0, -8.0]),
     reference_rejected=torch.tensor([-5.0, -5.0]),
 )
-"""Means per token: chosen -0.5 and -3, rejected -3 and -1; the first pair is preferred rightly, the
-second is not.
+"""Means per token are -0.5 and -3 for chosen, -3 and -1 for rejected.
+
+So the chosen answer is preferred in the first pair only.
 """
 
 
@@ -59,7 +60,7 @@ BY_HAND = {
 
 
 def step_metrics(config: ObjectiveConfig, weights: tuple[float, ...] = (1.0,)) -> dict[str, float]:
-    """Metrics of a step made of one pack a weight."""
+    """Metrics of a step that has one pack for each weight."""
     objective = build_objective(config)
     metrics = StepMetrics(objective, torch.device("cpu"))
     for weight in weights:
@@ -78,8 +79,9 @@ def test_an_equal_pair_is_not_preferred() -> None:
 
 
 def test_a_step_by_hand() -> None:
-    """ORPO at lambda 0.5: NLL 16/7 per token; the preference term is the mean of -log sigmoid(log
-    odds ratio).
+    """ORPO at lambda 0.5. The NLL is 16/7 per token.
+
+    The preference term is lambda times the mean of -log sigmoid(log odds ratio).
     """
     preference = 0.5 * sum(math.log(1 + math.exp(-ratio)) for ratio in RATIOS) / 2
     expected = {**BY_HAND, "nll": 16 / 7, "preference_share": preference / (preference + 16 / 7)}
@@ -126,7 +128,7 @@ def test_sft_has_no_rejected_side_to_report() -> None:
 
 
 def test_an_evaluation_by_hand() -> None:
-    """NLL is per chosen token over all pairs: 11 over 7."""
+    """The NLL is the sum over all chosen answers, 11, divided by their 7 tokens."""
     columns = (PAIRS.chosen, PAIRS.rejected, PAIRS.chosen_tokens, PAIRS.rejected_tokens)
     scores = PairScores(*(column.double().numpy() for column in columns))
     assert summarise(scores) == pytest.approx({**BY_HAND, "nll": 11 / 7}, rel=1e-7)
@@ -142,7 +144,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module")
 def model(artifact: Artifact) -> PairModel:
-    """With so much dropout that a score with it would differ."""
+    """A model with so much dropout that scores with dropout would differ."""
     config = run_config(artifact.path, adapter={"dropout": 0.9}, model={"quantization": "none"})
     decisions = Decisions(
         device="cpu",

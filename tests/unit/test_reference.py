@@ -1,4 +1,4 @@
-"""The cache of reference log-probs: read when it can be, never trusted when it is broken."""
+"""The cache of reference log-probs: it is read if it is whole, and computed again if it is not."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def cache_of(folder: Path, **changed: Any) -> ReferenceCache:
     return ReferenceCache(folder, {**INPUTS, **changed})
 
 
-def test_what_was_written_is_read_back_the_same_and_said(tmp_path: Path) -> None:
+def test_what_was_written_is_read_back_the_same_and_announced(tmp_path: Path) -> None:
     said: list[str] = []
     assert cache_of(tmp_path / "new").read(PAIRS, said.append) is None
     cache_of(tmp_path / "new").write(LOG_PROBS)

@@ -1,5 +1,6 @@
-"""What a search decides, without Ray: what to vary, what to try next, whom to give up, what is
-best, what is kept.
+"""What a search decides, without Ray.
+
+What to vary, what to try next, which trials to give up, which is best, and what is kept.
 """
 
 import json
@@ -66,20 +67,20 @@ def test_a_number_that_is_not_finite_is_worse_than_all_others() -> None:
     assert score("eval/accuracy", {"eval/accuracy": 1.0, "eval/margin": None}, PAIRS) == -math.inf
 
 
-def test_the_pareto_front_holds_those_whom_nobody_beats_in_both() -> None:
+def test_the_pareto_front_holds_trials_that_no_other_beats_in_both() -> None:
     trials = [
         finished(0, 0.9, 0.1, 2.0),
         finished(1, 0.8, 0.1, 1.0),
-        finished(2, 0.8, 0.1, 1.5),  # as accurate as 1, less likely
+        finished(2, 0.8, 0.1, 1.5),  # as accurate as trial 1, with a higher NLL
         finished(3, 0.95, 0.1, 3.0),
-        finished(4, 0.7, 0.1, 1.2),  # beaten by 1 in both
-        finished(5, 0.9, 0.2, 2.0),  # as 0, with a larger margin
+        finished(4, 0.7, 0.1, 1.2),  # trial 1 is better in both
+        finished(5, 0.9, 0.2, 2.0),  # like trial 0, with a larger margin
     ]
     trials[3].state = "stopped"
     assert [trial.number for trial in pareto_front(trials)] == [5, 1]
 
 
-def test_a_trial_that_ended_in_numbers_that_are_not_finite_wins_nothing() -> None:
+def test_a_trial_whose_last_numbers_are_not_finite_is_never_best() -> None:
     broken = finished(0, 1.0)
     broken.evaluations[-1]["eval/margin"] = None  # type: ignore[assignment]
     search = Search(
@@ -93,7 +94,7 @@ def test_a_trial_that_ended_in_numbers_that_are_not_finite_wins_nothing() -> Non
     assert pareto_front(search.trials) == [search.trials[1]]
 
 
-def test_the_best_trial_came_to_its_end() -> None:
+def test_only_a_finished_trial_can_be_best() -> None:
     search = Search(name="x", settings={"metric": "eval/accuracy"}, trial_count=3, pairs=PAIRS)
     search.trials = [finished(0, 0.9), finished(1, 0.8), finished(2, 0.99)]
     search.trials[2].state = "stopped"
@@ -103,7 +104,7 @@ def test_the_best_trial_came_to_its_end() -> None:
     assert best_trial(search) is None
 
 
-def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
+def test_the_reading_names_the_best_trial_and_its_cost_in_steps_and_likelihood() -> None:
     search = Search(name="x", settings={"metric": "eval/accuracy"}, trial_count=4, pairs=PAIRS)
     search.trials = [
         finished(0, 0.9, 0.5, 2.0),
@@ -118,11 +119,12 @@ def test_the_reading_tells_which_won_what_it_took_and_what_it_cost() -> None:
         "Trial 0 is best: objective.lambda=0.1 prefers the chosen answer for 90.0% of 512"
     )
     assert second == (
-        "Of 4 trials 2 came to the end, 1 were given up early, 1 failed: 22 steps of the 40 that "
-        "all would take."
+        "Of 4 trials 2 finished and 1 were given up early, 1 failed. They took 22 steps; without an "
+        "early end they would take 40."
     )
     assert third.startswith(
-        "Trial 1 keeps them likelier (NLL 1.00 against 2.00 a token) at accuracy 75.0%."
+        "Trial 1 keeps the chosen answers likelier (NLL 1.00 compared with 2.00 a token) at "
+        "accuracy 75.0%."
     )
 
 
@@ -146,7 +148,7 @@ def searched(best: Trial, given: Trial, space: dict[str, Any] | None = None) -> 
         ),
     ],
 )
-def test_the_reading_tells_whether_the_given_configuration_was_beaten(
+def test_the_reading_compares_the_best_trial_with_the_given_configuration(
     low: float, high: float, says: str
 ) -> None:
     search = searched(finished(1, 0.75, 0.2, 1.0), finished(0, 0.7, 0.2, 1.0))
@@ -155,12 +157,12 @@ def test_the_reading_tells_whether_the_given_configuration_was_beaten(
         Change(Mean(0.7, 0.6, 0.8), Mean(0.75, 0.7, 0.8), Mean(0.05, low, high)),
         10,
     )
-    told = reading(search, compared)[-1]
-    assert "trial 0) at step 10: accuracy 0.750 against 0.700, a difference of +0.050" in told
-    assert says in told
+    line = reading(search, compared)[-1]
+    assert "trial 0) at step 10: accuracy 0.750 against 0.700, a difference of +0.050" in line
+    assert says in line
 
 
-def test_the_reading_tells_that_no_trial_beat_the_given_configuration() -> None:
+def test_the_reading_says_that_no_trial_is_better_than_the_given_configuration() -> None:
     search = searched(finished(1, 0.7, 0.2, 1.0), finished(0, 0.75, 0.2, 1.0))
     assert reading(search)[-1].startswith(
         "No trial is better than the given configuration (trial 0)"
@@ -172,31 +174,31 @@ def test_the_reading_tells_that_no_trial_beat_the_given_configuration() -> None:
     [
         (
             0.1,
-            "objective.lambda=0.1 is at the lower end of its range, 0.1 to 10: the best may lie ",
+            "objective.lambda=0.1 is at the lower end of its range, 0.1 to 10. A better value may ",
         ),
         (
             9.5,
-            "objective.lambda=9.5 is at the upper end of its range, 0.1 to 10: the best may lie ",
+            "objective.lambda=9.5 is at the upper end of its range, 0.1 to 10. A better value may ",
         ),
         (1.0, None),
         (0.2, None),
     ],
 )
-def test_a_best_value_at_the_end_of_its_range_is_told_with_the_next_range(
+def test_a_best_value_at_the_end_of_its_range_is_shown_with_the_next_range(
     value: float, says: str | None
 ) -> None:
     best = finished(1, 0.75, 0.2, 1.0)
     best.values = {LAMBDA: value}
     space = {LAMBDA: {"loguniform": [0.1, 10]}}
-    told = [
+    lines = [
         line for line in reading(searched(best, finished(0, 0.7, 0.1), space)) if " end of " in line
     ]
     if says is None:
-        assert told == []
+        assert lines == []
         return
-    assert told[0].startswith(says)
+    assert lines[0].startswith(says)
     low, high = 0.1 * value, 10 * value
-    assert f"Search {float(f'{low:.2g}'):g} to {float(f'{high:.2g}'):g} next." in told[0]
+    assert f"Search {float(f'{low:.2g}'):g} to {float(f'{high:.2g}'):g} next." in lines[0]
 
 
 # --- what to vary ---------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ def test_default_ranges_are_widened_to_hold_what_is_given(tmp_path: Path) -> Non
     ]
     domains, said = ranges(objective={"lambda": 0.0})
     assert domains[LAMBDA] == Span(0.1, 2.0, log=True)
-    assert said == ["search.space: objective.lambda 0 has no logarithm: trial 0 alone tries it"]
+    assert said == ["search.space: objective.lambda 0 has no logarithm: only trial 0 tries it"]
     chosen = {"space": {LAMBDA: {"loguniform": [0.1, 0.2]}}}
     assert ranges(objective={"lambda": 5.0}, search=chosen)[0] == {LAMBDA: Span(0.1, 0.2, log=True)}
 
@@ -294,7 +296,7 @@ def test_rates_fall_with_the_size_of_the_base() -> None:
         ),
     ],
 )
-def test_a_range_that_leaves_what_is_valid_is_refused_on_paper(
+def test_a_range_with_invalid_values_is_refused_before_anything_is_trained(
     tmp_path: Path, space: dict[str, Any], says: str
 ) -> None:
     config = run_config(tmp_path, search={"space": space})
@@ -327,7 +329,7 @@ def test_a_whole_section_may_be_chosen(tmp_path: Path) -> None:
         ([{"training": {"warmup": 0.0}}, {"adapter": {"dropout": 0.3}}], "stages.1.adapter"),
     ],
 )
-def test_of_a_chosen_section_only_what_is_named_changes(
+def test_a_chosen_section_changes_only_the_fields_that_it_names(
     tmp_path: Path, stages: list[dict[str, Any]], field: str
 ) -> None:
     tree = dump(run_config(tmp_path)) | {"stages": stages}
@@ -338,7 +340,7 @@ def test_of_a_chosen_section_only_what_is_named_changes(
     assert tried.adapter == before.adapter.model_copy(update={"dropout": 0.2})
 
 
-# --- what to try next, and whom to give up --------------------------------------------------------
+# --- what to try next, and which trials to give up ------------------------------------------------
 
 
 def study(
@@ -347,7 +349,7 @@ def study(
     domains: dict[str, Domain] = DOMAINS,
     **sections: Any,
 ) -> Study:
-    """A study of drawn trials; the given configuration is none of them unless `settings` say so."""
+    """A study that does not try the given configuration, unless `settings` say so."""
     tree = settings.model_dump(exclude_unset=True)
     search = {
         "try_given": False,
@@ -375,8 +377,9 @@ def play(
     trials: list[Trial] | None = None,
     domains: dict[str, Domain] = DOMAINS,
 ) -> list[Trial]:
-    """Trials one after the other, each evaluated at every tenth of its run; those of `trials` are
-    on record.
+    """Run trials one after the other, each evaluated at every tenth of its run.
+
+    Those of `trials` are on record already.
     """
     trials = list(trials or [])
     asked = study(settings, trials, domains)
@@ -395,7 +398,7 @@ def play(
 
 
 @pytest.mark.parametrize("searcher", ["random", "tpe"])
-def test_a_search_that_was_interrupted_goes_on_as_if_it_had_not_been(searcher: str) -> None:
+def test_a_resumed_search_continues_like_an_unbroken_one(searcher: str) -> None:
     settings = SearchConfig(searcher=searcher, trials=20)
     domains = {
         **DOMAINS,
@@ -429,7 +432,7 @@ def test_tpe_comes_nearer_to_the_peak_than_its_random_start() -> None:
     assert sum(quality(t.values) for t in later) / 20 > sum(quality(t.values) for t in start) / 20
 
 
-def test_quantised_and_chosen_values_are_what_the_config_says() -> None:
+def test_drawn_values_keep_to_the_steps_and_choices_of_the_config() -> None:
     domains: dict[str, Domain] = {
         "adapter.r": Span(8, 64, step=8),
         "adapter.alpha": Span(1, 100, log=True, step=0.5),
@@ -467,7 +470,7 @@ def test_trial_0_is_the_given_configuration() -> None:
 
 
 def test_the_given_configuration_may_lie_outside_of_the_ranges() -> None:
-    """It is judged as all others, and teaches the draws nothing."""
+    """It is judged like all others, but the draws do not learn from it."""
     settings = SearchConfig(trials=20, try_given=True)
     asked = study(settings, objective={"lambda": 0.0})
     first = Trial(number=0, run="", values=asked.draw(0))
@@ -476,7 +479,7 @@ def test_the_given_configuration_may_lie_outside_of_the_ranges() -> None:
     assert not asked.judge(first)
     other = Trial(number=1, run="", values=asked.draw(1))
     other.note(20, 100, evaluation(0.1))
-    assert asked.judge(other), "behind the given one"
+    assert asked.judge(other), "it is behind the given one"
     first.note(100, 100, evaluation(0.9))
     asked.judge(first)
     first.state = "finished"
@@ -497,7 +500,7 @@ def test_a_grid_tries_the_given_point_first_and_once() -> None:
         assert trial_count(config) == count
 
 
-def test_of_a_chosen_section_the_given_one_is_found(tmp_path: Path) -> None:
+def test_trial_0_gets_the_given_section_if_sections_are_chosen(tmp_path: Path) -> None:
     choices = [{"kind": "orpo", "lambda": 0.5}, {"kind": "dpo", "beta": 0.2}]
     search = {"space": {"objective": {"choice": choices}}}
     for given, first in ((choices[1], choices[1]), ({"kind": "cpo"}, None)):
@@ -521,7 +524,7 @@ def test_the_given_value_of_a_stage_is_the_stages_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 13, 16])
 def test_the_first_draws_are_spread_over_each_range(count: int) -> None:
-    """Both halves of each range are tried; 2, 4, 8 and 16 draws hit each of as many equal parts."""
+    """Draws come from both halves of each range; 2, 4, 8 or 16 draws hit as many equal parts."""
     for seed in range(5):
         drawn = [spread_values(DOMAINS, seed, number) for number in range(count)]
         for field, domain in DOMAINS.items():
@@ -543,20 +546,20 @@ def test_asha_gives_up_at_the_rungs_only_and_never_the_first_nor_at_the_end() ->
     assert steps < 0.55 * 30 * 100
 
 
-def test_asha_lets_the_best_third_go_on() -> None:
+def test_asha_lets_the_best_third_continue() -> None:
     asked = study(SearchConfig(trials=9, searcher="random", grace=0.2, eta=3))
     accuracies = [0.5, 0.6, 0.7, 0.4, 0.9, 0.3, 0.8, 0.2, 0.95]
-    went_on = []
+    continued = []
     for number, accuracy in enumerate(accuracies):
         trial = Trial(number=number, run="", values=asked.draw(number))
         trial.note(20, 100, evaluation(accuracy))
         if not asked.judge(trial):
-            went_on.append(accuracy)
-    # One of so few, the best, until there are six; then two; then three of nine.
-    assert went_on == [0.5, 0.6, 0.7, 0.9, 0.8, 0.95]
+            continued.append(accuracy)
+    # Of fewer than six trials one continues, then two, and of nine three.
+    assert continued == [0.5, 0.6, 0.7, 0.9, 0.8, 0.95]
 
 
-def test_a_trial_that_was_let_on_is_given_up_when_better_ones_have_come_since() -> None:
+def test_a_trial_that_continued_is_given_up_when_better_ones_have_come() -> None:
     asked = study(SearchConfig(trials=9, grace=0.2, eta=3))
     first = Trial(number=0, run="", values=asked.draw(0))
     first.note(20, 100, evaluation(0.7))
@@ -566,10 +569,10 @@ def test_a_trial_that_was_let_on_is_given_up_when_better_ones_have_come_since() 
         other.note(20, 100, evaluation(accuracy))
         assert asked.judge(other) == (accuracy < 0.7)
     first.note(40, 100, evaluation(0.99))
-    assert asked.judge(first), "it counts what it was at the rung"
+    assert asked.judge(first), "its score at the rung counts"
 
 
-def test_one_in_nine_of_all_goes_on_from_the_second_rung() -> None:
+def test_one_in_nine_of_all_continues_after_the_second_rung() -> None:
     rungs = Rungs(grace=0.2, eta=3)
     for number in range(9):
         rungs.gives_up(number, 0.2, number / 10)
@@ -579,19 +582,19 @@ def test_one_in_nine_of_all_goes_on_from_the_second_rung() -> None:
     assert rungs.gives_up(7, 0.8, 1.0)
     for number in range(9, 18):
         rungs.gives_up(number, 0.2, 0.0)
-    assert not rungs.gives_up(7, 0.8, 1.0), "two in eighteen"
+    assert not rungs.gives_up(7, 0.8, 1.0), "two of eighteen continue"
 
 
-def test_some_trial_always_comes_to_its_end() -> None:
+def test_at_least_one_trial_finishes() -> None:
     rungs = Rungs(grace=0.2, eta=3)
     assert not rungs.gives_up(0, 0.2, 0.5)
     assert not rungs.gives_up(0, 0.6, 0.9)
     assert not rungs.gives_up(1, 0.2, 0.8), "better at the first rung"
     assert rungs.gives_up(1, 0.6, 0.7), "behind at the second"
-    assert not rungs.gives_up(0, 0.8, 0.9), "which counts: the other one is gone"
+    assert not rungs.gives_up(0, 0.8, 0.9), "the second rung counts, and the other one ended there"
 
 
-def test_the_end_of_a_run_is_never_given_up() -> None:
+def test_a_trial_is_never_given_up_at_the_end_of_its_run() -> None:
     rungs = Rungs(grace=0.2, eta=3)
     assert not rungs.gives_up(0, 0.2, 0.9)
     assert rungs.gives_up(1, 0.2, 0.8)
@@ -607,9 +610,7 @@ def test_the_end_of_a_run_is_never_given_up() -> None:
     [(0.2, 3, (20, 60)), (0.3, 3, (30, 90)), (0.5, 2, (50,)), (0.1, 4, (10, 40)), (1, 2, ())],
 )
 def test_rungs_lie_within_the_run(grace: float, eta: int, rungs: tuple[int, ...]) -> None:
-    """One that falls behind at a percent of its run is ended there if that is a rung, and not
-    before the next.
-    """
+    """A trial that falls behind is ended at the next rung, or at once if it is at a rung."""
     for behind_from in range(1, 101):
         asked = Rungs(grace, eta)
         for percent in range(1, 101):
@@ -621,7 +622,7 @@ def test_rungs_lie_within_the_run(grace: float, eta: int, rungs: tuple[int, ...]
         assert ended == next((rung for rung in rungs if rung >= behind_from), None)
 
 
-def test_trials_of_another_length_meet_at_the_same_share_of_their_runs() -> None:
+def test_trials_of_different_lengths_are_compared_at_the_same_share_of_their_runs() -> None:
     asked = study(SearchConfig(trials=3, grace=0.2))
     long, short = (Trial(number=number, run="", values=asked.draw(number)) for number in range(2))
     long.note(20, 100, evaluation(0.9))
@@ -632,7 +633,7 @@ def test_trials_of_another_length_meet_at_the_same_share_of_their_runs() -> None
     assert asked.judge(short)
 
 
-def test_without_a_scheduler_all_come_to_their_end() -> None:
+def test_without_a_scheduler_all_trials_finish() -> None:
     trials = play(SearchConfig(trials=10, scheduler="none"), 10)
     assert {trial.state for trial in trials} == {"finished"}
 
@@ -649,7 +650,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 @pytest.fixture
 def begin(config: RunConfig) -> Callable[[], tuple[Course, Search]]:
-    """A course on what is on record in the search's folder, as a new process would make it."""
+    """Makes a course from the record in the search's folder, as a new process does."""
 
     def make() -> tuple[Course, Search]:
         assert config.search is not None
@@ -679,7 +680,7 @@ def test_what_happened_is_on_record_at_once(
     assert found is not None and found.trials[0].state == "finished"
 
 
-def test_an_interrupted_trial_is_gone_on_with_first(
+def test_an_interrupted_trial_is_resumed_first(
     begin: Callable[[], tuple[Course, Search]],
 ) -> None:
     course, _ = begin()
@@ -692,7 +693,7 @@ def test_an_interrupted_trial_is_gone_on_with_first(
     assert search.trials[1].error == "no memory"
 
 
-def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_follows(
+def test_values_that_make_no_valid_run_are_a_failed_trial_and_the_next_one_follows(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "run").mkdir()
@@ -720,7 +721,7 @@ def test_values_that_go_together_in_no_run_are_a_failed_trial_and_the_next_one_f
     )
 
 
-def test_what_failed_for_want_of_room_is_tried_again_and_what_was_wrong_is_not(
+def test_a_trial_that_found_no_resources_is_tried_again_and_a_wrong_one_is_not(
     config: RunConfig, begin: Callable[[], tuple[Course, Search]]
 ) -> None:
     course, search = begin()
@@ -735,27 +736,26 @@ def test_what_failed_for_want_of_room_is_tried_again_and_what_was_wrong_is_not(
     ]
 
 
-def test_a_run_that_ended_when_nobody_listened_is_judged_by_its_own_last_evaluation(
+def test_a_run_that_ended_while_no_process_listened_is_judged_by_its_files(
     config: RunConfig, begin: Callable[[], tuple[Course, Search]]
 ) -> None:
     course, _ = begin()
     tried = [course.next() for _ in range(2)]
     assert tried[0] is not None and tried[1] is not None
-    (heard, first), (unheard, _config) = tried[0], tried[1]
-    course.evaluated(heard, 5, 10, evaluation(0.5))
+    (with_metrics, first), (without_metrics, _config) = tried[0], tried[1]
+    course.evaluated(with_metrics, 5, 10, evaluation(0.5))
     first.run_dir.mkdir(parents=True)
     (first.run_dir / "metrics.jsonl").write_text(
         json.dumps({"step": 10, **evaluation(0.9)}) + "\n", encoding="utf-8"
     )
-    course.finished(heard)
-    assert (heard.state, heard.last["eval/accuracy"]) == ("finished", 0.9)
-    course.finished(unheard)
-    assert unheard.state == "failed" and "lacks the evaluation of its last step" in str(
-        unheard.error
-    )
+    course.finished(with_metrics)
+    assert (with_metrics.state, with_metrics.last["eval/accuracy"]) == ("finished", 0.9)
+    course.finished(without_metrics)
+    assert without_metrics.state == "failed"
+    assert "lacks the evaluation of its last step" in str(without_metrics.error)
 
 
-def test_an_evaluation_that_comes_again_is_taken_in_once(
+def test_an_evaluation_that_is_reported_twice_is_recorded_once(
     begin: Callable[[], tuple[Course, Search]],
 ) -> None:
     course, _ = begin()
@@ -769,7 +769,7 @@ def test_an_evaluation_that_comes_again_is_taken_in_once(
     assert trial.last["eval/accuracy"] == 0.9
 
 
-def test_evaluations_that_nobody_heard_are_read_from_the_trial(tmp_path: Path) -> None:
+def test_evaluations_that_no_process_read_are_read_from_the_trial(tmp_path: Path) -> None:
     trial = Trial(number=0, run="run/trials/000", values={}, total_steps=10)
     trial.note(0, 10, evaluation(0.5))
     folder = tmp_path / trial.run

@@ -1,6 +1,4 @@
-"""The sections `search` and `stages`: what they accept, and the one line with which they refuse the
-rest.
-"""
+"""The sections `search` and `stages`: what they accept, and the one line that refuses the rest."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,4 @@
-"""What an exact resume needs: optimizers whose next steps are the same, generators whose next
-numbers are the same.
-"""
+"""After a resume, optimizers take the same next steps and generators draw the same next numbers."""
 
 import json
 import random
@@ -41,7 +39,7 @@ LARGE, SMALL = (64, 128), (128,)
 
 
 class Model(nn.Module):
-    """A large and a small trained parameter and a frozen one, registered in either order."""
+    """A large and a small trained parameter and a frozen one, in either order."""
 
     def __init__(self, backwards: bool = False) -> None:
         super().__init__()
@@ -80,8 +78,8 @@ def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_goes_on_bit_for_bit(name: str, backwards: bool, tmp_path: Path) -> None:
-    """State is found by a parameter's name, so another order of parameters changes nothing."""
+def test_an_optimizer_continues_bit_for_bit(name: str, backwards: bool, tmp_path: Path) -> None:
+    """State is found by a parameter's name, so the order of parameters does not count."""
     model = Model()
     optimizer = OPTIMIZERS[name](model.trained)
     take_steps(model, optimizer, range(3))
@@ -160,7 +158,7 @@ def test_processes_that_do_not_keep_the_state_get_nothing() -> None:
 
 
 def test_collected_state_is_a_copy_whose_masters_are_the_parameters_by_name() -> None:
-    """The run may go on while it is written."""
+    """It is a copy, so that training may continue while it is written."""
     model = Model()
     optimizer = OPTIMIZERS["adamw"](model.trained)
     take_steps(model, optimizer, range(2))
@@ -176,7 +174,7 @@ def test_collected_state_is_a_copy_whose_masters_are_the_parameters_by_name() ->
 
 
 def draws() -> list[float]:
-    """The next numbers of every generator, Gaussian pairs and dropout included."""
+    """The next numbers of every generator, with Gaussian pairs and dropout."""
     gauss = [
         random.random(),
         random.gauss(0, 1),
@@ -191,7 +189,7 @@ def test_random_states_survive_json() -> None:
     np.random.seed(2)
     torch.manual_seed(3)
     draws()
-    np.random.normal()  # leaves a cached second Gaussian number behind
+    np.random.normal()  # NumPy draws two Gaussian numbers and caches the second
     state = json.loads(json.dumps(capture_random_state()))
     expected = [draws(), draws()]
     random.seed(99)

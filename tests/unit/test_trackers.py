@@ -1,4 +1,4 @@
-"""What trackers lack is found before anything is begun; TRL's names stand for the same numbers."""
+"""Missing trackers are refused before a run begins; TRL's names stand for the same numbers."""
 
 import logging
 from pathlib import Path
@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> RunConfig:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine with wandb and without any key of its own."""
+    """A machine that has wandb but no key for it."""
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):

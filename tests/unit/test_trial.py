@@ -1,4 +1,4 @@
-"""What a trial tells Tune of its end."""
+"""What a trial reports to Tune when it ends."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 class Logged:
-    """A trial's run, whose log is a list; what is stored of it is a copy."""
+    """Stands for a trial's run. Its log is a list, and storing it makes a copy."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -53,7 +53,7 @@ def test_a_trial_that_ends_says_so(
 
 
 @pytest.mark.parametrize(
-    ("error", "told", "may_pass"),
+    ("error", "message", "may_pass"),
     [
         (ConfigError("adapter.r: 0"), "adapter.r: 0", False),
         (ResourceError("no room"), "no room", True),
@@ -61,16 +61,16 @@ def test_a_trial_that_ends_says_so(
         (KeyError("x"), "unexpected KeyError: 'x'", False),
     ],
 )
-def test_an_error_is_told_with_whether_it_may_pass(
+def test_an_error_is_reported_with_whether_it_may_pass(
     monkeypatch: pytest.MonkeyPatch,
     reports: list[dict[str, Any]],
     error: Exception,
-    told: str,
+    message: str,
     may_pass: bool,
 ) -> None:
     logged = run(monkeypatch, raises(error))
-    assert reports == [{"error": told, "may_pass": may_pass}]
-    assert logged.stored == ["the trial failed"], "the traceback is in the log before that is kept"
+    assert reports == [{"error": message, "may_pass": may_pass}]
+    assert logged.stored == ["the trial failed"], "the traceback is logged before the log is stored"
 
 
 def test_a_trial_that_cannot_begin_says_so(
@@ -81,10 +81,10 @@ def test_a_trial_that_cannot_begin_says_so(
     assert reports == [{"error": "adapter.r: 0", "may_pass": False}]
 
 
-def test_a_trial_that_is_given_up_says_no_more_whatever_fails_on_its_way_out(
+def test_a_trial_that_is_given_up_reports_nothing_even_if_its_end_fails(
     monkeypatch: pytest.MonkeyPatch, reports: list[dict[str, Any]]
 ) -> None:
-    """A report would wait for Tune for ever, and the process could take no other trial."""
+    """The report would wait for Tune for ever, and the process could not take another trial."""
 
     def leave(*_: Any) -> None:
         try:
