@@ -322,7 +322,7 @@ def test_no_search_to_show_and_no_config_are_told(command: Command, tmp_path: Pa
     done = command("tune", "--show", tmp_path)
     assert done.code == 2 and "no search.json here" in done.said[-1]
     done = command("tune")
-    assert done.code == 2 and "name a config to search with" in done.said[-1]
+    assert done.code == 2 and "name a CONFIG.yaml to search with" in done.said[-1]
 
 
 STAGES = (
