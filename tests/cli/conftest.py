@@ -1,5 +1,6 @@
-"""The command line as a person uses it: in this process where that is faster, as a real process
-where it matters.
+"""The command line as a person uses it.
+
+It runs in this process if that is enough, and as a real process if a test needs one.
 """
 
 import logging
@@ -50,9 +51,7 @@ def command(
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The run that tests look at, and whose prepared pairs they share; all of it is as a person
-    starts it.
-    """
+    """A run started by the real command. Tests read it, and share its prepared pairs."""
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder)
     done = fresh_shell("train", config, "--json")

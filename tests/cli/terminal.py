@@ -45,16 +45,14 @@ class Finished:
 
 
 def write_config(folder: Path) -> Path:
-    """The YAML of a small run in a folder, with a storage beside it."""
+    """The YAML of a small run in a folder, with a storage in the same folder."""
     path = folder / "tiny.yaml"
     path.write_text(TINY.replace("STORAGE", str(folder / "storage")), encoding="utf-8")
     return path
 
 
 def start(*arguments: object, **variables: str) -> ForkedCommand:
-    """Begin `orpo-ray` with the given arguments in a process of its own, to be sent signals or
-    timed.
-    """
+    """Start `orpo-ray` in a process of its own, which a test can time or send signals."""
     words = [str(argument) for argument in arguments]
     return command_server().start(words, Path.cwd(), {**ENVIRONMENT, **variables})
 

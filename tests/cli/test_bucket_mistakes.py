@@ -1,6 +1,4 @@
-"""A storage that cannot be used is told in one line, with the right exit code, before anything is
-prepared.
-"""
+"""A storage that cannot be used is refused in one line, before anything is prepared."""
 
 from collections.abc import Iterator
 from pathlib import Path

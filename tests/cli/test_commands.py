@@ -94,9 +94,7 @@ def test_config_schema_is_a_json_schema_that_describes_every_setting(
 
 
 def _described(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -> set[str]:
-    """Dotted names of all properties that a schema knows, whatever references and unions they stand
-    behind.
-    """
+    """Dotted names of all properties of a schema, also behind references and unions."""
     if "$ref" in node:
         node = schema["$defs"][node["$ref"].rpartition("/")[2]]
     found = set()

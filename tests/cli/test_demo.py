@@ -118,9 +118,7 @@ for name in objectives:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What the recipe of each other objective comes to; with one worker, since each start of two
-    costs seconds.
-    """
+    """The result of each other objective's recipe, with one worker, which starts faster."""
     storage = str(tmp_path_factory.mktemp("others"))
     command = [sys.executable, "-c", IN_ONE_PROCESS, storage, *OTHERS]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)

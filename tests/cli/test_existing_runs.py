@@ -1,6 +1,4 @@
-"""Runs that are there already, finished, unfinished or damaged, and a command that does not fit
-them.
-"""
+"""Existing runs that are finished, unfinished or damaged, and commands that do not fit them."""
 
 import shutil
 from pathlib import Path

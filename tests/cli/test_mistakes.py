@@ -1,6 +1,4 @@
-"""What a person gets wrong: one line that says what and where, an exit code, and nothing in the way
-afterwards.
-"""
+"""Mistakes of users: one line says what and where, and nothing blocks the next command."""
 
 import errno
 import gzip
@@ -661,9 +659,7 @@ def test_after_every_kind_of_failure_the_corrected_command_trains(
 
 @contextmanager
 def no_file_above(size: int) -> Iterator[None]:
-    """For this process, files cannot grow beyond `size` bytes: the cheapest stand-in for a full
-    disk.
-    """
+    """Limit the size of files of this process, as a stand-in for a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -704,7 +700,7 @@ def test_a_signal_during_preparation(config: Path, name: str, number: signal.Sig
 
 
 def opened_to_write(pipe: Path) -> int | None:
-    """A descriptor, once somebody reads the pipe."""
+    """A descriptor of the pipe, once a process reads it."""
     try:
         return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
     except OSError as error:

@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Time that stands still until it is told to go on."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -117,7 +117,7 @@ def test_time_lost_with_a_worker_does_not_count(clock: Clock) -> None:
         for step in (1, 2, 3):
             line(step, 12, TRAINED)
             clock.now += 1
-        clock.now += 100  # workers start again, and go on from step 2
+        clock.now += 100  # workers start again, and resume from step 2
         for step in (3, 4):
             line(step, 12, TRAINED)
             clock.now += 20

@@ -1,6 +1,4 @@
-"""`orpo-ray slurm render` and `orpo-ray cluster kuberay`: what they write, and what they refuse in
-one line.
-"""
+"""`orpo-ray slurm render` and `orpo-ray cluster kuberay`: what they write and refuse."""
 
 import json
 from pathlib import Path

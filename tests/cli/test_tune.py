@@ -1,6 +1,4 @@
-"""`orpo-ray tune` as a person uses it: the plan, the search, its table from storage, and what is
-refused before it.
-"""
+"""`orpo-ray tune` as a person uses it: the plan, the search, its table, and refusals."""
 
 import fcntl
 import json

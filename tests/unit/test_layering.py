@@ -82,9 +82,7 @@ def may_import(importer: str, imported: str) -> bool:
 
 
 def imports(name: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and absolute name of all that a module imports: at its top, in functions, relatively or
-    by name.
-    """
+    """Line and absolute name of every import of a module, also of those inside functions."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -171,8 +169,9 @@ def test_nobody_but_a_run_joins_its_storage_and_its_folder():
 
 
 def test_every_package_travels_in_the_wheel():
-    """Its list is written by hand, as one package lies elsewhere; an editable installation would
-    not miss any.
+    """The list of packages is written by hand, because one package lies elsewhere.
+
+    An editable installation works even if the list lacks a package, so this test checks it.
     """
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
         "setuptools"

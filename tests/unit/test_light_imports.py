@@ -1,6 +1,4 @@
-"""The command line answers at once: what it needs to say how it is used loads no torch, no ray and
-no transformers.
-"""
+"""The command line answers at once: help loads no torch, no Ray and no transformers."""
 
 import importlib.util
 import resource

@@ -1,6 +1,4 @@
-"""What a run writes about itself: it refuses to go on as another run, and lets no second process
-in.
-"""
+"""A run's records: it does not resume with other settings, and lets no second process in."""
 
 import json
 import shutil
@@ -310,9 +308,7 @@ def test_a_changed_input_is_refused_by_its_name(
 
 
 def test_a_refused_run_is_left_as_it_was(tmp_path: Path) -> None:
-    """The whole loop, not just the check: checkpoints and metrics stay, so that the right command
-    still goes on.
-    """
+    """The refusal changes no checkpoint and no metrics, so the right command still resumes."""
     artifact, other = (
         make_artifact(tmp_path, train=4, evaluation=2),
         make_artifact(tmp_path, train=5, evaluation=2),

@@ -1,6 +1,4 @@
-"""SIGINT and SIGTERM: the first one is a request, the second one acts, and outside nothing has
-changed.
-"""
+"""SIGINT and SIGTERM: the first is a request, the second acts; afterwards all is as before."""
 
 import os
 import signal
