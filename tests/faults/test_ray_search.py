@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 STEPS, RUNG = 20, 4
 TRIALS, FAILS = 4, 1
-# The given configuration has a high rate. This seed draws a warm-up that no run could end, and two
+# The given configuration has a high rate. This seed draws a warm-up longer than the run, and two
 # rates too low to keep up with the given one.
 SEED = 863
 SPACE = {
