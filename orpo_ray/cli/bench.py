@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from orpo_ray.cli.options import Json
 from orpo_ray.runs.console import Announce
 
 app = typer.Typer(add_completion=False, help="Measure ours and the stock way on this machine.")
@@ -23,9 +24,7 @@ def data(
         typer.Option("--data", metavar="FILE", help="Pairs to prepare instead of generated ones."),
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")] = 3,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Preparation of pairs: rows a second of ours and of TRL's ORPOTrainer, same rows and cores."""
     from orpo_ray.cli.console import announce, open_log
@@ -53,9 +52,7 @@ def ray(
         int, typer.Option(min=1, help="Turns of each side, one after the other.")
     ] = 16,
     starts: Annotated[int, typer.Option(min=1, help="Times that both sides are started.")] = 3,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """What Ray costs: the demo's steps with two workers, under Ray Train and without Ray."""
     from orpo_ray.cli.console import announce, open_log
@@ -76,9 +73,6 @@ def ray(
 
 Turns = Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")]
 StartTurns = Annotated[int, typer.Option("--turns", min=1, help="Times each command runs.")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-]
 ShapeOption = Annotated[
     str, typer.Option("--shape", metavar="P/C/R", help="Tokens of prompt, chosen, rejected.")
 ]
@@ -234,9 +228,7 @@ def start(turns: StartTurns = 3, json: Json = False) -> dict[str, Any]:
 @app.command("search")
 def search(
     seed: Annotated[int, typer.Option(min=0, help="Of data order, first adapters and draws.")] = 1,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """What a search saves in trained steps: the demo's full grid compared with the default search.
 

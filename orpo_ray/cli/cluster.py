@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orpo_ray.cli.on_cluster import Json
+from orpo_ray.cli.options import ConfigFile, Json, Overrides
 from orpo_ray.cli.rendering import (
-    Config,
     CpusPerNode,
     GpusPerNode,
     MemoryPerNode,
     NodeCount,
     Out,
-    Overrides,
     write_files,
 )
 
@@ -44,7 +42,7 @@ def render(
 
 @app.command("kuberay")
 def kuberay(
-    config: Config,
+    config: ConfigFile,
     image: Annotated[str, typer.Option(help="Made with cluster/docker/Dockerfile.")],
     overrides: Overrides = None,
     claim: Annotated[

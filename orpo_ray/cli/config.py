@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from orpo_ray.cli.options import ConfigFile, Json, Overrides
+
 app = typer.Typer(
     add_completion=False,
     help="Show a resolved config or the JSON Schema, or translate a config of another project.",
@@ -13,11 +15,9 @@ app = typer.Typer(
 
 @app.command("show")
 def show(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Print every setting of a run, defaults and overrides included."""
     import yaml
@@ -47,9 +47,7 @@ def schema(
 @app.command("from")
 def from_other(
     file: Annotated[str, typer.Argument(metavar="FILE")],
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Print a config of TRL, LLaMA-Factory or Axolotl as one of ours; comments say what differs."""
     from orpo_ray.config.foreign.file import translated

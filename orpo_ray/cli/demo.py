@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from orpo_ray.cli.options import Json
+
 app = typer.Typer(add_completion=False)
 
 
@@ -32,9 +34,7 @@ def demo(
         str, typer.Option(metavar=_NAMES, callback=_known, help="The loss to train with.")
     ] = "orpo",
     storage: Annotated[str, typer.Option(help="Folder for the run.")] = "runs",
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Align a tiny chat model on this machine's CPU, and show what changed.
 

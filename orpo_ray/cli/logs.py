@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Run, Token
+from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Run, Token
+from orpo_ray.cli.options import Json
 
 app = typer.Typer(add_completion=False)
 

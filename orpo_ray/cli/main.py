@@ -144,7 +144,27 @@ def _usage(error: typer.TyperException, command: str) -> str:
             f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         )
     context = getattr(error, "ctx", None)
-    return f"{message} (see {context.command_path} --help)" if context else message
+    if context is None:
+        return message
+    takes_settings = any(parameter.name == "overrides" for parameter in context.command.params)
+    setting = _setting_of(getattr(error, "option_name", "")) if takes_settings else ""
+    if setting:
+        return f"{message}; a setting is written without dashes: {setting}=VALUE"
+    return f"{message} (see {context.command_path} --help)"
+
+
+def _setting_of(option: str) -> str:
+    """The setting that somebody wrote as an option, under our name or a foreign one; "" if none."""
+    from orpo_ray.config import RunConfig
+    from orpo_ray.config.foreign.words import word_of
+    from orpo_ray.config.keys import all_keys
+
+    name = option.lstrip("-").replace("-", "_")
+    own = [key for key in all_keys(RunConfig) if name in (key, key.rpartition(".")[2])]
+    word = word_of("", name, "")
+    if own:
+        return own[0]
+    return word.here if word else ""
 
 
 def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[str, Any]]:

@@ -48,9 +48,6 @@ Anyone = Annotated[
         help="Use a cluster without a token; all who reach it can run code there.",
     ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-]
 
 
 @contextmanager

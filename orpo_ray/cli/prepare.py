@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orpo_ray.cli.options import Json
 from orpo_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def prepare(
     show: Annotated[
         int, typer.Option(min=0, metavar="N", help="Print N pairs as they will be trained.")
     ] = 0,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Check and tokenise preference pairs.
 

@@ -45,9 +45,8 @@ class ProgressLine:
         if step == 0:  # another stage of the run begins
             self._training, self._first, self._trained = {}, None, 0
         if "train/loss" in metrics:
-            if (
-                step <= self._trained
-            ):  # workers were lost, and repeat the steps after the checkpoint
+            # Workers that were lost repeat the steps after the checkpoint.
+            if step <= self._trained:
                 self._first = None
             self._training, self._trained = metrics, step
         if self._first is None:

@@ -7,8 +7,6 @@ import typer
 
 from orpo_ray.errors import ConfigError
 
-Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 NodeCount = Annotated[
     int, typer.Option("--nodes", min=1, help="Machines that the workers are spread over.")
 ]

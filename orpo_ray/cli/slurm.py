@@ -5,15 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from orpo_ray.cli.on_cluster import Json
+from orpo_ray.cli.options import ConfigFile, Json, Overrides
 from orpo_ray.cli.rendering import (
-    Config,
     CpusPerNode,
     GpusPerNode,
     MemoryPerNode,
     NodeCount,
     Out,
-    Overrides,
     write_files,
 )
 
@@ -27,7 +25,7 @@ def _group() -> None:
 
 @app.command("render")
 def render(
-    config: Config,
+    config: ConfigFile,
     overrides: Overrides = None,
     nodes: NodeCount = 1,
     gpus_per_node: GpusPerNode = None,

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orpo_ray.cli.on_cluster import Address, Anyone, AnyRun, Hosts, Json, Token
+from orpo_ray.cli.on_cluster import Address, Anyone, AnyRun, Hosts, Token
+from orpo_ray.cli.options import Json
 
 if TYPE_CHECKING:
     from orpo_ray.jobs.job import Job

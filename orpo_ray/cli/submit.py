@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Json, Token
+from orpo_ray.cli.on_cluster import Address, Anyone, Hosts, Token
+from orpo_ray.cli.options import ConfigFile, Json
 
 if TYPE_CHECKING:
     from orpo_ray.cli.follower import Follower
@@ -22,7 +23,7 @@ What = Annotated[Literal["train", "tune", "prepare", "evaluate"], typer.Argument
 @app.command("submit")
 def submit(
     command: What,
-    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
+    config: ConfigFile,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orpo_ray.cli.options import ConfigFile, DryRun, Json, Overrides, Verbose
 from orpo_ray.errors import ConfigError
 
 app = typer.Typer(add_completion=False)
@@ -11,20 +12,14 @@ app = typer.Typer(add_completion=False)
 
 @app.command("train")
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and prepare, but do not train.")
-    ] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
     extend: Annotated[
         bool, typer.Option("--extend", help="Continue a finished run with more steps.")
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    verbose: Verbose = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Train an adapter on preference pairs; the same command resumes an unfinished run."""
     if dry_run and extend:

@@ -4,28 +4,24 @@ from typing import Annotated, Any
 
 import typer
 
+from orpo_ray.cli.options import DryRun, Json, Overrides, Verbose
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command("tune")
 def tune(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG.yaml")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    overrides: Overrides = None,
     show: Annotated[
         str | None,
         typer.Option(
             "--show", metavar="RUN", help="Print a search's table from its folder, and end."
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and prepare, but try nothing.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Search lambda, learning rate or any other setting.
 

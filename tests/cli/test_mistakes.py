@@ -302,7 +302,7 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "too long": (
         setting("data.max_length=12", "data.max_prompt_length=6"),
         WRONG,
-        ("data.train: no usable pair", "64 are overlong"),
+        ("data.train: no usable pair", "64 are longer than data.max_length=12"),
     ),
     "a single pair": (
         lambda folder: [*rows(GOOD[0])(folder), "data.eval=[]"],
@@ -440,6 +440,9 @@ def test_a_wrong_model(command: Command, config: Path, name: str) -> None:
         (["config", "shwo"], ("shwo", "'show'")),
         (["config"], ("Missing command", "orpo-ray config --help")),
         (["train"], ("CONFIG.yaml", "orpo-ray train --help")),
+        (["train", "CONFIG", "--max_steps=4"], ("without dashes: training.max_steps=VALUE",)),
+        (["tune", "CONFIG", "--lr", "1"], ("without dashes: training.learning_rate=VALUE",)),
+        (["status", "--lr"], ("--lr", "orpo-ray status --help")),
         (["train", "CONFIG", "--dry"], ("--dry", "orpo-ray train --help")),
         (["train", "CONFIG", "--epochs", "3"], ("--epochs",)),
         (["evaluate", "CONFIG", "--samples", "many"], ("--samples", "integer")),

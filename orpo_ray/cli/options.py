@@ -1,0 +1,15 @@
+"""Arguments and options that many commands share."""
+
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check and prepare, but start no training.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what Ray and the libraries log.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+]
