@@ -38,7 +38,8 @@ class Columns(Section):
     rejected: str = Field(description="the worse answer")
     system: str | None = Field(
         None,
-        description="text for the system turn; the column named system or system_prompt unless set",
+        description="text of the system turn; if not set, the column system or system_prompt is "
+        "used",
     )
 
 

@@ -33,11 +33,16 @@ REASONS = {
     "template-rewrites": "the chat template rewrites the answer, so it is not what generation "
     "would continue with",
     "end-token-inside": "the answer contains the end token before its end",
-    "overlong": "the pair is longer than max_prompt_length or max_length",
+    "overlong": "the prompt and the longer of its two answers have more tokens than max_length",
+    "overlong-prompt": "the prompt has more tokens than max_prompt_length",
 }
-"""One line for people, by reason code. A row with any code but `overlong` is a bad row."""
+"""One line for people, by reason code. A row with a code that is not OVERLONG is a bad row."""
 
-OVERLONG = "overlong"
+OVERLONG_PROMPT = "overlong-prompt"
+OVERLONG = frozenset({"overlong", OVERLONG_PROMPT})
+"""Reasons of rows that are dropped for their length. With a higher max_prompt_length, a row with
+an overlong prompt fits.
+"""
 
 WHOLE_FILE = frozenset(
     {"images", "unpaired", "prompt-elsewhere", "prompts-only", "unknown-shape", "missing-column"}

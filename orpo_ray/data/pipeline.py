@@ -45,7 +45,10 @@ _MOST_BLOCKS = 16
 _BUSY_AFTER_S = 30.0
 """A worker process starts on a free CPU in less time than this."""
 _START_S = 60.0
-"""The same for an overloaded machine: no shorter `queue_timeout` is used."""
+"""On an overloaded machine a worker process may take this long to start.
+
+A shorter `queue_timeout` is raised to this.
+"""
 _RENDERERS = ("transformers", "tokenizers", "jinja2")
 
 
@@ -78,6 +81,7 @@ def prepare(
     sources = read_all(data)
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
+    announce_unused(sources, data.columns, announce)
     settings = _settings(data, tokenizer, tokenizer_fingerprint, seed)
     digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
     path = artifact_path(storage, digest)
@@ -88,7 +92,6 @@ def prepare(
     else:
         for raw in sources:
             refuse_whole_file(raw.source.source, raw, data.columns)
-            announce_unused(raw.source.source, raw, data.columns, announce)
         rows = _process(sources, tokenizer, data, announce, queue_timeout)
         refuse_bad_data(rows, sources, data)
         selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
@@ -115,7 +118,10 @@ def prepare(
 def _settings(
     data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed: int
 ) -> dict[str, Any]:
-    """All that shapes the artifact but the rows; the seed only if something is drawn at random."""
+    """Everything that shapes the artifact, except the rows.
+
+    The seed is included only if something is drawn at random.
+    """
     draws = not data.eval or any(source.weight % 1 for source in data.train)
     policies = data.model_dump(mode="json", exclude={"train", "eval", "eval_fraction", "columns"})
     columns = data.columns and data.columns.model_dump(mode="json", exclude_none=True)
@@ -245,7 +251,7 @@ def _write(
             "split": sources[row["source"]].split,
         }
         for row in rows.select(["source", "line", "code", "detail"]).to_pylist()
-        if row["code"] not in ("", OVERLONG)
+        if row["code"] and row["code"] not in OVERLONG
     )
     return write_artifact(
         storage, summary, _taken(rows, selection.train), _taken(rows, selection.eval), quarantine

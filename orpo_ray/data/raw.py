@@ -1,7 +1,7 @@
 """The rows of a run's sources as they are, before their content is interpreted."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +92,10 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
 
 
 def announce_unused(
-    name: str, rows: Iterable[RawRow], columns: Columns | None, announce: Announce
+    sources: Sequence[RawSource], columns: Columns | None, announce: Announce
 ) -> None:
-    """Announce the columns of a source from which no pair is read."""
-    if unused := unused_in(rows, columns):
-        announce(f"{name}: columns that are not used: {', '.join(unused)}")
+    """Announce the columns of each file or dataset that no pair uses."""
+    by_name = {raw.source.source: raw for raw in reversed(sources)}
+    for name, raw in reversed(by_name.items()):
+        if unused := unused_in(raw, columns):
+            announce(f"{name}: columns that are not used: {', '.join(unused)}")

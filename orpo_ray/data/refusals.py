@@ -21,10 +21,10 @@ def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConf
     failures = [
         row for row in rows.select(["source", "line", "code", "detail"]).to_pylist() if row["code"]
     ]
-    overlong = next((row for row in failures if row["code"] == OVERLONG), None)
+    overlong = next((row for row in failures if row["code"] in OVERLONG), None)
     if overlong and data.overlong == "error":
         raise DataError(f"{_where(overlong, sources)} (data.overlong is error)")
-    bad = [row for row in failures if row["code"] != OVERLONG]
+    bad = [row for row in failures if row["code"] not in OVERLONG]
     if bad and data.bad_rows == "fail":
         raise DataError(f"{_where(bad[0], sources)} (data.bad_rows is fail)")
     if len(bad) > data.max_bad_fraction * rows.num_rows:
@@ -52,8 +52,14 @@ def refuse_empty(summary: Summary, data: DataConfig) -> None:
         if not count and (split == "train" or data.eval):
             if split == "train":
                 _refuse_weightless(summary)
-            why = f"; {summary.overlong} are overlong" if summary.overlong else ""
+            why = (
+                f"; {summary.overlong} are longer than {_limits(data)}" if summary.overlong else ""
+            )
             raise DataError(f"data.{split}: no usable pair is left of {summary.read} rows{why}")
+
+
+def _limits(data: DataConfig) -> str:
+    return f"data.max_length={data.max_length} or max_prompt_length={data.max_prompt_length}"
 
 
 def _refuse_weightless(summary: Summary) -> None:

@@ -5,8 +5,9 @@ This step runs in parallel, one Arrow block at a time.
 
 import difflib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -128,23 +129,18 @@ def parse_row(text: bytes, problem: str = "") -> Row | Refusal:
 def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None) -> None:
     """Raise DataError if each of the first rows has a reason that holds for the whole file."""
     refusals = []
-    for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False):
-        row = parse_row(raw.text, raw.problem)
-        if isinstance(row, dict):
-            found = read_pair(row, columns)
-            if not (isinstance(found, Refusal) and found.code in WHOLE_FILE):
-                return
-            refusals.append(found)
+    for row in _first_rows(rows):
+        found = read_pair(row, columns)
+        if not (isinstance(found, Refusal) and found.code in WHOLE_FILE):
+            return
+        refusals.append(found)
     if refusals:
         raise DataError(f"{name}: {explain(refusals[0])}")
 
 
 def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
     """What a message says if the first rows have none of the named columns, else None."""
-    parsed = (
-        parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False)
-    )
-    found = list(dict.fromkeys(name for row in parsed if isinstance(row, dict) for name in row))
+    found = list(dict.fromkeys(name for row in _first_rows(rows) for name in row))
     named = [columns.prompt, columns.chosen, columns.rejected]
     if not found or set(named) & set(found):
         return None
@@ -154,14 +150,19 @@ def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
 
 
 def unused_in(rows: Iterable[RawRow], columns: Columns | None) -> list[str]:
-    """Columns from which no pair of the first rows is read, at most `_SHOWN_COLUMNS`."""
-    parsed = [
-        parse_row(raw.text, raw.problem) for _, raw in zip(range(_SNIFFED_ROWS), rows, strict=False)
-    ]
-    found = [row for row in parsed if isinstance(row, dict)]
+    """Columns that no pair of the first rows uses, at most `_SHOWN_COLUMNS`."""
+    found = list(_first_rows(rows))
     used = set().union(*(used_columns(row, columns) for row in found))
     names = dict.fromkeys(name for row in found for name in row)
     return [name for name in names if name not in used][:_SHOWN_COLUMNS] if used else []
+
+
+def _first_rows(rows: Iterable[RawRow]) -> Iterator[Row]:
+    """The first rows of a source, without those that are no JSON objects."""
+    for raw in itertools.islice(rows, _SNIFFED_ROWS):
+        row = parse_row(raw.text, raw.problem)
+        if isinstance(row, dict):
+            yield row
 
 
 class _DuplicateKeyError(ValueError):

@@ -92,8 +92,8 @@ def _weighted(
 ) -> list[int]:
     """Repeat each index as often as the weight of its source says.
 
-    The whole part holds for every index. The fraction is a share of them, chosen by the seed, that
-    comes once more.
+    With a weight of 2.5, every pair comes twice, and half of the pairs come a third time. The seed
+    chooses that half.
     """
     extra: set[int] = set()
     for number, source in enumerate(train):

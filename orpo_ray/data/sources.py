@@ -201,7 +201,7 @@ def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
 
 
 def _is_array(first: bytes, rest: bytes) -> bool:
-    """Whether the whole file is one array, and not lines of which the first holds a list."""
+    """Whether the whole file is one array. A first line with a whole list does not make it one."""
     return first.lstrip().startswith(b"[") and (not rest.strip() or not _is_json(first))
 
 

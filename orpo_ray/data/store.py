@@ -53,6 +53,8 @@ class Summary:
     overlap: int
     multi_turn: int
     held_out: bool
+    overlong_prompts: int = 0
+    """Those of `overlong` whose prompt alone is too long."""
     version: int = DATA_VERSION
     token_lengths: dict[str, dict[str, int]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -220,7 +222,7 @@ def _view(column: pa.ListArray) -> tuple[npt.NDArray[np.int32], IntArray]:
 
 
 def _make_room(parent: Path) -> None:
-    """Create the folder, and delete what preparations that were killed left in it long ago."""
+    """Create the folder, and delete old leftovers of preparations that were killed."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

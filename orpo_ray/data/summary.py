@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from orpo_ray.config.data import Source
-from orpo_ray.data.checks import OVERLONG, REASONS
+from orpo_ray.data.checks import OVERLONG, OVERLONG_PROMPT, REASONS
 from orpo_ray.data.select import Selection
 from orpo_ray.data.store import Summary
 
@@ -27,7 +27,7 @@ def summarise(
     """
     codes, sources = rows["code"].to_pylist(), rows["source"].to_pylist()
     multi_turn, truncated = rows["multi_turn"].to_pylist(), rows["truncated"].to_pylist()
-    bad = Counter(code for code in codes if code and code != OVERLONG)
+    bad = Counter(code for code in codes if code and code not in OVERLONG)
     return Summary(
         hash=digest,
         settings=settings,
@@ -36,7 +36,8 @@ def summarise(
         train=len(selection.train),
         eval=len(selection.eval),
         bad=dict(bad.most_common()),
-        overlong=codes.count(OVERLONG),
+        overlong=sum(code in OVERLONG for code in codes),
+        overlong_prompts=codes.count(OVERLONG_PROMPT),
         truncated=sum(bool(truncated[index]) for index in selection.kept),
         duplicates=len(selection.duplicates),
         overlap=selection.overlap,
@@ -54,7 +55,7 @@ def _per_source(
     read, kept = Counter(sources), Counter(sources[index] for index in selection.kept)
     duplicates = Counter(sources[index] for index in selection.duplicates)
     overlong = Counter(
-        number for number, code in zip(sources, codes, strict=True) if code == OVERLONG
+        number for number, code in zip(sources, codes, strict=True) if code in OVERLONG
     )
     return [
         {
@@ -85,11 +86,7 @@ def describe(summary: Summary) -> list[str]:
     ]
     if summary.duplicates:
         lines.append(f"{_count(summary.duplicates, 'exact duplicate')} dropped")
-    if summary.overlong:
-        lines.append(
-            f"{_count(summary.overlong, 'pair')} dropped as longer than max_prompt_length or "
-            "max_length"
-        )
+    lines += _describe_overlong(summary)
     if summary.truncated:
         lines.append(f"{_count(summary.truncated, 'prompt')} cut on the left to fit")
     if summary.multi_turn:
@@ -98,6 +95,25 @@ def describe(summary: Summary) -> list[str]:
             "answer is trained"
         )
     return lines + _describe_evaluation(summary)
+
+
+def _describe_overlong(summary: Summary) -> list[str]:
+    """One line for each limit, since the user raises one or the other."""
+    limits = summary.settings
+    too_long = summary.overlong - summary.overlong_prompts
+    lines = []
+    if too_long:
+        lines.append(
+            f"{_count(too_long, 'pair')} dropped: the prompt and the longer of its two answers "
+            f"have more tokens than data.max_length={limits['max_length']}"
+        )
+    if summary.overlong_prompts:
+        lines.append(
+            f"{_count(summary.overlong_prompts, 'pair')} dropped: the prompt has more tokens than "
+            f"data.max_prompt_length={limits['max_prompt_length']}, which is half of max_length "
+            "unless set"
+        )
+    return lines
 
 
 def _describe_evaluation(summary: Summary) -> list[str]:

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jinja2 import TemplateError
 
-from orpo_ray.data.checks import OVERLONG
+from orpo_ray.data.checks import OVERLONG_PROMPT
 from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
 from orpo_ray.errors import DataError
 
-# A tokenizer that marks the start of a text gets one of these before an answer that is tokenised
-# apart, so that the answer gets no mark.
+# Some tokenizers mark the start of a text. If an answer is tokenised without its prompt, one of
+# these goes before it, so that the answer gets no such mark.
 _ANCHORS = ("\n", ".", "a")
 
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
@@ -170,9 +170,9 @@ class PairTokeniser:
         """Prompt, chosen and rejected ids without end tokens, in two or three tokenizer calls.
 
         An answer is tokenised together with its prompt, so that it gets the tokens that it has in
-        context. The prompt's part before its cut does not change them and is not tokenised again.
-        A token may cross the boundary, or the prompt's last white space may be split in another
-        way. Generation never starts from such a prompt, so these answers are tokenised apart.
+        context. The text before the prompt's cut cannot change them, so it is not tokenised again.
+        Sometimes the prompt's own tokens change when the answer follows. Generation starts from
+        the unchanged tokens, so such an answer is tokenised without its prompt.
         """
         prompts = self._encode([text.prompt for text in texts])
         cuts = [self._find_cut(text.prompt, ids) for text, ids in zip(texts, prompts, strict=True)]
@@ -325,4 +325,5 @@ def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refu
     if limits.overlong == "truncate-prompt-left" and room > len(start):
         end = pair.prompt[prompt - (room - len(start)) :]
         return replace(pair, prompt=np.concatenate([start, end]))
-    return Refusal(OVERLONG, f"prompt {prompt} tokens, longer answer {answer}")
+    code = OVERLONG_PROMPT if prompt + answer <= limits.max_length else "overlong"
+    return Refusal(code, f"prompt {prompt} tokens, longer answer {answer}")

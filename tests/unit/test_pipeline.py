@@ -99,6 +99,9 @@ def rows(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+TOO_LONG = "the prompt and the longer of its two answers have more tokens than "
+
+
 def pair(n: int, prompt: str | None = None) -> dict[str, str]:
     return {"prompt": prompt or f"question {n}", "chosen": f"good {n}", "rejected": f"bad {n}"}
 
@@ -248,18 +251,44 @@ def test_overlong_pairs_by_policy(run: Prepare, rows: Any) -> None:
     limits: dict[str, Any] = {"max_length": 100, "max_prompt_length": 50, "max_bad_fraction": 0}
     dropped, said = run(file, **limits)
     assert (dropped.summary.overlong, dropped.summary.bad) == (1, {})
-    assert "1 pair dropped as longer than max_prompt_length or max_length" in said
+    assert f"1 pair dropped: {TOO_LONG}data.max_length=100" in said
     cut, said = run(file, overlong="truncate-prompt-left", **limits)
     assert (cut.summary.overlong, cut.summary.truncated) == (0, 1)
     assert max(cut.train.lengths[:, 0].max(), cut.eval.lengths[:, 0].max()) == 50
     message = refused(run, file, overlong="error", **limits)
-    assert message.startswith(f"{file}:5: the pair is longer than max_prompt_length or max_length")
+    assert message.startswith(
+        f"{file}:5: the prompt and the longer of its two answers have more tokens than max_length"
+    )
+
+
+def test_the_limit_that_drops_a_pair_is_named(run: Prepare, rows: Any) -> None:
+    prompts = pair(1, prompt="word " * 70)
+    answers = pair(2) | {"chosen": "word " * 300}
+    file = rows("a.jsonl", *map(pair, range(4)), prompts, prompts | {"chosen": "x"}, answers)
+    found, said = run(file, max_length=100, max_prompt_length=50)
+    assert (found.summary.overlong, found.summary.overlong_prompts) == (3, 2)
+    assert [line for line in said if "dropped" in line] == [
+        f"1 pair dropped: {TOO_LONG}data.max_length=100",
+        "2 pairs dropped: the prompt has more tokens than data.max_prompt_length=50, which is half "
+        "of max_length unless set",
+    ]
+
+
+def test_unused_columns_are_announced_every_time_and_once_a_file(run: Prepare, rows: Any) -> None:
+    file = rows("a.jsonl", *({**pair(n), "rating": n} for n in range(4)))
+    line = f"{file}: columns that are not used: rating"
+    for _ in range(2):
+        _, said = run(file, eval=[{"source": str(file)}])
+        assert said.count(line) == 1
 
 
 def test_nothing_usable_is_left(run: Prepare, rows: Any) -> None:
     long_ = rows("a.jsonl", pair(1, prompt="word " * 300))
     message = refused(run, long_, max_length=100, max_prompt_length=50)
-    assert message == "data.train: no usable pair is left of 1 rows; 1 are overlong"
+    assert message == (
+        "data.train: no usable pair is left of 1 rows; 1 are longer than data.max_length=100 or "
+        "max_prompt_length=50"
+    )
     good = rows("b.jsonl", pair(1))
     assert "data.eval: no usable pair" in refused(
         run, good, eval=[{"source": str(long_)}], max_length=100, max_prompt_length=50
