@@ -183,6 +183,19 @@ class Listener(Console):
             self._watch(step, total_steps, metrics)
 
 
+class StopsAfter(Console):
+    """Asks to stop after a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._seen = step, 0
+
+    def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
+        self._seen = step
+
+    def stop_requested(self) -> bool:
+        return self._seen >= self._step - 1
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a run left behind, and what it announced."""

@@ -94,8 +94,8 @@ class RunConfig(Section):
     def _full_training_needs_full_weights(self) -> Self:
         if self.adapter.kind == "none" and self.model.quantization != "none":
             raise ValueError(
-                "adapter.kind: none trains the base's own weights, which quantization: "
-                f"{self.model.quantization} freezes; set model.quantization=none, or "
+                "adapter.kind=none trains the base's own weights, but model.quantization="
+                f"{self.model.quantization} freezes them; set model.quantization=none, or "
                 "adapter.kind=lora"
             )
         return self
@@ -112,13 +112,11 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _trl_reports_the_same(self) -> Self:
-        kind = self.objective.kind
-        if self.training.trl_metric_names and self.objective.trl_reward_weight is None:
+    def _trl_metrics_are_at_hand(self) -> Self:
+        if self.training.trl_metric_names and self.objective.only_in_trl:
             raise ValueError(
-                f"training.trl_metric_names: TRL's metrics of {kind} are sums over tokens, or "
-                "relative to a reference; ours are means, so the curves do not overlay; "
-                "set it to false"
+                f"training.trl_metric_names: the metrics of {self.objective.kind} stay inside of "
+                "TRL's trainer; set it to false"
             )
         return self
 

@@ -185,6 +185,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         on_ready=lambda strategy: _note_workers(run, strategy, model.layout, session.world),
         announce=session.announce,
         trl_metrics=config.objective.trl_metrics if config.training.trl_metric_names else None,
+        scores_at_start=run.scores(0) if resume and config.training.trl_metric_names else None,
         callbacks=callbacks,
     )
     if resume is None:
@@ -213,8 +214,9 @@ def _check(model: PairModel, session: _Session, pad_id: int) -> None:
             "scale.deepspeed.stage=2"
         )
     if model.device.type != decisions.device:
+        # ZeRO-3 moves the model to the GPU later. The GPU's attention may not work on the CPU.
         model.use_layout(decisions.layout)
-        return  # ZeRO-3 has not taken the model from the CPU, where the GPU's attention may not run
+        return
     first = artifact.train[0]
     probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
     model.check_scorer(torch.from_numpy(probe), TOLERANCE[decisions.dtype])
@@ -274,7 +276,8 @@ def _settle_budget(
 def _note_workers(run: Run, strategy: Strategy, layout: Layout, world: World) -> None:
     """Record the workers, the strategy and the layout for the result.
 
-    A run that was killed after its last checkpoint is concluded by a process that trains nothing.
+    A run may be killed after its last checkpoint. The process that then writes the result trains
+    nothing, so it needs these facts.
     """
     pids = world.gather(os.getpid())
     if world.is_first:

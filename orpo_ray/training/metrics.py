@@ -4,6 +4,7 @@ No metric of a pair depends on lambda, beta or another setting of a loss.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from orpo_ray.training.plan import cut_packs, deal, pack_costs
 from orpo_ray.training.world import ALONE, World
 
 PAIR_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio")
+SUM_METRICS = ("chosen_sum", "rejected_sum", "chosen_gain", "rejected_gain", "gain_accuracy")
+"""Log-probs summed over tokens, which TRL reports for DPO and its relatives."""
 _SHARES = ("nll", "preference", "loss")
 
 
@@ -41,20 +44,33 @@ def pair_metrics(pairs: PairLogps) -> Tensor:
     return torch.stack(columns).sum(dim=1)
 
 
+def sum_metrics(pairs: PairLogps) -> Tensor:
+    """Sums of SUM_METRICS over pairs, [5].
+
+    A gain is relative to the reference, or the summed log-prob itself if there is none.
+    """
+    has_reference = pairs.reference_chosen is not None
+    zero = torch.zeros_like(pairs.chosen)
+    reference_chosen, reference_rejected = pairs.reference if has_reference else (zero, zero)
+    chosen, rejected = pairs.chosen - reference_chosen, pairs.rejected - reference_rejected
+    better = (chosen > rejected).to(chosen.dtype)
+    return torch.stack([pairs.chosen, pairs.rejected, chosen, rejected, better]).sum(dim=1)
+
+
 class StepMetrics:
     """Sums a step's metrics on the device. The host reads them once, at the end of the step."""
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._objective = objective
-        self._sums = torch.zeros(len(PAIR_METRICS) + len(_SHARES), device=device)
+        self._sums = torch.zeros(len(PAIR_METRICS) + len(SUM_METRICS) + len(_SHARES), device=device)
 
     def add(self, pairs: PairLogps, parts: LossParts, weight: float) -> None:
         """Add one pack."""
         with torch.no_grad():
             shares = torch.stack([pairs.nll_sum.sum(), parts.preference, parts.total])
-            per_pair = shares.new_zeros(len(PAIR_METRICS))
+            per_pair = shares.new_zeros(len(PAIR_METRICS) + len(SUM_METRICS))
             if self._objective.needs_rejected:
-                per_pair = pair_metrics(pairs)
+                per_pair = torch.cat([pair_metrics(pairs), sum_metrics(pairs)])
             self._sums = self._sums + weight * torch.cat([per_pair.to(shares.dtype), shares])
 
     @property
@@ -71,10 +87,18 @@ class StepMetrics:
         result = {"nll": nll / token_count}
         if self._objective.needs_rejected:
             result |= {
-                name: value / pair_count for name, value in zip(PAIR_METRICS, per_pair, strict=True)
+                name: value / pair_count
+                for name, value in zip(PAIR_METRICS, per_pair, strict=False)
             }
             result["preference_share"] = preference / loss if loss else 0.0
         return result
+
+    def summed_means(self, sums: list[float], pair_count: int) -> dict[str, float]:
+        """The step's means of SUM_METRICS; empty without rejected answers."""
+        if not self._objective.needs_rejected:
+            return {}
+        own = sums[len(PAIR_METRICS) : -len(_SHARES)]
+        return {name: value / pair_count for name, value in zip(SUM_METRICS, own, strict=True)}
 
 
 def score_pairs(
@@ -127,13 +151,25 @@ def score_pack(
 
 def summarise(scores: PairScores) -> dict[str, float]:
     """The means that an evaluation reports; `nll` is per token of the chosen answers."""
-    pairs = PairLogps(
+    means = (pair_metrics(_as_logps(scores)) / len(scores)).tolist()
+    nll = float(-scores.chosen.sum() / scores.chosen_tokens.sum())
+    return dict(zip(PAIR_METRICS, means, strict=True)) | {"nll": nll}
+
+
+def summarise_sums(scores: PairScores, reference: PairScores | None) -> dict[str, float]:
+    """The means of SUM_METRICS at an evaluation."""
+    pairs = _as_logps(scores)
+    if reference is not None:
+        start = _as_logps(reference)
+        pairs = replace(pairs, reference_chosen=start.chosen, reference_rejected=start.rejected)
+    return dict(zip(SUM_METRICS, (sum_metrics(pairs) / len(scores)).tolist(), strict=True))
+
+
+def _as_logps(scores: PairScores) -> PairLogps:
+    return PairLogps(
         chosen=torch.from_numpy(scores.chosen),
         rejected=torch.from_numpy(scores.rejected),
         chosen_tokens=torch.from_numpy(scores.chosen_tokens),
         rejected_tokens=torch.from_numpy(scores.rejected_tokens),
         nll_sum=torch.from_numpy(-scores.chosen),
     )
-    means = (pair_metrics(pairs) / len(scores.chosen)).tolist()
-    nll = float(-scores.chosen.sum() / scores.chosen_tokens.sum())
-    return dict(zip(PAIR_METRICS, means, strict=True)) | {"nll": nll}

@@ -24,8 +24,9 @@ from orpo_ray.data.store import PairTable
 from orpo_ray.errors import NonFiniteError, RunError
 from orpo_ray.objectives import Objective
 from orpo_ray.runs.console import Announce, Metrics
+from orpo_ray.runs.scores import PairScores
 from orpo_ray.training.checkpoint import Position
-from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise
+from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise, summarise_sums
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.reporter import Reporter
 from orpo_ray.training.state import (
@@ -66,6 +67,7 @@ class PreferenceTrainer(Trainer):
         callbacks: list[TrainerCallback],
         announce: Announce,
         trl_metrics: Callable[[Metrics], Metrics] | None = None,
+        scores_at_start: PairScores | None = None,
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
         self._world = current_world()
@@ -85,9 +87,11 @@ class PreferenceTrainer(Trainer):
         self._on_ready = on_ready
         self._announce = announce
         self._trl_metrics = trl_metrics
+        self._scores_at_start = scores_at_start
         self._evaluation_s = 0.0
         self._start = resume[1].step if resume else 0
         self._step_metrics: dict[str, float] = {}
+        self._sum_metrics: dict[str, float] = {}
         self._latest_eval: tuple[int, dict[str, float]] = (-1, {})
         self._current: StepInput | None = None
         self._skipped = 0
@@ -154,7 +158,7 @@ class PreferenceTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for index, pack in enumerate(inputs.packs):
             last = index == len(inputs.packs) - 1
-            # Otherwise DeepSpeed would step, and DDP reduce gradients, at every pack.
+            # Otherwise DeepSpeed would step at every pack, and DDP would reduce gradients.
             self.accelerator.gradient_state._set_sync_gradients(last)
             with self._gradient_sync(model, last):
                 total = total + self._run_pack(model, pack, inputs, metrics)
@@ -164,6 +168,7 @@ class PreferenceTrainer(Trainer):
         if not all(map(math.isfinite, sums)):
             raise self._non_finite("loss")
         self._step_metrics = metrics.means(sums, inputs.pair_count, inputs.token_count)
+        self._sum_metrics = metrics.summed_means(sums, inputs.pair_count)
         return total
 
     def _gradient_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
@@ -256,7 +261,8 @@ class PreferenceTrainer(Trainer):
             for name, value in logs.items()
             if name.startswith(prefix)
         }
-        return {f"{prefix}{name}": value for name, value in self._trl_metrics(ours).items()}
+        found = self._trl_metrics(ours | self._sum_metrics)
+        return {f"{prefix}{name}": value for name, value in found.items()}
 
     def _speed(self) -> dict[str, float]:
         """The step's time and its pairs per second.
@@ -309,6 +315,7 @@ class PreferenceTrainer(Trainer):
                 "base's weights"
             )
         metrics = summarise(scores)
+        self._sum_metrics = self._summarise_sums(scores)
         self._reporter.keep_scores(self.state.global_step, scores)
         self.log({f"eval_{name}": value for name, value in metrics.items()})
         self.control.should_evaluate = False
@@ -317,6 +324,17 @@ class PreferenceTrainer(Trainer):
             {f"eval/{name}": value for name, value in metrics.items()},
         )
         return {}
+
+    def _summarise_sums(self, scores: PairScores) -> dict[str, float]:
+        """The means of summed log-probs. The reference is the model that the run started from."""
+        if self._trl_metrics is None:
+            return {}
+        if self.state.global_step == 0:
+            self._scores_at_start = scores
+        if not self._objective.needs_reference:
+            return summarise_sums(scores, reference=None)
+        start = self._scores_at_start
+        return {} if start is None else summarise_sums(scores, start)
 
     def _determine_best_metric(self, metrics: Any, trial: Any) -> bool:
         """Decide nothing here: `checkpoint.steps_to_keep` finds the best checkpoint."""
@@ -377,8 +395,8 @@ class PreferenceTrainer(Trainer):
         if self._resume:
             folder, position = self._resume
             load_optimizer(self._whole_model, self._inner_optimizer, folder, self._world)
-            # The schedule is stepped to its place, not loaded, because DeepSpeed leaves out
-            # parameter groups that are empty. At the first added step a new schedule begins.
+            # Steps the schedule to its place. Its state cannot be loaded, because DeepSpeed leaves
+            # out empty parameter groups. The schedule of an extension begins at its first step.
             if position.step > self._work.schedule_from:
                 for _ in range(position.scheduler_steps):
                     self._schedule.step()

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Listener, read_metrics, run_config
+from support import Listener, StopsAfter, read_metrics, run_config
 
 from orpo_ray import api
 from orpo_ray.config import RunConfig
 from orpo_ray.errors import ConfigError, StoppedError
-from orpo_ray.runs.console import SILENT, Console, Metrics
+from orpo_ray.runs.console import SILENT
 from orpo_ray.runs.files import RUN_FILE, read_json
 from orpo_ray.runs.run import Run
 
@@ -21,19 +21,6 @@ FILES = ("adapter/adapter_model.safetensors", f"checkpoints/step-{AFTER:06d}/sta
 def config(storage: Path, max_steps: int, **training: Any) -> RunConfig:
     steps = {"max_steps": max_steps, "checkpoint_every": 2, "eval_every": 2, "warmup": 1}
     return run_config(storage, training={**steps, **training})
-
-
-class StopsAfter(Console):
-    """Asks to stop after a step."""
-
-    def __init__(self, step: int) -> None:
-        self._step, self._seen = step, 0
-
-    def watch(self, step: int, total_steps: int, metrics: Metrics) -> None:
-        self._seen = step
-
-    def stop_requested(self) -> bool:
-        return self._seen >= self._step - 1
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +80,13 @@ def test_an_extension_that_is_stopped_is_resumed_exactly(
     for name in FILES:
         assert (storage / "run" / name).read_bytes() == (unbroken / name).read_bytes()
     assert rates(storage / "run") == rates(unbroken)
+
+
+def test_the_command_before_the_extension_is_told_what_it_became(unbroken: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^training\.max_steps: 4 here, but run run was extended "
+    ):
+        api.train(config(unbroken.parent, BEFORE), SILENT)
 
 
 def test_a_finished_extension_is_finished(unbroken: Path) -> None:

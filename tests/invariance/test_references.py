@@ -12,10 +12,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
-from support import BASE, Trained, make_artifact, run_config, train_locally
+from support import BASE, StopsAfter, Trained, make_artifact, run_config, train_locally
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from orpo_ray import api
 from orpo_ray.data.store import Artifact, PairTable
+from orpo_ray.errors import StoppedError
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.run import Run
 
 DPO = {"kind": "dpo"}
 COMPUTED, REUSED = (
@@ -252,3 +257,26 @@ def plain_log_probs(model: torch.nn.Module, table: PairTable) -> np.ndarray:
             )
             sums[index, side] = predicted.sum().item()
     return sums
+
+
+def test_trls_rewards_are_gains_since_the_start_after_a_resume_too(tmp_path: Path) -> None:
+    training = {"max_steps": 4, "eval_every": 2, "checkpoint_every": 2, "trl_metric_names": True}
+    config = run_config(tmp_path, objective=DPO, training=training)
+    with pytest.raises(StoppedError):
+        api.train(config, StopsAfter(2))
+    api.train(config, SILENT)
+    shown: dict[str, dict[int, float]] = {}
+    for folder in (tmp_path / "run" / "tensorboard").iterdir():
+        events = EventAccumulator(str(folder)).Reload()
+        for name in events.Tags()["scalars"]:
+            shown.setdefault(name, {}).update({e.step: e.value for e in events.Scalars(name)})
+    held_out, trained = shown["eval/rewards/margins"], shown["train/rewards/margins"]
+    assert sorted(held_out) == [0, 2, 4] and sorted(trained) == [1, 2, 3, 4]
+    assert held_out[0] == 0 and held_out[2] != 0 and held_out[4] != 0
+    scores = [Run(config).scores(step) for step in (0, 4)]
+    gains = [after - before for before, after in zip(*map(_margins, scores), strict=True)]
+    assert held_out[4] == pytest.approx(0.1 * np.mean(gains), rel=1e-4)
+
+
+def _margins(scores: Any) -> np.ndarray:
+    return scores.chosen - scores.rejected

@@ -39,6 +39,7 @@ from orpo_ray.data.pairs import TokenPair
 from orpo_ray.objectives import PairLogps, build_objective, loss_parts
 from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
+from orpo_ray.training.metrics import StepMetrics
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
@@ -136,6 +137,8 @@ class Outcome:
     log_probs: Tensor  # [2, n]
     loss: Tensor
     gradients: dict[str, Tensor]
+    metrics: dict[str, float]
+    """By TRL's names."""
 
 
 def tiny_llama(vocabulary: int) -> LlamaForCausalLM:
@@ -209,7 +212,9 @@ def theirs(trainer: Trainer) -> Outcome:
         log_probs = outputs[0].log_probs.sum(dim=1).view(2, -1)
     else:
         log_probs = torch.stack(trainer.concatenated_forward(trainer.model, batch)[:2])
-    return Outcome(log_probs.detach(), loss.detach(), gradients(trainer.model, loss))
+    stored = trainer._metrics if isinstance(trainer, DPOTrainer) else trainer._stored_metrics
+    metrics = {name: float(np.mean(values)) for name, values in stored["train"].items()}
+    return Outcome(log_probs.detach(), loss.detach(), gradients(trainer.model, loss), metrics)
 
 
 def token_pair(row: dict[str, Any]) -> TokenPair:
@@ -250,9 +255,18 @@ def ours(trainer: Trainer, case: Case, layout: str = SHARED_PREFIX) -> Outcome:
             pairs, reference_chosen=reference.chosen, reference_rejected=reference.rejected
         )
     tokens = sum(len(pair.chosen) + (len(pair.prompt) - 1 if full else 0) for pair in token_pairs)
-    loss = loss_parts(objective, pairs, len(token_pairs), tokens).total
+    parts = loss_parts(objective, pairs, len(token_pairs), tokens)
+    step = StepMetrics(objective, torch.device("cpu"))
+    step.add(pairs, parts, 1.0)
+    sums = step.sums.tolist()
+    found = step.means(sums, len(token_pairs), tokens) | step.summed_means(sums, len(token_pairs))
     log_probs = torch.stack(case.log_probs(pairs)).detach()
-    return Outcome(log_probs, loss.detach(), gradients(model, loss))
+    return Outcome(
+        log_probs,
+        parts.total.detach(),
+        gradients(model, parts.total),
+        case.objective.trl_metrics(found),
+    )
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -292,6 +306,18 @@ def test_log_probs_equal_those_of_trl(both):
 def test_loss_equals_that_of_trl(both):
     our, their = both
     assert our.loss.item() == pytest.approx(their.loss.item(), rel=RELATIVE, abs=0)
+
+
+def test_metrics_under_trls_names_equal_those_of_trl(both, case):
+    our, their = both
+    shared = our.metrics.keys() & their.metrics.keys()
+    rewards = {f"rewards/{name}" for name in ("accuracies", "margins", "chosen", "rejected")}
+    assert shared >= rewards | {"logps/chosen", "logps/rejected"}
+    if case.settings.get("cpo_alpha") == 0:
+        shared -= {"nll_loss"}  # TRL then computes none, and reports 0
+    assert {name: our.metrics[name] for name in shared} == pytest.approx(
+        {name: their.metrics[name] for name in shared}, rel=1e-4, abs=1e-5
+    )
 
 
 def test_adapter_gradients_equal_those_of_trl(both):

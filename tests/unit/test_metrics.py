@@ -24,6 +24,7 @@ from orpo_ray.training.metrics import (
     StepMetrics,
     pair_metrics,
     score_pairs,
+    sum_metrics,
     summarise,
 )
 from orpo_ray.training.pair_model import PairModel
@@ -71,6 +72,24 @@ def step_metrics(config: ObjectiveConfig, weights: tuple[float, ...] = (1.0,)) -
 def test_sums_over_pairs_by_hand() -> None:
     sums = dict(zip(PAIR_METRICS, pair_metrics(PAIRS).tolist(), strict=True))
     assert sums == pytest.approx({name: 2 * mean for name, mean in BY_HAND.items()}, rel=1e-6)
+
+
+def test_sums_and_gains_by_hand() -> None:
+    """The chosen answers gain 1 and -1 over the reference, the rejected ones 0 and -3."""
+    pairs = PairLogps(
+        chosen=torch.tensor([-2.0, -3.0]),
+        rejected=torch.tensor([-4.0, -5.0]),
+        chosen_tokens=torch.tensor([2, 3]),
+        rejected_tokens=torch.tensor([2, 5]),
+        nll_sum=torch.tensor([2.0, 3.0]),
+    )
+    assert sum_metrics(pairs).tolist() == [-5.0, -9.0, -5.0, -9.0, 2.0]
+    compared = replace(
+        pairs,
+        reference_chosen=torch.tensor([-3.0, -2.0]),
+        reference_rejected=torch.tensor([-4.0, -2.0]),
+    )
+    assert sum_metrics(compared).tolist() == [-5.0, -9.0, 0.0, -3.0, 2.0]
 
 
 def test_an_equal_pair_is_not_preferred() -> None:

@@ -25,6 +25,14 @@ OURS = {
     "log_odds_ratio": 0.3,
 }
 
+SUMS = {
+    "chosen_sum": -40.0,
+    "rejected_sum": -60.0,
+    "chosen_gain": 3.0,
+    "rejected_gain": -1.0,
+    "gain_accuracy": 0.5,
+}
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
@@ -95,11 +103,26 @@ def test_trls_names_stand_for_the_same_numbers(
     )
 
 
-def test_an_objective_whose_metrics_differ_in_trl_is_refused(tmp_path: Path) -> None:
-    overlay = {kind for kind, settings in OBJECTIVES.items() if settings.trl_reward_weight}
-    assert overlay == {"orpo", "simpo"}
-    with pytest.raises(ConfigError, match=r"training\.trl_metric_names: TRL's metrics of dpo are"):
-        run_config(tmp_path, objective={"kind": "dpo"}, training={"trl_metric_names": True})
+def test_trls_rewards_of_dpo_are_gains_over_the_reference(tmp_path: Path) -> None:
+    """TRL's own numbers for the same pairs are compared in tests/parity/test_trl.py."""
+    config = run_config(tmp_path, objective={"kind": "dpo"}, training={"trl_metric_names": True})
+    found = config.objective.trl_metrics(OURS | SUMS)
+    assert found["rewards/margins"] == pytest.approx(0.1 * (3.0 - -1.0))
+    assert (found["logps/chosen"], found["rewards/accuracies"]) == (-40.0, 0.5)
+    assert config.objective.trl_metrics(OURS) == {"nll_loss": 1.5}, "no sums, no rewards"
+
+
+def test_every_objective_of_our_engine_has_trls_names(tmp_path: Path) -> None:
+    for kind, settings in OBJECTIVES.items():
+        training = {"trl_metric_names": True}
+        if settings.only_in_trl:
+            training["engine"] = "trl"
+            with pytest.raises(ConfigError, match=rf"the metrics of {kind} stay inside of TRL"):
+                run_config(tmp_path, objective={"kind": kind}, training=training)
+            continue
+        named = run_config(tmp_path, objective={"kind": kind}, training=training).objective
+        rewards = {"rewards/chosen"} if kind != "sft" else set()
+        assert named.trl_metrics(OURS | SUMS).keys() & {"rewards/chosen"} == rewards
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,23 @@ from typing import Any, ClassVar, Literal
 from orpo_ray.config.section import Section
 from orpo_ray.config.suited import Suited
 
+_MEANS = {
+    "accuracy": "accuracy",
+    "chosen": "chosen_logp",
+    "rejected": "rejected_logp",
+    "chosen_log_probs": "chosen_logp",
+    "rejected_log_probs": "rejected_logp",
+}
+"""Our metrics that TRL's are made of, if its rewards are of mean log-probs."""
+_GAINS = {
+    "accuracy": "gain_accuracy",
+    "chosen": "chosen_gain",
+    "rejected": "rejected_gain",
+    "chosen_log_probs": "chosen_sum",
+    "rejected_log_probs": "rejected_sum",
+}
+"""The same, if its rewards are of gains."""
+
 
 @dataclass(frozen=True)
 class InTrl:
@@ -39,27 +56,35 @@ class ObjectiveConfig(Section):
         return False
 
     trl_reward_weight: ClassVar[str | None] = None
-    """The setting by which TRL multiplies a mean log-prob to get what it calls a reward.
+    """The setting by which TRL multiplies log-probs to get what it calls a reward.
 
-    None if TRL's metrics are of other quantities than ours.
+    None if TRL reports no reward.
+    """
+    trl_rewards: ClassVar[Literal["means", "gains"]] = "means"
+    """What TRL multiplies: mean log-probs, or what the summed ones gained over the reference.
+
+    Without a reference a gain is the sum itself.
     """
 
     def trl_metrics(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Our metrics under the names that TRL gives to the same quantities."""
-        assert self.trl_reward_weight is not None, "refused when the config was read"
+        found = {"nll_loss": metrics["nll"]} if "nll" in metrics else {}
+        ours = _MEANS if self.trl_rewards == "means" else _GAINS
+        if self.trl_reward_weight is None or not metrics.keys() >= set(ours.values()):
+            return found
         weight = getattr(self, self.trl_reward_weight)
-        found = {"nll_loss": metrics["nll"]}
-        if "margin" in metrics:
-            found |= {
-                "rewards/accuracies": metrics["accuracy"],
-                "rewards/margins": weight * metrics["margin"],
-                "rewards/chosen": weight * metrics["chosen_logp"],
-                "rewards/rejected": weight * metrics["rejected_logp"],
-                "logps/chosen": metrics["chosen_logp"],
-                "logps/rejected": metrics["rejected_logp"],
-                "log_odds_chosen": metrics["log_odds_ratio"],
-            }
-        return found
+        values = {name: metrics[own] for name, own in ours.items()}
+        chosen, rejected = weight * values["chosen"], weight * values["rejected"]
+        return {
+            **found,
+            "rewards/accuracies": values["accuracy"],
+            "rewards/margins": chosen - rejected,
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "logps/chosen": values["chosen_log_probs"],
+            "logps/rejected": values["rejected_log_probs"],
+            "log_odds_chosen": metrics["log_odds_ratio"],
+        }
 
     def in_trl(self) -> InTrl | str:
         """How TRL computes these settings; or why it cannot, and what to set instead."""

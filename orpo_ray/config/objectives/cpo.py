@@ -18,6 +18,8 @@ class CpoConfig(ObjectiveConfig):
         "response", description="tokens the likelihood runs over; full: the prompt's too"
     )
 
+    trl_reward_weight = "beta"
+    trl_rewards = "gains"
     search_space: ClassVar = {
         "objective.beta": Suited(
             {"loguniform": [0.01, 0.1]}, "arXiv:2401.08417: 0.1; beta has the scale of DPO's"

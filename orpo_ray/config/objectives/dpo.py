@@ -26,6 +26,8 @@ class DpoConfig(ObjectiveConfig):
         "response", description="tokens the likelihood runs over; full: the prompt's too"
     )
 
+    trl_reward_weight = "beta"
+    trl_rewards = "gains"
     search_space: ClassVar = {
         "objective.beta": Suited(
             {"loguniform": [0.01, 0.1]},

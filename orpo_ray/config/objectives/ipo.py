@@ -19,6 +19,8 @@ class IpoConfig(ObjectiveConfig):
         "sum", description="sum: the paper; token-mean: TRL's choice"
     )
 
+    trl_reward_weight = "beta"
+    trl_rewards = "gains"
     search_space: ClassVar = {
         "objective.beta": Suited(
             {"loguniform": [0.01, 1.0]}, "alignment-handbook, recipes/pref_align_scan: 0.01 to 0.9"
