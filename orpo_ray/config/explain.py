@@ -11,7 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from orpo_ray.config.keys import dotted, fields_at
 from orpo_ray.config.plain_yaml import Key, shown
-from orpo_ray.config.unknown import suggestion
+from orpo_ray.config.unknown import counterpart, suggestion
+
+_UNKNOWN = "extra_forbidden"
+_OVERRIDE = "override "
 
 
 def explain(
@@ -20,24 +23,47 @@ def explain(
     places: Mapping[Key, str],
     tree: Mapping[str, Any],
 ) -> str:
-    """The first mistake in full, and the number of further ones. Unknown keys come first.
+    """The first mistake in full, and further ones in short. Unknown keys come first.
 
-    `tree` is what was refused: it says of which kind the section of an unknown key is.
+    `tree` is the refused config. It tells the kind of the section that holds an unknown key.
     """
-    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    details = sorted(error.errors(), key=lambda detail: detail["type"] != _UNKNOWN)
     keys = [_clean(model, detail) for detail in details]
     key = max((k for k in keys if k[: len(keys[0])] == keys[0]), key=len)
     here = [detail for detail, k in zip(details, keys, strict=True) if k == key]
-    count = len({k[: len(key)] for k in keys if k[: len(key)] != key[: len(k)]})
-    more = f" (and {count} more)" if count else ""
-    detail = _telling(here)
-    return f"{_place(key, detail, places)}: {_message(model, key, here, tree)}{more}"
+    unknown = [k for k, d in zip(keys, details, strict=True) if d["type"] == _UNKNOWN and k != key]
+    ours = {k: counterpart(model, k, tree) for k in unknown}
+    others = {k[: len(key)] for k in keys if k[: len(key)] != key[: len(k)]}
+    more = _further(ours, len(others - {k[: len(key)] for k in unknown}))
+    message = _message(model, key, here, tree)
+    place = _place(key, _telling(here), places)
+    if details[0]["type"] == _UNKNOWN and (kind := _kind_override(key, places)):
+        return f"{kind}: {message}; {place} sets it{more}"
+    return f"{place}: {message}{more}"
+
+
+def _further(unknown: Mapping[Key, str], count: int) -> str:
+    """Further unknown keys, each with our key or "", and the number of other mistakes."""
+    named = [
+        f"{dotted(key)} (here {ours})" if ours else dotted(key) for key, ours in unknown.items()
+    ]
+    parts = [f"also unknown: {', '.join(named)}"] if named else []
+    parts += [f"and {count} more"] if count else []
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _kind_override(key: Key, places: Mapping[Key, str]) -> str | None:
+    """The override of `kind` that made a key of the file unknown, or None."""
+    kind = places.get((*key[:-1], "kind"), "")
+    is_file = not places.get(key, _OVERRIDE).startswith(_OVERRIDE)
+    return kind if kind.startswith(_OVERRIDE) and is_file else None
 
 
 def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
     """Where the user should look.
 
-    For a broken rule that is a setting that the rule names, an override first; else the key itself.
+    If a rule is broken, this is the place of a setting that the message names. An override comes
+    before the file. Otherwise it is the place of the key itself.
     """
     if detail["type"] == "value_error":
         named = [
@@ -45,7 +71,7 @@ def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
         ]
         found = sorted(
             (places[k] for k in named if k in places),
-            key=lambda place: not place.startswith("override"),
+            key=lambda place: not place.startswith(_OVERRIDE),
         )
         if found:
             return found[0]
@@ -55,7 +81,8 @@ def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
 def _telling(details: list[Any]) -> Any:
     """The complaint that says most.
 
-    A broken rule is reported by the type of the union that the value fits, so it comes first.
+    A field may accept several types. If the value fits one of them but breaks a rule, that
+    complaint says most, so it is taken first.
     """
     return next((detail for detail in details if detail["type"] == "value_error"), details[0])
 
@@ -81,6 +108,8 @@ def _message(model: type[BaseModel], key: Key, details: list[Any], tree: Mapping
     wanted = " or ".join(dict.fromkeys(_wanted(model, key, d) for d in details)).replace(
         " or be ", " or "
     )
+    if detail["input"] is None and name:
+        return f"{name}: has no value; it must {wanted}"
     return f"{name}: must {wanted}, not {shown(detail['input'])}".removeprefix(": ")
 
 
@@ -109,6 +138,6 @@ def _clean(model: type[BaseModel], detail: Any) -> Key:
     for part in detail["loc"]:
         if isinstance(part, int) or part in fields_at(model, key):
             key.append(part)
-    if detail["type"] == "extra_forbidden" and key[-1:] != [detail["loc"][-1]]:
+    if detail["type"] == _UNKNOWN and key[-1:] != [detail["loc"][-1]]:
         key.append(detail["loc"][-1])
     return tuple(key)

@@ -1,4 +1,8 @@
-"""Which keys a config may have: those of all kinds, or only of the kinds that it names."""
+"""Which keys a config may have.
+
+Some sections have several kinds, such as the objective. These functions list the keys of all kinds,
+or only of the kinds that a config names.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -26,7 +30,7 @@ def fields_at(
 ) -> list[str]:
     """Names that may stand in a section, as the YAML writes them.
 
-    With a tree, only those of the kinds that the tree names.
+    With a config as `tree`, only those of the kinds that it names.
     """
     models: list[type[BaseModel]] = [model]
     at: Any = tree
@@ -43,7 +47,7 @@ def fields_at(
 def all_keys(model: type[BaseModel], tree: Tree | None = None) -> list[str]:
     """Every dotted key of a config: sections and values.
 
-    With a tree, only those of the kinds that the tree names.
+    With a config as `tree`, only those of the kinds that it names.
     """
     keys: list[str] = []
     for name in names_of(model):

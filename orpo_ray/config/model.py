@@ -7,6 +7,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from orpo_ray.config.section import Section
 from orpo_ray.config.storage import checked_place
 
+_EVERY_MODULE = ("all", "all_linear")
+"""What other trainers call `all-linear`."""
+
 
 class ModelConfig(Section):
     """The base model, how memory holds its weights, and how it reads a conversation."""
@@ -55,6 +58,13 @@ class AdapterConfig(Section):
     @classmethod
     def _adapter_is_no_other_url(cls, init_from: str | None) -> str | None:
         return init_from if init_from is None else checked_place(init_from)
+
+    @field_validator("targets")
+    @classmethod
+    def _all_is_no_module(cls, targets: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if len(targets) == 1 and targets[0] in _EVERY_MODULE:
+            raise ValueError(f"{targets[0]} is no module; write all-linear for every linear layer")
+        return targets
 
     @model_validator(mode="after")
     def _full_training_has_no_adapter(self) -> Self:

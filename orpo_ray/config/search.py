@@ -64,7 +64,7 @@ class SearchConfig(Section):
     trials: PositiveInt | None = Field(None, description=f"{TRIALS} unless the grid says how many")
     try_given: bool = Field(
         True,
-        description="trial 0 is the given configuration; a grid that lacks it has one more point",
+        description="trial 0 is the given configuration; a grid without it gets one more trial",
     )
     metric: str = Field(
         ACCURACY, description=f"one of {', '.join(METRICS)}; ties of accuracy go by eval/margin"
@@ -83,7 +83,8 @@ class SearchConfig(Section):
     eta: int = Field(
         3,
         ge=2,
-        description="one in so many trials continues after grace, and after eta times grace",
+        description="the best 1/eta of the trials that reach grace continue; the same rule applies "
+        "again at eta times grace",
     )
 
     @property

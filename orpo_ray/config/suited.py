@@ -19,7 +19,7 @@ class Suited:
         """The range with both ends multiplied, and the source of the factor."""
         ((kind, (low, high)),) = self.range.items()
         scaled = {kind: [float(f"{end * factor:.12g}") for end in (low, high)]}
-        return Suited(scaled, f"{self.source}; times {factor:g}: {source}")
+        return Suited(scaled, f"{self.source}; here {factor:g} times as high: {source}")
 
 
 SMALL_BASE = 1_000_000_000
@@ -27,8 +27,8 @@ SMALL_BASE = 1_000_000_000
 
 _SMALL_FACTOR = 5.0
 _SMALL_SOURCE = (
-    "the best rate goes with (2000 / hidden size)^0.781 for Llama (tinker-cookbook, get_lr), which "
-    "is 2.6 at 576 and 0.57 at 4,096"
+    "small bases want higher rates. For Llama the best rate is proportional to "
+    "(2000 / hidden size)^0.781, which is 2.6 at 576 and 0.57 at 4,096 (tinker-cookbook, get_lr)"
 )
 
 _RATES = {

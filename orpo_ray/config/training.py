@@ -1,14 +1,30 @@
 """How the weights are trained, and on how many workers."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from orpo_ray.config.plain_yaml import shown
 from orpo_ray.config.section import Section
 
 Steps = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 Every = Steps | Fraction
+
+_AN_EVENT = "whole steps from 1, or a share of the run above 0 and at most 1.0"
+_A_WARMUP = "whole steps from 0, or a share of the run from 0 and below 1.0"
+_NO_TRACKERS = {
+    "none": "no tracker; write [] for none",
+    "tensorboard": "it is always on, so it is not listed here; remove it",
+}
 
 
 def every_to_steps(every: int | float, total_steps: int) -> int:
@@ -77,6 +93,23 @@ class TrainingConfig(Section):
         False, description="report TRL's names too, so that its curves and ours overlay"
     )
 
+    @field_validator("warmup", "eval_every", "checkpoint_every", mode="wrap")
+    @classmethod
+    def _steps_or_a_share(cls, value: Any, read: Any, field: ValidationInfo) -> Any:
+        try:
+            return read(value)
+        except ValidationError:
+            allowed = _A_WARMUP if field.field_name == "warmup" else _AN_EVENT
+            raise ValueError(f"must be {allowed}, not {shown(value)}") from None
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _tensorboard_is_no_tracker(cls, trackers: Any) -> Any:
+        for name in trackers if isinstance(trackers, list | tuple) else ():
+            if name in _NO_TRACKERS:
+                raise ValueError(f"{name}: {_NO_TRACKERS[name]}")
+        return trackers
+
     @model_validator(mode="after")
     def _the_best_is_kept(self) -> Self:
         if self.adapter_from == "best" and self.keep < 2:
@@ -122,7 +155,7 @@ class ScaleConfig(Section):
     queue_timeout: float = Field(
         600.0,
         ge=0,
-        description="seconds that a run waits for CPUs or GPUs of the cluster that others hold",
+        description="seconds that a run waits if others use the CPUs or GPUs that it needs",
     )
 
     @field_validator("cpus_per_worker")

@@ -18,10 +18,9 @@ def suggestion(model: type[BaseModel], key: Key, tree: Mapping[str, Any]) -> str
         fields_at(model, section, tree),
         kind_at(model, "objective", tree.get("objective")),
     )
-    if "objective" in names_of(model):  # only a run's config has keys with foreign names
-        word = word_of(dotted(without_numbers(section)), str(wrong), kind)
-        if word is not None:
-            return _in_our_words(word, section, kind, known)
+    word = _foreign(model, key, kind)
+    if word is not None:
+        return _in_our_words(word, section, kind, known)
     if wrong in fields_at(model, section):
         return f"{kind} has no {wrong}; remove it"
     near = near_name(str(wrong), known)
@@ -33,8 +32,29 @@ def suggestion(model: type[BaseModel], key: Key, tree: Mapping[str, Any]) -> str
     return f"unknown key; known here: {', '.join(sorted(known))}" if known else "unknown key"
 
 
+def counterpart(model: type[BaseModel], key: Key, tree: Mapping[str, Any]) -> str:
+    """Our key for one that a config does not have; "" if there is none."""
+    *section, wrong = key
+    kind = kind_at(model, "objective", tree.get("objective"))
+    word = _foreign(model, key, kind)
+    if word is not None:
+        return word.here if word.kind in ("", kind) else ""
+    near = near_name(str(wrong), fields_at(model, section, tree))
+    return dotted((*section, near)) if near else ""
+
+
+def _foreign(model: type[BaseModel], key: Key, kind: str) -> Word | None:
+    """The key as a name of another project. Only a run's config has such names."""
+    if "objective" not in names_of(model):
+        return None
+    return word_of(dotted(without_numbers(key[:-1])), str(key[-1]), kind)
+
+
 def _in_our_words(word: Word, section: Sequence[str | int], kind: str, known: Sequence[str]) -> str:
-    """What a name of another project is here. In an item of a list, our key of the same item."""
+    """Our key for the key of another project, as a message.
+
+    If the key stands in a list item, our key names the same item.
+    """
     if not word.here:
         return f"unknown key; {word.differs}; remove it"
     if word.kind not in ("", kind):

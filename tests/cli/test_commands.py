@@ -131,7 +131,7 @@ def test_config_from_prints_another_projects_config_as_one_that_trains(
     theirs.write_text(THEIRS, encoding="utf-8")
     done = command("config", "from", theirs)
     assert (done.code, done.err) == (0, "")
-    assert "# logging_steps: 10: no counterpart; every step is logged" in done.out
+    assert "# logging_steps: 10: every step is logged" in done.out
     ours.write_text(done.out, encoding="utf-8")
     config = load_config(ours)
     assert dump(config.objective) == {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
@@ -507,6 +507,14 @@ def test_evaluate_prints_tables_and_answers(command: Command, finished: Finished
     assert done.out.count("preference accuracy") == 1, "one source needs no second table for all"
     assert "16 held-out pairs (95 % intervals)" in done.out
     assert "before: " in done.out and "after: " in done.out
+
+
+def test_a_base_that_is_judged_alone_has_intervals(command: Command, config: Path) -> None:
+    done = command("evaluate", config, "--base-only", "--samples", "1", "--max-new-tokens", "8")
+    assert done.code == 0, done.err
+    assert "16 held-out pairs (95 % intervals)" in done.out and " to " in done.out
+    assert "  base: " in done.out and "before" not in done.out
+    assert "16 held-out pairs show no difference of accuracy below 0.375" in done.out
 
 
 def test_evaluate_looks_at_another_adapter_or_run(

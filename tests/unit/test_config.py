@@ -18,6 +18,7 @@ data:
   train: [{source: pairs.jsonl}]
 """
 SECTIONS = "adapter, data, model, name, objective, scale, search, stages, storage, training"
+AN_EVENT = "whole steps from 1, or a share of the run above 0 and at most 1.0"
 MODEL_KEYS = "attention, base, chat_template, dtype, quantization, revision"
 WITH_OBJECTIVE = MINIMAL + "objective: {kind: orpo, lambda: 0.2}\n"
 
@@ -309,7 +310,7 @@ def test_an_override_of_one_alias_leaves_the_other_alone(path):
             "name: artifacts is a folder that all runs of a storage share; choose another name",
         ),
         ("data.train=[]", "data.train: must have at least 1 item, not []"),
-        ("name=", "name: must be text (write it in quotes), not None"),
+        ("name=", "name: has no value; it must be text (write it in quotes)"),
     ],
 )
 def test_a_wrong_override_is_named_as_written(path, override, says):
@@ -426,14 +427,24 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("training.learning_rate=.nan", "must be a finite number, not nan"),
         ("training.epochs=0", "must be greater than 0, not 0"),
         ("training.seed=4294967296", "must be less than 4294967296, not 4294967296"),
-        ("training.eval_every=0", "must be greater than or equal to 1 or greater than 0, not 0"),
-        ("training.eval_every=1.5", "must be a valid integer or less than or equal to 1, not 1.5"),
-        ("training.eval_every=-0.1", "must be a valid integer or greater than 0, not -0.1"),
-        ("training.eval_every='10'", "must be a valid integer or a valid number, not '10'"),
-        ("training.warmup=1.0", "must be a valid integer or less than 1, not 1.0"),
+        ("training.eval_every=0", f"must be {AN_EVENT}, not 0"),
+        ("training.eval_every=1.5", f"must be {AN_EVENT}, not 1.5"),
+        ("training.eval_every=-0.1", f"must be {AN_EVENT}, not -0.1"),
+        ("training.checkpoint_every='10'", f"must be {AN_EVENT}, not '10'"),
+        (
+            "training.warmup=1.0",
+            "must be whole steps from 0, or a share of the run from 0 and below 1.0, not 1.0",
+        ),
+        ("training.trackers=none", "none: no tracker; write [] for none"),
+        (
+            "training.trackers=[tensorboard]",
+            "tensorboard: it is always on, so it is not listed here; remove it",
+        ),
+        ("training.seed=", "has no value; it must be a valid integer"),
         ("training.schedule=cosin", "must be 'cosine', 'linear' or 'constant', not 'cosin'"),
         ("training.trackers=3", "must be a list, not 3"),
         ("adapter.dropout=1.0", "must be less than 1, not 1.0"),
+        ("adapter.targets=all", "all is no module; write all-linear for every linear layer"),
         ("adapter.targets=3", "must be 'all-linear' or a list, not 3"),
         ("scale.workers=0", "must be 'auto' or greater than 0, not 0"),
         ("scale.workers=1.5", "must be 'auto' or a valid integer, not 1.5"),
@@ -608,9 +619,9 @@ def test_the_place_is_that_of_the_value_that_the_message_names(path):
         (
             MINIMAL + "adapter:\n  kind: none\n",
             [],
-            "run.yaml:6: adapter.kind: none trains the base's own weights, which quantization: nf4 "
-            "freezes; "
-            "set model.quantization=none, or adapter.kind=lora",
+            "run.yaml:6: adapter.kind=none trains the base's own weights, but "
+            "model.quantization=nf4 freezes them; set model.quantization=none, or "
+            "adapter.kind=lora",
         ),
         (
             MINIMAL,

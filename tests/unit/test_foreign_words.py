@@ -106,6 +106,27 @@ def test_the_line_of_a_foreign_name_in_a_file_is_told(path: Path) -> None:
     assert complaint(path, text) == says
 
 
+def test_all_foreign_names_of_a_file_are_answered_at_once(path: Path) -> None:
+    text = MINIMAL + "training: {lr: 1e-4, num_train_epochs: 2, gamma: 1, colour: red, seed: x}\n"
+    assert complaint(path, text) == (
+        "run.yaml:5: training.lr: unknown key; here it is training.learning_rate (also unknown: "
+        "training.num_train_epochs (here training.epochs), training.gamma, training.colour; "
+        "and 1 more)"
+    )
+
+
+def test_an_override_of_the_kind_is_blamed_for_the_keys_that_it_makes_unknown(path: Path) -> None:
+    text = MINIMAL + "objective: {kind: dpo, beta: 0.1}\n"
+    assert complaint(path, text, "objective.kind=sft") == (
+        "override 'objective.kind=sft': objective.beta: sft has no beta; remove it; "
+        f"{path}:5 sets it"
+    )
+    known = "known here: beta, kind, label_smoothing, loss, nll_on, nll_weight"
+    assert complaint(path, text, "objective.colour=1").endswith(
+        f"objective.colour: unknown key; {known}"
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "key", "says"),
     [
@@ -172,7 +193,7 @@ def test_a_word_of_one_kind_names_a_key_of_it() -> None:
 
 def test_every_word_says_something() -> None:
     assert [name for name, word in WORDS.items() if not word.here and not word.differs] == []
-    assert instead_of("something_nobody_knows") == "orpo_ray has no such setting"
+    assert instead_of("something_nobody_knows", "orpo") == "orpo_ray has no such setting"
 
 
 def test_no_word_stands_in_the_way_of_a_key_of_ours() -> None:

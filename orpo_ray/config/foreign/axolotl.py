@@ -33,12 +33,7 @@ def read_axolotl(foreign: Mapping[str, Any], stem: str) -> Draft:
 
 
 def _put_model(draft: Draft) -> None:
-    draft.put("model.base", draft.take("base_model", "some/model"))
-    if not draft.is_set("base_model"):
-        draft.remark("model.base", "no base is named there; write yours")
-    revision = draft.take("revision_of_model")
-    if revision is not None:
-        draft.put("model.revision", str(revision))
+    trainer.put_base(draft, "base_model", "revision_of_model")
     trainer.put_format(draft)
     trainer.put_attention(draft, _attention(draft))
     template = draft.take("chat_template")
@@ -55,6 +50,8 @@ def _attention(draft: Draft) -> Any:
         "xformers_attention": "xformers",
     }
     on = [ours for key, ours in flags.items() if draft.flag(key)]
+    if not on and draft.is_set("flash_attention"):
+        on = ["sdpa"]  # switched off by name, which auto would not respect
     return written if written is not None or not on else on[0]
 
 

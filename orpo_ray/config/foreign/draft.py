@@ -72,7 +72,7 @@ class Draft:
         """Account for the keys that were not taken."""
         for key, value in self.foreign.items():
             if key not in self._taken and not is_unset(value):
-                self.lacking[key] = instead_of(key)
+                self.lacking[key] = instead_of(key, str(self.settings.get("objective.kind", "")))
 
     @property
     def translated(self) -> list[str]:

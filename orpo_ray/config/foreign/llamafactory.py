@@ -28,17 +28,12 @@ def read_llamafactory(foreign: Mapping[str, Any], stem: str) -> Draft:
     _put_objective(draft)
     _put_adapter(draft)
     _put_data(draft)
-    _put_training(draft)
+    trainer.put_training(draft, default_rate=5.0e-5)
     return draft
 
 
 def _put_model(draft: Draft) -> None:
-    draft.put("model.base", draft.take("model_name_or_path", "some/model"))
-    if not draft.is_set("model_name_or_path"):
-        draft.remark("model.base", "no base is named there; write yours")
-    revision = draft.take("model_revision", "main")
-    if revision != "main":
-        draft.put("model.revision", str(revision))
+    trainer.put_base(draft, "model_name_or_path", "model_revision")
     trainer.put_format(draft)
     written = draft.take("flash_attn")
     trainer.put_attention(draft, _ATTENTION.get(str(written), written))
@@ -126,18 +121,3 @@ def _named(draft: Draft, key: str, limit: Any) -> list[dict[str, Any]]:
             )
         found.append(sources.source(written, limit=limit))
     return found
-
-
-def _put_training(draft: Draft) -> None:
-    trainer.put_rate(draft, 5.0e-5)
-    trainer.put_batch(draft, "per_device_train_batch_size", 8)
-    trainer.put_length(draft, "num_train_epochs", 3)
-    trainer.put_schedule(draft, "lr_scheduler_type", "linear")
-    trainer.put_warmup(draft, "lr_scheduler_type")
-    trainer.put_optimizer(draft, "optim")
-    trainer.put_regularisation(draft)
-    trainer.put_checkpointing(draft)
-    trainer.put_saving(draft)
-    trainer.evaluates(draft)
-    trainer.put_trackers(draft)
-    trainer.put_deepspeed(draft)

@@ -29,8 +29,10 @@ def put_dropout(draft: Draft, rate: float) -> None:
     """LoRA's dropout, which TRL's preference trainers switch off unless they are told not to."""
     switched_off = draft.flag("disable_dropout", default=draft.settings["objective.kind"] != "sft")
     if switched_off and rate:
+        named = rate if draft.is_set("lora_dropout") else f"not set, so {rate}"
         remark = (
-            f"lora_dropout: {rate}: the trainer there sets it to 0 (disable_dropout, on by default)"
+            f"lora_dropout: {named}: the trainer there sets it to 0 (disable_dropout, on by "
+            "default)"
         )
         draft.put("adapter.dropout", 0.0, remark)
     else:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from orpo_ray.config.foreign.draft import Draft, as_names
+from orpo_ray.config.foreign.draft import Draft, as_names, as_number
 from orpo_ray.config.storage import is_url
 
 _SCHEDULES = {
@@ -60,6 +60,16 @@ def as_run_name(text: str) -> str:
     return name if name and name not in _RESERVED else f"run-{name}".rstrip("-")
 
 
+def put_base(draft: Draft, key: str, revision_key: str) -> None:
+    """The base, which a file may leave to the command line."""
+    draft.put("model.base", draft.take(key, "some/model"))
+    if not draft.is_set(key):
+        draft.remark("model.base", "no base is named there; write yours")
+    revision = draft.take(revision_key, "main")
+    if revision != "main":
+        draft.put("model.revision", str(revision))
+
+
 def put_format(draft: Draft) -> None:
     """The number format: bf16 and fp16 say how is computed, torch_dtype how the base is loaded."""
     bf16, fp16 = draft.take("bf16"), draft.flag("fp16")
@@ -72,6 +82,8 @@ def put_format(draft: Draft) -> None:
         draft.put("model.dtype", loaded)
     elif bf16 is False and draft.is_set("fp16"):
         draft.put("model.dtype", "float32", "bf16 and fp16: false")
+    elif bf16 == "auto":
+        draft.put("model.dtype", "auto")
 
 
 def put_attention(draft: Draft, written: Any) -> None:
@@ -82,6 +94,22 @@ def put_attention(draft: Draft, written: Any) -> None:
         draft.put(
             "model.attention", "auto", f"{written}: not here; auto takes the fastest that fits"
         )
+
+
+def put_training(draft: Draft, default_rate: float) -> bool:
+    """What transformers' own trainer reads; returns whether it is evaluated meanwhile."""
+    put_rate(draft, default_rate)
+    put_batch(draft, "per_device_train_batch_size", 8)
+    put_length(draft, "num_train_epochs", 3)
+    put_schedule(draft, "lr_scheduler_type", "linear")
+    put_warmup(draft, "lr_scheduler_type")
+    put_optimizer(draft, "optim")
+    put_regularisation(draft)
+    put_checkpointing(draft)
+    put_saving(draft)
+    put_trackers(draft)
+    put_deepspeed(draft)
+    return evaluates(draft)
 
 
 def put_batch(draft: Draft, per_device: str, default: int) -> None:
@@ -104,8 +132,9 @@ def put_batch(draft: Draft, per_device: str, default: int) -> None:
 
 def put_rate(draft: Draft, default: float) -> None:
     """The learning rate."""
-    if draft.is_set("learning_rate"):
-        draft.put("training.learning_rate", draft.number("learning_rate"))
+    written = as_number("learning_rate", draft.take_first("learning_rate", "lr"))
+    if written is not None:
+        draft.put("training.learning_rate", written)
     else:
         draft.put_default("training.learning_rate", default, "learning_rate")
 

@@ -32,15 +32,10 @@ def read_trl(foreign: Mapping[str, Any], stem: str) -> Draft:
 
 
 def _put_model(draft: Draft) -> None:
-    draft.put("model.base", draft.take("model_name_or_path", "some/model"))
-    if not draft.is_set("model_name_or_path"):
-        draft.remark("model.base", "no base is named there; write yours")
-    elif "lora" in str(draft.settings["model.base"]).lower():
+    trainer.put_base(draft, "model_name_or_path", "model_revision")
+    if "lora" in str(draft.settings["model.base"]).lower():
         told = "if this is an adapter, name its base here, and the adapter as adapter.init_from"
         draft.remark("model.base", told)
-    revision = draft.take("model_revision", "main")
-    if revision != "main":
-        draft.put("model.revision", str(revision))
     trainer.put_format(draft)
     trainer.put_attention(draft, draft.take("attn_implementation"))
     sources.put_template(draft, "chat_template", draft.take("chat_template"))
@@ -207,15 +202,4 @@ def _mixture(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any]], 
 def _put_training(draft: Draft) -> bool:
     """All that is set of the training; whether it is evaluated meanwhile."""
     kind = str(draft.settings["objective.kind"])
-    trainer.put_rate(draft, _DEFAULT_RATES.get(kind, _DEFAULT_RATE))
-    trainer.put_batch(draft, "per_device_train_batch_size", 8)
-    trainer.put_length(draft, "num_train_epochs", 3)
-    trainer.put_schedule(draft, "lr_scheduler_type", "linear")
-    trainer.put_warmup(draft, "lr_scheduler_type")
-    trainer.put_optimizer(draft, "optim")
-    trainer.put_regularisation(draft)
-    trainer.put_checkpointing(draft)
-    trainer.put_saving(draft)
-    trainer.put_trackers(draft)
-    trainer.put_deepspeed(draft)
-    return trainer.evaluates(draft)
+    return trainer.put_training(draft, _DEFAULT_RATES.get(kind, _DEFAULT_RATE))

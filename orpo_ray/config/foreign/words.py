@@ -24,11 +24,13 @@ def word_of(section: str, name: str, kind: str) -> Word | None:
     return next((word for start, word in _FAMILIES.items() if name.startswith(start)), None)
 
 
-def instead_of(name: str) -> str:
-    """What ours does instead of a foreign key that has no counterpart."""
-    word = word_of("", name, "")
+def instead_of(name: str, kind: str) -> str:
+    """What ours does instead of a foreign key that has no counterpart; `kind`: the objective."""
+    word = word_of("", name, kind)
     if word is None:
         return _NO_COUNTERPART
+    if word.kind not in ("", kind):
+        return f"{kind} has none; with kind: {word.kind} it is {word.here}"
     if not word.here:
         return word.differs
     return f"{word.here} is the nearest" + (f": {word.differs}" if word.differs else "")
@@ -101,7 +103,8 @@ WORDS = _merged(
         ),
         _all("bnb_4bit_compute_dtype", Word("model.dtype")),
         _all("bnb_4bit_quant_storage", Word(differs="4-bit weights are stored as bytes")),
-        _all("attn_implementation flash_attn", Word("model.attention")),
+        _all("attn_implementation", Word("model.attention")),
+        _all("flash_attn", Word("model.attention", "write flash_attention_2 for fa2")),
         _all(
             "flash_attention use_flash_attention_2 use_flash_attention",
             Word("model.attention", "write flash_attention_2"),

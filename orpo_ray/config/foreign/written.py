@@ -70,7 +70,7 @@ def _without_counterpart(draft: Draft) -> Iterator[str]:
         yield "#"
         yield "# What has no counterpart:"
     for key, instead in draft.lacking.items():
-        yield from _comment(f"{key}: {_plain(draft.foreign[key])}: no counterpart; {instead}", 0)
+        yield from _comment(f"{key}: {_plain(draft.foreign[key])}: {instead}", 0)
     if draft.unset:
         yield from _comment(f"{', '.join(draft.unset)}: nothing is set there", 0)
 
