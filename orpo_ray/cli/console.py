@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from orpo_ray.errors import ConfigError, OrpoRayError, StoppedError
 from orpo_ray.runs.console import Console, Metrics
 from orpo_ray.runs.files import CONFIG_FILE, LOG_FILE
-from orpo_ray.runs.log import is_kept
+from orpo_ray.runs.log import FORMAT, is_kept
 
 if TYPE_CHECKING:
     from orpo_ray.runs.run import RunFolder
@@ -118,7 +118,7 @@ def open_log(verbose: bool = False) -> None:
 
 
 def _log_to(handler: _LogFile) -> None:
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
     for former in _log_files():
         root.removeHandler(former)

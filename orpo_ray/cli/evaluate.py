@@ -4,13 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
+from orpo_ray.cli.options import ConfigFile, Json, Overrides
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command("evaluate")
 def evaluate(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     adapter: Annotated[
         str | None, typer.Option(help="An adapter folder or run, in place of this config's own.")
     ] = None,
@@ -21,9 +23,7 @@ def evaluate(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Length of an answer in tokens.")
     ] = 128,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Compare base and trained model on held-out pairs: accuracy, margin, log-probs, answers."""
     from orpo_ray.cli.config_file import load

@@ -24,13 +24,9 @@ def print_result(command: str, result: dict[str, Any]) -> None:
         case "evaluate":
             from rich.console import Console
 
-            from orpo_ray.cli.tables import print_answers, print_changes, print_comparison
+            from orpo_ray.cli.tables import print_evaluation
 
-            console = Console()
-            print_comparison(result["metrics"], console)
-            print_answers(result["samples"], console)
-            pairs = result["metrics"]["base"]["all"]["pairs"]
-            print_changes(result["changes"], result["remarks"], pairs, console)
+            print_evaluation(result, Console())
         case _:
             raise AssertionError(f"{command} has no result to print")
 

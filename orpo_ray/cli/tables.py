@@ -8,14 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.cli.progress import hours_minutes_seconds
+from orpo_ray.runs.summary import METRIC_LABELS
 
-_ROWS = (
-    ("accuracy", "preference accuracy"),
-    ("margin", "log-prob margin per token"),
-    ("chosen_logp", "chosen log-prob per token"),
-    ("rejected_logp", "rejected log-prob per token"),
-    ("nll", "NLL of chosen answers"),
-)
+
+def print_evaluation(result: dict[str, Any], console: Console) -> None:
+    """Print the result of `evaluate`: of two models, or of a base that is judged alone."""
+    pairs = int(result["metrics"]["base"]["all"]["pairs"])
+    print_comparison(result["metrics"], console)
+    print_answers(result["samples"], console)
+    if result["base"]:
+        print_means(result["base"], pairs, console)
+    print_changes(result["changes"], result["remarks"], pairs, console)
 
 
 def print_comparison(
@@ -23,20 +26,16 @@ def print_comparison(
 ) -> None:
     """Print metrics by source, with a column for each model.
 
-    Two models on all pairs are left to `print_changes`, which has intervals.
+    All pairs together are left to `print_changes` and `print_means`, which have intervals.
     """
     console = console or Console()
-    sources = list(metrics["base"])
-    only_one = len(sources) == 2  # `all` and the source itself say the same
-    compared = len(metrics) > 1
-    for source in sources[1:] if only_one else sources:
-        if compared and (only_one or source == "all"):
-            continue
+    sources = [source for source in metrics["base"] if source != "all"]
+    for source in sources if len(sources) > 1 else ():
         pairs = int(metrics["base"][source]["pairs"])
         table = Table(title=f"{source}: {pairs} pairs", title_justify="left")
         for column in ("", *metrics):
             table.add_column(column, justify="right" if column else "left")
-        for name, label in _ROWS:
+        for name, label in METRIC_LABELS.items():
             numbers = (by_source[source][name] for by_source in metrics.values())
             table.add_row(label, *(f"{number:.3f}" for number in numbers))
         console.print(table)
@@ -58,13 +57,23 @@ def print_changes(
         table = Table(title=f"{pairs} held-out pairs (95 % intervals)", title_justify="left")
         for column in ("", "before", "after", "difference"):
             table.add_column(column, justify="right" if column else "left")
-        for name, label in _ROWS:
+        for name, label in METRIC_LABELS.items():
             change = changes[name]
             cells = [_with_interval(change[when], "") for when in ("before", "after")]
             table.add_row(label, *cells, _with_interval(change["difference"], "+"))
         console.print(table)
     for line in remarks:
         console.print(Text(line))
+
+
+def print_means(means: dict[str, Any], pairs: int, console: Console) -> None:
+    """Print the means of a base that is judged alone, with their 95 % intervals."""
+    table = Table(title=f"{pairs} held-out pairs (95 % intervals)", title_justify="left")
+    for column in ("", "base"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, label in METRIC_LABELS.items():
+        table.add_row(label, _with_interval(means[name], ""))
+    console.print(table)
 
 
 def _with_interval(mean: dict[str, float], sign: str) -> str:
@@ -91,9 +100,11 @@ def print_answers(samples: list[dict[str, Any]], console: Console | None = None)
     console = console or Console()
     for sample in samples:
         console.print(Text(sample["prompt"], style="bold"))
+        if sample["trained"] is None:
+            console.print(Text(f"  base: {_answer(sample, 'base')}"))
+            continue
         console.print(Text(f"  before: {_answer(sample, 'base')}", style="red"))
-        if sample["trained"] is not None:
-            console.print(Text(f"  after:  {_answer(sample, 'trained')}", style="green"))
+        console.print(Text(f"  after:  {_answer(sample, 'trained')}", style="green"))
 
 
 def _answer(sample: dict[str, Any], who: str) -> str:

@@ -15,7 +15,7 @@ from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.models.trained import fetch_trained
 from orpo_ray.runs.results import Evaluation, Sample
-from orpo_ray.runs.scores import PairScores
+from orpo_ray.runs.scores import PairScores, are_few, intervals, too_few
 from orpo_ray.runs.summary import compared, plain, remarks
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import autocast_dtype
@@ -63,13 +63,16 @@ def evaluation_of(
     """The result of `evaluate`. `judged` has the base, then the trained model, if any."""
     base, tuned = judged[0], judged[-1]
     found = compared(base.scores, tuned.scores) if trained is not None else {}
-    lines = [*remarks(found, len(base.scores)), *_on_answers(judged, limit)]
+    pairs = len(base.scores)
+    few = [too_few(pairs)] if trained is None and are_few(pairs) else []
+    lines = [*remarks(found, pairs), *few, *_on_answers(judged, limit)]
     who = ("base", "trained")[: len(judged)]
     return Evaluation(
         name=name,
         adapter=trained,
         metrics={one: model.metrics for one, model in zip(who, judged, strict=True)},
         changes=plain(found),
+        base=plain(intervals(base.scores)) if trained is None else {},
         remarks=tuple(lines),
         quantized_modules=tuned.quantized_modules,
         samples=tuple(

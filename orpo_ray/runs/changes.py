@@ -27,13 +27,31 @@ FREE_KEYS = (
     "training.trl_metric_names",
 )
 
+EXTENSIONS = "extensions"
+"""The key of run.json that lists extensions.
+
+Each has the step after which it began, and the settings and metrics before it.
+"""
+EXTENSION_KEYS = (
+    "training.max_steps",
+    "training.epochs",
+    "training.learning_rate",
+    "training.schedule",
+    "training.warmup",
+)
+"""Settings that define a new schedule over further steps."""
+
 
 def refuse_changed_config(
-    stored: Mapping[str, Any], config: RunConfig, free: tuple[str, ...] = FREE_KEYS
+    stored: Mapping[str, Any],
+    config: RunConfig,
+    free: tuple[str, ...] = FREE_KEYS,
+    is_extended: bool = False,
 ) -> None:
     """Raise ConfigError if settings changed since the run began. Those in `free` may change.
 
-    The error names the first that changed.
+    The error names the first that changed. `is_extended` says that the run was continued with
+    further steps, maybe by another command than the one that the user repeats.
     """
     before, now = flatten(_as_read_now(stored, config, free)), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -44,9 +62,10 @@ def refuse_changed_config(
         more = (
             f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
         )
+        made = "was extended to" if is_extended and key in EXTENSION_KEYS else "was made with"
         raise ConfigError(
-            f"{key}: {now.get(key)!r} here, but run {config.name} was made with "
-            f"{before.get(key)!r}{more}; give the new run another name, or restore the setting"
+            f"{key}: {now.get(key)!r} here, but run {config.name} {made} {before.get(key)!r}"
+            f"{more}; give the new run another name, or restore the setting"
         )
 
 
@@ -103,7 +122,7 @@ def _taken_out(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, A
 
 
 def _is_moved(before: Any, now: Any, config: RunConfig) -> bool:
-    """Whether a value differs only because the storage was moved, as in the place of a run."""
+    """Whether both values name the same file of a storage that was moved, such as an adapter."""
     if not (isinstance(before, str) and isinstance(now, str)):
         return False
     place = config.place.removesuffix(config.name)

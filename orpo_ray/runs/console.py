@@ -13,7 +13,7 @@ Metrics = dict[str, float]
 
 
 class Console:
-    """The user, as a run sees one. This class is silent; subclasses replace what they need."""
+    """The user who watches a run. This class is silent; subclasses replace what they need."""
 
     def announce(self, line: str) -> None:
         """Say something that was decided or found."""

@@ -2,26 +2,11 @@
 
 from typing import Any
 
-from orpo_ray.config import dump, warmup_steps
+from orpo_ray.config import warmup_steps
 from orpo_ray.errors import ConfigError
-from orpo_ray.runs.changes import refuse_changed_config
+from orpo_ray.runs.changes import EXTENSION_KEYS, EXTENSIONS, refuse_changed_config
 from orpo_ray.runs.files import CONFIG_FILE, RUN_FILE, read_json
 from orpo_ray.runs.run import Run
-
-EXTENSIONS = "extensions"
-"""The key of run.json that lists extensions.
-
-Each has the step after which it began, and the settings and metrics before it.
-"""
-
-_MAY_CHANGE = (
-    "training.max_steps",
-    "training.epochs",
-    "training.learning_rate",
-    "training.schedule",
-    "training.warmup",
-)
-"""Settings that define a new schedule over further steps."""
 
 
 def refuse_unfinished(run: Run) -> None:
@@ -34,7 +19,7 @@ def refuse_unfinished(run: Run) -> None:
 
 
 def extend(run: Run, total_steps: int) -> None:
-    """Make a finished run an unfinished one of `total_steps`, for `train` to resume.
+    """Reopen a finished run, so that `train` resumes it up to `total_steps`.
 
     An extension that has begun is left as it is. Raises ConfigError if the run has that many steps
     already, or if other settings changed.
@@ -44,7 +29,7 @@ def extend(run: Run, total_steps: int) -> None:
         return
     stored = read_json(run.path(CONFIG_FILE))
     assert stored is not None, "a finished run has its settings"
-    refuse_changed_config(stored, run.config, (*run.free_keys, *_MAY_CHANGE))
+    refuse_changed_config(stored, run.config, (*run.free_keys, *EXTENSION_KEYS))
     more = total_steps - result.steps
     if more <= 0:
         raise ConfigError(
@@ -71,8 +56,9 @@ def schedule_from(facts: dict[str, Any]) -> int:
 
 def described(run: Run) -> str:
     """The line that announces an extension."""
-    settings = dump(run.config)["training"]
+    training = run.config.training
     return (
         f"run {run.name} continues after step {schedule_from(run.facts())}: "
-        f"a {settings['schedule']} schedule from {settings['learning_rate']:g} over the rest"
+        f"a {training.schedule} schedule that begins at {training.learning_rate:g} covers the new "
+        "steps"
     )

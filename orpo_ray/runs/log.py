@@ -2,6 +2,8 @@
 
 import logging
 
+FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
+"""A line of run.log, in every process that writes one."""
 _OURS = "orpo_ray"
 
 

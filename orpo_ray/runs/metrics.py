@@ -63,7 +63,10 @@ def lines_until(text: str, step: int) -> str:
 
 
 def read_metrics_line(line: str) -> Metrics | None:
-    """One record of metrics.jsonl; None for a line that a killed run or a power cut left cut."""
+    """One record of metrics.jsonl.
+
+    None for an incomplete line, which a kill or a power failure leaves.
+    """
     try:
         found = json.loads(line)
     except ValueError:

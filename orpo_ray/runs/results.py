@@ -101,7 +101,9 @@ class Evaluation:
     metrics: dict[str, dict[str, dict[str, float]]]
     """For `base` and `trained`: metrics by source of the pairs, `all` first."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """As in TrainResult."""
+    """As in TrainResult; empty if the base alone was judged."""
+    base: dict[str, Any] = field(default_factory=dict)
+    """Each mean of a base that was judged alone: `value`, `low` and `high`."""
     remarks: tuple[str, ...] = ()
     """What was learnt and what was not, in words."""
     quantized_modules: int

@@ -12,7 +12,7 @@ from orpo_ray.config import RunConfig, dump
 from orpo_ray.config.storage import inside, is_url
 from orpo_ray.errors import ConfigError, RunError
 from orpo_ray.runs import files
-from orpo_ray.runs.changes import FREE_KEYS, refuse_changed_config
+from orpo_ray.runs.changes import EXTENSIONS, FREE_KEYS, refuse_changed_config
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.lock import (
     RUN_LOCK_FILE,
@@ -102,11 +102,17 @@ class RunFolder(Generic[Outcome]):
         begun = self.path(files.RESULT_FILE).exists() or self.path(files.SEARCH_FILE).exists()
         return begun or any(self.path(files.CHECKPOINTS).glob("step-*"))
 
+    @property
+    def is_extended(self) -> bool:
+        """Whether it was continued with further steps."""
+        facts = files.read_json(self.path(files.RUN_FILE)) or {}
+        return bool(facts.get(EXTENSIONS))
+
     def refuse_changes(self) -> None:
         """Raise ConfigError if it has started with other settings. The error names the first."""
         stored = files.read_json(self.path(files.CONFIG_FILE))
         if stored is not None and self.has_started:
-            refuse_changed_config(stored, self.config, self.free_keys)
+            refuse_changed_config(stored, self.config, self.free_keys, self.is_extended)
 
     def finished(self) -> Outcome | None:
         """Its result, if nothing is left to do."""

@@ -23,6 +23,8 @@ _DRAWS = 1000
 _SEED = 20
 _CHANCE = 0.05
 """A change that chance explains with this probability or more is noise."""
+_FEW = 0.05
+"""If held-out pairs cannot show an accuracy difference of this size, they are few."""
 _TAILS = (2.5, 97.5)
 """Percentiles: the interval holds 95 % of the draws."""
 
@@ -66,31 +68,26 @@ class Change:
 
     @property
     def is_noise(self) -> bool:
-        """Whether other pairs of the same kind could have shown no difference."""
+        """Whether chance explains the change: the interval holds zero, or `chance` is too high."""
         return self.difference.holds_zero or (self.chance or 0.0) >= _CHANCE
 
 
 def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
     """How each of INTERVAL_METRICS changed. Both score the same pairs in one order."""
     assert len(before) == len(after), "a change is between two evaluations of the same pairs"
-    first, second = _columns(before), _columns(after)
-    drawn = np.stack(
-        [[_means(first, weights), _means(second, weights)] for weights in _resamples(len(before))]
-    )
-    once = np.ones(len(before), dtype=np.int64)
-    was = _with_interval(_means(first, once), drawn[:, 0])
-    now = _with_interval(_means(second, once), drawn[:, 1])
-    differences = _with_interval(
-        _means(second, once) - _means(first, once), drawn[:, 1] - drawn[:, 0]
+    was, drawn_before = _bootstrapped(before)
+    now, drawn_after = _bootstrapped(after)
+    parts = (
+        _with_intervals(was, drawn_before),
+        _with_intervals(now, drawn_after),
+        _with_intervals(now - was, drawn_after - drawn_before),
     )
     found = {
         name: Change(before=one, after=other, difference=difference)
-        for name, one, other, difference in zip(
-            INTERVAL_METRICS, was, now, differences, strict=True
-        )
+        for name, one, other, difference in zip(INTERVAL_METRICS, *parts, strict=True)
     }
     accuracy, count = found["accuracy"], len(before)
-    chance = _chance(first[:, 0], second[:, 0])
+    chance = _chance(_columns(before)[:, 0], _columns(after)[:, 0])
     found["accuracy"] = replace(
         accuracy,
         before=_never_certain(accuracy.before, count),
@@ -98,6 +95,19 @@ def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
         chance=chance,
     )
     return found
+
+
+def intervals(scores: PairScores) -> dict[str, Mean]:
+    """Each of INTERVAL_METRICS at one evaluation, with its interval."""
+    found = dict(zip(INTERVAL_METRICS, _with_intervals(*_bootstrapped(scores)), strict=True))
+    return {**found, "accuracy": _never_certain(found["accuracy"], len(scores))}
+
+
+def _bootstrapped(scores: PairScores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The means [metrics] over all pairs, and those of each draw [draws, metrics]."""
+    columns, count = _columns(scores), len(scores)
+    drawn = np.stack([_means(columns, weights) for weights in _resamples(count)])
+    return _means(columns, np.ones(count, dtype=np.int64)), drawn
 
 
 def _chance(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
@@ -112,7 +122,7 @@ def _chance(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
 
 
 def _never_certain(share: Mean, count: int) -> Mean:
-    """A share with an interval that is not empty if all pairs or none of them count.
+    """Widen the interval of a share of exactly 0 or 1, which the bootstrap leaves without width.
 
     The rule of three: with n pairs of one kind, the other kind may still be 3 / n of all.
     """
@@ -121,7 +131,7 @@ def _never_certain(share: Mean, count: int) -> Mean:
     return replace(share, high=min(1.0, 3 / count)) if share.value == 0 else share
 
 
-def _with_interval(values: NDArray[np.float64], drawn: NDArray[np.float64]) -> list[Mean]:
+def _with_intervals(values: NDArray[np.float64], drawn: NDArray[np.float64]) -> list[Mean]:
     """Each value with the interval of its draws [draws, metrics]."""
     ends = np.percentile(drawn, _TAILS, axis=0)
     return [Mean(*map(float, found)) for found in zip(values, *ends, strict=True)]
@@ -134,6 +144,11 @@ def smallest_visible(count: int) -> float:
     probability by chance is 2 / 2^6, which is below 5 %. With five pairs it is above.
     """
     return min(1.0, 6 / count)
+
+
+def are_few(pairs: int) -> bool:
+    """Whether so many held-out pairs hide differences of accuracy that matter."""
+    return smallest_visible(pairs) > _FEW
 
 
 def too_few(pairs: int) -> str:

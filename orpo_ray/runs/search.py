@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 State = Literal["running", "finished", "stopped", "failed"]
-"""`stopped`: given up by the scheduler. `running`: or interrupted, and to be resumed."""
+"""`stopped`: the scheduler gave the trial up.
+
+`running`: the trial runs, or it was interrupted and the next command resumes it.
+"""
 Status = Literal["running", "interrupted", "stopped", "finished"]
 
 

@@ -19,7 +19,10 @@ FOLDER = "search"
 
 
 _FIXED = ("search", "training.eval_every")
-"""What may change in a run but not in a search, whose trials are judged at the same points."""
+"""Settings that may change in a run, but not in a search.
+
+All trials of a search must be judged at the same points.
+"""
 
 
 class SearchRun(RunFolder[Search]):
@@ -56,7 +59,10 @@ class SearchRun(RunFolder[Search]):
 
 
 def find_search(place: str) -> Search:
-    """The search of a run, found by the folder or URL of either. Raises ConfigError if none is."""
+    """The search at a place: the folder or URL of the search, or of its run.
+
+    Raises ConfigError if there is no search.
+    """
     folder, storage = local_path(place), storage_at(place)
     for candidate in (folder / FOLDER, folder):
         at_work = is_locked(candidate / RUN_LOCK_FILE)
@@ -67,10 +73,11 @@ def find_search(place: str) -> Search:
             if found.status == "running" and not storage.is_remote and not at_work:
                 found.status = "interrupted"  # its process was killed: the same command resumes it
             return found
-    raise ConfigError(
-        f"{place}: no search.json here or in its folder {FOLDER}/; name the folder of a run, such "
-        "as runs/x"
+    usual = Path(RunConfig.model_fields["storage"].default) / place
+    hint = (
+        f"did you mean {usual}?" if usual.is_dir() else "name the folder of a run, such as runs/x"
     )
+    raise ConfigError(f"{place}: no search.json here or in its folder {FOLDER}/; {hint}")
 
 
 def _read_search(folder: Path) -> Search | None:

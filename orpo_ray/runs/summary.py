@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from orpo_ray.runs.scores import Change, PairScores, changes, smallest_visible, too_few
+from orpo_ray.runs.scores import Change, Mean, PairScores, are_few, changes, too_few
 
 _HIGH = 0.97
 """From this accuracy on, a base leaves little to learn."""
-_FEW = 0.05
-"""Held-out pairs that cannot show this difference of accuracy are too few."""
+METRIC_LABELS = {
+    "accuracy": "preference accuracy",
+    "margin": "log-prob margin per token",
+    "chosen_logp": "chosen log-prob per token",
+    "rejected_logp": "rejected log-prob per token",
+    "nll": "NLL of chosen answers per token",
+}
+"""What a reader calls each of INTERVAL_METRICS."""
 
 
 def compared(before: PairScores | None, after: PairScores | None) -> dict[str, Change]:
@@ -22,9 +28,9 @@ def compared(before: PairScores | None, after: PairScores | None) -> dict[str, C
     return changes(before, after)
 
 
-def plain(found: Mapping[str, Change]) -> dict[str, Any]:
-    """The changes as plain data, for result.json."""
-    return {name: asdict(change) for name, change in found.items()}
+def plain(found: Mapping[str, Change | Mean]) -> dict[str, Any]:
+    """Changes or means as plain data, for result.json."""
+    return {name: asdict(each) for name, each in found.items()}
 
 
 def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
@@ -41,7 +47,7 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
             f"The chosen answers became less likely ({chosen.difference.value:+.3f} nats a token): "
             "read some answers, and check that they still end."
         )
-    if smallest_visible(pairs) > _FEW:
+    if are_few(pairs):
         lines.append(too_few(pairs))
     return lines
 

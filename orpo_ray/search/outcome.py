@@ -10,15 +10,13 @@ from typing import Any
 
 from orpo_ray.config.search import ACCURACY
 from orpo_ray.config.space import Span, parse_domain
-from orpo_ray.runs.scores import Change, smallest_visible, too_few
+from orpo_ray.runs.scores import Change, are_few, too_few
 from orpo_ray.runs.search import Search, Trial
 from orpo_ray.search.score import MARGIN, score
 
 NLL = "eval/nll"
 _NOTICED_NATS = 0.01
 """A smaller difference in NLL is not mentioned."""
-_BARELY = 0.05
-"""Held-out pairs that show no smaller difference of accuracy are few."""
 _EDGE = 0.05
 """A value is at the end of its range if it is within this share of the range's width."""
 
@@ -75,9 +73,9 @@ def reading(search: Search, compared: Compared | None = None) -> list[str]:
     failed = f", {counts['failed']} failed" if counts["failed"] else ""
     whole = max(search.trial_count, len(search.trials)) * best.total_steps
     return [
-        f"Trial {best.number} is best: {shown_values(best.values)} prefers the chosen answer for "
-        f"{best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs, by {best.last[MARGIN]:.2f} "
-        "nats a token.",
+        f"Trial {best.number} is best, with {shown_values(best.values)}. It prefers the chosen "
+        f"answer for {best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs. Its mean margin "
+        f"is {best.last[MARGIN]:.2f} nats a token.",
         f"Of {len(search.trials)} trials {counts['finished']} finished and "
         f"{counts['stopped']} were given up early{failed}. They took {trial_steps(search.trials)} "
         f"steps; without an early end they would take {whole}.",
@@ -93,7 +91,7 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
     if not search.settings.get("try_given"):
         return []
     if best.number == 0:
-        few = f" {too_few(search.pairs)}" if smallest_visible(search.pairs) > _BARELY else ""
+        few = f" {too_few(search.pairs)}" if are_few(search.pairs) else ""
         return [
             "No trial is better than the given configuration (trial 0): the search changes "
             f"nothing.{few}"

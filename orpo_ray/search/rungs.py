@@ -7,8 +7,8 @@ class Rungs:
     """The scores of all trials at each rung.
 
     The first rung is at the share `grace` of a run; each further one is at `eta` times the one
-    before. Of all trials, the best one in `eta` continues after the first rung, and the best one in
-    `eta` squared after the second.
+    before. The best 1/eta of all trials continue after the first rung. The best 1/eta**2 of all
+    trials continue after the second.
 
     A trial is judged at every evaluation, not only at rungs. The first trial at a rung has no other
     to be compared with. So it continues, and may be given up later, when better ones have come. The

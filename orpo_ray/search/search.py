@@ -19,9 +19,10 @@ from orpo_ray.errors import ResourceError, RunError
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.console import Announce, Console, Hushed
 from orpo_ray.runs.run import Run
-from orpo_ray.runs.scores import changes, smallest_visible, too_few
+from orpo_ray.runs.scores import are_few, too_few
 from orpo_ray.runs.search import Found, Search, Start, Trial
 from orpo_ray.runs.search_run import FOLDER, SearchRun
+from orpo_ray.runs.summary import compared
 from orpo_ray.search.answers import answer
 from orpo_ray.search.course import Course, count_steps, take_up
 from orpo_ray.search.outcome import (
@@ -41,8 +42,6 @@ from orpo_ray.search.tuner import run_course
 from orpo_ray.training.run_plan import steps_of_run
 
 BEST_FILE = "best.yaml"
-_BARELY_VISIBLE = 0.05
-"""If held-out pairs show no smaller difference of accuracy than this, that is announced."""
 
 
 def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -> Search:
@@ -58,7 +57,7 @@ def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -
         prepare_on(ground, variant, Hushed(console))
     _announce_late_evaluations(base, settings, ground, console.announce)
     search = _take_up(run, settings, len(ground.artifact.eval))
-    if smallest_visible(search.pairs) > _BARELY_VISIBLE:
+    if are_few(search.pairs):
         console.announce(too_few(search.pairs))
     study = Study(config, space.domains, search.pairs, search.trials)
     at_once = min(runs_at_once(ground.placement, cluster_nodes()), search.trial_count)
@@ -68,6 +67,7 @@ def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -
     try:
         if not course.is_over:
             pairs = run.storage.place_of(ground.artifact.path)
+            console.announce("starting the trials: each loads the base before its first step")
             room = TrialRoom(pairs, ground.placement, ground.hardware, Path.cwd())
             run_course(run, course, room, at_once, console)
         count_steps(run, search)
@@ -136,9 +136,9 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
 
 
 def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
-    """Runs whose reference log-probs a trial needs and the run itself does not compute.
+    """One run for each cache of reference log-probs that some trial needs.
 
-    There is one run for each cache of log-probs.
+    The searched run itself does not compute them.
     """
     found: dict[str, RunConfig] = {}
     for values in probes(config, space):
@@ -174,9 +174,9 @@ def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared 
         return None
     step = int(min(given.last["step"], best.last["step"]))
     before, after = (run.trial_run(trial).scores(step) for trial in (given, best))
-    if before is None or after is None or len(before) != len(after):
+    found = compared(before, after)
+    if not found:
         return None
-    found = changes(before, after)
     name = search.metric.removeprefix("eval/")
     change = found.get(name, found["accuracy"])
     if name not in found or (name == "accuracy" and change.difference.value == 0):
@@ -213,6 +213,7 @@ def _answers(
     trials = [
         Run(trial_config(run.config, space, trial.values, trial.run)) for trial in ends.values()
     ]
+    console.announce("generating answers of the base and of the best trials")
     try:
         answers = answer(ground, trials, console)
     except (RunError, ResourceError) as error:

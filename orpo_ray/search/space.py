@@ -101,8 +101,8 @@ def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: 
 def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
     """Values that are checked before anything is trained.
 
-    Of a grid these are all points. Of other ranges these are the ends and one point inside, one
-    field at a time.
+    For a grid, all points are checked. For other ranges, both ends and one point between them are
+    checked, one field at a time.
     """
     if settings_of(config).searcher == "grid":
         yield from grid_points(config, space.domains)
@@ -119,4 +119,4 @@ def shown_range(domain: Domain) -> str:
     """A range in a message."""
     if isinstance(domain, Options):
         return f"one of {list(domain.values)}"
-    return f"{domain.low:g} to {domain.high:g}" + (", by its logarithm" if domain.log else "")
+    return f"{domain.low:g} to {domain.high:g}" + (", on a log scale" if domain.log else "")

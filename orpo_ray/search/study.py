@@ -85,8 +85,8 @@ class Study:
             return spread_values(self._domains, self._seed, number)
         self._study.sampler = self._tpe(number)
         drawn = self._study.ask(self._distributions)
-        # The record has only the settled values. So the study learns from these, in `_begin`, and
-        # this draw is closed.
+        # The record has only values that are rounded to their step. The study must learn from the
+        # same values. So `_begin` adds them, and this draw, which is not rounded, is closed.
         self._study.tell(drawn, state=TrialState.FAIL)
         return {
             name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()

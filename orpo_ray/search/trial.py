@@ -19,7 +19,7 @@ from orpo_ray.errors import OrpoRayError, ResourceError, on_one_line
 from orpo_ray.models.hardware import Hardware
 from orpo_ray.runs.console import Console, Metrics
 from orpo_ray.runs.files import LOG_FILE
-from orpo_ray.runs.log import is_kept
+from orpo_ray.runs.log import FORMAT, is_kept
 from orpo_ray.runs.metrics import plain_record
 from orpo_ray.runs.run import Run
 from orpo_ray.storage import fetched_folder
@@ -118,7 +118,7 @@ def _open(settings: dict[str, Any], room: TrialRoom) -> Run:
     logging.basicConfig(
         handlers=[log],
         level=logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        format=FORMAT,
         force=True,
     )
     return run

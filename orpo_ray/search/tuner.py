@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = "tune"
 _POLL_S = 1.0
-# A trial's process computes nothing, and its workers reserve what they need. But Tune refuses to
-# reserve nothing, so it reserves one byte of memory.
+# A trial's process computes nothing, and its workers reserve what they need. Tune accepts no empty
+# reservation, so the process reserves one byte of memory.
 _NOTHING: dict[str, int | float] = {"memory": 1}
 
 _SETTINGS = {

@@ -1,6 +1,7 @@
 """The README beside an adapter: what it was made from, how, and how good it is."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,10 @@ from orpo_ray.config import RunConfig, dump
 from orpo_ray.config.storage import is_url
 from orpo_ray.data.store import Summary
 from orpo_ray.runs.results import TrainResult
+from orpo_ray.runs.summary import METRIC_LABELS
 
-_SHOWN = {
-    "accuracy": "preference accuracy",
-    "margin": "log-prob margin per token",
-    "chosen_logp": "chosen log-prob per token",
-    "rejected_logp": "rejected log-prob per token",
-    "nll": "NLL of chosen answers per token",
-}
+_IN_THE_CACHE = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/")
+"""A folder of the hub's local cache."""
 
 
 def write_model_card(
@@ -62,8 +59,8 @@ def _card(config: RunConfig, summary: Summary, result: TrainResult) -> str:
 def _header(config: RunConfig, summary: Summary) -> dict[str, Any]:
     """The fields that the hub reads. A local base is left out: its path means nothing elsewhere."""
     header: dict[str, Any] = {}
-    if _is_hub_name(config.model.base):
-        header["base_model"] = config.model.base
+    if base := _hub_name(config.model.base):
+        header["base_model"] = base
     datasets = [source["source"] for source in summary.sources if _is_hub_name(source["source"])]
     if datasets:
         header["datasets"] = list(dict.fromkeys(datasets))
@@ -78,9 +75,18 @@ def _is_hub_name(place: str) -> bool:
     return looks_so and not Path(place).exists()
 
 
+def _hub_name(base: str) -> str | None:
+    """The base's name on the hub; None for a folder that does not come from there."""
+    if _is_hub_name(base):
+        return base
+    cached = _IN_THE_CACHE.search(Path(base).as_posix())
+    return "/".join(cached.groups()) if cached else None
+
+
 def _method(config: RunConfig, result: TrainResult) -> str:
     how = "LoRA adapter for" if config.adapter.kind == "lora" else "Fine-tuned from"
-    base = Path(config.model.base).name if Path(config.model.base).exists() else config.model.base
+    place = config.model.base
+    base = _hub_name(place) or (Path(place).name if Path(place).exists() else place)
     quantised = config.model.quantization
     held = "" if quantised == "none" else f", held in {quantised}"
     return (
@@ -99,11 +105,13 @@ def _evaluation(result: TrainResult) -> list[str]:
     if not result.changes:
         shown = {name.removeprefix("eval/"): value for name, value in result.metrics.items()}
         rows = [
-            f"| {label} | {shown[name]:.4g} |" for name, label in _SHOWN.items() if name in shown
+            f"| {label} | {shown[name]:.4g} |"
+            for name, label in METRIC_LABELS.items()
+            if name in shown
         ]
         return ["| | after |", "|---|---|", *rows]
     rows = []
-    for name, label in _SHOWN.items():
+    for name, label in METRIC_LABELS.items():
         cells = (_interval(result.changes[name][when]) for when in ("before", "after"))
         rows.append(f"| {label} | {' | '.join(cells)} |")
     return ["| | before | after |", "|---|---|---|", *rows, "", *result.remarks]

@@ -11,6 +11,7 @@ from orpo_ray.runs.scores import (
     INTERVAL_METRICS,
     PairScores,
     changes,
+    intervals,
     read_scores,
     scores_file,
     smallest_visible,
@@ -51,6 +52,12 @@ def test_every_interval_holds_its_mean_and_shrinks_with_pairs() -> None:
             assert mean.low < mean.value < mean.high
             widths.append(mean.high - mean.low)
         assert widths[0] / widths[1] == pytest.approx(4, rel=0.3)
+
+
+def test_one_evaluation_has_the_intervals_of_a_comparison() -> None:
+    scores = made_up(40)
+    compared = changes(scores, scores)
+    assert intervals(scores) == {name: change.before for name, change in compared.items()}
 
 
 def test_nll_is_per_token_over_all_pairs() -> None:

@@ -116,7 +116,7 @@ def test_the_reading_names_the_best_trial_and_its_cost_in_steps_and_likelihood()
     search.trials[3].state = "failed"
     first, second, third = reading(search)
     assert first.startswith(
-        "Trial 0 is best: objective.lambda=0.1 prefers the chosen answer for 90.0% of 512"
+        "Trial 0 is best, with objective.lambda=0.1. It prefers the chosen answer for 90.0% of 512"
     )
     assert second == (
         "Of 4 trials 2 finished and 1 were given up early, 1 failed. They took 22 steps; without "
@@ -717,7 +717,7 @@ def test_values_that_make_no_valid_run_are_a_failed_trial_and_the_next_one_follo
         trial.values == {"adapter.kind": "none", "model.quantization": "nf4"} for trial in failed
     )
     assert all(
-        "adapter.kind: none trains the base's own weights" in str(trial.error) for trial in failed
+        "adapter.kind=none trains the base's own weights" in str(trial.error) for trial in failed
     )
 
 
