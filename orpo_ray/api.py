@@ -118,6 +118,7 @@ def train(
         _extend(run, console)
     if (finished := run.look(console)) is not None:
         return finished
+    _refuse_templates(config)
     if config.stages:
         return _train_in_stages(run, console, verbose)
     placement = _place(config.scale, console, verbose)
@@ -240,6 +241,7 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
     run, space, searched = _read_search(config, console)
     if (search := run.look(console)) is not None:
         return search.result()
+    _refuse_templates(config)
     placement = _place(searched.scale, console, verbose)
     _check_cluster(Run(searched), console)
     if space.stage:
@@ -283,6 +285,7 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
     Workers are placed and pairs are prepared. No model is loaded, and no run begins.
     """
     _refuse_others(config, console)
+    _refuse_templates(config)
     if config.stages:
         return _plan_stages(config, console)
     run = Run(config)
@@ -295,6 +298,7 @@ def plan_search(config: RunConfig, console: Console = _PRINTING) -> SearchPlan:
     _refuse_others(config, console)
     run, space, searched = _read_search(config, console)
     run.look(console)
+    _refuse_templates(config)
     placement = _place(searched.scale, console)
     trial = _plan(Run(_before_training(run.config, searched)), placement, console)
     from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
@@ -465,6 +469,15 @@ def _refuse_others(config: object, console: object) -> None:
 
 def _kind(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _refuse_templates(config: RunConfig) -> None:
+    """Raise ConfigError for a wrong chat template, before Ray starts or a base is loaded."""
+    from orpo_ray.models.templates import template_text
+
+    for run in [config, *stage_configs(config)]:
+        if run.model.chat_template is not None:
+            template_text(run.model.chat_template)
 
 
 def _place(scale: ScaleConfig, console: Console, verbose: bool = False) -> Placement:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -35,6 +36,12 @@ _GOODBYE_POLL_S = 0.02
 def joins_cluster() -> bool:
     """Whether the environment names a Ray cluster, which others may use too."""
     return "RAY_ADDRESS" in os.environ
+
+
+def has_ray() -> bool:
+    """Whether this process is connected to Ray already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from orpo_ray.config import ScaleConfig
 from orpo_ray.config.training import DeepSpeedConfig
 from orpo_ray.errors import ConfigError, ResourceError
-from orpo_ray.ray_runtime import joins_cluster, owns_ray, start_ray
+from orpo_ray.ray_runtime import has_ray, joins_cluster, owns_ray, start_ray
 from orpo_ray.runs.console import Announce
 
 _CPU_WORKERS = 2
@@ -67,6 +67,8 @@ def place(scale: ScaleConfig, announce: Announce, verbose: bool = False) -> Plac
             uses_ray=False,
         )
     _refuse_first_ray_train()
+    if not joins_cluster() and not has_ray():
+        announce("starting Ray on this machine")
     start_ray(verbose=verbose)
     placement = replace(fit(scale, cluster_nodes()), own_ray=owns_ray())
     if joins_cluster():  # the cluster would not count the CPUs that this process takes

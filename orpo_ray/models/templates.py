@@ -5,7 +5,12 @@ generation starts is always the beginning of the whole conversation. An answer l
 around it, as in those families.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
+
+from orpo_ray.config.storage import expanded
+from orpo_ray.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -100,3 +105,39 @@ TEMPLATES = {
     "phi3": ChatTemplate(_PHI3, ("<|user|>", "<|assistant|>", "<|end|>")),
 }
 """The names that `model.chat_template` takes in place of a file."""
+
+
+def template_text(wanted: str) -> str:
+    """The template that `model.chat_template` names: one of `TEMPLATES`, or a file.
+
+    It loads no tokenizer, so that a wrong name is refused at once. Raises ConfigError.
+    """
+    if wanted in TEMPLATES:
+        return TEMPLATES[wanted].text
+    path = expanded(wanted, "model.chat_template")
+    if not path.exists() and path.name == wanted and not path.suffix:
+        raise ConfigError(
+            f"model.chat_template: there is no template {wanted} and no file of that name; "
+            f"name one of {', '.join(TEMPLATES)}, or a Jinja file"
+        )
+    return _read_template(path)
+
+
+def _read_template(path: Path) -> str:
+    import jinja2
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
+            _without_generation_marks(text)
+        )
+    except (OSError, UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
+        raise ConfigError(
+            f"model.chat_template: {path} cannot be read as a Jinja file: {error}"
+        ) from error
+    return text
+
+
+def _without_generation_marks(template: str) -> str:
+    """The template without `{% generation %}`, which only transformers' own Jinja knows."""
+    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)

@@ -1,16 +1,14 @@
 """The tokenizer of a base model, with the chat template that training and generation share."""
 
 import hashlib
-import re
 from pathlib import Path
 
-import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.config.storage import expanded, is_url, local_path
+from orpo_ray.config.storage import is_url, local_path
 from orpo_ray.errors import ConfigError
-from orpo_ray.models.templates import TEMPLATES
+from orpo_ray.models.templates import TEMPLATES, template_text
 from orpo_ray.runs.console import Announce
 
 
@@ -35,7 +33,8 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
             "need one"
         )
     if config.chat_template is not None:
-        tokenizer.chat_template = _named_template(tokenizer, config, announce)
+        tokenizer.chat_template = template_text(config.chat_template)
+        _say_missing_marks(tokenizer, config, announce)
     elif tokenizer.chat_template is None:
         announce(
             f"{config.base} has no chat template: the plain one is used "
@@ -96,42 +95,16 @@ def explain_load_error(base: str, part: str, error: Exception) -> str:
     )
 
 
-def _named_template(
+def _say_missing_marks(
     tokenizer: PreTrainedTokenizerBase, config: ModelConfig, announce: Announce
-) -> str:
-    """The template that `model.chat_template` names: one of `TEMPLATES`, or a file."""
-    wanted = str(config.chat_template)
-    named = TEMPLATES.get(wanted)
-    if named is None:
-        path = expanded(wanted, "model.chat_template")
-        if not path.exists() and path.name == wanted and not path.suffix:
-            raise ConfigError(
-                f"model.chat_template: there is no template {wanted} and no file of that name; "
-                f"name one of {', '.join(TEMPLATES)}, or a Jinja file"
-            )
-        return _read_template(path)
+) -> None:
+    """Announce the marks of the named template that are no single tokens of the base."""
+    named = TEMPLATES.get(str(config.chat_template))
     vocabulary = tokenizer.get_vocab()
-    if missing := [mark for mark in named.marks if mark not in vocabulary]:
+    missing = [mark for mark in named.marks if mark not in vocabulary] if named else []
+    if missing:
         announce(
-            f"model.chat_template: {wanted} writes {', '.join(missing)}; the tokenizer of "
-            f"{config.base} has no such token and cuts each of them into several ordinary tokens"
+            f"model.chat_template: {config.chat_template} writes {', '.join(missing)}; the "
+            f"tokenizer of {config.base} has no such token and cuts each of them into several "
+            "ordinary tokens"
         )
-    return named.text
-
-
-def _read_template(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
-            _without_generation_marks(text)
-        )
-    except (OSError, UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
-        raise ConfigError(
-            f"model.chat_template: {path} cannot be read as a Jinja file: {error}"
-        ) from error
-    return text
-
-
-def _without_generation_marks(template: str) -> str:
-    """The template without `{% generation %}`, which only transformers' own Jinja knows."""
-    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)

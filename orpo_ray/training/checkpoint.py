@@ -159,7 +159,7 @@ def _best_first(saved: Sequence[Saved]) -> list[int]:
 
 
 def best_whole(parent: Path, announce: Announce) -> Path:
-    """The best checkpoint of a finished run whose files are whole.
+    """The best checkpoint of a finished run, among those without damage.
 
     The newest one always counts, because the last step is always evaluated.
     """
@@ -204,7 +204,7 @@ def _sync_folders(checkpoint: Path) -> None:
         try:
             os.fsync(descriptor)
         except OSError as error:
-            # Some network file systems answer so for every folder.
+            # Some network file systems give this error for every folder.
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
         finally:

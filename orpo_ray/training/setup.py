@@ -102,7 +102,10 @@ def decide(
         config.model.model_copy(update=recorded), hardware, traits.attentions
     )
     if recorded:
-        announce(f"dtype {numerics.dtype} and attention {numerics.attention}: as the run began")
+        announce(
+            f"dtype {numerics.dtype} and attention {numerics.attention}: the same as at the start "
+            "of the run"
+        )
     else:
         for reason in numerics.reasons:
             announce(reason)
@@ -121,7 +124,8 @@ def decide(
     if has_auto and not is_open:
         kept = "on" if checkpointing else "off"
         announce(
-            f"tokens per micro-batch {tokens}, gradient checkpointing {kept}: as the run began"
+            f"tokens per micro-batch {tokens}, gradient checkpointing {kept}: the same as at the "
+            "start of the run"
         )
     if tokens < longest:
         announce(
@@ -146,7 +150,7 @@ def _layout(
 ) -> Layout:
     """How pairs stand in a micro-batch; a resumed run keeps its layout."""
     if "layout" in before:
-        announce(f"layout {before['layout']}: as the run began")
+        announce(f"layout {before['layout']}: the same as at the start of the run")
         return Layout(before["layout"])
     with_rejected = build_objective(config.objective).needs_rejected
     choice = engine_of(config).only_layout or choose_layout(
@@ -162,7 +166,7 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
     choice = choose_strategy(config, workers, dtype, size)
     if choice.strategy.stage is not None and dtype == "float16":
         raise ConfigError(
-            "scale.deepspeed: float16 trains without DeepSpeed only; use none, or "
+            "scale.deepspeed: float16 works only without DeepSpeed; set scale.deepspeed=none, or "
             "model.dtype=bfloat16"
         )
     if choice.strategy is not Strategy.SINGLE:

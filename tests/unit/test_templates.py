@@ -1,10 +1,12 @@
 """The named chat templates against the turn markers that each family publishes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2 import Environment
 
+from orpo_ray import api
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.data.pairs import Message, Pair
 from orpo_ray.data.tokenise import PairTokeniser
@@ -12,7 +14,7 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.models.templates import TEMPLATES
 from orpo_ray.models.tokenizer import load_tokenizer
 from orpo_ray.runs.console import SILENT
-from tests.support import BASE
+from tests.support import BASE, run_config
 
 SYSTEM: Message = {"role": "system", "content": "Be short."}
 ASKED: list[Message] = [{"role": "user", "content": "Two?"}]
@@ -92,3 +94,14 @@ def test_a_name_that_is_none_lists_the_names() -> None:
     assert message.startswith("model.chat_template: there is no template vicuna and no file")
     assert all(name in message for name in TEMPLATES)
     assert "mine.jinja cannot be read as a Jinja file" in refused("mine.jinja")
+
+
+def test_a_wrong_template_is_refused_before_a_base_is_looked_at(tmp_path: Path) -> None:
+    settings = run_config(tmp_path, model={"base": "./none", "chat_template": "vicuna"})
+    stages = ({"model": {"chat_template": "vicuna"}},)
+    staged = run_config(tmp_path).model_copy(update={"stages": stages})
+    for config in (settings, staged):
+        for command in (api.train, api.plan):
+            with pytest.raises(ConfigError, match="there is no template vicuna"):
+                command(config, SILENT)
+    assert list(tmp_path.iterdir()) == []
