@@ -6,6 +6,7 @@ ranges is replaced. A test compares both with what this script would write.
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _section(
     ]
     table = ["| key | default | values | what it is |", "|---|---|---|---|", *rows] if rows else []
     about = " ".join(str(model.get("description", "")).split())
-    return "\n".join([heading, "", about, "", *table, ""])
+    return "\n".join([heading, "", textwrap.fill(about, 100), "", *table, ""])
 
 
 def _default(name: str, field: dict[str, Any], model: dict[str, Any]) -> str:
@@ -108,7 +109,8 @@ def _kinds(field: dict[str, Any], models: dict[str, Any]) -> Iterator[str]:
     elif "const" in field:
         yield f"`{json.dumps(field['const'])}`"
     elif field.get("type") == "array":
-        yield "a list"
+        items = field.get("items", {})
+        yield f"a list of {_values(items, models)}" if "enum" in items else "a list"
     else:
         yield _plain(field)
 
@@ -129,7 +131,7 @@ def _plain(field: dict[str, Any]) -> str:
         "maximum": "at most",
     }
     kind = names.get(str(field.get("type")), "anything")
-    said = [f"{word} {field[key]:g}" for key, word in limits.items() if key in field]
+    said = [f"{word} {field[key]:.16g}" for key, word in limits.items() if key in field]
     return f"{kind} {', '.join(said)}" if said else kind
 
 
@@ -161,7 +163,7 @@ def _ranges() -> str:
 
 def _row(what: str, suited: Suited) -> str:
     ((kind, (low, high)),) = suited.range.items()
-    drawn = ", by its logarithm" if kind == "loguniform" else ""
+    drawn = ", on a log scale" if kind == "loguniform" else ""
     return f"| {what} | {low:g} to {high:g}{drawn} | {_cell(suited.source)} |"
 
 

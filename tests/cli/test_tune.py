@@ -303,7 +303,7 @@ def test_a_dry_run_tells_what_would_be_tried(command: Command, config: Path) -> 
         (["--show", "runs/x"], "--show RUN takes no config"),
         (
             ["search.space={adapter.kind: {choice: [lora, none]}}"],
-            "adapter.kind: none trains the base's own weights",
+            "adapter.kind=none trains the base's own weights",
         ),
     ],
 )

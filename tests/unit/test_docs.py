@@ -35,7 +35,7 @@ def test_the_page_of_settings_is_that_of_the_schema(write: ModuleType) -> None:
 def test_the_table_of_ranges_is_that_of_the_code(write: ModuleType) -> None:
     page = write.METHODS.read_text(encoding="utf-8")
     assert page == write.methods(page), "run make docs"
-    assert "| `objective.lambda` of orpo | 0.1 to 2, by its logarithm |" in page
+    assert "| `objective.lambda` of orpo | 0.1 to 2, on a log scale |" in page
 
 
 @pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"])
@@ -43,3 +43,21 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)", text)
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+PROSE = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *ROOT.glob("docs/**/*.md"),
+]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.stem)
+def test_prose_has_lines_of_100_columns(page: Path) -> None:
+    """Tables, links alone on a line, and examples of data cannot be broken."""
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    lines = [line for line in text.splitlines() if not re.match(r"\||!\[|- \[|.*https?:", line)]
+    assert [line for line in lines if len(line) > 100] == []

@@ -158,10 +158,11 @@ def test_a_resumed_run_keeps_the_numbers_it_began_with() -> None:
     )
     assert decided.layout == "padded"
     assert not decided.find_budget
+    same = "the same as at the start of the run"
     assert {
-        "dtype bfloat16 and attention eager: as the run began",
-        "layout padded: as the run began",
-        "tokens per micro-batch 777, gradient checkpointing off: as the run began",
+        f"dtype bfloat16 and attention eager: {same}",
+        f"layout padded: {same}",
+        f"tokens per micro-batch 777, gradient checkpointing off: {same}",
     } <= set(said)
 
 

@@ -287,6 +287,6 @@ def test_float16_with_a_stage_is_refused(tmp_path: Path) -> None:
     )
     config = run_config(tmp_path, scale={"deepspeed": {"stage": 0}})
     with pytest.raises(
-        ConfigError, match=r"^scale\.deepspeed: float16 trains without DeepSpeed only"
+        ConfigError, match=r"^scale\.deepspeed: float16 works only without DeepSpeed"
     ):
         decided(config, gpu, 2)
