@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MOTO := .moto
-# Two processes, of which one takes what starts Ray (tests/conftest.py). The long files come first.
-LANES := -n 2 --no-loadscope-reorder
+# Three processes, of which one takes what starts Ray (tests/conftest.py) and often waits. The long
+# files come first.
+LANES := -n 3 --no-loadscope-reorder
 TESTS := tests/faults tests/invariance tests/parity tests/cli tests/unit
 
 .PHONY: demo check docs test test-long test-cluster test-all

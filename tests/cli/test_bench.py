@@ -163,6 +163,7 @@ def test_the_head_alone_scores_what_the_loss_needs(command: Command) -> None:
     assert result["memory_ratio"] < 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_technique_is_measured_alone(command: Command) -> None:
     done = command("bench", "ablation", "--shape", "30/10/10", "--pairs", 2, *SMALL)

@@ -59,6 +59,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     return config, done
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_field_of_one_stage_is_searched_from_the_adapter_of_the_stage_before(
     tuned: tuple[Path, Done],
@@ -84,6 +85,7 @@ def test_a_field_of_one_stage_is_searched_from_the_adapter_of_the_stage_before(
     assert len(starts) == 1, "both begin as the first stage ended"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_best_config_holds_all_stages_and_trains_as_it_is(
     command: Command, tuned: tuple[Path, Done]
@@ -98,6 +100,7 @@ def test_the_best_config_holds_all_stages_and_trains_as_it_is(
     assert (planned.code, planned.result["name"], planned.result["steps"]) == (0, "staged-best", 5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", ["staged", "staged/search"])
 def test_a_search_is_shown_from_its_folder(

@@ -244,7 +244,12 @@ def test_a_step_with_fewer_pairs_than_workers_is_as_on_one_worker(
 
 
 @pytest.mark.parametrize(
-    "objective", [{"kind": "dpo"}, {"kind": "orpo", "nll_on": "full"}, {"kind": "kto"}]
+    "objective",
+    [
+        {"kind": "orpo", "nll_on": "full"},
+        pytest.param({"kind": "dpo"}, marks=pytest.mark.long),
+        pytest.param({"kind": "kto"}, marks=pytest.mark.long),
+    ],
 )
 def test_trl_trains_if_workers_have_packs_of_different_sizes(
     objective: dict[str, Any], make_lab: MakeLab
@@ -277,7 +282,7 @@ def test_trl_trains_if_workers_have_packs_of_different_sizes(
     ("quantization", "cells"),
     [
         pytest.param("none", [ALONE, Cell(2, 3, "ddp")], id="none"),
-        pytest.param("nf4", [ALONE, Cell(2, 3, "zero-2")], id="nf4"),
+        pytest.param("nf4", [ALONE, Cell(2, 3, "zero-2")], id="nf4", marks=pytest.mark.long),
         pytest.param("none", GRID, id="none-whole", marks=pytest.mark.long),
         pytest.param("nf4", GRID, id="nf4-whole", marks=pytest.mark.long),
     ],
