@@ -19,7 +19,7 @@ from orpo_ray import api
 from orpo_ray.config import load_config
 from orpo_ray.runs.console import SILENT
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = pytest.mark.slow
 
 STEPS, STEPS_AN_EPOCH, CHECKPOINT_EVERY = 10, 5, 2
 
