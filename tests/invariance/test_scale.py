@@ -153,25 +153,24 @@ class Kind:
     sections: dict[str, Any]
     strategies: tuple[str, ...]
     elsewhere: tuple[str, ...] = ()
-    """Strategies that are only tested here by `make test-long`.
-
-    test_scale_over_time.py trains this kind under them.
-    """
+    """Strategies that are only tested here by `make test-long`."""
 
 
 KINDS = {
-    "nf4": Kind({}, ("ddp", "zero-1", "zero-3"), ("zero-2",)),
-    "dora": Kind({**PLAIN, "adapter": {"dora": True}}, ("ddp", "zero-2", "zero-3")),
+    "nf4": Kind({}, ("ddp", "zero-3"), ("zero-1", "zero-2")),
+    "dora": Kind({**PLAIN, "adapter": {"dora": True}}, ("zero-3",), ("ddp", "zero-2")),
     "full": Kind(FULL, ("ddp", "zero-3"), ("zero-1", "zero-2")),
     # With this rank the matrices are large enough for bitsandbytes to keep 8-bit state.
     "adamw-8bit": Kind(
-        {**PLAIN, "adapter": {"r": 32}, "training": {"optimizer": "adamw-8bit"}}, ("ddp", "zero-0")
+        {**PLAIN, "adapter": {"r": 32}, "training": {"optimizer": "adamw-8bit"}},
+        ("zero-0",),
+        ("ddp",),
     ),
-    "int8": Kind({"model": {"quantization": "int8"}}, ("ddp", "zero-2")),
+    "int8": Kind({"model": {"quantization": "int8"}}, ("zero-2",), ("ddp",)),
     "trl": Kind(
         {**DPO, "training": {**DPO["training"], "engine": "trl"}},
-        ("zero-0", "zero-3"),
-        ("ddp", "zero-2"),
+        ("zero-3",),
+        ("ddp", "zero-0", "zero-2"),
     ),
     # KTO's baseline is a mean over a pack, so its curve depends on the packs.
     "kto": Kind(

@@ -102,7 +102,14 @@ def by_trl(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> ByTr
     return run
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective",
+    # The losses of these two are compared in test_trl.py, and they run as dpo does.
+    [
+        pytest.param(name, marks=pytest.mark.long if name in ("hinge", "robust") else ())
+        for name in OBJECTIVES
+    ],
+)
 def test_a_run_is_the_same_by_either_engine(
     objective: str, by_trl: ByTrl, artifact: Artifact, tmp_path: Path
 ) -> None:

@@ -240,7 +240,7 @@ def test_what_auto_came_to_is_announced(
     monkeypatch.setattr(preflight, "cluster_nodes", lambda: nodes)
     heard: list[str] = []
     place(scale(**settings), heard.append)
-    assert heard == said
+    assert heard == ["starting Ray on this machine", *said]
 
 
 def test_a_refusal_needs_no_torch() -> None:
