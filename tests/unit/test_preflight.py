@@ -237,6 +237,7 @@ def test_what_auto_came_to_is_announced(
     settings: dict[str, Any], nodes: list[Node], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "start_ray", lambda **kwargs: None)
+    monkeypatch.setattr(preflight, "has_ray", lambda: False)
     monkeypatch.setattr(preflight, "cluster_nodes", lambda: nodes)
     heard: list[str] = []
     place(scale(**settings), heard.append)
