@@ -16,8 +16,8 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     pairs = int(result["metrics"]["base"]["all"]["pairs"])
     print_comparison(result["metrics"], console)
     print_answers(result["samples"], console)
-    if result["base"]:
-        print_means(result["base"], pairs, console)
+    if means := result.get("base"):  # absent in a result of an older version
+        print_means(means, pairs, console)
     print_changes(result["changes"], result["remarks"], pairs, console)
 
 

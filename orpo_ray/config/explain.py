@@ -37,7 +37,8 @@ def explain(
     more = _further(ours, len(others - {k[: len(key)] for k in unknown}))
     message = _message(model, key, here, tree)
     place = _place(key, _telling(here), places)
-    if details[0]["type"] == _UNKNOWN and (kind := _kind_override(key, places)):
+    of_another_kind = details[0]["type"] == _UNKNOWN and key[-1] in fields_at(model, key[:-1])
+    if of_another_kind and (kind := _kind_override(key, places)):
         return f"{kind}: {message}; {place} sets it{more}"
     return f"{place}: {message}{more}"
 

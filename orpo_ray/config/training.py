@@ -106,7 +106,7 @@ class TrainingConfig(Section):
     @classmethod
     def _tensorboard_is_no_tracker(cls, trackers: Any) -> Any:
         for name in trackers if isinstance(trackers, list | tuple) else ():
-            if name in _NO_TRACKERS:
+            if isinstance(name, str) and name in _NO_TRACKERS:
                 raise ValueError(f"{name}: {_NO_TRACKERS[name]}")
         return trackers
 

@@ -59,6 +59,6 @@ def described(run: Run) -> str:
     training = run.config.training
     return (
         f"run {run.name} continues after step {schedule_from(run.facts())}: "
-        f"a {training.schedule} schedule that begins at {training.learning_rate:g} covers the new "
+        f"a {training.schedule} schedule of at most {training.learning_rate:g} covers the new "
         "steps"
     )
