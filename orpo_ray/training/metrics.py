@@ -86,9 +86,9 @@ class StepMetrics:
         *per_pair, nll, preference, loss = sums
         result = {"nll": nll / token_count}
         if self._objective.needs_rejected:
+            own = per_pair[: len(PAIR_METRICS)]
             result |= {
-                name: value / pair_count
-                for name, value in zip(PAIR_METRICS, per_pair, strict=False)
+                name: value / pair_count for name, value in zip(PAIR_METRICS, own, strict=True)
             }
             result["preference_share"] = preference / loss if loss else 0.0
         return result
