@@ -58,19 +58,26 @@ def sum_metrics(pairs: PairLogps) -> Tensor:
 
 
 class StepMetrics:
-    """Sums a step's metrics on the device. The host reads them once, at the end of the step."""
+    """Sums a step's metrics on the device. The host reads them once, at the end of the step.
 
-    def __init__(self, objective: Objective, device: torch.device) -> None:
+    SUM_METRICS are among them only if `with_sums` asks for them.
+    """
+
+    def __init__(self, objective: Objective, device: torch.device, with_sums: bool = False) -> None:
         self._objective = objective
-        self._sums = torch.zeros(len(PAIR_METRICS) + len(SUM_METRICS) + len(_SHARES), device=device)
+        self._with_sums = with_sums and objective.needs_rejected
+        self._of_pairs = len(PAIR_METRICS) + (len(SUM_METRICS) if self._with_sums else 0)
+        self._sums = torch.zeros(self._of_pairs + len(_SHARES), device=device)
 
     def add(self, pairs: PairLogps, parts: LossParts, weight: float) -> None:
         """Add one pack."""
         with torch.no_grad():
             shares = torch.stack([pairs.nll_sum.sum(), parts.preference, parts.total])
-            per_pair = shares.new_zeros(len(PAIR_METRICS) + len(SUM_METRICS))
+            per_pair = shares.new_zeros(self._of_pairs)
             if self._objective.needs_rejected:
-                per_pair = torch.cat([pair_metrics(pairs), sum_metrics(pairs)])
+                per_pair = pair_metrics(pairs)
+            if self._with_sums:
+                per_pair = torch.cat([per_pair, sum_metrics(pairs)])
             self._sums = self._sums + weight * torch.cat([per_pair.to(shares.dtype), shares])
 
     @property
@@ -94,8 +101,8 @@ class StepMetrics:
         return result
 
     def summed_means(self, sums: list[float], pair_count: int) -> dict[str, float]:
-        """The step's means of SUM_METRICS; empty without rejected answers."""
-        if not self._objective.needs_rejected:
+        """The step's means of SUM_METRICS; empty if they are not added up."""
+        if not self._with_sums:
             return {}
         own = sums[len(PAIR_METRICS) : -len(_SHARES)]
         return {name: value / pair_count for name, value in zip(SUM_METRICS, own, strict=True)}

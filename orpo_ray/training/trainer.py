@@ -177,7 +177,8 @@ class PreferenceTrainer(Trainer):
         return self.accelerator.no_sync(model)
 
     def _new_metrics(self) -> StepMetrics:
-        return StepMetrics(self._objective, self.args.device)
+        with_sums = self._trl_metrics is not None
+        return StepMetrics(self._objective, self.args.device, with_sums)
 
     def _run_pack(
         self, model: nn.Module, pack: PackInput[Any], step: StepInput, metrics: StepMetrics

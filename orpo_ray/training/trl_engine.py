@@ -184,10 +184,6 @@ class _LossAlone(StepMetrics):
         """No metric but the loss, which the trainer logs itself."""
         return {}
 
-    def summed_means(self, sums: list[float], pair_count: int) -> dict[str, float]:
-        """None either."""
-        return {}
-
 
 class TrlTrainer(PreferenceTrainer):
     """Trains a TrlModel on planned steps, with a trainer of TRL inside."""

@@ -256,7 +256,7 @@ def ours(trainer: Trainer, case: Case, layout: str = SHARED_PREFIX) -> Outcome:
         )
     tokens = sum(len(pair.chosen) + (len(pair.prompt) - 1 if full else 0) for pair in token_pairs)
     parts = loss_parts(objective, pairs, len(token_pairs), tokens)
-    step = StepMetrics(objective, torch.device("cpu"))
+    step = StepMetrics(objective, torch.device("cpu"), with_sums=True)
     step.add(pairs, parts, 1.0)
     sums = step.sums.tolist()
     found = step.means(sums, len(token_pairs), tokens) | step.summed_means(sums, len(token_pairs))
