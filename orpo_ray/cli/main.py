@@ -146,25 +146,29 @@ def _usage(error: typer.TyperException, command: str) -> str:
     context = getattr(error, "ctx", None)
     if context is None:
         return message
-    takes_settings = any(parameter.name == "overrides" for parameter in context.command.params)
-    setting = _setting_of(getattr(error, "option_name", "")) if takes_settings else ""
+    parameters = context.command.params
+    takes_settings = any(parameter.name == "overrides" for parameter in parameters)
+    option = getattr(error, "option_name", "")
+    is_its_own = any(option in parameter.opts for parameter in parameters)
+    setting = _setting_of(option) if takes_settings and not is_its_own else ""
     if setting:
-        return f"{message}; a setting is written without dashes: {setting}=VALUE"
+        return f"{message}; a setting is written without dashes: {setting}"
     return f"{message} (see {context.command_path} --help)"
 
 
 def _setting_of(option: str) -> str:
-    """The setting that somebody wrote as an option, under our name or a foreign one; "" if none."""
+    """How to write a setting that somebody wrote as an option; "" if it is none."""
     from orpo_ray.config import RunConfig
     from orpo_ray.config.foreign.words import word_of
-    from orpo_ray.config.keys import all_keys
+    from orpo_ray.config.keys import values_outside_lists
 
     name = option.lstrip("-").replace("-", "_")
-    own = [key for key in all_keys(RunConfig) if name in (key, key.rpartition(".")[2])]
+    keys = values_outside_lists(RunConfig)
+    ours = [key for key in keys if name in (key, key.rpartition(".")[2])]
     word = word_of("", name, "")
-    if own:
-        return own[0]
-    return word.here if word else ""
+    if not ours and word and word.here:
+        return f"{word.here}=VALUE" + (f"; {word.differs}" if word.differs else "")
+    return " or ".join(f"{key}=VALUE" for key in ours)
 
 
 def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[str, Any]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orpo_ray.data.checks import OVERLONG_PROMPT, REASONS
+from orpo_ray.data.checks import REASONS
 from orpo_ray.data.store import Artifact
 from orpo_ray.training.plan import longer_side
 
@@ -80,10 +80,8 @@ def dropped_rows(artifact: Artifact) -> Table:
         table.add_row(str(count), REASONS[code], first.get(code, ""))
     if summary.duplicates:
         table.add_row(str(summary.duplicates), "exact duplicates", "")
-    too_long = summary.overlong - summary.overlong_prompts
-    for code, count in (("overlong", too_long), (OVERLONG_PROMPT, summary.overlong_prompts)):
-        if count:
-            table.add_row(str(count), REASONS[code], "")
+    for code, count in summary.overlong_by_code().items():
+        table.add_row(str(count), REASONS[code], "")
     if not table.row_count:
         table.add_row("0", "nothing was dropped", "")
     return table

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from orpo_ray.config.keys import dotted, fields_at
 from orpo_ray.config.plain_yaml import Key, shown
-from orpo_ray.config.unknown import counterpart, suggestion
+from orpo_ray.config.unknown import hint
 
 _UNKNOWN = "extra_forbidden"
 _OVERRIDE = "override "
@@ -32,9 +32,9 @@ def explain(
     key = max((k for k in keys if k[: len(keys[0])] == keys[0]), key=len)
     here = [detail for detail, k in zip(details, keys, strict=True) if k == key]
     unknown = [k for k, d in zip(keys, details, strict=True) if d["type"] == _UNKNOWN and k != key]
-    ours = {k: counterpart(model, k, tree) for k in unknown}
+    hints = {k: hint(model, k, tree).short for k in unknown}
     others = {k[: len(key)] for k in keys if k[: len(key)] != key[: len(k)]}
-    more = _further(ours, len(others - {k[: len(key)] for k in unknown}))
+    more = _further(hints, len(others - {k[: len(key)] for k in unknown}))
     message = _message(model, key, here, tree)
     place = _place(key, _telling(here), places)
     of_another_kind = details[0]["type"] == _UNKNOWN and key[-1] in fields_at(model, key[:-1])
@@ -44,10 +44,8 @@ def explain(
 
 
 def _further(unknown: Mapping[Key, str], count: int) -> str:
-    """Further unknown keys, each with our key or "", and the number of other mistakes."""
-    named = [
-        f"{dotted(key)} (here {ours})" if ours else dotted(key) for key, ours in unknown.items()
-    ]
+    """Further unknown keys, each with a hint or "", and the number of other mistakes."""
+    named = [dotted(key) + (f" ({short})" if short else "") for key, short in unknown.items()]
     parts = [f"also unknown: {', '.join(named)}"] if named else []
     parts += [f"and {count} more"] if count else []
     return f" ({'; '.join(parts)})" if parts else ""
@@ -93,7 +91,7 @@ def _message(model: type[BaseModel], key: Key, details: list[Any], tree: Mapping
     name, detail = dotted(key), _telling(details)
     match detail["type"]:
         case "extra_forbidden":
-            return f"{name}: {suggestion(model, key, tree)}"
+            return f"{name}: {hint(model, key, tree).message}"
         case "missing":
             return f"{name}: missing; {dotted(key[:-1]) or 'every run'} needs it"
         case "union_tag_invalid":

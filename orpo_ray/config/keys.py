@@ -5,7 +5,7 @@ or only of the kinds that a config names.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -57,6 +57,21 @@ def all_keys(model: type[BaseModel], tree: Tree | None = None) -> list[str]:
         for inner in find(model, name, content):
             inside = None if tree is None else _section(content)
             keys.extend(f"{name}.{key}" for key in all_keys(inner, inside))
+    return list(dict.fromkeys(keys))
+
+
+def values_outside_lists(model: type[BaseModel]) -> list[str]:
+    """Every dotted key that an override can set."""
+    keys: list[str] = []
+    for name in names_of(model):
+        sections = _all_sections(model, name, None)
+        annotation = getattr(_field(model, name), "annotation", None)
+        if not sections:
+            keys.append(name)
+        elif not any(get_origin(part) is tuple for part in (annotation, *get_args(annotation))):
+            keys.extend(
+                f"{name}.{key}" for inner in sections for key in values_outside_lists(inner)
+            )
     return list(dict.fromkeys(keys))
 
 

@@ -35,14 +35,19 @@ REASONS = {
     "end-token-inside": "the answer contains the end token before its end",
     "overlong": "the prompt and the longer of its two answers have more tokens than max_length",
     "overlong-prompt": "the prompt has more tokens than max_prompt_length",
+    "overlong-either": "the pair has more tokens than max_length, or its prompt more than "
+    "max_prompt_length",
 }
 """One line for people, by reason code. A row with a code that is not OVERLONG is a bad row."""
 
+OVERLONG_PAIR = "overlong"
 OVERLONG_PROMPT = "overlong-prompt"
-OVERLONG = frozenset({"overlong", OVERLONG_PROMPT})
+OVERLONG = frozenset({OVERLONG_PAIR, OVERLONG_PROMPT})
 """Reasons of rows that are dropped for their length. With a higher max_prompt_length, a row with
 an overlong prompt fits.
 """
+OVERLONG_EITHER = "overlong-either"
+"""The reason in data that an older version prepared. It did not count the two limits apart."""
 
 WHOLE_FILE = frozenset(
     {"images", "unpaired", "prompt-elsewhere", "prompts-only", "unknown-shape", "missing-column"}

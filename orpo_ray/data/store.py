@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from orpo_ray.data.checks import OVERLONG_EITHER, OVERLONG_PAIR, OVERLONG_PROMPT
 from orpo_ray.data.pairs import IntArray, TokenPair
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
@@ -53,11 +54,20 @@ class Summary:
     overlap: int
     multi_turn: int
     held_out: bool
-    overlong_prompts: int = 0
-    """Those of `overlong` whose prompt alone is too long."""
+    overlong_prompts: int | None = None
+    """Those of `overlong` whose prompt alone is too long; None if an older version wrote it."""
     version: int = DATA_VERSION
     token_lengths: dict[str, dict[str, int]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def overlong_by_code(self) -> dict[str, int]:
+        """How many pairs were dropped for their length, by the code of the reason."""
+        if self.overlong_prompts is None:
+            counts = {OVERLONG_EITHER: self.overlong}
+        else:
+            too_long = self.overlong - self.overlong_prompts
+            counts = {OVERLONG_PAIR: too_long, OVERLONG_PROMPT: self.overlong_prompts}
+        return {code: count for code, count in counts.items() if count}
 
     def to_json(self) -> dict[str, Any]:
         """The plain values that artifact.json holds."""

@@ -7,7 +7,13 @@ from typing import Any
 import pyarrow as pa
 
 from orpo_ray.config.data import Source
-from orpo_ray.data.checks import OVERLONG, OVERLONG_PROMPT, REASONS
+from orpo_ray.data.checks import (
+    OVERLONG,
+    OVERLONG_EITHER,
+    OVERLONG_PAIR,
+    OVERLONG_PROMPT,
+    REASONS,
+)
 from orpo_ray.data.select import Selection
 from orpo_ray.data.store import Summary
 
@@ -99,21 +105,18 @@ def describe(summary: Summary) -> list[str]:
 
 def _describe_overlong(summary: Summary) -> list[str]:
     """One line for each limit, since the user raises one or the other."""
-    limits = summary.settings
-    too_long = summary.overlong - summary.overlong_prompts
-    lines = []
-    if too_long:
-        lines.append(
-            f"{_count(too_long, 'pair')} dropped: the prompt and the longer of its two answers "
-            f"have more tokens than data.max_length={limits['max_length']}"
-        )
-    if summary.overlong_prompts:
-        lines.append(
-            f"{_count(summary.overlong_prompts, 'pair')} dropped: the prompt has more tokens than "
-            f"data.max_prompt_length={limits['max_prompt_length']}, which is half of max_length "
-            "unless set"
-        )
-    return lines
+    pair = f"data.max_length={summary.settings['max_length']}"
+    prompt = f"data.max_prompt_length={summary.settings['max_prompt_length']}"
+    exceeded = {
+        OVERLONG_PAIR: f"the prompt and the longer of its two answers have more tokens than {pair}",
+        OVERLONG_PROMPT: f"the prompt has more tokens than {prompt}, which is half of max_length "
+        "unless set",
+        OVERLONG_EITHER: f"they have more tokens than {pair}, or their prompts more than {prompt}",
+    }
+    return [
+        f"{_count(count, 'pair')} dropped: {exceeded[code]}"
+        for code, count in summary.overlong_by_code().items()
+    ]
 
 
 def _describe_evaluation(summary: Summary) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jinja2 import TemplateError
 
-from orpo_ray.data.checks import OVERLONG_PROMPT
+from orpo_ray.data.checks import OVERLONG_PAIR, OVERLONG_PROMPT
 from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
 from orpo_ray.errors import DataError
 
@@ -325,5 +325,5 @@ def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refu
     if limits.overlong == "truncate-prompt-left" and room > len(start):
         end = pair.prompt[prompt - (room - len(start)) :]
         return replace(pair, prompt=np.concatenate([start, end]))
-    code = OVERLONG_PROMPT if prompt + answer <= limits.max_length else "overlong"
+    code = OVERLONG_PROMPT if prompt + answer <= limits.max_length else OVERLONG_PAIR
     return Refusal(code, f"prompt {prompt} tokens, longer answer {answer}")

@@ -46,12 +46,12 @@ def refuse_changed_config(
     stored: Mapping[str, Any],
     config: RunConfig,
     free: tuple[str, ...] = FREE_KEYS,
-    is_extended: bool = False,
+    extended_from: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise ConfigError if settings changed since the run began. Those in `free` may change.
 
-    The error names the first that changed. `is_extended` says that the run was continued with
-    further steps, maybe by another command than the one that the user repeats.
+    The error names the first that changed. `extended_from` has the settings of before the run was
+    continued with further steps, maybe by another command than the one that the user repeats.
     """
     before, now = flatten(_as_read_now(stored, config, free)), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -62,7 +62,8 @@ def refuse_changed_config(
         more = (
             f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
         )
-        made = "was extended to" if is_extended and key in EXTENSION_KEYS else "was made with"
+        first = before | flatten(extended_from or {})
+        made = "was made with" if first.get(key) == before.get(key) else "was extended to"
         raise ConfigError(
             f"{key}: {now.get(key)!r} here, but run {config.name} {made} {before.get(key)!r}"
             f"{more}; give the new run another name, or restore the setting"

@@ -103,16 +103,17 @@ class RunFolder(Generic[Outcome]):
         return begun or any(self.path(files.CHECKPOINTS).glob("step-*"))
 
     @property
-    def is_extended(self) -> bool:
-        """Whether it was continued with further steps."""
+    def extended_from(self) -> dict[str, Any] | None:
+        """The settings that defined its first schedule; None if it was not extended."""
         facts = files.read_json(self.path(files.RUN_FILE)) or {}
-        return bool(facts.get(EXTENSIONS))
+        extensions = facts.get(EXTENSIONS)
+        return {"training": extensions[0]["training"]} if extensions else None
 
     def refuse_changes(self) -> None:
         """Raise ConfigError if it has started with other settings. The error names the first."""
         stored = files.read_json(self.path(files.CONFIG_FILE))
         if stored is not None and self.has_started:
-            refuse_changed_config(stored, self.config, self.free_keys, self.is_extended)
+            refuse_changed_config(stored, self.config, self.free_keys, self.extended_from)
 
     def finished(self) -> Outcome | None:
         """Its result, if nothing is left to do."""

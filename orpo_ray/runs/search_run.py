@@ -74,10 +74,9 @@ def find_search(place: str) -> Search:
                 found.status = "interrupted"  # its process was killed: the same command resumes it
             return found
     usual = Path(RunConfig.model_fields["storage"].default) / place
-    hint = (
-        f"did you mean {usual}?" if usual.is_dir() else "name the folder of a run, such as runs/x"
-    )
-    raise ConfigError(f"{place}: no search.json here or in its folder {FOLDER}/; {hint}")
+    has_search = any((at / SEARCH_FILE).is_file() for at in (usual / FOLDER, usual))
+    hint = f"did you mean {usual}?" if has_search else "name the folder of a run, such as runs/x"
+    raise ConfigError(f"{place}: no {SEARCH_FILE} here or in its folder {FOLDER}/; {hint}")
 
 
 def _read_search(folder: Path) -> Search | None:

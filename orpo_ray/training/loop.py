@@ -26,6 +26,7 @@ from orpo_ray.runs.files import RUN_FILE, TENSORBOARD
 from orpo_ray.runs.metrics import evaluations, last_metrics, metric_by_step, metrics_at
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
+from orpo_ray.runs.scores import PairScores
 from orpo_ray.runs.summary import compared, plain, remarks
 from orpo_ray.runs.versions import versions
 from orpo_ray.training.arguments import training_arguments
@@ -185,7 +186,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         on_ready=lambda strategy: _note_workers(run, strategy, model.layout, session.world),
         announce=session.announce,
         trl_metrics=config.objective.trl_metrics if config.training.trl_metric_names else None,
-        scores_at_start=run.scores(0) if resume and config.training.trl_metric_names else None,
+        scores_at_start=_scores_at_start(session, objective) if resume else None,
         callbacks=callbacks,
     )
     if resume is None:
@@ -197,6 +198,21 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         raise StoppedError(
             f"stopped at step {done} of {len(steps)} with a checkpoint; the same command resumes"
         )
+
+
+def _scores_at_start(session: _Session, objective: Objective) -> PairScores | None:
+    """What held-out pairs scored before the first step, if metrics are compared with it.
+
+    A damaged file costs these metrics, not the run.
+    """
+    run = session.run
+    if not (objective.needs_reference and run.config.training.trl_metric_names):
+        return None
+    try:
+        return run.scores(0)
+    except ConfigError as error:
+        session.announce(f"{error}; until then TRL's names of held-out metrics are left out")
+        return None
 
 
 def _check(model: PairModel, session: _Session, pad_id: int) -> None:

@@ -89,6 +89,18 @@ def test_the_command_before_the_extension_is_told_what_it_became(unbroken: Path)
         api.train(config(unbroken.parent, BEFORE), SILENT)
 
 
+@pytest.mark.parametrize(
+    ("section", "setting"), [("training", "learning_rate"), ("adapter", "dropout")]
+)
+def test_what_the_extension_left_alone_is_said_as_of_any_run(
+    unbroken: Path, section: str, setting: str
+) -> None:
+    changed = config(unbroken.parent, AFTER)
+    part = getattr(changed, section).model_copy(update={setting: 0.25})
+    with pytest.raises(ConfigError, match=rf"{setting}: 0\.25 here, but run run was made with "):
+        api.train(changed.model_copy(update={section: part}), SILENT)
+
+
 def test_a_finished_extension_is_finished(unbroken: Path) -> None:
     console = Listener()
     again = api.train(config(unbroken.parent, AFTER), console)

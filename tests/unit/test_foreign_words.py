@@ -110,8 +110,17 @@ def test_all_foreign_names_of_a_file_are_answered_at_once(path: Path) -> None:
     text = MINIMAL + "training: {lr: 1e-4, num_train_epochs: 2, gamma: 1, colour: red, seed: x}\n"
     assert complaint(path, text) == (
         "run.yaml:5: training.lr: unknown key; here it is training.learning_rate (also unknown: "
-        "training.num_train_epochs (here training.epochs), training.gamma, training.colour; "
-        "and 1 more)"
+        "training.num_train_epochs (here training.epochs), training.gamma (orpo has none), "
+        "training.colour; and 1 more)"
+    )
+
+
+def test_further_keys_are_answered_as_the_first_is(path: Path) -> None:
+    text = MINIMAL + "colour: red\n"
+    overrides = ("objective.nll_weight=1", "max_steps=2", "objective.loss=hinge")
+    assert complaint(path, text, *overrides).endswith(
+        "(also unknown: objective.loss (orpo has none), colour, max_steps (here "
+        "training.max_steps))"
     )
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from orpo_ray.data import pipeline
 from orpo_ray.data.pairs import Pair, TokenPair
 from orpo_ray.data.pipeline import prepare
 from orpo_ray.data.store import Artifact
+from orpo_ray.data.summary import describe
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import DataError, ResourceError
 
@@ -271,6 +273,11 @@ def test_the_limit_that_drops_a_pair_is_named(run: Prepare, rows: Any) -> None:
         f"1 pair dropped: {TOO_LONG}data.max_length=100",
         "2 pairs dropped: the prompt has more tokens than data.max_prompt_length=50, which is half "
         "of max_length unless set",
+    ]
+    older = replace(found.summary, overlong_prompts=None)
+    assert [line for line in describe(older) if "dropped" in line] == [
+        "3 pairs dropped: they have more tokens than data.max_length=100, or their prompts more "
+        "than data.max_prompt_length=50"
     ]
 
 

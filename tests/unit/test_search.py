@@ -21,7 +21,7 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.runs.console import SILENT
 from orpo_ray.runs.scores import Change, Mean
 from orpo_ray.runs.search import Found, Search, Trial
-from orpo_ray.runs.search_run import SearchRun
+from orpo_ray.runs.search_run import SearchRun, find_search
 from orpo_ray.search.course import Course, take_up
 from orpo_ray.search.outcome import Compared, best_trial, pareto_front, reading
 from orpo_ray.search.rungs import Rungs
@@ -359,6 +359,19 @@ def study(
     config = run_config(Path("nowhere"), search=search, **sections)
     config = with_seed(config, 7)
     return Study(config, domains, PAIRS, trials or [])
+
+
+def test_only_a_folder_with_a_search_is_suggested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "plain").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"^plain: .*; name the folder of a run"):
+        find_search("plain")
+    (tmp_path / "runs" / "searched" / "search").mkdir(parents=True)
+    (tmp_path / "runs" / "searched" / "search" / "search.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"^searched: .*; did you mean runs/searched\?$"):
+        find_search("searched")
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
