@@ -7,7 +7,7 @@ import typer
 from orpo_ray.cli.options import Json
 from orpo_ray.runs.console import Announce
 
-app = typer.Typer(add_completion=False, help="Measure ours and the stock way on this machine.")
+app = typer.Typer(add_completion=False, help="Measure orpo_ray and stock TRL on this machine.")
 
 
 @app.command("data")
@@ -23,10 +23,12 @@ def data(
         str | None,
         typer.Option("--data", metavar="FILE", help="Pairs to prepare instead of generated ones."),
     ] = None,
-    repetitions: Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")] = 3,
+    repetitions: Annotated[
+        int, typer.Option(min=1, help="How often each side runs; the sides take turns.")
+    ] = 3,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Preparation of pairs: rows a second of ours and of TRL's ORPOTrainer, same rows and cores."""
+    """Preparation of pairs: rows a second, compared with TRL's ORPOTrainer on the same cores."""
     from orpo_ray.cli.console import announce, open_log
 
     open_log()
@@ -51,7 +53,7 @@ def ray(
     turns: Annotated[
         int, typer.Option(min=1, help="Turns of each side, one after the other.")
     ] = 16,
-    starts: Annotated[int, typer.Option(min=1, help="Times that both sides are started.")] = 3,
+    starts: Annotated[int, typer.Option(min=1, help="How often both sides are started.")] = 3,
     json: Json = False,
 ) -> dict[str, Any]:
     """What Ray costs: the demo's steps with two workers, under Ray Train and without Ray."""
@@ -71,21 +73,26 @@ def ray(
     return result
 
 
-Turns = Annotated[int, typer.Option(min=1, help="Times each side runs, in turns.")]
-StartTurns = Annotated[int, typer.Option("--turns", min=1, help="Times each command runs.")]
+Turns = Annotated[int, typer.Option(min=1, help="How often each side runs; the sides take turns.")]
+StartTurns = Annotated[int, typer.Option("--turns", min=1, help="How often each command runs.")]
 ShapeOption = Annotated[
     str, typer.Option("--shape", metavar="P/C/R", help="Tokens of prompt, chosen, rejected.")
 ]
 Pairs = Annotated[int, typer.Option(min=1, metavar="B", help="Pairs of a step.")]
 Ragged = Annotated[
     float,
-    typer.Option(min=0, max=0.99, help="Lengths drawn from (1 - r) to (1 + r) times the shape's."),
+    typer.Option(
+        min=0,
+        max=0.99,
+        metavar="R",
+        help="Lengths are drawn between (1 - R) and (1 + R) times the shape's.",
+    ),
 ]
 Vocabulary = Annotated[
-    int, typer.Option("--vocab", min=8, metavar="V", help="Ids of the model's vocabulary.")
+    int, typer.Option("--vocab", min=8, metavar="V", help="Size of the vocabulary.")
 ]
 Hidden = Annotated[
-    int, typer.Option("--hidden", min=64, metavar="H", help="Width of the model; heads are of 64.")
+    int, typer.Option("--hidden", min=64, metavar="H", help="Hidden size; each head has 64 of it.")
 ]
 Data = Annotated[
     str | None,
@@ -227,7 +234,9 @@ def start(turns: StartTurns = 3, json: Json = False) -> dict[str, Any]:
 
 @app.command("search")
 def search(
-    seed: Annotated[int, typer.Option(min=0, help="Of data order, first adapters and draws.")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of data order, first adapters and draws.")
+    ] = 1,
     json: Json = False,
 ) -> dict[str, Any]:
     """What a search saves in trained steps: the demo's full grid compared with the default search.
@@ -285,7 +294,7 @@ def _print_start(result: dict[str, Any]) -> None:
         )
         for phase, taken in result["phases"].get(side, {}).items():
             print(f"  {phase:17} {taken['cpu_s']:6.1f}  ({taken['wall_s']:.1f})")
-    print(f"{'second trial':13} {result['second_trial_cpu_s']:6.1f}  (before its first step)")
+    print(f"{'second trial':13} {result['second_trial_cpu_s']:6.1f}  (up to its first step)")
     print(f"prepare 1,024 pairs: {result['prepare_wall_s']:.1f} s by the clock")
 
 

@@ -31,7 +31,7 @@ _log = logging.getLogger("orpo_ray")
 
 
 class _LogFile(logging.FileHandler):
-    """The one log file of this process. Its class marks it among the handlers of others.
+    """The one log file of this process, which finds its own handler by this class.
 
     `kept_in` is the storage of the run, or None before a run has begun.
     """
@@ -166,7 +166,7 @@ def full_log() -> str | None:
 def keep_log() -> str | None:
     """Store the log with its run, and return its place.
 
-    If the storage cannot be reached, that is the place on this server.
+    If the storage cannot be reached, the place is the local path.
     """
     for handler in _log_files():
         if handler.kept_in is None:
@@ -195,9 +195,9 @@ class _LogStream(io.TextIOBase):
 
 @contextmanager
 def prints_to_log(verbose: bool) -> Iterator[None]:
-    """Send what libraries print to the log: Ray prints a page of text about a dead worker.
+    """Redirect the output of libraries to the log. If `verbose`, leave it on the terminal.
 
-    If `verbose`, it stays on the terminal.
+    Ray, for example, prints a page of text about a dead worker.
     """
     if verbose:
         yield

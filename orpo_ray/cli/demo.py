@@ -57,7 +57,7 @@ def demo(
     run = Run(config)
     with prints_to_log(verbose=False):
         trained = api.train(config, Terminal(run, ProgressLine()))
-    announce("evaluating base and adapter on wordings and fillers that never occur in training")
+    announce("evaluating base and adapter on questions that never occur in training")
     prompts = [prompt["prompt"] for prompt in judge_prompts()]
     evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, console=SILENT)
     outcome = demo_outcome(config, trained, evaluation)

@@ -24,9 +24,9 @@ _HELD_OUT = ("h1", "h2", "h3")
 _VERDICTS = ("good", "bad", "broken")
 _SHOWN_ANSWERS = 3
 _LABELS = {
-    "h1": "accuracy on new wordings and things",
-    "h2": "... answered in phrases never seen either",
-    "h3": "... of a kind of question never seen",
+    "h1": "accuracy: new wordings, new nouns",
+    "h2": "accuracy: new phrases in the answers, too",
+    "h3": "accuracy: a new kind of question",
 }
 
 

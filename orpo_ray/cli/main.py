@@ -121,7 +121,7 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted()
     except SystemExit as stop:
-        # Ray turns SIGTERM into this exit code. Typer, too, exits in this way, if stdout is closed.
+        # Ray turns SIGTERM into SystemExit with this code. Typer's SystemExit has other codes.
         if stop.code != signal.SIGTERM:
             raise
         return _interrupted()

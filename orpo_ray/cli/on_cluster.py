@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from orpo_ray.jobs.ray_jobs import RayJobs
     from orpo_ray.jobs.submit import Patience
 
+    Connect = Callable[[], RayJobs]
+
 
 def _named(run: str | None) -> str | None:
     if run is not None and not run.strip("/:. "):
@@ -34,12 +36,16 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="URL",
-        help="Its dashboard, if not http://127.0.0.1:8265 on this machine.",
+        help="URL of the cluster's dashboard; default: http://127.0.0.1:8265.",
     ),
 ]
 Token = Annotated[
     Path | None,
-    typer.Option("--token", metavar="FILE", help="Its token, if not in ~/.ray/orpo-ray.token."),
+    typer.Option(
+        "--token",
+        metavar="FILE",
+        help="File with the cluster's token; default: ~/.ray/orpo-ray.token.",
+    ),
 ]
 Anyone = Annotated[
     bool,
@@ -50,13 +56,17 @@ Anyone = Annotated[
 ]
 
 
+def _once(connect: "Connect") -> "RayJobs":
+    return connect()
+
+
 @contextmanager
 def jobs_of(
     hosts: Path | None,
     address: str | None,
     token: Path | None,
     anyone: bool,
-    ask: "Callable[[Callable[[], RayJobs]], RayJobs]" = lambda question: question(),
+    ask: "Callable[[Connect], RayJobs]" = _once,
 ) -> Iterator["Jobs"]:
     """The jobs of the cluster that these options name.
 
@@ -79,7 +89,7 @@ def jobs_of(
 
 
 def where(hosts: Path | None, address: str | None, token: Path | None, anyone: bool) -> str:
-    """The name of the cluster that these options name. The cluster is not asked."""
+    """The name of the cluster that these options name. Nothing is connected to."""
     from orpo_ray.jobs.reach import way_to
 
     with way_to(hosts, address, token, anyone) as way:
@@ -100,9 +110,9 @@ def as_typed(hosts: Path | None, address: str | None, token: Path | None, anyone
         if value is not None
         for word in (option, str(value))
     ]
-    return "".join(
-        f" {shlex.quote(word)}" for word in [*words, *(["--anyone-may-run-code"] if anyone else [])]
-    )
+    if anyone:
+        words.append("--anyone-may-run-code")
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def patience() -> "Patience":

@@ -21,7 +21,8 @@ def prepare(
         list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Model or tokenizer: model.base.")
+        str | None,
+        typer.Option(metavar="DIR", help="Model or tokenizer; the same as model.base=DIR."),
     ] = None,
     train: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Training pairs; may be repeated.")
@@ -34,7 +35,10 @@ def prepare(
     ] = None,
     columns: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Of an unknown format: prompt=..,chosen=..,rejected=.."),
+        typer.Option(
+            metavar="NAMES",
+            help="Columns of an unknown format: prompt=..,chosen=..,rejected=..",
+        ),
     ] = None,
     show: Annotated[
         int, typer.Option(min=0, metavar="N", help="Print N pairs as they will be trained.")

@@ -45,7 +45,7 @@ class ProgressLine:
         if step == 0:  # another stage of the run begins
             self._training, self._first, self._trained = {}, None, 0
         if "train/loss" in metrics:
-            # Workers that were lost repeat the steps after the checkpoint.
+            # After a loss of workers, new workers repeat the steps after the checkpoint.
             if step <= self._trained:
                 self._first = None
             self._training, self._trained = metrics, step

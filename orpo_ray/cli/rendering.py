@@ -1,4 +1,4 @@
-"""Options that the commands share which write files for a scheduler or a cluster."""
+"""Options of the commands that write files for a scheduler or a cluster."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +10,9 @@ from orpo_ray.errors import ConfigError
 NodeCount = Annotated[
     int, typer.Option("--nodes", min=1, help="Machines that the workers are spread over.")
 ]
-GpusPerNode = Annotated[int | None, typer.Option(min=0, help="Default: what scale.workers take.")]
+GpusPerNode = Annotated[
+    int | None, typer.Option(min=0, help="Default: as many as the workers of one machine need.")
+]
 CpusPerNode = Annotated[int, typer.Option(min=1, help="More of them prepare pairs sooner.")]
 MemoryPerNode = Annotated[int, typer.Option(min=1, help="In GiB; every worker loads the base.")]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")]

@@ -84,15 +84,18 @@ def _seconds_left(search: Search, now: float) -> float | None:
         return None
     mean = sum(trial.steps for trial in ended) / len(ended)
     running = [trial for trial in search.trials if trial.state == "running"]
+    to_begin = max(0, search.trial_count - len(search.trials))
+    steps_left = sum(_steps_left(trial, mean) for trial in running) + mean * to_begin
+    seconds_a_step = (now - search.began.at) / steps
+    return steps_left * seconds_a_step
+
+
+def _steps_left(trial: Trial, mean: float) -> float:
+    """A guess, from the mean steps of trials that have ended."""
+    if trial.steps < mean:
+        return mean - trial.steps
     # A trial past the mean was not given up, so it will probably run to its end.
-    to_end = sum(
-        (mean if trial.steps < mean else trial.total_steps) - trial.steps for trial in running
-    )
-    return (
-        (to_end + mean * max(0, search.trial_count - len(search.trials)))
-        * (now - search.began.at)
-        / steps
-    )
+    return trial.total_steps - trial.steps
 
 
 def table_of(search: Search, rows: int | None = None) -> Table:
@@ -127,6 +130,7 @@ def table_of(search: Search, rows: int | None = None) -> Table:
 def _shown(trials: list[Trial], rows: int | None) -> list[Trial]:
     if rows is None or len(trials) <= rows:
         return trials
+    # The running trials and the latest ended ones; then by number.
     running_last = sorted(trials, key=lambda trial: trial.state == "running")
     return sorted(running_last[-rows:], key=lambda trial: trial.number)
 
@@ -152,7 +156,7 @@ def print_search(search: Search, console: Console | None = None) -> None:
 
 def _print_outcome(outcome: Found, console: Console) -> None:
     table = Table(
-        title="Pareto front: no trial has both a higher accuracy and a lower NLL",
+        title="Pareto front: trials that no other beats in both accuracy and NLL",
         title_justify="left",
     )
     for column in ("trial", "accuracy", "NLL of chosen", "margin", "values"):

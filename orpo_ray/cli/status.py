@@ -41,10 +41,8 @@ def _line(job: "Job", now: float) -> str:
 
     code = f" (exit code {job.exit_code})" if job.exit_code else ""
     ago = hours_minutes_seconds(max(0.0, now - job.submitted_at))
-    return (
-        f"{job.run}: {job.metadata.get('command', 'not ours')}, {job.state}{code}, submitted "
-        f"{ago} ago"
-    )
+    command = job.metadata.get("command", "unknown command")
+    return f"{job.run}: {command}, {job.state}{code}, submitted {ago} ago"
 
 
 def _as_json(job: "Job") -> dict[str, Any]:

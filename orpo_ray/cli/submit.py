@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 _OURS = (1, 2, 3, 4)
-"""Exit codes that a command gives itself."""
+"""Exit codes of orpo-ray. Others come from outside, such as from a kill."""
 What = Annotated[Literal["train", "tune", "prepare", "evaluate"], typer.Argument(metavar="COMMAND")]
 
 
@@ -112,7 +112,7 @@ def _plan(submission: "Submission", cluster: str, json: bool) -> dict[str, Any]:
         print(f"job {job} on {cluster}: {submission.entrypoint}")
         print("\n".join(f"{size:12,} bytes  {name}" for name, size in files.items()))
         print("".join(f"and the code in {folder}\n" for folder in code), end="")
-    announce("nothing was submitted, and the cluster was not asked")
+    announce("nothing was submitted, and no connection to the cluster was made")
     described = {
         "run": submission.run,
         "job": job,

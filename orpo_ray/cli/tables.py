@@ -26,11 +26,13 @@ def print_comparison(
 ) -> None:
     """Print metrics by source, with a column for each model.
 
-    All pairs together are left to `print_changes` and `print_means`, which have intervals.
+    `print_changes` and `print_means` print the figures of all pairs, with intervals.
     """
     console = console or Console()
     sources = [source for source in metrics["base"] if source != "all"]
-    for source in sources if len(sources) > 1 else ():
+    if len(sources) < 2:
+        return
+    for source in sources:
         pairs = int(metrics["base"][source]["pairs"])
         table = Table(title=f"{source}: {pairs} pairs", title_justify="left")
         for column in ("", *metrics):

@@ -23,7 +23,7 @@ def train(
 ) -> dict[str, Any]:
     """Train an adapter on preference pairs; the same command resumes an unfinished run."""
     if dry_run and extend:
-        raise ConfigError("--extend: --dry-run plans a whole run; leave one of them out")
+        raise ConfigError("--extend: cannot be used together with --dry-run; leave one of them out")
     from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import Terminal, announce, open_log, prints_to_log
 

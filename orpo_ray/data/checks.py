@@ -17,7 +17,7 @@ REASONS = {
     "unpaired": "the rows are unpaired: one answer and a label (as for KTO), not a chosen and a "
     "rejected answer",
     "prompt-elsewhere": "the prompt is kept in another file (prompt_id); join the two files first",
-    "prompts-only": "the file is a side table of prompts without answers",
+    "prompts-only": "the file has prompts but no answers",
     "wrong-type": "a column holds neither text nor chat messages",
     "wrong-label": "the label names neither of the two outputs (expected 1 or 2)",
     "wrong-roles": "the roles do not make a conversation that ends with a user turn and an "
@@ -30,8 +30,8 @@ REASONS = {
     "empty-rejected": "the rejected answer is empty",
     "identical": "chosen and rejected are the same",
     "template-refused": "the chat template refuses the conversation",
-    "template-rewrites": "the chat template rewrites the answer, so it is not what generation "
-    "would continue with",
+    "template-rewrites": "the chat template changes the answer; the model would learn a text that "
+    "it never generates",
     "end-token-inside": "the answer contains the end token before its end",
     "overlong": "the prompt and the longer of its two answers have more tokens than max_length",
     "overlong-prompt": "the prompt has more tokens than max_prompt_length",
@@ -47,7 +47,7 @@ OVERLONG = frozenset({OVERLONG_PAIR, OVERLONG_PROMPT})
 an overlong prompt fits.
 """
 OVERLONG_EITHER = "overlong-either"
-"""The reason in data that an older version prepared. It did not count the two limits apart."""
+"""The reason in data that an older version prepared: it had one count for both limits."""
 
 WHOLE_FILE = frozenset(
     {"images", "unpaired", "prompt-elsewhere", "prompts-only", "unknown-shape", "missing-column"}

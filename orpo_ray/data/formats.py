@@ -1,7 +1,7 @@
 """The shapes that preference files have, in one table, and how a row of each becomes a pair."""
 
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class Shape:
     A row has this shape if it has both columns of one pair of `sides`, and one of the columns in
     `prompt`. A shape with an empty `prompt` needs no such column. `read` takes the row and the
     names of its prompt, chosen and rejected column. It returns the three values, or None if the
-    values show that the row has a later shape.
+    values show that the row has a shape that comes later in `SHAPES`.
     """
 
     name: str
@@ -282,7 +282,7 @@ def _cut_dialogue(text: str) -> tuple[str, str]:
 def _read_dialogue(text: str) -> list[Message]:
     """The turns of a dialogue.
 
-    Two turns in a row of one speaker become one, because some people typed the word "Human:".
+    Consecutive turns of one speaker are joined: the second "Human:" was typed inside a turn.
     """
     before, *parts = _HH_TURN.split(text)
     turns: list[Message] = [{"role": "system", "content": before.strip()}] if before.strip() else []
@@ -318,12 +318,18 @@ def _join(prompt: list[Message], context: list[Message]) -> list[Message]:
     if any(inside[start : start + len(asked)] == asked for start in range(len(inside))):
         return context
     # The answers may repeat the end of the prompt, and may have more turns after it.
-    shared = next(
-        (n for n in range(min(len(asked), len(inside)), 0, -1) if asked[-n:] == inside[:n]), 0
-    )
+    shared = _overlap(asked, inside)
     if shared or not context or context[0]["role"] == "assistant":
         return prompt + context[shared:]
     raise _RowRefused("different-prompts", "the prompt is not the one inside the answers")
+
+
+def _overlap(asked: Sequence[tuple[str, str]], inside: Sequence[tuple[str, str]]) -> int:
+    """How many messages at the end of `asked` begin `inside`."""
+    for count in range(min(len(asked), len(inside)), 0, -1):
+        if asked[-count:] == inside[:count]:
+            return count
+    return 0
 
 
 def _comparable(messages: list[Message]) -> list[tuple[str, str]]:
@@ -339,7 +345,7 @@ def _system(row: Row, columns: Columns | None) -> str:
 def _system_columns(columns: Columns | None) -> tuple[str, ...]:
     """The columns that may hold the system turn.
 
-    A column that `columns` names as prompt, chosen or rejected is none of them.
+    Columns that `columns` uses for prompt, chosen or rejected are left out.
     """
     if columns is None:
         return _SYSTEMS

@@ -64,9 +64,10 @@ def prepare(
 ) -> Artifact:
     """Turn the sources of a run into tokenised pairs, or find them already made.
 
-    `storage` is the local folder of the storage `kept_in`. `tokenizer` has its chat template set;
-    `tokenizer_fingerprint` is a hash of its files. `announce` gets one line for each thing that
-    the user should know. Ray is started if there is much data, and it keeps running for the caller.
+    `storage` is the local folder. `kept_in` is the storage that keeps it, maybe in a bucket.
+    `tokenizer` has its chat template set; `tokenizer_fingerprint` is a hash of its files.
+    `announce` gets one line for each thing that the user should know. Ray is started if there is
+    much data, and it keeps running for the caller.
 
     Raises DataError if a source cannot be read, if too many rows are bad, or if no pair is left.
     Raises ResourceError if RAY_ADDRESS names a cluster that cannot be joined, or if the cluster
@@ -85,10 +86,11 @@ def prepare(
     settings = _settings(data, tokenizer, tokenizer_fingerprint, seed)
     digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
     path = artifact_path(storage, digest)
-    is_kept = kept_in.fetch_folder(path, MANIFEST)
+    was_kept = kept_in.fetch_folder(path, MANIFEST)
     found = find_artifact(storage, digest, announce)
     if found is not None:
         announce(f"prepared data found in {kept_in.place_of(found.path)}")
+        stays = was_kept
     else:
         for raw in sources:
             refuse_whole_file(raw.source.source, raw, data.columns)
@@ -107,8 +109,9 @@ def prepare(
         refuse_empty(summary, data)
         found = _write(storage, summary, rows, sources, selection)
         # Another run may have stored the same pairs meanwhile. Its workers read them, so they stay.
-        is_kept = not is_kept and kept_in.holds(path / MANIFEST)
-    if not is_kept:
+        # If they were kept before and yet not found, they are damaged, and are stored again.
+        stays = not was_kept and kept_in.holds(path / MANIFEST)
+    if not stays:
         kept_in.store_folder(path, MANIFEST)
     for line in describe(found.summary):
         announce(line)
@@ -150,7 +153,7 @@ def _process(
 ) -> pa.Table:
     """RESULT rows of all sources, in order.
 
-    A few rows are processed in this process, many on every core of Ray.
+    This process computes few rows. Ray computes many rows, on all cores.
     """
     blocks = [block for raw in sources for block in raw.blocks]
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
@@ -173,8 +176,7 @@ def _process_with_ray(
     wait_for_room()
     shared = ray.put(processor)
     with quiet_context():
-        # Tasks, not actors: they reserve no CPU, and their processes are there for the next
-        # preparation.
+        # Tasks, not actors. Idle actors would keep CPUs. Processes of tasks serve the next call.
         processed = ray.data.from_arrow(_as_tasks(blocks)).map_batches(
             partial(_process_block, shared), batch_size=None, batch_format="pyarrow"
         )

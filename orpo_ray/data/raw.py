@@ -95,7 +95,9 @@ def announce_unused(
     sources: Sequence[RawSource], columns: Columns | None, announce: Announce
 ) -> None:
     """Announce the columns of each file or dataset that no pair uses."""
-    by_name = {raw.source.source: raw for raw in reversed(sources)}
-    for name, raw in reversed(by_name.items()):
+    by_name: dict[str, RawSource] = {}
+    for raw in sources:
+        by_name.setdefault(raw.source.source, raw)
+    for name, raw in by_name.items():
         if unused := unused_in(raw, columns):
             announce(f"{name}: columns that are not used: {', '.join(unused)}")

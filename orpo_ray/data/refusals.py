@@ -67,6 +67,6 @@ def _refuse_weightless(summary: Summary) -> None:
     for source in summary.sources:
         if source["used_for"] == "train" and source["kept"] and source["weight"] < 1:
             raise DataError(
-                f"data.train: weight {source['weight']:g} of {source['source']} rounds to no "
-                f"training pair ({source['kept']} usable); raise the weight"
+                f"data.train: {source['source']} has weight {source['weight']:g} and "
+                f"{source['kept']} usable pairs, which makes no training pair; raise the weight"
             )

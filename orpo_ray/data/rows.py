@@ -139,7 +139,7 @@ def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None
 
 
 def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
-    """What a message says if the first rows have none of the named columns, else None."""
+    """The text for a message if no named column is in the first rows, else None."""
     found = list(dict.fromkeys(name for row in _first_rows(rows) for name in row))
     named = [columns.prompt, columns.chosen, columns.rejected]
     if not found or set(named) & set(found):
@@ -153,8 +153,10 @@ def unused_in(rows: Iterable[RawRow], columns: Columns | None) -> list[str]:
     """Columns that no pair of the first rows uses, at most `_SHOWN_COLUMNS`."""
     found = list(_first_rows(rows))
     used = set().union(*(used_columns(row, columns) for row in found))
+    if not used:
+        return []
     names = dict.fromkeys(name for row in found for name in row)
-    return [name for name in names if name not in used][:_SHOWN_COLUMNS] if used else []
+    return [name for name in names if name not in used][:_SHOWN_COLUMNS]
 
 
 def _first_rows(rows: Iterable[RawRow]) -> Iterator[Row]:
@@ -179,8 +181,12 @@ def _unique(items: list[tuple[str, Any]]) -> Row:
 
 def _read(text: bytes, problem: str, columns: Columns | None) -> Pair | Refusal:
     row = parse_row(text, problem)
-    pair = row if isinstance(row, Refusal) else read_pair(row, columns)
-    return pair if isinstance(pair, Refusal) else check_pair(pair) or pair
+    if isinstance(row, Refusal):
+        return row
+    pair = read_pair(row, columns)
+    if isinstance(pair, Refusal):
+        return pair
+    return check_pair(pair) or pair
 
 
 def _refused(refusal: Refusal) -> dict[str, Any]:

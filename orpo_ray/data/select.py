@@ -14,7 +14,7 @@ from orpo_ray.config.data import Source
 class Selection:
     """Row numbers of the processed table, in order.
 
-    `train` has a number as often as the weight of its source says. `kept` has each number once.
+    `train` repeats each number by the weight of its source. `kept` has each number once.
     `overlap` counts the pairs that are in both `train` and `eval`.
     """
 
@@ -57,8 +57,11 @@ def _first_of_each(indices: Sequence[int], keys: Sequence[bytes]) -> tuple[list[
     first: list[int] = []
     more: list[int] = []
     for index in indices:
-        (more if keys[index] in seen else first).append(index)
-        seen.add(keys[index])
+        if keys[index] in seen:
+            more.append(index)
+        else:
+            first.append(index)
+            seen.add(keys[index])
     return first, more
 
 
@@ -80,7 +83,10 @@ def _hold_out(
     for prompt in order:
         if len(held_out) + len(groups[prompt]) <= wanted:
             held_out.update(groups[prompt])
-    return held_out or set(groups[min(order, key=lambda prompt: len(groups[prompt]))])
+    if held_out:
+        return held_out
+    # Each prompt has more pairs than are wanted, so the one with the fewest is held out.
+    return set(groups[min(order, key=lambda prompt: len(groups[prompt]))])
 
 
 def _weighted(

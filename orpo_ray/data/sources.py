@@ -24,6 +24,7 @@ from orpo_ray.data.hub import read_hub
 from orpo_ray.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
+_SPACE = " \t\r\n"
 _PARQUET_ROWS = 256
 
 
@@ -65,12 +66,15 @@ def source_labels(sources: Sequence[Source]) -> list[str]:
     labels = []
     for own in parts:
         others = [other for other in parts if other != own]
-        depth = next(
-            (d for d in range(1, len(own) + 1) if all(other[-d:] != own[-d:] for other in others)),
-            len(own),
-        )
-        labels.append("/".join(own[-depth:]))
+        depths = range(1, len(own) + 1)
+        enough = (depth for depth in depths if _tells_apart(own, others, depth))
+        labels.append("/".join(own[-next(enough, len(own)) :]))
     return labels
+
+
+def _tells_apart(own: Sequence[str], others: Sequence[Sequence[str]], depth: int) -> bool:
+    """Whether no other path has the same last `depth` parts."""
+    return all(other[-depth:] != own[-depth:] for other in others)
 
 
 def is_path(name: str) -> bool:
@@ -176,7 +180,9 @@ def _unzipped(stream: IO[bytes], name: str) -> IO[bytes]:
 
 def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
     suffix = PurePosixPath(name.removesuffix(".gz")).suffix.lower()
-    return _READERS.get(suffix) if not (name.endswith(".gz") and suffix == ".parquet") else None
+    if name.endswith(".gz") and suffix == ".parquet":
+        return None
+    return _READERS.get(suffix)
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -185,7 +191,8 @@ def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
 def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
     """Read JSON lines or one array.
 
-    The content decides, not the suffix: many .json files hold lines, some .jsonl files an array.
+    The content decides, not the suffix: many .json files hold lines, and some .jsonl files
+    hold an array.
     """
     first, number = stream.readline().removeprefix(_BOM), 1
     while first and not first.strip():
@@ -201,7 +208,10 @@ def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
 
 
 def _is_array(first: bytes, rest: bytes) -> bool:
-    """Whether the whole file is one array. A first line with a whole list does not make it one."""
+    """Whether the whole file is one array.
+
+    If the first line is a complete list and more lines follow, it is not.
+    """
     return first.lstrip().startswith(b"[") and (not rest.strip() or not _is_json(first))
 
 
@@ -227,17 +237,18 @@ def _elements(data: bytes) -> Iterator[RawRow]:
     if not text.startswith("["):
         yield RawRow(1, text.encode("utf-8", errors="surrogateescape"))
         return
-    decoder, position, number = json.JSONDecoder(), 1, 0
-    while (position := _skip(text, position, " \t\r\n")) < len(text) and text[position] != "]":
+    decoder, number = json.JSONDecoder(), 0
+    position = _skip(text, 1, _SPACE)
+    while position < len(text) and text[position] != "]":
         number += 1
         try:
             _, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"element {number} is not valid JSON: {error}") from error
         yield RawRow(number, text[position:end].encode("utf-8", errors="surrogateescape"))
-        position = _skip(text, end, " \t\r\n")
+        position = _skip(text, end, _SPACE)
         if text[position : position + 1] == ",":
-            position += 1
+            position = _skip(text, position + 1, _SPACE)
         elif text[position : position + 1] != "]":
             raise ValueError(f"there is no comma and no closing bracket after element {number}")
     if text[position:] != "]":
@@ -256,7 +267,7 @@ def _skip(text: str, position: int, characters: str) -> int:
 def _read_csv(stream: IO[bytes]) -> Iterator[RawRow]:
     """Rows of a CSV file with a header.
 
-    Strict: without it, an open quote would hide the rest of the file.
+    strict=True: otherwise a quote that is never closed would hide the rest of the file.
     """
     csv.field_size_limit(sys.maxsize)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")

@@ -55,7 +55,7 @@ class Summary:
     multi_turn: int
     held_out: bool
     overlong_prompts: int | None = None
-    """Those of `overlong` whose prompt alone is too long; None if an older version wrote it."""
+    """Those of `overlong` that exceed only max_prompt_length; None if an older version wrote it."""
     version: int = DATA_VERSION
     token_lengths: dict[str, dict[str, int]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)

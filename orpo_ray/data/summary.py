@@ -109,8 +109,8 @@ def _describe_overlong(summary: Summary) -> list[str]:
     prompt = f"data.max_prompt_length={summary.settings['max_prompt_length']}"
     exceeded = {
         OVERLONG_PAIR: f"the prompt and the longer of its two answers have more tokens than {pair}",
-        OVERLONG_PROMPT: f"the prompt has more tokens than {prompt}, which is half of max_length "
-        "unless set",
+        OVERLONG_PROMPT: f"the prompt has more tokens than {prompt} (half of max_length, unless "
+        "set)",
         OVERLONG_EITHER: f"they have more tokens than {pair}, or their prompts more than {prompt}",
     }
     return [

@@ -89,7 +89,7 @@ class PairTokeniser:
 
     @property
     def bos_id(self) -> int | None:
-        """The token that a prompt starts with, if the template or the tokenizer wants one."""
+        """The tokenizer's start token, or None. A prompt need not have it."""
         return self._bos
 
     def prompts(self, conversations: Sequence[list[Message]]) -> list[list[int]]:
@@ -170,14 +170,15 @@ class PairTokeniser:
         """Prompt, chosen and rejected ids without end tokens, in two or three tokenizer calls.
 
         An answer is tokenised together with its prompt, so that it gets the tokens that it has in
-        context. The text before the prompt's cut cannot change them, so it is not tokenised again.
-        Sometimes the prompt's own tokens change when the answer follows. Generation starts from
-        the unchanged tokens, so such an answer is tokenised without its prompt.
+        context. Text before the last safe cut (`_find_cut`) cannot change these, so it is left out.
+        Sometimes the answer changes the last tokens of the prompt. Such an answer is tokenised
+        without its prompt, because generation starts from the prompt's own tokens.
         """
         prompts = self._encode([text.prompt for text in texts])
         cuts = [self._find_cut(text.prompt, ids) for text, ids in zip(texts, prompts, strict=True)]
         tails = [text.prompt[cut.character :] for text, cut in zip(texts, cuts, strict=True)]
         tail_ids = [ids[cut.token :] for ids, cut in zip(prompts, cuts, strict=True)]
+        # First all chosen answers, then all rejected ones: lists of twice the length.
         answers = [text.chosen for text in texts] + [text.rejected for text in texts]
         wholes = self._encode(
             [tail + answer for tail, answer in zip(tails * 2, answers, strict=True)]
@@ -201,7 +202,8 @@ class PairTokeniser:
         if place is None:
             return _Cut(0, 0)
         mark = self._cuts[ids[place]]
-        # If text and ids hold the mark equally often, the last mark is the last id of its kind.
+        # If the text has as many marks as there are such tokens, each mark is one such token. Then
+        # the last mark is the last such token.
         if text.count(mark) != ids.count(ids[place]):
             return _Cut(0, 0)
         return _Cut(text.rindex(mark), place)
@@ -210,8 +212,8 @@ class PairTokeniser:
         if not texts:
             return []
         if self._tokenizer.is_fast:
-            # The same ids as the usual call gives, without the masks that it also makes. Other code
-            # may have switched on padding on this tokenizer.
+            # This gives the ids of the usual call, but makes no masks. Padding is switched off,
+            # because other code may have switched it on.
             backend = self._tokenizer.backend_tokenizer
             backend.no_padding()
             backend.no_truncation()
@@ -249,8 +251,8 @@ class PairTokeniser:
             for index, ids in zip(open_, together, strict=True):
                 if ids[: len(anchor_ids)] == anchor_ids:
                     results[index] = ids[len(anchor_ids) :]
-        # A text that merges with every anchor is tokenised alone. No known vocabulary has one that
-        # merges with all three.
+        # A text that merges with every anchor is tokenised alone. No known vocabulary merges a text
+        # with all three.
         return [
             self._encode([text])[0] if ids is None else ids
             for ids, text in zip(results, texts, strict=True)

@@ -1,4 +1,4 @@
-"""Compares a base with what a run made of it: scores on evaluation pairs, and answers."""
+"""Compares a base with the model that a run trained: scores of held-out pairs, and answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def judge_model(
     questions: Questions,
     trained: str | None = None,
 ) -> Judged:
-    """Score the base, or the result of a run in folder `trained`, and let it answer."""
+    """Score one model, and let it answer: the one in folder `trained`, or the base if None."""
     model = load_trained(config, decisions, trained)
     model.check_reads(table)
     scores = score_pairs(model, table, padding_id(tokenizer), decisions.tokens_per_microbatch)
@@ -66,7 +66,7 @@ def evaluation_of(
     pairs = len(base.scores)
     few = [too_few(pairs)] if trained is None and are_few(pairs) else []
     lines = [*remarks(found, pairs), *few, *_on_answers(judged, limit)]
-    who = ("base", "trained")[: len(judged)]
+    who = ("base",) if trained is None else ("base", "trained")
     return Evaluation(
         name=name,
         adapter=trained,

@@ -50,8 +50,8 @@ def refuse_changed_config(
 ) -> None:
     """Raise ConfigError if settings changed since the run began. Those in `free` may change.
 
-    The error names the first that changed. `extended_from` has the settings of before the run was
-    continued with further steps, maybe by another command than the one that the user repeats.
+    The error names the first that changed. `extended_from` has the settings from before the run was
+    extended.
     """
     before, now = flatten(_as_read_now(stored, config, free)), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -62,8 +62,9 @@ def refuse_changed_config(
         more = (
             f" (and {len(changed) - 1} more: {', '.join(changed[1:4])})" if len(changed) > 1 else ""
         )
-        first = before | flatten(extended_from or {})
-        made = "was made with" if first.get(key) == before.get(key) else "was extended to"
+        at_start = before | flatten(extended_from or {})
+        was_extended = at_start.get(key) != before.get(key)
+        made = "was extended to" if was_extended else "was made with"
         raise ConfigError(
             f"{key}: {now.get(key)!r} here, but run {config.name} {made} {before.get(key)!r}"
             f"{more}; give the new run another name, or restore the setting"

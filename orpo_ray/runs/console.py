@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from orpo_ray.runs.search import Search
 
 Announce = Callable[[str], None]
-"""Says one line. It is `Console.announce`, for code that needs no more of a console."""
+"""Says one line, as `Console.announce` does. For code that needs only this method."""
 Metrics = dict[str, float]
 """Plain numbers under `train/` and `eval/` names."""
 

@@ -59,6 +59,6 @@ def described(run: Run) -> str:
     training = run.config.training
     return (
         f"run {run.name} continues after step {schedule_from(run.facts())}: "
-        f"a {training.schedule} schedule of at most {training.learning_rate:g} covers the new "
-        "steps"
+        f"a {training.schedule} schedule with a peak rate of {training.learning_rate:g} covers "
+        "the new steps"
     )

@@ -20,7 +20,7 @@ CHECKPOINTS, TENSORBOARD, ADAPTER = "checkpoints", "tensorboard", "adapter"
 EVALUATION_FILE, BASE_EVALUATION_FILE = "evaluation.json", "evaluation-base.json"
 """What `evaluate` found: the base compared with the trained model, or the base alone."""
 EVALUATIONS = "evaluations"
-"""The folder of what each held-out pair scored, with one file for each evaluation."""
+"""The folder with the scores of each held-out pair, one file for each evaluation."""
 CHECKPOINT_MANIFEST = "MANIFEST.json"
 """Lists the files of a checkpoint; written last."""
 

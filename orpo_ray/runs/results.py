@@ -93,7 +93,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The base compared with what a run made of it, or the base alone."""
+    """The base compared with the model that a run trained, or the base alone."""
 
     name: str
     adapter: str | None

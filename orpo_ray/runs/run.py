@@ -35,12 +35,15 @@ _RECORDS = (files.CONFIG_FILE, files.RUN_FILE, files.RESULT_FILE, files.SEARCH_F
 
 
 class RunFolder(Generic[Outcome]):
-    """What runs and searches share: a folder in a storage, a lock, and a config that is fixed."""
+    """What runs and searches share: a folder in a storage, a lock, and a config that is fixed.
+
+    In the docstrings below, "it" is the run or the search.
+    """
 
     free_keys: ClassVar[tuple[str, ...]] = FREE_KEYS
     """Settings that may change when it is resumed."""
     what_next: ClassVar[str]
-    """What the user can do with one that is finished."""
+    """What the user can do once it is finished."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -64,7 +67,7 @@ class RunFolder(Generic[Outcome]):
         self.storage.store(*map(self.path, names))
 
     def fetch(self, name: str) -> Path:
-        """Fetch a file, and return its path. If the storage has none, opening it fails later."""
+        """Fetch a file, and return its path. If the storage has none, there is no file either."""
         self.storage.fetch(self.path(name))
         return self.path(name)
 
@@ -80,10 +83,10 @@ class RunFolder(Generic[Outcome]):
         for name in _RECORDS:
             if name != files.LOG_FILE:
                 self.fetch(name)
-        # A log that is being written stays. So does a log that a killed command did not store.
+        # The local log stays if this process writes it, or if the storage has none.
         if not self.is_ours and self.storage.holds(self.path(files.LOG_FILE)):
             self.fetch(files.LOG_FILE)
-        # The worker that resumes from a checkpoint fetches its files, maybe on another server.
+        # Manifests only. The worker that resumes, maybe on another server, fetches the rest.
         self.storage.fetch_folders(
             self.path(files.CHECKPOINTS), files.CHECKPOINT_MANIFEST, only_manifests=True
         )
@@ -186,7 +189,7 @@ class Run(RunFolder[TrainResult]):
     what_next: ClassVar = "give another name to train again, or more steps with --extend"
 
     def refuse_changes(self) -> None:
-        """As for every folder; and raise ConfigError if a search has this name."""
+        """Raise ConfigError if it has started with other settings, or if a search has its name."""
         if self.path(files.SEARCH_FILE).exists():
             raise ConfigError(
                 f"name: {self.place} holds a search; train its best.yaml, or choose another name"
@@ -215,7 +218,7 @@ class Run(RunFolder[TrainResult]):
             raise files.damaged(path, error) from error
 
     def scores(self, step: int) -> PairScores | None:
-        """What each held-out pair scored after a step; None if that is not on record."""
+        """The scores of each held-out pair after a step; None if they are not on record."""
         path = scores_file(self.path(files.EVALUATIONS), step)
         self.storage.fetch(path)
         return read_scores(path)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from orpo_ray.errors import ConfigError
 
 INTERVAL_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "nll")
-"""The means that have an interval. They are per pair; `nll` is per token of the chosen answers."""
+"""The means that have an interval: over pairs, but for `nll` over the tokens of chosen answers."""
 
 _DRAWS = 1000
 _SEED = 20
@@ -73,7 +73,7 @@ class Change:
 
 
 def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
-    """How each of INTERVAL_METRICS changed. Both score the same pairs in one order."""
+    """How each of INTERVAL_METRICS changed. Both have the same pairs in the same order."""
     assert len(before) == len(after), "a change is between two evaluations of the same pairs"
     was, drawn_before = _bootstrapped(before)
     now, drawn_after = _bootstrapped(after)
@@ -111,7 +111,7 @@ def _bootstrapped(scores: PairScores) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _chance(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """The probability by chance that so many pairs turn to one side or the other.
+    """The probability that chance alone splits the turned pairs at least as unevenly.
 
     McNemar's exact test: each pair that turned is a throw of a coin.
     """
@@ -122,7 +122,7 @@ def _chance(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
 
 
 def _never_certain(share: Mean, count: int) -> Mean:
-    """Widen the interval of a share of exactly 0 or 1, which the bootstrap leaves without width.
+    """Widen the interval of a share of exactly 0 or 1. The bootstrap gives it no width.
 
     The rule of three: with n pairs of one kind, the other kind may still be 3 / n of all.
     """
@@ -138,7 +138,7 @@ def _with_intervals(values: NDArray[np.float64], drawn: NDArray[np.float64]) -> 
 
 
 def smallest_visible(count: int) -> float:
-    """The smallest change of accuracy that so many pairs can show.
+    """The smallest change of accuracy that this number of pairs can show.
 
     McNemar's exact test at 5 % decides: if six pairs change to one side and none to the other, the
     probability by chance is 2 / 2^6, which is below 5 %. With five pairs it is above.
@@ -147,12 +147,12 @@ def smallest_visible(count: int) -> float:
 
 
 def are_few(pairs: int) -> bool:
-    """Whether so many held-out pairs hide differences of accuracy that matter."""
+    """Whether there are too few held-out pairs to show differences of accuracy that matter."""
     return smallest_visible(pairs) > _FEW
 
 
 def too_few(pairs: int) -> str:
-    """The remark that so many held-out pairs hide small differences."""
+    """The remark that the held-out pairs are too few to show small differences."""
     return (
         f"{pairs} held-out pairs show no difference of accuracy below "
         f"{smallest_visible(pairs):.3f}; raise data.eval_fraction, or name more pairs in data.eval."
@@ -160,7 +160,10 @@ def too_few(pairs: int) -> str:
 
 
 def _columns(scores: PairScores) -> NDArray[np.float64]:
-    """Per pair [n, 6]: INTERVAL_METRICS, and the tokens of the chosen answer for `nll`."""
+    """Numbers of each pair [n, 6]: INTERVAL_METRICS, then the tokens of the chosen answer.
+
+    In the column of `nll` is the sum over these tokens.
+    """
     chosen = scores.chosen / scores.chosen_tokens
     rejected = scores.rejected / scores.rejected_tokens
     margin = chosen - rejected

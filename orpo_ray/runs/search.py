@@ -10,13 +10,15 @@ State = Literal["running", "finished", "stopped", "failed"]
 `running`: the trial runs, or it was interrupted and the next command resumes it.
 """
 Status = Literal["running", "interrupted", "stopped", "finished"]
+"""`stopped`: on request. `interrupted`: its process was killed. The same command resumes both."""
 
 
 @dataclass(kw_only=True)
 class Trial:
     """One run of a search.
 
-    `values` are by searched field. An evaluation has its `step` and `eval/` numbers.
+    `values` maps each searched field to its value. An evaluation has its `step` and `eval/`
+    numbers.
     """
 
     number: int

@@ -69,7 +69,7 @@ def find_search(place: str) -> Search:
         if storage.is_remote and not at_work:
             storage.fetch(candidate / SEARCH_FILE)
         if candidate.is_dir() and (found := _read_search(candidate)) is not None:
-            # For a search in a bucket this server cannot know whether another one is at work on it.
+            # If the search is in a bucket, this server cannot see the lock of another server.
             if found.status == "running" and not storage.is_remote and not at_work:
                 found.status = "interrupted"  # its process was killed: the same command resumes it
             return found

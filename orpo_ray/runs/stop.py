@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal(Console):
-    """A console for which a signal, too, is a request to stop.
+    """A console that takes a signal as a request to stop.
 
     A second signal has its usual effect. Signals are heard inside the `with` block only. What is
     announced or reported is passed on to `console`.

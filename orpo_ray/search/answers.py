@@ -40,6 +40,7 @@ def answer(ground: Ground, trials: Sequence[Run], console: Console) -> list[dict
     """
     artifact = trials[0].storage.place_of(ground.artifact.path)
     resources = {"num_cpus": ground.placement.cpus, "num_gpus": ground.placement.gpus}
+    # An empty task first. It shows whether the resources become free in time.
     _wait(ray.remote(lambda: None).options(**resources).remote(), console, ROOM_S)
     configs = [trial.config for trial in trials]
     answers: list[dict[str, str]] = _wait(

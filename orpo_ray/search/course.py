@@ -110,8 +110,8 @@ class Course:
 def take_up(run: SearchRun, search: Search) -> None:
     """Prepare the trials of an earlier process to be resumed.
 
-    A failed trial is tried again if its error may pass. Evaluations that no process read are read
-    now.
+    A failed trial is tried again if its error may be temporary. Evaluations that the earlier
+    process did not read are read now.
     """
     for trial in search.trials:
         if trial.state == "failed" and trial.may_pass:

@@ -76,9 +76,9 @@ def reading(search: Search, compared: Compared | None = None) -> list[str]:
         f"Trial {best.number} is best, with {shown_values(best.values)}. It prefers the chosen "
         f"answer for {best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs. Its mean margin "
         f"is {best.last[MARGIN]:.2f} nats a token.",
-        f"Of {len(search.trials)} trials {counts['finished']} finished and "
-        f"{counts['stopped']} were given up early{failed}. They took {trial_steps(search.trials)} "
-        f"steps; without an early end they would take {whole}.",
+        f"{len(search.trials)} trials: {counts['finished']} finished, {counts['stopped']} given up "
+        f"early{failed}. They took {trial_steps(search.trials)} steps; all in full would take "
+        f"{whole}.",
         _price(front, best)
         + " Read the answers before the numbers; then train best.yaml with more data or steps.",
         *_against_given(search, best, compared),
@@ -101,13 +101,13 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
     change, name = compared.change, compared.metric.removeprefix("eval/")
     gain = change.difference
     comparison = (
-        f"Compared with the given configuration (trial 0) at step {compared.step}: {name} "
-        f"{change.after.value:.3f} against {change.before.value:.3f}, a difference of "
-        f"{gain.value:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f}): "
+        f"At step {compared.step} its {name} is {change.after.value:.3f}, and "
+        f"{change.before.value:.3f} with the given configuration (trial 0). The difference is "
+        f"{gain.value:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
     )
     if not change.is_noise:
-        return [f"{comparison}more than the noise of {search.pairs} held-out pairs."]
-    return [f"{comparison}within the noise. {too_few(search.pairs)}"]
+        return [f"{comparison}, more than the noise of {search.pairs} held-out pairs."]
+    return [f"{comparison}, within the noise. {too_few(search.pairs)}"]
 
 
 def _edges(search: Search, best: Trial) -> list[str]:
@@ -130,7 +130,7 @@ def _edges(search: Search, best: Trial) -> list[str]:
 
 
 def _end_of(domain: Span, value: float) -> str | None:
-    """The end of its range that a value is at, or None."""
+    """`lower` or `upper` if the value is at that end of its range, else None."""
     if value <= 0 and domain.log:
         return "lower"
     share = (_scaled(domain, value) - _scaled(domain, domain.low)) / _width(domain)

@@ -132,14 +132,11 @@ def _plan(search: Search, at_once: int, ground: Ground) -> str:
     ended = f"; {done} have ended already" if done else ""
     trials = f"{search.trial_count} {'trials' if search.trial_count > 1 else 'trial'}"
     given = " (trial 0 is the given configuration)" if search.settings["try_given"] else ""
-    return f"{trials}{given}, {at_once} at once: each takes {workers} of {each}{ended}"
+    return f"{trials}{given}, {at_once} at once; each takes {workers} with {each}{ended}"
 
 
 def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
-    """One run for each cache of reference log-probs that some trial needs.
-
-    The searched run itself does not compute them.
-    """
+    """One run for each cache of reference log-probs that the trials need."""
     found: dict[str, RunConfig] = {}
     for values in probes(config, space):
         run = trial_config(config, space, values, f"{config.name}/references")
@@ -151,7 +148,7 @@ def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
 def _best(search: Search) -> Trial:
     """The best trial.
 
-    If no trial finished, raises ResourceError if another attempt may succeed, else RunError.
+    If no trial finished: raises ResourceError if all errors may be temporary, else RunError.
     """
     best = best_trial(search)
     if best is not None:
@@ -178,8 +175,9 @@ def compare_with_given(run: SearchRun, search: Search, best: Trial) -> Compared 
     if not found:
         return None
     name = search.metric.removeprefix("eval/")
-    change = found.get(name, found["accuracy"])
-    if name not in found or (name == "accuracy" and change.difference.value == 0):
+    if name not in found:
+        name = "margin"
+    elif name == "accuracy" and found[name].difference.value == 0:
         name = "margin"  # the margin decides between trials of the same accuracy
     return Compared(name, found[name], step)
 
@@ -227,9 +225,9 @@ def _best_config(config: RunConfig, best: Trial) -> str:
     """The whole run with the best trial's values, as YAML for `train`."""
     changed = with_values(config, best.values)
     tree = dump(changed) | {"name": f"{config.name.removesuffix(f'/{FOLDER}')}-best"}
-    tree = {
-        key: value for key, value in tree.items() if key != "search" and (key != "stages" or value)
-    }
+    tree.pop("search", None)
+    if not tree.get("stages"):
+        tree.pop("stages", None)
     heading = f"# Trial {best.number} of search {config.name}: {shown_values(best.values)}\n"
     return heading + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 

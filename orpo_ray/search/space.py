@@ -30,7 +30,8 @@ def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
     """
     search = config.search or SearchConfig()
     if not search.space:
-        domains, notes = _defaults(config), list[str]()
+        domains = _defaults(config)
+        notes: list[str] = []
         wide = _widened(config, domains, notes.append) if search.try_given else domains
         shown = "; ".join(f"{name} {shown_range(domain)}" for name, domain in wide.items())
         for line in (f"search.space: {shown}", *notes):
@@ -40,7 +41,7 @@ def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
 
 
 def _defaults(config: RunConfig) -> dict[str, Domain]:
-    # Imported here: a cluster that is too small is refused before torch is loaded.
+    # Imported here, so that a cluster that is too small is refused before torch is loaded.
     from orpo_ray.models.size import count_parameters
     from orpo_ray.models.trained import fetch_trained
 
@@ -69,7 +70,7 @@ def _widened(
             continue
         wide[name] = replace(domain, low=min(domain.low, value), high=max(domain.high, value))
         announce(
-            f"search.space: {name} is widened from {domain.low:g} to {domain.high:g}, "
+            f"search.space: the range of {name}, {domain.low:g} to {domain.high:g}, is widened "
             f"to hold the given {value:g}"
         )
     return wide

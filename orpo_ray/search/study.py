@@ -85,8 +85,8 @@ class Study:
             return spread_values(self._domains, self._seed, number)
         self._study.sampler = self._tpe(number)
         drawn = self._study.ask(self._distributions)
-        # The record has only values that are rounded to their step. The study must learn from the
-        # same values. So `_begin` adds them, and this draw, which is not rounded, is closed.
+        # The record has only values that are rounded to their step, and TPE must learn from these.
+        # `_begin` adds them. FAIL makes TPE ignore this draw, which is not rounded.
         self._study.tell(drawn, state=TrialState.FAIL)
         return {
             name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()
@@ -96,7 +96,7 @@ class Study:
         """Whether to give the trial up after its latest evaluation; never at the end of its run."""
         progress = trial.last["step"] / trial.total_steps
         value = score(self._search.metric, trial.last, self._pairs)
-        # From a trial that was given up, TPE learns its last progress and its score there.
+        # If the trial is given up, TPE learns its last score and how far the trial had come.
         known = self._open.get(trial.number)
         if known is not None:
             known.report(value, int(_PROGRESS * progress))
@@ -124,7 +124,7 @@ class Study:
         self._open[number] = self._study.ask(self._distributions)
 
     def _replay(self, trial: Trial) -> None:
-        """Repeat with a trial on record what was done when it ran."""
+        """Tell the study about a trial on record, as if the trial ran again."""
         self._begin(trial.number, trial.values)
         known = Trial(
             number=trial.number, run=trial.run, values=trial.values, total_steps=trial.total_steps
@@ -137,7 +137,7 @@ class Study:
 
     def _tpe(self, number: int) -> TPESampler:
         seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        # constant_liar keeps trials that run at the same time apart.
+        # With constant_liar, trials that run at once get different values.
         return TPESampler(seed=seed, n_startup_trials=1, constant_liar=True)
 
 

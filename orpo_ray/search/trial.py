@@ -24,7 +24,7 @@ from orpo_ray.runs.metrics import plain_record
 from orpo_ray.runs.run import Run
 from orpo_ray.storage import fetched_folder
 
-# Short, because workers train on until they learn that the trial is given up.
+# Short, because workers continue to train until they learn that the trial is given up.
 _POLL_S = 0.2
 
 _PREDECESSOR_S = 60.0
@@ -62,9 +62,9 @@ class TrialRoom:
 def run_trial(settings: dict[str, Any], room: TrialRoom) -> None:
     """Train or resume the run whose config is in `settings`, and report each evaluation to Tune.
 
-    The last report says `finished`, or names the `error` that ended the run and whether it
-    `may_pass` without a change of the config. No exception reaches Tune. So Tune counts only a lost
-    process as a failure, and starts such a trial again.
+    The last report says `finished`, or names the `error` that ended the run. `may_pass` says
+    whether the error may be temporary. No exception reaches Tune. So Tune counts only a lost
+    process as a failure. Tune then starts the trial again.
     """
     try:
         report = _attempt(settings, room)
@@ -97,7 +97,7 @@ def _error_report(error: Exception) -> dict[str, Any]:
 
 
 def _was_given_up(error: BaseException) -> bool:
-    """Whether an error was raised while a trial that was given up was ending.
+    """Whether the error came while Tune was ending this trial.
 
     Tune does not take a report of such an error, so the trial would wait for ever.
     """

@@ -157,8 +157,7 @@ class _Scheduler(_NotKept, FIFOScheduler):
 class _Losses(_NotKept, tune.Callback):
     """Records trials whose process was lost too often.
 
-    A scheduler cannot do this: it is also called for losses after which Tune starts the trial
-    again.
+    A scheduler cannot do this: Tune calls it after every loss, even if Tune starts the trial again.
     """
 
     def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
@@ -172,7 +171,8 @@ class _Losses(_NotKept, tune.Callback):
         if ours.state == "running":
             self._course.failed(
                 ours,
-                "its process was lost before it began, or more often than scale.max_failures",
+                "its process was lost before training began, or it was lost more than "
+                "scale.max_failures times",
                 may_pass=True,
             )
 

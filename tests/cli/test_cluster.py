@@ -128,7 +128,7 @@ def test_what_would_be_submitted_is_told_and_nobody_is_asked(
     asked = ("submit", "train", config, "name=team/a", *named, "--dry-run")
     done = command(*asked, "--json", "--", "--verbose")
     assert done.code == 0, done.err
-    assert done.said[-1] == "nothing was submitted, and the cluster was not asked"
+    assert done.said[-1] == "nothing was submitted, and no connection to the cluster was made"
     plan = done.result
     assert (plan["run"], plan["job"], plan["code"]) == ("team/a", "team:a", [])
     assert plan["cluster"] == (

@@ -64,7 +64,7 @@ NO_PAIRS = {
     "formats/llamafactory_kto_en_demo.json": "the rows are unpaired",
     "formats/oumi_vision_language_dpo_format.jsonl": "the row carries images",
     "formats/rlhf_eval_lab_prefs.jsonl": "the prompt is kept in another file",
-    "formats/rlhf_eval_lab_prompts.jsonl": "a side table of prompts",
+    "formats/rlhf_eval_lab_prompts.jsonl": "prompts but no answers",
 }
 
 
@@ -271,8 +271,8 @@ def test_the_limit_that_drops_a_pair_is_named(run: Prepare, rows: Any) -> None:
     assert (found.summary.overlong, found.summary.overlong_prompts) == (3, 2)
     assert [line for line in said if "dropped" in line] == [
         f"1 pair dropped: {TOO_LONG}data.max_length=100",
-        "2 pairs dropped: the prompt has more tokens than data.max_prompt_length=50, which is half "
-        "of max_length unless set",
+        "2 pairs dropped: the prompt has more tokens than data.max_prompt_length=50 (half of "
+        "max_length, unless set)",
     ]
     older = replace(found.summary, overlong_prompts=None)
     assert [line for line in describe(older) if "dropped" in line] == [
@@ -394,7 +394,8 @@ def test_a_weight_that_leaves_no_pair_is_named(run: Prepare, rows: Any) -> None:
     file = rows("a.jsonl", *map(pair, range(6)))
     message = refused(run, {"source": str(file), "weight": 0.05}, eval=[{"source": str(file)}])
     assert (
-        message == f"data.train: weight 0.05 of {file} rounds to no training pair (6 usable); "
+        message
+        == f"data.train: {file} has weight 0.05 and 6 usable pairs, which makes no training pair; "
         "raise the weight"
     )
 

@@ -119,8 +119,8 @@ def test_the_reading_names_the_best_trial_and_its_cost_in_steps_and_likelihood()
         "Trial 0 is best, with objective.lambda=0.1. It prefers the chosen answer for 90.0% of 512"
     )
     assert second == (
-        "Of 4 trials 2 finished and 1 were given up early, 1 failed. They took 22 steps; without "
-        "an early end they would take 40."
+        "4 trials: 2 finished, 1 given up early, 1 failed. They took 22 steps; all in full would "
+        "take 40."
     )
     assert third.startswith(
         "Trial 1 keeps the chosen answers likelier (NLL 1.00 compared with 2.00 a token) at "
@@ -139,7 +139,7 @@ def searched(best: Trial, given: Trial, space: dict[str, Any] | None = None) -> 
         (
             0.01,
             0.09,
-            "(95 % interval +0.010 to +0.090): more than the noise of 512 held-out pairs.",
+            "(95 % interval +0.010 to +0.090), more than the noise of 512 held-out pairs.",
         ),
         (
             -0.01,
@@ -158,7 +158,10 @@ def test_the_reading_compares_the_best_trial_with_the_given_configuration(
         10,
     )
     line = reading(search, compared)[-1]
-    assert "trial 0) at step 10: accuracy 0.750 against 0.700, a difference of +0.050" in line
+    assert line.startswith(
+        "At step 10 its accuracy is 0.750, and 0.700 with the given configuration (trial 0). The "
+        "difference is +0.050 (95 % interval "
+    )
     assert says in line
 
 
@@ -262,9 +265,9 @@ def test_default_ranges_are_widened_to_hold_what_is_given(tmp_path: Path) -> Non
     domains, said = ranges(objective={"lambda": 5.0}, training={"learning_rate": 1e-5})
     assert domains == {LAMBDA: Span(0.1, 5.0, log=True), RATE: Span(1e-5, 2e-3, log=True)}
     assert said == [
-        "search.space: objective.lambda is widened from 0.1 to 2, to hold the given 5",
-        "search.space: training.learning_rate is widened from 0.0001 to 0.002, to hold the given "
-        "1e-05",
+        "search.space: the range of objective.lambda, 0.1 to 2, is widened to hold the given 5",
+        "search.space: the range of training.learning_rate, 0.0001 to 0.002, is widened to hold "
+        "the given 1e-05",
     ]
     domains, said = ranges(objective={"lambda": 0.0})
     assert domains[LAMBDA] == Span(0.1, 2.0, log=True)

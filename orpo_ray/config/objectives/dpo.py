@@ -31,8 +31,8 @@ class DpoConfig(ObjectiveConfig):
     search_space: ClassVar = {
         "objective.beta": Suited(
             {"loguniform": [0.01, 0.1]},
-            "arXiv:2305.18290 takes 0.1; recipes of the alignment-handbook for Zephyr 0.01 and "
-            "0.05",
+            "arXiv:2305.18290 takes 0.1; the alignment-handbook's recipes for Zephyr take 0.01 "
+            "and 0.05",
         )
     }
 
