@@ -35,7 +35,7 @@ _SPACES = {
     },
 }
 _METHODS: dict[str, dict[str, Any]] = {
-    "grid": {"searcher": "grid", "scheduler": "none"},
+    "grid": {"searcher": "grid", "scheduler": "none", "try_given": False},
     "search": {"trials": _TRIALS},
 }
 _COMMAND = (sys.executable, "-m", "orpo_ray.cli.main", "tune")
