@@ -89,6 +89,16 @@ def _prepare(run: Run, console: Console) -> Artifact:
     )
 
 
+def _prepare_training(run: Run, console: Console) -> Artifact:
+    """Prepare the pairs, and refuse an adapter that does not fit the base before it is loaded."""
+    artifact = _prepare(run, console)
+    if run.config.adapter.kind != "none" and run.config.adapter.targets != "all-linear":
+        from orpo_ray.models.size import refuse_unknown_targets
+
+        refuse_unknown_targets(run.config)
+    return artifact
+
+
 def _tokenizer(config: RunConfig, console: Console) -> PreTrainedTokenizerBase:
     from orpo_ray.models.tokenizer import load_tokenizer
     from orpo_ray.models.trained import fetch_trained
@@ -124,7 +134,7 @@ def train(
     placement = _place(config.scale, console, verbose)
     _check_cluster(run, console)
     # This comes before the run has a folder, so that refused data leaves nothing behind.
-    artifact = _prepare(run, console)
+    artifact = _prepare_training(run, console)
     with run.at_work(console, _ONLOOKER_S) as finished:
         if finished is not None:
             return finished
@@ -195,7 +205,7 @@ def _prepare_stages(
     """Check workers and pairs of every stage before the first one is trained."""
     for stage in stages:
         _place(stage.scale, console, verbose)
-        _prepare(Run(_before_training(config, stage)), SILENT)
+        _prepare_training(Run(_before_training(config, stage)), SILENT)
 
 
 def _train_stages(
@@ -248,7 +258,7 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
         earlier = stage_configs(run.config)[: space.stage]
         _prepare_stages(run.config, [*earlier, searched], console, verbose)
         _train_stages(run.config, earlier, console, verbose)
-    artifact = _prepare(Run(searched), console)
+    artifact = _prepare_training(Run(searched), console)
     with run.at_work(console, _ONLOOKER_S) as search:
         if search is not None:
             return search.result()
@@ -284,8 +294,12 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
 
     Workers are placed and pairs are prepared. No model is loaded, and no run begins.
     """
+    from orpo_ray.training.trackers import refuse_missing_trackers
+
     _refuse_others(config, console)
+    Run(config).check_writable()
     _refuse_templates(config)
+    refuse_missing_trackers(config)
     if config.stages:
         return _plan_stages(config, console)
     run = Run(config)
@@ -295,7 +309,11 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
 
 def plan_search(config: RunConfig, console: Console = _PRINTING) -> SearchPlan:
     """What `tune` would do: how many trials, how long, how many at once, over which ranges."""
+    from orpo_ray.training.trackers import refuse_missing_trackers
+
     _refuse_others(config, console)
+    Run(config).check_writable()
+    refuse_missing_trackers(config)
     run, space, searched = _read_search(config, console)
     run.look(console)
     _refuse_templates(config)
@@ -329,11 +347,9 @@ def _plan_stages(config: RunConfig, console: Console) -> TrainPlan:
 def _plan(run: Run, placement: Placement, console: Console) -> TrainPlan:
     from orpo_ray.training.run_plan import steps_of_run
     from orpo_ray.training.setup import all_lengths, decide
-    from orpo_ray.training.trackers import refuse_missing_trackers
 
     config = run.config
-    refuse_missing_trackers(config)
-    artifact = _prepare(run, console)
+    artifact = _prepare_training(run, console)
     decisions = decide(
         config,
         all_lengths(artifact),

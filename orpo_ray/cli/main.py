@@ -152,6 +152,7 @@ def _usage(error: typer.TyperException, command: str) -> str:
     is_its_own = any(option in parameter.opts for parameter in parameters)
     setting = _setting_of(option) if takes_settings and not is_its_own else ""
     if setting:
+        message = message.partition(" (Possible options")[0]
         return f"{message}; a setting is written without dashes: {setting}"
     return f"{message} (see {context.command_path} --help)"
 

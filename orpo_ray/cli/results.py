@@ -31,10 +31,12 @@ def print_result(command: str, result: dict[str, Any]) -> None:
             raise AssertionError(f"{command} has no result to print")
 
 
-def print_next(config: str, overrides: Sequence[str], steps: int) -> None:
-    """Print the commands that usually follow a run."""
+def print_next(config: str, overrides: Sequence[str], steps: int, has_epochs: bool) -> None:
+    """Print the commands that usually follow a run. `has_epochs`: its config sets epochs."""
     given = [override for override in overrides if not override.startswith(_LENGTH)]
     same = shlex.join([config, *overrides])
-    longer = shlex.join([config, *given, f"training.max_steps={2 * steps}"])
+    was_unset = any(override.startswith("training.epochs=") for override in overrides)
+    unset = ["training.epochs=null"] if has_epochs or was_unset else []
+    longer = shlex.join([config, *given, *unset, f"training.max_steps={2 * steps}"])
     print(f"next:    orpo-ray evaluate {same}")
     print(f"         orpo-ray train {longer} --extend")

@@ -43,5 +43,6 @@ def train(
         result = api.train(settings, Terminal(run, ProgressLine()), verbose, extend).to_json()
     if not json:
         print_result("train", result)
-        print_next(config, overrides or [], result["steps"])
+        has_epochs = settings.training.epochs is not None
+        print_next(config, overrides or [], result["steps"], has_epochs)
     return result

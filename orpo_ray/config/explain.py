@@ -4,12 +4,14 @@ The line names the place, the key, what is wrong and what to write instead.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from orpo_ray.config.keys import dotted, fields_at
+from orpo_ray.config.keys import dotted, fields_at, kind_at
+from orpo_ray.config.near import near_name
 from orpo_ray.config.plain_yaml import Key, shown
 from orpo_ray.config.unknown import hint
 
@@ -33,21 +35,34 @@ def explain(
     here = [detail for detail, k in zip(details, keys, strict=True) if k == key]
     unknown = [k for k, d in zip(keys, details, strict=True) if d["type"] == _UNKNOWN and k != key]
     hints = {k: hint(model, k, tree).short for k in unknown}
-    others = {k[: len(key)] for k in keys if k[: len(key)] != key[: len(k)]}
-    more = _further(hints, len(others - {k[: len(key)] for k in unknown}))
+    wrong = [
+        d for d in details if d["type"] != _UNKNOWN and not _is_slip(model, d, (key, *unknown))
+    ]
+    apart = [k for k in map(partial(_clean, model), wrong) if k[: len(key)] != key[: len(k)]]
+    more = _further(hints, list(dict.fromkeys(apart)))
     message = _message(model, key, here, tree)
-    place = _place(key, _telling(here), places)
+    # The complaint about a kind is at its section.
+    is_kind = _telling(here)["type"].startswith("union_tag")
+    place = _place((*key, "kind") if is_kind else key, _telling(here), places)
     of_another_kind = details[0]["type"] == _UNKNOWN and key[-1] in fields_at(model, key[:-1])
     if of_another_kind and (kind := _kind_override(key, places)):
-        return f"{kind}: {message}; {place} sets it{more}"
+        section = dotted(key[:-1])
+        whole = f"{section}={{kind: {kind_at(model, section, tree.get(section))}}}"
+        return f"{kind}: {message}; {place} sets it; {whole} replaces the section{more}"
     return f"{place}: {message}{more}"
 
 
-def _further(unknown: Mapping[Key, str], count: int) -> str:
-    """Further unknown keys, each with a hint or "", and the number of other mistakes."""
+def _is_slip(model: type[BaseModel], detail: Any, unknown: Sequence[Key]) -> bool:
+    """Whether a key is missing only because an unknown key stands in its place."""
+    section = _clean(model, detail)[:-1]
+    return detail["type"] == "missing" and any(key[:-1] == section for key in unknown)
+
+
+def _further(unknown: Mapping[Key, str], wrong: Sequence[Key]) -> str:
+    """Further unknown keys, each with a hint or "", and the keys of other mistakes."""
     named = [dotted(key) + (f" ({short})" if short else "") for key, short in unknown.items()]
     parts = [f"also unknown: {', '.join(named)}"] if named else []
-    parts += [f"and {count} more"] if count else []
+    parts += [f"also wrong: {', '.join(map(dotted, wrong))}"] if wrong else []
     return f" ({'; '.join(parts)})" if parts else ""
 
 
@@ -95,10 +110,10 @@ def _message(model: type[BaseModel], key: Key, details: list[Any], tree: Mapping
         case "missing":
             return f"{name}: missing; {dotted(key[:-1]) or 'every run'} needs it"
         case "union_tag_invalid":
-            return (
-                f"{name}.kind: {detail['ctx']['tag']!r} is not one of "
-                f"{detail['ctx']['expected_tags']}"
-            )
+            tag, expected = detail["ctx"]["tag"], detail["ctx"]["expected_tags"]
+            near = near_name(str(tag), expected.replace("'", "").split(", "))
+            meant = f"; did you mean {near}?" if near else ""
+            return f"{name}.kind: {tag!r} is not one of {expected}{meant}"
         case "union_tag_not_found":
             return f"{name}.kind: missing; it names the objective"
         case "value_error":

@@ -44,6 +44,8 @@ def load_config(
     for override in overrides:
         key, value = parse_override(override)
         place = f"override {shown(without_secrets(override))}"
+        if not override.partition("=")[2].strip():
+            raise ConfigError(f"{place}: has no value; write it after the =, or null to unset it")
         try:
             set_dotted(tree, key, value)
         except ConfigError as error:
@@ -112,6 +114,8 @@ def read_yaml(path: Path, expected: str = _A_CONFIG) -> tuple[dict[str, Any], di
         raw = path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder; name a YAML file") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:

@@ -62,9 +62,9 @@ def parse(text: str) -> tuple[Any, dict[Key, int]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         ours = type(error) is yaml.MarkedYAMLError
-        raise NotPlainYamlError(
-            f"{'' if ours else 'not YAML: '}{error.problem or error}", line
-        ) from error
+        problem = error.problem or str(error)
+        hint = "; indent with spaces" if r"'\t'" in problem else ""
+        raise NotPlainYamlError(f"{'' if ours else 'not YAML: '}{problem}{hint}", line) from error
     except yaml.reader.ReaderError as error:
         problem = f"not YAML: the character {text[error.position]!r} is not allowed"
         raise NotPlainYamlError(problem, text.count("\n", 0, error.position) + 1) from error

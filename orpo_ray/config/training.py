@@ -122,7 +122,8 @@ class TrainingConfig(Section):
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError(
-                "epochs and max_steps both set the length of the run; keep one of them"
+                "epochs and max_steps both set the length of the run; keep one of them, or unset "
+                "one with an override such as training.epochs=null"
             )
         return self
 

@@ -1,11 +1,13 @@
-"""How large a base is, from its configuration alone: no weight is loaded."""
+"""How large a base is and which layers it has, by its configuration: no weight is loaded."""
 
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from orpo_ray.config import RunConfig
 from orpo_ray.config.model import ModelConfig
+from orpo_ray.config.near import near_name
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import base_location, explain_load_error
@@ -43,16 +45,44 @@ class Parameters:
 
 def count_parameters(config: ModelConfig) -> Parameters:
     """Count a base's parameters on torch's meta device, which holds no numbers."""
-    try:
-        found = AutoConfig.from_pretrained(
-            base_location(config), revision=config.revision, trust_remote_code=False
-        )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    model = _without_numbers(config)
     head = model.get_output_embeddings()
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     linear = sum(m.weight.numel() for m in linears)
     total = sum(p.numel() for p in model.parameters())
     return Parameters(linear, total - linear, sum(m.in_features + m.out_features for m in linears))
+
+
+def refuse_unknown_targets(config: RunConfig) -> None:
+    """Raise ConfigError if one of `adapter.targets` names no layer of the base.
+
+    A target is the last part of a layer's name, or several parts of it.
+    """
+    model = _without_numbers(config.model)
+    names = [name for name, _ in model.named_modules() if name]
+    head = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]: None
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    for target in config.adapter.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            near = near_name(target, linear)
+            hint = f"did you mean {near}?" if near else f"its linear layers are {', '.join(linear)}"
+            raise ConfigError(f"adapter.targets: {config.model.base} has no layer {target}; {hint}")
+
+
+def _without_numbers(config: ModelConfig) -> PreTrainedModel:
+    """The base on torch's meta device."""
+    try:
+        found = AutoConfig.from_pretrained(
+            base_location(config), revision=config.revision, trust_remote_code=False
+        )
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                found, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    return model

@@ -17,6 +17,8 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
 
     Raises ConfigError if it cannot be loaded or has no end token.
     """
+    if not Path(base_location(config)).exists():
+        announce(f"looking for {config.base} in the local cache and on the Hugging Face hub")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             base_location(config), revision=config.revision, trust_remote_code=False

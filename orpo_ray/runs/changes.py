@@ -47,6 +47,8 @@ def refuse_changed_config(
     config: RunConfig,
     free: tuple[str, ...] = FREE_KEYS,
     extended_from: Mapping[str, Any] | None = None,
+    *,
+    is_finished: bool = False,
 ) -> None:
     """Raise ConfigError if settings changed since the run began. Those in `free` may change.
 
@@ -65,10 +67,20 @@ def refuse_changed_config(
         at_start = before | flatten(extended_from or {})
         was_extended = at_start.get(key) != before.get(key)
         made = "was extended to" if was_extended else "was made with"
+        advice = "give the new run another name, or restore the setting"
+        if is_finished and set(changed) <= set(EXTENSION_KEYS):
+            advice = f"--extend continues it with more steps; otherwise {advice}"
         raise ConfigError(
-            f"{key}: {now.get(key)!r} here, but run {config.name} {made} {before.get(key)!r}"
-            f"{more}; give the new run another name, or restore the setting"
+            f"{key}: {_written(now, key)} here, but run {config.name} {made} "
+            f"{_written(before, key)}{more}; {advice}"
         )
+
+
+def _written(settings: Mapping[str, Any], key: str) -> str:
+    """A value as a config has it."""
+    if key not in settings:
+        return "nothing"
+    return "null" if settings[key] is None else repr(settings[key])
 
 
 def _as_read_now(

@@ -116,7 +116,13 @@ class RunFolder(Generic[Outcome]):
         """Raise ConfigError if it has started with other settings. The error names the first."""
         stored = files.read_json(self.path(files.CONFIG_FILE))
         if stored is not None and self.has_started:
-            refuse_changed_config(stored, self.config, self.free_keys, self.extended_from)
+            refuse_changed_config(
+                stored,
+                self.config,
+                self.free_keys,
+                self.extended_from,
+                is_finished=self.path(files.RESULT_FILE).exists(),
+            )
 
     def finished(self) -> Outcome | None:
         """Its result, if nothing is left to do."""

@@ -93,6 +93,7 @@ def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
         before=_never_certain(accuracy.before, count),
         after=_never_certain(accuracy.after, count),
         chance=chance,
+        difference=_never_without_width(accuracy.difference, count),
     )
     return found
 
@@ -129,6 +130,13 @@ def _never_certain(share: Mean, count: int) -> Mean:
     if share.value == 1:
         return replace(share, low=max(0.0, 1 - 3 / count))
     return replace(share, high=min(1.0, 3 / count)) if share.value == 0 else share
+
+
+def _never_without_width(difference: Mean, count: int) -> Mean:
+    """Widen the interval of a difference for which no pair turned, by the rule of three."""
+    if difference.low == difference.high == 0:
+        return replace(difference, low=max(-1.0, -3 / count), high=min(1.0, 3 / count))
+    return difference
 
 
 def _with_intervals(values: NDArray[np.float64], drawn: NDArray[np.float64]) -> list[Mean]:

@@ -113,6 +113,7 @@ def settle_budget(
         room = probe.room(world.size, decisions.strategy)
         found = _least(world.gather(find_budget(probe.measure, room, sizes, asked)), longest)
         budget = found if may_shrink else replace(found, tokens=budget.tokens)
+    announce("trying the largest micro-batch")
     while True:
         packs = (pack.pairs for step in plan(budget.tokens) for rank in step.packs for pack in rank)
         worst = max(packs, key=probe.costs.of)

@@ -111,7 +111,7 @@ def test_all_foreign_names_of_a_file_are_answered_at_once(path: Path) -> None:
     assert complaint(path, text) == (
         "run.yaml:5: training.lr: unknown key; here it is training.learning_rate (also unknown: "
         "training.num_train_epochs (here training.epochs), training.gamma (orpo has none), "
-        "training.colour; and 1 more)"
+        "training.colour; also wrong: training.seed)"
     )
 
 
@@ -128,7 +128,7 @@ def test_an_override_of_the_kind_is_blamed_for_the_keys_that_it_makes_unknown(pa
     text = MINIMAL + "objective: {kind: dpo, beta: 0.1}\n"
     assert complaint(path, text, "objective.kind=sft") == (
         "override 'objective.kind=sft': objective.beta: sft has no beta; remove it; "
-        f"{path}:5 sets it"
+        f"{path}:5 sets it; objective={{kind: sft}} replaces the section"
     )
     known = "known here: beta, kind, label_smoothing, loss, nll_on, nll_weight"
     assert complaint(path, text, "objective.colour=1").endswith(

@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "objective.lambda": (lambda t: t.update(objective={"kind": "orpo", "lambda": 0.2}), "0.2 here"),
     "objective.beta": (
         lambda t: t.update(objective={"kind": "simpo"}),
-        "2.0 here, but run run was made with None",
+        "2.0 here, but run run was made with nothing",
     ),
     "model.quantization": (lambda t: t["model"].update(quantization="none"), "'none' here"),
     "adapter.r": (lambda t: t["adapter"].update(r=16), "16 here, but run run was made with 8"),
@@ -193,7 +193,7 @@ def test_a_setting_that_this_version_does_not_know_is_named(section: str, tmp_pa
     stored[section]["gone"] = 3
     files.write_json(config.run_dir / files.CONFIG_FILE, stored)
     with pytest.raises(
-        ConfigError, match=rf"^{section}\.gone: None here, but run run was made with 3; "
+        ConfigError, match=rf"^{section}\.gone: nothing here, but run run was made with 3; "
     ):
         Run(config).refuse_changes()
 
