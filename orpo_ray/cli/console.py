@@ -31,7 +31,7 @@ _log = logging.getLogger("orpo_ray")
 
 
 class _LogFile(logging.FileHandler):
-    """The one log file of this process, which finds its own handler by this class.
+    """The only log file of this process. `_log_files` recognises its handler by this class.
 
     `kept_in` is the storage of the run, or None before a run has begun.
     """

@@ -19,7 +19,7 @@ def stop(
     anyone: Anyone = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Have a run save a checkpoint and end; the same submit resumes it."""
+    """Make a run save a checkpoint and end; the same submit command resumes it."""
     from orpo_ray.cli.on_cluster import jobs_of, known, patience
     from orpo_ray.jobs.submit import stop as stop_job
 

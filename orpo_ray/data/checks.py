@@ -77,13 +77,13 @@ def _check_roles(pair: Pair) -> Refusal | None:
 
 
 def _check_order(roles: list[str]) -> Refusal | None:
-    """A user may write twice in a row. The model never writes first, and never twice in a row."""
+    """A user may write two turns one after the other. The model may not, and never writes first."""
     if "system" in roles[1:]:
         return Refusal("wrong-roles", "a system turn is not the first")
     if next(role for role in roles if role != "system") == "assistant":
         return Refusal("wrong-roles", "an assistant turn comes before the first user turn")
     if ("assistant", "assistant") in pairwise(roles):
-        return Refusal("wrong-roles", "two assistant turns in a row")
+        return Refusal("wrong-roles", "an assistant turn directly follows another one")
     return None
 
 

@@ -325,7 +325,7 @@ def _join(prompt: list[Message], context: list[Message]) -> list[Message]:
 
 
 def _overlap(asked: Sequence[tuple[str, str]], inside: Sequence[tuple[str, str]]) -> int:
-    """How many messages at the end of `asked` begin `inside`."""
+    """The largest number of messages that both end `asked` and start `inside`."""
     for count in range(min(len(asked), len(inside)), 0, -1):
         if asked[-count:] == inside[:count]:
             return count

@@ -109,7 +109,8 @@ def prepare(
         refuse_empty(summary, data)
         found = _write(storage, summary, rows, sources, selection)
         # Another run may have stored the same pairs meanwhile. Its workers read them, so they stay.
-        # If they were kept before and yet not found, they are damaged, and are stored again.
+        # If the storage had these pairs but find_artifact refused them, its copy is damaged. The
+        # new copy replaces it.
         stays = not was_kept and kept_in.holds(path / MANIFEST)
     if not stays:
         kept_in.store_folder(path, MANIFEST)
@@ -153,7 +154,7 @@ def _process(
 ) -> pa.Table:
     """RESULT rows of all sources, in order.
 
-    This process computes few rows. Ray computes many rows, on all cores.
+    If there are few rows, this process computes them. If there are many, Ray does, on all cores.
     """
     blocks = [block for raw in sources for block in raw.blocks]
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
@@ -176,7 +177,8 @@ def _process_with_ray(
     wait_for_room()
     shared = ray.put(processor)
     with quiet_context():
-        # Tasks, not actors. Idle actors would keep CPUs. Processes of tasks serve the next call.
+        # Tasks, not actors: idle actors would keep CPUs. Ray uses a task's process again for later
+        # tasks.
         processed = ray.data.from_arrow(_as_tasks(blocks)).map_batches(
             partial(_process_block, shared), batch_size=None, batch_format="pyarrow"
         )

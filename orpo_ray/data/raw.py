@@ -88,7 +88,7 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
         name, why = lacking[0]
         raise DataError(f"data.columns: {name}: {why}")
     for name, why in lacking:
-        announce(f"data.columns do not apply to {name}, whose shape is recognised instead: {why}")
+        announce(f"data.columns do not apply to {name} ({why}); its shape is recognised")
 
 
 def announce_unused(

@@ -52,10 +52,11 @@ def refuse_empty(summary: Summary, data: DataConfig) -> None:
         if not count and (split == "train" or data.eval):
             if split == "train":
                 _refuse_weightless(summary)
-            why = (
-                f"; {summary.overlong} are longer than {_limits(data)}" if summary.overlong else ""
-            )
-            raise DataError(f"data.{split}: no usable pair is left of {summary.read} rows{why}")
+            of_split = [source for source in summary.sources if source["used_for"] == split]
+            read = sum(source["read"] for source in of_split)
+            overlong = sum(source["overlong"] for source in of_split)
+            why = f"; {overlong} are longer than {_limits(data)}" if overlong else ""
+            raise DataError(f"data.{split}: no usable pair is left of {read} rows{why}")
 
 
 def _limits(data: DataConfig) -> str:

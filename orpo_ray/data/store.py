@@ -129,7 +129,7 @@ class PairTable:
 
     @property
     def pair_ids(self) -> list[str]:
-        """Where each pair came from: `<file name>:<line>`."""
+        """Where each pair came from: the label of its source, a colon, and the line or row."""
         return [
             pair_id for batch in self._batches for pair_id in batch.column("pair_id").to_pylist()
         ]

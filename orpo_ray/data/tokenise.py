@@ -167,7 +167,7 @@ class PairTokeniser:
         return answer
 
     def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], list[int], list[int]]]:
-        """Prompt, chosen and rejected ids without end tokens, in two or three tokenizer calls.
+        """Prompt, chosen and rejected ids without end tokens, in a few tokenizer calls.
 
         An answer is tokenised together with its prompt, so that it gets the tokens that it has in
         context. Text before the last safe cut (`_find_cut`) cannot change these, so it is left out.

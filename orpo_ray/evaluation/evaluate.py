@@ -93,8 +93,9 @@ def _on_answers(judged: Sequence[Judged], limit: int) -> list[str]:
     if not cut:
         return []
     return [
-        f"{cut} of {len(judged[-1].answers)} answers did not end within {limit} tokens and were "
-        "cut: raise --max-new-tokens, or check that the answers of the pairs end."
+        f"{cut} of {len(judged[-1].answers)} answers did not end within {limit} tokens or the "
+        "base's longest text, and were cut: raise --max-new-tokens, or check that the answers of "
+        "the pairs end."
     ]
 
 

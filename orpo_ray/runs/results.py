@@ -67,7 +67,7 @@ class TrainResult:
     def from_json(cls, written: Mapping[str, Any]) -> Self:
         """The result that `to_json` wrote. Keys that this version does not know are ignored.
 
-        Raises TypeError or KeyError for anything else.
+        Raises TypeError, KeyError or AttributeError for anything else.
         """
         plain = {entry.name: written[entry.name] for entry in fields(cls) if entry.name in written}
         stages = tuple(cls.from_json(stage) for stage in written.get("stages", ()))

@@ -160,7 +160,7 @@ class RunFolder(Generic[Outcome]):
                 yield
         except LockedError:
             raise ConfigError(
-                f"{self.folder}: another process is training this run; wait for it, or choose "
+                f"{self.folder}: another process is at work here; wait for it, or choose "
                 "another name"
             ) from None
 

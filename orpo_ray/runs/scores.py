@@ -112,9 +112,10 @@ def _bootstrapped(scores: PairScores) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _chance(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """The probability that chance alone splits the turned pairs at least as unevenly.
+    """The probability that chance alone gives a split as uneven as this one, or more uneven.
 
-    McNemar's exact test: each pair that turned is a throw of a coin.
+    A pair counts if the model is right on it before or after, but not both times. McNemar's exact
+    test takes each such pair as a throw of a coin.
     """
     gained, lost = int((after > before).sum()), int((after < before).sum())
     turned = gained + lost

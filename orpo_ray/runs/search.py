@@ -39,7 +39,7 @@ class Trial:
     def note(self, step: int, total_steps: int, evaluation: Mapping[str, float]) -> bool:
         """Record an evaluation. Returns False for a step that is on record already.
 
-        A resumed run evaluates such a step again.
+        A resumed run begins at its last checkpoint, and evaluates the steps after it again.
         """
         self.total_steps = total_steps
         if self.evaluations and step <= self.evaluations[-1]["step"]:
@@ -103,8 +103,8 @@ class Search:
         return metric
 
     def result(self) -> "SearchResult":
-        """What a search that has ended found."""
-        assert self.outcome is not None, "a search that has ended has an outcome"
+        """The result of a finished search."""
+        assert self.outcome is not None, "a finished search has an outcome"
         return SearchResult(
             **asdict(self.outcome), name=self.name, trials=tuple(self.trials), record=self
         )

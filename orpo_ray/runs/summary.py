@@ -62,8 +62,8 @@ def _on_accuracy(change: Change, pairs: int) -> str:
         )
     if change.is_noise:
         return (
-            f"Accuracy did not change by more than the noise {numbers}: try more steps, a higher "
-            "training.learning_rate or another weight of the objective; `orpo-ray tune` tries them."
+            f"Accuracy did not change by more than the noise {numbers}: try more steps, or run "
+            "orpo-ray tune, which tries other learning rates and weights of the objective."
         )
     better = "prefers the chosen answers more often" if gain.value > 0 else "got worse"
     return f"The model {better} {numbers}."

@@ -79,7 +79,7 @@ def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
     artifact = open_artifact(fetched_folder(place, MANIFEST))
     fetch_inputs(trials[0])
     tokenizer = load_tokenizer(trials[0].model, SILENT.announce)
-    # Held-out pairs are ordered by source. Prompts at equal distances come from all of them.
+    # Held-out pairs are ordered by source. Prompts at equal distances come from several sources.
     spread = [len(artifact.eval) * number // _PROMPTS for number in range(_PROMPTS)]
     prompts = [artifact.eval[index].prompt.tolist() for index in dict.fromkeys(spread)]
 

@@ -123,7 +123,7 @@ def take_up(run: SearchRun, search: Search) -> None:
 def _catch_up(run: SearchRun, trial: Trial) -> None:
     """Record the evaluations that a trial made while no process listened.
 
-    They are read from its files, because a resumed trial does not report them again.
+    They are read from its files. A resumed trial does not repeat the steps before its checkpoint.
     """
     trial_run = run.trial_run(trial)
     trial_run.fetch(METRICS_FILE)

@@ -62,7 +62,7 @@ def trial_steps(trials: Sequence[Trial]) -> int:
 def reading(search: Search, compared: Compared | None = None) -> list[str]:
     """Lines for a first-time reader: which trial won, what it cost, what to do next.
 
-    `compared` is None if the best trial is the given configuration, or if that was not tried.
+    `compared` is None if the best trial cannot be compared with the given configuration.
     """
     best, front = best_trial(search), pareto_front(search.trials)
     assert best is not None, "a search without a finished trial has nothing to read"
@@ -101,8 +101,8 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
     change, name = compared.change, compared.metric.removeprefix("eval/")
     gain = change.difference
     comparison = (
-        f"At step {compared.step} its {name} is {change.after.value:.3f}, and "
-        f"{change.before.value:.3f} with the given configuration (trial 0). The difference is "
+        f"At step {compared.step} the best trial has {name} {change.after.value:.3f}, and the "
+        f"given configuration (trial 0) has {change.before.value:.3f}. The difference is "
         f"{gain.value:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
     )
     if not change.is_noise:

@@ -47,7 +47,8 @@ BEST_FILE = "best.yaml"
 def run_search(run: SearchRun, space: Space, ground: Ground, console: Console) -> Search:
     """Run the trials that are left, then write what was found.
 
-    Raises StoppedError on request, RunError if no trial finished.
+    Raises StoppedError on request. If no trial finished: ResourceError if all errors may be
+    temporary, else RunError.
     """
     config, settings = run.config, settings_of(run.config)
     base = trial_config(config, space, {}, config.name)

@@ -93,7 +93,10 @@ class Study:
         }
 
     def judge(self, trial: Trial) -> bool:
-        """Whether to give the trial up after its latest evaluation; never at the end of its run."""
+        """Whether to give the trial up after its latest evaluation; never at the end of its run.
+
+        The given configuration always runs to its end, so that no search loses to its input.
+        """
         progress = trial.last["step"] / trial.total_steps
         value = score(self._search.metric, trial.last, self._pairs)
         # If the trial is given up, TPE learns its last score and how far the trial had come.
@@ -101,7 +104,8 @@ class Study:
         if known is not None:
             known.report(value, int(_PROGRESS * progress))
         behind = self._rungs is not None and self._rungs.gives_up(trial.number, progress, value)
-        return behind and progress < 1
+        is_given = trial.number == 0 and self._given is not None
+        return behind and progress < 1 and not is_given
 
     def end(self, trial: Trial) -> None:
         """Tell the sampler how a trial ended."""

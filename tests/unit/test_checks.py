@@ -31,7 +31,7 @@ def test_orders_of_roles_that_are_conversations(roles: str) -> None:
     [
         ("au", "an assistant turn comes before the first user turn"),
         ("sau", "an assistant turn comes before the first user turn"),
-        ("uaau", "two assistant turns in a row"),
+        ("uaau", "an assistant turn directly follows another one"),
         ("usu", "a system turn is not the first"),
         ("ssu", "a system turn is not the first"),
     ],

@@ -334,8 +334,8 @@ def test_a_source_read_without_the_named_columns_is_announced(run: Prepare, rows
     plain = rows("b.jsonl", *map(pair, range(2)))
     columns = {"prompt": "q", "chosen": "yes", "rejected": "no"}
     wanted = (
-        f"data.columns do not apply to {plain}, whose shape is recognised instead: "
-        "q, yes, no not among columns prompt, chosen, rejected"
+        f"data.columns do not apply to {plain} (q, yes, no not among columns prompt, chosen, "
+        "rejected); its shape is recognised"
     )
     for _ in ("prepared", "found"):
         artifact, said = run(odd, eval=[{"source": str(plain)}], columns=columns)

@@ -159,8 +159,8 @@ def test_the_reading_compares_the_best_trial_with_the_given_configuration(
     )
     line = reading(search, compared)[-1]
     assert line.startswith(
-        "At step 10 its accuracy is 0.750, and 0.700 with the given configuration (trial 0). The "
-        "difference is +0.050 (95 % interval "
+        "At step 10 the best trial has accuracy 0.750, and the given configuration (trial 0) has "
+        "0.700. The difference is +0.050 (95 % interval "
     )
     assert says in line
 
