@@ -302,7 +302,7 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "too long": (
         setting("data.max_length=12", "data.max_prompt_length=6"),
         WRONG,
-        ("data.train: no usable pair", "64 are longer than data.max_length=12"),
+        ("data.train: no usable pair", "48 are longer than data.max_length=12"),
     ),
     "a single pair": (
         lambda folder: [*rows(GOOD[0])(folder), "data.eval=[]"],
@@ -508,7 +508,7 @@ def test_a_wrong_config_file(
 
 
 def test_a_folder_as_config(command: Command, tmp_path: Path) -> None:
-    one_line(command("train", tmp_path), WRONG, str(tmp_path), "Is a directory")
+    one_line(command("train", tmp_path), WRONG, str(tmp_path), "is a folder; name a YAML file")
 
 
 def test_an_unexpected_error_names_the_log_that_has_its_traceback(
