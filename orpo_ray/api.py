@@ -294,12 +294,8 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
 
     Workers are placed and pairs are prepared. No model is loaded, and no run begins.
     """
-    from orpo_ray.training.trackers import refuse_missing_trackers
-
     _refuse_others(config, console)
-    Run(config).check_writable()
-    _refuse_templates(config)
-    refuse_missing_trackers(config)
+    _refuse_before_planning(config)
     if config.stages:
         return _plan_stages(config, console)
     run = Run(config)
@@ -309,14 +305,10 @@ def plan(config: RunConfig, console: Console = _PRINTING) -> TrainPlan:
 
 def plan_search(config: RunConfig, console: Console = _PRINTING) -> SearchPlan:
     """What `tune` would do: how many trials, how long, how many at once, over which ranges."""
-    from orpo_ray.training.trackers import refuse_missing_trackers
-
     _refuse_others(config, console)
-    Run(config).check_writable()
-    refuse_missing_trackers(config)
+    _refuse_before_planning(config)
     run, space, searched = _read_search(config, console)
     run.look(console)
-    _refuse_templates(config)
     placement = _place(searched.scale, console)
     trial = _plan(Run(_before_training(run.config, searched)), placement, console)
     from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
@@ -485,6 +477,16 @@ def _refuse_others(config: object, console: object) -> None:
 
 def _kind(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def _refuse_before_planning(config: RunConfig) -> None:
+    """Refuse what a start on this machine would refuse, before Ray starts or pairs are read."""
+    from orpo_ray.training.trackers import refuse_missing_trackers
+
+    Run(config).check_writable()
+    _refuse_templates(config)
+    for run in [config, *stage_configs(config)]:
+        refuse_missing_trackers(run)
 
 
 def _refuse_templates(config: RunConfig) -> None:

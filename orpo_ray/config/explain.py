@@ -5,7 +5,6 @@ The line names the place, the key, what is wrong and what to write instead.
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -30,16 +29,13 @@ def explain(
     `tree` is the refused config. It tells the kind of the section that holds an unknown key.
     """
     details = sorted(error.errors(), key=lambda detail: detail["type"] != _UNKNOWN)
-    keys = [_clean(model, detail) for detail in details]
-    key = max((k for k in keys if k[: len(keys[0])] == keys[0]), key=len)
-    here = [detail for detail, k in zip(details, keys, strict=True) if k == key]
-    unknown = [k for k, d in zip(keys, details, strict=True) if d["type"] == _UNKNOWN and k != key]
+    found = [(_clean(model, detail), detail) for detail in details]
+    first = found[0][0]
+    key = max((k for k, _ in found if k[: len(first)] == first), key=len)
+    here = [detail for k, detail in found if k == key]
+    unknown = [k for k, detail in found if detail["type"] == _UNKNOWN and k != key]
     hints = {k: hint(model, k, tree).short for k in unknown}
-    wrong = [
-        d for d in details if d["type"] != _UNKNOWN and not _is_slip(model, d, (key, *unknown))
-    ]
-    apart = [k for k in map(partial(_clean, model), wrong) if k[: len(key)] != key[: len(k)]]
-    more = _further(hints, list(dict.fromkeys(apart)))
+    more = _further(hints, _wrong(found, key, unknown))
     message = _message(model, key, here, tree)
     # The complaint about a kind is at its section.
     is_kind = _telling(here)["type"].startswith("union_tag")
@@ -52,10 +48,20 @@ def explain(
     return f"{place}: {message}{more}"
 
 
-def _is_slip(model: type[BaseModel], detail: Any, unknown: Sequence[Key]) -> bool:
-    """Whether a key is missing only because an unknown key stands in its place."""
-    section = _clean(model, detail)[:-1]
-    return detail["type"] == "missing" and any(key[:-1] == section for key in unknown)
+def _wrong(found: Sequence[tuple[Key, Any]], key: Key, unknown: Sequence[Key]) -> list[Key]:
+    """Keys with other mistakes than the first, which is at `key`.
+
+    A missing key is left out if an unknown key of the same section may stand in its place.
+    """
+    misspelt_in = {k[:-1] for k in (key, *unknown)}
+    wrong = [
+        k
+        for k, detail in found
+        if detail["type"] != _UNKNOWN
+        and not (detail["type"] == "missing" and k[:-1] in misspelt_in)
+        and k[: len(key)] != key[: len(k)]
+    ]
+    return list(dict.fromkeys(wrong))
 
 
 def _further(unknown: Mapping[Key, str], wrong: Sequence[Key]) -> str:

@@ -46,8 +46,7 @@ class Parameters:
 def count_parameters(config: ModelConfig) -> Parameters:
     """Count a base's parameters on torch's meta device, which holds no numbers."""
     model = _without_numbers(config)
-    head = model.get_output_embeddings()
-    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    linears = _linear_layers(model).values()
     linear = sum(m.weight.numel() for m in linears)
     total = sum(p.numel() for p in model.parameters())
     return Parameters(linear, total - linear, sum(m.in_features + m.out_features for m in linears))
@@ -60,17 +59,22 @@ def refuse_unknown_targets(config: RunConfig) -> None:
     """
     model = _without_numbers(config.model)
     names = [name for name, _ in model.named_modules() if name]
-    head = model.get_output_embeddings()
-    linear = {
-        name.rpartition(".")[2]: None
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+    linear = dict.fromkeys(name.rpartition(".")[2] for name in _linear_layers(model))
     for target in config.adapter.targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             near = near_name(target, linear)
             hint = f"did you mean {near}?" if near else f"its linear layers are {', '.join(linear)}"
             raise ConfigError(f"adapter.targets: {config.model.base} has no layer {target}; {hint}")
+
+
+def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
+    """The linear layers but the head, by name."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
 
 
 def _without_numbers(config: ModelConfig) -> PreTrainedModel:

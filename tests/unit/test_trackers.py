@@ -57,6 +57,16 @@ def test_a_tracker_that_is_not_installed_is_refused_in_a_dry_run_too(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tracker_of_one_stage_is_refused_in_a_dry_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [{"objective": {"kind": "sft"}}, {"training": {"trackers": ["wandb"]}}]
+    config = run_config(tmp_path, stages=stages)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match="wandb is not installed"):
+        api.plan(config, SILENT)
+
+
 @pytest.mark.usefixtures("installed")
 def test_wandb_without_a_key_is_refused(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"^training\.trackers: wandb has no key on this"):
