@@ -60,8 +60,8 @@ def test_a_tracker_that_is_not_installed_is_refused_in_a_dry_run_too(
 def test_a_tracker_of_one_stage_is_refused_in_a_dry_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = [{"objective": {"kind": "sft"}}, {"training": {"trackers": ["wandb"]}}]
-    config = run_config(tmp_path, stages=stages)
+    stages = ({"objective": {"kind": "sft"}}, {"training": {"trackers": ["wandb"]}})
+    config = run_config(tmp_path).model_copy(update={"stages": stages})
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ResourceError, match="wandb is not installed"):
         api.plan(config, SILENT)
