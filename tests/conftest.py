@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Ray's workers step back behind all other processes, and would starve beside the other tests.
+# Ray's workers step back behind all other processes, and would starve while other tests run.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -73,8 +73,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real preference files and tokenizers, which are no part of the project; see MANIFEST.md
-    beside them.
+    """Real preference files and tokenizers, which are no part of the project; see their
+    MANIFEST.md.
     """
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real data files are not on this machine ({SHARED_DATA})")
@@ -83,7 +83,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_schemas() -> Path:
-    """KubeRay's own schemas, which are no part of the project; see README.md beside them."""
+    """KubeRay's own schemas, which are no part of the project; see README.md in their folder."""
     if not SHARED_SCHEMAS.is_dir():
         pytest.skip(f"KubeRay's schemas are not on this machine ({SHARED_SCHEMAS})")
     return SHARED_SCHEMAS

@@ -222,7 +222,7 @@ class Trained:
 
 
 def train_locally(config: RunConfig, artifact: Artifact, watch: Watch | None = None) -> Trained:
-    """Run the training loop in this process, or go on with the run."""
+    """Run the training loop in this process, from the last checkpoint if there is one."""
     run, console = Run(config), Listener(watch=watch)
     run.folder.mkdir(parents=True, exist_ok=True)
     setup = settle(run, artifact, console.announce, CPU)

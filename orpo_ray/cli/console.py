@@ -181,6 +181,15 @@ def keep_log() -> str | None:
     return None
 
 
+def drop_temporary_log() -> None:
+    """Close and delete a log that no run has, so that commands leave no folders behind."""
+    for handler in _log_files():
+        if handler.kept_in is None:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+            shutil.rmtree(Path(handler.baseFilename).parent, ignore_errors=True)
+
+
 def _log_files() -> list[_LogFile]:
     return [handler for handler in logging.getLogger().handlers if isinstance(handler, _LogFile)]
 

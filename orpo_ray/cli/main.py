@@ -1,13 +1,15 @@
 """`orpo-ray`: finds the command, prints its result, turns errors into one line and an exit code."""
 
-import gc
+import atexit
 import importlib
 import json
+import logging
 import math
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -15,7 +17,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from orpo_ray.cli.console import fresh_line, keep_log, log_failure, stdout_for_result
+from orpo_ray.cli.console import (
+    drop_temporary_log,
+    fresh_line,
+    keep_log,
+    log_failure,
+    stdout_for_result,
+)
 from orpo_ray.errors import OrpoRayError, RunError, StoppedError
 
 COMMANDS = (
@@ -34,6 +42,7 @@ COMMANDS = (
     "config",
 )
 UNEXPECTED, WRONG_USAGE = 1, 2
+_TRAINING = ("demo", "train", "tune")
 _HELP = ("-h", "--help")
 
 _INTERRUPTED = 130
@@ -90,6 +99,8 @@ def run(arguments: Sequence[str]) -> int:
     with stdout_for_result(as_json) as stdout:
         code, result = _invoke(list(arguments) or ["--help"])
         keep_log()
+        if code in (0, WRONG_USAGE):
+            drop_temporary_log()
         if as_json:
             print(json.dumps(_finite(result), allow_nan=False), file=stdout, flush=True)
     return code
@@ -110,7 +121,7 @@ def _finite(value: Any) -> Any:
 def _invoke(arguments: list[str]) -> tuple[int, Any]:
     try:
         result = app(args=arguments, prog_name="orpo-ray", standalone_mode=False)
-        return _interrupted() if result == _INTERRUPTED else (0, result)
+        return _interrupted(arguments[0]) if result == _INTERRUPTED else (0, result)
     except typer.TyperException as error:
         return _fail(_usage(error, arguments[0]), WRONG_USAGE)
     except OrpoRayError as error:
@@ -119,19 +130,21 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
             str(error), error.exit_code, keep_log() if isinstance(error, RunError) else None
         )
     except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
+        return _interrupted(arguments[0])
     except SystemExit as stop:
         # Ray turns SIGTERM into SystemExit with this code. Typer's SystemExit has other codes.
         if stop.code != signal.SIGTERM:
             raise
-        return _interrupted()
+        return _interrupted(arguments[0])
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback goes to the log, its path to the user
         log_failure(error)
         return _fail(f"unexpected {type(error).__name__}: {error}", UNEXPECTED, keep_log())
 
 
-def _interrupted() -> tuple[int, dict[str, Any]]:
-    message = "interrupted; run the same command again (training resumes from its last checkpoint)"
+def _interrupted(command: str) -> tuple[int, dict[str, Any]]:
+    message = "interrupted; run the same command again"
+    if command in _TRAINING:
+        message += " (training resumes from its last checkpoint)"
     return _fail(message, StoppedError.exit_code)
 
 
@@ -182,6 +195,9 @@ def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[st
 
 def main() -> None:
     """Entry point of the `orpo-ray` command; SIGTERM ends it as Ctrl-C does."""
+    code = UNEXPECTED
+    # Python calls these functions in reverse order, so this one runs when all libraries have ended.
+    atexit.register(lambda: _leave(code))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = run(sys.argv[1:])
@@ -190,8 +206,21 @@ def main() -> None:
             signal.signal(number, lambda *_: os._exit(code))
     except OSError as error:
         code, _ = _fail(f"the result cannot be written to stdout: {error.strerror}", UNEXPECTED)
-    gc.freeze()  # else Python collects all modules at exit, which takes a second
+    except SystemExit as stop:  # from Typer's completion of the shell
+        code = int(stop.code or 0)
     sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """End the process without Python's own clean-up.
+
+    The clean-up takes a second, and threads of Ray that are still alive may crash during it.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """Prints the result of a command, from this machine or from a cluster."""
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orpo_ray.runs.run import Run
 
 _LENGTH = ("training.max_steps=", "training.epochs=")
 
@@ -31,12 +36,14 @@ def print_result(command: str, result: dict[str, Any]) -> None:
             raise AssertionError(f"{command} has no result to print")
 
 
-def print_next(config: str, overrides: Sequence[str], steps: int, has_epochs: bool) -> None:
-    """Print the commands that usually follow a run. `has_epochs`: its config sets epochs."""
+def print_next(run: Run, config: str, overrides: Sequence[str], steps: int) -> None:
+    """Print the commands that usually follow a run of so many steps, made from a config file."""
+    print(f"next:    orpo-ray evaluate {shlex.join([config, *overrides])}")
+    if not run.can_be_extended:
+        return
     given = [override for override in overrides if not override.startswith(_LENGTH)]
-    same = shlex.join([config, *overrides])
     was_unset = any(override.startswith("training.epochs=") for override in overrides)
-    unset = ["training.epochs=null"] if has_epochs or was_unset else []
+    has_epochs = run.config.training.epochs is not None or was_unset
+    unset = ["training.epochs=null"] if has_epochs else []
     longer = shlex.join([config, *given, *unset, f"training.max_steps={2 * steps}"])
-    print(f"next:    orpo-ray evaluate {same}")
     print(f"         orpo-ray train {longer} --extend")

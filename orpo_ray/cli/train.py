@@ -43,6 +43,5 @@ def train(
         result = api.train(settings, Terminal(run, ProgressLine()), verbose, extend).to_json()
     if not json:
         print_result("train", result)
-        has_epochs = settings.training.epochs is not None
-        print_next(config, overrides or [], result["steps"], has_epochs)
+        print_next(run, config, overrides or [], result["steps"])
     return result

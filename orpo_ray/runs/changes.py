@@ -48,12 +48,12 @@ def refuse_changed_config(
     free: tuple[str, ...] = FREE_KEYS,
     extended_from: Mapping[str, Any] | None = None,
     *,
-    is_finished: bool = False,
+    can_continue: bool = False,
 ) -> None:
     """Raise ConfigError if settings changed since the run began. Those in `free` may change.
 
     The error names the first that changed. `extended_from` has the settings from before the run was
-    extended.
+    extended. `can_continue`: the run is finished, and --extend can continue it.
     """
     before, now = flatten(_as_read_now(stored, config, free)), flatten(dump(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
@@ -68,7 +68,7 @@ def refuse_changed_config(
         was_extended = at_start.get(key) != before.get(key)
         made = "was extended to" if was_extended else "was made with"
         advice = "give the new run another name, or restore the setting"
-        if is_finished and set(changed) <= set(EXTENSION_KEYS):
+        if can_continue and set(changed) <= set(EXTENSION_KEYS):
             advice = f"--extend continues it with more steps; otherwise {advice}"
         raise ConfigError(
             f"{key}: {_written(now, key)} here, but run {config.name} {made} "

@@ -42,8 +42,8 @@ class RunFolder(Generic[Outcome]):
 
     free_keys: ClassVar[tuple[str, ...]] = FREE_KEYS
     """Settings that may change when it is resumed."""
-    what_next: ClassVar[str]
-    """What the user can do once it is finished."""
+    can_be_extended = False
+    """Whether --extend continues it with more steps when it is finished."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -121,11 +121,15 @@ class RunFolder(Generic[Outcome]):
                 self.config,
                 self.free_keys,
                 self.extended_from,
-                is_finished=self.path(files.RESULT_FILE).exists(),
+                can_continue=self.can_be_extended and self.path(files.RESULT_FILE).exists(),
             )
 
     def finished(self) -> Outcome | None:
         """Its result, if nothing is left to do."""
+        raise NotImplementedError
+
+    def what_next(self) -> str:
+        """What a user can do with it when it is finished."""
         raise NotImplementedError
 
     def look(self, console: Console) -> Outcome | None:
@@ -134,7 +138,7 @@ class RunFolder(Generic[Outcome]):
         self.refuse_changes()
         finished = self.finished()
         if finished is not None:
-            console.announce(f"run {self.name} is finished: {self.place}; {self.what_next}")
+            console.announce(f"run {self.name} is finished: {self.place}; {self.what_next()}")
         return finished
 
     @contextmanager
@@ -192,7 +196,14 @@ class RunFolder(Generic[Outcome]):
 class Run(RunFolder[TrainResult]):
     """A run that trains one model, or several in stages."""
 
-    what_next: ClassVar = "give another name to train again, or more steps with --extend"
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.can_be_extended = not config.stages
+
+    def what_next(self) -> str:
+        """What a user can do with it when it is finished."""
+        more = ", or more steps with --extend" if self.can_be_extended else ""
+        return f"give another name to train again{more}"
 
     def refuse_changes(self) -> None:
         """Raise ConfigError if it has started with other settings, or if a search has its name."""

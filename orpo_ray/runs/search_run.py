@@ -28,8 +28,11 @@ All trials of a search must be judged at the same points.
 class SearchRun(RunFolder[Search]):
     """A search on disk. Its trials are runs inside its folder."""
 
-    what_next: ClassVar = "give another name to search again, or more search.trials"
     free_keys: ClassVar = (*(key for key in FREE_KEYS if key not in _FIXED), "search.trials")
+
+    def what_next(self) -> str:
+        """What a user can do with it when it is finished."""
+        return "give another name to search again, or more search.trials"
 
     def finished(self) -> Search | None:
         """The search, if it has ended with an outcome.

@@ -374,6 +374,11 @@ MODELS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("adapter.targets", "nope_proj"),
     ),
+    "a layer's name with a typing error": (
+        setting("adapter.targets=[q_prj]"),
+        WRONG,
+        ("adapter.targets: ", "has no layer q_prj; did you mean q_proj?"),
+    ),
     "missing adapter": (
         setting("adapter.init_from=HERE/none"),
         WRONG,
@@ -509,6 +514,19 @@ def test_a_wrong_config_file(
 
 def test_a_folder_as_config(command: Command, tmp_path: Path) -> None:
     one_line(command("train", tmp_path), WRONG, str(tmp_path), "is a folder; name a YAML file")
+
+
+@pytest.mark.parametrize("override", ["training.max_steps=null", "objective.kind=orpo_"])
+def test_a_command_that_begins_no_run_leaves_no_log_behind(
+    command: Command,
+    config: Path,
+    override: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    command("train", config, "--dry-run", override)
+    assert not list(tmp_path.rglob("run.log"))
 
 
 def test_an_unexpected_error_names_the_log_that_has_its_traceback(

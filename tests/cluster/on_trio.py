@@ -1,4 +1,4 @@
-"""Commands given on a machine beside the three servers, and their results."""
+"""Commands given on a fourth machine, next to the three servers, and their results."""
 
 import subprocess
 import sys

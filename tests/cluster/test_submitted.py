@@ -1,4 +1,4 @@
-"""Runs submitted to the three servers from a machine beside them."""
+"""Runs submitted to the three servers from a fourth machine next to them."""
 
 import contextlib
 import socket
@@ -111,7 +111,7 @@ def test_a_search_runs_on_the_cluster(hosts: Path, config: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Variables that lead to the bucket `runs` of an S3-compatible server beside the cluster."""
+    """Variables that lead to the bucket `runs` of an S3-compatible server next to the cluster."""
     if not MOTO.exists():
         pytest.fail(f"{MOTO} is not there; make test-cluster installs it")
     folder, port = tmp_path_factory.mktemp("bucket"), free_ports(1)[0]

@@ -1,4 +1,4 @@
-"""A run in two stages, SFT and then DPO, that is killed in its second stage and gone on with."""
+"""A run in two stages, SFT and then DPO, that is killed in its second stage and resumed."""
 
 import json
 from collections.abc import Callable

@@ -361,7 +361,7 @@ def test_a_resumed_run_keeps_the_decisions_of_its_first_start(
 
 
 def test_the_adapter_folder_can_be_used_without_us(artifact: Artifact, tmp_path: Path) -> None:
-    """Tokenizer, template and card lie beside the weights, and no file is a pickle."""
+    """Tokenizer, template and card are next to the weights, and no file is a pickle."""
     trained = train_locally(kind_config(tmp_path, "used", {}), artifact)
     folder = trained.run_dir / "adapter"
     base = AutoTokenizer.from_pretrained(run_config(tmp_path).model.base)

@@ -185,7 +185,9 @@ def test_the_largest_pack_of_the_plan_is_tried_last(artifact: Artifact) -> None:
     longest, another, tried = ground.memory.seen
     assert (longest, tried) == (costs.tokens.max(), max(steps))
     assert longest < another <= 2 * longest
-    assert ground.said[0].startswith(
+    trying, found = ground.said
+    assert trying == "trying the largest micro-batch"
+    assert found.startswith(
         "tokens per micro-batch 8192, activations kept; the largest micro-batch, "
     )
 

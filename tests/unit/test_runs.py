@@ -198,6 +198,28 @@ def test_a_setting_that_this_version_does_not_know_is_named(section: str, tmp_pa
         Run(config).refuse_changes()
 
 
+@pytest.mark.parametrize(
+    ("in_stages", "finished", "advice"),
+    [
+        (False, True, "; --extend continues it with more steps; otherwise give the new run "),
+        (False, False, "; give the new run another name, or restore the setting"),
+        (True, True, "; give the new run another name, or restore the setting"),
+    ],
+)
+def test_more_steps_for_a_finished_run_are_refused_with_the_way_to_get_them(
+    in_stages: bool, finished: bool, advice: str, tmp_path: Path
+) -> None:
+    stages = [{"objective": {"kind": kind}} for kind in ("sft", "orpo") if in_stages]
+    start_run(changed(tmp_path, lambda tree: tree.update(stages=stages)))
+    training = {**settings(tmp_path)["training"], "epochs": None, "max_steps": 99}
+    longer = changed(tmp_path, lambda tree: tree.update(stages=stages, training=training))
+    if finished:
+        files.write_json(longer.run_dir / files.RESULT_FILE, {})
+    with pytest.raises(ConfigError, match="max_steps") as refused:
+        Run(longer).refuse_changes()
+    assert advice in str(refused.value)
+
+
 def test_a_storage_with_stages_may_be_moved(tmp_path: Path) -> None:
     first, other = (tmp_path / name / "x" / "1-sft" for name in ("here", "there"))
     start_run(run_config(tmp_path / "here", adapter={"init_from": str(first)}))

@@ -142,6 +142,12 @@ def test_few_pairs_that_turn_are_noise_whatever_the_interval_says(
     assert found.is_noise is is_noise
 
 
+def test_no_pair_that_turns_is_no_sure_zero() -> None:
+    """The rule of three at none of ten, where a bootstrap draws none of ten each time."""
+    found = changes(*turned(0, 0, 10))["accuracy"]
+    assert vars(found.difference) == pytest.approx({"value": 0.0, "low": -0.3, "high": 0.3})
+
+
 def test_all_of_few_pairs_are_not_all_pairs() -> None:
     """The rule of three at ten of ten, where a bootstrap draws ten of ten each time."""
     found = changes(*turned(0, 0, 10))["accuracy"]

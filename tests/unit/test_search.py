@@ -588,6 +588,18 @@ def test_a_trial_that_continued_is_given_up_when_better_ones_have_come() -> None
     assert asked.judge(first), "its score at the rung counts"
 
 
+def test_the_given_configuration_is_never_given_up() -> None:
+    asked = study(SearchConfig(trials=9, grace=0.2, eta=3, try_given=True))
+    given = Trial(number=0, run="", values=asked.draw(0))
+    for number in range(1, 9):
+        other = Trial(number=number, run="", values=asked.draw(number))
+        other.note(20, 100, evaluation(0.9))
+        asked.judge(other)
+    for step in (20, 60, 100):
+        given.note(step, 100, evaluation(0.1))
+        assert not asked.judge(given)
+
+
 def test_one_in_nine_of_all_continues_after_the_second_rung() -> None:
     rungs = Rungs(grace=0.2, eta=3)
     for number in range(9):

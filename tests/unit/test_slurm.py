@@ -195,7 +195,10 @@ FINISHED = '{"status": "finished"}'
         "Ray did not start, and says all is well": ({"RAY_STARTS": "no"}, 1),
         "another status": ({"RESULT": '{"status": "stopped"}', "DRIVER_EXITS": "4"}, 4),
         "half a result": ({"RESULT": '{"status": "fini'}, 1),
-        "refused, beside the result of another run": ({"RESULT": FINISHED, "DRIVER_EXITS": "2"}, 2),
+        "refused; another run left a result": (
+            {"RESULT": FINISHED, "DRIVER_EXITS": "2"},
+            2,
+        ),
         "resources that are not there": ({"DRIVER_EXITS": "3", "RAY_EXITS": "1"}, 3),
     }.values(),
 )

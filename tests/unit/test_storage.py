@@ -452,9 +452,9 @@ def test_a_log_that_is_being_written_or_was_never_stored_is_left_alone(server: S
         assert run.path("config.json").exists()
     run.refresh()
     assert run.path("run.log").exists(), "its command was killed before it stored it"
-    server.bucket.put("runs/run/run.log", b"begun, and gone on with")
+    server.bucket.put("runs/run/run.log", b"begun, and resumed")
     run.refresh()
-    assert run.path("run.log").read_text(encoding="utf-8") == "begun, and gone on with"
+    assert run.path("run.log").read_text(encoding="utf-8") == "begun, and resumed"
 
 
 def test_an_onlooker_deletes_nothing_while_workers_train(server: Server) -> None:
