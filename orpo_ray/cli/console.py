@@ -114,7 +114,7 @@ def open_log(verbose: bool = False) -> None:
     threading.excepthook = _log_thread_failure
     # The libraries read these when they are imported, so commands call this function first.
     os.environ.setdefault("HF_HUB_VERBOSITY", "warning" if verbose else "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if verbose else "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 

@@ -37,7 +37,7 @@ def print_result(command: str, result: dict[str, Any]) -> None:
 
 
 def print_next(run: Run, config: str, overrides: Sequence[str], steps: int) -> None:
-    """Print the commands that usually follow a run of so many steps, made from a config file."""
+    """Print the usual next commands. `config` is the file of the run; it has trained `steps`."""
     print(f"next:    orpo-ray evaluate {shlex.join([config, *overrides])}")
     if not run.can_be_extended:
         return

@@ -37,7 +37,7 @@ def explain(
     hints = {k: hint(model, k, tree).short for k in unknown}
     more = _further(hints, _wrong(found, key, unknown))
     message = _message(model, key, here, tree)
-    # The complaint about a kind is at its section.
+    # pydantic reports a wrong kind under the key of its section.
     is_kind = _telling(here)["type"].startswith("union_tag")
     place = _place((*key, "kind") if is_kind else key, _telling(here), places)
     of_another_kind = details[0]["type"] == _UNKNOWN and key[-1] in fields_at(model, key[:-1])
@@ -51,7 +51,7 @@ def explain(
 def _wrong(found: Sequence[tuple[Key, Any]], key: Key, unknown: Sequence[Key]) -> list[Key]:
     """Keys with other mistakes than the first, which is at `key`.
 
-    A missing key is left out if an unknown key of the same section may stand in its place.
+    A missing key is not reported if an unknown key of its section may be its misspelling.
     """
     misspelt_in = {k[:-1] for k in (key, *unknown)}
     wrong = [
@@ -82,8 +82,8 @@ def _kind_override(key: Key, places: Mapping[Key, str]) -> str | None:
 def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
     """Where the user should look.
 
-    If a rule is broken, this is the place of a setting that the message names. An override comes
-    before the file. Otherwise it is the place of the key itself.
+    For a broken rule it is the place of a setting that the message names, an override before the
+    file. For other mistakes it is the place of the key.
     """
     if detail["type"] == "value_error":
         named = [

@@ -1,6 +1,6 @@
 """Reads a YAML file and dotted overrides into a checked RunConfig.
 
-Every error names file, line and key.
+Every error says where the mistake is: key, file and line, or the override.
 """
 
 import json

@@ -10,7 +10,8 @@ _FREE = 3
 def near_name(written: str, known: Iterable[str]) -> str | None:
     """The known name that differs by a typing slip only, or None.
 
-    A slip leaves the first letter and the number of words alone: `save_steps` is not `max_steps`.
+    A slip keeps the first letter of each word, and the number of words: `save_steps` is not
+    `max_steps`. Only a missing or wrong separator may change that number.
     """
     slips = {name: _slips(written, name) for name in known}
     found = [(count, name) for name, count in slips.items() if count is not None]

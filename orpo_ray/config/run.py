@@ -26,7 +26,7 @@ _NOT_OF_A_STAGE = ("name", "storage", "search", "stages")
 class RunConfig(Section):
     """Everything that decides what a run computes.
 
-    It is frozen and complete: later code fills in no defaults.
+    It is frozen, with all defaults. What is `auto` or null is decided when the run starts.
     """
 
     name: str = Field(description="folder of the run inside the storage; a/b lies inside a")
@@ -53,7 +53,8 @@ class RunConfig(Section):
     def _name_is_a_free_folder(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise ValueError(
-                f"must be letters, digits and . _ - and begin with a letter or digit, not {name!r}"
+                "must be letters, digits and . _ - (and / between folders) and begin with a letter "
+                f"or digit, not {name!r}"
             )
         if (folder := name.partition("/")[0]) in _FOLDERS_OF_THE_STORAGE:
             raise ValueError(

@@ -31,7 +31,7 @@ class Span:
     def at(self, share: float) -> float | int:
         """The value at a share of the way from low to high, 0 <= share < 1.
 
-        Each value of a span with steps has an equal part.
+        Each value of a span with steps has an equal part, unless the span is on a log scale.
         """
         if self.log:
             return self.settle(self.low * (self.high / self.low) ** share)

@@ -49,7 +49,8 @@ class TrainingConfig(Section):
         64, description="the global batch, whatever the number of GPUs"
     )
     tokens_per_microbatch: Literal["auto"] | PositiveInt = Field(
-        "auto", description="auto: what fits; it changes memory, not results"
+        "auto",
+        description="auto: what fits; with engine: fast it changes memory, not results",
     )
     epochs: PositiveInt | PositiveFloat | None = Field(
         None, description="passes over the pairs, such as 1.5; 1 unless max_steps is set"

@@ -1,4 +1,4 @@
-"""Concludes a run in stages. It leaves the same files as any run, from its last stage."""
+"""Concludes a run in stages: its adapter, run.json and result.json come from its last stage."""
 
 import shutil
 from collections.abc import Sequence

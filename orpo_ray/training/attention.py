@@ -1,8 +1,8 @@
 """Attention over one row that holds many answers: exact, without a mask of [row, row] values.
 
-A row is cut into runs. The tokens of a run see one another causally. If a run shares a prompt, its
-tokens also see the first tokens of the run before it. transformers passes the runs of a batch on to
-the attention of every layer, for all models.
+A row is cut into runs of tokens. The tokens of a run see one another causally. If a run shares a
+prompt, its tokens also see the first tokens of the run before it. transformers passes the runs of a
+batch on to the attention of every layer, for all models.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from orpo_ray.errors import ConfigError
 RUNS_ATTENTION = "orpo_ray_runs"
 """The name under which models find this attention; transformers builds no mask for it."""
 
-VARLEN, SDPA = "flash varlen", "SDPA per run"
+VARLEN, SDPA = "flash varlen", "SDPA per run of tokens"
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
 """What a layer may ask of its attention, and this one does not compute."""
 
@@ -93,7 +93,8 @@ def attend(
     """
     if runs is None:
         raise ConfigError(
-            f"training.layout: {type(module).__name__} does not get the runs of a row; use padded"
+            f"training.layout: {type(module).__name__} does not get the runs of tokens of a row; "
+            "use padded"
         )
     assert attention_mask is None and not dropout, (
         "transformers builds no mask for our name, and a base's own dropout is off"

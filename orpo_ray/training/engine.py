@@ -75,7 +75,7 @@ class FastEngine(Engine):
 
 
 class TrlEngine(Engine):
-    """Stock TRL's trainers inside ours: padded rows and full logits, for comparison and for KTO."""
+    """Stock TRL's trainers inside ours, on padded rows, for comparison and for KTO."""
 
     only_layout = LayoutChoice(Layout.PADDED, "TRL's trainers pad")
     untried = "TRL computes the loss"

@@ -58,9 +58,9 @@ def score(logits: Tensor, targets: Tensor) -> Tensor:
 class SelectedLogProbs(nn.Module):
     """The output head as a scorer: hidden states and target ids in, float32 log-probs out.
 
-    Of a plain linear head it owns the weight, so that sharding gathers the weight once a call. An
-    adapted or quantised head is called as it is. Some models change their logits: `scale`,
-    `soft_cap`.
+    If the head is a plain linear layer, this module owns its weight, so sharding gathers the weight
+    once a call. An adapted or quantised head is called as it is. Some models change their logits:
+    `scale`, `soft_cap`.
     """
 
     def __init__(

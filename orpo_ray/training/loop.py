@@ -211,7 +211,7 @@ def _scores_at_start(session: _Session, objective: Objective) -> PairScores | No
     try:
         return run.scores(0)
     except ConfigError as error:
-        session.announce(f"{error}; until then TRL's names of held-out metrics are left out")
+        session.announce(f"{error}; this run leaves TRL's names of held-out metrics out")
         return None
 
 

@@ -76,7 +76,8 @@ class LocalReporter:
         with self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain_record(step, metrics)) + "\n")
         if any(name.startswith("eval/") for name in metrics):
-            # Checkpoints store this file. But a trial may be given up here, before its next one.
+            # Each checkpoint stores this file, too. But a trial may be given up here, before its
+            # next checkpoint.
             self.run.store(METRICS_FILE)
         self._console.watch(step, total_steps, metrics)
 

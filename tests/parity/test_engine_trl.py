@@ -323,7 +323,7 @@ def test_a_run_is_resumed_exactly(
             {"kind": "dpo", "nll_weight": 0.1},
             "trl",
             {},
-            "TRL's DPO has no nll_weight, and label_smoothing with robust only",
+            "with training.engine: trl, dpo takes no nll_weight",
         ),
         (
             {"kind": "simpo"},

@@ -463,11 +463,13 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("scale.deepspeed=2", "must be 'auto' or 'none' or a section with stage, not 2"),
         (
             "name=a/../b",
-            "must be letters, digits and . _ - and begin with a letter or digit, not 'a/../b'",
+            "must be letters, digits and . _ - (and / between folders) and begin with a letter or "
+            "digit, not 'a/../b'",
         ),
         (
             "name=..",
-            "must be letters, digits and . _ - and begin with a letter or digit, not '..'",
+            "must be letters, digits and . _ - (and / between folders) and begin with a letter or "
+            "digit, not '..'",
         ),
         (
             "name=artifacts/b",

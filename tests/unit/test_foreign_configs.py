@@ -344,7 +344,7 @@ def test_a_method_of_axolotl_keeps_its_weights(
 def test_what_the_likelihood_of_a_loss_runs_over_is_said(read: Callable[..., Draft]) -> None:
     draft = read(TRL_FILE, output_dir="x/orpo", beta=0.1)
     assert "over prompt and response" in said(draft, "objective.nll_on")
-    assert "cpo_alpha 1: TRL adds" in said(read(AXOLOTL_FILE, rl="simpo"), "objective.kind")
+    assert "cpo_alpha: 1: TRL adds" in said(read(AXOLOTL_FILE, rl="simpo"), "objective.kind")
 
 
 def test_a_loss_that_is_not_here_is_never_replaced_in_silence(read: Callable[..., Draft]) -> None:
@@ -435,6 +435,14 @@ def test_the_layers_that_lora_adapts(
 
 def test_peft_s_own_choice_of_layers_is_not_kept_in_silence(read: Callable[..., Draft]) -> None:
     assert "q_proj and v_proj alone" in said(read(TRL_FILE), "adapter.targets")
+
+
+def test_a_quantised_base_without_an_adapter_is_not_trained_in_silence(
+    read: Callable[..., Draft],
+) -> None:
+    draft = read(TRL_FILE, use_peft=False, load_in_4bit=True)
+    assert draft.settings["model.quantization"] == "none"
+    assert "load_in_4bit: quantised weights" in said(draft, "model.quantization")
 
 
 def test_a_rank_stabilised_scale_is_kept(read: Callable[..., Draft]) -> None:
@@ -700,7 +708,7 @@ def test_a_foreign_config_is_refused_with_what_to_do(tmp_path: Path, text: str) 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: 1\n", "by its keys no config of TRL, LLaMA-Factory or Axolotl"),
+        ("a: 1\n", "its keys are not those of a TRL, LLaMA-Factory or Axolotl config"),
         (TRL_FILE + "lora_r: many\n", "lora_r: must be a number, not 'many'"),
         (TRL_FILE.replace("5e-6", "-1"), "training.learning_rate: must be greater than 0, not -1"),
         (AXOLOTL_FILE + "rl_beta: 0\n", "objective.beta: must be greater than 0, not 0"),

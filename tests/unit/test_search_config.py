@@ -157,7 +157,7 @@ def test_a_range_given_on_the_command_line_replaces_that_of_the_file(path: Path)
         ),
         (
             "scale.workers",
-            "scale.workers is not searched: it decides who does the work, and changes no result",
+            "scale.workers is not searched: it decides who does the work, not what is trained",
         ),
         (
             "data.max_length",

@@ -141,7 +141,7 @@ def llama_with(attention: type[LlamaAttention]) -> PairModel:
 @pytest.mark.parametrize(
     ("attention", "reason"),
     [
-        (KeepsToItself, "KeepsToItself does not get the runs of a row"),
+        (KeepsToItself, "KeepsToItself does not get the runs of tokens of a row"),
         (failing(RuntimeError("view size is not\ncompatible")), "view size is not"),
         (failing(AssertionError()), "AssertionError"),
     ],

@@ -18,10 +18,10 @@ _READERS: dict[str, Reader] = {
 
 
 def read_foreign(foreign: Mapping[str, Any], stem: str) -> Draft | None:
-    """The config in our words, every key accounted for; None where it is of no such project.
+    """Translate a config, with a word on every key; None if it is of none of these projects.
 
-    `stem` is the name of its file. Raises ConfigError for a method that is not here, and for a
-    number that is none.
+    `stem` is the name of its file. Raises ConfigError for a method that orpo_ray does not have, and
+    for a value that must be a number and is not.
     """
     project = project_of(foreign)
     if project is None:

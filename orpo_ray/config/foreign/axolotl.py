@@ -162,7 +162,7 @@ def _type_of(entry: Mapping[str, Any]) -> str:
 
 
 def _put_columns(draft: Draft, entry: Mapping[str, Any]) -> None:
-    """The columns of a pair, where a dataset names all of them; what else it says is remarked."""
+    """Put the columns of a pair, if a dataset names all of them. A remark names its other keys."""
     name, custom = entry.get("path"), entry.get("type")
     named = {**entry, **custom} if isinstance(custom, dict) else entry
     prompt = named.get("field_messages") or named.get("field_prompt")
@@ -182,7 +182,7 @@ def _put_columns(draft: Draft, entry: Mapping[str, Any]) -> None:
             draft.remark("data.columns", f"{name}: has columns of its own; all sources share these")
     others = [key for key in named if key not in (*_ROW_KEYS, *used) and not is_unset(named[key])]
     if others:
-        told = "the usual names of roles and texts are known; a format of its own is not"
+        told = "not read; the usual names of roles and texts are recognised without them"
         draft.remark("data.train", f"{name}: {', '.join(others)}: {told}")
 
 
@@ -233,9 +233,9 @@ def _put_trackers(draft: Draft) -> None:
     if draft.is_set("wandb_project") or draft.flag("use_wandb"):
         trackers.append("wandb")
         project = draft.take("wandb_project")
-        draft.remark("training.trackers", f"wandb_project: {project}: the variable WANDB_PROJECT")
+        draft.remark("training.trackers", f"set the variable WANDB_PROJECT={project}")
     if draft.is_set("mlflow_tracking_uri") or draft.flag("use_mlflow"):
         trackers.append("mlflow")
         place = draft.take("mlflow_tracking_uri")
-        draft.remark("training.trackers", f"mlflow_tracking_uri: {place}: MLFLOW_TRACKING_URI")
+        draft.remark("training.trackers", f"set the variable MLFLOW_TRACKING_URI={place}")
     draft.put("training.trackers", trackers)

@@ -1,4 +1,4 @@
-"""A file of another project as one of ours that loads."""
+"""Translates another project's file into a config that loads here."""
 
 from pathlib import Path
 
@@ -11,13 +11,15 @@ from orpo_ray.errors import ConfigError
 
 
 def translated(path: Path) -> Draft:
-    """Read a file and check what it comes to. Raises ConfigError, one line that names the file."""
+    """Translate a file and check the result. Raises ConfigError; its line names the file."""
     foreign, _ = read_yaml(path)
     try:
         draft = read_foreign(foreign, path.stem)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if draft is None:
-        raise ConfigError(f"{path}: by its keys no config of TRL, LLaMA-Factory or Axolotl")
+        raise ConfigError(
+            f"{path}: its keys are not those of a TRL, LLaMA-Factory or Axolotl config"
+        )
     build(RunConfig, tree_of(draft), {(): str(path)})
     return draft

@@ -15,7 +15,7 @@ _ATTENTION = {
     "fa2": "flash_attention_2",
 }
 _CUTS = "LLaMA-Factory cuts prompt and answers that are too long; here the pair is dropped"
-_REGISTER = "dataset_info.json says what this name is; write its file, or its name on the hub"
+_REGISTER = "look this name up in dataset_info.json, and write its file or its name on the hub"
 _LIKELIHOOD = "its likelihood is the mean over pairs there, over tokens here"
 _ONLINE = ("ONLINE", "REMOTE")
 
@@ -104,7 +104,7 @@ def _put_data(draft: Draft) -> None:
 
 
 def _named(draft: Draft, key: str, limit: Any) -> list[dict[str, Any]]:
-    """Datasets by their names in LLaMA-Factory's register, which only its folder explains."""
+    """Datasets by their names in dataset_info.json, a file in LLaMA-Factory's data folder."""
     folder = str(draft.take("dataset_dir", "data")).rstrip("/")
     found = []
     for name in as_names(draft.take(key)):

@@ -26,7 +26,7 @@ def put_lora(draft: Draft, rank: Any, alpha: Any, rank_stabilised: bool) -> None
 
 
 def put_dropout(draft: Draft, rate: float) -> None:
-    """LoRA's dropout, which TRL's preference trainers switch off unless they are told not to."""
+    """LoRA's dropout. TRL's preference trainers set it to 0 unless disable_dropout is false."""
     switched_off = draft.flag("disable_dropout", default=draft.settings["objective.kind"] != "sft")
     if switched_off and rate:
         named = rate if draft.is_set("lora_dropout") else f"not set, so {rate}"
@@ -40,7 +40,7 @@ def put_dropout(draft: Draft, rate: float) -> None:
 
 
 def put_targets(draft: Draft, written: Any, unset: str) -> None:
-    """The layers that LoRA adapts; `unset` says what the project does where none are named."""
+    """The layers that LoRA adapts; `unset` says what the project does if none are named."""
     names = as_names(written)
     if not names:
         draft.put("adapter.targets", "all-linear", unset)
@@ -64,8 +64,10 @@ def put_quantization(draft: Draft, bits: int | None, quant_type: Any = None) -> 
 
 
 def refuse_full_kto(draft: Draft) -> None:
-    """KTO compares with the model below its adapter, so that it needs one here."""
+    """Put an adapter for KTO: its reference is the model without the adapter, so it needs one."""
     if draft.settings["objective.kind"] == "kto" and draft.settings["adapter.kind"] == "none":
         draft.put(
-            "adapter.kind", "lora", "KTO trains an adapter here: its reference is the model below"
+            "adapter.kind",
+            "lora",
+            "KTO needs an adapter here: the model without it is the reference",
         )

@@ -1,4 +1,4 @@
-"""The objective that a foreign method is, with its weights; below Axolotl TRL computes it, too."""
+"""Puts the objective of a foreign method, with its weights. Axolotl uses TRL's trainers, too."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def refuse_method(written: str) -> ConfigError:
 
 
 def put_orpo(draft: Draft, weight: float, named: str, nll_on: str) -> None:
-    """ORPO, whose weight each project calls otherwise."""
+    """ORPO. Each project has another name for its weight, so `named` says which one."""
     draft.put("objective.kind", "orpo")
     draft.put("objective.lambda", weight, f"{named} is lambda here, as in the paper")
     told = {
@@ -25,7 +25,7 @@ def put_orpo(draft: Draft, weight: float, named: str, nll_on: str) -> None:
 
 
 def put_dpo(draft: Draft, losses: Sequence[str], beta: float, smoothing: float = 0) -> None:
-    """DPO or IPO by TRL's names of the loss."""
+    """DPO or IPO, from TRL's names of the loss."""
     loss = next((name for name in losses if name != "sft"), "sigmoid")
     if loss == "ipo":
         draft.put("objective.kind", "ipo")
@@ -58,7 +58,7 @@ def put_nll(draft: Draft, weight: float, named: str) -> None:
     else:
         draft.remark(
             "objective.kind",
-            f"{named}: {weight}: {draft.settings['objective.kind']} adds none here",
+            f"{named}: {weight}: {draft.settings['objective.kind']} has no likelihood term here",
         )
 
 
@@ -87,12 +87,12 @@ def put_simpo(draft: Draft, beta: float, ratio: float, named: str, nll: float) -
     draft.put("objective.beta", beta)
     draft.put("objective.gamma_beta_ratio", round(ratio, 6), named)
     if nll:
-        remark = f"cpo_alpha {nll}: TRL adds so much of the likelihood, by default 1; here is none"
-        draft.remark("objective.kind", remark)
+        told = f"cpo_alpha: {nll}: TRL adds the likelihood with this weight (1 if it is not set)"
+        draft.remark("objective.kind", f"{told}; SimPO has no likelihood term here")
 
 
 def put_cpo(draft: Draft, beta: float, alpha: float, loss: str) -> None:
-    """CPO by TRL's names."""
+    """CPO, from TRL's names."""
     draft.put("objective.kind", "cpo")
     if loss != "sigmoid":
         draft.remark(

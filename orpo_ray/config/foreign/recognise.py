@@ -1,4 +1,4 @@
-"""Which project a config was written for, told by its top keys."""
+"""Finds which project a config was written for, by its top keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,12 +60,12 @@ _OF_ONE = {
         "gradient_accumulation_steps",
     },
 }
-"""Keys of a project; those of TRL are transformers' as well, which the others share in part."""
+"""Keys of a project. Many of TRL's come from transformers, so the others have some of them, too."""
 _ENOUGH = 2
 
 
 def project_of(tree: Mapping[str, Any]) -> str | None:
-    """The project whose config this is, or None for one of ours, right or wrong."""
+    """The project whose config this is; None for a config of ours, valid or not."""
     if any(isinstance(tree.get(section), Mapping) for section in _OURS):
         return None
     counts = {project: len(keys & set(tree)) for project, keys in _OF_ONE.items()}

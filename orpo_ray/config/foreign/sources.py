@@ -31,12 +31,12 @@ TEMPLATES = {
     "phi": "phi3",
     "empty": "plain",
 }
-"""Templates of the other projects by our names, where the text is the same or nearly so."""
+"""Our template for each template name of another project whose text is the same or nearly so."""
 _OWN_TEMPLATE = ("tokenizer_default", "default", "auto")
 
 
 def source(name: Any, split: Any = None, **more: Any) -> dict[str, Any]:
-    """One source; what is not set, or is our default, is left out."""
+    """One source, without the keys that are not set or have our default."""
     extra = {key: value for key, value in more.items() if not is_unset(value) and value != 1}
     entry = {"source": str(name)}
     if not is_unset(split) and split != "train":
@@ -45,7 +45,7 @@ def source(name: Any, split: Any = None, **more: Any) -> dict[str, Any]:
 
 
 def is_file(name: str) -> bool:
-    """Whether a source is a file by its name."""
+    """Whether the name of a source is that of a file."""
     return PurePosixPath(name.removesuffix(".gz")).suffix.lower() in (
         ".json",
         ".jsonl",
@@ -55,7 +55,7 @@ def is_file(name: str) -> bool:
 
 
 def files_of(name: Any, data_files: Any) -> list[str]:
-    """The files of a dataset, or the dataset itself where no files are named."""
+    """The files of a dataset, or the dataset itself if no files are named."""
     if isinstance(data_files, dict):
         data_files = list(data_files.values())
     files = data_files if isinstance(data_files, list) else [data_files]
@@ -68,7 +68,10 @@ def files_of(name: Any, data_files: Any) -> list[str]:
 
 
 def put_sources(draft: Draft, train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> None:
-    """Sources of both kinds; a config needs one to train on, so that a stand-in takes its place."""
+    """Put the sources for training and evaluation.
+
+    If there is none to train on, a placeholder is put, because a config needs one.
+    """
     if not train:
         train = [{"source": "pairs.jsonl"}]
         draft.remark("data.train", "no pairs are named there; write yours")
@@ -78,7 +81,7 @@ def put_sources(draft: Draft, train: list[dict[str, Any]], held_out: list[dict[s
 
 
 def remark_configuration(draft: Draft, name: Any, configuration: Any) -> None:
-    """A dataset's configuration, which our sources do not have."""
+    """Remark on the configuration of a dataset on the hub; our sources have no such key."""
     if not is_unset(configuration) and configuration != "default":
         draft.remark(
             "data.train",
@@ -87,11 +90,11 @@ def remark_configuration(draft: Draft, name: Any, configuration: Any) -> None:
 
 
 def put_held_out(draft: Draft, key: str, size: Any) -> None:
-    """The share that is held out where no pairs to evaluate on are named; `key` names it there."""
+    """Put the held-out share, if no evaluation pairs are named. `key` is its foreign name."""
     if "data.eval" in draft.settings:
         return
     if not size:
-        remark = "nothing is held out there; a few pairs always are here, or name data.eval"
+        remark = "orpo_ray always holds out some pairs; name data.eval to choose them"
         draft.put("data.eval_fraction", _SMALL_SHARE, remark)
     elif size < 1:
         draft.put("data.eval_fraction", size)
@@ -117,7 +120,7 @@ def put_lengths(draft: Draft, whole: Any, prompt: Any, cut: str) -> None:
 
 
 def put_template(draft: Draft, key: str, written: Any) -> None:
-    """How a conversation is written, by the names of either side."""
+    """Put the chat template, by our name of it."""
     if written is None:
         return
     name = str(written)

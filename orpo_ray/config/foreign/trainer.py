@@ -1,4 +1,4 @@
-"""Settings that the three projects share, because transformers' Trainer stands below each."""
+"""Puts settings that the three projects share, because all of them use transformers' Trainer."""
 
 import re
 from typing import Any
@@ -20,7 +20,7 @@ _NEAREST_SCHEDULES = {
     "reduce_lr_on_plateau": "constant",
     "warmup_stable_decay": "constant",
 }
-"""What is nearest to a schedule that is not here; for all others it is cosine."""
+"""The nearest of our schedules to one that we do not have; for all others it is cosine."""
 _OPTIMIZERS = {
     "adamw": "adamw",
     "adamw_hf": "adamw",
@@ -37,7 +37,7 @@ _RESERVED = ("artifacts", "references")
 
 
 def put_place(draft: Draft, stem: str) -> None:
-    """Where the run is kept: the folder that the foreign file names is the run's own."""
+    """Put name and storage: output_dir of the foreign file becomes <storage>/<name>."""
     written = str(draft.take("output_dir", "")).rstrip("/")
     folder, _, last = written.rpartition("/")
     run_name = draft.take("run_name")
@@ -71,7 +71,7 @@ def put_base(draft: Draft, key: str, revision_key: str) -> None:
 
 
 def put_format(draft: Draft) -> None:
-    """The number format: bf16 and fp16 say how is computed, torch_dtype how the base is loaded."""
+    """Put the number format of computation (bf16, fp16), else that of loading (torch_dtype)."""
     bf16, fp16 = draft.take("bf16"), draft.flag("fp16")
     pure, loaded = draft.flag("pure_bf16"), draft.take_first("torch_dtype", "dtype")
     if pure or str(bf16).lower() == "true":
@@ -97,7 +97,7 @@ def put_attention(draft: Draft, written: Any) -> None:
 
 
 def put_training(draft: Draft, default_rate: float) -> bool:
-    """What transformers' own trainer reads; returns whether it is evaluated meanwhile."""
+    """Put what transformers' Trainer reads. Returns whether it evaluates during training."""
     put_rate(draft, default_rate)
     put_batch(draft, "per_device_train_batch_size", 8)
     put_length(draft, "num_train_epochs", 3)
@@ -113,7 +113,7 @@ def put_training(draft: Draft, default_rate: float) -> bool:
 
 
 def put_batch(draft: Draft, per_device: str, default: int) -> None:
-    """The global batch, which is what a step is made of whatever the number of GPUs."""
+    """Put the pairs of a step; unlike the foreign keys, ours is not per GPU."""
     size = draft.number(per_device, default)
     parts = draft.number("gradient_accumulation_steps", 1)
     gpus = next((draft.number(key) for key in _GPUS if draft.is_set(key)), None)
@@ -140,7 +140,7 @@ def put_rate(draft: Draft, default: float) -> None:
 
 
 def put_length(draft: Draft, epochs_key: str, default: float) -> None:
-    """How long the run is: epochs, or steps, which win where both are set."""
+    """How long the run is: epochs, or steps, which win if both are set."""
     epochs, steps = draft.number(epochs_key), draft.number("max_steps")
     if steps is not None and steps > 0:
         both = f"{epochs_key}: {epochs}: max_steps wins there" if epochs is not None else ""
@@ -152,7 +152,7 @@ def put_length(draft: Draft, epochs_key: str, default: float) -> None:
 
 
 def put_schedule(draft: Draft, key: str, default: str) -> None:
-    """The course of the rate, with its warm-up."""
+    """The schedule of the learning rate, without its warm-up."""
     written = draft.take(key)
     if written is None:
         draft.put_default("training.schedule", default, key)
@@ -171,7 +171,7 @@ def put_schedule(draft: Draft, key: str, default: str) -> None:
 
 
 def put_warmup(draft: Draft, schedule_key: str) -> None:
-    """Steps of warm-up, or their share of the run; steps win where both are set."""
+    """Steps of warm-up, or their share of the run; steps win if both are set."""
     ratio, steps = draft.number("warmup_ratio"), draft.number("warmup_steps")
     if draft.foreign.get(schedule_key) == "constant" and (ratio or steps):
         draft.put("training.warmup", 0, f"{schedule_key}: constant has no warm-up there")
@@ -200,7 +200,7 @@ def put_optimizer(draft: Draft, key: str) -> None:
 
 
 def put_regularisation(draft: Draft) -> None:
-    """Weight decay, clipping and the seed, where they are set: the defaults are the same."""
+    """Weight decay, clipping and the seed, if they are set: the defaults are the same."""
     if draft.is_set("weight_decay"):
         draft.put("training.weight_decay", draft.number("weight_decay"))
     if draft.is_set("max_grad_norm"):
@@ -223,7 +223,7 @@ def put_checkpointing(draft: Draft) -> None:
 
 
 def put_saving(draft: Draft) -> None:
-    """How often is saved, and how many checkpoints are kept."""
+    """How often a checkpoint is saved, and how many are kept."""
     strategy = draft.take("save_strategy", "steps")
     if is_no(strategy):
         draft.remark(
@@ -243,7 +243,7 @@ def put_saving(draft: Draft) -> None:
 
 
 def _put_best(draft: Draft) -> None:
-    """The adapter is that of the best checkpoint, which must be kept beside the newest."""
+    """Take the adapter of the best checkpoint; it and the newest are kept."""
     metric = draft.take("metric_for_best_model", "the loss")
     told = f"{metric} tells the best there, eval/accuracy here"
     draft.put("training.adapter_from", "best", told)
@@ -253,7 +253,7 @@ def _put_best(draft: Draft) -> None:
 
 
 def evaluates(draft: Draft) -> bool:
-    """How often is evaluated, if at all."""
+    """Put how often the model is evaluated. Returns whether it is."""
     strategy = draft.take_first("eval_strategy", "evaluation_strategy")
     if strategy is None:
         strategy = "steps" if draft.is_set("eval_steps") else "no"
@@ -288,7 +288,7 @@ def is_no(value: Any) -> bool:
 
 
 def put_trackers(draft: Draft) -> None:
-    """Who is told the numbers besides TensorBoard."""
+    """The trackers that get the metrics, besides TensorBoard."""
     named = [name for name in as_names(draft.take("report_to")) if not is_no(name)]
     found = [name for name in named if name in ("wandb", "mlflow")]
     others = [name for name in named if name not in ("wandb", "mlflow", "tensorboard")]
@@ -297,7 +297,7 @@ def put_trackers(draft: Draft) -> None:
 
 
 def put_deepspeed(draft: Draft) -> None:
-    """The ZeRO stage, told from the name of DeepSpeed's file."""
+    """The ZeRO stage, from the name of DeepSpeed's file."""
     written = draft.take("deepspeed")
     if written is None:
         return

@@ -20,7 +20,7 @@ _DEFAULT_RATE = 1.0e-6
 
 
 def read_trl(foreign: Mapping[str, Any], stem: str) -> Draft:
-    """The settings, and what differs. `stem` is the file's name, which may tell the method."""
+    """The settings, and what differs. `stem` is the file's name, which may name the method."""
     draft = Draft(TRL, foreign)
     trainer.put_place(draft, stem)
     _put_model(draft)
@@ -80,7 +80,7 @@ def _put_simpo(draft: Draft, beta: float) -> None:
 
 
 def _trainer_of(draft: Draft, losses: list[str], stem: str) -> tuple[str, str]:
-    """The method, and how it was found out where no key tells it."""
+    """The method, and how it was found if no key says it."""
     if "simpo" in losses or draft.is_set("gamma_beta_ratio") or draft.is_set("simpo_gamma"):
         return "simpo", ""
     if draft.is_set("cpo_alpha"):
@@ -102,7 +102,8 @@ def _trainer_of(draft: Draft, losses: list[str], stem: str) -> tuple[str, str]:
     if with_beta:
         return (
             "dpo",
-            f"{_NO_TRAINER}; beta and loss_type are DPO's. On ORPO beta is objective.lambda",
+            f"{_NO_TRAINER}; beta or loss_type is set, so DPO is assumed. If it was ORPO, write "
+            "beta as objective.lambda",
         )
     return "sft", f"{_NO_TRAINER}; without a beta it is sft"
 
@@ -112,11 +113,10 @@ def _put_adapter(draft: Draft) -> None:
     bits = 8 if draft.flag("load_in_8bit") else bits
     quant_type = draft.take("bnb_4bit_quant_type")
     if not draft.flag("use_peft"):
-        unused = (
-            "use_peft is not set, so that the lines on LoRA and quantisation have no effect there"
-        )
-        written = any(key.startswith(("lora_", "load_in_")) for key in draft.foreign)
-        lora.put_full(draft, unused if written else "without use_peft all weights are trained")
+        lora.put_full(draft, "use_peft is not set, so all weights are trained, without LoRA")
+        if bits:
+            told = f"load_in_{bits}bit: quantised weights are not trained; use_peft adds an adapter"
+            draft.remark("model.quantization", told)
         lora.refuse_full_kto(draft)
         for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora"):
             draft.take(key)
@@ -200,6 +200,6 @@ def _mixture(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any]], 
 
 
 def _put_training(draft: Draft) -> bool:
-    """All that is set of the training; whether it is evaluated meanwhile."""
+    """Put the settings of the training. Returns whether TRL evaluates during training."""
     kind = str(draft.settings["objective.kind"])
     return trainer.put_training(draft, _DEFAULT_RATES.get(kind, _DEFAULT_RATE))

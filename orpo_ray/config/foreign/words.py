@@ -54,9 +54,9 @@ _HUB = Word(differs="a run uploads nothing; its adapter folder is ready for `hf 
 _WANDB = Word(
     "training.trackers", "write wandb; its own settings are variables such as WANDB_PROJECT"
 )
-_CPUS = Word(differs="Ray prepares the pairs once, on all CPUs")
+_CPUS = Word(differs="the pairs are prepared once, many of them on all CPUs")
 _PACKING = Word("training.layout", "auto packs pairs if the base allows it")
-_KERNELS = Word(differs="the losses are computed without full logits in any case")
+_KERNELS = Word(differs="with engine: fast the losses are computed without full logits")
 _REFERENCE = Word(differs="the reference is the model that the run starts from")
 _RESUME = Word(differs="the same command resumes from the last checkpoint")
 _BEST = Word(differs="the best checkpoint is kept, and the newest")
@@ -277,7 +277,7 @@ WORDS = _merged(
         ),
         _all(
             "precompute_ref_log_probs precompute_ref_batch_size",
-            Word(differs="reference log-probs are always computed once, before training"),
+            Word(differs="dpo and ipo always compute reference log-probs once, before training"),
         ),
         # The training
         _all("lr", Word("training.learning_rate")),

@@ -14,7 +14,7 @@ _MEANS = {
     "chosen_log_probs": "chosen_logp",
     "rejected_log_probs": "rejected_logp",
 }
-"""Our metrics that TRL's are made of, if its rewards are of mean log-probs."""
+"""The metrics of ours that TRL's are computed from, if its rewards are mean log-probs."""
 _GAINS = {
     "accuracy": "gain_accuracy",
     "chosen": "chosen_gain",
@@ -22,7 +22,7 @@ _GAINS = {
     "chosen_log_probs": "chosen_sum",
     "rejected_log_probs": "rejected_sum",
 }
-"""The same, if its rewards are of gains."""
+"""The same, if its rewards are gains."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ObjectiveConfig(Section):
     trl_reward_weight: ClassVar[str | None] = None
     """The setting by which TRL multiplies log-probs to get what it calls a reward.
 
-    None if TRL reports no reward.
+    None if this objective has no metrics under TRL's names of rewards.
     """
     trl_rewards: ClassVar[Literal["means", "gains"]] = "means"
     """What TRL multiplies: mean log-probs, or what the summed ones gained over the reference.

@@ -50,11 +50,11 @@ class DpoConfig(ObjectiveConfig):
         return self.nll_weight > 0
 
     def in_trl(self) -> InTrl | str:
-        """TRL smooths labels as `robust` does only, and adds no such likelihood term."""
+        """TRL's DPO smooths labels only for `robust`. Its likelihood term is not used here."""
         if self.nll_weight or (self.label_smoothing and self.loss != "robust"):
             return (
-                "objective: TRL's DPO has no nll_weight, and label_smoothing with robust only; "
-                "set them to 0"
+                "objective: with training.engine: trl, dpo takes no nll_weight, and takes "
+                "label_smoothing with loss: robust only; set them to 0"
             )
         return InTrl(
             "DPO",
