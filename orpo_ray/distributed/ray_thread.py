@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from orpo_ray.errors import RunError
 
-_LEAVE_S = 2.0
+_LEAVE_S = 10.0
 
 
 class RayThread(threading.Thread):
