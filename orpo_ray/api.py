@@ -17,7 +17,7 @@ from orpo_ray.config.searched import trial_count
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console, Printing
-from orpo_ray.runs.files import RESULT_FILE
+from orpo_ray.runs.files import CONFIG_FILE, RESULT_FILE
 from orpo_ray.runs.results import Evaluation, SearchPlan, TrainPlan, TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.search import SearchResult
@@ -67,6 +67,7 @@ def prepare(config: RunConfig, console: Console = _PRINTING) -> Artifact:
     pairs that cannot be trained on.
     """
     _refuse_others(config, console)
+    _refuse_missing_inputs(config)
     return _prepare(Run(config), console)
 
 
@@ -128,7 +129,8 @@ def train(
         _extend(run, console)
     if (finished := run.look(console)) is not None:
         return finished
-    _refuse_templates(config)
+    run.refuse_busy(_ONLOOKER_S)
+    _refuse_missing_inputs(config)
     if config.stages:
         return _train_in_stages(run, console, verbose)
     placement = _place(config.scale, console, verbose)
@@ -195,7 +197,9 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
         if finished is not None:
             return finished
         return conclude_stages(
-            run, Run(stages[-1]), _train_stages(config, stages, console, verbose)
+            run,
+            [Run(stage) for stage in stages],
+            _train_stages(config, stages, console, verbose),
         )
 
 
@@ -251,7 +255,8 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
     run, space, searched = _read_search(config, console)
     if (search := run.look(console)) is not None:
         return search.result()
-    _refuse_templates(config)
+    run.refuse_busy(_ONLOOKER_S)
+    _refuse_missing_inputs(config)
     placement = _place(searched.scale, console, verbose)
     _check_cluster(Run(searched), console)
     if space.stage:
@@ -384,10 +389,11 @@ def evaluate(
     _refuse_others(config, console)
     if base_only and adapter is not None:
         raise ConfigError("--base-only judges the base alone; leave out --adapter")
-    from orpo_ray.evaluation.evaluate import Questions, evaluation_of, judge_model
-
     whole = Run(config)
     trained = None if base_only else _named_adapter(config, adapter) or _trained_by(whole)
+    _refuse_missing_inputs(config)
+    from orpo_ray.evaluation.evaluate import Questions, evaluation_of, judge_model
+
     if config.stages:
         config = _before_training(config, stage_configs(config)[-1])
     run, tokenizer = Run(config), _tokenizer(config, console)
@@ -439,8 +445,9 @@ def _named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> st
 def _trained_by(run: Run) -> str:
     run.refresh()
     if run.result() is None:
+        state = "is not finished" if run.path(CONFIG_FILE).exists() else "does not exist"
         raise ConfigError(
-            f"run {run.name} in {run.storage_place} is not finished; train it, or name an adapter"
+            f"run {run.name} in {run.storage_place} {state}; train it, or name an adapter"
         )
     return run.adapter
 
@@ -484,18 +491,24 @@ def _refuse_before_planning(config: RunConfig) -> None:
     from orpo_ray.training.trackers import refuse_missing_trackers
 
     Run(config).check_writable()
-    _refuse_templates(config)
+    _refuse_missing_inputs(config)
     for run in [config, *stage_configs(config)]:
         refuse_missing_trackers(run)
 
 
-def _refuse_templates(config: RunConfig) -> None:
-    """Raise ConfigError for a wrong chat template, before Ray starts or a base is loaded."""
+def _refuse_missing_inputs(config: RunConfig) -> None:
+    """Raise a user error for a base, template or file that is missing, before Ray starts."""
+    from orpo_ray.data.sources import refuse_missing
     from orpo_ray.models.templates import template_text
+    from orpo_ray.models.trained import is_missing_folder
 
+    if is_missing_folder(config.model.base):
+        raise ConfigError(f"model.base: no folder {config.model.base}")
     for run in [config, *stage_configs(config)]:
         if run.model.chat_template is not None:
             template_text(run.model.chat_template)
+        for source in (*run.data.train, *run.data.eval):
+            refuse_missing(source)
 
 
 def _place(scale: ScaleConfig, console: Console, verbose: bool = False) -> Placement:

@@ -1,5 +1,6 @@
 """The progress and the result of a search, as tables."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -173,6 +174,7 @@ def _print_outcome(outcome: Found, console: Console) -> None:
     for line in outcome.reading:
         console.print(Text(line))
     console.print(f"config:  {outcome.config}\nadapter: {outcome.adapter}", soft_wrap=True)
+    console.print(f"next:    orpo-ray train {shlex.quote(outcome.config)}", soft_wrap=True)
 
 
 def _line(trial: Trial) -> str:

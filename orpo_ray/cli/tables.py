@@ -93,7 +93,8 @@ def _cost(result: dict[str, Any]) -> str:
     if result["peak_memory_bytes"] is not None:
         parts.append(f"at most {result['peak_memory_bytes'] / 1e9:.1f} GB a worker")
     if result["adapter_step"] is not None:
-        parts.append(f"the adapter is that of step {result['adapter_step']}")
+        stage = " of the last stage" if result.get("stages") else ""
+        parts.append(f"the adapter is that of step {result['adapter_step']}{stage}")
     return ", ".join(parts)
 
 

@@ -65,7 +65,8 @@ def _refuse_foreign(tree: Mapping[str, Any], file: str) -> None:
         return
     named = "FILE" if file == "config" else file
     raise ConfigError(
-        f"{file}: looks like a config of {project}; write ours with: orpo-ray config from {named}"
+        f"{file}: looks like a config of {project}; write ours with: "
+        f"orpo-ray config from {named} > run.yaml"
     )
 
 

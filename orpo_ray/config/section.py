@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
@@ -22,15 +22,16 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _yes_is_not_one(cls, data: Any) -> Any:
-        """Refuse yes and no for numbers: pydantic reads `learning_rate: yes` as 1."""
-        for name, field in cls.model_fields.items():
-            value = data.get(field.alias or name) if isinstance(data, dict) else None
-            if isinstance(value, bool) and bool not in (
-                field.annotation,
-                *get_args(field.annotation),
-            ):
-                raise ValueError(f"{field.alias or name} must be a number or text, not {value}")
-        return data
+        """Pass yes and no on as texts to numbers: pydantic reads `learning_rate: yes` as 1."""
+        if not isinstance(data, Mapping):
+            return data
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        return {
+            key: str(value)
+            if isinstance(value, bool) and key in fields and _reads_yes_as_one(fields[key])
+            else value
+            for key, value in data.items()
+        }
 
     @model_validator(mode="before")
     @classmethod
@@ -45,12 +46,26 @@ class Section(BaseModel):
         }
 
 
+def _options(field: FieldInfo) -> tuple[Any, ...]:
+    """The types of a field: those of a union, or the only one."""
+    is_union = get_origin(field.annotation) in (Union, UnionType)
+    return get_args(field.annotation) if is_union else (field.annotation,)
+
+
+def _reads_yes_as_one(field: FieldInfo) -> bool:
+    """Whether a field holds numbers, but no yes or no."""
+    kinds = [
+        get_args(option)[0] if get_origin(option) is Annotated else option
+        for option in _options(field)
+    ]
+    return bool not in kinds and (int in kinds or float in kinds)
+
+
 def _is_item(field: FieldInfo, value: Any) -> bool:
     """Whether a field holds a list, and the value can be an item of one."""
     if not isinstance(value, str | Mapping):
         return False
-    is_union = get_origin(field.annotation) in (Union, UnionType)
-    options = get_args(field.annotation) if is_union else (field.annotation,)
+    options = _options(field)
     words = [
         word for option in options if get_origin(option) is Literal for word in get_args(option)
     ]

@@ -92,8 +92,8 @@ class TrainingConfig(Section):
 
     trl_metric_names: bool = Field(
         False,
-        description="report TRL's names too, so that its curves and ours overlay; sft: nll_loss "
-        "only; engine trl: metrics of held-out pairs only",
+        description="report TRL's names too, to TensorBoard and the trackers, so that its curves "
+        "and ours overlay; sft: nll_loss only; engine trl: metrics of held-out pairs only",
     )
 
     @field_validator("warmup", "eval_every", "checkpoint_every", mode="wrap")

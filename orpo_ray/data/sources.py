@@ -57,6 +57,18 @@ def read_rows(source: Source) -> Iterator[RawRow]:
     return itertools.islice(rows, source.limit)
 
 
+def refuse_missing(source: Source) -> None:
+    """Raise DataError for a file that does not exist or is given a split, without reading it."""
+    name = source.source
+    is_url = "://" in name
+    if not (is_url or is_path(name)):
+        return
+    if source.split != "train":
+        raise DataError(f"{name}: split {source.split}: a file has no splits; leave split out")
+    if not is_url:
+        _existing(expanded(name, "source"))
+
+
 def source_labels(sources: Sequence[Source]) -> list[str]:
     """Short names for pair ids.
 

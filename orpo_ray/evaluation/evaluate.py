@@ -93,9 +93,9 @@ def _on_answers(judged: Sequence[Judged], limit: int) -> list[str]:
     if not cut:
         return []
     return [
-        f"{cut} of {len(judged[-1].answers)} answers did not end within {limit} tokens or the "
-        "base's longest text, and were cut: raise --max-new-tokens, or check that the answers of "
-        "the pairs end."
+        f"{cut} of {len(judged[-1].answers)} answers were cut, because they did not end within "
+        f"{limit} tokens or the context of the base: raise --max-new-tokens, or check that the "
+        "answers of the pairs end."
     ]
 
 

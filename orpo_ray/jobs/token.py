@@ -23,9 +23,10 @@ def read_token(path: Path) -> str:
     try:
         mode, token = path.stat().st_mode, path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: the token cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        is_missing = isinstance(error, FileNotFoundError)
+        hint = "; every client of a cluster needs the cluster's token" if is_missing else ""
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: the token cannot be read: {reason}{hint}") from error
     if mode & _OTHERS:
         raise ConfigError(
             f"{path}: others may read or write the token (mode {mode & 0o777:o}); chmod 600 {path}"

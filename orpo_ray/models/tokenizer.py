@@ -9,6 +9,7 @@ from orpo_ray.config.model import ModelConfig
 from orpo_ray.config.storage import is_url, local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.templates import TEMPLATES, template_text
+from orpo_ray.models.trained import is_missing_folder
 from orpo_ray.runs.console import Announce
 
 
@@ -80,9 +81,9 @@ def explain_load_error(base: str, part: str, error: Exception) -> str:
 
     The folder may be missing, the account may have no access, or the files may be broken.
     """
-    folder = Path(base).expanduser()
-    if base.startswith((".", "/", "~")) and not folder.exists():
+    if is_missing_folder(base):
         return f"model.base: no folder {base}"
+    folder = Path(base).expanduser()
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__
     ]

@@ -11,6 +11,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 _MODEL_CONFIG, _OF_A_RUN = "config.json", "run.json"
 
 
+def is_missing_folder(base: str) -> bool:
+    """Whether a base is written as a path, and nothing is there."""
+    return base.startswith((".", "/", "~")) and not Path(base).expanduser().exists()
+
+
 def fetch_trained(place: str) -> None:
     """Copy to this server what a URL names.
 

@@ -69,7 +69,9 @@ def refuse_changed_config(
         was_extended = at_start.get(key) != before.get(key)
         made = "was extended to" if was_extended else "was made with"
         advice = "give the new run another name, or restore the setting"
-        if can_continue and set(changed) <= set(EXTENSION_KEYS):
+        if was_extended:
+            advice = f"set it to {_written(before, key)}, or to more with --extend"
+        elif can_continue and set(changed) <= set(EXTENSION_KEYS):
             advice = f"--extend continues it with more steps; otherwise {advice}"
         raise ConfigError(
             f"{key}: {_written(now, key)} here, but run {config.name} {made} "

@@ -141,6 +141,12 @@ class RunFolder(Generic[Outcome]):
             console.announce(f"run {self.name} is finished: {self.place}; {self.what_next()}")
         return finished
 
+    def refuse_busy(self, patience_s: float) -> None:
+        """Raise ConfigError if another process is at work on it for longer than `patience_s`."""
+        if is_locked(self.path(RUN_LOCK_FILE)) and not self.is_ours:
+            with self.lock(patience_s):
+                pass
+
     @contextmanager
     def at_work(self, console: Console, patience_s: float = 0.0) -> Iterator[Outcome | None]:
         """Begin it, and keep other processes away during the work.

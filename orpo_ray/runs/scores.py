@@ -134,9 +134,10 @@ def _never_certain(share: Mean, count: int) -> Mean:
 
 
 def _never_without_width(difference: Mean, count: int) -> Mean:
-    """Widen the interval of a difference for which no pair turned, by the rule of three."""
-    if difference.low == difference.high == 0:
-        return replace(difference, low=max(-1.0, -3 / count), high=min(1.0, 3 / count))
+    """Widen an interval without width, by the rule of three: no pair turned, or all did."""
+    value, room = difference.value, 3 / count
+    if difference.low == difference.high:
+        return replace(difference, low=max(-1.0, value - room), high=min(1.0, value + room))
     return difference
 
 

@@ -1,16 +1,19 @@
-"""Concludes a run in stages: its adapter, run.json and result.json come from its last stage."""
+"""Concludes a run in stages: its adapter and run.json are those of its last stage."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from orpo_ray.runs.files import ADAPTER, RUN_FILE
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
+from orpo_ray.runs.summary import compared, plain, remarks
 
 
-def conclude_stages(run: Run, last: Run, results: Sequence[TrainResult]) -> TrainResult:
+def conclude_stages(run: Run, stages: Sequence[Run], results: Sequence[TrainResult]) -> TrainResult:
     """Copy the last stage's adapter into the run's own folder, then write result.json."""
+    last = stages[-1]
     last.storage.fetch_folder(last.path(ADAPTER))
     run.lay_adapter(last.path(ADAPTER))
     shutil.copyfile(last.fetch(RUN_FILE), run.path(RUN_FILE))
@@ -20,6 +23,46 @@ def conclude_stages(run: Run, last: Run, results: Sequence[TrainResult]) -> Trai
         steps=sum(result.steps for result in results),
         adapter=run.adapter,
         stages=tuple(results),
+        **_cost(results),
+        **_gain(stages, results),
     )
     run.conclude(result)
     return result
+
+
+def _cost(results: Sequence[TrainResult]) -> dict[str, Any]:
+    """Time, speed and memory of all stages together."""
+    seconds = [result.seconds or 0.0 for result in results]
+    pairs = sum(
+        (result.pairs_per_second or 0.0) * spent
+        for result, spent in zip(results, seconds, strict=True)
+    )
+    return {
+        "seconds": sum(seconds),
+        "pairs_per_second": pairs / sum(seconds) if sum(seconds) else None,
+        "peak_memory_bytes": max(result.peak_memory_bytes or 0 for result in results) or None,
+    }
+
+
+def _data_of(run: Run) -> str:
+    """The hash of its pairs."""
+    run.fetch(RUN_FILE)
+    return str(run.facts()["identity"]["data"])
+
+
+def _gain(stages: Sequence[Run], results: Sequence[TrainResult]) -> dict[str, Any]:
+    """What all stages changed together, if the first and the last have the same held-out pairs.
+
+    Otherwise the figures are those of the last stage, and a remark says so.
+    """
+    first, last = stages[0], stages[-1]
+    if _data_of(first) != _data_of(last):
+        told = "The figures compare the last stage with the stage before it."
+        return {"remarks": (*results[-1].remarks, told)}
+    found = compared(first.scores(0), last.scores(results[-1].adapter_step or 0))
+    pairs = results[-1].eval_pairs or 0
+    return {
+        "start": results[0].start,
+        "changes": plain(found),
+        "remarks": tuple(remarks(found, pairs)),
+    }

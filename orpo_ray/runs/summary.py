@@ -47,7 +47,7 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
             f"The chosen answers became less likely ({chosen.difference.value:+.3f} nats a token): "
             "read some answers, and check that they still end."
         )
-    if are_few(pairs):
+    if are_few(pairs) and found["accuracy"].is_noise:
         lines.append(too_few(pairs))
     return lines
 
@@ -57,8 +57,8 @@ def _on_accuracy(change: Change, pairs: int) -> str:
     numbers = f"({change.before.value:.3f} to {change.after.value:.3f} of {pairs} held-out pairs)"
     if change.before.value >= _HIGH:
         return (
-            f"The base preferred the chosen answers before training {numbers}: "
-            "little was left to learn."
+            f"The model preferred the chosen answers before training {numbers}: little was left to "
+            "learn."
         )
     if change.is_noise:
         return (

@@ -165,7 +165,7 @@ def _price(front: list[Trial], best: Trial) -> str:
     """What the accuracy cost in likelihood of the chosen answers."""
     gentle = front[-1]
     if best.last[NLL] - gentle.last[NLL] < _NOTICED_NATS:
-        return "No finished trial has a noticeably lower NLL of the chosen answers."
+        return "No other finished trial keeps the chosen answers noticeably likelier."
     return (
         f"Trial {gentle.number} keeps the chosen answers likelier (NLL {gentle.last[NLL]:.2f} "
         f"compared with {best.last[NLL]:.2f} a token) at accuracy {gentle.last[ACCURACY]:.1%}."

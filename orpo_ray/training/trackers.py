@@ -17,7 +17,7 @@ def refuse_missing_trackers(config: RunConfig) -> None:
     for tracker in config.training.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ResourceError(
-                f"training.trackers: {tracker} is not installed; pip install 'orpo-ray[{tracker}]'"
+                f"training.trackers: {tracker} is not installed; pip install {tracker}"
             )
     if "wandb" in config.training.trackers and not _has_wandb_key():
         raise ResourceError(

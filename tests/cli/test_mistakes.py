@@ -235,6 +235,11 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("trian.jsonl", "did you mean train.jsonl?"),
     ),
+    "split of a file": (
+        setting("data.eval.0.split=test"),
+        WRONG,
+        ("h1.jsonl: split test: a file has no splits; leave split out",),
+    ),
     "missing for eval": (
         setting("data.eval.0.source=HERE/none.jsonl"),
         WRONG,
@@ -639,8 +644,7 @@ def test_evaluate_without_anything_to_evaluate(command: Command, config: Path) -
         command("evaluate", config),
         WRONG,
         "run tiny in",
-        "is not finished",
-        "train it, or name an adapter",
+        "does not exist; train it, or name an adapter",
     )
     one_line(command("evaluate", config, "--adapter", config.parent), WRONG, "adapter_config.json")
     nothing_in_the_way(command, config)
@@ -656,7 +660,7 @@ def test_a_tracker_that_is_not_installed(command: Command, config: Path) -> None
     if tracker is None:
         pytest.skip("every tracker is installed here")
     done = command("train", config, f"training.trackers=[{tracker}]")
-    one_line(done, LACKING, "training.trackers", tracker, f"pip install 'orpo-ray[{tracker}]'")
+    one_line(done, LACKING, "training.trackers", tracker, f"pip install {tracker}")
     nothing_in_the_way(command, config)
 
 

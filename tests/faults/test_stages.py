@@ -102,6 +102,18 @@ def test_the_whole_run_leaves_what_an_ordinary_one_leaves(runs: Pair) -> None:
     assert result["adapter"] == str(runs.unbroken / "adapter")
 
 
+def test_the_whole_run_is_compared_with_the_model_before_its_first_stage(runs: Pair) -> None:
+    result = json.loads((runs.unbroken / "result.json").read_text(encoding="utf-8"))
+    first, last = result["stages"]
+    for name, change in result["changes"].items():
+        assert change["before"] == first["changes"][name]["before"]
+        assert change["after"] == last["changes"][name]["after"]
+    assert result["start"] == first["start"]
+    assert result["seconds"] == pytest.approx(first["seconds"] + last["seconds"])
+    rates = [stage["pairs_per_second"] for stage in (first, last)]
+    assert min(rates) <= result["pairs_per_second"] <= max(rates)
+
+
 def test_killed_in_its_second_stage_the_run_goes_on_there(runs: Pair) -> None:
     assert any(
         line.startswith("stage 1 of 2: sft") and line.endswith("1-sft, finished already")
@@ -122,10 +134,7 @@ def test_a_finished_run_in_stages_is_not_run_again(runs: Pair) -> None:
     config = load_config(runs.unbroken.parent / "staged.yaml")
     said: list[str] = []
     assert api.train(config, Listener(said)).steps == 12
-    assert said == [
-        f"run staged is finished: {runs.unbroken}; give another name to train again, "
-        "or more steps with --extend"
-    ]
+    assert said == [f"run staged is finished: {runs.unbroken}; give another name to train again"]
 
 
 def test_another_setting_of_a_stage_that_was_trained_is_refused(runs: Pair) -> None:

@@ -558,8 +558,22 @@ def test_what_people_write_means_what_it_says(path, overrides, section, field, v
 )
 def test_yes_is_not_the_number_one(path, override):
     section, _, field = override.partition("=")[0].partition(".")
-    says = f"override {override!r}: {section}: {field} must be a number or text, not True"
-    assert complaint(path, MINIMAL, override) == says
+    says = complaint(path, MINIMAL, override)
+    assert says.startswith(f"override {override!r}: {section}.{field}: must be ")
+    assert says.endswith("not 'True'")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.quantization=true", "must be 'nf4', 'int8' or 'none', not True"),
+        ("name=yes", "must be text (write it in quotes), not True"),
+        ("data.train=true", "must be a list, not True"),
+    ],
+)
+def test_yes_is_refused_by_the_key_that_has_it(path, override, says):
+    key = override.partition("=")[0]
+    assert complaint(path, MINIMAL, override) == f"override {override!r}: {key}: {says}"
 
 
 def test_a_missing_key_names_its_section(path):
@@ -577,7 +591,7 @@ def test_a_missing_key_names_its_section(path):
         ("{stage: 4}", "scale.deepspeed.stage: must be less than or equal to 3, not 4"),
         ("{stage: -1}", "scale.deepspeed.stage: must be greater than or equal to 0, not -1"),
         ("{stage: two}", "scale.deepspeed.stage: must be a valid integer, not 'two'"),
-        ("{stage: true}", "scale.deepspeed: stage must be a number or text, not True"),
+        ("{stage: true}", "scale.deepspeed.stage: must be a valid integer, not 'True'"),
         ("{}", "scale.deepspeed.stage: missing; scale.deepspeed needs it"),
     ],
 )
@@ -590,7 +604,7 @@ def test_the_place_is_that_of_the_value_that_the_message_names(path):
     override = "scale.deepspeed.stage=true"
     says = complaint(path, MINIMAL + "scale: {deepspeed: {stage: 2}}\n", override)
     assert (
-        says == f"override {override!r}: scale.deepspeed: stage must be a number or text, not True"
+        says == f"override {override!r}: scale.deepspeed.stage: must be a valid integer, not 'True'"
     )
 
 

@@ -437,6 +437,12 @@ def test_peft_s_own_choice_of_layers_is_not_kept_in_silence(read: Callable[..., 
     assert "q_proj and v_proj alone" in said(read(TRL_FILE), "adapter.targets")
 
 
+def test_a_file_of_trl_has_no_test_split(read: Callable[..., Draft]) -> None:
+    draft = read(TRL_FILE, dataset_name="mine/pairs.csv", eval_strategy="steps")
+    assert draft.settings["data.train"] == [{"source": "mine/pairs.csv"}]
+    assert "data.eval" not in draft.settings and "data.eval_fraction" in draft.settings
+
+
 def test_a_quantised_base_without_an_adapter_is_not_trained_in_silence(
     read: Callable[..., Draft],
 ) -> None:
@@ -699,7 +705,8 @@ def test_a_foreign_config_is_refused_with_what_to_do(tmp_path: Path, text: str) 
     path = tmp_path / "theirs.yaml"
     path.write_text(text, encoding="utf-8")
     project = project_of(yaml.safe_load(text))
-    says = f"{path}: looks like a config of {project}; write ours with: orpo-ray config from {path}"
+    says = f"{path}: looks like a config of {project}; write ours with: "
+    says += f"orpo-ray config from {path} > run.yaml"
     with pytest.raises(ConfigError) as caught:
         load_config(path, ["name=second"])
     assert str(caught.value) == says

@@ -359,6 +359,8 @@ def test_a_second_process_is_refused_until_the_first_has_ended(
     holder: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     run = Run(run_config(tmp_path))
+    with pytest.raises(ConfigError, match="another process is at work here"):
+        run.refuse_busy(0.0)
     with pytest.raises(ConfigError, match="another process is at work here"), run.lock():
         raise AssertionError("two processes in one run")
     assert not run.is_ours

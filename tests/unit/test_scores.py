@@ -148,6 +148,11 @@ def test_no_pair_that_turns_is_no_sure_zero() -> None:
     assert vars(found.difference) == pytest.approx({"value": 0.0, "low": -0.3, "high": 0.3})
 
 
+def test_all_pairs_that_turn_are_no_sure_one() -> None:
+    found = changes(*turned(10, 0, 10))["accuracy"]
+    assert vars(found.difference) == pytest.approx({"value": 1.0, "low": 0.7, "high": 1.0})
+
+
 def test_all_of_few_pairs_are_not_all_pairs() -> None:
     """The rule of three at ten of ten, where a bootstrap draws ten of ten each time."""
     found = changes(*turned(0, 0, 10))["accuracy"]

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from orpo_ray.config.data import Source
 from orpo_ray.data.hub import explain_hub_error
 from orpo_ray.data.rows import parse_row
-from orpo_ray.data.sources import RawRow, read_rows, source_labels
+from orpo_ray.data.sources import RawRow, read_rows, refuse_missing, source_labels
 from orpo_ray.errors import ConfigError, DataError
 
 ROW = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
@@ -220,6 +221,20 @@ def test_missing_file_names_the_nearest(tmp_path: Path, lines: Path) -> None:
     assert "there is no directory" in refused(tmp_path / "none" / "a.jsonl")
     assert "no such file" in refused("./train")
     assert "no such file" in refused("data/of/mine")
+
+
+def test_what_is_missing_is_refused_without_reading_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_text("no gzip data")
+    refuse_missing(Source(source=str(tmp_path / "a.csv.gz")))
+    refuse_missing(Source(source="org/set", split="test"))
+    refuse_missing(Source(source="https://host.example/a.jsonl"))
+    for wrong, says in (
+        (Source(source=str(tmp_path / "b.csv.gz")), "no such file; did you mean a.csv.gz?"),
+        (Source(source=str(tmp_path / "a.csv.gz"), split="test"), "a file has no splits"),
+        (Source(source="https://host.example/a.jsonl", split="test"), "a file has no splits"),
+    ):
+        with pytest.raises(DataError, match=re.escape(says)):
+            refuse_missing(wrong)
 
 
 def test_the_home_of_nobody() -> None:

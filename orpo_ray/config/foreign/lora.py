@@ -29,11 +29,8 @@ def put_dropout(draft: Draft, rate: float) -> None:
     """LoRA's dropout. TRL's preference trainers set it to 0 unless disable_dropout is false."""
     switched_off = draft.flag("disable_dropout", default=draft.settings["objective.kind"] != "sft")
     if switched_off and rate:
-        named = rate if draft.is_set("lora_dropout") else f"not set, so {rate}"
-        remark = (
-            f"lora_dropout: {named}: the trainer there sets it to 0 (disable_dropout, on by "
-            "default)"
-        )
+        named = rate if draft.is_set("lora_dropout") else f"{rate} by default"
+        remark = f"lora_dropout: {named}; but the trainer there sets it to 0 (disable_dropout)"
         draft.put("adapter.dropout", 0.0, remark)
     else:
         draft.put("adapter.dropout", rate)

@@ -156,6 +156,8 @@ def _one_dataset(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any
     if name is None:
         return [], []
     sources.remark_configuration(draft, name, draft.take("dataset_config"))
+    if sources.is_file(str(name)):
+        return [sources.source(name)], []
     return [sources.source(name, splits[0])], [sources.source(name, splits[1])]
 
 
