@@ -116,6 +116,9 @@ def open_log(verbose: bool = False) -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "warning" if verbose else "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if verbose else "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Threads that wait for one another must not spin: on a busy machine they would take the CPUs
+    # from those that compute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _log_to(handler: _LogFile) -> None:
