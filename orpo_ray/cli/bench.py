@@ -51,7 +51,7 @@ def data(
 def ray(
     seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="Length of a turn.")] = 4.0,
     turns: Annotated[
-        int, typer.Option(min=1, help="Turns of each side, one after the other.")
+        int, typer.Option(min=1, help="Turns of each side; the sides alternate.")
     ] = 16,
     starts: Annotated[int, typer.Option(min=1, help="How often both sides are started.")] = 3,
     json: Json = False,

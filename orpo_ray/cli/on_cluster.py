@@ -70,7 +70,7 @@ def jobs_of(
 ) -> Iterator["Jobs"]:
     """The jobs of the cluster that these options name.
 
-    `ask` may repeat the first question while the cluster does not answer.
+    `ask` makes the connection. It may try again while the cluster does not answer.
     """
     from orpo_ray.cli.console import announce
     from orpo_ray.jobs.reach import is_loopback, way_to
@@ -89,7 +89,7 @@ def jobs_of(
 
 
 def where(hosts: Path | None, address: str | None, token: Path | None, anyone: bool) -> str:
-    """The name of the cluster that these options name. Nothing is connected to."""
+    """The name of the cluster that these options name. No connection is made."""
     from orpo_ray.jobs.reach import way_to
 
     with way_to(hosts, address, token, anyone) as way:

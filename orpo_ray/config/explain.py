@@ -44,7 +44,7 @@ def explain(
     if of_another_kind and (kind := _kind_override(key, places)):
         section = dotted(key[:-1])
         whole = f"{section}={{kind: {kind_at(model, section, tree.get(section))}}}"
-        return f"{kind}: {message}; {place} sets it; {whole} replaces the section{more}"
+        return f"{kind}: {message} ({place}), or replace the section: {whole}{more}"
     return f"{place}: {message}{more}"
 
 
@@ -82,8 +82,8 @@ def _kind_override(key: Key, places: Mapping[Key, str]) -> str | None:
 def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
     """Where the user should look.
 
-    For a broken rule it is the place of a setting that the message names, an override before the
-    file. For other mistakes it is the place of the key.
+    For a broken rule it is the place of a setting that the message names. If an override sets one
+    of these, it is the override. For other mistakes it is the place of the key.
     """
     if detail["type"] == "value_error":
         named = [

@@ -23,7 +23,8 @@ class ModelConfig(Section):
         "auto", description="number format; auto: bfloat16 if the GPU computes it, float32 on a CPU"
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="of padded rows; auto: the best that is installed"
+        "auto",
+        description="how padded rows are computed; auto: the best that is installed",
     )
     chat_template: str | None = Field(
         None,

@@ -22,7 +22,7 @@ def settings_of(config: RunConfig) -> SearchConfig:
 def given_values(config: RunConfig, domains: dict[str, Domain]) -> dict[str, Any]:
     """The value of each searched field in the config.
 
-    If the field is searched over a list, the item of the list that changes nothing.
+    If the field is searched over a list, it is the item that leaves the config as it is.
     """
     return {field: _given(config, field, domain) for field, domain in domains.items()}
 

@@ -22,7 +22,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _yes_is_not_one(cls, data: Any) -> Any:
-        """Pass yes and no on as texts to numbers: pydantic reads `learning_rate: yes` as 1."""
+        """Make yes and no texts, so that numbers refuse them: pydantic reads `yes` as 1."""
         if not isinstance(data, Mapping):
             return data
         fields = {field.alias or name: field for name, field in cls.model_fields.items()}

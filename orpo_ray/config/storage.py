@@ -59,8 +59,8 @@ def checked_place(place: str) -> str:
 def without_secrets(text: str) -> str:
     """A text for the terminal and the log, without the secrets that a URL in it may hold.
 
-    These stand before the host or after a `?`. What stands in the place of a port and is no number
-    may be a password, if its `@` was forgotten.
+    These stand before the host or after a `?`. A text after the host's colon that is no port number
+    is hidden, too: it may be a password whose `@` was forgotten.
     """
     if not is_url(text):
         return text

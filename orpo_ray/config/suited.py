@@ -47,7 +47,7 @@ _RATES = {
         {"loguniform": [2e-8, 2e-6]}, "Zephyr 7B Gemma DPO (alignment-handbook): 5e-7"
     ),
 }
-"""Learning rates by adapter kind, and whether the loss has a likelihood term.
+"""Learning rates by adapter kind and by whether the loss has a likelihood term.
 
 That term keeps the text readable at higher rates.
 """

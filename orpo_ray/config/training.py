@@ -19,8 +19,8 @@ Steps = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(gt=0, le=1, strict=True)]
 Every = Steps | Fraction
 
-_AN_EVENT = "whole steps from 1, or a share of the run above 0 and at most 1.0"
-_A_WARMUP = "whole steps from 0, or a share of the run from 0 and below 1.0"
+_AN_EVENT = "a whole number of steps (1 or more), or a share of the run (above 0, at most 1.0)"
+_A_WARMUP = "a whole number of steps (0 or more), or a share of the run (0 or more, below 1.0)"
 _NO_TRACKERS = {
     "none": "no tracker; write [] for none",
     "tensorboard": "it is always on, so it is not listed here; remove it",
@@ -79,7 +79,12 @@ class TrainingConfig(Section):
         description="the checkpoint that the adapter is taken from; best: by held-out accuracy, "
         "and if that is equal by margin",
     )
-    seed: int = Field(42, ge=0, lt=2**32, description="of data order, first adapter and dropout")
+    seed: int = Field(
+        42,
+        ge=0,
+        lt=2**32,
+        description="of data order, the first weights of the adapter, and dropout",
+    )
     layout: Literal["auto", "padded", "packed", "shared-prefix"] = Field(
         "auto", description="how pairs stand in a micro-batch; speed and memory, not results"
     )

@@ -94,7 +94,7 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
 def announce_unused(
     sources: Sequence[RawSource], columns: Columns | None, announce: Announce
 ) -> None:
-    """Announce the columns of each file or dataset that no pair uses."""
+    """Announce, for each file or dataset, the columns that no pair uses."""
     by_name: dict[str, RawSource] = {}
     for raw in sources:
         by_name.setdefault(raw.source.source, raw)

@@ -70,7 +70,7 @@ def refuse_changed_config(
         made = "was extended to" if was_extended else "was made with"
         advice = "give the new run another name, or restore the setting"
         if was_extended:
-            advice = f"set it to {_written(before, key)}, or to more with --extend"
+            advice = "repeat the settings of the extension, or use --extend for more steps"
         elif can_continue and set(changed) <= set(EXTENSION_KEYS):
             advice = f"--extend continues it with more steps; otherwise {advice}"
         raise ConfigError(

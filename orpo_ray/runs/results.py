@@ -33,7 +33,8 @@ class TrainResult:
     changes: dict[str, Any]
     """For each mean over held-out pairs: `before`, `after` and `difference`.
 
-    Each has `value`, `low` and `high`; the last two are a 95 % interval.
+    Each has `value`, `low` and `high`; the last two are a 95 % interval. The accuracy also has
+    `chance`: how probable such a change is by chance.
     """
     eval_pairs: int | None
     """How many held-out pairs the changes were measured on."""

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from orpo_ray.errors import ConfigError
 
 INTERVAL_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "nll")
-"""The means that have an interval: over pairs, but for `nll` over the tokens of chosen answers."""
+"""The means that have an interval. They are over pairs; `nll` is over tokens of chosen answers."""
 
 _DRAWS = 1000
 _SEED = 20
@@ -172,7 +172,7 @@ def too_few(pairs: int) -> str:
 def _columns(scores: PairScores) -> NDArray[np.float64]:
     """Numbers of each pair [n, 6]: INTERVAL_METRICS, then the tokens of the chosen answer.
 
-    In the column of `nll` is the sum over these tokens.
+    The column of `nll` has the NLL summed over these tokens.
     """
     chosen = scores.chosen / scores.chosen_tokens
     rejected = scores.rejected / scores.rejected_tokens

@@ -10,7 +10,10 @@ State = Literal["running", "finished", "stopped", "failed"]
 `running`: the trial runs, or it was interrupted and the next command resumes it.
 """
 Status = Literal["running", "interrupted", "stopped", "finished"]
-"""`stopped`: on request. `interrupted`: its process was killed. The same command resumes both."""
+"""`stopped`: on request or by an error. `interrupted`: its process was killed.
+
+The same command resumes both.
+"""
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ data:
   train: [{source: pairs.jsonl}]
 """
 SECTIONS = "adapter, data, model, name, objective, scale, search, stages, storage, training"
-AN_EVENT = "whole steps from 1, or a share of the run above 0 and at most 1.0"
+AN_EVENT = "a whole number of steps (1 or more), or a share of the run (above 0, at most 1.0)"
 MODEL_KEYS = "attention, base, chat_template, dtype, quantization, revision"
 WITH_OBJECTIVE = MINIMAL + "objective: {kind: orpo, lambda: 0.2}\n"
 
@@ -433,7 +433,8 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("training.checkpoint_every='10'", f"must be {AN_EVENT}, not '10'"),
         (
             "training.warmup=1.0",
-            "must be whole steps from 0, or a share of the run from 0 and below 1.0, not 1.0",
+            "must be a whole number of steps (0 or more), or a share of the run (0 or more, below "
+            "1.0), not 1.0",
         ),
         ("training.trackers=none", "none: no tracker; write [] for none"),
         (

@@ -482,7 +482,7 @@ def test_the_number_format(read: Callable[..., Draft], lines: dict[str, Any], dt
     [
         (AXOLOTL_FILE, {"chat_template": "chatml"}, "chatml", ""),
         (AXOLOTL_FILE, {"chat_template": "tokenizer_default"}, None, "the base's own"),
-        (AXOLOTL_FILE, {"chat_template": "alpaca"}, None, "not here by name"),
+        (AXOLOTL_FILE, {"chat_template": "alpaca"}, None, "no template here has this name"),
         (LLAMA_FACTORY_FILE, {"template": "llama3"}, "llama3", ""),
         (TRL_FILE, {"chat_template": "{% for m in messages %}{% endfor %}"}, None, "save it"),
     ],

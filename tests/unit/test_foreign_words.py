@@ -55,7 +55,7 @@ def complaint(path: Path, text: str, *overrides: str) -> str:
         ("adapter.lora_alpha", "here it is adapter.alpha"),
         (
             "load_in_4bit",
-            "here it is model.quantization; write nf4, the default, for true and none for false",
+            "here it is model.quantization; write nf4 (the default) for true, none for false",
         ),
         ("model.load_in_8bit", "here it is model.quantization; write int8"),
         ("bf16", "here it is model.dtype; write bfloat16; auto takes it if the GPU has it"),
@@ -127,8 +127,8 @@ def test_further_keys_are_answered_as_the_first_is(path: Path) -> None:
 def test_an_override_of_the_kind_is_blamed_for_the_keys_that_it_makes_unknown(path: Path) -> None:
     text = MINIMAL + "objective: {kind: dpo, beta: 0.1}\n"
     assert complaint(path, text, "objective.kind=sft") == (
-        "override 'objective.kind=sft': objective.beta: sft has no beta; remove it; "
-        f"{path}:5 sets it; objective={{kind: sft}} replaces the section"
+        "override 'objective.kind=sft': objective.beta: sft has no beta; remove it "
+        f"({path}:5), or replace the section: objective={{kind: sft}}"
     )
     known = "known here: beta, kind, label_smoothing, loss, nll_on, nll_weight"
     assert complaint(path, text, "objective.colour=1").endswith(

@@ -51,7 +51,7 @@ def _attention(draft: Draft) -> Any:
     }
     on = [ours for key, ours in flags.items() if draft.flag(key)]
     if not on and draft.is_set("flash_attention"):
-        on = ["sdpa"]  # switched off by name, which auto would not respect
+        on = ["sdpa"]  # the file switches flash attention off, and auto might choose it
     return written if written is not None or not on else on[0]
 
 

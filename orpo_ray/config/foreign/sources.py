@@ -31,7 +31,7 @@ TEMPLATES = {
     "phi": "phi3",
     "empty": "plain",
 }
-"""Our template for each template name of another project whose text is the same or nearly so."""
+"""Template names of other projects, each with our template of the same or nearly the same text."""
 _OWN_TEMPLATE = ("tokenizer_default", "default", "auto")
 
 
@@ -139,6 +139,7 @@ def put_template(draft: Draft, key: str, written: Any) -> None:
         draft.put("model.chat_template", name)
     else:
         remark = (
-            f"{key}: {shown(name)}: not here by name; null is the base's own, or name a Jinja file"
+            f"{key}: {shown(name)}: no template here has this name; null takes the base's own; or "
+            "name a Jinja file"
         )
         draft.put("model.chat_template", None, remark)

@@ -297,7 +297,7 @@ def put_trackers(draft: Draft) -> None:
 
 
 def put_deepspeed(draft: Draft) -> None:
-    """The ZeRO stage, from the name of DeepSpeed's file."""
+    """The ZeRO stage, from DeepSpeed's section, or from the name of its file."""
     written = draft.take("deepspeed")
     if written is None:
         return
@@ -305,16 +305,11 @@ def put_deepspeed(draft: Draft) -> None:
     stage = str(inside.get("stage", "")) if isinstance(inside, dict) else ""
     named = re.search(r"z(?:ero)?[-_]?(?:stage)?[-_]?([0-3])", str(written), re.IGNORECASE)
     stage = stage or (named.group(1) if named else "")
+    told = f"deepspeed: {written}: only its stage is read"
     if not stage:
-        draft.put(
-            "scale.deepspeed",
-            "auto",
-            f"deepspeed: {written}: its file is not read; auto chooses a stage",
-        )
+        draft.put("scale.deepspeed", "auto", f"{told}, and it names none; auto chooses a stage")
     elif stage != "0" and draft.settings.get("training.optimizer", "adamw") != "adamw":
         remark = f"deepspeed: {written}: ZeRO cannot share out the state of an 8-bit optimizer"
         draft.put("scale.deepspeed", "auto", remark)
     else:
-        draft.put(
-            "scale.deepspeed", {"stage": int(stage)}, f"deepspeed: {written}: its file is not read"
-        )
+        draft.put("scale.deepspeed", {"stage": int(stage)}, told)

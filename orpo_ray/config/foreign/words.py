@@ -8,7 +8,7 @@ _NO_COUNTERPART = "orpo_ray has no such setting"
 
 @dataclass(frozen=True)
 class Word:
-    """A foreign name: our key and what differs, or what ours does instead if there is no key."""
+    """A foreign name: our key and what differs. Without a key: what orpo_ray does instead."""
 
     here: str = ""
     differs: str = ""
@@ -25,7 +25,7 @@ def word_of(section: str, name: str, kind: str) -> Word | None:
 
 
 def instead_of(name: str, kind: str) -> str:
-    """What ours does instead of a foreign key that has no counterpart; `kind`: the objective."""
+    """What orpo_ray does instead of a foreign key without a counterpart; `kind`: the objective."""
     word = word_of("", name, kind)
     if word is None:
         return _NO_COUNTERPART
@@ -54,7 +54,7 @@ _HUB = Word(differs="a run uploads nothing; its adapter folder is ready for `hf 
 _WANDB = Word(
     "training.trackers", "write wandb; its own settings are variables such as WANDB_PROJECT"
 )
-_CPUS = Word(differs="the pairs are prepared once, many of them on all CPUs")
+_CPUS = Word(differs="the pairs are prepared once; if there are many, on all CPUs")
 _PACKING = Word("training.layout", "auto packs pairs if the base allows it")
 _KERNELS = Word(differs="with engine: fast the losses are computed without full logits")
 _REFERENCE = Word(differs="the reference is the model that the run starts from")
@@ -89,7 +89,7 @@ WORDS = _merged(
         _all("fp16 float16 fp16_full_eval", Word("model.dtype", "write float16")),
         _all(
             "load_in_4bit",
-            Word("model.quantization", "write nf4, the default, for true and none for false"),
+            Word("model.quantization", "write nf4 (the default) for true, none for false"),
         ),
         _all("load_in_8bit", Word("model.quantization", "write int8")),
         _all("quantization_bit", Word("model.quantization", "write nf4 for 4 bits, int8 for 8")),
@@ -383,7 +383,7 @@ WORDS = _merged(
         ),
     ]
 )
-"""By name. If the place decides, the section stands before a dot, or the kind before a colon."""
+"""By name. If its section decides what it means, SECTION.NAME; if the objective does, KIND:NAME."""
 
 _FAMILIES = {
     "hub_": _HUB,

@@ -15,7 +15,7 @@ _NO_WIDTH = 10**6
 
 
 def tree_of(draft: Draft) -> dict[str, Any]:
-    """The settings in their sections, as a config is read."""
+    """The settings as nested sections, as a YAML file has them."""
     tree: dict[str, Any] = {}
     for key, value in draft.settings.items():
         section, dot, name = key.rpartition(".")

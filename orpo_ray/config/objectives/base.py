@@ -1,4 +1,4 @@
-"""What the settings of an objective say to the rest of a run, which never compares names."""
+"""What a run asks the settings of its objective, so that no other code tests for its name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ _MEANS = {
     "chosen_log_probs": "chosen_logp",
     "rejected_log_probs": "rejected_logp",
 }
-"""The metrics of ours that TRL's are computed from, if its rewards are mean log-probs."""
+"""For each number of TRL, our metric that gives it, if TRL's rewards are mean log-probs."""
 _GAINS = {
     "accuracy": "gain_accuracy",
     "chosen": "chosen_gain",

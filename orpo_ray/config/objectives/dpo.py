@@ -1,4 +1,4 @@
-"""Settings of DPO (arXiv:2305.18290), and of its variants with another last function."""
+"""Settings of DPO (arXiv:2305.18290), and of variants with another function of the margin."""
 
 from typing import ClassVar, Literal, Self
 
