@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orpo_ray.config import RunConfig, ScaleConfig, stage_configs
 from orpo_ray.config import load_config as config_from
 from orpo_ray.config.searched import trial_count
+from orpo_ray.config.storage import is_url
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console, Printing
@@ -218,7 +219,7 @@ def _train_stages(
     """Train the first stages of a run, or all of them, except those that are finished."""
     results = []
     for number, stage in enumerate(stages, start=1):
-        run = Run(stage)
+        run = Run(stage, is_stage=True)
         result = run.look(SILENT)
         done = ", finished already" if result else ""
         console.announce(
@@ -332,7 +333,7 @@ def _plan_stages(config: RunConfig, console: Console) -> TrainPlan:
     planned = []
     for number, stage in enumerate(stage_configs(config), start=1):
         console.announce(f"stage {number} of {len(config.stages)}: {stage.objective.kind}")
-        Run(stage).look(SILENT)
+        Run(stage, is_stage=True).look(SILENT)
         planned.append(
             _plan(Run(_before_training(config, stage)), _place(stage.scale, console), console)
         )
@@ -497,14 +498,21 @@ def _refuse_before_planning(config: RunConfig) -> None:
 
 
 def _refuse_missing_inputs(config: RunConfig) -> None:
-    """Raise a user error for a base, template or file that is missing, before Ray starts."""
+    """Raise a user error for a base, adapter, template or file that is missing.
+
+    This comes before Ray starts and before the first of several stages is trained.
+    """
     from orpo_ray.data.sources import refuse_missing
     from orpo_ray.models.templates import template_text
-    from orpo_ray.models.trained import is_missing_folder
+    from orpo_ray.models.trained import find_adapter, is_missing_folder
 
     if is_missing_folder(config.model.base):
         raise ConfigError(f"model.base: no folder {config.model.base}")
-    for run in [config, *stage_configs(config)]:
+    for run in stage_configs(config) or [config]:
+        first = run.adapter.init_from
+        is_of_a_stage = first is not None and first.startswith(f"{config.place}/")
+        if first is not None and not is_url(first) and not is_of_a_stage:
+            find_adapter(first)
         if run.model.chat_template is not None:
             template_text(run.model.chat_template)
         for source in (*run.data.train, *run.data.eval):

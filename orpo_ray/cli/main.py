@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +25,8 @@ from orpo_ray.cli.console import (
     log_failure,
     stdout_for_result,
 )
-from orpo_ray.errors import OrpoRayError, RunError, StoppedError
+from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError
+from orpo_ray.runs.stop import SIGNALS, interrupt
 
 COMMANDS = (
     "demo",
@@ -42,6 +44,8 @@ COMMANDS = (
     "config",
 )
 UNEXPECTED, WRONG_USAGE = 1, 2
+_NAMES_LOG = (RunError.exit_code, ResourceError.exit_code)
+"""Exit codes of errors whose message may name the log."""
 _TRAINING = ("demo", "train", "tune")
 _HELP = ("-h", "--help")
 
@@ -99,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
     with stdout_for_result(as_json) as stdout:
         code, result = _invoke(list(arguments) or ["--help"])
         keep_log()
-        if code in (0, WRONG_USAGE):
+        if code not in _NAMES_LOG:
             drop_temporary_log()
         if as_json:
             print(json.dumps(_finite(result), allow_nan=False), file=stdout, flush=True)
@@ -144,7 +148,7 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
 def _interrupted(command: str) -> tuple[int, dict[str, Any]]:
     message = "interrupted; run the same command again"
     if command in _TRAINING:
-        message += " (training resumes from its last checkpoint)"
+        message += " (training resumes from its last checkpoint, if there is one)"
     return _fail(message, StoppedError.exit_code)
 
 
@@ -187,22 +191,27 @@ def _setting_of(option: str) -> str:
 
 def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[str, Any]]:
     line = " ".join(message.split())
-    print(
-        f"{fresh_line()}orpo-ray: {line}" + (f" (full log: {log})" if log else ""), file=sys.stderr
-    )
+    named = f" (full log: {log})" if log else ""
+    with suppress(OSError):  # a stderr that nobody reads must not change the exit code
+        print(f"{fresh_line()}orpo-ray: {line}{named}", file=sys.stderr)
     return code, {"error": line, "exit_code": code}
 
 
 def main() -> None:
     """Entry point of the `orpo-ray` command; SIGTERM ends it as Ctrl-C does."""
     code = UNEXPECTED
-    # Python calls these functions in reverse order, so this one runs when all libraries have ended.
+    # Python calls the functions of `atexit` in reverse order. The libraries register theirs later
+    # than this, so they have ended when it runs.
     atexit.register(lambda: _leave(code))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell that gave the command
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the end
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
     try:
         code = run(sys.argv[1:])
         # The work is done, and only Ray's shutdown is left, so a signal may end it at once.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, lambda *_: os._exit(code))
     except OSError as error:
         code, _ = _fail(f"the result cannot be written to stdout: {error.strerror}", UNEXPECTED)

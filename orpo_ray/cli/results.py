@@ -36,14 +36,14 @@ def print_result(command: str, result: dict[str, Any]) -> None:
             raise AssertionError(f"{command} has no result to print")
 
 
-def print_next(run: Run, config: str, overrides: Sequence[str], steps: int) -> None:
-    """Print the usual next commands. `config` is the file of the run; it has trained `steps`."""
-    print(f"next:    orpo-ray evaluate {shlex.join([config, *overrides])}")
+def print_next(run: Run, file: str, overrides: Sequence[str], steps: int) -> None:
+    """Print the usual next commands. `file` has the config of the run, which trained `steps`."""
+    print(f"next:    orpo-ray evaluate {shlex.join([file, *overrides])}")
     if not run.can_be_extended:
         return
     given = [override for override in overrides if not override.startswith(_LENGTH)]
     was_unset = any(override.startswith("training.epochs=") for override in overrides)
     has_epochs = run.config.training.epochs is not None or was_unset
     unset = ["training.epochs=null"] if has_epochs else []
-    longer = shlex.join([config, *given, *unset, f"training.max_steps={2 * steps}"])
+    longer = shlex.join([file, *given, *unset, f"training.max_steps={2 * steps}"])
     print(f"         orpo-ray train {longer} --extend")

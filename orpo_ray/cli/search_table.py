@@ -152,10 +152,11 @@ def print_search(search: Search, console: Console | None = None) -> None:
         if trial.error:
             console.print(Text(f"trial {trial.number} failed: {trial.error}"))
     if search.outcome:
-        _print_outcome(search.outcome, console)
+        _print_outcome(search.outcome, bool(search.settings.get("try_given")), console)
 
 
-def _print_outcome(outcome: Found, console: Console) -> None:
+def _print_outcome(outcome: Found, tries_given: bool, console: Console) -> None:
+    """Print what a search found. `tries_given`: its trial 0 is the given configuration."""
     table = Table(
         title="Pareto front: trials that no other beats in both accuracy and NLL",
         title_justify="left",
@@ -174,7 +175,8 @@ def _print_outcome(outcome: Found, console: Console) -> None:
     for line in outcome.reading:
         console.print(Text(line))
     console.print(f"config:  {outcome.config}\nadapter: {outcome.adapter}", soft_wrap=True)
-    console.print(f"next:    orpo-ray train {shlex.quote(outcome.config)}", soft_wrap=True)
+    if outcome.best != 0 or not tries_given:
+        console.print(f"next:    orpo-ray train {shlex.quote(outcome.config)}", soft_wrap=True)
 
 
 def _line(trial: Trial) -> str:

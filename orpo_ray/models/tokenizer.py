@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.config.storage import is_url, local_path
+from orpo_ray.config.storage import expanded, is_url, local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.templates import TEMPLATES, template_text
 from orpo_ray.models.trained import is_missing_folder
@@ -83,7 +83,7 @@ def explain_load_error(base: str, part: str, error: Exception) -> str:
     """
     if is_missing_folder(base):
         return f"model.base: no folder {base}"
-    folder = Path(base).expanduser()
+    folder = expanded(base)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__
     ]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orpo_ray.config.storage import local_path
+from orpo_ray.config.storage import expanded, local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.storage import storage_at
 
@@ -12,8 +12,11 @@ _MODEL_CONFIG, _OF_A_RUN = "config.json", "run.json"
 
 
 def is_missing_folder(base: str) -> bool:
-    """Whether a base is written as a path, and nothing is there."""
-    return base.startswith((".", "/", "~")) and not Path(base).expanduser().exists()
+    """Whether a base is written as a path, and nothing is there.
+
+    Raises ConfigError for the home of an unknown user.
+    """
+    return base.startswith((".", "/", "~")) and not expanded(base, "model.base").exists()
 
 
 def fetch_trained(place: str) -> None:

@@ -202,9 +202,9 @@ class RunFolder(Generic[Outcome]):
 class Run(RunFolder[TrainResult]):
     """A run that trains one model, or several in stages."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, is_stage: bool = False) -> None:
         super().__init__(config)
-        self.can_be_extended = not config.stages
+        self.can_be_extended = not (is_stage or config.stages)
 
     def what_next(self) -> str:
         """What a user can do with it when it is finished."""

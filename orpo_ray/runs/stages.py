@@ -2,9 +2,12 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from orpo_ray.config import RunConfig
+from orpo_ray.errors import ConfigError
 from orpo_ray.runs.files import ADAPTER, RUN_FILE
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
@@ -44,10 +47,12 @@ def _cost(results: Sequence[TrainResult]) -> dict[str, Any]:
     }
 
 
-def _data_of(run: Run) -> str:
-    """The hash of its pairs."""
-    run.fetch(RUN_FILE)
-    return str(run.facts()["identity"]["data"])
+def _held_out(config: RunConfig) -> tuple[Any, ...]:
+    """The settings that shape the held-out pairs."""
+    data, template = config.data, config.model.chat_template
+    if data.eval:
+        return (data.model_copy(update={"train": ()}), template)
+    return (data, template, config.training.seed)
 
 
 def _gain(stages: Sequence[Run], results: Sequence[TrainResult]) -> dict[str, Any]:
@@ -56,10 +61,16 @@ def _gain(stages: Sequence[Run], results: Sequence[TrainResult]) -> dict[str, An
     Otherwise the figures are those of the last stage, and a remark says so.
     """
     first, last = stages[0], stages[-1]
-    if _data_of(first) != _data_of(last):
-        told = "The figures compare the last stage with the stage before it."
+    found = {}
+    if _held_out(first.config) == _held_out(last.config):
+        with suppress(ConfigError):  # damaged scores cost these figures, not the run
+            found = compared(first.scores(0), last.scores(results[-1].adapter_step or 0))
+    if not found:
+        told = (
+            "The figures compare the last stage with its own start: the first stage has other "
+            "held-out pairs, or its scores are not on record."
+        )
         return {"remarks": (*results[-1].remarks, told)}
-    found = compared(first.scores(0), last.scores(results[-1].adapter_step or 0))
     pairs = results[-1].eval_pairs or 0
     return {
         "start": results[0].start,

@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from orpo_ray.runs.search import Search
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_heard = threading.Event()
+"""Whether `interrupt` was called in this process."""
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal before a StopSignal listens: raise KeyboardInterrupt, and remember it.
+
+    Python drops a KeyboardInterrupt that is raised in a destructor. Then the next StopSignal asks
+    to stop at once.
+    """
+    _heard.set()
+    signal.default_int_handler(number, frame)
 
 
 class StopSignal(Console):
@@ -25,7 +37,7 @@ class StopSignal(Console):
     ) -> None:
         self._console = console
         self._says = says
-        self._requested = False
+        self._requested = _heard.is_set()
         self._former: dict[signal.Signals, object] = {}
 
     def announce(self, line: str) -> None:

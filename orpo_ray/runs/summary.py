@@ -55,7 +55,7 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
 def _on_accuracy(change: Change, pairs: int) -> str:
     gain = change.difference
     numbers = f"({change.before.value:.3f} to {change.after.value:.3f} of {pairs} held-out pairs)"
-    if change.before.value >= _HIGH:
+    if change.before.value >= _HIGH and (change.is_noise or gain.value > 0):
         return (
             f"The model preferred the chosen answers before training {numbers}: little was left to "
             "learn."

@@ -384,6 +384,11 @@ MODELS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("adapter.targets: ", "has no layer q_prj; did you mean q_proj?"),
     ),
+    "missing adapter of the second stage": (
+        setting("stages=[{}, {adapter: {init_from: HERE/none}}]"),
+        WRONG,
+        ("none", "adapter_config.json"),
+    ),
     "missing adapter": (
         setting("adapter.init_from=HERE/none"),
         WRONG,
@@ -576,6 +581,15 @@ def test_stdout_that_nobody_reads_is_no_traceback(config: Path) -> None:
                 check=False,
             )
         one_line(Done(done.returncode, "", done.stderr), FAILED, "No space left on device")
+
+
+def test_closed_streams_change_no_exit_code(config: Path) -> None:
+    command = f"{sys.executable} -m orpo_ray.cli.main config show"
+    for line, code in ((f"{command} {config} >&-", 0), (f"{command} {config}x 2>&-", WRONG)):
+        done = subprocess.run(
+            line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (code, "")
 
 
 # --- adapters -------------------------------------------------------------------------------------

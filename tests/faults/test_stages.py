@@ -1,6 +1,7 @@
 """A run in two stages, SFT and then DPO, that is killed in its second stage and resumed."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,19 @@ def test_the_whole_run_is_compared_with_the_model_before_its_first_stage(runs: P
     assert result["seconds"] == pytest.approx(first["seconds"] + last["seconds"])
     rates = [stage["pairs_per_second"] for stage in (first, last)]
     assert min(rates) <= result["pairs_per_second"] <= max(rates)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"damaged")])
+def test_scores_that_are_lost_cost_the_comparison_and_not_the_run(
+    runs: Pair, damage: Callable[[Path], object], tmp_path: Path
+) -> None:
+    storage = Path(shutil.copytree(runs.unbroken.parent, tmp_path / "storage"))
+    (storage / "staged" / "result.json").unlink()
+    damage(storage / "staged" / "1-sft" / "evaluations" / "step-00000000.safetensors")
+    config = load_config(runs.unbroken.parent / "staged.yaml", [f"storage={storage}"])
+    result = api.train(config, SILENT)
+    assert result.changes == result.stages[-1].changes
+    assert "its scores are not on record" in result.remarks[-1]
 
 
 def test_killed_in_its_second_stage_the_run_goes_on_there(runs: Pair) -> None:

@@ -437,10 +437,37 @@ def test_peft_s_own_choice_of_layers_is_not_kept_in_silence(read: Callable[..., 
     assert "q_proj and v_proj alone" in said(read(TRL_FILE), "adapter.targets")
 
 
-def test_a_file_of_trl_has_no_test_split(read: Callable[..., Draft]) -> None:
-    draft = read(TRL_FILE, dataset_name="mine/pairs.csv", eval_strategy="steps")
-    assert draft.settings["data.train"] == [{"source": "mine/pairs.csv"}]
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        (TRL_FILE, {"dataset_name": "mine/a.csv"}),
+        (TRL_FILE, {"dataset_name": "mine/a.csv", "dataset_train_split": "x"}),
+        (TRL_FILE, {"dataset_mixer": {"mine/a.csv": 1.0}}),
+        (TRL_FILE, {"datasets": [{"path": "json", "data_files": "mine/a.csv", "split": "x"}]}),
+        (AXOLOTL_FILE, {"datasets": [{"path": "mine/a.csv", "split": "train[:10%]"}]}),
+    ],
+)
+def test_a_file_is_read_whole_and_a_share_of_it_is_held_out(
+    read: Callable[..., Draft], text: str, data: dict[str, Any]
+) -> None:
+    draft = read(text, eval_strategy="steps", **data)
+    assert draft.settings["data.train"] == [{"source": "mine/a.csv"}]
     assert "data.eval" not in draft.settings and "data.eval_fraction" in draft.settings
+    if any(split in str(data) for split in ("'x'", "10%")):
+        assert "a file is read whole here" in said(draft, "data.train")
+
+
+@pytest.mark.parametrize("datasets", [5, [5], ["name"]])
+def test_datasets_that_are_no_sections_are_refused(
+    read: Callable[..., Draft], datasets: Any
+) -> None:
+    with pytest.raises(ConfigError, match="datasets: must be a list of datasets"):
+        read(TRL_FILE, datasets=datasets)
+
+
+def test_what_lora_would_be_without_peft_is_listed(read: Callable[..., Draft]) -> None:
+    draft = read(TRL_FILE, use_peft=False, lora_r=64)
+    assert draft.lacking["lora_r"] == "has no effect there without use_peft"
 
 
 def test_a_quantised_base_without_an_adapter_is_not_trained_in_silence(

@@ -17,6 +17,7 @@ from orpo_ray.runs.scores import (
     smallest_visible,
     write_scores,
 )
+from orpo_ray.runs.summary import remarks
 
 
 def made_up(count: int, gain: float = 0.0, seed: int = 0) -> PairScores:
@@ -140,6 +141,13 @@ def test_few_pairs_that_turn_are_noise_whatever_the_interval_says(
     found = changes(*turned(gained, lost, 10))["accuracy"]
     assert found.chance == pytest.approx(chance)
     assert found.is_noise is is_noise
+
+
+def test_a_good_model_that_got_worse_is_not_called_a_good_one() -> None:
+    pairs = 40
+    lines = {lost: remarks(changes(*turned(0, lost, pairs)), pairs)[0] for lost in (0, 11)}
+    assert lines[0].endswith("little was left to learn.")
+    assert lines[11].startswith("The model got worse (1.000 to 0.725 of 40 held-out pairs)")
 
 
 def test_no_pair_that_turns_is_no_sure_zero() -> None:

@@ -10,7 +10,7 @@ import pytest
 from support import Listener
 
 from orpo_ray.runs.console import SILENT
-from orpo_ray.runs.stop import SIGNALS, StopSignal
+from orpo_ray.runs.stop import SIGNALS, StopSignal, interrupt
 
 received: list[int] = []
 
@@ -56,6 +56,27 @@ def test_one_signal_gives_both_their_old_meaning_back() -> None:
         send(signal.SIGTERM)
         send(signal.SIGINT)
         assert received == [signal.SIGINT]
+
+
+def test_an_interruption_that_python_dropped_asks_to_stop_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python drops what a destructor raises."""
+    monkeypatch.setattr("orpo_ray.runs.stop._heard", threading.Event())
+    monkeypatch.setattr("sys.unraisablehook", lambda dropped: None)
+
+    class Interrupted:
+        def __del__(self) -> None:
+            send(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, interrupt)
+    with StopSignal(SILENT) as stop:
+        assert not stop.stop_requested()
+    del stop
+    one = Interrupted()
+    del one
+    with StopSignal(SILENT) as stop:
+        assert stop.stop_requested()
 
 
 def test_outside_the_block_nothing_has_changed() -> None:

@@ -100,7 +100,7 @@ def _put_adapter(draft: Draft) -> None:
     bits = 8 if draft.flag("load_in_8bit") and bits is None else bits
     if adapter is None:
         lora.put_full(draft, "without adapter all weights are trained")
-        lora.refuse_full_kto(draft)
+        lora.give_kto_an_adapter(draft)
         return
     lora.put_quantization(draft, bits)
     rank = draft.number("lora_r", 8)

@@ -69,7 +69,7 @@ def _put_adapter(draft: Draft) -> None:
     quant_type = draft.take("quantization_type")
     if tuning == "full":
         lora.put_full(draft)
-        lora.refuse_full_kto(draft)
+        lora.give_kto_an_adapter(draft)
         return
     lora.put_quantization(draft, bits, quant_type)
     rank = draft.number("lora_rank", 8)

@@ -60,7 +60,7 @@ def put_quantization(draft: Draft, bits: int | None, quant_type: Any = None) -> 
         draft.put("model.quantization", "nf4", f"{told}: not here; nf4 is the nearest")
 
 
-def refuse_full_kto(draft: Draft) -> None:
+def give_kto_an_adapter(draft: Draft) -> None:
     """Put an adapter for KTO: its reference is the model without the adapter, so it needs one."""
     if draft.settings["objective.kind"] == "kto" and draft.settings["adapter.kind"] == "none":
         draft.put(

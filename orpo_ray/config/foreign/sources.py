@@ -72,12 +72,31 @@ def put_sources(draft: Draft, train: list[dict[str, Any]], held_out: list[dict[s
 
     If there is none to train on, a placeholder is put, because a config needs one.
     """
+    trained = [entry["source"] for entry in train if not is_hub(entry)]
+    for entry in [entry for entry in held_out if entry["source"] in trained]:
+        held_out.remove(entry)
+        draft.remark("data.train", f"{entry['source']}: a share of the trained file is held out")
+    _drop_splits(draft, "data.train", train)
+    _drop_splits(draft, "data.eval", held_out)
     if not train:
         train = [{"source": "pairs.jsonl"}]
         draft.remark("data.train", "no pairs are named there; write yours")
     draft.put("data.train", train)
     if held_out:
         draft.put("data.eval", held_out)
+
+
+def is_hub(entry: dict[str, Any]) -> bool:
+    """Whether a source is a dataset on the hub, not a file."""
+    return not is_file(entry["source"])
+
+
+def _drop_splits(draft: Draft, key: str, entries: list[dict[str, Any]]) -> None:
+    """Remove the splits of files, which have none here, with a remark."""
+    for entry in entries:
+        if not is_hub(entry) and "split" in entry:
+            split = entry.pop("split")
+            draft.remark(key, f"{entry['source']}: split {split}: a file is read whole here")
 
 
 def remark_configuration(draft: Draft, name: Any, configuration: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from orpo_ray.config.foreign import lora, method, sources, trainer
 from orpo_ray.config.foreign.draft import Draft, as_names, as_number, is_unset
 from orpo_ray.config.foreign.recognise import TRL
+from orpo_ray.errors import ConfigError
 
 _TRUNCATES = (
     "TRL cuts long prompts on the left; an answer that is too long is dropped here, not cut"
@@ -117,9 +118,9 @@ def _put_adapter(draft: Draft) -> None:
         if bits:
             told = f"load_in_{bits}bit: quantised weights are not trained; use_peft adds an adapter"
             draft.remark("model.quantization", told)
-        lora.refuse_full_kto(draft)
+        lora.give_kto_an_adapter(draft)
         for key in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora"):
-            draft.take(key)
+            draft.lack(key, "has no effect there without use_peft")
         return
     lora.put_quantization(draft, bits, quant_type)
     rank, alpha = draft.number("lora_r", 16), draft.number("lora_alpha", 32)
@@ -156,8 +157,6 @@ def _one_dataset(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any
     if name is None:
         return [], []
     sources.remark_configuration(draft, name, draft.take("dataset_config"))
-    if sources.is_file(str(name)):
-        return [sources.source(name)], []
     return [sources.source(name, splits[0])], [sources.source(name, splits[1])]
 
 
@@ -183,7 +182,9 @@ def _mixture(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any]], 
     key = "dataset_mixture" if draft.is_set("dataset_mixture") else "datasets"
     written = draft.take(key)
     mixture = written if isinstance(written, dict) else {"datasets": written}
-    entries = [entry for entry in mixture.get("datasets") or [] if isinstance(entry, dict)]
+    entries = mixture.get("datasets") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{key}: must be a list of datasets, each a section with id or path")
     train = []
     for entry in entries:
         name = entry.get("id") or entry.get("path")
