@@ -206,8 +206,10 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell that gave the command
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the end
-    for number in SIGNALS:
-        signal.signal(number, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+    # A script starts its background commands with SIGINT ignored, and it stays ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         code = run(sys.argv[1:])
         # The work is done, and only Ray's shutdown is left, so a signal may end it at once.
