@@ -167,7 +167,7 @@ def ablation(
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Each technique of the step alone, compared with stock TRL's step."""
+    """Measure each technique by itself: a step with only that one, compared with stock TRL's."""
     announce = _open_quiet_log()
     from orpo_ray.bench.step import Case, bench_ablation
 
@@ -305,7 +305,7 @@ def _print_sides(result: dict[str, Any]) -> None:
         memory = f"{result[f'memory_{side}'] / 2**20:7.0f}" if f"memory_{side}" in result else ""
         print(f"{side:6} {result[side]:9.4f} {result[f'tokens_{side}']:8,} {memory}")
     grouped = (
-        f" ({result['ratio_grouped']:.2f} compared with pairs grouped by length)"
+        f" ({result['ratio_grouped']:.2f} if stock TRL gets its pairs grouped by length)"
         if "ratio_grouped" in result
         else ""
     )

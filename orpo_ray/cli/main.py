@@ -200,8 +200,8 @@ def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[st
 def main() -> None:
     """Entry point of the `orpo-ray` command; SIGTERM ends it as Ctrl-C does."""
     code = UNEXPECTED
-    # Python calls the functions of `atexit` in reverse order. The libraries register theirs later
-    # than this, so they have ended when it runs.
+    # Python calls the functions of `atexit` in reverse order. The libraries register theirs later,
+    # so the libraries have ended when `_leave` runs.
     atexit.register(lambda: _leave(code))
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell that gave the command

@@ -107,8 +107,8 @@ def _parse_columns(text: str) -> dict[str, str]:
     names = dict(part.split("=", 1) for part in text.split(",") if part.count("=") == 1)
     if len(names) < 3 or len(names) != len(text.split(",")):
         raise ConfigError(
-            "--columns: write prompt=..,chosen=..,rejected=.., and system=.. if there is one, not "
-            f"{text!r}"
+            f"--columns: {text!r} is not of the form prompt=..,chosen=..,rejected=.. "
+            "(and system=.. if there is such a column)"
         )
     return {key.strip(): value.strip() for key, value in names.items()}
 

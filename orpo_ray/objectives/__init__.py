@@ -1,6 +1,6 @@
 """The losses: pure functions of the log-probs of pairs.
 
-Each loss and its settings in `orpo_ray/config/objectives/` have files of the same name.
+Each loss has a file here. Its settings have a file of that name in `orpo_ray/config/objectives/`.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """DPO: direct preference optimisation (arXiv:2305.18290, equation 7).
 
-Label smoothing is that of its cDPO note. Two other losses take the same margin: the hinge of SLiC
+Label smoothing is that of cDPO. Two other losses take the same margin: the hinge of SLiC
 (arXiv:2305.10425), here on log-ratios, and robust DPO (arXiv:2403.00409).
 """
 
@@ -21,7 +21,7 @@ def log_ratio_margin(pairs: PairLogps) -> Tensor:
 
 
 def sigmoid_loss(scaled: Tensor, label_smoothing: float) -> Tensor:
-    """-log sigmoid(scaled), [n]; for the share `label_smoothing`, with the label flipped."""
+    """-log sigmoid(scaled), [n]. The loss of the flipped label has the weight `label_smoothing`."""
     return -(1 - label_smoothing) * logsigmoid(scaled) - label_smoothing * logsigmoid(-scaled)
 
 
@@ -46,7 +46,7 @@ _LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 def build(config: DpoConfig) -> Objective:
-    """The loss that the config names, of beta times the margin, plus `nll_weight` times the NLL."""
+    """The config's loss, applied to beta times the margin, plus `nll_weight` times the NLL."""
     loss = _LOSSES[config.loss]
 
     def preference(pairs: PairLogps) -> Tensor:

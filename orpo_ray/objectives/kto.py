@@ -1,4 +1,4 @@
-"""KTO (arXiv:2402.01306): only TRL's trainer computes it, and also its reference."""
+"""KTO (arXiv:2402.01306). TRL's trainer computes the loss and its reference; ours cannot."""
 
 from torch import Tensor
 

@@ -7,8 +7,8 @@ from torch.nn.functional import logsigmoid
 from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.objectives.base import Objective, PairLogps
 
-# The odds of a probability of 1 are infinite. This is the largest log-prob that float32 still tells
-# apart from that of 1.
+# The odds of a probability of 1 are infinite. At this log-prob, the highest that is used, float32
+# still computes the odds well.
 _LARGEST_LOG_PROB = -1e-6
 
 

@@ -13,8 +13,8 @@ from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 
 # Settings that may change when a run is resumed. They decide where work is done and files are kept,
-# and what is evaluated, saved and logged. With our own engine they do not change what is trained;
-# with TRL's, KTO depends on the pairs that are computed together.
+# and what is evaluated, saved and logged. With our own engine they do not change what is trained.
+# With TRL's, there is one exception: KTO depends on which pairs share a micro-batch.
 FREE_KEYS = (
     "storage",
     "scale.",

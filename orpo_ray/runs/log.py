@@ -1,4 +1,4 @@
-"""Which records run.log keeps of all that is logged while a run is trained."""
+"""Decides which log records run.log keeps while a run is trained."""
 
 import logging
 

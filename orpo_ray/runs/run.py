@@ -59,7 +59,7 @@ class RunFolder(Generic[Outcome]):
         return self.folder / name
 
     def place_of(self, name: str) -> str:
-        """The same for a reader on another server: a path or a URL."""
+        """Where a reader on another server finds one of its files or folders: a path or a URL."""
         return inside(self.place, name)
 
     def store(self, *names: str) -> None:
@@ -67,7 +67,7 @@ class RunFolder(Generic[Outcome]):
         self.storage.store(*map(self.path, names))
 
     def fetch(self, name: str) -> Path:
-        """Fetch a file, and return its path. If the storage has none, there is no file either."""
+        """Fetch a file, if the storage has it, and return its path on this server."""
         self.storage.fetch(self.path(name))
         return self.path(name)
 
@@ -266,8 +266,8 @@ class Run(RunFolder[TrainResult]):
         stored = files.read_json(self.path(files.RUN_FILE))
         if stored is None:
             raise ConfigError(
-                f"{self.path(files.RUN_FILE)}: missing, and it says what the run began with; "
-                "restore it, or give the new run another name"
+                f"{self.path(files.RUN_FILE)}: the file is missing. It says what the run began "
+                "with; restore it, or give the new run another name"
             )
         return stored
 

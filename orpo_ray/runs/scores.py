@@ -134,7 +134,10 @@ def _never_certain(share: Mean, count: int) -> Mean:
 
 
 def _never_without_width(difference: Mean, count: int) -> Mean:
-    """Widen an interval without width, by the rule of three: no pair turned, or all did."""
+    """Widen an interval of no width by the rule of three.
+
+    It has no width if no pair turned, or if all did.
+    """
     value, room = difference.value, 3 / count
     if difference.low == difference.high:
         return replace(difference, low=max(-1.0, value - room), high=min(1.0, value + room))

@@ -15,7 +15,7 @@ from orpo_ray.runs.search import Search, Trial, search_of
 from orpo_ray.storage import storage_at
 
 FOLDER = "search"
-"""The folder of a search inside its run, and the last part of its name."""
+"""The folder of a search inside its run. The name of a search ends with it."""
 
 
 _FIXED = ("search", "training.eval_every")

@@ -77,8 +77,8 @@ def reading(search: Search, compared: Compared | None = None) -> list[str]:
         f"answer for {best.last[ACCURACY]:.1%} of {search.pairs} held-out pairs. Its mean margin "
         f"is {best.last[MARGIN]:.2f} nats a token.",
         f"{len(search.trials)} trials: {counts['finished']} finished, {counts['stopped']} given up "
-        f"early{failed}. They took {trial_steps(search.trials)} steps; all in full would take "
-        f"{whole}.",
+        f"early{failed}. They took {trial_steps(search.trials)} steps; training "
+        f"every trial to its end would take {whole}.",
         _price(front, best)
         + " Read the answers before the numbers; then train best.yaml with more data or steps.",
         *_against_given(search, best, compared),
@@ -113,7 +113,7 @@ def _against_given(search: Search, best: Trial, compared: Compared | None) -> li
 def _edges(search: Search, best: Trial) -> list[str]:
     """The best values that lie at an end of their range, with the range to try next."""
     if best.number == 0 and search.settings.get("try_given"):
-        return []  # its range may have been widened just to hold it
+        return []  # the ranges may have been widened just to hold its values
     lines = []
     for name, text in search.settings.get("space", {}).items():
         domain, value = parse_domain(text), best.values.get(name)

@@ -102,8 +102,8 @@ def trial_config(config: RunConfig, space: Space, values: dict[str, Any], name: 
 def probes(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
     """Values that are checked before anything is trained.
 
-    For a grid, these are all points. For other searchers, one field at a time: each value of a
-    choice; of a range, both ends and one point between them.
+    For a grid, these are all points. Other searchers vary one field at a time: a choice gives each
+    of its values, and a range gives both ends and one point between them.
     """
     if settings_of(config).searcher == "grid":
         yield from grid_points(config, space.domains)

@@ -85,8 +85,8 @@ class Study:
             return spread_values(self._domains, self._seed, number)
         self._study.sampler = self._tpe(number)
         drawn = self._study.ask(self._distributions)
-        # The record has only values that are rounded to their step, and TPE must learn from these.
-        # `_begin` adds them. FAIL makes TPE ignore this draw, which is not rounded.
+        # TPE must learn from rounded values, as the record has them, and `_begin` gives it those.
+        # This draw is not rounded, so FAIL makes TPE ignore it.
         self._study.tell(drawn, state=TrialState.FAIL)
         return {
             name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()
@@ -95,7 +95,7 @@ class Study:
     def judge(self, trial: Trial) -> bool:
         """Whether to give the trial up after its latest evaluation; never at the end of its run.
 
-        The given configuration always runs to its end, so that no search loses to its input.
+        The given configuration always runs to its end, so that no search ends with a worse one.
         """
         progress = trial.last["step"] / trial.total_steps
         value = score(self._search.metric, trial.last, self._pairs)

@@ -24,7 +24,7 @@ RUNS_ATTENTION = "orpo_ray_runs"
 
 VARLEN, SDPA = "flash varlen", "SDPA per run of tokens"
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
-"""What a layer may ask of its attention, and this one does not compute."""
+"""What a layer may ask for, and the attention of this module does not compute."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Runs:
     """The runs of a row in order.
 
     Run i has `lengths[i]` tokens, which also see the first `shared[i]` tokens of the run before it.
-    These are plain numbers, so that nothing waits for the device to tell them. `query_ends` and
+    These are plain numbers, so that reading them does not wait for the device. `query_ends` and
     `key_ends` [runs + 1] say the same to kernels, on the device.
     """
 

@@ -22,7 +22,7 @@ Returns the most bytes that such a pack takes, forward and backward, or None if 
 _ENOUGH_TOKENS = 4096
 """A micro-batch of this size keeps a GPU busy.
 
-Larger ones gain less than recomputing activations costs.
+A larger one is not worth recomputing activations for: that costs more time than it saves.
 """
 _SMALLER = 0.75
 """What a size that did not fit is multiplied by."""
@@ -106,8 +106,8 @@ def usable(free: int, trained: int, workers: int, strategy: Strategy) -> int:
 
     The `trained` float32 parameters have no gradient and no optimizer state yet. Their memory is
     left free. How much of it a worker holds depends on the strategy. DDP also has a copy of the
-    gradients, to exchange them. The pack that is tried makes gradients of its own, but from the
-    second pack of a step on, the gradients of the first are there, too.
+    gradients, to exchange them. The pack that is tried makes its own gradients. In a step, each
+    pack after the first also finds the gradients of the packs before it.
     """
     weights = gradients = 4 * trained
     reserved = bytes_of_stage(ModelSize(0, trained), workers, strategy.stage or 0) - weights

@@ -144,7 +144,7 @@ def prune(parent: Path, keep: int) -> list[Path]:
 def steps_to_keep(saved: Sequence[Saved], keep: int) -> set[int]:
     """The steps to keep: the newest, the best, then the next newest, until `keep` are named.
 
-    The best one has the highest accuracy. Of equal ones it has the largest margin.
+    The best one has the highest accuracy. If several have it, the largest margin decides.
     """
     newest_first = sorted((s.step for s in saved), reverse=True)
     ranked = list(dict.fromkeys(newest_first[:1] + _best_first(saved)[:1] + newest_first))

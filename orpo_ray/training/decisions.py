@@ -12,8 +12,8 @@ from orpo_ray.training.strategy import Strategy
 class Decisions:
     """What every `auto` was decided to be.
 
-    Written to run.json. A resumed run takes them from there, but for `device`, `strategy`, and
-    `tokens_per_microbatch` if the config sets it.
+    Written to run.json. A resumed run reads them there. `device` and `strategy` are decided again,
+    and so is `tokens_per_microbatch` if the config sets it.
     """
 
     device: str

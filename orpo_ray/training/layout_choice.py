@@ -80,8 +80,8 @@ def _no_single_row(traits: Traits, longest: int) -> str | None:
     """What keeps several answers from standing in one row, or None."""
     if traits.recurrent:
         return (
-            "layers of the base carry a state from token to token, which answers in one row "
-            "would share"
+            "layers of the base carry a state from token to token, and answers in one row would "
+            "share it"
         )
     if traits.own_attention:
         return "the base computes its attention in its own way"

@@ -201,7 +201,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
 
 
 def _scores_at_start(session: _Session, objective: Objective) -> PairScores | None:
-    """What held-out pairs scored before the first step, if metrics are compared with it.
+    """The held-out scores before the first step, or None if no metric is compared with them.
 
     A damaged file costs these metrics, not the run.
     """
@@ -211,7 +211,7 @@ def _scores_at_start(session: _Session, objective: Objective) -> PairScores | No
     try:
         return run.scores(0)
     except ConfigError as error:
-        session.announce(f"{error}; this run leaves TRL's names of held-out metrics out")
+        session.announce(f"{error}; held-out metrics are not reported under TRL's names")
         return None
 
 

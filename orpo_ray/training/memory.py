@@ -21,7 +21,7 @@ _OPTIONS = {
     # It comes first: if it is refused, the others would only switch off malloc's own adjustment.
     _MMAP_THRESHOLD: 2**30,
     _TRIM_THRESHOLD: 2**30,  # an unused end of a heap is kept up to this size
-    _TOP_PAD: 64 * 2**20,  # the largest heap of a thread, so that an empty one is kept, too
+    _TOP_PAD: 64 * 2**20,  # as large as a thread's largest heap: malloc keeps an empty heap, too
 }
 
 
@@ -86,7 +86,7 @@ class GpuMemory:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         if not _fits(run):
-            torch.cuda.empty_cache()  # now: until here the exception's frames held the tensors
+            torch.cuda.empty_cache()  # only now: the exception's frames held the tensors
             return None
         return torch.cuda.max_memory_allocated() - before
 

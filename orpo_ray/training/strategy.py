@@ -118,7 +118,8 @@ def _for_adapter(
         if config.model.quantization == "none":
             return StrategyChoice(Strategy.ZERO_3, base)
         base += (
-            ", and with quantisation each worker loads all of it in every stage; trying it anyway"
+            ", and each worker loads the whole of a quantised base in every ZeRO stage; trying it "
+            "anyway"
         )
     if workers.nodes == 1:
         return StrategyChoice(

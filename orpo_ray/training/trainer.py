@@ -200,9 +200,9 @@ class PreferenceTrainer(Trainer):
         return loss.detach()
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
-        """The gradient norm, which is checked here, just before the optimizer steps.
+        """The gradient norm. It is checked here, before the optimizer changes any weight.
 
-        DeepSpeed has stepped already, unless it found that the gradient is not finite.
+        DeepSpeed has changed the weights already, unless it found a gradient that is not finite.
         """
         if getattr(self._inner_optimizer, "overflow", False):
             raise self._non_finite("gradient")

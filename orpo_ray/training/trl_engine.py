@@ -120,7 +120,7 @@ _LENGTHS: dict[str, int | None] = {"ORPO": _LONGEST, "CPO": _LONGEST, "DPO": Non
 def _in_trl(objective: ObjectiveConfig) -> InTrl:
     found = objective.in_trl()
     assert isinstance(found, InTrl), (
-        "the config refuses an objective that TRL does not compute as it is set"
+        "the config refuses an objective whose settings TRL cannot compute"
     )
     return found
 
@@ -224,7 +224,8 @@ class TrlTrainer(PreferenceTrainer):
     ) -> Tensor:
         """Forward and backward of one micro-batch.
 
-        TRL's mean over it counts by its share of the step's pairs.
+        TRL gives the mean loss of the micro-batch. The weight of this mean is the micro-batch's
+        share of the step's pairs.
         """
         batch: TrlBatch = {
             name: _moved(value, self.args.device) for name, value in pack.batch.items()
@@ -286,7 +287,8 @@ def _build(
             train_dataset=rows,
             processing_class=tokenizer,
         )
-    # Set afterwards: TRL would compute reference log-probs of its one row. Ours are in every row.
+    # Set only now: earlier, TRL would compute the reference log-probs of its one dummy row. Our
+    # rows bring their own.
     inside.precompute_ref_logps = in_trl.trainer == "DPO"
     return inside
 

@@ -1,4 +1,4 @@
-"""DeepSpeed: its settings for our steps, and whole tensors by name, read from and put into shards.
+"""Settings of DeepSpeed for our steps; reads whole tensors out of shards and writes them back.
 
 A shard is the part of a tensor that one worker holds.
 """
@@ -32,7 +32,10 @@ def deepspeed_config(stage: int, max_grad_norm: float) -> dict[str, Any]:
 
 
 def prepare_deepspeed(device: str) -> None:
-    """Have DeepSpeed run on a CPU without a compiler. Call before accelerate, which imports it."""
+    """Have DeepSpeed run on a CPU without a compiler.
+
+    Call this before accelerate is imported, because accelerate imports DeepSpeed.
+    """
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed

@@ -109,7 +109,7 @@ def test_columns(command: Run, tmp_path: Path) -> None:
         (["--train", "none.jsonl"], "none.jsonl: no such file"),
         (
             ["--train", "x.jsonl", "--columns", "prompt"],
-            "--columns: write prompt=..,chosen=..,rejected=..",
+            "is not of the form prompt=..,chosen=..,rejected=..",
         ),
         (["--train", "x.jsonl", "data.max_lenght=7"], "max_lenght"),
         (["none.yaml"], "none.yaml: no such file"),

@@ -303,7 +303,7 @@ def test_a_run_that_lost_its_record_is_not_taken_on_trust(
 ) -> None:
     config, artifact = begun
     (config.run_dir / "run.json").unlink()
-    with pytest.raises(ConfigError, match=r"run\.json: missing"):
+    with pytest.raises(ConfigError, match=r"run\.json: the file is missing"):
         settle(Run(config), artifact, SILENT.announce, CPU)
 
 

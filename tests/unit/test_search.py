@@ -119,8 +119,8 @@ def test_the_reading_names_the_best_trial_and_its_cost_in_steps_and_likelihood()
         "Trial 0 is best, with objective.lambda=0.1. It prefers the chosen answer for 90.0% of 512"
     )
     assert second == (
-        "4 trials: 2 finished, 1 given up early, 1 failed. They took 22 steps; all in full would "
-        "take 40."
+        "4 trials: 2 finished, 1 given up early, 1 failed. They took 22 steps; "
+        "training every trial to its end would take 40."
     )
     assert third.startswith(
         "Trial 1 keeps the chosen answers likelier (NLL 1.00 compared with 2.00 a token) at "

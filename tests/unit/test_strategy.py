@@ -74,7 +74,7 @@ def chosen(
             ADAPTER_OF_7B,
             {},
             "deepspeed-zero-2",
-            "with quantisation each worker loads all of it",
+            "each worker loads the whole of a quantised base",
         ),
         (
             workers(2),
