@@ -506,8 +506,6 @@ def _refuse_missing_inputs(config: RunConfig) -> None:
     from orpo_ray.models.templates import template_text
     from orpo_ray.models.trained import find_adapter, is_missing_folder
 
-    if is_missing_folder(config.model.base):
-        raise ConfigError(f"model.base: no folder {config.model.base}")
     for run in stage_configs(config) or [config]:
         first = run.adapter.init_from
         is_of_a_stage = first is not None and first.startswith(f"{config.place}/")
@@ -517,6 +515,8 @@ def _refuse_missing_inputs(config: RunConfig) -> None:
             template_text(run.model.chat_template)
         for source in (*run.data.train, *run.data.eval):
             refuse_missing(source)
+    if is_missing_folder(config.model.base):
+        raise ConfigError(f"model.base: no folder {config.model.base}")
 
 
 def _place(scale: ScaleConfig, console: Console, verbose: bool = False) -> Placement:
