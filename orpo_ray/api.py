@@ -131,7 +131,7 @@ def train(
     if (finished := run.look(console)) is not None:
         return finished
     run.refuse_busy(_ONLOOKER_S)
-    _refuse_missing_inputs(config)
+    _refuse_missing_before_training(config)
     if config.stages:
         return _train_in_stages(run, console, verbose)
     placement = _place(config.scale, console, verbose)
@@ -257,7 +257,7 @@ def tune(config: RunConfig, console: Console = _PRINTING, verbose: bool = False)
     if (search := run.look(console)) is not None:
         return search.result()
     run.refuse_busy(_ONLOOKER_S)
-    _refuse_missing_inputs(config)
+    _refuse_missing_before_training(config)
     placement = _place(searched.scale, console, verbose)
     _check_cluster(Run(searched), console)
     if space.stage:
@@ -392,11 +392,11 @@ def evaluate(
         raise ConfigError("--base-only judges the base alone; leave out --adapter")
     whole = Run(config)
     trained = None if base_only else _named_adapter(config, adapter) or _trained_by(whole)
+    if config.stages:
+        config = _before_training(config, stage_configs(config)[-1])
     _refuse_missing_inputs(config)
     from orpo_ray.evaluation.evaluate import Questions, evaluation_of, judge_model
 
-    if config.stages:
-        config = _before_training(config, stage_configs(config)[-1])
     run, tokenizer = Run(config), _tokenizer(config, console)
     artifact = _prepare(run, console)
     decisions = _decide_for_evaluation(run, artifact, console)
@@ -492,31 +492,35 @@ def _refuse_before_planning(config: RunConfig) -> None:
     from orpo_ray.training.trackers import refuse_missing_trackers
 
     Run(config).check_writable()
-    _refuse_missing_inputs(config)
+    _refuse_missing_before_training(config)
     for run in [config, *stage_configs(config)]:
         refuse_missing_trackers(run)
 
 
 def _refuse_missing_inputs(config: RunConfig) -> None:
-    """Raise a user error for a base, adapter, template or file that is missing.
-
-    This comes before Ray starts and before the first of several stages is trained.
-    """
+    """Raise a user error for a template, file or base that is missing, before Ray starts."""
     from orpo_ray.data.sources import refuse_missing
     from orpo_ray.models.templates import template_text
-    from orpo_ray.models.trained import find_adapter, is_missing_folder
+    from orpo_ray.models.trained import is_missing_folder
+
+    if config.model.chat_template is not None:
+        template_text(config.model.chat_template)
+    for source in (*config.data.train, *config.data.eval):
+        refuse_missing(source)
+    if is_missing_folder(config.model.base):
+        raise ConfigError(f"model.base: no folder {config.model.base}")
+
+
+def _refuse_missing_before_training(config: RunConfig) -> None:
+    """Refuse what is missing for a run, or for any of its stages before the first is trained."""
+    from orpo_ray.models.trained import find_adapter
 
     for run in stage_configs(config) or [config]:
         first = run.adapter.init_from
         is_of_a_stage = first is not None and first.startswith(f"{config.place}/")
         if first is not None and not is_url(first) and not is_of_a_stage:
             find_adapter(first)
-        if run.model.chat_template is not None:
-            template_text(run.model.chat_template)
-        for source in (*run.data.train, *run.data.eval):
-            refuse_missing(source)
-    if is_missing_folder(config.model.base):
-        raise ConfigError(f"model.base: no folder {config.model.base}")
+        _refuse_missing_inputs(_before_training(config, run))
 
 
 def _place(scale: ScaleConfig, console: Console, verbose: bool = False) -> Placement:

@@ -19,19 +19,23 @@ class Section(BaseModel):
         validate_default=True,
     )
 
+    @classmethod
+    def _fields_by_key(cls) -> dict[str, FieldInfo]:
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
+
     @model_validator(mode="before")
     @classmethod
     def _yes_is_not_one(cls, data: Any) -> Any:
         """Make yes and no texts, so that numbers refuse them: pydantic reads `yes` as 1."""
         if not isinstance(data, Mapping):
             return data
-        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
-        return {
+        fields = cls._fields_by_key()
+        texts = {
             key: str(value)
-            if isinstance(value, bool) and key in fields and _reads_yes_as_one(fields[key])
-            else value
             for key, value in data.items()
+            if isinstance(value, bool) and key in fields and _reads_yes_as_one(fields[key])
         }
+        return {**data, **texts}
 
     @model_validator(mode="before")
     @classmethod
@@ -39,7 +43,7 @@ class Section(BaseModel):
         """`trackers: wandb` and `train: pairs.jsonl` need no brackets."""
         if not isinstance(data, Mapping):
             return data
-        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        fields = cls._fields_by_key()
         return {
             key: [value] if key in fields and _is_item(fields[key], value) else value
             for key, value in data.items()

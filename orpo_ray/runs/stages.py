@@ -60,11 +60,11 @@ def _gain(stages: Sequence[Run], results: Sequence[TrainResult]) -> dict[str, An
 
     Otherwise the figures are those of the last stage, and a remark says so.
     """
-    first, last = stages[0], stages[-1]
+    first, last, step = stages[0], stages[-1], results[-1].adapter_step
     found = {}
-    if _held_out(first.config) == _held_out(last.config):
+    if step is not None and _held_out(first.config) == _held_out(last.config):
         with suppress(ConfigError):  # damaged scores cost these figures, not the run
-            found = compared(first.scores(0), last.scores(results[-1].adapter_step or 0))
+            found = compared(first.scores(0), last.scores(step))
     if not found:
         told = (
             "The figures compare the last stage with its own start: the first stage has other "

@@ -168,6 +168,19 @@ def test_a_run_in_stages_is_evaluated_as_any_other(runs: Pair) -> None:
     assert found.metrics["trained"]["all"]["accuracy"] == last["eval/accuracy"]
 
 
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "stages.0.data={train: [{source: gone.jsonl}]}",
+        "stages.1.adapter={init_from: ./gone}",
+        "adapter.init_from=./gone",
+    ],
+)
+def test_what_only_training_needs_may_be_gone_at_an_evaluation(runs: Pair, gone: str) -> None:
+    config = load_config(runs.unbroken.parent / "staged.yaml", [gone])
+    assert api.evaluate(config, console=SILENT).adapter == str(runs.unbroken / "adapter")
+
+
 def test_a_run_in_stages_is_evaluated_on_what_its_last_stage_is(runs: Pair) -> None:
     judged_by = f"stages.1.data={{eval: [{{source: {DEMO / 'h2.jsonl'}, limit: 8}}]}}"
     config = load_config(runs.unbroken.parent / "staged.yaml", [judged_by])

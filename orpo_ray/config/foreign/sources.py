@@ -72,11 +72,12 @@ def put_sources(draft: Draft, train: list[dict[str, Any]], held_out: list[dict[s
 
     If there is none to train on, a placeholder is put, because a config needs one.
     """
-    trained = [entry["source"] for entry in train if not is_hub(entry)]
-    for entry in [entry for entry in held_out if entry["source"] in trained]:
-        held_out.remove(entry)
-        draft.remark("data.train", f"{entry['source']}: a share of the trained file is held out")
     _drop_splits(draft, "data.train", train)
+    for name in dict.fromkeys(entry["source"] for entry in train if is_file(entry["source"])):
+        others = [entry for entry in held_out if entry["source"] != name]
+        if len(others) < len(held_out):
+            draft.remark("data.train", f"{name}: a share of the trained file is held out")
+        held_out = others
     _drop_splits(draft, "data.eval", held_out)
     if not train:
         train = [{"source": "pairs.jsonl"}]
@@ -86,15 +87,10 @@ def put_sources(draft: Draft, train: list[dict[str, Any]], held_out: list[dict[s
         draft.put("data.eval", held_out)
 
 
-def is_hub(entry: dict[str, Any]) -> bool:
-    """Whether a source is a dataset on the hub, not a file."""
-    return not is_file(entry["source"])
-
-
 def _drop_splits(draft: Draft, key: str, entries: list[dict[str, Any]]) -> None:
     """Remove the splits of files, which have none here, with a remark."""
     for entry in entries:
-        if not is_hub(entry) and "split" in entry:
+        if "split" in entry and is_file(entry["source"]):
             split = entry.pop("split")
             draft.remark(key, f"{entry['source']}: split {split}: a file is read whole here")
 
