@@ -69,10 +69,10 @@ class SearchConfig(Section):
     metric: str = Field(
         ACCURACY, description=f"one of {', '.join(METRICS)}; ties of accuracy go by eval/margin"
     )
-    searcher: Literal["tpe", "random", "grid"] = Field(
-        "tpe",
-        description="tpe and random begin with points spread over the ranges; then tpe draws "
-        "points near the best ones",
+    searcher: Literal["gp", "random", "grid"] = Field(
+        "gp",
+        description="gp and random begin with points spread over the ranges; after four trials "
+        "have ended, gp (a Gaussian process) draws where a better one is likely",
     )
     scheduler: Literal["asha", "none"] = Field(
         "asha", description="asha gives up trials that are behind"

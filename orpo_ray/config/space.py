@@ -40,6 +40,12 @@ class Span:
         steps = int((self.high - self.low) / self.step + 1e-9)
         return self.settle(self.low + int(share * (steps + 1)) * self.step)
 
+    def share(self, value: float) -> float:
+        """How far a value is from low to high, from 0 to 1; the reverse of `at`."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
     def holds(self, value: Any) -> bool:
         """Whether a value lies in the span."""
         return _is_number(value) and self.low <= value <= self.high

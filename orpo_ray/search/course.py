@@ -57,7 +57,7 @@ class Course:
         trial = Trial(
             number=number,
             run=f"{self._run.name}/trials/{number:03d}",
-            values=self._study.draw(number),
+            values=self._study.draw(self._search.trials),
         )
         self._search.trials.append(trial)
         self._keep()
@@ -99,7 +99,6 @@ class Course:
 
     def _end(self, trial: Trial, state: Any) -> None:
         trial.state = state
-        self._study.end(trial)
         self._keep()
 
     def _keep(self) -> None:

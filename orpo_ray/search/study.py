@@ -1,10 +1,10 @@
-"""What to try next and which trials to give up, by Optuna's samplers and ASHA's rungs.
+"""What to try next and which trials to give up, by Optuna's sampler and ASHA's rungs.
 
-The study lives in memory only. When a search is resumed, a new study is built from the record. It
-makes the same decisions as the old one, because the record has each trial's values and evaluations,
-and each draw is seeded with the search's seed and the trial's number.
+The record of a search is its only memory. A draw follows from the trials on record, and is seeded
+with the search's seed and the trial's number. So a resumed search draws what it would have drawn.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,24 +17,23 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.pruners import NopPruner
-from optuna.samplers import TPESampler
-from optuna.trial import TrialState
+from optuna.samplers import GPSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from torch.quasirandom import SobolEngine
 
 from orpo_ray.config import RunConfig
 from orpo_ray.config.searched import given_values, grid_points, settings_of
 from orpo_ray.config.space import Domain, Options
 from orpo_ray.runs.search import Trial
+from orpo_ray.search.forecast import final_scores
 from orpo_ray.search.rungs import Rungs
 from orpo_ray.search.score import score
 
-_PROGRESS = 1000
-"""Optuna counts progress in whole numbers: thousandths of a run."""
-_SPREAD = 10
-"""Draws before TPE takes over: too few of them would mislead it. 10 is Optuna's default."""
-
-_ENDS = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+_ENDED = ("finished", "stopped")
+_SPREAD = 4
+"""Trials that end before the Gaussian process draws: fewer of them would mislead it."""
+_NEAR = 0.01
+"""Values nearer than this share of each range make the same trial again."""
 
 
 class Study:
@@ -53,96 +52,107 @@ class Study:
         is_grid = self._search.searcher == "grid"
         self._grid = grid_points(config, domains) if is_grid else []
         self._given = given_values(config, domains) if self._search.try_given else None
-        self._distributions = {name: _distribution(domain) for name, domain in domains.items()}
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(direction="maximize", pruner=NopPruner())
         asha = self._search.scheduler == "asha"
         self._rungs = Rungs(self._search.grace, self._search.eta) if asha else None
-        self._open: dict[int, optuna.Trial] = {}
-        self._begun: list[dict[str, Any]] = []
         for trial in trials:
-            self._replay(trial)
+            for share, value in self._curve(trial):
+                self._is_behind(trial, share, value)
 
-    def draw(self, number: int) -> dict[str, Any]:
-        """The values of trial `number`. Trial 0 has the given values, if the search tries them."""
-        if self._grid:
-            values = next(point for point in self._grid if point not in self._begun)
-        elif number == 0 and self._given is not None:
-            values = self._given
-        else:
-            drawn_before = number if self._given is None else number - 1
-            values = self._drawn(drawn_before)
-        self._begin(number, values)
-        return values
+    def draw(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        """The values of the trial that follows `trials`, which are all of the search so far.
 
-    def _drawn(self, number: int) -> dict[str, Any]:
-        """The values of draw `number`.
-
-        The first draws are spread over the ranges, and so are all draws of `searcher: random`. TPE
-        chooses the others.
+        Trial 0 has the given values, if the search tries them. The next draws are spread over the
+        ranges, and so are all draws of `searcher: random`. Once enough trials have ended, a
+        Gaussian process draws where a better trial is likely. If a trial has been there already,
+        the next spread values are taken.
         """
-        if self._search.searcher == "random" or number < _SPREAD:
-            return spread_values(self._domains, self._seed, number)
-        self._study.sampler = self._tpe(number)
-        drawn = self._study.ask(self._distributions)
-        # TPE must learn from rounded values, as the record has them, and `_begin` gives it those.
-        # This draw is not rounded, so FAIL makes TPE ignore it.
-        self._study.tell(drawn, state=TrialState.FAIL)
-        return {
-            name: _decoded(domain, drawn.params[name]) for name, domain in self._domains.items()
-        }
+        number = len(trials)
+        if self._grid:
+            begun = [trial.values for trial in trials]
+            return next(point for point in self._grid if point not in begun)
+        if number == 0 and self._given is not None:
+            return self._given
+        ended = [trial for trial in trials if trial.state in _ENDED]
+        if self._search.searcher == "gp" and len(ended) >= _SPREAD:
+            likely = self._likely_better(trials)
+            if not any(self._is_near(likely, trial.values) for trial in trials):
+                return likely
+        drawn_before = number if self._given is None else number - 1
+        return spread_values(self._domains, self._seed, drawn_before)
+
+    def _likely_better(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        """Where the Gaussian process expects the greatest improvement."""
+        seed = int(np.random.SeedSequence([self._seed, len(trials)]).generate_state(1)[0])
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = GPSampler(seed=seed, n_startup_trials=1)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.add_trials(self._known(trials))
+        drawn = study.ask(self._distributions()).params
+        return {name: _decoded(domain, drawn[name]) for name, domain in self._domains.items()}
+
+    def _known(self, trials: Sequence[Trial]) -> list[FrozenTrial]:
+        """What the Gaussian process learns from.
+
+        A trial that was given up counts with an estimate of its final score. A running trial has
+        none, and keeps the next draw away. Given values outside of the ranges teach nothing.
+        """
+        within = [trial for trial in trials if self._hold(trial.values)]
+        ended = [trial for trial in within if trial.state in _ENDED]
+        running = [trial for trial in within if trial.state == "running"]
+        scores = final_scores([self._curve(trial) for trial in ended])
+        worst = min((each for each in scores if math.isfinite(each)), default=0.0)
+        return [
+            *(self._frozen(t, max(each, worst)) for t, each in zip(ended, scores, strict=True)),
+            *(self._frozen(trial, None) for trial in running),
+        ]
+
+    def _frozen(self, trial: Trial, value: float | None) -> FrozenTrial:
+        return create_trial(
+            params={
+                name: _encoded(domain, trial.values[name]) for name, domain in self._domains.items()
+            },
+            distributions=self._distributions(),
+            value=value,
+            state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
+        )
+
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        return {name: _distribution(domain) for name, domain in self._domains.items()}
+
+    def _hold(self, values: dict[str, Any]) -> bool:
+        """Whether the ranges hold the values."""
+        return all(_holds(domain, values[name]) for name, domain in self._domains.items())
+
+    def _is_near(self, drawn: dict[str, Any], tried: dict[str, Any]) -> bool:
+        """Whether a trial with these values would repeat another."""
+        return self._hold(tried) and all(
+            _distance(domain, drawn[name], tried[name]) < _NEAR
+            for name, domain in self._domains.items()
+        )
 
     def judge(self, trial: Trial) -> bool:
         """Whether to give the trial up after its latest evaluation; never at the end of its run.
 
         The given configuration always runs to its end, so that no search ends with a worse one.
         """
-        progress = trial.last["step"] / trial.total_steps
-        value = score(self._search.metric, trial.last, self._pairs)
-        # If the trial is given up, TPE learns its last score and how far the trial had come.
-        known = self._open.get(trial.number)
-        if known is not None:
-            known.report(value, int(_PROGRESS * progress))
-        behind = self._rungs is not None and self._rungs.gives_up(trial.number, progress, value)
+        share, value = self._curve(trial)[-1]
+        behind = self._is_behind(trial, share, value)
         is_given = trial.number == 0 and self._given is not None
-        return behind and progress < 1 and not is_given
+        return behind and share < 1 and not is_given
 
-    def end(self, trial: Trial) -> None:
-        """Tell the sampler how a trial ended."""
-        ended = self._open.pop(trial.number, None)
-        if ended is None:
-            return
-        value = (
-            score(self._search.metric, trial.last, self._pairs)
-            if trial.state == "finished"
-            else None
-        )
-        self._study.tell(ended, value, _ENDS[trial.state])
+    def _is_behind(self, trial: Trial, share: float, value: float) -> bool:
+        """Note a score at the rungs. Returns whether they give the trial up."""
+        return self._rungs is not None and self._rungs.gives_up(trial.number, share, value)
 
-    def _begin(self, number: int, values: dict[str, Any]) -> None:
-        self._begun.append(values)
-        if not all(_holds(domain, values[name]) for name, domain in self._domains.items()):
-            return  # TPE cannot learn from given values outside of the ranges
-        encoded = {name: _encoded(domain, values[name]) for name, domain in self._domains.items()}
-        self._study.enqueue_trial(encoded)
-        self._open[number] = self._study.ask(self._distributions)
-
-    def _replay(self, trial: Trial) -> None:
-        """Tell the study about a trial on record, as if the trial ran again."""
-        self._begin(trial.number, trial.values)
-        known = Trial(
-            number=trial.number, run=trial.run, values=trial.values, total_steps=trial.total_steps
-        )
-        for evaluation in trial.evaluations:
-            known.evaluations.append(evaluation)
-            self.judge(known)
-        if trial.state != "running":
-            self.end(trial)
-
-    def _tpe(self, number: int) -> TPESampler:
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        # With constant_liar, trials that run at once get different values.
-        return TPESampler(seed=seed, n_startup_trials=1, constant_liar=True)
+    def _curve(self, trial: Trial) -> list[tuple[float, float]]:
+        """The trial's score at each share of its run."""
+        return [
+            (
+                evaluation["step"] / trial.total_steps,
+                score(self._search.metric, evaluation, self._pairs),
+            )
+            for evaluation in trial.evaluations
+        ]
 
 
 def spread_values(domains: dict[str, Domain], seed: int, number: int) -> dict[str, Any]:
@@ -184,3 +194,10 @@ def _decoded(domain: Domain, drawn: Any) -> Any:
 
 def _encoded(domain: Domain, value: Any) -> Any:
     return domain.values.index(value) if isinstance(domain, Options) else value
+
+
+def _distance(domain: Domain, one: Any, other: Any) -> float:
+    """The distance of two values as a share of their range."""
+    if isinstance(domain, Options):
+        return float(one != other)
+    return abs(domain.share(one) - domain.share(other))

@@ -254,7 +254,7 @@ def test_a_metric_that_means_something_else_for_every_trial_is_refused(
         ),
         (
             "space: {objective.lambda: {grid: [0.1, 0.2]}}",
-            "search: space: grid is for searcher: grid; tpe draws from {choice: [values]}",
+            "search: space: grid is for searcher: grid; gp draws from {choice: [values]}",
         ),
     ],
 )
