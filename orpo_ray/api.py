@@ -102,10 +102,9 @@ def _prepare_training(run: Run, console: Console) -> Artifact:
 
 
 def _tokenizer(config: RunConfig, console: Console) -> PreTrainedTokenizerBase:
-    from orpo_ray.models.tokenizer import load_tokenizer
-    from orpo_ray.models.trained import fetch_trained
+    from orpo_ray.models.tokenizer import load_tokenizer, make_local
 
-    fetch_trained(config.model.base)
+    make_local(config.model, console.announce)
     return load_tokenizer(config.model, console.announce)
 
 
@@ -501,14 +500,14 @@ def _refuse_missing_inputs(config: RunConfig) -> None:
     """Raise a user error for a template, file or base that is missing, before Ray starts."""
     from orpo_ray.data.sources import refuse_missing
     from orpo_ray.models.templates import template_text
-    from orpo_ray.models.trained import is_missing_folder
+    from orpo_ray.models.trained import missing_base
 
     if config.model.chat_template is not None:
         template_text(config.model.chat_template)
     for source in (*config.data.train, *config.data.eval):
         refuse_missing(source)
-    if is_missing_folder(config.model.base):
-        raise ConfigError(f"model.base: no folder {config.model.base}")
+    if missing := missing_base(config.model.base):
+        raise ConfigError(missing)
 
 
 def _refuse_missing_before_training(config: RunConfig) -> None:

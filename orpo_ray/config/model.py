@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from orpo_ray.config.section import Section
-from orpo_ray.config.storage import checked_place
+from orpo_ray.config.storage import checked_place, is_gguf, is_url
 
 _EVERY_MODULE = ("all", "all_linear")
 """What other trainers call `all-linear`."""
@@ -14,7 +14,9 @@ _EVERY_MODULE = ("all", "all_linear")
 class ModelConfig(Section):
     """The base model, how memory holds its weights, and how it reads a conversation."""
 
-    base: str = Field(min_length=1, description="hub name, folder, or s3://bucket/folder")
+    base: str = Field(
+        min_length=1, description="hub name, folder, GGUF file, or s3://bucket/folder"
+    )
     revision: str | None = Field(None, description="commit or tag of a hub model")
     quantization: Literal["nf4", "int8", "none"] = Field(
         "nf4", description="how the frozen weights are held; nf4: four bits (QLoRA)"
@@ -35,6 +37,8 @@ class ModelConfig(Section):
     @field_validator("base")
     @classmethod
     def _base_is_no_other_url(cls, base: str) -> str:
+        if is_gguf(base) and is_url(base):
+            raise ValueError("a GGUF file is read from a folder; copy it to the servers")
         return checked_place(base)
 
 

@@ -69,6 +69,11 @@ def without_secrets(text: str) -> str:
     return re.sub(r"\?[^\s'\"]*", "?...", text)
 
 
+def is_gguf(base: str) -> bool:
+    """Whether a base is written as the path of a GGUF file."""
+    return base.lower().endswith(".gguf")
+
+
 def inside(place: str, *names: str) -> str:
     """A place below another one."""
     return "/".join([place.rstrip("/"), *names]) if is_url(place) else str(Path(place, *names))
@@ -99,5 +104,10 @@ def expanded(path: str, setting: str = "") -> Path:
 
 def mirrors() -> Path:
     """The folder of this server with the local copies of buckets, one folder a bucket."""
-    caches = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
-    return (caches / "orpo-ray" / "s3").resolve()
+    return caches() / "s3"
+
+
+def caches() -> Path:
+    """The folder of this server with what can be fetched or computed again."""
+    folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+    return (folder / "orpo-ray").resolve()

@@ -6,10 +6,11 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.config.storage import expanded, is_url, local_path
+from orpo_ray.config.storage import expanded, is_gguf, is_url, local_path
 from orpo_ray.errors import ConfigError
+from orpo_ray.models.gguf import convert_gguf, converted_folder
 from orpo_ray.models.templates import TEMPLATES, template_text
-from orpo_ray.models.trained import is_missing_folder
+from orpo_ray.models.trained import fetch_trained, missing_base
 from orpo_ray.runs.console import Announce
 
 
@@ -50,12 +51,24 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
 def base_location(config: ModelConfig) -> str:
     """The base as transformers takes it.
 
-    A hub name stays as it is. A folder in the user's home gets its full path. A URL becomes the
-    path of the copy that `fetch_trained` makes.
+    A hub name stays as it is. A folder in the user's home gets its full path. A URL or a GGUF file
+    becomes the path of the copy that `make_local` makes.
     """
+    if is_gguf(config.base):
+        return str(converted_folder(config.base))
     if config.base.startswith("~") or is_url(config.base):
         return str(local_path(config.base))
     return config.base
+
+
+def make_local(config: ModelConfig, announce: Announce) -> None:
+    """Fetch a base with a URL to this server, or dequantise a GGUF file here.
+
+    What comes from the hub is fetched later, by the hub's own client.
+    """
+    fetch_trained(config.base)
+    if is_gguf(config.base):
+        convert_gguf(config.base, announce)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -81,8 +94,8 @@ def explain_load_error(base: str, part: str, error: Exception) -> str:
 
     The folder may be missing, the account may have no access, or the files may be broken.
     """
-    if is_missing_folder(base):
-        return f"model.base: no folder {base}"
+    if missing := missing_base(base):
+        return missing
     folder = expanded(base)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
         type(error).__name__

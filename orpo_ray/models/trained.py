@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orpo_ray.config.storage import expanded, local_path
+from orpo_ray.config.storage import expanded, is_gguf, local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.storage import storage_at
 
@@ -11,12 +11,15 @@ ADAPTER_CONFIG = "adapter_config.json"
 _MODEL_CONFIG, _OF_A_RUN = "config.json", "run.json"
 
 
-def is_missing_folder(base: str) -> bool:
-    """Whether a base is written as a path, and nothing is there.
+def missing_base(base: str) -> str | None:
+    """What to say of a base that is written as a path where nothing is; None for any other base.
 
     Raises ConfigError for the home of an unknown user.
     """
-    return base.startswith((".", "/", "~")) and not expanded(base, "model.base").exists()
+    is_path = is_gguf(base) or base.startswith((".", "/", "~"))
+    if not is_path or expanded(base, "model.base").exists():
+        return None
+    return f"model.base: no {'file' if is_gguf(base) else 'folder'} {base}"
 
 
 def fetch_trained(place: str) -> None:

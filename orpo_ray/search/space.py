@@ -30,7 +30,7 @@ def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
     """
     search = config.search or SearchConfig()
     if not search.space:
-        domains = _defaults(config)
+        domains = _defaults(config, announce)
         notes: list[str] = []
         wide = _widened(config, domains, notes.append) if search.try_given else domains
         shown = "; ".join(f"{name} {shown_range(domain)}" for name, domain in wide.items())
@@ -40,12 +40,12 @@ def with_ranges(config: RunConfig, announce: Announce) -> RunConfig:
     return config.model_copy(update={"search": search})
 
 
-def _defaults(config: RunConfig) -> dict[str, Domain]:
+def _defaults(config: RunConfig, announce: Announce) -> dict[str, Domain]:
     # Imported here, so that a cluster that is too small is refused before torch is loaded.
     from orpo_ray.models.size import count_parameters
-    from orpo_ray.models.trained import fetch_trained
+    from orpo_ray.models.tokenizer import make_local
 
-    fetch_trained(config.model.base)
+    make_local(config.model, announce)
     prefix, searched = "", config
     if config.stages:
         prefix, searched = f"stages.{len(config.stages) - 1}.", stage_configs(config)[-1]

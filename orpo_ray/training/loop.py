@@ -133,7 +133,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     if decisions.device == "cpu":
         keep_freed_memory()
     if session.world.local_rank == 0:
-        fetch_inputs(config)
+        fetch_inputs(config, session.announce)
         fetch_base(config.model)
     session.world.wait()
     session.announce(f"loading the base{size_on_disk(config.model)}")

@@ -11,7 +11,7 @@ from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.hardware import Hardware, choose_numerics
 from orpo_ray.models.identity import adapter_fingerprint, base_fingerprint
 from orpo_ray.models.size import count_parameters
-from orpo_ray.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from orpo_ray.models.tokenizer import load_tokenizer, make_local, tokenizer_fingerprint
 from orpo_ray.models.trained import fetch_trained
 from orpo_ray.models.traits import Traits, read_traits
 from orpo_ray.objectives import build_objective
@@ -70,12 +70,9 @@ def settle(
     return Setup(decisions, identity, schedule_from(stored))
 
 
-def fetch_inputs(config: RunConfig) -> None:
-    """Fetch the base and the first adapter to this server, if they have URLs.
-
-    What comes from the hub is fetched later, by the hub's own client.
-    """
-    fetch_trained(config.model.base)
+def fetch_inputs(config: RunConfig, announce: Announce = SILENT.announce) -> None:
+    """Have the base and the first adapter on this server, but not what comes from the hub."""
+    make_local(config.model, announce)
     if config.adapter.init_from is not None:
         fetch_trained(config.adapter.init_from)
 
