@@ -20,11 +20,12 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
+from text_pairs import text_pair
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from orpo_ray.config import RunConfig, build
-from orpo_ray.data.pairs import Pair, TokenPair
+from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import SCHEMA, Artifact, Summary, content_hash, write_artifact
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.models.hardware import CPU
@@ -104,7 +105,7 @@ def demo_pairs(name: str, count: int) -> list[TokenPair]:
     lines = (DEMO / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
     rows = [json.loads(line) for line in lines]
     pairs = [
-        Pair(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
+        text_pair(row["prompt"], row["chosen"][0]["content"], row["rejected"][0]["content"])
         for row in rows
     ]
     tokenised = PairTokeniser(AutoTokenizer.from_pretrained(BASE)).pairs(

@@ -193,9 +193,8 @@ def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
     with path.open("w", encoding="utf-8") as file:
         for pair in pairs:
             count += 1
-            answers = ((side, getattr(pair, side)) for side in ("chosen", "rejected"))
-            row = {side: [{"role": "assistant", "content": text}] for side, text in answers}
-            file.write(json.dumps({"prompt": pair.prompt, **row}) + "\n")
+            row = {"prompt": pair.prompt, "chosen": [pair.chosen], "rejected": [pair.rejected]}
+            file.write(json.dumps(row) + "\n")
     return count
 
 
@@ -216,7 +215,12 @@ def _generate(rows: int) -> Iterator[Pair]:
 
     for _ in range(rows):
         prompt: list[Message] = [{"role": "user", "content": text(_PROMPT_WORDS)}]
-        yield Pair(prompt, text(_ANSWER_WORDS), text(_ANSWER_WORDS))
+        chosen, rejected = text(_ANSWER_WORDS), text(_ANSWER_WORDS)
+        yield Pair(
+            prompt,
+            {"role": "assistant", "content": chosen},
+            {"role": "assistant", "content": rejected},
+        )
 
 
 def _punctuate(words: list[str], draw: random.Random) -> str:

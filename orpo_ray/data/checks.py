@@ -1,8 +1,10 @@
 """What makes a row unfit to train on, and one line for people for each reason."""
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
-from orpo_ray.data.pairs import Pair, Refusal
+from orpo_ray.data.pairs import Message, Pair, Refusal
 
 REASONS = {
     "not-json": "the row is not valid JSON",
@@ -31,7 +33,12 @@ REASONS = {
     "identical": "chosen and rejected are the same",
     "template-refused": "the chat template refuses the conversation",
     "template-rewrites": "the chat template changes the answer; the model would learn a text that "
-    "it never generates",
+    "it never generates (model.chat_template names another template)",
+    "template-inside": "a text holds the chat template's own marks, and is no prompt that was "
+    "rendered by this template",
+    "messages-as-text": "a column holds messages as text that is no valid JSON",
+    "dialogue-inside": "an answer holds a whole dialogue (Human: ... Assistant: ...)",
+    "no-end-token": "the chat template writes no end token after the answer",
     "end-token-inside": "the answer contains the end token before its end",
     "overlong": "the prompt and the longer of its two answers have more tokens than max_length",
     "overlong-prompt": "the prompt has more tokens than max_prompt_length",
@@ -69,9 +76,9 @@ def check_pair(pair: Pair) -> Refusal | None:
 
 def _check_roles(pair: Pair) -> Refusal | None:
     last = pair.prompt[-1]
-    if last["role"] != "user":
+    if last["role"] not in ("user", "tool"):
         return Refusal("wrong-roles", f"the prompt ends with a turn of role {last['role']!r}")
-    if not last["content"].strip():
+    if last["role"] == "user" and not last["content"].strip():
         return Refusal("missing-prompt", "the last user turn is empty")
     return _check_order([message["role"] for message in pair.prompt])
 
@@ -82,19 +89,27 @@ def _check_order(roles: list[str]) -> Refusal | None:
         return Refusal("wrong-roles", "a system turn is not the first")
     if next(role for role in roles if role != "system") == "assistant":
         return Refusal("wrong-roles", "an assistant turn comes before the first user turn")
-    if ("assistant", "assistant") in pairwise(roles):
+    turns = list(pairwise(roles))
+    if ("assistant", "assistant") in turns:
         return Refusal("wrong-roles", "an assistant turn directly follows another one")
+    if any(second == "tool" and first not in ("assistant", "tool") for first, second in turns):
+        return Refusal("wrong-roles", "a tool turn follows no assistant turn")
     return None
 
 
 def _check_answers(pair: Pair) -> Refusal | None:
-    if not pair.chosen.strip():
+    if _is_empty(pair.chosen):
         return Refusal("empty-chosen")
-    if not pair.rejected.strip():
+    if _is_empty(pair.rejected):
         return Refusal("empty-rejected")
-    if pair.chosen.strip() == pair.rejected.strip():
-        return Refusal("identical")
-    return None
+    chosen, rejected = (
+        {**answer, "content": answer["content"].strip()} for answer in (pair.chosen, pair.rejected)
+    )
+    return Refusal("identical") if chosen == rejected else None
+
+
+def _is_empty(answer: Message) -> bool:
+    return not answer["content"].strip() and not answer.get("tool_calls")
 
 
 def _check_unicode(pair: Pair) -> Refusal | None:
@@ -102,7 +117,7 @@ def _check_unicode(pair: Pair) -> Refusal | None:
 
     They come from broken JSON escapes and from CSV bytes that are not UTF-8.
     """
-    for text in (*(message["content"] for message in pair.prompt), pair.chosen, pair.rejected):
+    for text in _texts([*pair.prompt, pair.chosen, pair.rejected, pair.context]):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -110,3 +125,15 @@ def _check_unicode(pair: Pair) -> Refusal | None:
                 "invalid-utf8", f"character {error.start + 1} is half of a surrogate pair"
             )
     return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a message or a list of them, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)

@@ -1,7 +1,7 @@
 """What a row becomes: a pair of messages, a refusal, or a pair of token ids."""
 
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +11,36 @@ Row = dict[str, Any]
 
 
 class Message(TypedDict):
-    """One turn of a conversation; `role` is system, user or assistant."""
+    """One turn of a conversation; `role` is system, user, assistant or tool.
+
+    The other fields are there only if the row has them. Templates may write them.
+    """
 
     role: str
     content: str
+    tool_calls: NotRequired[list[Any]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    reasoning: NotRequired[str]
+    thinking: NotRequired[str]
+
+
+class Context(TypedDict, total=False):
+    """What templates write of a row besides its messages."""
+
+    tools: list[Any]
+    documents: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt that ends with a user turn, and a better and a worse answer to it."""
+    """A prompt that ends with a user's or a tool's turn, and a better and a worse answer to it."""
 
     prompt: list[Message]
-    chosen: str
-    rejected: str
+    chosen: Message
+    rejected: Message
+    context: Context = field(default_factory=Context)
 
     @property
     def multi_turn(self) -> bool:

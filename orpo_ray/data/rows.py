@@ -15,7 +15,8 @@ import pyarrow as pa
 from orpo_ray.config.data import Columns
 from orpo_ray.data.checks import WHOLE_FILE, check_pair, explain
 from orpo_ray.data.formats import read_pair, used_columns
-from orpo_ray.data.pairs import Pair, Refusal, Row, TokenPair
+from orpo_ray.data.messages import FIELDS
+from orpo_ray.data.pairs import Message, Pair, Refusal, Row, TokenPair
 from orpo_ray.data.sources import RawRow
 from orpo_ray.data.store import SCHEMA
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
@@ -42,11 +43,13 @@ RESULT = pa.schema(
         ("prompt_key", pa.binary()),
         ("multi_turn", pa.bool_()),
         ("truncated", pa.bool_()),
+        ("ignored", pa.list_(pa.string())),
     ]
 )
 """What became of a row: an empty `code` and token ids, or the code of the reason.
 
-Equal pairs have equal `pair_key`, equal prompts have equal `prompt_key`.
+Equal pairs have equal `pair_key`, equal prompts have equal `prompt_key`. `ignored` names the fields
+that the chat template does not write.
 """
 
 _SNIFFED_ROWS = 20
@@ -95,17 +98,26 @@ class RowProcessor:
         fitted = fit(tokens, self._limits, self._tokeniser.bos_id)
         if isinstance(fitted, Refusal):
             return _refused(fitted)
-        prompt = [[message["role"], message["content"].strip()] for message in pair.prompt]
+        prompt = [
+            [message["role"], message["content"].strip(), *_fields(message)]
+            for message in pair.prompt
+        ]
+        context = [pair.context] if pair.context else []
+        answers = [
+            answer if _fields(answer) else answer["content"]
+            for answer in (pair.chosen, pair.rejected)
+        ]
         return {
             "code": "",
             "detail": "",
             "prompt": fitted.prompt,
             "chosen": fitted.chosen,
             "rejected": fitted.rejected,
-            "pair_key": _key(pair.prompt, pair.chosen, pair.rejected),
-            "prompt_key": _key(prompt),
+            "pair_key": _key(pair.prompt, *answers, *context),
+            "prompt_key": _key(prompt, *context),
             "multi_turn": pair.multi_turn,
             "truncated": len(fitted.prompt) < len(tokens.prompt),
+            "ignored": self._tokeniser.ignored_fields(pair),
         }
 
 
@@ -187,6 +199,12 @@ def _read(text: bytes, problem: str, columns: Columns | None) -> Pair | Refusal:
     if isinstance(pair, Refusal):
         return pair
     return check_pair(pair) or pair
+
+
+def _fields(message: Message) -> list[Any]:
+    """What a message has besides role and content."""
+    found = {name: value for name, value in message.items() if name in FIELDS}
+    return [found] if found else []
 
 
 def _refused(refusal: Refusal) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from orpo_ray.data.pairs import IntArray, TokenPair
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
-DATA_VERSION = 2
+DATA_VERSION = 3
 """A change of code that gives other tokens for the same rows must raise this number."""
 
 MANIFEST = "artifact.json"
@@ -56,6 +56,8 @@ class Summary:
     held_out: bool
     overlong_prompts: int | None = None
     """Those of `overlong` that exceed only max_prompt_length; None if an older version wrote it."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """How many pairs have each field that the chat template does not write."""
     version: int = DATA_VERSION
     token_lengths: dict[str, dict[str, int]] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)

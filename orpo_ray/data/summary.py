@@ -49,7 +49,15 @@ def summarise(
         overlap=selection.overlap,
         multi_turn=sum(bool(multi_turn[index]) for index in selection.kept),
         held_out=held_out,
+        ignored=_ignored(rows, selection),
     )
+
+
+def _ignored(rows: pa.Table, selection: Selection) -> dict[str, int]:
+    """How many pairs have each field that the chat template does not write."""
+    fields = rows["ignored"].to_pylist()
+    counts = Counter(name for index in selection.kept for name in fields[index] or ())
+    return dict(counts.most_common())
 
 
 def _per_source(
@@ -100,6 +108,10 @@ def describe(summary: Summary) -> list[str]:
             f"{_count(summary.multi_turn, 'pair')} with earlier assistant turns: only the last "
             "answer is trained"
         )
+    lines += [
+        f"{_count(count, 'pair')} with {name}, which this chat template does not write"
+        for name, count in summary.ignored.items()
+    ]
     return lines + _describe_evaluation(summary)
 
 

@@ -14,13 +14,16 @@ import numpy as np
 from jinja2 import TemplateError
 
 from orpo_ray.data.checks import OVERLONG_PAIR, OVERLONG_PROMPT
-from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
+from orpo_ray.data.endings import Endings
+from orpo_ray.data.messages import FIELDS
+from orpo_ray.data.pairs import Context, Message, Pair, Refusal, TokenPair
 from orpo_ray.errors import DataError
 
 # Some tokenizers mark the start of a text. If an answer is tokenised without its prompt, one of
 # these goes before it, so that the answer gets no such mark.
 _ANCHORS = ("\n", ".", "a")
 
+_ASKED: list[Message] = [{"role": "user", "content": "x"}]
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 _DIRECTIVES = ("-d", "-m", "-H", "-I", *"aAbBcdHIjmMpSuUwWxXyYzZ")
 _DATED_TEMPLATE = (
@@ -45,14 +48,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Rendered:
-    """Texts of one pair.
+    """Texts of one pair, and the end token of each answer.
 
-    The prompt ends where generation starts. The answers do not have their end token.
+    The prompt ends where generation starts. The texts of the answers do not have their end token.
     """
 
     prompt: str
     chosen: str
+    chosen_end: int
     rejected: str
+    rejected_end: int
 
 
 class _Cut(NamedTuple):
@@ -79,13 +84,13 @@ class PairTokeniser:
         self._template: str | None = None
         if fixed_date(tokenizer):
             self._template = _DATED_TEMPLATE + tokenizer.get_chat_template()
-        self._end: int = tokenizer.eos_token_id
-        self._end_text: str = tokenizer.eos_token
+        self._endings = Endings(tokenizer)
         self._bos: int | None = tokenizer.bos_token_id
         first_id = list(tokenizer("a")["input_ids"])[:1]
         self._adds_bos = self._bos is not None and first_id == [self._bos]
         self._marks_start = self._finds_start_marker()
         self._cuts = _cutting_tokens(tokenizer)
+        self._opening = self._finds_opening()
 
     @property
     def bos_id(self) -> int | None:
@@ -97,7 +102,7 @@ class PairTokeniser:
 
         Raises DataError if the template refuses one.
         """
-        texts = [self._render(messages, generation=True) for messages in conversations]
+        texts = [self._prompt(messages, {}) for messages in conversations]
         for text in texts:
             if isinstance(text, Refusal):
                 raise DataError(f"the chat template refuses a conversation: {text.detail}")
@@ -109,62 +114,101 @@ class PairTokeniser:
         usable = [texts for texts in rendered if isinstance(texts, _Rendered)]
         tokens = iter(self._tokenise(usable))
         return [
-            texts if isinstance(texts, Refusal) else self._finish(pair_id, *next(tokens))
+            texts if isinstance(texts, Refusal) else self._finish(pair_id, texts, *next(tokens))
             for pair_id, texts in zip(pair_ids, rendered, strict=True)
         ]
 
-    def _render(self, messages: list[Message], generation: bool) -> str | Refusal:
+    def ignored_fields(self, pair: Pair) -> list[str]:
+        """The fields of a pair that make no difference to what the template writes."""
+        messages = (*pair.prompt, pair.chosen, pair.rejected)
+        names = {name for message in messages for name in message if name in FIELDS}
+        written = self._written(pair)
+        return [
+            name
+            for name in sorted(names | pair.context.keys())
+            if self._written(_without_field(pair, name)) == written
+        ]
+
+    def _written(self, pair: Pair) -> list[str | Refusal]:
+        return [
+            self._render([*pair.prompt, answer], pair.context, generation=False)
+            for answer in (pair.chosen, pair.rejected)
+        ]
+
+    def _render(self, messages: list[Message], context: Context, generation: bool) -> str | Refusal:
         try:
             text = self._tokenizer.apply_chat_template(
                 messages,
                 chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=generation,
+                **context,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:  # TypeError: it reads a field of another form
             return Refusal("template-refused", str(error))
         return str(text)
 
+    def _prompt(self, messages: list[Message], context: Context) -> str | Refusal:
+        """The text from which generation starts.
+
+        A text that this template has rendered already stays as it is.
+        """
+        marked = next((mark for message in messages for mark in self._marks_in(message)), None)
+        if marked is None:
+            return self._render(messages, context, generation=True)
+        if len(messages) == 1 and messages[0]["role"] == "user" and not context:
+            text, opening = messages[0]["content"], self._opening
+            if opening and text.rstrip().endswith(opening.rstrip()):
+                return text.rstrip().removesuffix(opening.rstrip()) + opening
+        return Refusal("template-inside", f"the prompt has {marked}")
+
+    def _marks_in(self, message: Message) -> list[str]:
+        return [mark for mark in self._endings.marks if mark in message["content"]]
+
     def _render_pair(self, pair: Pair) -> _Rendered | Refusal:
-        prompt = self._render(pair.prompt, generation=True)
+        prompt = self._prompt(pair.prompt, pair.context)
         if isinstance(prompt, Refusal):
             return prompt
-        chosen = self._render_answer(pair.prompt, prompt, pair.chosen, "empty-chosen")
+        chosen = self._render_answer(pair, prompt, pair.chosen, "chosen")
         if isinstance(chosen, Refusal):
             return chosen
-        rejected = self._render_answer(pair.prompt, prompt, pair.rejected, "empty-rejected")
+        rejected = self._render_answer(pair, prompt, pair.rejected, "rejected")
         if isinstance(rejected, Refusal):
             return rejected
-        return _Rendered(prompt, chosen, rejected)
+        return _Rendered(prompt, *chosen, *rejected)
 
     def _render_answer(
-        self, messages: list[Message], prompt: str, answer: str, if_empty: str
-    ) -> str | Refusal:
-        """The text that generation should write after the prompt, without the end token."""
-        answer = self._without_end(answer)
-        if not answer.strip():
-            return Refusal(if_empty, "nothing but the end token")
-        whole = self._render(
-            [*messages, {"role": "assistant", "content": answer}], generation=False
-        )
+        self, pair: Pair, prompt: str, answer: Message, side: str
+    ) -> tuple[str, int] | Refusal:
+        """The text that generation should write after the prompt, and the end token after it."""
+        messages, start = pair.prompt, prompt
+        content = self._endings.without_end(answer["content"])
+        if any(self._marks_in(message) for message in messages):
+            # The prompt is rendered already, and an answer may begin with it once more.
+            content = content.removeprefix(messages[-1]["content"])
+            messages = _ASKED
+            start = str(self._render(messages, {}, generation=True))
+        elif content.startswith(prompt):
+            content = content.removeprefix(prompt)
+        if not content.strip() and not answer.get("tool_calls"):
+            return Refusal(f"empty-{side}", "nothing but the end token")
+        said: Message = {**answer, "content": content}
+        whole = self._render([*messages, said], pair.context, generation=False)
         if isinstance(whole, Refusal):
             return whole
-        if not whole.startswith(prompt) or answer.strip() not in whole[len(prompt) :]:
+        rest = whole.removeprefix(start)
+        if rest == whole or content.strip() not in rest:
             return Refusal("template-rewrites")
-        rest = whole[len(prompt) :]
-        end = rest.rfind(self._end_text)
-        # A template without an end token still closes the turn, often with a line break, which the
-        # model should not learn.
-        return rest[:end] if end >= 0 else rest.rstrip()
-
-    def _without_end(self, answer: str) -> str:
-        """The answer without end tokens at its end.
-
-        Some files have one there. The template writes it too, and there must be only one.
-        """
-        while answer.rstrip().endswith(self._end_text):
-            answer = answer.rstrip().removesuffix(self._end_text)
-        return answer
+        found = self._endings.split(rest)
+        if found is None:
+            return Refusal("no-end-token", side)
+        if not found[0].strip():
+            return Refusal(f"empty-{side}", "the chat template does not write its tool_calls")
+        if marks := self._marks_in(said):
+            if self._endings.texts.keys() & set(marks):
+                return Refusal("end-token-inside", side)
+            return Refusal("template-inside", f"{side} has {marks[0]}")
+        return found
 
     def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], list[int], list[int]]]:
         """Prompt, chosen and rejected ids without end tokens, in a few tokenizer calls.
@@ -238,6 +282,14 @@ class PairTokeniser:
         alone, anchor, together = self._encode(["a", "\n", "\na"])
         return together[len(anchor) :] != alone
 
+    def _finds_opening(self) -> str:
+        """What the template writes last, for generation to start; "" if nothing can be told."""
+        asked = self._render(_ASKED, {}, generation=False)
+        opened = self._render(_ASKED, {}, generation=True)
+        if isinstance(asked, Refusal) or isinstance(opened, Refusal):
+            return ""
+        return opened.removeprefix(asked) if opened.startswith(asked) else ""
+
     def _encode_apart(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts that continue another text, so without the mark of a text's start."""
         if not texts or not self._marks_start:
@@ -259,14 +311,23 @@ class PairTokeniser:
         ]
 
     def _finish(
-        self, pair_id: str, prompt: list[int], chosen: list[int], rejected: list[int]
+        self,
+        pair_id: str,
+        texts: _Rendered,
+        prompt: list[int],
+        chosen: list[int],
+        rejected: list[int],
     ) -> TokenPair | Refusal:
         for name, ids in (("chosen", chosen), ("rejected", rejected)):
-            if self._end in ids:
+            if not self._endings.ids.isdisjoint(ids):
                 return Refusal("end-token-inside", name)
         if chosen == rejected:
             return Refusal("identical", "the chat template makes them so")
-        parts = (self._with_bos(prompt), [*chosen, self._end], [*rejected, self._end])
+        parts = (
+            self._with_bos(prompt),
+            [*chosen, texts.chosen_end],
+            [*rejected, texts.rejected_end],
+        )
         return TokenPair(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
@@ -302,6 +363,18 @@ def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
         if not (token.lstrip or token.single_word or (token.normalized and normalises))
         and everything.count(token.content) == 1
     }
+
+
+def _without_field(pair: Pair, name: str) -> Pair:
+    def without(values: Any) -> Any:
+        return {key: value for key, value in values.items() if key != name}
+
+    return Pair(
+        prompt=[without(message) for message in pair.prompt],
+        chosen=without(pair.chosen),
+        rejected=without(pair.rejected),
+        context=without(pair.context),
+    )
 
 
 def fixed_date(tokenizer: Any) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from orpo_ray.data.endings import end_ids
 from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.training.pair_model import PairModel
 
@@ -30,13 +31,15 @@ def greedy_answers(
     """One answer for each prompt of token ids, in order, without special tokens.
 
     Prompts of similar length form a batch, padded on the left. No answer goes beyond the positions
-    that the base can read.
+    that the base can read. An answer ends with any token that ends one in training, or that the
+    base's own generation_config.json lists.
     """
     model.eval()
     generate: Any = model.model.generate
     answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     pad_id = padding_id(tokenizer)
+    ends = end_ids(tokenizer, model.model.generation_config)
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         width = max(len(prompts[index]) for index in chunk)
@@ -59,11 +62,11 @@ def greedy_answers(
                 do_sample=False,
                 max_new_tokens=room,
                 pad_token_id=pad_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
                 use_cache=True,
             )
         said = out[:, width:]
-        ended = (said == tokenizer.eos_token_id).any(dim=1).tolist()
+        ended = torch.isin(said.cpu(), torch.tensor(ends)).any(dim=1).tolist()
         texts = tokenizer.batch_decode(said, skip_special_tokens=True)
         for index, text, has_end in zip(chunk, texts, ended, strict=True):
             answers[index] = Answer(text.strip(), is_cut=not has_end)

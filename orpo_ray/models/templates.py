@@ -15,10 +15,18 @@ from orpo_ray.errors import ConfigError
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template, and its marks: single tokens only in the tokenizers of its family."""
+    """A Jinja template, and its marks: single tokens only in the tokenizers of its family.
+
+    `end` is the mark that ends a turn. Without one, answers end with the tokenizer's `eos_token`.
+    """
 
     text: str
     marks: tuple[str, ...] = ()
+    end: str | None = None
+
+    def ending_with(self, token: str) -> str:
+        """The template's text with another token in place of the mark that ends a turn."""
+        return self.text if self.end is None else self.text.replace(self.end, token)
 
 
 def _each(turn: str, start: str = "", end: str = "") -> str:
@@ -97,12 +105,16 @@ _MISTRAL = (
 
 TEMPLATES = {
     "plain": ChatTemplate(_PLAIN),
-    "chatml": ChatTemplate(_CHATML, ("<|im_start|>", "<|im_end|>")),
-    "llama3": ChatTemplate(_LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
-    "gemma": ChatTemplate(_GEMMA, ("<start_of_turn>", "<end_of_turn>")),
+    "chatml": ChatTemplate(_CHATML, ("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
+    "llama3": ChatTemplate(
+        _LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "<|eot_id|>"
+    ),
+    "gemma": ChatTemplate(_GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<end_of_turn>"),
     "mistral": ChatTemplate(_MISTRAL, ("[INST]", "[/INST]")),
-    "qwen3": ChatTemplate(_QWEN3, ("<|im_start|>", "<|im_end|>", "<think>", "</think>")),
-    "phi3": ChatTemplate(_PHI3, ("<|user|>", "<|assistant|>", "<|end|>")),
+    "qwen3": ChatTemplate(
+        _QWEN3, ("<|im_start|>", "<|im_end|>", "<think>", "</think>"), "<|im_end|>"
+    ),
+    "phi3": ChatTemplate(_PHI3, ("<|user|>", "<|assistant|>", "<|end|>"), "<|end|>"),
 }
 """The names that `model.chat_template` takes in place of a file."""
 

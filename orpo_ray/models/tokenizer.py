@@ -37,8 +37,7 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
             "need one"
         )
     if config.chat_template is not None:
-        tokenizer.chat_template = template_text(config.chat_template)
-        _say_missing_marks(tokenizer, config, announce)
+        tokenizer.chat_template = _settled_template(tokenizer, config, announce)
     elif tokenizer.chat_template is None:
         announce(
             f"{config.base} has no chat template: the plain one is used "
@@ -111,16 +110,26 @@ def explain_load_error(base: str, part: str, error: Exception) -> str:
     )
 
 
-def _say_missing_marks(
+def _settled_template(
     tokenizer: PreTrainedTokenizerBase, config: ModelConfig, announce: Announce
-) -> None:
-    """Announce the marks of the named template that are no single tokens of the base."""
+) -> str:
+    """The template that the config names, with an end token that the base knows.
+
+    Announces the marks of a named template that are no single tokens of the base.
+    """
+    text = template_text(str(config.chat_template))
     named = TEMPLATES.get(str(config.chat_template))
     vocabulary = tokenizer.get_vocab()
     missing = [mark for mark in named.marks if mark not in vocabulary] if named else []
-    if missing:
-        announce(
-            f"model.chat_template: {config.chat_template} writes {', '.join(missing)}; the "
-            f"tokenizer of {config.base} has no such token and cuts each of them into several "
-            "ordinary tokens"
-        )
+    if named is None or not missing:
+        return text
+    told = (
+        f"model.chat_template: {config.chat_template} writes {', '.join(missing)}; the "
+        f"tokenizer of {config.base} has no such token and cuts each of them into several "
+        "ordinary tokens"
+    )
+    if named.end in missing:
+        told += f", but for {named.end}: {tokenizer.eos_token} ends each turn in its place"
+        text = named.ending_with(str(tokenizer.eos_token))
+    announce(told)
+    return text

@@ -11,9 +11,10 @@ from types import ModuleType
 
 import pytest
 from support import BASE, DEMO, train_locally, write_pairs
+from text_pairs import text_pair
 from transformers import AutoTokenizer
 
-from orpo_ray.data.pairs import Pair, TokenPair
+from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import Artifact
 from orpo_ray.data.tokenise import PairTokeniser
 
@@ -69,7 +70,7 @@ def prepare(example: ModuleType, seed: int, storage: Path) -> Artifact:
     for split, limit in (("train", None), ("held-out", HELD_OUT_PAIRS)):
         rows = example.make_pairs(split, seed)[:limit]
         pairs = [
-            Pair([{"role": "user", "content": r["prompt"]}], r["chosen"], r["rejected"])
+            text_pair([{"role": "user", "content": r["prompt"]}], r["chosen"], r["rejected"])
             for r in rows
         ]
         splits.append(tokeniser.pairs(pairs, [f"{split}:{line}" for line in range(len(pairs))]))

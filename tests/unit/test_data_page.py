@@ -14,7 +14,7 @@ import yaml
 import orpo_ray
 from orpo_ray.config import RunConfig
 from orpo_ray.config.data import Columns
-from orpo_ray.data import formats
+from orpo_ray.data import formats, messages
 from orpo_ray.data.checks import REASONS, WHOLE_FILE, check_pair
 from orpo_ray.data.formats import SHAPES, Shape, read_pair
 from orpo_ray.data.pairs import Pair, Refusal
@@ -50,7 +50,7 @@ def read(row: dict[str, Any], columns: Columns | None = None) -> Pair:
     pair = read_pair(row, columns)
     assert isinstance(pair, Pair), (pair, row)
     assert check_pair(pair) is None
-    assert (pair.chosen, pair.rejected) in ANSWERS
+    assert (pair.chosen["content"], pair.rejected["content"]) in ANSWERS
     return pair
 
 
@@ -101,7 +101,7 @@ def test_every_column_that_a_shape_takes_is_named() -> None:
     for shape in SHAPES:
         for column in (*shape.prompt, *(name for pair in shape.sides for name in pair)):
             assert re.search(rf'[`"]{column}[`"]', PAGE), (shape.name, column)
-    for role in formats.ROLES:
+    for role in messages.ROLES:
         assert f"`{role}`" in PAGE, role
 
 
@@ -120,9 +120,15 @@ def test_both_system_columns_become_the_system_turn() -> None:
     assert {pair.prompt[0]["role"] for pair in pairs} == {"system"}
 
 
+def test_tools_are_read() -> None:
+    pairs = [read(row) for row in rows(sections("##")["Tools and documents"])]
+    assert [list(pair.context) for pair in pairs] == [["tools"], []]
+
+
 def test_the_csv_example_is_read() -> None:
     [text] = blocks("csv", PAGE)
-    assert [read(dict(row)).chosen for row in csv.DictReader(io.StringIO(text))] == ["4"]
+    [row] = csv.DictReader(io.StringIO(text))
+    assert read(dict(row)).chosen["content"] == "4"
 
 
 def test_the_yaml_examples_are_configs() -> None:

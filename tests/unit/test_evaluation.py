@@ -87,6 +87,16 @@ def test_an_answer_is_what_the_model_finds_most_likely_token_by_token(model: Pai
     ]
 
 
+def test_an_answer_ends_with_the_templates_own_token_although_eos_is_another(
+    model: PairModel, tokenizer
+):
+    prompts = [pair.prompt.tolist() for pair in demo_pairs("h1", 3)]
+    expected = greedy_answers(model, tokenizer, prompts, max_new_tokens=40)
+    other = AutoTokenizer.from_pretrained(BASE, eos_token="<|pad|>")
+    assert greedy_answers(model, other, prompts, max_new_tokens=40) == expected
+    assert not any(answer.is_cut for answer in expected)
+
+
 def test_an_answer_that_comes_to_the_limit_is_cut(model: PairModel, tokenizer):
     prompt = demo_pairs("h1", 1)[0].prompt.tolist()
     (whole,) = greedy_answers(model, tokenizer, [prompt], max_new_tokens=40)

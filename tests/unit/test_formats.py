@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from text_pairs import assistant, text_pair
 
 from orpo_ray.config.data import Columns, Source
 from orpo_ray.data import formats
@@ -22,15 +23,11 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
 def system(text: str) -> Message:
     return {"role": "system", "content": text}
 
 
-PLAIN = Pair([user("Q")], "good", "bad")
+PLAIN = text_pair([user("Q")], "good", "bad")
 
 ROWS_OF_ONE_PAIR: dict[str, dict[str, Any]] = {
     "strings": {"prompt": "Q", "chosen": "good", "rejected": "bad"},
@@ -162,7 +159,7 @@ def test_no_turn_is_lost_if_prompt_and_answers_overlap(name: str) -> None:
         "chosen": [*inside, assistant("good")],
         "rejected": [*inside, assistant("bad")],
     }
-    assert read_pair(row) == Pair(whole, "good", "bad")
+    assert read_pair(row) == text_pair(whole, "good", "bad")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +205,7 @@ def test_a_prompt_that_is_not_the_one_inside_the_answers(
     ],
 )
 def test_a_system_column_is_never_dropped(row: dict[str, Any]) -> None:
-    assert read_pair({"system": "Be kind.", **row}) == Pair([KIND, U1], "good", "bad")
+    assert read_pair({"system": "Be kind.", **row}) == text_pair([KIND, U1], "good", "bad")
 
 
 def test_a_system_column_that_disagrees_is_refused() -> None:
@@ -236,7 +233,7 @@ def test_a_system_column_that_is_named_is_what_it_is_named() -> None:
     ],
 )
 def test_hh_prompts_with_or_without_leading_newlines(prompt: str, turns: list[Message]) -> None:
-    assert read_pair({"prompt": prompt, "chosen": "good", "rejected": "bad"}) == Pair(
+    assert read_pair({"prompt": prompt, "chosen": "good", "rejected": "bad"}) == text_pair(
         turns, "good", "bad"
     )
 
@@ -276,7 +273,7 @@ def test_alpaca_input_and_system_and_history_are_kept() -> None:
         "rejected": "dog",
     }
     prompt = [system("Be brief."), user("Hi"), assistant("Hello"), user("Translate.\n\nchat")]
-    assert read_pair(row) == Pair(prompt, "cat", "dog")
+    assert read_pair(row) == text_pair(prompt, "cat", "dog")
 
 
 def test_two_outputs_of_an_instruction_keep_its_input() -> None:
@@ -287,12 +284,12 @@ def test_two_outputs_of_an_instruction_keep_its_input() -> None:
         "response_2": "cat",
         "preference": 2,
     }
-    assert read_pair(row) == Pair([user("Translate.\n\nchat")], "cat", "dog")
+    assert read_pair(row) == text_pair([user("Translate.\n\nchat")], "cat", "dog")
 
 
 def test_a_system_column_next_to_a_question() -> None:
     row = {"system": "Be kind.", "question": "Q", "chosen": "good", "rejected": "bad"}
-    assert read_pair(row) == Pair([system("Be kind."), user("Q")], "good", "bad")
+    assert read_pair(row) == text_pair([system("Be kind."), user("Q")], "good", "bad")
 
 
 def test_only_the_last_assistant_turn_is_the_answer() -> None:
@@ -300,7 +297,7 @@ def test_only_the_last_assistant_turn_is_the_answer() -> None:
     found = read_pair(
         {"chosen": [*before, assistant("good")], "rejected": [*before, assistant("bad")]}
     )
-    assert found == Pair(before, "good", "bad")
+    assert found == text_pair(before, "good", "bad")
     assert isinstance(found, Pair) and found.multi_turn
 
 
@@ -311,7 +308,7 @@ def test_answers_with_more_turns_extend_the_prompt() -> None:
         "chosen": [*more, assistant("good")],
         "rejected": [*more, assistant("bad")],
     }
-    assert read_pair(row) == Pair([user("a"), *more], "good", "bad")
+    assert read_pair(row) == text_pair([user("a"), *more], "good", "bad")
 
 
 def test_hh_keeps_role_words_inside_a_turn_and_joins_doubled_speakers() -> None:
@@ -319,8 +316,118 @@ def test_hh_keeps_role_words_inside_a_turn_and_joins_doubled_speakers() -> None:
         "\n\nHuman: He said Human: hi\n\nAssistant: one\n\nAssistant: two\n\nHuman: Q\n\nAssistant:"
     )
     prompt = [user("He said Human: hi"), assistant("one\n\ntwo"), user("Q")]
-    assert read_pair({"chosen": start + " good", "rejected": start + " bad "}) == Pair(
+    assert read_pair({"chosen": start + " good", "rejected": start + " bad "}) == text_pair(
         prompt, "good", "bad"
+    )
+
+
+# --- structure inside text ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("notation", [json.dumps, repr])
+def test_messages_kept_as_text_are_read(notation: Any) -> None:
+    whole = {
+        side: notation([user("Q"), assistant(text)])
+        for side, text in (("chosen", "good"), ("rejected", "bad"))
+    }
+    assert read_pair(whole) == read_pair({"prompt": "Q", **whole}) == PLAIN
+    answers = {"chosen": notation([assistant("good")]), "rejected": notation(assistant("bad"))}
+    assert read_pair({"prompt": notation([user("Q")]), **answers}) == PLAIN
+    shared = notation([{"from": "human", "value": "Q"}])
+    assert read_pair({"conversations": shared, "chosen": "good", "rejected": "bad"}) == PLAIN
+    openai = {"preferred_output": answers["chosen"], "non_preferred_output": answers["rejected"]}
+    assert read_pair({"input": notation({"messages": [user("Q")]}), **openai}) == PLAIN
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"role": "admin", "content": "x"}', '[{"role": 1}]', '{"content": "x"}', '{"role": broken'],
+)
+def test_an_answer_that_is_other_json_stays_a_text(text: str) -> None:
+    assert read_pair({"prompt": "Q", "chosen": text, "rejected": "bad"}) == text_pair(
+        [user("Q")], text, "bad"
+    )
+
+
+def test_dialogues_in_the_answers_are_read_beside_a_prompt() -> None:
+    start = "\n\nHuman: Q\n\nAssistant:"
+    sides = {"chosen": start + " good", "rejected": start + " bad"}
+    for prompt in (start, "Q", [user("Q")]):
+        assert read_pair({"prompt": prompt, **sides}) == PLAIN
+    named = Columns(prompt="p", chosen="c", rejected="r")
+    row = {"p": start, "c": sides["chosen"], "r": sides["rejected"]}
+    assert read_pair(row, named) == PLAIN
+    found = read_pair({"prompt": "Another", **sides})
+    assert isinstance(found, Refusal) and found.code == "different-prompts"
+
+
+# --- what messages have besides texts -------------------------------------------------------------
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+def test_fields_of_messages_and_tools_are_kept() -> None:
+    asked = [
+        user("Q"),
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "2", "tool_call_id": "7", "name": "add"},
+    ]
+    good = {"role": "assistant", "content": "good", "reasoning_content": "hm", "id": 5}
+    row = {"prompt": asked, "chosen": [good], "rejected": "bad", "tools": [CALL]}
+    found = read_pair(row)
+    assert isinstance(found, Pair) and check_pair(found) is None
+    assert found.prompt[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert found.prompt[2] == asked[2]
+    assert found.chosen == {**assistant("good"), "reasoning_content": "hm"}
+    assert found.context == {"tools": [CALL]}
+    assert read_pair({**row, "tools": json.dumps([CALL])}) == found
+    assert read_pair({**row, "tools": None}) == replace(found, context={})
+
+
+def test_openai_tools_stand_beside_the_messages() -> None:
+    row = {
+        "input": {"messages": [user("Q")], "tools": [CALL], "parallel_tool_calls": True},
+        "preferred_output": [{"role": "assistant", "tool_calls": [CALL]}],
+        "non_preferred_output": [assistant("bad")],
+    }
+    found = read_pair(row)
+    assert isinstance(found, Pair) and check_pair(found) is None
+    assert found.context == {"tools": [CALL]}
+    assert found.chosen == {**assistant(""), "tool_calls": [CALL]}
+
+
+def test_sharegpt_calls_and_observations_are_tool_turns() -> None:
+    row = {
+        "conversations": [
+            {"from": "human", "value": "Q"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+            {"from": "observation", "value": "2"},
+        ],
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "bad"},
+    }
+    found = read_pair(row)
+    assert isinstance(found, Pair) and check_pair(found) is None
+    assert found.prompt[1:] == [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "2"},
+    ]
+
+
+def test_parts_of_thoughts_become_reasoning_and_other_texts_content() -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "output_text", "text": "good"}]
+    row = {
+        "prompt": [
+            {"role": "developer", "content": "S"},
+            {"role": "user", "content": [{"type": "input_text", "text": "Q"}]},
+        ],
+        "chosen": [{"role": "assistant", "content": parts}],
+        "rejected": "bad",
+    }
+    assert read_pair(row) == Pair(
+        [system("S"), user("Q")],
+        {**assistant("good"), "reasoning_content": "hm"},
+        assistant("bad"),
     )
 
 
@@ -365,8 +472,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "wrong-roles",
     ),
     "unknown role": (
-        {"prompt": [{"role": "tool", "content": "x"}], "chosen": "a", "rejected": "b"},
+        {"prompt": [{"role": "critic", "content": "x"}], "chosen": "a", "rejected": "b"},
         "wrong-roles",
+    ),
+    "tools that are no list": (
+        {"prompt": "Q", "tools": "a hammer", "chosen": "a", "rejected": "b"},
+        "wrong-type",
+    ),
+    "a call without a name": (
+        {
+            "conversations": [user("Q"), {"from": "function_call", "value": "add it"}],
+            "chosen": "a",
+            "rejected": "b",
+        },
+        "wrong-type",
+    ),
+    "messages in no notation": (
+        {"prompt": "Q", "chosen": "[{'role': 'assistant' 'content': 'a'}]", "rejected": "b"},
+        "messages-as-text",
+    ),
+    "a dialogue in one answer": (
+        {"prompt": "Q", "chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "b"},
+        "dialogue-inside",
     ),
     "HH ends with Human": (
         {
@@ -444,7 +571,7 @@ def test_real_hh_quirks_are_found_on_their_rows(shared_data: Path) -> None:
     raw = json.loads(
         next(read_rows(Source(source=str(shared_data / "hh_harmless_train.jsonl.gz")))).text
     )
-    words = " ".join([m["content"] for m in pairs[0].prompt] + [pairs[0].chosen]).split()
+    words = " ".join([m["content"] for m in pairs[0].prompt] + [pairs[0].chosen["content"]]).split()
     same = words == raw["chosen"].replace("\n\nHuman:", " ").replace("\n\nAssistant:", " ").split()
     assert same  # a comparison in the assert would print the texts
 
@@ -466,5 +593,5 @@ def test_real_labels_pick_the_right_output(shared_data: Path) -> None:
     rows = json.loads(path.read_text())
     for row, pair in zip(rows, outcomes(path), strict=True):
         assert isinstance(pair, Pair)
-        assert pair.chosen == row[f"output_{row['label']}"]
-        assert pair.rejected == row[f"output_{3 - row['label']}"]
+        assert pair.chosen["content"] == row[f"output_{row['label']}"]
+        assert pair.rejected["content"] == row[f"output_{3 - row['label']}"]

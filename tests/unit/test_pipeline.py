@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from text_pairs import text_pair
 
 from orpo_ray import ray_runtime
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data import pipeline
-from orpo_ray.data.pairs import Pair, TokenPair
+from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.pipeline import prepare
 from orpo_ray.data.store import Artifact
 from orpo_ray.data.summary import describe
@@ -202,7 +203,7 @@ def test_tokens_are_those_of_the_pair_and_stand_in_the_files_order(
     for index in (0, 400, len(numbers) - 1):
         row = rows[numbers[index] - 1]
         question = row["instruction"] + ("\n\n" + row["input"] if row["input"] else "")
-        wanted = Pair([{"role": "user", "content": question}], row["chosen"], row["rejected"])
+        wanted = text_pair([{"role": "user", "content": question}], row["chosen"], row["rejected"])
         [tokens] = PairTokeniser(chatml_tokenizer).pairs([wanted], ["x"])
         assert isinstance(tokens, TokenPair)
         assert artifact.train[index].chosen.tolist() == tokens.chosen.tolist()

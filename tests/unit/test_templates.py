@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from jinja2 import Environment
+from text_pairs import text_pair
 
 from orpo_ray import api
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.data.pairs import Message, Pair
+from orpo_ray.data.pairs import Message
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.templates import TEMPLATES
@@ -76,7 +77,7 @@ def test_a_named_template_writes_what_its_family_reads(name: str) -> None:
 def test_pairs_are_tokenised_under_each_name(name: str) -> None:
     said: list[str] = []
     tokenizer = load_tokenizer(ModelConfig(base=str(BASE), chat_template=name), said.append)
-    (pair,) = PairTokeniser(tokenizer).pairs([Pair(ASKED, "good", "bad")], ["x:1"])
+    (pair,) = PairTokeniser(tokenizer).pairs([text_pair(ASKED, "good", "bad")], ["x:1"])
     text = tokenizer.decode(pair.chosen)
     assert "good" in text and text.endswith(tokenizer.eos_token)
     marks = [mark for mark in TEMPLATES[name].marks if mark not in tokenizer.get_vocab()]

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from text_pairs import assistant, text_pair
 from tokenizers import normalizers, processors
+from transformers import GenerationConfig
 
 from orpo_ray.config.data import Source
 from orpo_ray.data.checks import OVERLONG
+from orpo_ray.data.endings import end_ids
 from orpo_ray.data.formats import read_pair
 from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
 from orpo_ray.data.rows import parse_row
@@ -33,13 +36,21 @@ GLUED_TEMPLATE = (
 """Its prompt ends with a space, which every tokenizer here would merge with the answer."""
 
 HI: list[Message] = [{"role": "user", "content": "Hi there"}]
-PAIR = Pair(HI, "Yes, sure.", "No")
+PAIR = text_pair(HI, "Yes, sure.", "No")
+SYSTEM: Message = {"role": "system", "content": "Be kind."}
 
 TOKENIZERS = {
     "minimind_chatml_6400": None,
     "gpt2_50257": TEMPLATES["plain"].text,
     "mistral_v3_32768_spm": LLAMA_TEMPLATE,
 }
+
+
+@pytest.fixture
+def plain_chatml(chatml_tokenizer: Any) -> Any:
+    """The vocabulary of ChatML with the template that writes nothing but turns."""
+    chatml_tokenizer.chat_template = TEMPLATES["chatml"].text
+    return chatml_tokenizer
 
 
 def tokenise(tokenizer: Any, *pairs: Pair) -> list[TokenPair | Refusal]:
@@ -152,8 +163,8 @@ def test_promises_hold_on_real_rows(
             pair.prompt, tokenize=False, add_generation_prompt=True
         )
         broken += tokens.prompt.tolist() != tokenizer(start, add_special_tokens=False)["input_ids"]
-        for answer, text in ((tokens.chosen, pair.chosen), (tokens.rejected, pair.rejected)):
-            whole = [*pair.prompt, {"role": "assistant", "content": text}]
+        for answer, said in ((tokens.chosen, pair.chosen), (tokens.rejected, pair.rejected)):
+            whole = [*pair.prompt, said]
             rendered = tokenizer.apply_chat_template(whole, tokenize=False)
             shown = tokenizer.decode([*tokens.prompt, *answer], clean_up_tokenization_spaces=False)
             broken += shown != rendered.rstrip()
@@ -166,7 +177,7 @@ def test_promises_hold_on_real_rows(
 def test_the_prompt_never_depends_on_the_answer(shared_tokenizer: Load, name: str) -> None:
     tokenizer = shared_tokenizer(name, GLUED_TEMPLATE)
     nasty = ["Yes", " Yes", "\nYes", "\n\nYes", "  x", "'s", "é", "\u3000", "1", ".", "\t"]
-    found = tokenise(tokenizer, *(Pair(HI, text + "a", text + "b") for text in nasty))
+    found = tokenise(tokenizer, *(text_pair(HI, text + "a", text + "b") for text in nasty))
     prompts = {tuple(pair.prompt.tolist()) for pair in found if isinstance(pair, TokenPair)}
     assert len(found) == len(nasty)
     assert prompts == {tuple(tokenizer("Hi there ", add_special_tokens=False)["input_ids"])}
@@ -176,7 +187,7 @@ def test_the_prompt_never_depends_on_the_answer(shared_tokenizer: Load, name: st
 
 
 def test_a_batch_gives_what_single_pairs_give(chatml_tokenizer: Any) -> None:
-    pairs = [Pair(HI, f"answer {n}", "no") for n in range(5)]
+    pairs = [text_pair(HI, f"answer {n}", "no") for n in range(5)]
     together = [
         ids(pair) for pair in tokenise(chatml_tokenizer, *pairs) if isinstance(pair, TokenPair)
     ]
@@ -242,15 +253,15 @@ def test_there_is_one_start_token_for_template_or_tokenizer(
         )
     wanted = int(tokenizer_adds or template_writes or text.startswith("<s>"))
     asked: list[Message] = [{"role": "user", "content": text}]
-    assert one(tokenizer, Pair(asked, "Yes", "No")).prompt.tolist().count(1) == wanted
+    assert one(tokenizer, text_pair(asked, "Yes", "No")).prompt.tolist().count(1) == wanted
     [prompt] = PairTokeniser(tokenizer).prompts([asked])
-    assert prompt == one(tokenizer, Pair(asked, "Yes", "No")).prompt.tolist()
+    assert prompt == one(tokenizer, text_pair(asked, "Yes", "No")).prompt.tolist()
 
 
 # --- end tokens -----------------------------------------------------------------------------------
 
 
-def test_a_template_without_end_token_gets_one(
+def test_a_template_without_end_token_is_refused(
     chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}"
@@ -259,28 +270,152 @@ def test_a_template_without_end_token_gets_one(
         "chat_template",
         template + "{% if add_generation_prompt %}assistant: {% endif %}",
     )
-    found = one(chatml_tokenizer)
-    assert chatml_tokenizer.decode(found.prompt) == "user: Hi there\nassistant: "
-    assert chatml_tokenizer.decode(found.chosen) == "Yes, sure.<|im_end|>"
+    with pytest.raises(DataError, match=r"no end token, .* name another with model\.chat_template"):
+        one(chatml_tokenizer)
+
+
+TURNS = (
+    "{% for m in messages %}{{ '<turn>' + m.role + '\\n' + m.content + '<end_of_turn>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<turn>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def turns_tokenizer(shared_tokenizer: Load) -> Any:
+    """Like Gemma's: the template ends a turn with a token of its own, and eos is another one."""
+    tokenizer = shared_tokenizer("gpt2_50257", TURNS)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>", "<end_of_turn>"]})
+    return tokenizer
+
+
+@pytest.mark.parametrize("end", ["", "<end_of_turn>", "<end_of_turn>\n", "<|endoftext|>"])
+def test_an_answer_ends_once_with_the_templates_own_token(turns_tokenizer: Any, end: str) -> None:
+    found = one(turns_tokenizer, text_pair(HI, "Yes" + end, "No"))
+    assert turns_tokenizer.decode(found.chosen) == "Yes<end_of_turn>"
+    assert turns_tokenizer.decode(found.rejected) == "No<end_of_turn>"
+
+
+def test_generation_stops_at_every_end_token(turns_tokenizer: Any) -> None:
+    turn, eos = turns_tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<|endoftext|>"])
+    assert end_ids(turns_tokenizer, GenerationConfig()) == sorted([turn, eos])
+    listed = GenerationConfig(eos_token_id=[11, eos])
+    assert end_ids(turns_tokenizer, listed) == sorted([11, turn, eos])
+    assert end_ids(turns_tokenizer, GenerationConfig(eos_token_id=12)) == sorted([12, turn, eos])
+
+
+# --- texts that were rendered before --------------------------------------------------------------
+
+
+RENDERED = "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("prompt", [RENDERED, RENDERED.rstrip(), "\n" + RENDERED])
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_rendered_prompt_is_not_rendered_again(
+    plain_chatml: Any, prompt: str, repeats: bool
+) -> None:
+    asked: list[Message] = [{"role": "user", "content": prompt}]
+    yes, no = (prompt * repeats + answer for answer in ("Yes<|im_end|>\n", "No"))
+    found = one(plain_chatml, text_pair(asked, yes, no))
+    assert plain_chatml.decode(found.prompt).lstrip() == RENDERED
+    assert plain_chatml.decode(found.chosen) == "Yes<|im_end|>"
+    assert plain_chatml.decode(found.rejected) == "No<|im_end|>"
+    [prompt_ids] = PairTokeniser(plain_chatml).prompts([asked])
+    assert prompt_ids == found.prompt.tolist()
+
+
+def test_answers_that_hold_the_whole_rendered_text_are_cut(plain_chatml: Any) -> None:
+    whole = text_pair(HI, RENDERED + "Yes<|im_end|>", RENDERED + "No<|im_end|>")
+    assert ids(one(plain_chatml, whole)) == ids(one(plain_chatml, text_pair(HI, "Yes", "No")))
+
+
+@pytest.mark.parametrize(
+    ("pair", "detail"),
+    [
+        (text_pair([{"role": "user", "content": "a<|im_start|>b"}], "Yes", "No"), "the prompt has"),
+        (text_pair([SYSTEM, {"role": "user", "content": RENDERED}], "Yes", "No"), "the prompt has"),
+        (text_pair(HI, "<|im_start|>Yes", "No"), "chosen has"),
+        (text_pair(HI, "Yes", "No <|im_start|>user"), "rejected has"),
+    ],
+)
+def test_the_templates_marks_inside_a_text_are_refused(
+    plain_chatml: Any, pair: Pair, detail: str
+) -> None:
+    assert tokenise(plain_chatml, pair) == [Refusal("template-inside", f"{detail} <|im_start|>")]
+
+
+def test_signs_that_are_no_single_tokens_are_marks_too(shared_tokenizer: Load) -> None:
+    tokenizer = shared_tokenizer("gpt2_50257", LLAMA_TEMPLATE)
+    asked: list[Message] = [{"role": "user", "content": "[INST] Hi [/INST]"}]
+    [found] = tokenise(tokenizer, text_pair(asked, "Yes", "No"))
+    assert found == Refusal("template-inside", "the prompt has [INST]")
+
+
+# --- what templates write besides texts -----------------------------------------------------------
+
+
+def called(city: str) -> Message:
+    function = {"name": "weather", "arguments": {"city": city}}
+    return {
+        "role": "assistant",
+        "content": "Let me look.",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "d"}}]
+
+
+def test_every_field_that_the_template_writes_is_trained(chatml_tokenizer: Any) -> None:
+    answered: list[Message] = [
+        *HI,
+        called("Oslo"),
+        {"role": "tool", "content": "Rain.", "tool_call_id": "1"},
+    ]
+    for prompt in (HI, answered):
+        pair = Pair(prompt, called("Rome"), assistant("No"), {"tools": TOOLS})
+        found = one(chatml_tokenizer, pair)
+        for answer, said in ((found.chosen, pair.chosen), (found.rejected, pair.rejected)):
+            rendered = chatml_tokenizer.apply_chat_template(
+                [*prompt, said], tools=TOOLS, tokenize=False
+            )
+            assert chatml_tokenizer.decode([*found.prompt, *answer]) == rendered.rstrip()
+        assert PairTokeniser(chatml_tokenizer).ignored_fields(pair) in ([], ["tool_call_id"])
+        assert "Rome" in chatml_tokenizer.decode(found.chosen)
+        assert "weather" in chatml_tokenizer.decode(found.prompt)
+
+
+def test_fields_that_a_template_does_not_write_are_named(plain_chatml: Any) -> None:
+    thought: Message = {**assistant("Yes"), "reasoning_content": "hm"}
+    pair = Pair(HI, thought, assistant("No"), {"tools": TOOLS})
+    assert PairTokeniser(plain_chatml).ignored_fields(pair) == ["reasoning_content", "tools"]
+    assert ids(one(plain_chatml, pair)) == ids(one(plain_chatml, text_pair(HI, "Yes", "No")))
+
+
+def test_an_answer_of_which_the_template_writes_nothing_is_refused(plain_chatml: Any) -> None:
+    pair = Pair(HI, {**called("Oslo"), "content": ""}, assistant("No"))
+    assert tokenise(plain_chatml, pair) == [
+        Refusal("empty-chosen", "the chat template does not write its tool_calls")
+    ]
 
 
 def test_an_end_token_kept_in_the_file_stands_once(chatml_tokenizer: Any) -> None:
-    found = one(chatml_tokenizer, Pair(HI, "Yes<|im_end|>\n", "No<|im_end|><|im_end|>"))
+    found = one(chatml_tokenizer, text_pair(HI, "Yes<|im_end|>\n", "No<|im_end|><|im_end|>"))
     assert ids(found)[1:] == ([3376, 2], [6221, 2])
 
 
 @pytest.mark.parametrize(
     ("pair", "code"),
     [
-        (Pair(HI, "Yes<|im_end|>\n<|im_start|>user", "No"), "end-token-inside"),
-        (Pair(HI, "<|im_end|>", "No"), "empty-chosen"),
-        (Pair(HI, "Yes", " <|im_end|>"), "empty-rejected"),
-        (Pair(HI, "Yes", "Yes<|im_end|>"), "identical"),
-        (Pair(HI, "<think>hm</think>Yes", "No"), "template-rewrites"),
+        (text_pair(HI, "Yes<|im_end|>\n<|im_start|>user", "No"), "end-token-inside"),
+        (text_pair(HI, "<|im_end|>", "No"), "empty-chosen"),
+        (text_pair(HI, "Yes", " <|im_end|>"), "empty-rejected"),
+        (text_pair(HI, "Yes", "Yes<|im_end|>"), "identical"),
+        (text_pair(HI, "<think>hm</think>Yes", "No"), "template-rewrites"),
     ],
 )
 def test_answers_that_cannot_be_trained(chatml_tokenizer: Any, pair: Pair, code: str) -> None:
-    good = Pair(HI, "Yes", "No")
+    good = text_pair(HI, "Yes", "No")
     before, found, after = tokenise(chatml_tokenizer, good, pair, good)
     assert isinstance(found, Refusal)
     assert found.code == code
@@ -300,7 +435,7 @@ def test_the_end_token_is_kept_if_it_also_pads(shared_tokenizer: Load) -> None:
 def test_a_template_that_refuses_the_system_role(shared_tokenizer: Load) -> None:
     tokenizer = shared_tokenizer("mistral_v3_32768_spm", LLAMA_TEMPLATE)
     prompt: list[Message] = [{"role": "system", "content": "Be kind."}, *HI]
-    assert tokenise(tokenizer, Pair(prompt, "Yes", "No")) == [
+    assert tokenise(tokenizer, text_pair(prompt, "Yes", "No")) == [
         Refusal("template-refused", "System role not supported")
     ]
     with pytest.raises(DataError, match="System role not supported"):

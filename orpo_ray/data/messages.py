@@ -1,0 +1,225 @@
+"""From the raw values of a row to messages: roles, content parts, dialogues and JSON text.
+
+A message keeps every field that chat templates write: tool calls, reasoning, names.
+"""
+
+import ast
+import json
+import re
+from typing import Any, cast
+
+from orpo_ray.data.pairs import Message, Refusal
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+}
+FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
+"""What templates write of a message besides its content."""
+
+_CALL = "function_call"
+_ROLE_KEYS = ("role", "from")
+_TEXT_KEYS = ("content", "value", "text")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_THINKING_PARTS = ("thinking", "reasoning")
+_MESSAGES_AS_TEXT = re.compile(r"\s*\[?\s*\{\s*['\"](role|from|content|value|messages)['\"]\s*:")
+
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+class RowRefused(Exception):  # noqa: N818 - `formats.read_pair` catches it
+    """Why a row holds no pair."""
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        self.refusal = Refusal(code, detail)
+
+
+def unpacked(value: Any, column: str) -> Any:
+    """Messages that were kept as JSON text, as CSV files and databases do; else the value itself.
+
+    Python's own notation is read, too. Raises RowRefused for messages in any other notation.
+    """
+    if not isinstance(value, str) or not _MESSAGES_AS_TEXT.match(value):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if _are_messages(found) else value
+    if value.lstrip().startswith("["):
+        raise RowRefused("messages-as-text", column)
+    return value
+
+
+def _are_messages(value: Any) -> bool:
+    """Whether a value is a conversation or a message, and not an answer that is JSON."""
+    if isinstance(value, dict) and isinstance(value.get("messages"), list):
+        return _are_messages(value["messages"])
+    messages = value if isinstance(value, list) else [value]
+    return bool(messages) and all(
+        isinstance(message, dict)
+        and _first(message, _ROLE_KEYS) in ROLES
+        and (_first(message, _TEXT_KEYS) is not None or "tool_calls" in message)
+        for message in messages
+    )
+
+
+def prompt_messages(value: Any) -> list[Message]:
+    """The messages of a prompt, which is a text, a dialogue or a list of messages."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        dialogue = "\n\n" + value.strip()
+        if _HUMAN in dialogue and dialogue.endswith(_ASSISTANT):
+            return _dialogue_turns(dialogue.removesuffix(_ASSISTANT))
+        return [{"role": "user", "content": value}]
+    return _messages(value, "prompt")
+
+
+def answer_messages(value: Any, side: str) -> tuple[list[Message], Message]:
+    """The messages before the last answer, and that answer."""
+    if value is None or value == []:
+        raise RowRefused(f"missing-{side}")
+    if isinstance(value, str):
+        if _HUMAN in value and _ASSISTANT in value:
+            raise RowRefused("dialogue-inside", side)
+        return [], {"role": "assistant", "content": value}
+    messages = _messages(value, side)
+    if messages[-1]["role"] != "assistant":
+        raise RowRefused("wrong-roles", f"{side} ends with a turn of role {messages[-1]['role']!r}")
+    return messages[:-1], messages[-1]
+
+
+def text_of(value: Any, column: str) -> str:
+    """The text of a value, which may be a list of text parts, as multimodal chats write it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        for part in value:
+            if part.get("type", "text") not in _TEXT_PARTS:
+                raise RowRefused("images", f"{column} has a part of type {part['type']!r}")
+        return "".join(text_of(part.get("text"), column) for part in value)
+    raise RowRefused("wrong-type", f"{column} holds {type(value).__name__}, not text")
+
+
+# --- one message ----------------------------------------------------------------------------------
+
+
+def _messages(value: Any, column: str) -> list[Message]:
+    values = value if isinstance(value, list) else [value]
+    return [
+        _message(item, column, "user" if column == "prompt" else "assistant") for item in values
+    ]
+
+
+def _message(value: Any, column: str, default_role: str) -> Message:
+    if not isinstance(value, dict):
+        raise RowRefused(
+            "wrong-type", f"{column} holds {type(value).__name__}, not text or messages"
+        )
+    name = str(_first(value, _ROLE_KEYS) or default_role)
+    role = ROLES.get(name.lower())
+    if role is None:
+        raise RowRefused("wrong-roles", f"role {name!r} in {column}")
+    content = _first(value, _TEXT_KEYS)
+    if name.lower() == _CALL:
+        return {"role": role, "content": "", "tool_calls": _tool_calls(content, column)}
+    fields = {key: value[key] for key in FIELDS if value.get(key) not in (None, "", [])}
+    content, thoughts = _without_thoughts(content, column)
+    if thoughts:
+        fields = {"reasoning_content": thoughts, **fields}
+    if content is None and fields:
+        content = ""  # as messages are written that only call tools
+    return cast(Message, {"role": role, "content": text_of(content, column), **fields})
+
+
+def _without_thoughts(content: Any, column: str) -> tuple[Any, str]:
+    """The content without its parts of type thinking, and the text of these parts."""
+    if not isinstance(content, list):
+        return content, ""
+    thoughts = [
+        part for part in content if isinstance(part, dict) and part.get("type") in _THINKING_PARTS
+    ]
+    said = [part for part in content if part not in thoughts]
+    texts = (_first(part, (part["type"], "text")) for part in thoughts)
+    return (said or None) if thoughts else content, "".join(text_of(t, column) for t in texts)
+
+
+def _tool_calls(value: Any, column: str) -> list[dict[str, Any]]:
+    """The calls in a ShareGPT turn of function_call: one call or a list of calls, as JSON text."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        calls = found if isinstance(found, list) else [found]
+        return [
+            {
+                "type": "function",
+                "function": {"name": call["name"], "arguments": call.get("arguments", {})},
+            }
+            for call in calls
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RowRefused("wrong-type", f"{column} has a function_call without a name") from error
+
+
+def _first(value: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((value[key] for key in keys if value.get(key) is not None), None)
+
+
+# --- Anthropic HH dialogues -----------------------------------------------------------------------
+
+
+def has_dialogue(value: Any) -> bool:
+    """Whether a text has a turn of HH's `Human:` in it."""
+    return isinstance(value, str) and _HUMAN in "\n\n" + value.lstrip()
+
+
+def starts_dialogue(value: Any) -> bool:
+    """Whether a text is a whole HH dialogue."""
+    return isinstance(value, str) and value.lstrip().startswith(_HUMAN.lstrip())
+
+
+def split_dialogues(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
+    """Cut both dialogues at their last `Assistant:` into one prompt and two answers."""
+    (prompt, better), (other, worse) = _cut_dialogue(chosen), _cut_dialogue(rejected)
+    if prompt.strip() != other.strip():
+        raise RowRefused("different-prompts", 'the dialogues differ before their last "Assistant:"')
+    return _dialogue_turns(prompt), better, worse
+
+
+def _cut_dialogue(text: str) -> tuple[str, str]:
+    text = "\n\n" + text.lstrip()
+    prompt, marker, answer = text.rpartition(_ASSISTANT)
+    if not marker or _HUMAN in answer:
+        raise RowRefused("wrong-roles", "the dialogue does not end with an Assistant turn")
+    return prompt, answer.strip()
+
+
+def _dialogue_turns(text: str) -> list[Message]:
+    """The turns of a dialogue.
+
+    Consecutive turns of one speaker are joined: the second "Human:" was typed inside a turn.
+    """
+    before, *parts = _HH_TURN.split(text)
+    turns: list[Message] = [{"role": "system", "content": before.strip()}] if before.strip() else []
+    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1]["role"] == role:
+            turns[-1] = {"role": role, "content": f"{turns[-1]['content']}\n\n{said.strip()}"}
+        else:
+            turns.append({"role": role, "content": said.strip()})
+    return turns
