@@ -5,14 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel
 
 from orpo_ray.config.model import AdapterConfig
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
 from orpo_ray.runs.console import Announce
+
+_QUANTISED = (Linear4bit, Linear8bitLt)
 
 
 def attach_adapter(
@@ -29,6 +33,7 @@ def attach_adapter(
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # a divisor: PEFT takes any number
         lora_dropout=config.dropout,
         target_modules=config.targets if isinstance(config.targets, str) else list(config.targets),
+        exclude_modules=_unfit_layers(base, announce) or None,
         use_dora=config.dora,
     )
     try:
@@ -38,6 +43,34 @@ def attach_adapter(
         # PEFT refuses dropout for the weights of experts if they are no modules of their own.
         setting = "dropout: set it to 0" if "lora_dropout" in reason else "targets"
         raise ConfigError(f"adapter.{setting}: {reason}") from error
+
+
+def _unfit_layers(base: PreTrainedModel, announce: Announce) -> list[str]:
+    """The linear layers that no adapter can sit on.
+
+    Those of a vision or audio tower, which no text reaches, and routers that return more than one
+    tensor. Those of a tower are announced.
+    """
+    linears = {
+        name: module for name, module in base.named_modules() if isinstance(module, nn.Linear)
+    }
+    of_text = {id(module) for module in base.get_decoder().modules()}
+    has_towers = base.config.get_text_config() is not base.config
+    head = base.get_output_embeddings()
+    towers = [
+        name
+        for name, module in linears.items()
+        if has_towers and id(module) not in of_text and module is not head
+    ]
+    if towers:
+        announce(f"{len(towers)} layers that no text reaches get no adapter, such as {towers[0]}")
+    routers = [name for name, module in linears.items() if not _is_plain(module)]
+    return sorted({*towers, *routers})
+
+
+def _is_plain(module: nn.Linear) -> bool:
+    """Whether a linear layer computes what its name says: bitsandbytes' layers do."""
+    return type(module).forward is nn.Linear.forward or isinstance(module, _QUANTISED)
 
 
 def load_adapter(

@@ -65,6 +65,24 @@ def refuse_unknown_targets(config: RunConfig) -> None:
             near = near_name(target, linear)
             hint = f"did you mean {near}?" if near else f"its linear layers are {', '.join(linear)}"
             raise ConfigError(f"adapter.targets: {config.model.base} has no layer {target}; {hint}")
+    _refuse_tied(config, model)
+
+
+def _refuse_tied(config: RunConfig, model: PreTrainedModel) -> None:
+    """Raise ConfigError for a target whose weights another layer shares.
+
+    Merging an adapter on one of them would change both.
+    """
+    if not model.config.get_text_config().tie_word_embeddings:
+        return
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tied = [name for name, module in model.named_modules() if module in ends]
+    for target in config.adapter.targets:
+        if any(name == target or name.endswith(f".{target}") for name in tied):
+            raise ConfigError(
+                f"adapter.targets: {target} of {config.model.base} is tied: {' and '.join(tied)} "
+                "share their weights, and merging the adapter would change both; remove it"
+            )
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:

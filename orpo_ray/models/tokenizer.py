@@ -50,14 +50,15 @@ def load_tokenizer(config: ModelConfig, announce: Announce) -> PreTrainedTokeniz
 def base_location(config: ModelConfig) -> str:
     """The base as transformers takes it.
 
-    A hub name stays as it is. A folder in the user's home gets its full path. A URL or a GGUF file
-    becomes the path of the copy that `make_local` makes.
+    A hub name stays as it is. A folder gets its absolute path, which adapters keep: they are loaded
+    from elsewhere, too. A URL or a GGUF file becomes the path of the copy that `make_local` makes.
     """
     if is_gguf(config.base):
         return str(converted_folder(config.base))
     if config.base.startswith("~") or is_url(config.base):
         return str(local_path(config.base))
-    return config.base
+    folder = Path(config.base)
+    return str(folder.absolute()) if folder.is_dir() else config.base
 
 
 def make_local(config: ModelConfig, announce: Announce) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from orpo_ray.config.storage import expanded, is_gguf, local_path
+from orpo_ray.config.storage import expanded, is_gguf, is_url, local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.storage import storage_at
 
@@ -12,14 +12,29 @@ _MODEL_CONFIG, _OF_A_RUN = "config.json", "run.json"
 
 
 def missing_base(base: str) -> str | None:
-    """What to say of a base that is written as a path where nothing is; None for any other base.
+    """What to say of a path with nothing there, or with no base; None for any other base.
 
     Raises ConfigError for the home of an unknown user.
     """
-    is_path = is_gguf(base) or base.startswith((".", "/", "~"))
-    if not is_path or expanded(base, "model.base").exists():
+    if is_url(base):
         return None
-    return f"model.base: no {'file' if is_gguf(base) else 'folder'} {base}"
+    place = expanded(base, "model.base")
+    if place.exists():
+        return _holds_adapter(base, place)
+    if is_gguf(base):
+        return f"model.base: no file {base}"
+    return f"model.base: no folder {base}" if base.startswith((".", "/", "~")) else None
+
+
+def _holds_adapter(base: str, folder: Path) -> str | None:
+    """What to say of a folder that holds an adapter and no whole model."""
+    for place in (folder, folder / "adapter"):
+        if (place / ADAPTER_CONFIG).is_file() and not any(place.glob("model*.safetensors")):
+            return (
+                f"model.base: {base} holds an adapter; set adapter.init_from={base}, and "
+                "model.base to the base that it was trained on"
+            )
+    return None
 
 
 def fetch_trained(place: str) -> None:

@@ -5,22 +5,41 @@ Higher is better. Trials with different lambda or beta can be compared by it.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from orpo_ray.config.search import ACCURACY, METRICS
+from orpo_ray.runs.scores import smallest_visible
 
 MARGIN = "eval/margin"
+Evaluation = Mapping[str, Any]
+"""Numbers by metric; None for a number that is not finite."""
 
 
-def score(metric: str, evaluation: Mapping[str, float | None], pairs: int) -> float:
+def score(metric: str, evaluation: Evaluation, pairs: int) -> float:
     """How good an evaluation over `pairs` pairs is; minus infinity if a number was not finite.
 
     Accuracy moves in steps of 1/pairs. The margin is squeezed into less than one such step. So it
     only decides between trials of the same accuracy.
     """
-    value, margin = evaluation[metric], evaluation[MARGIN]
+    value: float | None = evaluation[metric]
+    margin: float | None = evaluation[MARGIN]
     if value is None or margin is None:
         return -math.inf
     if metric != ACCURACY:
         return value if METRICS[metric] == "max" else -value
     squeezed = 0.5 * (1 + margin / (1 + abs(margin)))
     return value + 0.99 * squeezed / pairs
+
+
+def beats(metric: str, one: Evaluation, other: Evaluation, pairs: int) -> bool:
+    """Whether one evaluation over `pairs` pairs is better than another.
+
+    The margin decides among accuracies that so many pairs cannot tell apart.
+    """
+    better, worse = score(metric, one, pairs), score(metric, other, pairs)
+    if metric != ACCURACY or not (math.isfinite(better) and math.isfinite(worse)):
+        return better > worse
+    difference = one[metric] - other[metric]
+    if abs(difference) < smallest_visible(pairs):
+        return bool(one[MARGIN] > other[MARGIN])
+    return bool(difference > 0)

@@ -27,7 +27,7 @@ from orpo_ray.config.space import Domain, Options
 from orpo_ray.runs.search import Trial
 from orpo_ray.search.forecast import final_scores
 from orpo_ray.search.rungs import Rungs
-from orpo_ray.search.score import score
+from orpo_ray.search.score import Evaluation, beats, score
 
 _ENDED = ("finished", "stopped")
 _SPREAD = 4
@@ -53,10 +53,10 @@ class Study:
         self._grid = grid_points(config, domains) if is_grid else []
         self._given = given_values(config, domains) if self._search.try_given else None
         asha = self._search.scheduler == "asha"
-        self._rungs = Rungs(self._search.grace, self._search.eta) if asha else None
+        self._rungs = Rungs(self._search.grace, self._search.eta, self._beats) if asha else None
         for trial in trials:
-            for share, value in self._curve(trial):
-                self._is_behind(trial, share, value)
+            for evaluation in trial.evaluations:
+                self._is_behind(trial, evaluation)
 
     def draw(self, trials: Sequence[Trial]) -> dict[str, Any]:
         """The values of the trial that follows `trials`, which are all of the search so far.
@@ -135,14 +135,17 @@ class Study:
 
         The given configuration always runs to its end, so that no search ends with a worse one.
         """
-        share, value = self._curve(trial)[-1]
-        behind = self._is_behind(trial, share, value)
+        behind = self._is_behind(trial, trial.last)
         is_given = trial.number == 0 and self._given is not None
-        return behind and share < 1 and not is_given
+        return behind and trial.last["step"] < trial.total_steps and not is_given
 
-    def _is_behind(self, trial: Trial, share: float, value: float) -> bool:
-        """Note a score at the rungs. Returns whether they give the trial up."""
-        return self._rungs is not None and self._rungs.gives_up(trial.number, share, value)
+    def _is_behind(self, trial: Trial, evaluation: Evaluation) -> bool:
+        """Note an evaluation at the rungs. Returns whether they give the trial up."""
+        share = evaluation["step"] / trial.total_steps
+        return self._rungs is not None and self._rungs.gives_up(trial.number, share, evaluation)
+
+    def _beats(self, one: Evaluation, other: Evaluation) -> bool:
+        return beats(self._search.metric, one, other, self._pairs)
 
     def _curve(self, trial: Trial) -> list[tuple[float, float]]:
         """The trial's score at each share of its run."""

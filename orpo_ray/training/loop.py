@@ -343,6 +343,10 @@ def _write_model(
         options = {"save_embedding_layers": False, "selected_adapters": ["default"]}
     model.model.save_pretrained(str(folder), state_dict=inner, **options)
     tokenizer.save_pretrained(folder)
+    # safetensors lets nobody else read its files, whatever the umask is.
+    usual = (folder / "tokenizer_config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(usual)
 
 
 def _tensorboard(folder: Path, start: int) -> TrainerCallback:

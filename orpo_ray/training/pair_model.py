@@ -48,6 +48,25 @@ class PairModel(nn.Module):
         return model
 
     @property
+    def body(self) -> nn.Module:
+        """The language model without its head, from token ids to hidden states.
+
+        Raises ConfigError if the base does not keep it as a module of its own.
+        """
+        causal = self.causal_model
+        if causal.base_model is not causal:
+            return causal.base_model
+        # Some bases name their inner model otherwise than their class says, such as Llama 4.
+        embedding = causal.get_input_embeddings()
+        for child in causal.children():
+            if isinstance(child, PreTrainedModel) and child.get_input_embeddings() is embedding:
+                return child
+        raise ConfigError(
+            f"model.base: {type(causal).__name__} has no inner model without a head, which is "
+            "needed here; take a base of another family"
+        )
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.causal_model.device
@@ -77,8 +96,7 @@ class PairModel(nn.Module):
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
-            body = self.causal_model.base_model
-            output = body(
+            output = self.body(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
                 use_cache=False,
@@ -122,7 +140,7 @@ class PairModel(nn.Module):
         ):
             logits = self.causal_model(input_ids=ids, use_cache=False).logits
             expected = logits[0, :-1].float().log_softmax(-1)
-            output = self.causal_model.base_model(input_ids=ids, use_cache=False)
+            output = self.body(input_ids=ids, use_cache=False)
             found = self.scorer(output.last_hidden_state[0, :-1], ids[0, 1:])
         if not expected.isfinite().all():
             raise ConfigError(

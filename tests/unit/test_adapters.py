@@ -1,5 +1,6 @@
 """Adapters: what is trained, what an earlier adapter fits, and what is refused and why."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,25 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from support import BASE, run_config
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from orpo_ray.config import AdapterConfig
+from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.adapter import attach_adapter, load_adapter
-from orpo_ray.models.trained import find_adapter
+from orpo_ray.models.size import refuse_unknown_targets
+from orpo_ray.models.tokenizer import base_location
+from orpo_ray.models.trained import find_adapter, missing_base
+from orpo_ray.training.pair_model import PairModel
 
 LAYERS, LINEAR = 2, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -68,6 +82,73 @@ def test_all_linear_is_every_linear_layer_of_the_body_and_nothing_else() -> None
 def test_named_targets_are_taken_as_named() -> None:
     names = trained_names(attach(targets=("q_proj", "v_proj")))
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in names} == {"q_proj", "v_proj"}
+
+
+def test_a_router_that_returns_a_pair_gets_no_adapter() -> None:
+    config = Llama4TextConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        intermediate_size_mlp=24,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        pad_token_id=0,
+    )
+    said: list[str] = []
+    model = attach(Llama4ForCausalLM(config).requires_grad_(False), said)
+    assert not any("router" in name for name in trained_names(model)) and not said
+    pair_model = PairModel(model)
+    pair_model.check_scorer(torch.arange(1, 9), 1e-3)
+    assert pair_model.body is pair_model.causal_model.model
+
+
+def test_a_base_without_an_inner_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base()
+    monkeypatch.setattr(type(base), "base_model_prefix", "")
+    monkeypatch.setattr(base, "children", lambda: iter(()))
+    with pytest.raises(ConfigError, match=r"^model\.base: LlamaForCausalLM has no inner model"):
+        PairModel(base).body  # noqa: B018
+
+
+def test_a_vision_tower_gets_no_adapter() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2}
+    text = {**sizes, **heads, "vocab_size": 32, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {**sizes, **heads, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    model = Gemma3ForConditionalGeneration(config).requires_grad_(False)
+    for targets in ("all-linear", ["q_proj"]):
+        said: list[str] = []
+        names = trained_names(attach(copy.deepcopy(model), said, targets=targets))
+        assert names and all("language_model" in name for name in names)
+        assert "layers that no text reaches get no adapter, such as " in said[0]
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "model.embed_tokens"])
+def test_a_tied_target_is_refused_before_a_weight_is_loaded(tmp_path: Path, target: str) -> None:
+    config = run_config(tmp_path, adapter={"targets": ["q_proj", target]})
+    with pytest.raises(ConfigError, match=rf"^adapter\.targets: {target} of .* is tied: "):
+        refuse_unknown_targets(config)
+    refuse_unknown_targets(run_config(tmp_path, adapter={"targets": ["q_proj"]}))
+
+
+def test_an_adapter_as_base_is_answered_with_its_setting(saved: Path, tmp_path: Path) -> None:
+    for place in (saved, saved.parent):
+        told = missing_base(str(place))
+        assert told is not None and told.startswith(f"model.base: {place} holds an adapter; set ")
+        assert f"adapter.init_from={place}" in told
+    assert missing_base(str(BASE)) is None and missing_base("owner/name") is None
+
+
+def test_a_relative_base_is_kept_by_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(BASE.parent)
+    assert base_location(ModelConfig(base=BASE.name)) == str(BASE)
+    assert base_location(ModelConfig(base="owner/name")) == "owner/name"
 
 
 def test_unknown_targets_are_refused() -> None:

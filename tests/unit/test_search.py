@@ -26,7 +26,7 @@ from orpo_ray.search.course import Course, take_up
 from orpo_ray.search.forecast import final_scores
 from orpo_ray.search.outcome import Compared, best_trial, pareto_front, reading
 from orpo_ray.search.rungs import Rungs
-from orpo_ray.search.score import score
+from orpo_ray.search.score import beats, score
 from orpo_ray.search.space import Space, resolve, trial_config, with_ranges
 from orpo_ray.search.study import Study, spread_values
 
@@ -57,6 +57,28 @@ def test_the_margin_decides_among_equal_accuracies_and_among_no_others() -> None
     ]
     scores = [score("eval/accuracy", each, PAIRS) for each in near]
     assert scores == sorted(scores) and len(set(scores)) == len(scores)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "better"),
+    [
+        ((0.90, 0.1), (0.88, 0.9), True),  # ten pairs of 512 are no chance
+        ((0.90, 0.1), (0.891, 0.9), False),  # five may be: the margin decides
+        ((0.891, 0.9), (0.90, 0.1), True),
+        ((0.9, 0.1), (0.9, 0.1), False),
+        ((0.9, None), (0.1, 0.1), False),
+        ((0.1, 0.1), (0.9, None), True),
+    ],
+)
+def test_what_the_pairs_cannot_tell_apart_is_decided_by_the_margin(
+    one: Any, other: Any, better: bool
+) -> None:
+    assert beats("eval/accuracy", evaluation(*one), evaluation(*other), PAIRS) == better
+
+
+def test_for_other_metrics_the_better_value_is_the_better_one() -> None:
+    assert beats("eval/nll", evaluation(0.1, nll=1.0), evaluation(0.9, nll=1.1), PAIRS)
+    assert not beats("eval/margin", evaluation(0.9, 0.3), evaluation(0.1, 0.3), PAIRS)
 
 
 def test_the_score_of_other_metrics_is_the_metric_and_higher_is_better() -> None:
