@@ -35,7 +35,8 @@ _ROLE_KEYS = ("role", "from")
 _TEXT_KEYS = ("content", "value", "text")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
-_MESSAGES_AS_TEXT = re.compile(r"\s*\[?\s*\{\s*['\"](role|from|content|value|messages)['\"]\s*:")
+_OBJECTS = re.compile(r"\s*\[?\s*\{")
+_ROLE = re.compile(rf"""['"](role|from)['"]\s*:\s*['"]({"|".join(ROLES)})['"]""")
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -53,7 +54,7 @@ def unpacked(value: Any, column: str) -> Any:
 
     Python's own notation is read, too. Raises RowRefused for messages in any other notation.
     """
-    if not isinstance(value, str) or not _MESSAGES_AS_TEXT.match(value):
+    if not isinstance(value, str) or not (_OBJECTS.match(value) and _ROLE.search(value)):
         return value
     for read in (json.loads, ast.literal_eval):
         try:

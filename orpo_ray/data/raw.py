@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from orpo_ray.config.data import Columns, DataConfig, Source
 from orpo_ray.data.rows import RAW, lacks_columns, unused_in
-from orpo_ray.data.sources import RawRow, read_rows, source_labels
+from orpo_ray.data.sources import RawRow, one_by_one, read_rows, source_labels
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
@@ -43,18 +43,24 @@ def read_all(data: DataConfig) -> list[RawSource]:
 
     Raises DataError for what cannot be read.
     """
-    everything = [*data.train, *data.eval]
-    labels = source_labels(everything)
-    splits = ["train"] * len(data.train) + ["eval"] * len(data.eval)
-    return [
-        _read_source(number, source, label, split)
-        for number, (source, label, split) in enumerate(
-            zip(everything, labels, splits, strict=True)
-        )
-    ]
+    named = [("train", source) for source in data.train]
+    named += [("eval", source) for source in data.eval]
+    files = [(split, one_by_one(source)) for split, source in named]
+    labels = iter(source_labels([file for _, group in files for file in group]))
+    found: list[RawSource] = []
+    for split, group in files:
+        left = group[0].limit
+        for file in group:
+            limited = file.model_copy(update={"limit": left})
+            raw = _read_source(len(found), limited, next(labels), split, may_be_empty=left == 0)
+            left = None if left is None else left - raw.rows
+            found.append(raw)
+    return found
 
 
-def _read_source(number: int, source: Source, label: str, split: str) -> RawSource:
+def _read_source(
+    number: int, source: Source, label: str, split: str, *, may_be_empty: bool
+) -> RawSource:
     content = hashlib.sha256()
     blocks: list[pa.Table] = []
     open_rows: list[dict[str, Any]] = []
@@ -70,7 +76,7 @@ def _read_source(number: int, source: Source, label: str, split: str) -> RawSour
             open_rows, size = [], 0
     if open_rows:
         blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
-    if not blocks:
+    if not blocks and not may_be_empty:
         raise DataError(f"{source.source}: no rows in it")
     return RawSource(
         source=source, label=label, split=split, blocks=blocks, digest=content.hexdigest()

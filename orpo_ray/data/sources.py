@@ -1,7 +1,7 @@
 """Raw rows of a source, each with its line; their content is not interpreted here."""
 
+import codecs
 import csv
-import difflib
 import gzip
 import io
 import itertools
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -21,11 +21,13 @@ import pyarrow.parquet as pq
 from orpo_ray.config.data import Source
 from orpo_ray.config.storage import expanded
 from orpo_ray.data.hub import read_hub
+from orpo_ray.data.places import files_of, has_splits, is_pattern
 from orpo_ray.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
 _PARQUET_ROWS = 256
+_ARROW_FILE = b"ARROW1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class RawRow:
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
-    """Rows of a file, URL or hub dataset in order, at most `limit`.
+    """Rows of files, a URL or a hub dataset in order, at most `limit`.
 
     Raises DataError if the source cannot be read.
     """
@@ -50,8 +52,8 @@ def read_rows(source: Source) -> Iterator[RawRow]:
     if "://" in name:
         rows = _read_file(name, PurePosixPath(urlsplit(name).path).name)
     elif is_path(name):
-        path = _existing(expanded(name, "source"))
-        rows = _read_file(str(path), path.name)
+        files = _files(source)
+        rows = itertools.chain.from_iterable(_read_file(str(file), file.name) for file in files)
     else:
         rows = (RawRow(index, _dump(row)) for index, row in read_hub(source))
     return itertools.islice(rows, source.limit)
@@ -63,10 +65,24 @@ def refuse_missing(source: Source) -> None:
     is_url = "://" in name
     if not (is_url or is_path(name)):
         return
-    if source.split != "train":
+    if source.split != "train" and (is_url or not has_splits(name)):
         raise DataError(f"{name}: split {source.split}: a file has no splits; leave split out")
     if not is_url:
-        _existing(expanded(name, "source"))
+        _files(source)
+
+
+def one_by_one(source: Source) -> list[Source]:
+    """The source itself, or one source for each of its files if it has several."""
+    if "://" in source.source or not is_path(source.source):
+        return [source]
+    files = _files(source)
+    if files == [expanded(source.source, "source")]:
+        return [source]
+    return [source.model_copy(update={"source": str(f), "split": "train"}) for f in files]
+
+
+def _files(source: Source) -> list[Path]:
+    return files_of(source.source, source.split, lambda name: _reader(name) is not None)
 
 
 def source_labels(sources: Sequence[Source]) -> list[str]:
@@ -95,7 +111,10 @@ def is_path(name: str) -> bool:
     A file that exists comes before a hub dataset of the same name.
     """
     looks_like_one = (
-        name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or _reader(name) is not None
+        name.startswith(("/", "./", "../", "~"))
+        or name.count("/") > 1
+        or _reader(name) is not None
+        or is_pattern(name)
     )
     return looks_like_one or Path(name).exists()
 
@@ -119,30 +138,12 @@ def _label_parts(source: Source, sources: Sequence[Source]) -> tuple[str, ...]:
     return (_hub_label(source, sources),)
 
 
-def _existing(path: Path) -> Path:
-    """The path, if it is a file.
-
-    Otherwise raises DataError with the nearest name in its folder.
-    """
-    if path.is_file():
-        return path
-    if path.is_dir():
-        files = sorted(entry.name for entry in path.iterdir() if _reader(entry.name))
-        raise DataError(
-            f"{path} is a directory; name a file in it" + (f", such as {files[0]}" if files else "")
-        )
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: no such file (there is no directory {path.parent})")
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1)
-    raise DataError(f"{path}: no such file" + (f"; did you mean {near[0]}?" if near else ""))
-
-
 def _read_file(location: str, name: str) -> Iterator[RawRow]:
     reader = _reader(name)
     if reader is None:
         raise DataError(
-            f"{location}: unknown kind of file; use .jsonl, .json, .parquet or .csv "
-            "(text also as .gz)"
+            f"{location}: unknown kind of file; use .jsonl, .json, .csv, .tsv, .parquet or .arrow "
+            "(text also as .gz or .zst)"
         )
     line = 0
     try:
@@ -187,14 +188,28 @@ def _open(location: str) -> Iterator[IO[bytes]]:
 
 
 def _unzipped(stream: IO[bytes], name: str) -> IO[bytes]:
-    return gzip.GzipFile(fileobj=stream) if name.endswith(".gz") else stream  # type: ignore[return-value]
+    opened: Any = stream
+    if name.endswith(".gz"):
+        opened = gzip.GzipFile(fileobj=stream)
+    if name.endswith(".zst"):
+        opened = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), "zstd"))
+    return _in_utf_8(opened) if _reader(name) in _TEXT_READERS else cast(IO[bytes], opened)
+
+
+def _in_utf_8(stream: Any) -> IO[bytes]:
+    """The stream itself. Raises ValueError if its first bytes are those of UTF-16."""
+    peeked: IO[bytes] = stream if hasattr(stream, "peek") else io.BufferedReader(stream)
+    if peeked.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # type: ignore[attr-defined]
+        raise ValueError("the text is UTF-16; save it as UTF-8")
+    return peeked
 
 
 def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
-    suffix = PurePosixPath(name.removesuffix(".gz")).suffix.lower()
-    if name.endswith(".gz") and suffix == ".parquet":
-        return None
-    return _READERS.get(suffix)
+    path = PurePosixPath(name)
+    packed = path.suffix.lower() in _PACKED
+    suffix = (PurePosixPath(path.stem) if packed else path).suffix.lower()
+    reader = _READERS.get(suffix)
+    return None if packed and reader not in _TEXT_READERS else reader
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -216,7 +231,11 @@ def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
             yield from _elements(first + rest)
             return
         stream = io.BytesIO(rest)
-    yield from _lines(itertools.chain([first] if first else [], stream), number)
+    second = stream.readline()
+    if opening == b"{" and not second:
+        yield from _elements(first)
+        return
+    yield from _lines(itertools.chain([first, second] if first else [], stream), number)
 
 
 def _is_array(first: bytes, rest: bytes) -> bool:
@@ -247,7 +266,11 @@ def _elements(data: bytes) -> Iterator[RawRow]:
     # surrogateescape: a wrong byte makes only its own row bad, and encoding gives the byte back.
     text = data.decode("utf-8", errors="surrogateescape").strip()
     if not text.startswith("["):
-        yield RawRow(1, text.encode("utf-8", errors="surrogateescape"))
+        rows = _columns_as_rows(text)
+        if rows is None:
+            yield RawRow(1, text.encode("utf-8", errors="surrogateescape"))
+            return
+        yield from (RawRow(number, _dump(row)) for number, row in enumerate(rows, 1))
         return
     decoder, number = json.JSONDecoder(), 0
     position = _skip(text, 1, _SPACE)
@@ -267,6 +290,22 @@ def _elements(data: bytes) -> Iterator[RawRow]:
         raise ValueError(f"the array does not end after element {number}")
 
 
+def _columns_as_rows(text: str) -> list[dict[str, Any]] | None:
+    """The rows of one object that holds whole columns, or None for any other value.
+
+    pandas writes a column as an object by row number, and other programs as a list of texts.
+    """
+    found = json.loads(text)
+    columns = list(found.values()) if isinstance(found, dict) else []
+    if columns and all(isinstance(c, dict) and c and all(map(str.isdigit, c)) for c in columns):
+        keys = list(columns[0])
+        return [{name: found[name].get(key) for name in found} for key in keys]
+    texts = all(isinstance(c, list) and all(isinstance(v, str) for v in c) for c in columns)
+    if len(columns) > 1 and texts and len({len(c) for c in columns}) == 1:
+        return [dict(zip(found, values, strict=True)) for values in zip(*columns, strict=True)]
+    return None
+
+
 def _skip(text: str, position: int, characters: str) -> int:
     while position < len(text) and text[position] in characters:
         position += 1
@@ -276,24 +315,53 @@ def _skip(text: str, position: int, characters: str) -> int:
 # --- CSV and Parquet ------------------------------------------------------------------------------
 
 
-def _read_csv(stream: IO[bytes]) -> Iterator[RawRow]:
+def _read_tsv(stream: IO[bytes]) -> Iterator[RawRow]:
+    return _read_csv(stream, delimiter="\t")
+
+
+def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
     """Rows of a CSV file with a header.
 
     strict=True: otherwise a quote that is never closed would hide the rest of the file.
     """
     csv.field_size_limit(sys.maxsize)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    records = csv.reader(text, strict=True)
+    records = csv.reader(text, strict=True, delimiter=delimiter)
     header = next(records, [])
+    if not all(map(_is_utf_8, header)):
+        raise ValueError("the header is not UTF-8; save the file as UTF-8")
     if len(set(header)) < len(header):
         raise csv.Error("the header names a column twice")
     line = records.line_num + 1
     for record in records:
         if record:
-            complete = len(record) == len(header)
-            row = dict(zip(header, record, strict=False))
-            yield RawRow(line, _dump(row), "" if complete else "ragged-row")
+            problem = "" if len(record) == len(header) else "ragged-row"
+            if not all(map(_is_utf_8, record)):
+                problem = "invalid-utf8"
+            yield RawRow(line, _dump(dict(zip(header, record, strict=False))), problem)
         line = records.line_num + 1
+
+
+def _is_utf_8(text: str) -> bool:
+    """Whether no byte of a text had to be escaped when it was read."""
+    return text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text)
+
+
+def _read_arrow(stream: IO[bytes]) -> Iterator[RawRow]:
+    """Rows of Arrow's file format or of its stream, as `save_to_disk` of datasets writes it."""
+    magic = stream.read(len(_ARROW_FILE))
+    stream.seek(0)
+    if magic == _ARROW_FILE:
+        file = pa.ipc.open_file(stream)
+        batches: Iterable[pa.RecordBatch] = (
+            file.get_batch(number) for number in range(file.num_record_batches)
+        )
+    else:
+        batches = pa.ipc.open_stream(stream)
+    numbers = itertools.count(1)
+    for batch in batches:
+        for row in batch.to_pylist():
+            yield RawRow(next(numbers), _dump(row))
 
 
 def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
@@ -308,10 +376,20 @@ def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
 
 
 def _dump(row: dict[str, Any]) -> bytes:
-    # Images, dates and bytes become the name of their type: no recognised column may hold them.
-    return json.dumps(
-        row, ensure_ascii=True, default=lambda value: {"type": type(value).__name__}
-    ).encode()
+    return json.dumps(row, ensure_ascii=True, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    """A text that was kept as bytes. Images and dates become the name of their type.
+
+    No recognised column may hold these.
+    """
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return {"type": "bytes"}
+    return {"type": type(value).__name__}
 
 
 def _first_line(error: BaseException) -> str:
@@ -322,12 +400,17 @@ def _first_line(error: BaseException) -> str:
 _FAILURES: dict[tuple[type[Exception], ...], str] = {
     (EOFError, gzip.BadGzipFile, zlib.error): "the gzip data is damaged",
     (csv.Error,): "not valid CSV",
-    (pa.ArrowException,): "not a readable Parquet file",
+    (pa.ArrowException,): "not a readable file",
 }
 _READERS = {
     ".jsonl": _read_json,
     ".ndjson": _read_json,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
 }
+_TEXT_READERS = (_read_json, _read_csv, _read_tsv)
+_PACKED = (".gz", ".zst")

@@ -10,12 +10,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import datasets
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from orpo_ray.config.data import Source
+from orpo_ray.config.data import DataConfig, Source
 from orpo_ray.data.hub import explain_hub_error
+from orpo_ray.data.pairs import Refusal
+from orpo_ray.data.raw import read_all
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import RawRow, read_rows, refuse_missing, source_labels
 from orpo_ray.errors import ConfigError, DataError
@@ -113,7 +117,8 @@ def test_parquet_rows(tmp_path: Path) -> None:
         {
             "prompt": ["Q", None],
             "chosen": [[{"role": "assistant", "content": "a"}], None],
-            "b": [b"x", None],
+            "b": [b"\xff\xd8", None],
+            "kept as bytes": ["é".encode(), None],
         }
     )
     pq.write_table(table, tmp_path / "a.parquet")
@@ -124,9 +129,10 @@ def test_parquet_rows(tmp_path: Path) -> None:
                 "prompt": "Q",
                 "chosen": [{"role": "assistant", "content": "a"}],
                 "b": {"type": "bytes"},
+                "kept as bytes": "é",
             },
         ),
-        (2, {"prompt": None, "chosen": None, "b": None}),
+        (2, {"prompt": None, "chosen": None, "b": None, "kept as bytes": None}),
     ]
 
 
@@ -192,7 +198,9 @@ def test_a_wrong_byte_in_an_array_condemns_its_own_element(tmp_path: Path) -> No
 
 def test_a_wrong_byte_in_a_csv_is_seen_by_the_row_check(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"a\n\xff\nok\n")
-    assert values(tmp_path / "a.csv") == [(2, {"a": "\udcff"}), (3, {"a": "ok"})]
+    assert values(tmp_path / "a.csv") == [(2, Refusal("invalid-utf8")), (3, {"a": "ok"})]
+    (tmp_path / "b.csv").write_bytes("fran\xe7ais\nx\n".encode("latin-1"))
+    assert "the header is not UTF-8; save the file as UTF-8" in refused(tmp_path / "b.csv")
 
 
 # --- broken files: one line that says what and where ----------------------------------------------
@@ -209,8 +217,68 @@ def test_gzip_that_is_none(tmp_path: Path) -> None:
     assert "gzip data is damaged" in refused(tmp_path / "a.jsonl.gz")
 
 
-def test_directory(tmp_path: Path, lines: Path) -> None:
-    assert refused(tmp_path) == f"{tmp_path} is a directory; name a file in it, such as a.jsonl"
+def test_the_files_of_a_folder_or_pattern_are_read_in_the_order_of_their_names(
+    tmp_path: Path, lines: Path
+) -> None:
+    (tmp_path / "b.jsonl").write_text(json.dumps({"n": 5}) + "\n")
+    (tmp_path / "notes.md").write_text("no rows")
+    for place in (tmp_path, tmp_path / "*.jsonl", tmp_path / "**" / "?.jsonl"):
+        assert [json.loads(row.text)["n"] for row in read(place)] == [0, 1, 2, 3, 4, 5]
+    assert [json.loads(row.text)["n"] for row in read(tmp_path, limit=2)] == [0, 1]
+    data = DataConfig(train=[Source(source=str(tmp_path), limit=6), Source(source=str(lines))])
+    raws = read_all(data)
+    assert [raw.label for raw in raws] == ["a.jsonl", "b.jsonl", "a.jsonl"]
+    assert [raw.rows for raw in raws] == [5, 1, 5]
+    (tmp_path / "c.csv").write_text("a\n1\n")
+    assert "has files of several kinds; name some with a pattern, such as" in refused(tmp_path)
+    assert refused(tmp_path / "*.parquet").endswith("*.parquet: no file matches this pattern")
+    (tmp_path / "empty").mkdir()
+    assert "there is no file with rows in this directory" in refused(tmp_path / "empty")
+
+
+def test_datasets_saved_to_disk_are_read(tmp_path: Path) -> None:
+    rows = [{**ROW, "n": n} for n in range(3)]
+    saved = datasets.Dataset.from_list(rows)
+    saved.save_to_disk(tmp_path / "one", num_shards=2)
+    assert [json.loads(row.text) for row in read(tmp_path / "one")] == rows
+    datasets.DatasetDict({"train": saved, "test": saved.select([2])}).save_to_disk(tmp_path / "two")
+    assert [json.loads(row.text) for row in read(tmp_path / "two")] == rows
+    assert [json.loads(row.text) for row in read(tmp_path / "two", split="test")] == rows[2:]
+    refuse_missing(Source(source=str(tmp_path / "two"), split="test"))
+    with pytest.raises(DataError, match="split dev: it has train, test"):
+        read(tmp_path / "two", split="dev")
+
+
+def test_tables_with_tabs_arrow_files_and_zstandard(tmp_path: Path, lines: Path) -> None:
+    (tmp_path / "a.tsv").write_text("prompt\tchosen\nQ, R\tgood\n")
+    assert values(tmp_path / "a.tsv") == [(2, {"prompt": "Q, R", "chosen": "good"})]
+    table = pa.table({"prompt": ["Q", "R"]})
+    pa.feather.write_feather(table, tmp_path / "a.arrow")
+    assert values(tmp_path / "a.arrow") == [(1, {"prompt": "Q"}), (2, {"prompt": "R"})]
+    packed = tmp_path / "b.jsonl.zst"
+    packed.write_bytes(pa.compress(lines.read_bytes(), "zstd", asbytes=True))
+    assert values(packed) == values(lines)
+    packed.write_bytes(b"no such thing")
+    assert "cannot be read" in refused(packed) or "not a readable file" in refused(packed)
+
+
+def test_whole_columns_in_one_json_object_are_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "chosen": "a"}, {"prompt": "R", "chosen": "b"}]
+    by_number = {name: {str(n): row[name] for n, row in enumerate(rows)} for name in rows[0]}
+    lists = {name: [row[name] for row in rows] for name in rows[0]}
+    for columns in (by_number, lists):
+        (tmp_path / "a.json").write_text(json.dumps(columns))
+        assert [row for _, row in values(tmp_path / "a.json")] == rows
+    one = {"prompt": [{"role": "user", "content": "Q"}], "chosen": [{"content": "a"}]}
+    (tmp_path / "a.json").write_text(json.dumps(one, indent=1))
+    assert [row for _, row in values(tmp_path / "a.json")] == [one]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json.gz"])
+def test_utf_16_is_named(tmp_path: Path, name: str) -> None:
+    content = json.dumps(ROW).encode("utf-16")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert "the text is UTF-16; save it as UTF-8" in refused(tmp_path / name)
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path, lines: Path) -> None:
@@ -338,7 +406,7 @@ def test_a_local_path_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "org").mkdir()
     (tmp_path / "org" / "set").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert "is a directory" in refused("org/set")
+    assert "in this directory" in refused("org/set")
 
 
 @pytest.mark.parametrize(
