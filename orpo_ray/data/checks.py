@@ -22,6 +22,8 @@ REASONS = {
     "prompts-only": "the file has prompts but no answers",
     "wrong-type": "a column holds neither text nor chat messages",
     "wrong-label": "the label names neither of the two outputs (expected 1 or 2)",
+    "too-few-scores": "fewer than two of the answers have a score or a rank",
+    "equal-scores": "all answers have the same score, so none of them is the better one",
     "wrong-roles": "the roles do not make a conversation that ends with a user turn and an "
     "assistant answer",
     "different-prompts": "chosen and rejected answer different prompts",

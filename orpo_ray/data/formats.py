@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from orpo_ray.config.data import Columns
+from orpo_ray.data import ranked
 from orpo_ray.data.messages import (
     FIELDS,
     RowRefused,
@@ -27,6 +28,7 @@ _SIDES = (
     ("chosen_response", "rejected_response"),
     ("response_chosen", "response_rejected"),
     ("preferred", "dispreferred"),
+    ("chosen_messages", "rejected_messages"),
 )
 _OUTPUTS = (("output_1", "output_2"), ("response_1", "response_2"), ("answer_1", "answer_2"))
 _IMAGES = ("images", "image", "image_url", "video", "videos", "audio", "audios")
@@ -221,6 +223,23 @@ def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides 
     return _Sides(None, better, worse)
 
 
+def _read_swift(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+    """The conversation is the chosen one; the other answers its last question, or is another."""
+    conversation, other = row[chosen], row[rejected]
+    if isinstance(conversation, list) and not (isinstance(other, list) and len(other) > 1):
+        return _Sides(conversation[:-1], conversation[-1:], other)
+    return _Sides(None, conversation, other)
+
+
+def _read_ranked(row: Row, prompt: str, answers: str, scores: str) -> _Sides | None:
+    found = ranked.best_and_worst(row, answers, scores)
+    if found is None:
+        return None
+    better, worse = found
+    read = _read_alpaca if prompt == "instruction" else _read_explicit
+    return read({**row, "chosen": better, "rejected": worse}, prompt, "chosen", "rejected")
+
+
 SHAPES = (
     Shape(
         name="two outputs and a label",
@@ -251,6 +270,19 @@ SHAPES = (
     Shape(name="prompt and two answers", prompt=_PROMPTS, sides=_SIDES, read=_read_explicit),
     Shape(name="prompt inside the answers", prompt=(), sides=_SIDES, read=_read_implicit),
     Shape(name="messages and two answers", prompt=("messages",), sides=_SIDES, read=_read_explicit),
+    Shape(
+        name="messages and a rejected answer",
+        prompt=(),
+        sides=(("messages", "rejected_response"), ("messages", "rejected_messages")),
+        read=_read_swift,
+    ),
+    Shape(
+        name="answers with scores",
+        prompt=(*_PROMPTS, *_CONVERSATIONS),
+        sides=ranked.COLUMNS,
+        read=_read_ranked,
+        also=_ALPACA,
+    ),
 )
 
 

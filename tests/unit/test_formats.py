@@ -73,6 +73,32 @@ ROWS_OF_ONE_PAIR: dict[str, dict[str, Any]] = {
     "label 1": {"input": "Q", "output_1": "good", "output_2": "bad", "label": 1},
     "label 2": {"input": "Q", "output_1": "bad", "output_2": "good", "label": "2"},
     "reject": {"prompt": "Q", "chosen": "good", "reject": "bad"},
+    "UltraFeedback, raw": {
+        "source": "s",
+        "instruction": "Q",
+        "completions": [
+            {"model": "m", "response": "so-so", "overall_score": 5.0},
+            {"model": "n", "response": "bad", "overall_score": 2},
+            {"model": "o", "response": "good", "overall_score": "7.5"},
+            {"model": "p", "response": "not judged", "overall_score": None},
+        ],
+    },
+    "Nectar": {
+        "prompt": "\n\nHuman: Q\n\nAssistant: ",
+        "answers": [{"answer": "bad", "rank": 7}, {"answer": "good", "rank": 1}],
+        "num_responses": 2,
+    },
+    "distilabel": {"instruction": "Q", "generations": ["bad", "good"], "ratings": [1, 4]},
+    "ranks beside": {"prompt": "Q", "responses": ["good", "x", "bad"], "ranks": [1, 2, 3]},
+    "ms-swift": {"messages": [user("Q"), assistant("good")], "rejected_response": "bad"},
+    "ms-swift, two conversations": {
+        "messages": [user("Q"), assistant("good")],
+        "rejected_messages": [user("Q"), assistant("bad")],
+    },
+    "chosen_messages": {
+        "chosen_messages": [user("Q"), assistant("good")],
+        "rejected_messages": [user("Q"), assistant("bad")],
+    },
     "chosen_response": {"prompt": "Q", "chosen_response": "good", "rejected_response": "bad"},
     "request": {"request": "Q", "chosen": "good", "rejected": "bad"},
     "question": {"question": "Q", "chosen": "good", "rejected": "bad", "system": ""},
@@ -111,6 +137,8 @@ def test_every_shape_of_the_table_is_tried_above() -> None:
         "prompt and two answers",
         "prompt inside the answers",
         "messages and two answers",
+        "messages and a rejected answer",
+        "answers with scores",
     }
 
 
