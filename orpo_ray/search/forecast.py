@@ -4,6 +4,7 @@ A sampler that took their last scores would learn how long they were trained, no
 values are.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,14 +16,19 @@ Curve = Sequence[tuple[float, float]]
 def final_scores(curves: Sequence[Curve]) -> list[float]:
     """The score of each trial at the end of its run, estimated if the trial was given up.
 
-    The trials that got further show which final scores belong to the scores at the share where a
-    trial was given up. Between two of them the final score is interpolated. Better than all of them
-    counts as the best of them. Worse than all of them, a trial stays as far behind as it was.
+    The trials that got further, and end with a finite score, show which final scores belong to the
+    scores at the share where a trial was given up. Between two of them, the final score is
+    interpolated. A better trial counts as the best of them. A worse one stays as far behind as it
+    was.
     """
     finals: dict[int, float] = {}
     for number in sorted(range(len(curves)), key=lambda number: -curves[number][-1][0]):
         share, score = curves[number][-1]
-        further = [other for other in finals if curves[other][-1][0] > share]
+        further = [
+            other
+            for other, final in finals.items()
+            if curves[other][-1][0] > share and math.isfinite(final)
+        ]
         if not further:
             finals[number] = score
             continue

@@ -102,7 +102,10 @@ class Study:
         scores = final_scores([self._curve(trial) for trial in ended])
         worst = min((each for each in scores if math.isfinite(each)), default=0.0)
         return [
-            *(self._frozen(t, max(each, worst)) for t, each in zip(ended, scores, strict=True)),
+            *(
+                self._frozen(trial, each if math.isfinite(each) else worst)
+                for trial, each in zip(ended, scores, strict=True)
+            ),
             *(self._frozen(trial, None) for trial in running),
         ]
 
@@ -177,7 +180,10 @@ def _at(domain: Domain, share: float) -> Any:
 
 
 def _holds(domain: Domain, value: Any) -> bool:
-    return value in domain.values if isinstance(domain, Options) else domain.holds(value)
+    """Whether a value is one that the range can draw: a given one may lie between two steps."""
+    if isinstance(domain, Options):
+        return value in domain.values
+    return domain.holds(value) and domain.settle(value) == value
 
 
 def _distribution(domain: Domain) -> BaseDistribution:

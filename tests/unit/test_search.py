@@ -527,6 +527,25 @@ def test_the_final_score_of_a_trial_that_was_given_up_is_estimated() -> None:
     assert finals[:3] == pytest.approx([0.75, 0.6, 0.9])
 
 
+def test_a_trial_that_broke_later_estimates_no_other() -> None:
+    broke = [(0.2, 0.9), (0.6, 0.9), (1.0, -math.inf)]
+    whole = [(0.2, 0.5), (0.6, 0.6), (1.0, 0.7)]
+    assert final_scores([[(0.2, 0.6)], [(0.2, -math.inf)], broke]) == [0.6, -math.inf, -math.inf]
+    assert final_scores([[(0.2, 0.6)], broke, whole])[0] == pytest.approx(0.7)
+
+
+def test_a_given_value_between_two_steps_teaches_nothing() -> None:
+    domains: dict[str, Domain] = {**DOMAINS, "adapter.r": Span(8, 64, step=8)}
+    settings = SearchConfig(trials=8, try_given=True)
+    asked = study(settings, domains=domains, adapter={"r": 20})
+    trials = drawn_by(asked, 7)
+    assert trials[0].values["adapter.r"] == 20
+    for trial in trials:
+        trial.note(10, 10, evaluation(0.5 + trial.number / 100))
+        trial.state = "finished"
+    assert asked.draw(trials)["adapter.r"] in range(8, 65, 8)
+
+
 def test_a_score_is_its_own_estimate_if_no_trial_got_further() -> None:
     assert final_scores([[(0.2, 0.5)], [(0.2, -math.inf)]]) == [0.5, -math.inf]
     assert final_scores([]) == []
