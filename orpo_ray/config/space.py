@@ -59,7 +59,8 @@ class Span:
         )
         if all(isinstance(number, int) for number in (self.low, self.high, self.step)):
             return self.low + steps * self.step
-        return float(f"{self.low + steps * self.step:.12g}")  # not 0.30000000000000004
+        rounded = float(f"{self.low + steps * self.step:.12g}")  # not 0.30000000000000004
+        return min(max(rounded, self.low), self.high)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from orpo_ray.config.search import ACCURACY, METRICS
-from orpo_ray.runs.scores import smallest_visible
 
 MARGIN = "eval/margin"
 Evaluation = Mapping[str, Any]
@@ -29,17 +28,3 @@ def score(metric: str, evaluation: Evaluation, pairs: int) -> float:
         return value if METRICS[metric] == "max" else -value
     squeezed = 0.5 * (1 + margin / (1 + abs(margin)))
     return value + 0.99 * squeezed / pairs
-
-
-def beats(metric: str, one: Evaluation, other: Evaluation, pairs: int) -> bool:
-    """Whether one evaluation over `pairs` pairs is better than another.
-
-    The margin decides among accuracies that so many pairs cannot tell apart.
-    """
-    better, worse = score(metric, one, pairs), score(metric, other, pairs)
-    if metric != ACCURACY or not (math.isfinite(better) and math.isfinite(worse)):
-        return better > worse
-    difference = one[metric] - other[metric]
-    if abs(difference) < smallest_visible(pairs):
-        return bool(one[MARGIN] > other[MARGIN])
-    return bool(difference > 0)

@@ -27,13 +27,15 @@ from orpo_ray.config.space import Domain, Options
 from orpo_ray.runs.search import Trial
 from orpo_ray.search.forecast import final_scores
 from orpo_ray.search.rungs import Rungs
-from orpo_ray.search.score import Evaluation, beats, score
+from orpo_ray.search.score import score
 
 _ENDED = ("finished", "stopped")
 _SPREAD = 4
 """Trials that end before the Gaussian process draws: fewer of them would mislead it."""
 _NEAR = 0.01
-"""Values nearer than this share of each range make the same trial again."""
+"""Values nearer than this share of each range count as the same trial."""
+_TRIES = 64
+"""Spread points that are looked at for one that repeats no trial."""
 
 
 class Study:
@@ -47,24 +49,25 @@ class Study:
     ) -> None:
         self._search = settings_of(config)
         self._domains = domains
+        self._distributions = {name: _distribution(domain) for name, domain in domains.items()}
         self._seed = config.training.seed
         self._pairs = pairs
         is_grid = self._search.searcher == "grid"
         self._grid = grid_points(config, domains) if is_grid else []
         self._given = given_values(config, domains) if self._search.try_given else None
         asha = self._search.scheduler == "asha"
-        self._rungs = Rungs(self._search.grace, self._search.eta, self._beats) if asha else None
+        self._rungs = Rungs(self._search.grace, self._search.eta) if asha else None
         for trial in trials:
-            for evaluation in trial.evaluations:
-                self._is_behind(trial, evaluation)
+            for share, value in self._curve(trial):
+                self._is_behind(trial, share, value)
 
     def draw(self, trials: Sequence[Trial]) -> dict[str, Any]:
         """The values of the trial that follows `trials`, which are all of the search so far.
 
         Trial 0 has the given values, if the search tries them. The next draws are spread over the
         ranges, and so are all draws of `searcher: random`. Once enough trials have ended, a
-        Gaussian process draws where a better trial is likely. If a trial has been there already,
-        the next spread values are taken.
+        Gaussian process draws where a better trial is likely. If that would repeat a trial, a
+        spread point is tried instead.
         """
         number = len(trials)
         if self._grid:
@@ -72,22 +75,34 @@ class Study:
             return next(point for point in self._grid if point not in begun)
         if number == 0 and self._given is not None:
             return self._given
-        ended = [trial for trial in trials if trial.state in _ENDED]
-        if self._search.searcher == "gp" and len(ended) >= _SPREAD:
-            likely = self._likely_better(trials)
-            if not any(self._is_near(likely, trial.values) for trial in trials):
+        known = self._known(trials)
+        ended = sum(trial.state is TrialState.COMPLETE for trial in known)
+        if self._search.searcher == "gp" and ended >= _SPREAD:
+            likely = self._likely_better(number, known)
+            if not self._repeats(likely, trials):
                 return likely
         drawn_before = number if self._given is None else number - 1
-        return spread_values(self._domains, self._seed, drawn_before)
+        return self._next_spread(drawn_before, trials)
 
-    def _likely_better(self, trials: Sequence[Trial]) -> dict[str, Any]:
-        """Where the Gaussian process expects the greatest improvement."""
-        seed = int(np.random.SeedSequence([self._seed, len(trials)]).generate_state(1)[0])
+    def _next_spread(self, number: int, trials: Sequence[Trial]) -> dict[str, Any]:
+        """Spread point `number`, or the next that repeats no trial.
+
+        The point itself if so many points bring no other: few values may all have been tried.
+        """
+        points = (spread_values(self._domains, self._seed, number + i) for i in range(_TRIES))
+        first = next(points)
+        if not self._repeats(first, trials):
+            return first
+        return next((point for point in points if not self._repeats(point, trials)), first)
+
+    def _likely_better(self, number: int, known: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """Where the Gaussian process expects the greatest improvement, for trial `number`."""
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sampler = GPSampler(seed=seed, n_startup_trials=1)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        study.add_trials(self._known(trials))
-        drawn = study.ask(self._distributions()).params
+        study.add_trials(known)
+        drawn = study.ask(self._distributions).params
         return {name: _decoded(domain, drawn[name]) for name, domain in self._domains.items()}
 
     def _known(self, trials: Sequence[Trial]) -> list[FrozenTrial]:
@@ -96,17 +111,17 @@ class Study:
         A trial that was given up counts with an estimate of its final score. A running trial has
         none, and keeps the next draw away. Given values outside of the ranges teach nothing.
         """
-        within = [trial for trial in trials if self._hold(trial.values)]
-        ended = [trial for trial in within if trial.state in _ENDED]
-        running = [trial for trial in within if trial.state == "running"]
+        ended = [trial for trial in trials if trial.state in _ENDED]
+        running = [trial for trial in trials if trial.state == "running"]
         scores = final_scores([self._curve(trial) for trial in ended])
         worst = min((each for each in scores if math.isfinite(each)), default=0.0)
         return [
             *(
                 self._frozen(trial, each if math.isfinite(each) else worst)
                 for trial, each in zip(ended, scores, strict=True)
+                if self._hold(trial.values)
             ),
-            *(self._frozen(trial, None) for trial in running),
+            *(self._frozen(trial, None) for trial in running if self._hold(trial.values)),
         ]
 
     def _frozen(self, trial: Trial, value: float | None) -> FrozenTrial:
@@ -114,17 +129,17 @@ class Study:
             params={
                 name: _encoded(domain, trial.values[name]) for name, domain in self._domains.items()
             },
-            distributions=self._distributions(),
+            distributions=self._distributions,
             value=value,
             state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
         )
 
-    def _distributions(self) -> dict[str, BaseDistribution]:
-        return {name: _distribution(domain) for name, domain in self._domains.items()}
-
     def _hold(self, values: dict[str, Any]) -> bool:
         """Whether the ranges hold the values."""
         return all(_holds(domain, values[name]) for name, domain in self._domains.items())
+
+    def _repeats(self, drawn: dict[str, Any], trials: Sequence[Trial]) -> bool:
+        return any(self._is_near(drawn, trial.values) for trial in trials)
 
     def _is_near(self, drawn: dict[str, Any], tried: dict[str, Any]) -> bool:
         """Whether a trial with these values would repeat another."""
@@ -138,17 +153,14 @@ class Study:
 
         The given configuration always runs to its end, so that no search ends with a worse one.
         """
-        behind = self._is_behind(trial, trial.last)
+        share, value = self._curve(trial)[-1]
+        behind = self._is_behind(trial, share, value)
         is_given = trial.number == 0 and self._given is not None
-        return behind and trial.last["step"] < trial.total_steps and not is_given
+        return behind and share < 1 and not is_given
 
-    def _is_behind(self, trial: Trial, evaluation: Evaluation) -> bool:
-        """Note an evaluation at the rungs. Returns whether they give the trial up."""
-        share = evaluation["step"] / trial.total_steps
-        return self._rungs is not None and self._rungs.gives_up(trial.number, share, evaluation)
-
-    def _beats(self, one: Evaluation, other: Evaluation) -> bool:
-        return beats(self._search.metric, one, other, self._pairs)
+    def _is_behind(self, trial: Trial, share: float, value: float) -> bool:
+        """Note a score at the rungs. Returns whether they give the trial up."""
+        return self._rungs is not None and self._rungs.gives_up(trial.number, share, value)
 
     def _curve(self, trial: Trial) -> list[tuple[float, float]]:
         """The trial's score at each share of its run."""
@@ -192,9 +204,10 @@ def _distribution(domain: Domain) -> BaseDistribution:
     # Optuna has no steps on a log scale. `_decoded` rounds such values to their step.
     if domain.step is None or domain.log:
         return FloatDistribution(domain.low, domain.high, log=domain.log)
+    last = domain.settle(domain.high)
     if all(isinstance(number, int) for number in (domain.low, domain.high, domain.step)):
-        return IntDistribution(int(domain.low), int(domain.high), step=int(domain.step))
-    return FloatDistribution(domain.low, domain.high, step=domain.step)
+        return IntDistribution(int(domain.low), int(last), step=int(domain.step))
+    return FloatDistribution(domain.low, last, step=domain.step)
 
 
 def _decoded(domain: Domain, drawn: Any) -> Any:

@@ -26,7 +26,7 @@ from orpo_ray.search.course import Course, take_up
 from orpo_ray.search.forecast import final_scores
 from orpo_ray.search.outcome import Compared, best_trial, pareto_front, reading
 from orpo_ray.search.rungs import Rungs
-from orpo_ray.search.score import beats, score
+from orpo_ray.search.score import score
 from orpo_ray.search.space import Space, resolve, trial_config, with_ranges
 from orpo_ray.search.study import Study, spread_values
 
@@ -57,28 +57,6 @@ def test_the_margin_decides_among_equal_accuracies_and_among_no_others() -> None
     ]
     scores = [score("eval/accuracy", each, PAIRS) for each in near]
     assert scores == sorted(scores) and len(set(scores)) == len(scores)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "better"),
-    [
-        ((0.90, 0.1), (0.88, 0.9), True),  # ten pairs of 512 are no chance
-        ((0.90, 0.1), (0.891, 0.9), False),  # five may be: the margin decides
-        ((0.891, 0.9), (0.90, 0.1), True),
-        ((0.9, 0.1), (0.9, 0.1), False),
-        ((0.9, None), (0.1, 0.1), False),
-        ((0.1, 0.1), (0.9, None), True),
-    ],
-)
-def test_what_the_pairs_cannot_tell_apart_is_decided_by_the_margin(
-    one: Any, other: Any, better: bool
-) -> None:
-    assert beats("eval/accuracy", evaluation(*one), evaluation(*other), PAIRS) == better
-
-
-def test_for_other_metrics_the_better_value_is_the_better_one() -> None:
-    assert beats("eval/nll", evaluation(0.1, nll=1.0), evaluation(0.9, nll=1.1), PAIRS)
-    assert not beats("eval/margin", evaluation(0.9, 0.3), evaluation(0.1, 0.3), PAIRS)
 
 
 def test_the_score_of_other_metrics_is_the_metric_and_higher_is_better() -> None:
@@ -489,6 +467,21 @@ def test_later_draws_come_nearer_to_the_peak_than_spread_ones() -> None:
     assert sum(gp > random for gp, random in zip(*best.values(), strict=True)) >= 4
 
 
+def test_no_trial_is_repeated_while_untried_points_are_left() -> None:
+    domains: dict[str, Domain] = {
+        "adapter.r": Options((4, 8, 16, 32)),
+        "adapter.alpha": Options((8, 16, 32, 64)),
+    }
+    for searcher in ("random", "gp"):
+        trials: list[Trial] = []
+        asked = study(SearchConfig(searcher=searcher, trials=16), domains=domains)
+        for number in range(16):
+            trials.append(Trial(number=number, run="", values=asked.draw(trials)))
+            trials[-1].note(10, 10, evaluation(0.5 + number / 100))
+            trials[-1].state = "finished"
+        assert len({tuple(trial.values.values()) for trial in trials}) == 16
+
+
 def test_a_best_point_in_the_corner_is_found_and_tried_once() -> None:
     def towards_the_corner(values: dict[str, Any]) -> float:
         return quality({LAMBDA: 0.6 * values[LAMBDA] / 2, RATE: 0.2 * values[RATE]})
@@ -501,9 +494,11 @@ def test_a_best_point_in_the_corner_is_found_and_tried_once() -> None:
 def test_trials_that_run_at_once_are_given_different_values() -> None:
     trials = play(SearchConfig(trials=12), 6)
     asked = study(SearchConfig(trials=12), trials)
-    for number in range(6, 9):
-        trials.append(Trial(number=number, run="", values=asked.draw(trials)))
-    assert len({round(math.log(trial.values[RATE]), 2) for trial in trials[6:]}) == 3
+    alone = asked.draw(trials)
+    trials.append(Trial(number=6, run="", values=asked.draw(trials[:6])))
+    known = asked._known(trials)
+    assert [trial.state.name for trial in known].count("RUNNING") == 1
+    assert alone == trials[6].values != asked.draw(trials)
 
 
 @pytest.mark.parametrize("accuracy", [0.7, None])
@@ -559,8 +554,12 @@ def test_drawn_values_keep_to_the_steps_and_choices_of_the_config() -> None:
     }
     for searcher in ("random", "gp"):
         asked = study(SearchConfig(searcher=searcher, trials=9), domains=domains)
-        for trial in drawn_by(asked, 9):
-            values = trial.values
+        trials: list[Trial] = []
+        for number in range(9):
+            values = asked.draw(trials)
+            trials.append(Trial(number=number, run="", values=values))
+            trials[-1].note(10, 10, evaluation(0.5 + (number * 7 % 9) / 20))
+            trials[-1].state = "finished"
             assert values["adapter.r"] in range(8, 65, 8) and isinstance(values["adapter.r"], int)
             assert (values["adapter.alpha"] - 1) % 0.5 == 0
             assert values["adapter.targets"] in ("all-linear", ["q_proj", "v_proj"])
