@@ -80,8 +80,8 @@ def end_ids(tokenizer: Any, generation_config: Any) -> list[int]:
     The base's own are those of its generation_config.json.
     """
     own = getattr(generation_config, "eos_token_id", None)
-    listed = own if isinstance(own, list | tuple) else [] if own is None else [own]
-    return sorted({*Endings(tokenizer).ids, *(int(each) for each in listed)})
+    listed = own if isinstance(own, list | tuple) else [own]
+    return sorted({*Endings(tokenizer).ids, *(int(each) for each in listed if each is not None)})
 
 
 def _written_around(tokenizer: Any) -> tuple[str, str, str] | None:

@@ -46,7 +46,7 @@ class Limits:
     overlong: Literal["drop", "truncate-prompt-left", "error"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Rendered:
     """Texts of one pair, and the end token of each answer.
 
@@ -175,7 +175,13 @@ class PairTokeniser:
         rejected = self._render_answer(pair, prompt, pair.rejected, "rejected")
         if isinstance(rejected, Refusal):
             return rejected
-        return _Rendered(prompt, *chosen, *rejected)
+        return _Rendered(
+            prompt=prompt,
+            chosen=chosen[0],
+            chosen_end=chosen[1],
+            rejected=rejected[0],
+            rejected_end=rejected[1],
+        )
 
     def _render_answer(
         self, pair: Pair, prompt: str, answer: Message, side: str

@@ -250,7 +250,11 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("limit",),
     ),
-    "a directory": (setting(f"data.train.0.source={DEMO}"), WRONG, (str(DEMO), "is a directory")),
+    "a directory": (
+        setting(f"data.train.0.source={DEMO}"),
+        WRONG,
+        (str(DEMO), "has files of several kinds"),
+    ),
     "a config": (
         setting("data.train.0.source=HERE/tiny.yaml"),
         WRONG,
@@ -484,7 +488,7 @@ def test_a_wrong_model(command: Command, config: Path, name: str) -> None:
         ),
         (
             ["prepare", "--tokenizer", str(BASE), "--train", str(DEMO)],
-            (str(DEMO), "is a directory"),
+            (str(DEMO), "has files of several kinds"),
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.text import Text
+from text_pairs import text_pair
 
 from orpo_ray.cli.main import run
 from orpo_ray.cli.show_pairs import colour_tokens, length_histogram
-from orpo_ray.data.pairs import Pair, TokenPair
+from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.tokenise import PairTokeniser
 
 Run = Callable[..., tuple[int, str, str]]
@@ -128,7 +129,7 @@ def test_special_tokens_are_marked_and_letters_of_many_bytes_stay_whole(
     chatml_tokenizer: Any,
 ) -> None:
     [tokens] = PairTokeniser(chatml_tokenizer).pairs(
-        [Pair([{"role": "user", "content": "问"}], "机器学习", "é")], ["f:1"]
+        [text_pair([{"role": "user", "content": "问"}], "机器学习", "é")], ["f:1"]
     )
     assert isinstance(tokens, TokenPair)
     shown = colour_tokens(chatml_tokenizer, tokens.chosen.tolist(), "green")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from text_pairs import text_pair
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
@@ -32,7 +33,9 @@ def pairs(mark: str) -> list[Pair]:
         "two\n\nlines  ",
     ]
     answers = ["Yes.", "\n\nYes.", "  Yes", f"{mark[1:]} yes"]
-    return [Pair([{"role": "user", "content": p}], a, a + " No.") for p in prompts for a in answers]
+    return [
+        text_pair([{"role": "user", "content": p}], a, a + " No.") for p in prompts for a in answers
+    ]
 
 
 def ids(tokeniser: PairTokeniser, rows: list[Pair]) -> list[Any]:
@@ -56,7 +59,7 @@ def check(tokenizer: Any, mark: str) -> None:
         tokeniser._encode = lambda texts, s=sizes, e=encode: (
             s.append(sum(map(len, texts))) or e(texts)
         )  # type: ignore
-        ids(tokeniser, [Pair([{"role": "user", "content": "long " * 300}], "short", "brief")])
+        ids(tokeniser, [text_pair([{"role": "user", "content": "long " * 300}], "short", "brief")])
         read.append(sum(sizes))
     assert read[0] < read[1] / 2.5
 
