@@ -74,8 +74,8 @@ def _are_messages(value: Any) -> bool:
     messages = value if isinstance(value, list) else [value]
     return bool(messages) and all(
         isinstance(message, dict)
-        and _first(message, _ROLE_KEYS) in ROLES
-        and (_first(message, _TEXT_KEYS) is not None or "tool_calls" in message)
+        and first_of(message, _ROLE_KEYS) in ROLES
+        and (first_of(message, _TEXT_KEYS) is not None or "tool_calls" in message)
         for message in messages
     )
 
@@ -133,11 +133,11 @@ def _message(value: Any, column: str, default_role: str) -> Message:
         raise RowRefused(
             "wrong-type", f"{column} holds {type(value).__name__}, not text or messages"
         )
-    name = str(_first(value, _ROLE_KEYS) or default_role)
+    name = str(first_of(value, _ROLE_KEYS) or default_role)
     role = ROLES.get(name.lower())
     if role is None:
         raise RowRefused("wrong-roles", f"role {name!r} in {column}")
-    content = _first(value, _TEXT_KEYS)
+    content = first_of(value, _TEXT_KEYS)
     if name.lower() == _CALL:
         return {"role": role, "content": "", "tool_calls": _tool_calls(content, column)}
     fields = {key: value[key] for key in FIELDS if value.get(key) not in (None, "", [])}
@@ -157,7 +157,7 @@ def _without_thoughts(content: Any, column: str) -> tuple[Any, str]:
         part for part in content if isinstance(part, dict) and part.get("type") in _THINKING_PARTS
     ]
     said = [part for part in content if part not in thoughts]
-    texts = (_first(part, (part["type"], "text")) for part in thoughts)
+    texts = (first_of(part, (part["type"], "text")) for part in thoughts)
     return (said or None) if thoughts else content, "".join(text_of(t, column) for t in texts)
 
 
@@ -177,7 +177,8 @@ def _tool_calls(value: Any, column: str) -> list[dict[str, Any]]:
         raise RowRefused("wrong-type", f"{column} has a function_call without a name") from error
 
 
-def _first(value: dict[str, Any], keys: tuple[str, ...]) -> Any:
+def first_of(value: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    """The first of the values with these keys that is not null, else None."""
     return next((value[key] for key in keys if value.get(key) is not None), None)
 
 

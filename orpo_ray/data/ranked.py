@@ -1,10 +1,9 @@
 """Several answers with scores or ranks: the best and the worst of them are a pair."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from orpo_ray.data.messages import RowRefused
+from orpo_ray.data.messages import RowRefused, first_of
 from orpo_ray.data.pairs import Row
 
 LISTS = ("completions", "answers", "responses", "generations")
@@ -32,7 +31,7 @@ def best_and_worst(row: Row, answers: str, scores: str) -> tuple[Any, Any] | Non
         if not all(isinstance(value, dict) for value in values):
             return None
         marks = [_mark_inside(value) for value in values]
-        values = [_first(value, _TEXTS) for value in values]
+        values = [first_of(value, _TEXTS) for value in values]
     else:
         marks = _marks(row[scores], scores, len(values))
     known = [index for index, mark in enumerate(marks) if not math.isnan(mark)]
@@ -62,7 +61,3 @@ def _number(value: Any, *, is_rank: bool) -> float:
     except (TypeError, ValueError):
         return math.nan
     return -number if is_rank else number
-
-
-def _first(answer: Row, names: Sequence[str]) -> Any:
-    return next((answer[name] for name in names if answer.get(name) is not None), None)

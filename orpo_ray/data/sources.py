@@ -358,21 +358,21 @@ def _read_arrow(stream: IO[bytes]) -> Iterator[RawRow]:
         )
     else:
         batches = pa.ipc.open_stream(stream)
-    numbers = itertools.count(1)
-    for batch in batches:
-        for row in batch.to_pylist():
-            yield RawRow(next(numbers), _dump(row))
+    yield from _numbered(batches)
 
 
 def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
-    numbers = itertools.count(1)
     file = pq.ParquetFile(stream)
     names = file.schema_arrow.names
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"there are two columns of the name {twice}")
-    for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-        for row in batch.to_pylist():
-            yield RawRow(next(numbers), _dump(row))
+    yield from _numbered(file.iter_batches(batch_size=_PARQUET_ROWS))
+
+
+def _numbered(batches: Iterable[pa.RecordBatch]) -> Iterator[RawRow]:
+    """The rows of a table, numbered from 1."""
+    rows = (row for batch in batches for row in batch.to_pylist())
+    return (RawRow(number, _dump(row)) for number, row in enumerate(rows, 1))
 
 
 def _dump(row: dict[str, Any]) -> bytes:

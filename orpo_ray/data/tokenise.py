@@ -121,13 +121,12 @@ class PairTokeniser:
     def ignored_fields(self, pair: Pair) -> list[str]:
         """The fields of a pair that make no difference to what the template writes."""
         messages = (*pair.prompt, pair.chosen, pair.rejected)
-        names = {name for message in messages for name in message if name in FIELDS}
+        fields = {name for message in messages for name in message if name in FIELDS}
+        names = sorted(fields | pair.context.keys())
+        if not names:
+            return []  # most pairs: nothing is rendered again
         written = self._written(pair)
-        return [
-            name
-            for name in sorted(names | pair.context.keys())
-            if self._written(_without_field(pair, name)) == written
-        ]
+        return [name for name in names if self._written(_without_field(pair, name)) == written]
 
     def _written(self, pair: Pair) -> list[str | Refusal]:
         return [

@@ -133,7 +133,7 @@ def _end_of(domain: Span, value: float) -> str | None:
     """`lower` or `upper` if the value is at that end of its range, else None."""
     if value <= 0 and domain.log:
         return "lower"
-    share = (_scaled(domain, value) - _scaled(domain, domain.low)) / _width(domain)
+    share = domain.share(value)
     if share <= _EDGE:
         return "lower"
     return "upper" if share >= 1 - _EDGE else None
