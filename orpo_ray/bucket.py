@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
@@ -46,6 +46,10 @@ class Bucket:
     def __init__(self, name: str, endpoint: str | None) -> None:
         self._name = name
         self._endpoint = endpoint
+
+    def __reduce__(self) -> tuple[type["Bucket"], tuple[str, str | None]]:
+        """Travels to workers without its connection: each server has its own credentials."""
+        return Bucket, (self._name, self._endpoint)
 
     @cached_property
     def _files(self) -> Any:
@@ -144,8 +148,10 @@ class Bucket:
                 if file.exists():
                     self._upload(file)
 
-    def store_folder(self, folder: Path, manifest: str | None = None) -> None:
-        """Upload a folder in place of an earlier one.
+    def store_folder(
+        self, folder: Path, manifest: str | None = None, stored: Collection[str] = ()
+    ) -> None:
+        """Upload a folder in place of an earlier one, but for the files named in `stored`.
 
         The earlier manifest is deleted first, so that no manifest ever lists files of two folders.
         """
@@ -153,7 +159,8 @@ class Bucket:
             self._delete_file(folder / manifest)
         here = [file for file in _files_of(folder) if file != folder / (manifest or "")]
         for file in here:
-            self._upload(file)
+            if file.name not in stored:
+                self._upload(file)
         names = {file.relative_to(folder).as_posix() for file in here}
         for name in self._names(folder):
             if name not in names:

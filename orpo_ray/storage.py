@@ -5,6 +5,7 @@ later start calls `store` afterwards. Code that reads such a file calls `fetch` 
 decides what is true: a local copy is never used without asking the bucket.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -51,8 +52,13 @@ class Storage(Protocol):
     def store(self, *paths: Path) -> None:
         """Keep files, and all files of folders, if they exist."""
 
-    def store_folder(self, folder: Path, manifest: str | None = None) -> None:
-        """Keep a folder and nothing else in its place; its manifest is stored last."""
+    def store_folder(
+        self, folder: Path, manifest: str | None = None, stored: Collection[str] = ()
+    ) -> None:
+        """Keep a folder and nothing else in its place; its manifest is stored last.
+
+        The files named in `stored` are there already.
+        """
 
     def remove_folder(self, folder: Path, manifest: str) -> None:
         """Delete a folder from the storage, its manifest first."""
@@ -87,7 +93,9 @@ class LocalStorage:
     def store(self, *paths: Path) -> None:
         """Does nothing: the files are kept where they are."""
 
-    def store_folder(self, folder: Path, manifest: str | None = None) -> None:
+    def store_folder(
+        self, folder: Path, manifest: str | None = None, stored: Collection[str] = ()
+    ) -> None:
         """Does nothing: the folder is kept where it is."""
 
     def remove_folder(self, folder: Path, manifest: str) -> None:

@@ -10,12 +10,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -26,7 +27,15 @@ from transformers import AutoTokenizer
 
 from orpo_ray.config import RunConfig, build
 from orpo_ray.data.pairs import TokenPair
-from orpo_ray.data.store import SCHEMA, Artifact, Summary, content_hash, write_artifact
+from orpo_ray.data.shards import pack, save
+from orpo_ray.data.store import (
+    SCHEMA,
+    Artifact,
+    Summary,
+    begin_artifact,
+    content_hash,
+    finish_artifact,
+)
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.models.hardware import CPU
 from orpo_ray.runs.console import Console, Metrics
@@ -150,7 +159,32 @@ def write_pairs(storage: Path, train: list[TokenPair], evaluation: list[TokenPai
         multi_turn=0,
         held_out=False,
     )
-    return write_artifact(storage, summary, [tables[0]], [tables[1]], [])
+    return write_tables(storage, summary, *tables)
+
+
+def write_tables(
+    storage: Path,
+    summary: Summary,
+    train: pa.Table,
+    evaluation: pa.Table,
+    quarantine: Sequence[dict[str, Any]] = (),
+) -> Artifact:
+    """Two tables of token pairs as an artifact of two shards."""
+    path = begin_artifact(storage, summary.hash)
+    shards = []
+    for piece, rows in enumerate((train, evaluation)):
+        shard, data = pack((0, piece), rows)
+        save(path, shard, data)
+        shards.append(shard)
+    numbers = np.arange(len(train) + len(evaluation))
+    return finish_artifact(
+        path,
+        summary,
+        shards,
+        train=numbers[: len(train)],
+        evaluation=numbers[len(train) :],
+        quarantine=quarantine,
+    )
 
 
 def _table(pairs: list[TokenPair]) -> pa.Table:

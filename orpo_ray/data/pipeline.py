@@ -1,47 +1,54 @@
 """Preference pairs in, prepared artifact out; the parallel part runs on Ray Data.
 
-First the raw rows are read and hashed together with the settings. If there is an artifact with
-that hash, it is used as it is, without Ray. Otherwise the rows are recognised, checked, rendered
-and tokenised, in parallel if there are many. Then duplicates are dropped, bad rows are put into
-quarantine, held-out pairs are chosen, and the artifact is written.
+First the sources are read and hashed together with the settings. If there is an artifact with that
+hash, it is used as it is, without Ray. Otherwise the rows are recognised, checked, rendered and
+tokenised, a shard at a time, in parallel if there are many. Shards go to the storage as they are
+made, and this process keeps a few facts of each row. From these, duplicates are dropped, bad rows
+are put into quarantine, and held-out pairs are chosen.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data.checks import OVERLONG
-from orpo_ray.data.raw import RawSource, announce_unused, check_columns, read_all
+from orpo_ray.data.maker import ShardMaker, parts_of, rows_of, take, tasks_of
+from orpo_ray.data.parts import Part
+from orpo_ray.data.raw import RawSource, announce_unused, changed, check_columns, read_all
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
-from orpo_ray.data.rows import RowProcessor, refuse_whole_file
-from orpo_ray.data.select import Selection, select_pairs
+from orpo_ray.data.rows import FACTS, RowProcessor, refuse_whole_file
+from orpo_ray.data.select import select_pairs
+from orpo_ray.data.shards import Place, Shard, read_columns, save, whole_shards
 from orpo_ray.data.store import (
-    BATCH_ROWS,
     MANIFEST,
     Artifact,
-    Summary,
     artifact_path,
+    begin_artifact,
     content_hash,
     find_artifact,
-    write_artifact,
+    finish_artifact,
 )
 from orpo_ray.data.summary import describe, summarise
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fixed_date
-from orpo_ray.errors import ResourceError
+from orpo_ray.errors import DataError, ResourceError
 from orpo_ray.ray_runtime import ROOM_S, quiet_context, refuse_unreachable, start_ray
 from orpo_ray.runs.console import Announce
 from orpo_ray.storage import LOCAL, Storage
 
 _ALONE_BYTES = 2 * 2**20
 """Less text than this is tokenised in this process: starting Ray would take longer."""
-_TASKS_PER_CORE = 4
-_MOST_BLOCKS = 16
+_WAVE_BYTES = 128 * 2**20
+"""Rows that this process reads go to Ray in waves of this size, and not all at once."""
 _BUSY_AFTER_S = 30.0
 """A worker process starts on a free CPU in less time than this."""
 _START_S = 60.0
@@ -87,36 +94,92 @@ def prepare(
     digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
     path = artifact_path(storage, digest)
     was_kept = kept_in.fetch_folder(path, MANIFEST)
-    found = find_artifact(storage, digest, announce)
+    found, stored = find_artifact(storage, digest, announce), list[str]()
     if found is not None:
         announce(f"prepared data found in {kept_in.place_of(found.path)}")
         stays = was_kept
     else:
         for raw in sources:
-            refuse_whole_file(raw.source.source, raw, data.columns)
-        rows = _process(sources, tokenizer, data, announce, queue_timeout)
-        refuse_bad_data(rows, sources, data)
-        selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
-        origins = [(raw.source, raw.label, raw.split) for raw in sources]
-        summary = summarise(
-            rows,
-            selection,
-            origins,
-            held_out=not data.eval,
-            digest=digest,
-            settings=settings,
-        )
-        refuse_empty(summary, data)
-        found = _write(storage, summary, rows, sources, selection)
+            refuse_whole_file(raw.source.source, raw.first, data.columns)
+        if not was_kept:
+            kept_in.fetch_folder(path)  # the shards of a preparation that was killed
+        with _discarded_if_refused(path, kept_in):
+            begin_artifact(storage, digest)
+            made = _make_shards(sources, tokenizer, data, path, kept_in, announce, queue_timeout)
+            stored = [shard.name for shard in made]
+            found = _finish(made, path, sources, data, seed, digest, settings)
         # Another run may have stored the same pairs meanwhile. Its workers read them, so they stay.
         # If the storage had these pairs but find_artifact refused them, its copy is damaged. The
         # new copy replaces it.
         stays = not was_kept and kept_in.holds(path / MANIFEST)
     if not stays:
-        kept_in.store_folder(path, MANIFEST)
+        kept_in.store_folder(path, MANIFEST, stored)
     for line in describe(found.summary):
         announce(line)
     return found
+
+
+@contextmanager
+def _discarded_if_refused(path: Path, kept_in: Storage) -> Iterator[None]:
+    """Leave nothing of data that is refused: another attempt has other rows or settings."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    try:
+        yield
+    except DataError:
+        shutil.rmtree(path, ignore_errors=True)
+        kept_in.remove_folder(path, MANIFEST)
+        for folder in new:
+            with suppress(OSError):  # another preparation uses it
+                folder.rmdir()
+        raise
+
+
+def _finish(
+    shards: Sequence[Shard],
+    path: Path,
+    sources: Sequence[RawSource],
+    data: DataConfig,
+    seed: int,
+    digest: str,
+    settings: dict[str, Any],
+) -> Artifact:
+    """Choose the pairs from the facts of all rows, and write the artifact."""
+    rows = pa.concat_tables(read_columns(path / shard.name, FACTS) for shard in shards)
+    refuse_bad_data(rows, sources, data)
+    selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
+    summary = summarise(
+        rows,
+        selection,
+        [(raw.source, raw.label, raw.split) for raw in sources],
+        held_out=not data.eval,
+        digest=digest,
+        settings=settings,
+    )
+    refuse_empty(summary, data)
+    return finish_artifact(
+        path,
+        summary,
+        shards,
+        train=selection.train,
+        evaluation=selection.eval,
+        quarantine=_quarantine(rows, sources),
+    )
+
+
+def _quarantine(rows: pa.Table, sources: Sequence[RawSource]) -> Iterator[dict[str, Any]]:
+    """The bad rows, without those that are only too long."""
+    codes = rows["code"]
+    good = pc.is_in(codes, pa.array(["", *OVERLONG]))
+    return (
+        {
+            "file": sources[row["source"]].source.source,
+            "line": row["line"],
+            "reason": row["code"],
+            "detail": row["detail"],
+            "split": sources[row["source"]].split,
+        }
+        for row in rows.filter(pc.invert(good)).to_pylist()
+    )
 
 
 def _settings(
@@ -145,45 +208,111 @@ def _settings(
 # --- the parallel part ----------------------------------------------------------------------------
 
 
-def _process(
+def _make_shards(
     sources: Sequence[RawSource],
     tokenizer: Any,
     data: DataConfig,
+    path: Path,
+    kept_in: Storage,
     announce: Announce,
     queue_timeout: float,
-) -> pa.Table:
-    """RESULT rows of all sources, in order.
+) -> list[Shard]:
+    """The shards of all sources in order, those of an earlier preparation among them.
 
-    If there are few rows, this process computes them. If there are many, Ray does, on all cores.
+    If there are few rows, this process makes them. If there are many, Ray does, on all cores.
     """
-    blocks = [block for raw in sources for block in raw.blocks]
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
     processor = RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns)
-    if sum(block.nbytes for block in blocks) < _ALONE_BYTES:
-        if address := os.environ.get("RAY_ADDRESS"):
-            refuse_unreachable(address)  # few rows do not need it, but the run itself does
-        return pa.concat_tables(map(processor, blocks))
-    announce(f"preparing {sum(block.num_rows for block in blocks)} rows under Ray")
-    return _process_with_ray(blocks, processor, partial(_wait_for_room, queue_timeout, announce))
+    parts = parts_of(sources)
+    shards = whole_shards(path)
+    if shards:
+        announce(f"an earlier preparation has made {len(shards)} shards; they are used")
+    size = sum(raw.size for raw in sources)
+    with _sign_in(path.parent) as sign:
+        maker = ShardMaker(processor, parts=parts, folder=path, sign=sign, kept_in=kept_in)
+        tasks = tasks_of(sources, parts, done=set(shards))
+        if size < _ALONE_BYTES:
+            if address := os.environ.get("RAY_ADDRESS"):
+                refuse_unreachable(address)  # few rows do not need it, but the run itself does
+            found: Iterable[Shard] = (_taken(maker(task), path, kept_in) for task in tasks)
+        else:
+            announce(f"preparing {size / 1e6:,.0f} MB of pairs under Ray")
+            start_ray(min(size, _WAVE_BYTES))
+            _wait_for_room(queue_timeout, announce)
+            found = _made_with_ray(maker, tasks, parts, path, kept_in)
+        shards |= {shard.place: shard for shard in found}
+    for raw in sources:
+        if raw.cut is not None and not raw.cut.is_here():
+            raise changed(raw.source.source)
+    return [shards[place] for place in sorted(shards)]
 
 
-def _process_with_ray(
-    blocks: Sequence[pa.Table], processor: RowProcessor, wait_for_room: Callable[[], None]
-) -> pa.Table:
-    start_ray(sum(block.nbytes for block in blocks))
+@contextmanager
+def _sign_in(folder: Path) -> Iterator[Path]:
+    """A folder that shows a worker that it sees the same files as this process."""
+    sign = folder / f".preparing-{uuid.uuid4().hex[:8]}"
+    sign.mkdir()
+    try:
+        yield sign
+    finally:
+        sign.rmdir()
+
+
+def _made_with_ray(
+    maker: ShardMaker,
+    tasks: Iterable[pa.Table],
+    parts: Mapping[Place, Part],
+    path: Path,
+    kept_in: Storage,
+) -> Iterator[Shard]:
     import ray
+
+    shared = ray.put(maker)
+    unread: list[Place] = []
+    for made in _map_with_ray(shared, tasks):
+        shard = _taken(made, path, kept_in)
+        if shard.name:
+            yield shard
+        else:
+            unread.append(shard.place)
+    again = (rows_of(place, parts[place]) for place in unread)
+    yield from (_taken(made, path, kept_in) for made in _map_with_ray(shared, again))
+
+
+def _map_with_ray(shared: Any, tasks: Iterable[pa.Table]) -> Iterator[pa.Table]:
     import ray.data
 
-    wait_for_room()
-    shared = ray.put(processor)
     with quiet_context():
-        # Tasks, not actors: idle actors would keep CPUs. Ray uses a task's process again for later
-        # tasks.
-        processed = ray.data.from_arrow(_as_tasks(blocks)).map_batches(
-            partial(_process_block, shared), batch_size=None, batch_format="pyarrow"
-        )
-        tables = processed.iter_batches(batch_size=None, batch_format="pyarrow")
-        return pa.concat_tables(tables)
+        for wave in _waves(tasks):
+            # Tasks, not actors: idle actors would keep CPUs. Ray uses a task's process again for
+            # later tasks.
+            made = ray.data.from_arrow(wave).map_batches(
+                partial(_make, shared), batch_size=None, batch_format="pyarrow"
+            )
+            tables: Iterable[Any] = made.iter_batches(batch_size=None, batch_format="pyarrow")
+            for table in tables:
+                yield from (table.slice(row, 1) for row in range(len(table)))
+
+
+def _waves(tasks: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    wave: list[pa.Table] = []
+    for task in tasks:
+        wave.append(task)
+        if sum(one.nbytes for one in wave) >= _WAVE_BYTES:
+            yield wave
+            wave = []
+    if wave:
+        yield wave
+
+
+def _taken(made: pa.Table, path: Path, kept_in: Storage) -> Shard:
+    """A shard that a worker has made, whose file is in the folder here from now on."""
+    shard, data = take(made)
+    if data is not None:
+        save(path, shard, data)
+    elif shard.name and not (path / shard.name).exists():
+        kept_in.fetch(path / shard.name)
+    return shard
 
 
 def _wait_for_room(queue_timeout: float, announce: Announce) -> None:
@@ -207,62 +336,19 @@ def _wait_for_room(queue_timeout: float, announce: Announce) -> None:
         ) from error
 
 
-def _as_tasks(blocks: Sequence[pa.Table]) -> list[pa.Table]:
-    """Join consecutive blocks, so that each core gets a few tasks.
-
-    Ray Data leaves a core idle for about 0.1 s after each task.
-    """
-    import ray
-
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    size = min(_MOST_BLOCKS, max(1, len(blocks) // (_TASKS_PER_CORE * cores)))
-    return [pa.concat_tables(blocks[start : start + size]) for start in range(0, len(blocks), size)]
-
-
-def _process_block(processor: Any, task: pa.Table) -> pa.Table:
+def _make(maker: Any, task: pa.Table) -> pa.Table:
     """Runs in a Ray worker. Each core has one, so the tokenizer must not start threads."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # One block at a time: the output of a tokenizer takes many times the memory of its text.
-    blocks = (pa.Table.from_batches([batch]) for batch in task.to_batches())
-    return pa.concat_tables([_get_processor(processor)(block) for block in blocks])
+    return _get_maker(maker)(task)
 
 
 @lru_cache(maxsize=1)
-def _get_processor(reference: Any) -> RowProcessor:
-    """The processor behind an object reference, unpacked once in each worker.
+def _get_maker(reference: Any) -> ShardMaker:
+    """The maker behind an object reference, unpacked once in each worker.
 
     Unpacking a large vocabulary takes longer than processing a block.
     """
     import ray
 
-    processor: RowProcessor = ray.get(reference)
-    return processor
-
-
-def _write(
-    storage: Path,
-    summary: Summary,
-    rows: pa.Table,
-    sources: Sequence[RawSource],
-    selection: Selection,
-) -> Artifact:
-    quarantine = (
-        {
-            "file": sources[row["source"]].source.source,
-            "line": row["line"],
-            "reason": row["code"],
-            "detail": row["detail"],
-            "split": sources[row["source"]].split,
-        }
-        for row in rows.select(["source", "line", "code", "detail"]).to_pylist()
-        if row["code"] and row["code"] not in OVERLONG
-    )
-    return write_artifact(
-        storage, summary, _taken(rows, selection.train), _taken(rows, selection.eval), quarantine
-    )
-
-
-def _taken(rows: pa.Table, indices: Sequence[int]) -> Iterator[pa.Table]:
-    """The selected rows, one batch at a time: a second copy of all rows would take much memory."""
-    for start in range(0, len(indices), BATCH_ROWS):
-        yield rows.take(pa.array(indices[start : start + BATCH_ROWS], type=pa.int64()))
+    maker: ShardMaker = ray.get(reference)
+    return maker

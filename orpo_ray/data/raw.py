@@ -1,41 +1,81 @@
-"""The rows of a run's sources as they are, before their content is interpreted."""
+"""The rows of a run's sources as they are, before their content is interpreted.
+
+A first reading hashes every source. Files that have parts are left where they are, and workers read
+their parts. The rows of other sources are kept if they are few, else read a second time.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import pyarrow as pa
 
 from orpo_ray.config.data import Columns, DataConfig, Source
-from orpo_ray.data.rows import RAW, lacks_columns, unused_in
-from orpo_ray.data.sources import RawRow, one_by_one, read_rows, source_labels
+from orpo_ray.data.parts import CutFile, cut_file
+from orpo_ray.data.readers import RawRow
+from orpo_ray.data.rows import SNIFFED_ROWS, lacks_columns, raw_blocks, unused_in
+from orpo_ray.data.sources import local_file, one_by_one, read_rows, source_labels
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
-_BLOCK_ROWS = 512
-_BLOCK_BYTES = 2**20
+_KEPT_BYTES = 64 * 2**20
+"""Rows of sources without parts stay in memory up to this size, for all sources together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawSource:
-    """All raw rows of one source, and the hash of their content."""
+    """One source: its first rows, the hash of its content, and where the rest is read from.
 
+    `size` is in bytes. `rows` is None if they are not counted. `cut` is None if the rows must be
+    read one after the other, and `kept` is None if they are not in memory.
+    """
+
+    number: int
     source: Source
     label: str
     split: str
-    blocks: list[pa.Table]
     digest: str
+    size: int
+    rows: int | None
+    first: Sequence[RawRow]
+    cut: CutFile | None = None
+    kept: Sequence[pa.Table] | None = None
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """All rows as RAW blocks. Raises DataError if the source is not as it was."""
+        if self.kept is not None:
+            yield from self.kept
+            return
+        content = _Content()
+        yield from raw_blocks(content.through(read_rows(self.source)), self.number)
+        if content.digest != self.digest:
+            raise changed(self.source.source)
+
+
+class _Content:
+    """The hash, size and number of the rows that pass through it."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.rows = 0
+
+    def through(self, rows: Iterator[RawRow]) -> Iterator[RawRow]:
+        for row in rows:
+            self._hash.update(f"{row.line}:{row.problem}:{len(row.text)}:".encode() + row.text)
+            self.size += len(row.text)
+            self.rows += 1
+            yield row
 
     @property
-    def rows(self) -> int:
-        """The number of rows."""
-        return sum(block.num_rows for block in self.blocks)
+    def digest(self) -> str:
+        return self._hash.hexdigest()
 
-    def __iter__(self) -> Iterator[RawRow]:
-        for block in self.blocks:
-            for row in block.to_pylist():
-                yield RawRow(row["line"], row["text"], row["problem"])
+
+def changed(name: str) -> DataError:
+    """The error for a source that was written to between its two readings."""
+    return DataError(f"{name}: it changed while it was being prepared; start again")
 
 
 def read_all(data: DataConfig) -> list[RawSource]:
@@ -48,38 +88,59 @@ def read_all(data: DataConfig) -> list[RawSource]:
     files = [(split, one_by_one(source)) for split, source in named]
     labels = iter(source_labels([file for _, group in files for file in group]))
     found: list[RawSource] = []
+    room = _KEPT_BYTES
     for split, group in files:
         left = group[0].limit
         for file in group:
             limited = file.model_copy(update={"limit": left})
-            raw = _read_source(len(found), limited, next(labels), split, may_be_empty=left == 0)
-            left = None if left is None else left - raw.rows
+            raw = _read_source(len(found), limited, next(labels), split, room)
+            if not raw.size and left != 0:
+                raise DataError(f"{file.source}: no rows in it")
+            room -= raw.size if raw.kept else 0
+            if left is not None:
+                assert raw.rows is not None, "a source with a limit is counted"
+                left -= raw.rows
             found.append(raw)
     return found
 
 
-def _read_source(
-    number: int, source: Source, label: str, split: str, *, may_be_empty: bool
-) -> RawSource:
-    content = hashlib.sha256()
-    blocks: list[pa.Table] = []
-    open_rows: list[dict[str, Any]] = []
-    size = 0
-    for row in read_rows(source):
-        content.update(f"{row.line}:{row.problem}:{len(row.text)}:".encode() + row.text)
-        open_rows.append(
-            {"source": number, "line": row.line, "text": row.text, "problem": row.problem}
+def _read_source(number: int, source: Source, label: str, split: str, room: int) -> RawSource:
+    """Read a source once; its rows are kept if they take at most `room` bytes."""
+    file = local_file(source)
+    cut = None if file is None or source.limit is not None else cut_file(file)
+    if cut is not None:
+        return RawSource(
+            number=number,
+            source=source,
+            label=label,
+            split=split,
+            digest=cut.digest,
+            size=cut.size,
+            rows=None,
+            first=list(islice(read_rows(source), SNIFFED_ROWS)),
+            cut=cut,
         )
-        size += len(row.text)
-        if len(open_rows) == _BLOCK_ROWS or size > _BLOCK_BYTES:
-            blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
-            open_rows, size = [], 0
-    if open_rows:
-        blocks.append(pa.Table.from_pylist(open_rows, schema=RAW))
-    if not blocks and not may_be_empty:
-        raise DataError(f"{source.source}: no rows in it")
+    content = _Content()
+    first: list[RawRow] = []
+    kept: list[pa.Table] | None = []
+    for block in raw_blocks(content.through(read_rows(source)), number):
+        if len(first) < SNIFFED_ROWS:
+            some = block.slice(0, SNIFFED_ROWS - len(first)).to_pylist()
+            first += [RawRow(row["line"], row["text"], row["problem"]) for row in some]
+        if content.size > room:
+            kept = None
+        elif kept is not None:
+            kept.append(block)
     return RawSource(
-        source=source, label=label, split=split, blocks=blocks, digest=content.hexdigest()
+        number=number,
+        source=source,
+        label=label,
+        split=split,
+        digest=content.digest,
+        size=content.size,
+        rows=content.rows,
+        first=first,
+        kept=kept,
     )
 
 
@@ -88,7 +149,7 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
 
     Announces the sources that do not have them.
     """
-    found = [(raw.source.source, lacks_columns(raw, columns)) for raw in sources]
+    found = [(raw.source.source, lacks_columns(raw.first, columns)) for raw in sources]
     lacking = [(name, why) for name, why in found if why is not None]
     if len(lacking) == len(found):
         name, why = lacking[0]
@@ -105,5 +166,5 @@ def announce_unused(
     for raw in sources:
         by_name.setdefault(raw.source.source, raw)
     for name, raw in by_name.items():
-        if unused := unused_in(raw, columns):
+        if unused := unused_in(raw.first, columns):
             announce(f"{name}: columns that are not used: {', '.join(unused)}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data.checks import OVERLONG, explain
@@ -18,9 +19,8 @@ _TOP_REASONS = 3
 
 def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConfig) -> None:
     """Raise DataError if `overlong`, `bad_rows` or `max_bad_fraction` of the config asks for it."""
-    failures = [
-        row for row in rows.select(["source", "line", "code", "detail"]).to_pylist() if row["code"]
-    ]
+    columns = rows.select(["source", "line", "code", "detail"])
+    failures = columns.filter(pc.not_equal(columns["code"], "")).to_pylist()
     overlong = next((row for row in failures if row["code"] in OVERLONG), None)
     if overlong and data.overlong == "error":
         raise DataError(f"{_where(overlong, sources)} (data.overlong is error)")

@@ -17,8 +17,8 @@ from orpo_ray.data.checks import WHOLE_FILE, check_pair, explain
 from orpo_ray.data.formats import read_pair, used_columns
 from orpo_ray.data.messages import FIELDS
 from orpo_ray.data.pairs import Message, Pair, Refusal, Row, TokenPair
-from orpo_ray.data.sources import RawRow
-from orpo_ray.data.store import SCHEMA
+from orpo_ray.data.readers import RawRow
+from orpo_ray.data.store import SCHEMA, SIDES
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
 from orpo_ray.errors import DataError
 
@@ -52,9 +52,29 @@ Equal pairs have equal `pair_key`, equal prompts have equal `prompt_key`. `ignor
 that the chat template does not write.
 """
 
-_SNIFFED_ROWS = 20
+FACTS = [name for name in RESULT.names if name not in SIDES]
+"""The columns that choose the pairs to train on; the tokens stay on disk."""
+
+SNIFFED_ROWS = 20
+"""How many first rows of a source tell its columns."""
 _SHOWN_COLUMNS = 12
 _KEY_BYTES = 16
+_BLOCK_ROWS = 512
+_BLOCK_BYTES = 2**20
+
+
+def raw_blocks(rows: Iterable[RawRow], source: int) -> Iterator[pa.Table]:
+    """Rows of one source as RAW blocks; the content decides where a block ends."""
+    block: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        block.append({"source": source, "line": row.line, "text": row.text, "problem": row.problem})
+        size += len(row.text)
+        if len(block) == _BLOCK_ROWS or size > _BLOCK_BYTES:
+            yield pa.Table.from_pylist(block, schema=RAW)
+            block, size = [], 0
+    if block:
+        yield pa.Table.from_pylist(block, schema=RAW)
 
 
 class RowProcessor:
@@ -173,7 +193,7 @@ def unused_in(rows: Iterable[RawRow], columns: Columns | None) -> list[str]:
 
 def _first_rows(rows: Iterable[RawRow]) -> Iterator[Row]:
     """The first rows of a source, without those that are no JSON objects."""
-    for raw in itertools.islice(rows, _SNIFFED_ROWS):
+    for raw in itertools.islice(rows, SNIFFED_ROWS):
         row = parse_row(raw.text, raw.problem)
         if isinstance(row, dict):
             yield row

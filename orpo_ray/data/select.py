@@ -1,27 +1,31 @@
 """Which processed rows become training pairs, and which are held out for evaluation."""
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from orpo_ray.config.data import Source
 
+Rows = npt.NDArray[np.int64]
+"""Row numbers of the processed table, in order."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
-    """Row numbers of the processed table, in order.
+    """What becomes of the good rows.
 
     `train` repeats each number by the weight of its source. `kept` has each number once.
     `overlap` counts the pairs that are in both `train` and `eval`.
     """
 
-    train: list[int]
-    eval: list[int]
-    kept: list[int]
-    duplicates: list[int]
+    train: Rows
+    eval: Rows
+    kept: Rows
+    duplicates: Rows
     overlap: int
 
 
@@ -33,84 +37,83 @@ def select_pairs(
     Sources with a number below `len(train)` are for training, the others for evaluation.
     `hold_out` is the share of the training pairs that is held out, None if `data.eval` has sources.
     """
-    sources, codes = rows["source"].to_pylist(), rows["code"].to_pylist()
-    keys = rows["pair_key"].to_pylist()
-    usable = [index for index, code in enumerate(codes) if not code]
-    first_train, more_train = _first_of_each([i for i in usable if sources[i] < len(train)], keys)
-    evaluation, more_eval = _first_of_each([i for i in usable if sources[i] >= len(train)], keys)
+    sources = rows["source"].to_numpy()
+    pairs, _ = _numbered(rows["pair_key"])
+    usable = np.flatnonzero(rows["code"].to_numpy() == "")
+    is_train = sources[usable] < len(train)
+    first_train, more_train = _first_of_each(usable[is_train], pairs)
+    evaluation, more_eval = _first_of_each(usable[~is_train], pairs)
     if hold_out is not None:
-        held_out = _hold_out(first_train, rows["prompt_key"].to_pylist(), hold_out, seed)
-        evaluation = [index for index in first_train if index in held_out]
-        first_train = [index for index in first_train if index not in held_out]
-    in_train = {keys[index] for index in first_train}
+        is_held_out = _hold_out(first_train, rows["prompt_key"], hold_out, seed)
+        evaluation, first_train = first_train[is_held_out], first_train[~is_held_out]
     return Selection(
-        train=_weighted(first_train, sources, train, rows["pair_id"].to_pylist(), seed),
+        train=_weighted(first_train, sources, train, rows["pair_id"], seed),
         eval=evaluation,
-        kept=[*first_train, *evaluation],
-        duplicates=[*more_train, *more_eval],
-        overlap=sum(keys[index] in in_train for index in evaluation),
+        kept=np.concatenate([first_train, evaluation]),
+        duplicates=np.concatenate([more_train, more_eval]),
+        overlap=int(np.isin(pairs[evaluation], pairs[first_train]).sum()),
     )
 
 
-def _first_of_each(indices: Sequence[int], keys: Sequence[bytes]) -> tuple[list[int], list[int]]:
-    seen: set[bytes] = set()
-    first: list[int] = []
-    more: list[int] = []
-    for index in indices:
-        if keys[index] in seen:
-            more.append(index)
-        else:
-            first.append(index)
-            seen.add(keys[index])
-    return first, more
+def _numbered(keys: pa.ChunkedArray) -> tuple[Rows, pa.Array]:
+    """A number for each key, and the keys by number; a row without a key has -1."""
+    coded = keys.combine_chunks().dictionary_encode()
+    numbers = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return numbers.astype(np.int64), coded.dictionary
+
+
+def _first_of_each(indices: Rows, keys: Rows) -> tuple[Rows, Rows]:
+    _, places = np.unique(keys[indices], return_index=True)
+    is_first = np.zeros(len(indices), dtype=bool)
+    is_first[places] = True
+    return indices[is_first], indices[~is_first]
 
 
 def _hold_out(
-    indices: Sequence[int], prompts: Sequence[bytes], share: float, seed: int
-) -> set[int]:
-    """Hold out whole prompts, in an order that the seed gives, until the share is reached.
+    indices: Rows, prompts: pa.ChunkedArray, share: float, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Which rows are held out: whole prompts, in an order that the seed gives, up to the share.
 
     All pairs of one prompt stay together. If all pairs have the same prompt, none is held out.
     """
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for index in indices:
-        groups[prompts[index]].append(index)
-    if len(groups) < 2:
-        return set()
+    numbers, keys = _numbered(prompts.take(pa.array(indices)))
+    pairs_of = np.bincount(numbers, minlength=len(keys))
+    if len(keys) < 2:
+        return np.zeros(len(indices), dtype=bool)
     wanted = max(1, round(share * len(indices)))
-    order = sorted(groups, key=lambda prompt: _rank(seed, prompt))
-    held_out: set[int] = set()
+    ranks = np.array([_rank(seed, key.as_py()) for key in keys])
+    is_held_out, count = np.zeros(len(keys), dtype=bool), 0
+    order = np.argsort(ranks, kind="stable")
     for prompt in order:
-        if len(held_out) + len(groups[prompt]) <= wanted:
-            held_out.update(groups[prompt])
-    if held_out:
-        return held_out
-    # Each prompt has more pairs than are wanted, so the one with the fewest is held out.
-    return set(groups[min(order, key=lambda prompt: len(groups[prompt]))])
+        if count + pairs_of[prompt] <= wanted:
+            is_held_out[prompt], count = True, count + pairs_of[prompt]
+    if not count:
+        # Each prompt has more pairs than are wanted, so the one with the fewest is held out.
+        is_held_out[order[np.argmin(pairs_of[order])]] = True
+    chosen: npt.NDArray[np.bool_] = is_held_out[numbers]
+    return chosen
 
 
 def _weighted(
-    indices: Sequence[int],
-    sources: Sequence[int],
+    indices: Rows,
+    sources: npt.NDArray[np.int32],
     train: Sequence[Source],
-    pair_ids: Sequence[str],
+    pair_ids: pa.ChunkedArray,
     seed: int,
-) -> list[int]:
+) -> Rows:
     """Repeat each index as often as the weight of its source says.
 
     With a weight of 2.5, every pair comes twice, and half of the pairs come a third time. The seed
     chooses that half.
     """
-    extra: set[int] = set()
+    times = np.array([int(source.weight) for source in train])[sources[indices]]
     for number, source in enumerate(train):
-        own = [index for index in indices if sources[index] == number]
-        order = sorted(own, key=lambda index: _rank(seed, pair_ids[index].encode()))
-        extra.update(order[: round(source.weight % 1 * len(own))])
-    repeated: list[int] = []
-    for index in indices:
-        times = int(train[sources[index]].weight) + (index in extra)
-        repeated += [index] * times
-    return repeated
+        if share := source.weight % 1:
+            own = np.flatnonzero(sources[indices] == number)
+            names = pair_ids.take(pa.array(indices[own])).to_pylist()
+            order = np.argsort([_rank(seed, name.encode()) for name in names], kind="stable")
+            times[own[order[: round(share * len(own))]]] += 1
+    return np.repeat(indices, times)
 
 
 def _rank(seed: int, key: bytes) -> bytes:

@@ -5,42 +5,29 @@ import csv
 import gzip
 import io
 import itertools
-import json
-import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from orpo_ray.config.data import Source
 from orpo_ray.config.storage import expanded
 from orpo_ray.data.hub import read_hub
 from orpo_ray.data.places import files_of, has_splits, is_pattern
+from orpo_ray.data.readers import (
+    RawRow,
+    dump_row,
+    read_arrow,
+    read_csv,
+    read_json,
+    read_parquet,
+    read_tsv,
+)
 from orpo_ray.errors import DataError
-
-_BOM = b"\xef\xbb\xbf"
-_SPACE = " \t\r\n"
-_PARQUET_ROWS = 256
-_ARROW_FILE = b"ARROW1"
-
-
-@dataclass(frozen=True, slots=True)
-class RawRow:
-    """One row as JSON text.
-
-    `line` is the row's number if the file has no lines. `problem` is the code of a reason, if the
-    reader found one.
-    """
-
-    line: int
-    text: bytes
-    problem: str = ""
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
@@ -55,7 +42,7 @@ def read_rows(source: Source) -> Iterator[RawRow]:
         files = _files(source)
         rows = itertools.chain.from_iterable(_read_file(str(file), file.name) for file in files)
     else:
-        rows = (RawRow(index, _dump(row)) for index, row in read_hub(source))
+        rows = (RawRow(index, dump_row(row)) for index, row in read_hub(source))
     return itertools.islice(rows, source.limit)
 
 
@@ -79,6 +66,14 @@ def one_by_one(source: Source) -> list[Source]:
     if files == [expanded(source.source, "source")]:
         return [source]
     return [source.model_copy(update={"source": str(f), "split": "train"}) for f in files]
+
+
+def local_file(source: Source) -> Path | None:
+    """The path of a source that is one local file, else None."""
+    if "://" in source.source or not is_path(source.source):
+        return None
+    path = expanded(source.source, "source")
+    return path if path.is_file() else None
 
 
 def _files(source: Source) -> list[Path]:
@@ -212,186 +207,6 @@ def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
     return None if packed and reader not in _TEXT_READERS else reader
 
 
-# --- JSON -----------------------------------------------------------------------------------------
-
-
-def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
-    """Read JSON lines or one array.
-
-    The content decides, not the suffix: many .json files hold lines, and some .jsonl files
-    hold an array.
-    """
-    first, number = stream.readline().removeprefix(_BOM), 1
-    while first and not first.strip():
-        first, number = stream.readline(), number + 1
-    opening = first.lstrip()[:1]
-    if opening == b"[" or (opening == b"{" and not _is_json(first)):
-        rest = stream.read()
-        if _is_array(first, rest) or _is_json(first + rest):
-            yield from _elements(first + rest)
-            return
-        stream = io.BytesIO(rest)
-    second = stream.readline()
-    if opening == b"{" and not second:
-        yield from _elements(first)
-        return
-    yield from _lines(itertools.chain([first, second] if first else [], stream), number)
-
-
-def _is_array(first: bytes, rest: bytes) -> bool:
-    """Whether the whole file is one array.
-
-    If the first line is a complete list and more lines follow, it is not.
-    """
-    return first.lstrip().startswith(b"[") and (not rest.strip() or not _is_json(first))
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _lines(lines: Iterable[bytes], number: int) -> Iterator[RawRow]:
-    """Rows that end with a line feed. Other line ends, such as U+2028, may be inside a text."""
-    for line, text in enumerate(lines, number):
-        if text.strip():
-            yield RawRow(line, text.strip())
-
-
-def _elements(data: bytes) -> Iterator[RawRow]:
-    """Elements of an array, or a single value, numbered from 1 and with their text unchanged."""
-    # surrogateescape: a wrong byte makes only its own row bad, and encoding gives the byte back.
-    text = data.decode("utf-8", errors="surrogateescape").strip()
-    if not text.startswith("["):
-        rows = _columns_as_rows(text)
-        if rows is None:
-            yield RawRow(1, text.encode("utf-8", errors="surrogateescape"))
-            return
-        yield from (RawRow(number, _dump(row)) for number, row in enumerate(rows, 1))
-        return
-    decoder, number = json.JSONDecoder(), 0
-    position = _skip(text, 1, _SPACE)
-    while position < len(text) and text[position] != "]":
-        number += 1
-        try:
-            _, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"element {number} is not valid JSON: {error}") from error
-        yield RawRow(number, text[position:end].encode("utf-8", errors="surrogateescape"))
-        position = _skip(text, end, _SPACE)
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1, _SPACE)
-        elif text[position : position + 1] != "]":
-            raise ValueError(f"there is no comma and no closing bracket after element {number}")
-    if text[position:] != "]":
-        raise ValueError(f"the array does not end after element {number}")
-
-
-def _columns_as_rows(text: str) -> list[dict[str, Any]] | None:
-    """The rows of one object that holds whole columns, or None for any other value.
-
-    pandas writes a column as an object by row number, and other programs as a list of texts.
-    """
-    found = json.loads(text)
-    columns = list(found.values()) if isinstance(found, dict) else []
-    if columns and all(isinstance(c, dict) and c and all(map(str.isdigit, c)) for c in columns):
-        keys = list(columns[0])
-        return [{name: found[name].get(key) for name in found} for key in keys]
-    texts = all(isinstance(c, list) and all(isinstance(v, str) for v in c) for c in columns)
-    if len(columns) > 1 and texts and len({len(c) for c in columns}) == 1:
-        return [dict(zip(found, values, strict=True)) for values in zip(*columns, strict=True)]
-    return None
-
-
-def _skip(text: str, position: int, characters: str) -> int:
-    while position < len(text) and text[position] in characters:
-        position += 1
-    return position
-
-
-# --- CSV and Parquet ------------------------------------------------------------------------------
-
-
-def _read_tsv(stream: IO[bytes]) -> Iterator[RawRow]:
-    return _read_csv(stream, delimiter="\t")
-
-
-def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
-    """Rows of a CSV file with a header.
-
-    strict=True: otherwise a quote that is never closed would hide the rest of the file.
-    """
-    csv.field_size_limit(sys.maxsize)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    records = csv.reader(text, strict=True, delimiter=delimiter)
-    header = next(records, [])
-    if not all(map(_is_utf_8, header)):
-        raise ValueError("the header is not UTF-8; save the file as UTF-8")
-    if len(set(header)) < len(header):
-        raise csv.Error("the header names a column twice")
-    line = records.line_num + 1
-    for record in records:
-        if record:
-            problem = "" if len(record) == len(header) else "ragged-row"
-            if not all(map(_is_utf_8, record)):
-                problem = "invalid-utf8"
-            yield RawRow(line, _dump(dict(zip(header, record, strict=False))), problem)
-        line = records.line_num + 1
-
-
-def _is_utf_8(text: str) -> bool:
-    """Whether no byte of a text had to be escaped when it was read."""
-    return text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text)
-
-
-def _read_arrow(stream: IO[bytes]) -> Iterator[RawRow]:
-    """Rows of Arrow's file format or of its stream, as `save_to_disk` of datasets writes it."""
-    magic = stream.read(len(_ARROW_FILE))
-    stream.seek(0)
-    if magic == _ARROW_FILE:
-        file = pa.ipc.open_file(stream)
-        batches: Iterable[pa.RecordBatch] = (
-            file.get_batch(number) for number in range(file.num_record_batches)
-        )
-    else:
-        batches = pa.ipc.open_stream(stream)
-    yield from _numbered(batches)
-
-
-def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
-    file = pq.ParquetFile(stream)
-    names = file.schema_arrow.names
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"there are two columns of the name {twice}")
-    yield from _numbered(file.iter_batches(batch_size=_PARQUET_ROWS))
-
-
-def _numbered(batches: Iterable[pa.RecordBatch]) -> Iterator[RawRow]:
-    """The rows of a table, numbered from 1."""
-    rows = (row for batch in batches for row in batch.to_pylist())
-    return (RawRow(number, _dump(row)) for number, row in enumerate(rows, 1))
-
-
-def _dump(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=True, default=_plain).encode()
-
-
-def _plain(value: Any) -> Any:
-    """A text that was kept as bytes. Images and dates become the name of their type.
-
-    No recognised column may hold these.
-    """
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return {"type": "bytes"}
-    return {"type": type(value).__name__}
-
-
 def _first_line(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return str(text).splitlines()[0]
@@ -403,14 +218,14 @@ _FAILURES: dict[tuple[type[Exception], ...], str] = {
     (pa.ArrowException,): "not a readable file",
 }
 _READERS = {
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
-    ".feather": _read_arrow,
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
 }
-_TEXT_READERS = (_read_json, _read_csv, _read_tsv)
+_TEXT_READERS = (read_json, read_csv, read_tsv)
 _PACKED = (".gz", ".zst")

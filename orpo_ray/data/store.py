@@ -1,9 +1,12 @@
 """The artifact: tokenised pairs on disk, found by a hash of all that shaped them.
 
 <storage>/artifacts/<hash16>/
-    train.arrow, eval.arrow   Arrow IPC files: pair_id, prompt, chosen, rejected (token ids)
-    quarantine.jsonl          one bad row a line: file, line, reason, detail, split
-    artifact.json             the summary, and size and SHA-256 of the files above; written last
+    pairs-<place>-<hash>.arrow   Arrow IPC files (shards.py): what became of each row, and its token
+                                 ids (prompt, chosen, rejected)
+    train.arrow, eval.arrow      the rows to train and to evaluate on: their numbers, counted
+                                 through all shards, and the names of the shards
+    quarantine.jsonl             one bad row a line: file, line, reason, detail, split
+    artifact.json                the summary, and size and SHA-256 of the files above; written last
 """
 
 import hashlib
@@ -12,10 +15,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +27,19 @@ import pyarrow as pa
 
 from orpo_ray.data.checks import OVERLONG_EITHER, OVERLONG_PAIR, OVERLONG_PROMPT
 from orpo_ray.data.pairs import IntArray, TokenPair
+from orpo_ray.data.shards import WRITING, Shard
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
-DATA_VERSION = 3
-"""A change of code that gives other tokens for the same rows must raise this number."""
+DATA_VERSION = 4
+"""A change of code that gives other tokens or files for the same rows must raise this number."""
 
 MANIFEST = "artifact.json"
 SIDES = ("prompt", "chosen", "rejected")
+INDEX = pa.schema([("row", pa.int64())])
 SCHEMA = pa.schema([("pair_id", pa.string()), *((side, pa.list_(pa.int32())) for side in SIDES)])
-BATCH_ROWS = 8192
 QUANTILES = (0.5, 0.9, 0.99)
+_SHARDS = b"shards"
 _STALE_SECONDS = 24 * 3600
 
 
@@ -77,12 +83,14 @@ class Summary:
 
 
 class PairTable:
-    """The pairs of one Arrow file by index, memory-mapped and cheap to pickle."""
+    """The pairs of one index by their place in it, memory-mapped and cheap to pickle."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        index = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._rows = index.read_all()["row"].to_numpy()
+        names = json.loads((index.schema.metadata or {})[_SHARDS])
+        self._batches = [batch for name in names for batch in _batches(path.parent / name)]
         rows = [batch.num_rows for batch in self._batches]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         self._views = [
@@ -93,37 +101,47 @@ class PairTable:
         return (PairTable, (self.path,))
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> TokenPair:
         """The pair at `index`; its arrays are copies, so the caller may write into them."""
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        row = index - int(self._starts[number])
+        number, row = self._place(index)
         prompt, chosen, rejected = (
             values[offsets[row] : offsets[row + 1]].copy()
             for offsets, values in self._views[number]
         )
-        return TokenPair(
-            self._batches[number].column("pair_id")[row].as_py(), prompt, chosen, rejected
-        )
+        return TokenPair(self._pair_id(index), prompt, chosen, rejected)
 
     def __iter__(self) -> Iterator[TokenPair]:
         return (self[index] for index in range(len(self)))
 
+    def _place(self, index: int) -> tuple[int, int]:
+        """Batch of a pair, and its row there."""
+        row = int(self._rows[index])
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return number, row - int(self._starts[number])
+
+    def _pair_id(self, index: int) -> str:
+        number, row = self._place(index)
+        found: str = self._batches[number].column("pair_id")[row].as_py()
+        return found
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Token counts [n, 3] of prompt, chosen and rejected, from the offsets alone."""
-        columns = [[np.diff(view[side][0]) for view in self._views] for side in range(len(SIDES))]
-        if not self._views:
+        if not len(self):
             return np.zeros((0, len(SIDES)), dtype=np.int64)
-        return np.stack([np.concatenate(parts) for parts in columns], axis=1).astype(np.int64)
+        columns = [[np.diff(view[side][0]) for view in self._views] for side in range(len(SIDES))]
+        every = np.stack([np.concatenate(parts) for parts in columns], axis=1).astype(np.int64)
+        chosen: npt.NDArray[np.int64] = every[self._rows]
+        return chosen
 
     @property
     def largest_token_id(self) -> int:
-        """The largest token id in the table, to compare with the rows of a model's embedding."""
+        """The largest token id in the shards, to compare with the rows of a model's embedding."""
         return max(
             (int(values.max()) for views in self._views for _, values in views if len(values)),
             default=0,
@@ -132,9 +150,7 @@ class PairTable:
     @property
     def pair_ids(self) -> list[str]:
         """Where each pair came from: the label of its source, a colon, and the line or row."""
-        return [
-            pair_id for batch in self._batches for pair_id in batch.column("pair_id").to_pylist()
-        ]
+        return [self._pair_id(index) for index in range(len(self))]
 
 
 @dataclass(frozen=True)
@@ -161,7 +177,7 @@ def artifact_path(storage: Path, digest: str) -> Path:
 def find_artifact(storage: Path, digest: str, announce: Announce) -> Artifact | None:
     """The finished artifact with this hash, or None; a damaged one is announced and not used."""
     path = artifact_path(storage, digest)
-    if not path.exists():
+    if not (path / MANIFEST).exists():
         return None
     damage = find_damage(path, digest)
     if damage:
@@ -201,69 +217,105 @@ def open_artifact(path: Path) -> Artifact:
         ) from error
 
 
-def write_artifact(
-    storage: Path,
+def begin_artifact(storage: Path, digest: str) -> Path:
+    """The folder to write an artifact into; what is damaged there is not finished any more.
+
+    Deletes what is left of preparations that nobody has gone on with for a day. Raises DataError if
+    the storage cannot be written.
+    """
+    path = artifact_path(storage, digest)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"storage {storage} cannot be written: {error.strerror}") from error
+    for left in path.parent.iterdir():
+        if left != path and not (left / MANIFEST).exists() and _idle_s(left) > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+    for half in path.glob(f"{WRITING}*"):
+        if _idle_s(half) > _STALE_SECONDS:
+            half.unlink(missing_ok=True)
+    return path
+
+
+def finish_artifact(
+    path: Path,
     summary: Summary,
-    train: Iterable[pa.Table],
-    evaluation: Iterable[pa.Table],
+    shards: Sequence[Shard],
+    *,
+    train: npt.ArrayLike,
+    evaluation: npt.ArrayLike,
     quarantine: Iterable[dict[str, Any]],
 ) -> Artifact:
-    """Write the files in a folder beside their place, then rename it in one step."""
-    final = artifact_path(storage, summary.hash)
-    _make_room(final.parent)
-    building = final.parent / f".building-{final.name}-{uuid.uuid4().hex[:8]}"
+    """Write what belongs to the shards of a folder; with the manifest it is an artifact.
+
+    `train` and `evaluation` number rows through all shards. Preparations that finish at the same
+    time write the same bytes. Raises DataError if the folder cannot be written.
+    """
+    names = [shard.name for shard in shards]
     try:
-        building.mkdir()
-        _write_arrow(building / "train.arrow", train)
-        _write_arrow(building / "eval.arrow", evaluation)
-        _write_lines(building / "quarantine.jsonl", quarantine)
-        summary = _complete(summary, building)
-        _write_durably(building / MANIFEST, json.dumps(summary.to_json(), indent=2) + "\n")
-        _move_into_place(building, final, summary.hash)
+        with _in_one_step(path / "train.arrow") as file:
+            _write_index(file, names, train)
+        with _in_one_step(path / "eval.arrow") as file:
+            _write_index(file, names, evaluation)
+        with _in_one_step(path / "quarantine.jsonl") as file:
+            _write_lines(file, quarantine)
+        summary = _complete(summary, path, shards)
+        with _in_one_step(path / MANIFEST) as file:
+            file.write((json.dumps(summary.to_json(), indent=2) + "\n").encode())
     except OSError as error:
         raise DataError(
-            f"cannot write the prepared data to {final}: {error.strerror or error}"
+            f"cannot write the prepared data to {path}: {error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return open_artifact(final)
+    return open_artifact(path)
+
+
+def _batches(shard: Path) -> list[pa.RecordBatch]:
+    reader = pa.ipc.open_file(pa.memory_map(str(shard)))
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
 
 def _view(column: pa.ListArray) -> tuple[npt.NDArray[np.int32], IntArray]:
     return column.offsets.to_numpy(), column.values.to_numpy()
 
 
-def _make_room(parent: Path) -> None:
-    """Create the folder, and delete old leftovers of preparations that were killed."""
+def _idle_s(folder: Path) -> float:
+    """Seconds since something was written into a folder."""
+    times = [entry.stat().st_mtime for entry in (folder, *folder.glob("*"))]
+    return time.time() - max(times)
+
+
+@contextmanager
+def _in_one_step(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is written beside its place, made durable, and renamed in one step."""
+    building = path.with_name(f"{WRITING}{uuid.uuid4().hex[:8]}")
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"storage {parent.parent} cannot be written: {error.strerror}") from error
-    for left in parent.glob(".building-*"):
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        with building.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        building.replace(path)
+    finally:
+        building.unlink(missing_ok=True)
 
 
-def _write_arrow(path: Path, tables: Iterable[pa.Table]) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for table in tables:
-            for batch in (
-                table.select(SCHEMA.names).cast(SCHEMA).combine_chunks().to_batches(BATCH_ROWS)
-            ):
-                writer.write_batch(batch)
+def _write_index(file: IO[bytes], shards: Sequence[str], rows: npt.ArrayLike) -> None:
+    schema = INDEX.with_metadata({_SHARDS: json.dumps(list(shards))})
+    column = pa.array(np.asarray(rows, dtype=np.int64))
+    with pa.ipc.new_file(file, schema) as writer:
+        writer.write_table(pa.table([column], schema=schema))
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
     # ensure_ascii keeps the file readable if a detail quotes text that is not valid Unicode.
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+    file.writelines(json.dumps(row, ensure_ascii=True).encode() + b"\n" for row in rows)
 
 
-def _complete(summary: Summary, folder: Path) -> Summary:
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.iterdir())
-    }
+def _complete(summary: Summary, folder: Path, shards: Sequence[Shard]) -> Summary:
+    files = {shard.name: {"size": shard.size, "sha256": shard.sha256} for shard in shards}
+    for name in ("eval.arrow", "quarantine.jsonl", "train.arrow"):
+        path = folder / name
+        files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     return replace(
         summary, files=files, token_lengths=_quantiles(PairTable(folder / "train.arrow").lengths)
     )
@@ -283,29 +335,6 @@ def _quantiles(lengths: npt.NDArray[np.int64]) -> dict[str, dict[str, int]]:
         side: {**values, "max": int(lengths[:, i].max())}
         for i, (side, values) in enumerate(table.items())
     }
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _move_into_place(building: Path, final: Path, digest: str) -> None:
-    """Rename the folder to its place.
-
-    If another process has finished the same artifact meanwhile, its files stay.
-    """
-    if final.exists() and find_damage(final, digest):
-        aside = final.parent / f".building-damaged-{uuid.uuid4().hex[:8]}"
-        final.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-    try:
-        building.rename(final)
-    except OSError:
-        if not final.exists() or find_damage(final, digest):
-            raise
 
 
 def _sha256(path: Path) -> str:

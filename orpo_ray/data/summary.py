@@ -4,7 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orpo_ray.config.data import Source
 from orpo_ray.data.checks import (
@@ -31,9 +34,10 @@ def summarise(
 
     `origins` has source, label and split by the number of the source.
     """
-    codes, sources = rows["code"].to_pylist(), rows["source"].to_pylist()
-    multi_turn, truncated = rows["multi_turn"].to_pylist(), rows["truncated"].to_pylist()
+    codes, sources = rows["code"].to_pylist(), rows["source"].to_numpy()
     bad = Counter(code for code in codes if code and code not in OVERLONG)
+    kept = rows.select(["multi_turn", "truncated", "ignored"]).take(pa.array(selection.kept))
+    ignored = Counter(pc.list_flatten(kept["ignored"]).to_pylist())
     return Summary(
         hash=digest,
         settings=settings,
@@ -44,32 +48,27 @@ def summarise(
         bad=dict(bad.most_common()),
         overlong=sum(code in OVERLONG for code in codes),
         overlong_prompts=codes.count(OVERLONG_PROMPT),
-        truncated=sum(bool(truncated[index]) for index in selection.kept),
+        truncated=pc.sum(kept["truncated"]).as_py() or 0,
         duplicates=len(selection.duplicates),
         overlap=selection.overlap,
-        multi_turn=sum(bool(multi_turn[index]) for index in selection.kept),
+        multi_turn=pc.sum(kept["multi_turn"]).as_py() or 0,
         held_out=held_out,
-        ignored=_ignored(rows, selection),
+        ignored=dict(ignored.most_common()),
     )
-
-
-def _ignored(rows: pa.Table, selection: Selection) -> dict[str, int]:
-    """How many pairs have each field that the chat template does not write."""
-    fields = rows["ignored"].to_pylist()
-    counts = Counter(name for index in selection.kept for name in fields[index] or ())
-    return dict(counts.most_common())
 
 
 def _per_source(
     codes: Sequence[str],
-    sources: Sequence[int],
+    sources: npt.NDArray[np.int32],
     selection: Selection,
     origins: Sequence[tuple[Source, str, str]],
 ) -> list[dict[str, Any]]:
-    read, kept = Counter(sources), Counter(sources[index] for index in selection.kept)
-    duplicates = Counter(sources[index] for index in selection.duplicates)
+    read, kept, duplicates = (
+        Counter(some.tolist())
+        for some in (sources, sources[selection.kept], sources[selection.duplicates])
+    )
     overlong = Counter(
-        number for number, code in zip(sources, codes, strict=True) if code in OVERLONG
+        number for number, code in zip(sources.tolist(), codes, strict=True) if code in OVERLONG
     )
     return [
         {

@@ -428,7 +428,7 @@ def test_the_same_data_is_prepared_once(
 ) -> None:
     file = rows("a.jsonl", *map(pair, range(20)))
     first, _ = run(file)
-    monkeypatch.setattr(pipeline, "_process", lambda *_: pytest.fail("it was prepared again"))
+    monkeypatch.setattr(pipeline, "_make_shards", lambda *_: pytest.fail("it was prepared again"))
     again, said = run(file)
     assert again.path == first.path
     assert said[0] == f"prepared data found in {first.path}"

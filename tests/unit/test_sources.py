@@ -20,8 +20,9 @@ from orpo_ray.config.data import DataConfig, Source
 from orpo_ray.data.hub import explain_hub_error
 from orpo_ray.data.pairs import Refusal
 from orpo_ray.data.raw import read_all
+from orpo_ray.data.readers import RawRow
 from orpo_ray.data.rows import parse_row
-from orpo_ray.data.sources import RawRow, read_rows, refuse_missing, source_labels
+from orpo_ray.data.sources import read_rows, refuse_missing, source_labels
 from orpo_ray.errors import ConfigError, DataError
 
 ROW = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
@@ -228,7 +229,8 @@ def test_the_files_of_a_folder_or_pattern_are_read_in_the_order_of_their_names(
     data = DataConfig(train=[Source(source=str(tmp_path), limit=6), Source(source=str(lines))])
     raws = read_all(data)
     assert [raw.label for raw in raws] == ["a.jsonl", "b.jsonl", "a.jsonl"]
-    assert [raw.rows for raw in raws] == [5, 1, 5]
+    assert [raw.rows for raw in raws] == [5, 1, None]
+    assert [len(raw.first) for raw in raws] == [5, 1, 5]
     (tmp_path / "c.csv").write_text("a\n1\n")
     assert "has files of several kinds; name some with a pattern, such as" in refused(tmp_path)
     assert refused(tmp_path / "*.parquet").endswith("*.parquet: no file matches this pattern")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import pickle
-from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from orpo_ray.data import store
+from orpo_ray.data import shards, store
 from orpo_ray.data.rows import RAW, RowProcessor
 from orpo_ray.data.store import (
     SCHEMA,
@@ -25,10 +25,10 @@ from orpo_ray.data.store import (
     content_hash,
     find_artifact,
     open_artifact,
-    write_artifact,
 )
 from orpo_ray.data.tokenise import Limits
 from orpo_ray.errors import DataError
+from tests.support import write_tables
 
 ROWS = [
     {"pair_id": "a.jsonl:1", "prompt": [1, 2, 3], "chosen": [4, 5], "rejected": [6]},
@@ -61,10 +61,8 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def write(storage: Path, train: Iterable[pa.Table] | None = None) -> Artifact:
-    return write_artifact(
-        storage, summary(), train or [table(ROWS[:2]), table(ROWS[2:])], [table(ROWS[:1])], [BAD]
-    )
+def write(storage: Path, train: list[dict[str, Any]] = ROWS) -> Artifact:
+    return write_tables(storage, summary(), table(train), table(ROWS[:1]), [BAD])
 
 
 def find(storage: Path) -> tuple[Artifact | None, list[str]]:
@@ -78,9 +76,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert sorted(file.name for file in artifact.path.iterdir()) == [
         "artifact.json",
         "eval.arrow",
+        *(name for name in artifact.summary.files if name.startswith("pairs-")),
         "quarantine.jsonl",
         "train.arrow",
     ]
+    assert len(artifact.summary.files) == 5
     assert (len(artifact.train), len(artifact.eval)) == (3, 1)
     pair = artifact.train[1]
     assert (pair.pair_id, pair.prompt.tolist(), pair.rejected.tolist()) == (
@@ -97,12 +97,12 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_random_access_over_many_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BATCH_ROWS", 7)
+    monkeypatch.setattr(shards, "BATCH_ROWS", 7)
     rows = [
         {"pair_id": f"f:{n}", "prompt": list(range(n % 5 + 1)), "chosen": [n], "rejected": [n, n]}
         for n in range(50)
     ]
-    train = write(tmp_path, [table(rows)]).train
+    train = write(tmp_path, rows).train
     for index in (0, 6, 7, 13, 14, 48, 49):
         assert train[index].pair_id == f"f:{index}"
         assert train[index].rejected.tolist() == [index, index]
@@ -125,7 +125,7 @@ def test_a_table_travels_by_its_path(tmp_path: Path) -> None:
 
 
 def test_an_empty_table(tmp_path: Path) -> None:
-    evaluation = write_artifact(tmp_path, summary(), [table(ROWS)], [], []).eval
+    evaluation = write_tables(tmp_path, summary(), table(ROWS), table([])).eval
     assert (len(evaluation), evaluation.lengths.shape, evaluation.pair_ids) == (0, (0, 3), [])
 
 
@@ -145,7 +145,7 @@ def test_the_hash_covers_settings_rows_and_code_version(monkeypatch: pytest.Monk
     assert content_hash({"a": 2, "b": 1}, ["x"]) != same
 
 
-GOLDEN = {3: "62d265b24fd55add"}
+GOLDEN = {4: "62d265b24fd55add"}
 """Digest of the tokens of GOLDEN_ROWS, by DATA_VERSION."""
 
 TALK = [
@@ -226,11 +226,22 @@ def test_other_tokens_from_the_same_rows_need_another_data_version() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["train.arrow", "eval.arrow", "quarantine.jsonl", "artifact.json"])
-@pytest.mark.parametrize("how", ["cut", "changed", "gone"])
-def test_a_damaged_artifact_is_named_and_built_again(tmp_path: Path, name: str, how: str) -> None:
-    file = write(tmp_path).path / name
-    data = file.read_bytes()
+@pytest.mark.parametrize(
+    ("pattern", "how"),
+    [
+        *product(
+            ["train.arrow", "eval.arrow", "quarantine.jsonl", "pairs-00000-00001-*.arrow"],
+            ["cut", "changed", "gone"],
+        ),
+        ("artifact.json", "cut"),
+        ("artifact.json", "changed"),
+    ],
+)
+def test_a_damaged_artifact_is_named_and_built_again(
+    tmp_path: Path, pattern: str, how: str
+) -> None:
+    [file] = write(tmp_path).path.glob(pattern)
+    data, name = file.read_bytes(), file.name
     if how == "gone":
         file.unlink()
     elif how == "cut":
@@ -246,14 +257,9 @@ def test_a_damaged_artifact_is_named_and_built_again(tmp_path: Path, name: str, 
     assert [entry.name for entry in (tmp_path / "artifacts").iterdir()] == [DIGEST[:16]]
 
 
-def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    def breaks() -> Iterable[pa.Table]:
-        yield table(ROWS)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, breaks())
-    assert list((tmp_path / "artifacts").iterdir()) == []
+def test_an_artifact_is_there_when_its_manifest_is(tmp_path: Path) -> None:
+    (write(tmp_path).path / "artifact.json").unlink()
+    assert find(tmp_path) == (None, [])
 
 
 def test_a_full_or_forbidden_disk_is_one_line(tmp_path: Path) -> None:
