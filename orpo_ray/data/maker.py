@@ -38,7 +38,7 @@ MADE = pa.schema(
 It has no name if the worker does not see the file that it should read, or if there is an error.
 """
 
-_LEAST_BYTES, _MOST_BYTES = 2**20, 16 * 2**20
+_LEAST_BYTES, _MOST_BYTES = 4 * 2**20, 16 * 2**20
 _SHARDS = 64
 
 
