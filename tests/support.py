@@ -30,6 +30,7 @@ from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.shards import pack, save
 from orpo_ray.data.store import (
     SCHEMA,
+    SIDES,
     Artifact,
     Summary,
     begin_artifact,
@@ -176,13 +177,23 @@ def write_tables(
         shard, data = pack((0, piece), rows)
         save(path, shard, data)
         shards.append(shard)
-    numbers = np.arange(len(train) + len(evaluation))
+    lengths = np.array(
+        [
+            [len(row[side]) for side in SIDES]
+            for table in (train, evaluation)
+            for row in table.to_pylist()
+        ],
+        dtype=np.int32,
+    ).reshape(-1, len(SIDES))
+    numbers = np.arange(len(lengths))
     return finish_artifact(
         path,
         summary,
         shards,
+        rows=[len(train), len(evaluation)],
         train=numbers[: len(train)],
         evaluation=numbers[len(train) :],
+        lengths=lengths,
         quarantine=quarantine,
     )
 

@@ -12,6 +12,9 @@ so it is subtracted from each time. It is measured on one row a core.
 
 On a busy machine `ratio_cpu` says more than the clock. It compares CPU seconds of this process and
 its children.
+
+Before that, the command `orpo-ray prepare` runs once on the same file. It gives the memory of the
+driver and of all processes.
 """
 
 import json
@@ -35,6 +38,7 @@ from typing import Any
 import psutil
 
 from orpo_ray.bench.pairs import tokenizer_at, usable_pairs
+from orpo_ray.bench.prepare_run import time_and_memory
 from orpo_ray.config.data import DataConfig, Source
 from orpo_ray.data.pairs import Message, Pair
 from orpo_ray.data.pipeline import prepare
@@ -47,7 +51,7 @@ _PACKAGES = ("ray", "trl", "datasets", "transformers", "tokenizers", "pyarrow")
 DEMO_TOKENIZER = str(files("orpo_ray") / "demo" / "base")
 
 _SEED = 0
-_PROMPT_WORDS, _ANSWER_WORDS, _SPREAD = 100, 150, 0.5
+_PROMPT_SHARE, _SPREAD = 0.25, 0.5
 _INVENTED_WORDS = 6000
 _COMMON = """
 the of and to in a is that for it as was with be by on not he this are or his from at which but have
@@ -104,14 +108,17 @@ def bench_data(
     tokenizer_folder: str,
     max_length: int,
     announce: Announce,
+    *,
     file: str | None = None,
+    words: int = 400,
     repetitions: int = 3,
 ) -> dict[str, Any]:
     """Time both preparations in turns; returns medians of rows a second, and start-up in seconds.
 
     `file` holds pairs in any format that `orpo-ray prepare` recognises. Its bad rows are left out
-    beforehand. Without a file, rows are generated. Raises DataError or ConfigError for a file or a
-    tokenizer that cannot be used.
+    beforehand. Without a file, rows of about `words` words are generated. Without repetitions, only
+    the command runs, and `command_s` is its whole time. Raises DataError or ConfigError for a file
+    or a tokenizer that cannot be used.
     """
     tokenizer = tokenizer_at(tokenizer_folder, announce)
     cores = len(os.sched_getaffinity(0))
@@ -119,18 +126,34 @@ def bench_data(
         folder = Path(name)
         everything, few = folder / "pairs.jsonl", folder / "few.jsonl"
         count = _write_rows(
-            everything, islice(usable_pairs(file), rows) if file else _generate(rows)
+            everything, islice(usable_pairs(file), rows) if file else _generate(rows, words)
         )
         if count < cores:
             raise DataError(
                 f"{count} usable rows are too few for {cores} cores; give one row a core or more"
             )
+        settings = {
+            "rows": count,
+            "mb": everything.stat().st_size / 1e6,
+            "cores": cores,
+            "tokenizer": tokenizer_folder,
+            "max_length": max_length,
+        }
+        announce(f"{count} rows on {cores} cores; the command first, for its memory")
+        found = {
+            "name": "data",
+            **settings,
+            **time_and_memory(everything, tokenizer_folder, max_length, folder),
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+        if not repetitions:
+            return found
         _write_rows(few, islice(usable_pairs(str(everything)), cores))
         ours = partial(_time_ours, tokenizer=tokenizer, max_length=max_length, folder=folder)
         stock = partial(
             _time_stock, tokenizer=tokenizer, max_length=max_length, folder=folder, cores=cores
         )
-        announce(f"{count} rows on {cores} cores; starting both")
+        announce("starting both")
         first_ours = _start_ray(cores) + ours(everything).seconds
         stock(few)  # loads modules, whose imports are not timed
         timed, starts = [], []
@@ -139,13 +162,7 @@ def bench_data(
             starts.append(stock(few))
             seconds = [f"{one.seconds:.2f} s" for one in timed[-1]]
             announce(f"{number} of {repetitions}: ours {seconds[0]}, stock {seconds[1]}")
-    settings = {
-        "rows": count,
-        "cores": cores,
-        "tokenizer": tokenizer_folder,
-        "max_length": max_length,
-    }
-    return {"name": "data", **settings, **_summarise(count, timed, first_ours, starts)}
+    return {**found, **_summarise(count, timed, first_ours, starts)}
 
 
 def _summarise(
@@ -174,7 +191,6 @@ def _summarise(
         "tokens_stock": stock[0].tokens,
         "repetitions": len(timed),
         "device": "cpu",
-        "versions": {name: version(name) for name in _PACKAGES},
     }
 
 
@@ -198,8 +214,10 @@ def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
     return count
 
 
-def _generate(rows: int) -> Iterator[Pair]:
+def _generate(rows: int, words_of_a_row: int) -> Iterator[Pair]:
     """Seeded pairs with the word frequencies of prose: a few common words and many rare ones."""
+    of_prompt = round(_PROMPT_SHARE * words_of_a_row)
+    of_answer = (words_of_a_row - of_prompt) // 2
     draw = random.Random(_SEED)
     onsets, rhymes = _ONSETS.split(), _RHYMES.split()
     syllables = (
@@ -214,8 +232,8 @@ def _generate(rows: int) -> Iterator[Pair]:
         return _punctuate(draw.choices(words, cum_weights=weights, k=count), draw)
 
     for _ in range(rows):
-        prompt: list[Message] = [{"role": "user", "content": text(_PROMPT_WORDS)}]
-        chosen, rejected = text(_ANSWER_WORDS), text(_ANSWER_WORDS)
+        prompt: list[Message] = [{"role": "user", "content": text(of_prompt)}]
+        chosen, rejected = text(of_answer), text(of_answer)
         yield Pair(
             prompt,
             {"role": "assistant", "content": chosen},

@@ -23,8 +23,12 @@ def data(
         str | None,
         typer.Option("--data", metavar="FILE", help="Pairs to prepare instead of generated ones."),
     ] = None,
+    words: Annotated[
+        int, typer.Option(min=8, metavar="W", help="Words of a generated pair.")
+    ] = 400,
     repetitions: Annotated[
-        int, typer.Option(min=1, help="How often each side runs; the sides take turns.")
+        int,
+        typer.Option(min=0, help="How often each side runs, in turns; 0: our command alone."),
     ] = 3,
     json: Json = False,
 ) -> dict[str, Any]:
@@ -40,6 +44,7 @@ def data(
         max_length,
         announce,
         file=file,
+        words=words,
         repetitions=repetitions,
     )
     if not json:
@@ -317,6 +322,13 @@ def _print_sides(result: dict[str, Any]) -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
+    print(
+        f"orpo-ray prepare: {result['rows']} rows, {result['mb']:,.0f} MB, in "
+        f"{result['command_s']:,.1f} s; driver {result['driver_peak_mb']:,.0f} MB, all processes "
+        f"{result['all_peak_mb']:,.0f} MB"
+    )
+    if "repetitions" not in result:
+        return
     print(f"{result['rows']} rows on {result['cores']} cores, median of {result['repetitions']}")
     print(f"{'':6} {'rows/s':>9} {'start-up s':>11} {'pairs':>8} {'tokens':>11}")
     for side in ("ours", "stock"):

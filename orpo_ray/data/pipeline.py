@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,11 +27,12 @@ from orpo_ray.data.maker import ShardMaker, parts_of, rows_of, take, tasks_of
 from orpo_ray.data.parts import Part
 from orpo_ray.data.raw import RawSource, announce_unused, changed, check_columns, read_all
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
-from orpo_ray.data.rows import FACTS, RowProcessor, refuse_whole_file
+from orpo_ray.data.rows import RowProcessor, facts_of, refuse_whole_file
 from orpo_ray.data.select import select_pairs
-from orpo_ray.data.shards import Place, Shard, read_columns, save, whole_shards
+from orpo_ray.data.shards import Place, Shard, copy_from, save, whole_shards
 from orpo_ray.data.store import (
     MANIFEST,
+    SIDES,
     Artifact,
     artifact_path,
     begin_artifact,
@@ -144,7 +146,8 @@ def _finish(
     settings: dict[str, Any],
 ) -> Artifact:
     """Choose the pairs from the facts of all rows, and write the artifact."""
-    rows = pa.concat_tables(read_columns(path / shard.name, FACTS) for shard in shards)
+    facts = [copy_from(path / shard.name, facts_of) for shard in shards]
+    rows = pa.concat_tables(facts)
     refuse_bad_data(rows, sources, data)
     selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
     summary = summarise(
@@ -160,8 +163,10 @@ def _finish(
         path,
         summary,
         shards,
+        rows=[len(some) for some in facts],
         train=selection.train,
         evaluation=selection.eval,
+        lengths=np.stack([rows[side].to_numpy() for side in SIDES], axis=1),
         quarantine=_quarantine(rows, sources),
     )
 

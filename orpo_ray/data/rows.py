@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from orpo_ray.config.data import Columns
 from orpo_ray.data.checks import WHOLE_FILE, check_pair, explain
@@ -52,15 +53,20 @@ Equal pairs have equal `pair_key`, equal prompts have equal `prompt_key`. `ignor
 that the chat template does not write.
 """
 
-FACTS = [name for name in RESULT.names if name not in SIDES]
-"""The columns that choose the pairs to train on; the tokens stay on disk."""
-
 SNIFFED_ROWS = 20
 """How many first rows of a source tell its columns."""
 _SHOWN_COLUMNS = 12
 _KEY_BYTES = 16
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
+
+
+def facts_of(rows: pa.Table) -> pa.Table:
+    """What chooses the pairs to train on: RESULT rows with lengths in place of token ids."""
+    for side in SIDES:
+        column = rows.schema.get_field_index(side)
+        rows = rows.set_column(column, side, pc.fill_null(pc.list_value_length(rows[side]), 0))
+    return rows
 
 
 def raw_blocks(rows: Iterable[RawRow], source: int) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ writes them.
 import hashlib
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,9 +91,11 @@ def whole_shards(folder: Path) -> dict[Place, Shard]:
     return found
 
 
-def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a shard. The others, and their bytes, are not read."""
-    with pa.OSFile(str(path), "rb") as file:
-        names = pa.ipc.open_file(file).schema.names
-        chosen = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns])
-        return pa.ipc.open_file(file, options=chosen).read_all()
+def copy_from(path: Path, choose: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """What `choose` makes of a shard's table, copied out of the file.
+
+    The file is memory-mapped meanwhile, so that only the chosen columns are read.
+    """
+    with pa.memory_map(str(path)) as file:
+        chosen = choose(pa.ipc.open_file(file).read_all())
+        return chosen.take(pa.array(range(len(chosen)), pa.int64()))

@@ -4,7 +4,7 @@
     pairs-<place>-<hash>.arrow   Arrow IPC files (shards.py): what became of each row, and its token
                                  ids (prompt, chosen, rejected)
     train.arrow, eval.arrow      the rows to train and to evaluate on: their numbers, counted
-                                 through all shards, and the names of the shards
+                                 through all shards, their lengths, and the names of the shards
     quarantine.jsonl             one bad row a line: file, line, reason, detail, split
     artifact.json                the summary, and size and SHA-256 of the files above; written last
 """
@@ -36,8 +36,8 @@ DATA_VERSION = 4
 
 MANIFEST = "artifact.json"
 SIDES = ("prompt", "chosen", "rejected")
-INDEX = pa.schema([("row", pa.int64())])
 SCHEMA = pa.schema([("pair_id", pa.string()), *((side, pa.list_(pa.int32())) for side in SIDES)])
+INDEX = pa.schema([("row", pa.int64()), *((side, pa.int32()) for side in SIDES)])
 QUANTILES = (0.5, 0.9, 0.99)
 _SHARDS = b"shards"
 _STALE_SECONDS = 24 * 3600
@@ -83,19 +83,22 @@ class Summary:
 
 
 class PairTable:
-    """The pairs of one index by their place in it, memory-mapped and cheap to pickle."""
+    """The pairs of one index by their place in it, memory-mapped and cheap to pickle.
+
+    A shard is opened when its first pair is asked for.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         index = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._rows = index.read_all()["row"].to_numpy()
-        names = json.loads((index.schema.metadata or {})[_SHARDS])
-        self._batches = [batch for name in names for batch in _batches(path.parent / name)]
-        rows = [batch.num_rows for batch in self._batches]
-        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._views = [
-            tuple(_view(batch.column(side)) for side in SIDES) for batch in self._batches
-        ]
+        self._index = index.read_all()
+        self._rows = self._index["row"].to_numpy()
+        shards: list[tuple[str, int]] = json.loads((index.schema.metadata or {})[_SHARDS])
+        self._files = [path.parent / name for name, _ in shards]
+        for file in self._files:
+            file.stat()  # an artifact without one of its files is refused here, not in a step
+        self._starts = np.cumsum([0, *(rows for _, rows in shards)], dtype=np.int64)
+        self._opened: dict[int, _OpenShard] = {}
 
     def __reduce__(self) -> tuple[type["PairTable"], tuple[Path]]:
         return (PairTable, (self.path,))
@@ -105,52 +108,79 @@ class PairTable:
 
     def __getitem__(self, index: int) -> TokenPair:
         """The pair at `index`; its arrays are copies, so the caller may write into them."""
-        index = int(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        number, row = self._place(index)
-        prompt, chosen, rejected = (
-            values[offsets[row] : offsets[row + 1]].copy()
-            for offsets, values in self._views[number]
-        )
-        return TokenPair(self._pair_id(index), prompt, chosen, rejected)
+        shard, row = self._place(int(index))
+        return TokenPair(shard.pair_id(row), *shard.tokens(row))
 
     def __iter__(self) -> Iterator[TokenPair]:
         return (self[index] for index in range(len(self)))
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """Batch of a pair, and its row there."""
+    def _place(self, index: int) -> tuple["_OpenShard", int]:
+        """The shard of a pair, and its row there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
         row = int(self._rows[index])
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return number, row - int(self._starts[number])
+        return self._open(number), row - int(self._starts[number])
 
-    def _pair_id(self, index: int) -> str:
-        number, row = self._place(index)
-        found: str = self._batches[number].column("pair_id")[row].as_py()
-        return found
+    def _open(self, number: int) -> "_OpenShard":
+        if number not in self._opened:
+            self._opened[number] = _OpenShard(self._files[number])
+        return self._opened[number]
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Token counts [n, 3] of prompt, chosen and rejected, from the offsets alone."""
-        if not len(self):
-            return np.zeros((0, len(SIDES)), dtype=np.int64)
-        columns = [[np.diff(view[side][0]) for view in self._views] for side in range(len(SIDES))]
-        every = np.stack([np.concatenate(parts) for parts in columns], axis=1).astype(np.int64)
-        chosen: npt.NDArray[np.int64] = every[self._rows]
-        return chosen
+        """Token counts [n, 3] of prompt, chosen and rejected, without a look at the tokens."""
+        columns = [self._index[side].to_numpy() for side in SIDES]
+        return np.stack(columns, axis=1).astype(np.int64)
 
     @property
     def largest_token_id(self) -> int:
         """The largest token id in the shards, to compare with the rows of a model's embedding."""
-        return max(
-            (int(values.max()) for views in self._views for _, values in views if len(values)),
-            default=0,
-        )
+        numbers = range(len(self._files))
+        return max((self._open(number).largest_token_id for number in numbers), default=0)
 
     @property
     def pair_ids(self) -> list[str]:
         """Where each pair came from: the label of its source, a colon, and the line or row."""
-        return [self._pair_id(index) for index in range(len(self))]
+        places = (self._place(index) for index in range(len(self)))
+        return [shard.pair_id(row) for shard, row in places]
+
+
+class _OpenShard:
+    """The rows of one memory-mapped shard."""
+
+    def __init__(self, path: Path) -> None:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)], dtype=np.int64)
+        self._views = [
+            tuple(_view(batch.column(side)) for side in SIDES) for batch in self._batches
+        ]
+
+    def pair_id(self, row: int) -> str:
+        """Where the row came from."""
+        number, place = self._place(row)
+        found: str = self._batches[number].column("pair_id")[place].as_py()
+        return found
+
+    def tokens(self, row: int) -> list[IntArray]:
+        """Copies of the token ids of prompt, chosen and rejected."""
+        number, place = self._place(row)
+        return [
+            values[offsets[place] : offsets[place + 1]].copy()
+            for offsets, values in self._views[number]
+        ]
+
+    @property
+    def largest_token_id(self) -> int:
+        """The largest token id, or 0 if there is none."""
+        values = (values for views in self._views for _, values in views if len(values))
+        return max((int(ids.max()) for ids in values), default=0)
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """Batch of a row, and its place there."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return number, row - int(self._starts[number])
 
 
 @dataclass(frozen=True)
@@ -243,21 +273,24 @@ def finish_artifact(
     summary: Summary,
     shards: Sequence[Shard],
     *,
+    rows: Sequence[int],
     train: npt.ArrayLike,
     evaluation: npt.ArrayLike,
+    lengths: npt.NDArray[np.int32],
     quarantine: Iterable[dict[str, Any]],
 ) -> Artifact:
     """Write what belongs to the shards of a folder; with the manifest it is an artifact.
 
-    `train` and `evaluation` number rows through all shards. Preparations that finish at the same
+    `rows` has the number of rows of each shard. `train` and `evaluation` number rows through all
+    shards, and `lengths` [n, 3] has the tokens of all rows. Preparations that finish at the same
     time write the same bytes. Raises DataError if the folder cannot be written.
     """
-    names = [shard.name for shard in shards]
+    names = [(shard.name, count) for shard, count in zip(shards, rows, strict=True)]
     try:
         with _in_one_step(path / "train.arrow") as file:
-            _write_index(file, names, train)
+            _write_index(file, names, train, lengths)
         with _in_one_step(path / "eval.arrow") as file:
-            _write_index(file, names, evaluation)
+            _write_index(file, names, evaluation, lengths)
         with _in_one_step(path / "quarantine.jsonl") as file:
             _write_lines(file, quarantine)
         summary = _complete(summary, path, shards)
@@ -268,11 +301,6 @@ def finish_artifact(
             f"cannot write the prepared data to {path}: {error.strerror or error}"
         ) from error
     return open_artifact(path)
-
-
-def _batches(shard: Path) -> list[pa.RecordBatch]:
-    reader = pa.ipc.open_file(pa.memory_map(str(shard)))
-    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
 
 
 def _view(column: pa.ListArray) -> tuple[npt.NDArray[np.int32], IntArray]:
@@ -299,11 +327,17 @@ def _in_one_step(path: Path) -> Iterator[IO[bytes]]:
         building.unlink(missing_ok=True)
 
 
-def _write_index(file: IO[bytes], shards: Sequence[str], rows: npt.ArrayLike) -> None:
-    schema = INDEX.with_metadata({_SHARDS: json.dumps(list(shards))})
-    column = pa.array(np.asarray(rows, dtype=np.int64))
+def _write_index(
+    file: IO[bytes],
+    shards: Sequence[tuple[str, int]],
+    rows: npt.ArrayLike,
+    lengths: npt.NDArray[np.int32],
+) -> None:
+    schema = INDEX.with_metadata({_SHARDS: json.dumps(shards)})
+    numbers = np.asarray(rows, dtype=np.int64)
+    columns = [numbers, *lengths[numbers].T]
     with pa.ipc.new_file(file, schema) as writer:
-        writer.write_table(pa.table([column], schema=schema))
+        writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
 
 
 def _write_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
