@@ -14,6 +14,7 @@ import orpo_ray
 from orpo_ray.cli.main import COMMANDS
 from orpo_ray.config import RunConfig, dump, load_config
 from orpo_ray.config.keys import all_keys
+from orpo_ray.data.store import open_artifact
 
 TRAIN_METRICS = {
     "loss",
@@ -197,8 +198,9 @@ def test_prepare_without_a_config_names_columns_and_makes_the_same_pairs(
     known = command(*common, "--train", plain)
     assert (named.code, known.code) == (0, 0), named.err + known.err
     assert named.result["train"] == known.result["train"] == 40
-    arrows = [Path(done.result["artifact"]) / "eval.arrow" for done in (named, known)]
-    assert arrows[0].read_bytes() == arrows[1].read_bytes()
+    artifacts = [open_artifact(Path(done.result["artifact"])) for done in (named, known)]
+    chosen = [[pair.chosen.tolist() for pair in artifact.train] for artifact in artifacts]
+    assert chosen[0] == chosen[1]
     defaults = ["data.max_length=2048", "data.max_prompt_length=1024"]
     by_config = command(
         "prepare", config, "--train", plain, "--eval", DEMO / "h3.jsonl", "--json", *defaults

@@ -17,7 +17,7 @@ import ray
 
 from orpo_ray import api
 from orpo_ray.config import load_config
-from orpo_ray.data import pipeline
+from orpo_ray.data import parallel
 from orpo_ray.distributed import references
 from orpo_ray.errors import OrpoRayError
 from orpo_ray.runs.console import Console
@@ -50,8 +50,8 @@ def outcome(scenario: dict[str, Any]) -> dict[str, str]:
 def main(scenarios: list[dict[str, Any]]) -> None:
     """Try the scenarios one after another."""
     # Without room nothing starts, however long the wait.
-    pipeline._BUSY_AFTER_S = pipeline._START_S = 1.0
-    pipeline._ALONE_BYTES = 0  # a few pairs need no CPU of a cluster
+    parallel._BUSY_AFTER_S = parallel._START_S = 1.0
+    parallel._ALONE_BYTES = 0  # a few pairs need no CPU of a cluster
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
     hogs = [ray.remote(num_cpus=1)(Hog).remote() for _ in range(2)]
     assert all(ray.get([hog.ready.remote() for hog in hogs]))

@@ -30,7 +30,7 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 ALSO_ALLOWED = {("cli", "api"), ("cli", "bench"), ("__init__", "api")}
 SEEN_BY_JOBS = {"config", "errors"}
 RAY_ROOMS = {"ray_runtime", "distributed", "search", "jobs", "bench"}
-RAY_FILES = {f"{PACKAGE}/data/pipeline.py"}
+RAY_FILES = {f"{PACKAGE}/data/parallel.py"}
 PICKLES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_TRUE = {"trust_remote_code", "allow_pickle"}
 

@@ -17,7 +17,7 @@ from text_pairs import text_pair
 
 from orpo_ray import ray_runtime
 from orpo_ray.config.data import DataConfig
-from orpo_ray.data import pipeline
+from orpo_ray.data import parallel, pipeline
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.pipeline import prepare
 from orpo_ray.data.store import Artifact
@@ -428,7 +428,9 @@ def test_the_same_data_is_prepared_once(
 ) -> None:
     file = rows("a.jsonl", *map(pair, range(20)))
     first, _ = run(file)
-    monkeypatch.setattr(pipeline, "_make_shards", lambda *_: pytest.fail("it was prepared again"))
+    monkeypatch.setattr(
+        pipeline, "make_shards", lambda *_, **__: pytest.fail("it was prepared again")
+    )
     again, said = run(file)
     assert again.path == first.path
     assert said[0] == f"prepared data found in {first.path}"
@@ -561,7 +563,7 @@ def test_many_rows_go_to_ray_and_give_what_few_rows_give_here(
         {"train": [{"source": str(file)}], "max_length": 100, "max_prompt_length": 50}
     )
     few = prepare(config, chatml_tokenizer, "fingerprint", tmp_path / "few", 1, print)
-    monkeypatch.setattr(pipeline, "_ALONE_BYTES", 0)
+    monkeypatch.setattr(parallel, "_ALONE_BYTES", 0)
     many = prepare(config, chatml_tokenizer, "fingerprint", tmp_path / "many", 1, print)
     assert few.summary == many.summary
     for here, there in ((few.train, many.train), (few.eval, many.eval)):

@@ -17,7 +17,7 @@ import pytest
 from support import HANG_S, wait_until
 
 from orpo_ray.config.data import DataConfig, Source
-from orpo_ray.data import maker, parts, pipeline, raw, readers
+from orpo_ray.data import maker, parallel, parts, pipeline, raw, readers
 from orpo_ray.data.maker import ShardMaker, parts_of, rows_of, take, tasks_of
 from orpo_ray.data.parts import cut_file
 from orpo_ray.data.pipeline import prepare
@@ -168,8 +168,8 @@ def test_any_number_of_workers_writes_the_same_bytes(
         write_table(tmp_path / "c.parquet", 80),
     ]
     alone = run(*files, storage="alone")
-    monkeypatch.setattr(pipeline, "_ALONE_BYTES", 0)
-    monkeypatch.setattr(pipeline, "_WAVE_BYTES", 1000)
+    monkeypatch.setattr(parallel, "_ALONE_BYTES", 0)
+    monkeypatch.setattr(parallel, "_WAVE_BYTES", 1000)
     many = run(*files, storage="many")
     assert files_of(alone) == files_of(many)
     names = sorted(files_of(alone))
@@ -266,18 +266,18 @@ import sys
 from pathlib import Path
 from transformers import AutoTokenizer
 from orpo_ray.config.data import DataConfig
-from orpo_ray.data import maker, parts, pipeline
+from orpo_ray.data import maker, parallel, parts
 from orpo_ray.data.pipeline import prepare
 tokenizer, file, storage = sys.argv[1:]
 parts._BLOCK_BYTES, maker._LEAST_BYTES = 100, 300
-take, taken = pipeline.take, []
+take, taken = parallel.take, []
 def once(made):
     taken.append(take(made))
     print(len(taken), flush=True)
     if len(taken) == 5:
         sys.stdin.read()  # until it is killed
     return taken[-1]
-pipeline.take = once
+parallel.take = once
 config = DataConfig.model_validate({"train": [{"source": file}], "max_length": 200})
 prepare(config, AutoTokenizer.from_pretrained(tokenizer), "print", Path(storage), 1, print)
 """
@@ -304,7 +304,7 @@ def test_a_killed_preparation_goes_on_with_its_shards(
         process.wait()
     said: list[str] = []
     artifact = run(file, announce=said.append)
-    assert "an earlier preparation has made 5 shards; they are used" in said
+    assert "shards of an earlier preparation, used again: 5" in said
     assert files_of(artifact) == files_of(whole)
     assert len(files_of(whole)) > 10
 
