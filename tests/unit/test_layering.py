@@ -330,7 +330,7 @@ def test_a_clean_tree_passes(tmp_path):
         "orpo_ray/storage.py": "from orpo_ray import bucket\nfrom orpo_ray.config import a",
         "orpo_ray/bucket.py": "from orpo_ray.config import a\nfrom orpo_ray.errors import E",
         "orpo_ray/runs/a.py": "from orpo_ray.storage import s\nfrom orpo_ray.config import a",
-        "orpo_ray/data/pipeline.py": "import ray\nimport ray.data\nimport orpo_ray.runs.a",
+        "orpo_ray/data/parallel.py": "import ray\nimport ray.data\nimport orpo_ray.runs.a",
         "orpo_ray/training/a.py": "from ..objectives import a\nfrom orpo_ray import data, models, "
         "errors",
         "orpo_ray/models/a.py": "load(path, trust_remote_code=False)",
