@@ -15,6 +15,9 @@ class Source(Section):
         min_length=1, description="hub name, or path or URL of .jsonl .json .jsonl.gz .parquet .csv"
     )
     split: str = Field("train", description="split of a hub dataset; files have none")
+    config: str | None = Field(
+        None, description="configuration (subset) of a hub dataset; the default one if not set"
+    )
     revision: str | None = Field(None, description="commit or tag of a hub dataset")
     weight: PositiveFloat = Field(
         1.0, description="how often an epoch sees each pair: 2 twice, 0.5 a seeded half"

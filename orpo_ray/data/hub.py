@@ -15,7 +15,9 @@ def read_hub(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(source.source, split=source.split, revision=source.revision)
+        rows = datasets.load_dataset(
+            source.source, source.config, split=source.split, revision=source.revision
+        )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(explain_hub_error(source, error)) from error
     yield from enumerate(rows)
@@ -36,6 +38,8 @@ def explain_hub_error(source: Source, error: Exception) -> str:
             f"hub dataset {name} is not in the local cache and this machine is offline "
             "(HF_HUB_OFFLINE): fetch it once while online, or name a local file"
         )
+    if "config name is missing" in chain or "builderconfig" in chain:
+        return f"hub dataset {name}: set `config` of the source to a configuration: {text[:300]}"
     if "split" in chain and "should be one of" in chain:
         return f"hub dataset {name} has no split {source.split!r}: {text}"
     if type(error).__name__ == "DatasetNotFoundError":

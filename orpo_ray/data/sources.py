@@ -54,6 +54,11 @@ def refuse_missing(source: Source) -> None:
         return
     if source.split != "train" and (is_url or not has_splits(name)):
         raise DataError(f"{name}: split {source.split}: a file has no splits; leave split out")
+    if source.config is not None:
+        raise DataError(
+            f"{name}: config {source.config}: only a hub dataset has configurations; leave config "
+            "out"
+        )
     if not is_url:
         _files(source)
 
@@ -117,11 +122,15 @@ def is_path(name: str) -> bool:
 def _hub_label(source: Source, sources: Sequence[Source]) -> str:
     """The dataset's name.
 
-    Split and revision are added if another source takes other rows of the same dataset.
+    Configuration, revision and split are added if another source takes other rows of the same
+    dataset.
     """
-    rows = {(other.revision, other.split) for other in sources if other.source == source.source}
+    same = (other for other in sources if other.source == source.source)
+    if len({(other.config, other.revision, other.split) for other in same}) == 1:
+        return source.source
     revision = f"@{source.revision}" if source.revision else ""
-    return source.source if len(rows) == 1 else f"{source.source}{revision}/{source.split}"
+    config = f"/{source.config}" if source.config else ""
+    return f"{source.source}{revision}{config}/{source.split}"
 
 
 def _label_parts(source: Source, sources: Sequence[Source]) -> tuple[str, ...]:

@@ -428,8 +428,12 @@ def test_a_local_path_wins_over_a_hub_name(tmp_path: Path, monkeypatch: pytest.M
             "has no split 'trian'",
         ),
         (
-            ValueError("Config name is missing.\nPlease pick one among"),
-            "cannot be loaded: Config name is missing.",
+            ValueError("Config name is missing.\nPlease pick one among ['x', 'y']"),
+            "set `config` of the source to a configuration: Config name is missing.",
+        ),
+        (
+            ValueError("BuilderConfig 'z' not found. Available: ['x', 'y']"),
+            "set `config` of the source to a configuration: BuilderConfig 'z' not found",
         ),
     ],
 )
@@ -437,6 +441,25 @@ def test_hub_errors_say_what_to_do(error: Exception, expected: str) -> None:
     message = explain_hub_error(Source(source="a/b", split="trian"), error)
     assert expected in message
     assert "\n" not in message
+
+
+def test_the_configuration_of_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(*names: Any, **settings: Any) -> list[dict[str, Any]]:
+        asked.append((names, settings))
+        return [ROW]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = Source(source="org/set", config="binarized", split="test")
+    assert len(list(read_rows(source))) == 1
+    assert asked == [(("org/set", "binarized"), {"split": "test", "revision": None})]
+    assert source_labels([source, Source(source="org/set")]) == [
+        "org/set/binarized/test",
+        "org/set/train",
+    ]
+    with pytest.raises(DataError, match="config raw: only a hub dataset has configurations"):
+        refuse_missing(Source(source="https://host.example/a.jsonl", config="raw"))
 
 
 def test_a_dataset_that_does_not_exist() -> None:

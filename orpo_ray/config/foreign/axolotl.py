@@ -142,10 +142,9 @@ def _datasets(draft: Draft, key: str) -> list[dict[str, Any]]:
         name = entry.get("path")
         if not is_unset(entry.get("type", entry.get("ds_type"))):
             draft.remark(ours, f"{name}: type: {_type_of(entry)}: {_KNOWN_ROWS}")
-        sources.remark_configuration(draft, name, entry.get("name"))
+        more = {"config": entry.get("name"), "revision": entry.get("revision")}
         for file in sources.files_of(name, entry.get("data_files")):
-            revision = entry.get("revision")
-            found.append(sources.source(file, entry.get("split"), revision=revision))
+            found.append(sources.source(file, entry.get("split"), **more))
     return found
 
 

@@ -38,6 +38,8 @@ _OWN_TEMPLATE = ("tokenizer_default", "default", "auto")
 def source(name: Any, split: Any = None, **more: Any) -> dict[str, Any]:
     """One source, without the keys that are not set or have our default."""
     extra = {key: value for key, value in more.items() if not is_unset(value) and value != 1}
+    if extra.get("config") == "default" or "://" in str(name) or is_file(str(name)):
+        extra.pop("config", None)
     entry = {"source": str(name)}
     if not is_unset(split) and split != "train":
         entry["split"] = str(split)
@@ -93,15 +95,6 @@ def _drop_splits(draft: Draft, key: str, entries: list[dict[str, Any]]) -> None:
         if "split" in entry and is_file(entry["source"]):
             split = entry.pop("split")
             draft.remark(key, f"{entry['source']}: split {split}: a file is read whole here")
-
-
-def remark_configuration(draft: Draft, name: Any, configuration: Any) -> None:
-    """Remark on the configuration of a dataset on the hub; our sources have no such key."""
-    if not is_unset(configuration) and configuration != "default":
-        draft.remark(
-            "data.train",
-            f"{name}: configuration {configuration}: cannot be named here; the default is read",
-        )
 
 
 def put_held_out(draft: Draft, key: str, size: Any) -> None:

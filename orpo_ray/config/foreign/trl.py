@@ -156,8 +156,9 @@ def _one_dataset(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any
     splits = (draft.take("dataset_train_split", "train"), draft.take("dataset_test_split", "test"))
     if name is None:
         return [], []
-    sources.remark_configuration(draft, name, draft.take("dataset_config"))
-    return [sources.source(name, splits[0])], [sources.source(name, splits[1])]
+    config = draft.take("dataset_config")
+    train, held_out = (sources.source(name, split, config=config) for split in splits)
+    return [train], [held_out]
 
 
 def _mixer(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -188,10 +189,10 @@ def _mixture(draft: Draft) -> tuple[list[dict[str, Any]], list[dict[str, Any]], 
     train = []
     for entry in entries:
         name = entry.get("id") or entry.get("path")
-        sources.remark_configuration(draft, name, entry.get("config") or entry.get("name"))
+        config = entry.get("config") or entry.get("name")
         weight = entry.get("weight", entry.get("fraction"))
         for file in sources.files_of(name, entry.get("data_files")):
-            train.append(sources.source(file, entry.get("split"), weight=weight))
+            train.append(sources.source(file, entry.get("split"), config=config, weight=weight))
     if len(entries) > 1 and any("test" in str(entry.get("split")) for entry in entries):
         told = f"{key}: its test splits are trained on, too: all rows are put together, then split"
         draft.remark("data.train", told)
