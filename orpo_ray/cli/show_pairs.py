@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orpo_ray.data.checks import REASONS
+from orpo_ray.data.checks import REASONS, SMALL_MARGIN
 from orpo_ray.data.store import Artifact
 from orpo_ray.training.plan import longer_side
 
@@ -80,6 +80,8 @@ def dropped_rows(artifact: Artifact) -> Table:
         table.add_row(str(count), REASONS[code], first.get(code, ""))
     if summary.duplicates:
         table.add_row(str(summary.duplicates), "exact duplicates", "")
+    if summary.small_margin:
+        table.add_row(str(summary.small_margin), REASONS[SMALL_MARGIN], "")
     for code, count in summary.overlong_by_code().items():
         table.add_row(str(count), REASONS[code], "")
     if not table.row_count:

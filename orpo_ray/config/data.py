@@ -65,6 +65,14 @@ class DataConfig(Section):
     overlong: Literal["drop", "truncate-prompt-left", "error"] = Field(
         "drop", description="what to do with a pair beyond these lengths"
     )
+    pairs: Literal["best-worst", "all", "adjacent"] = Field(
+        "best-worst",
+        description="which scored answers of a row are pairs: the best and the worst, all that "
+        "differ, or neighbours in the order of the scores",
+    )
+    min_margin: float = Field(
+        0.0, ge=0, description="scored answers that differ by less are no pair"
+    )
     bad_rows: Literal["quarantine", "fail"] = Field(
         "quarantine", description="put bad rows aside with their reason, or stop at the first"
     )

@@ -24,6 +24,7 @@ REASONS = {
     "wrong-label": "the label names neither of the two outputs (expected 1 or 2)",
     "too-few-scores": "fewer than two of the answers have a score or a rank",
     "equal-scores": "all answers have the same score, so none of them is the better one",
+    "small-margin": "no two of the scored answers differ by data.min_margin",
     "wrong-roles": "the roles do not make a conversation that ends with a user turn and an "
     "assistant answer",
     "different-prompts": "chosen and rejected answer different prompts",
@@ -47,7 +48,7 @@ REASONS = {
     "overlong-either": "the pair has more tokens than max_length, or its prompt more than "
     "max_prompt_length",
 }
-"""One line for people, by reason code. A row with a code that is not OVERLONG is a bad row."""
+"""One line for people, by reason code. A row with a code that is not in DROPPED is a bad row."""
 
 OVERLONG_PAIR = "overlong"
 OVERLONG_PROMPT = "overlong-prompt"
@@ -55,6 +56,9 @@ OVERLONG = frozenset({OVERLONG_PAIR, OVERLONG_PROMPT})
 """Reasons of rows that are dropped for their length. With a higher max_prompt_length, a row with
 an overlong prompt fits.
 """
+SMALL_MARGIN = "small-margin"
+DROPPED = OVERLONG | {SMALL_MARGIN}
+"""Reasons of rows that are dropped because a setting asks for it."""
 OVERLONG_EITHER = "overlong-either"
 """The reason in data that an older version prepared: it had one count for both limits."""
 

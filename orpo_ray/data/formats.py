@@ -19,6 +19,7 @@ from orpo_ray.data.messages import (
     unpacked,
 )
 from orpo_ray.data.pairs import Context, Message, Pair, Refusal, Row
+from orpo_ray.data.ranked import BEST_WORST, Ranking
 
 _PROMPTS = ("prompt", "question", "request", "query", "context", "instruction", "input")
 _CONVERSATIONS = ("conversations", "conversation", "messages")
@@ -52,34 +53,48 @@ class _Sides:
     rejected: Any
 
 
+@dataclass(frozen=True)
+class _Ranked:
+    """Scored answers of one row, and the column of its prompt."""
+
+    row: Row
+    prompt: str
+    answers: list[ranked.Scored]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """One shape of rows, recognised by its columns.
 
     A row has this shape if it has both columns of one pair of `sides`, and one of the columns in
     `prompt`. A shape with an empty `prompt` needs no such column. `read` takes the row and the
-    names of its prompt, chosen and rejected column. It returns the three values, or None if the
-    values show that the row has a shape that comes later in `SHAPES`.
+    names of its prompt, chosen and rejected column. It returns the three values or scored answers,
+    or None if the values show that the row has a shape that comes later in `SHAPES`.
     """
 
     name: str
     prompt: tuple[str, ...]
     sides: tuple[tuple[str, str], ...]
-    read: Callable[[Row, str, str, str], _Sides | None]
+    read: Callable[[Row, str, str, str], _Sides | _Ranked | None]
     also: tuple[str, ...] = ()
     """Other columns that `read` uses."""
 
 
-def read_pair(row: Row, columns: Columns | None = None) -> Pair | Refusal:
-    """The pair in a row, or why there is none.
+def read_pairs(
+    row: Row, columns: Columns | None = None, ranking: Ranking = BEST_WORST
+) -> list[Pair] | Refusal:
+    """The pairs in a row, or why there is none.
 
-    `columns` names the columns of a file whose shape is not in `SHAPES`.
+    `columns` names the columns of a file whose shape is not in `SHAPES`. Only a row of scored
+    answers may have several pairs, and `ranking` chooses them.
     """
     try:
         row = {name: unpacked(value, name) for name, value in row.items()}
         _refuse_images(row)
-        sides, _ = _find_sides(row, columns)
-        return _to_pair(sides, _system(row, columns), _context(row))
+        found, _ = _find_sides(row, columns)
+        sides = _chosen(found, ranking) if isinstance(found, _Ranked) else [found]
+        system, context = _system(row, columns), _context(row)
+        return [_to_pair(one, system, context) for one in sides]
     except RowRefused as refused:
         return refused.refusal
 
@@ -94,8 +109,8 @@ def used_columns(row: Row, columns: Columns | None = None) -> set[str]:
         return set()
 
 
-def _find_sides(row: Row, columns: Columns | None) -> tuple[_Sides, tuple[str, ...]]:
-    """The three values, and the columns that they come from."""
+def _find_sides(row: Row, columns: Columns | None) -> tuple[_Sides | _Ranked, tuple[str, ...]]:
+    """The three values or scored answers, and the columns that they come from."""
     if columns is not None:
         named = (columns.prompt, columns.chosen, columns.rejected)
         missing = [name for name in named if name not in row]
@@ -231,13 +246,18 @@ def _read_swift(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
     return _Sides(None, conversation, other)
 
 
-def _read_ranked(row: Row, prompt: str, answers: str, scores: str) -> _Sides | None:
-    found = ranked.best_and_worst(row, answers, scores)
-    if found is None:
-        return None
-    better, worse = found
-    read = _read_alpaca if prompt == "instruction" else _read_explicit
-    return read({**row, "chosen": better, "rejected": worse}, prompt, "chosen", "rejected")
+def _read_ranked(row: Row, prompt: str, answers: str, scores: str) -> _Ranked | None:
+    found = ranked.scored_answers(row, answers, scores)
+    return None if found is None else _Ranked(row, prompt, found)
+
+
+def _chosen(found: _Ranked, ranking: Ranking) -> list[_Sides]:
+    """The three values of each pair of scored answers."""
+    read = _read_alpaca if found.prompt == "instruction" else _read_explicit
+    return [
+        read({**found.row, "chosen": better, "rejected": worse}, found.prompt, "chosen", "rejected")
+        for better, worse in ranked.choose_pairs(found.answers, ranking)
+    ]
 
 
 SHAPES = (

@@ -42,7 +42,7 @@ _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-class RowRefused(Exception):  # noqa: N818 - `formats.read_pair` catches it
+class RowRefused(Exception):  # noqa: N818 - `formats.read_pairs` catches it
     """Why a row holds no pair."""
 
     def __init__(self, code: str, detail: str = "") -> None:

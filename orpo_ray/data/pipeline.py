@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orpo_ray.config.data import DataConfig
-from orpo_ray.data.checks import OVERLONG
+from orpo_ray.data.checks import DROPPED
 from orpo_ray.data.parallel import make_shards
+from orpo_ray.data.ranked import Ranking
 from orpo_ray.data.raw import RawSource, announce_unused, check_columns, read_all
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
 from orpo_ray.data.rows import RowProcessor, facts_of, refuse_whole_file
@@ -130,7 +131,8 @@ def _discarded_if_refused(path: Path, kept_in: Storage) -> Iterator[None]:
 
 def _processor(tokenizer: Any, sources: Sequence[RawSource], data: DataConfig) -> RowProcessor:
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
-    return RowProcessor(tokenizer, [raw.label for raw in sources], limits, data.columns)
+    labels, ranking = [raw.label for raw in sources], Ranking(data.pairs, data.min_margin)
+    return RowProcessor(tokenizer, labels, limits, data.columns, ranking)
 
 
 def _finish(
@@ -170,9 +172,9 @@ def _finish(
 
 
 def _quarantine(rows: pa.Table, sources: Sequence[RawSource]) -> Iterator[dict[str, Any]]:
-    """The bad rows, without those that are only too long."""
+    """The bad rows, without those that a setting drops."""
     codes = rows["code"]
-    good = pc.is_in(codes, pa.array(["", *OVERLONG]))
+    good = pc.is_in(codes, pa.array(["", *DROPPED]))
     return (
         {
             "file": sources[row["source"]].source.source,

@@ -1,7 +1,10 @@
-"""Several answers with scores or ranks: the best and the worst of them are a pair."""
+"""Several answers with scores or ranks, and which of them are pairs."""
 
 import math
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any, Literal
 
 from orpo_ray.data.messages import RowRefused, first_of
 from orpo_ray.data.pairs import Row
@@ -17,12 +20,26 @@ COLUMNS = (
 _TEXTS = ("response", "answer", "completion", "text", "content", "value")
 _INSIDE = ("overall_score", "fine-grained_score", "score", "rating", "reward", "rank")
 
+Scored = tuple[Any, float]
+"""An answer and its score; a higher one is better."""
 
-def best_and_worst(row: Row, answers: str, scores: str) -> tuple[Any, Any] | None:
-    """The answers with the highest and the lowest score, or None for a column of another kind.
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Which of a row's scored answers are pairs: `data.pairs` and `data.min_margin`."""
+
+    pairs: Literal["best-worst", "all", "adjacent"] = "best-worst"
+    min_margin: float = 0.0
+
+
+BEST_WORST = Ranking()
+
+
+def scored_answers(row: Row, answers: str, scores: str) -> list[Scored] | None:
+    """The answers that have a score, or None for a column of another kind.
 
     `scores` is the column of the scores, or that of the answers if they have their scores inside.
-    A rank counts the other way: 1 is the best. Answers without a score are left out.
+    A rank counts the other way: 1 is the best.
     """
     values = row[answers]
     if not isinstance(values, list) or not values:
@@ -34,13 +51,32 @@ def best_and_worst(row: Row, answers: str, scores: str) -> tuple[Any, Any] | Non
         values = [first_of(value, _TEXTS) for value in values]
     else:
         marks = _marks(row[scores], scores, len(values))
-    known = [index for index, mark in enumerate(marks) if not math.isnan(mark)]
+    known = [
+        (value, mark) for value, mark in zip(values, marks, strict=True) if not math.isnan(mark)
+    ]
     if len(known) < 2:
         raise RowRefused("too-few-scores", f"{len(known)} of {len(values)} answers have a score")
-    best, worst = max(known, key=marks.__getitem__), min(known, key=marks.__getitem__)
-    if marks[best] == marks[worst]:
-        raise RowRefused("equal-scores", f"{len(known)} answers")
-    return values[best], values[worst]
+    return known
+
+
+def choose_pairs(answers: Sequence[Scored], ranking: Ranking) -> list[tuple[Any, Any]]:
+    """Better and worse answers, the best ones first.
+
+    `adjacent` takes neighbours in the order of the scores. Answers of one score are never a pair.
+    """
+    ordered = sorted(answers, key=lambda answer: -answer[1])
+    candidates: Iterable[tuple[Scored, Scored]] = [(ordered[0], ordered[-1])]
+    if ranking.pairs == "all":
+        candidates = combinations(ordered, 2)
+    if ranking.pairs == "adjacent":
+        candidates = pairwise(ordered)
+    found = [(one, other) for one, other in candidates if one[1] > other[1]]
+    if not found:
+        raise RowRefused("equal-scores", f"{len(answers)} answers")
+    wide = [(one, other) for one, other in found if one[1] - other[1] >= ranking.min_margin]
+    if not wide:
+        raise RowRefused("small-margin")
+    return [(one[0], other[0]) for one, other in wide]
 
 
 def _marks(found: Any, column: str, count: int) -> list[float]:

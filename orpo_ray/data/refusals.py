@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orpo_ray.config.data import DataConfig
-from orpo_ray.data.checks import OVERLONG, explain
+from orpo_ray.data.checks import DROPPED, OVERLONG, explain
 from orpo_ray.data.pairs import Refusal
 from orpo_ray.data.raw import RawSource
 from orpo_ray.data.store import Summary
@@ -24,7 +24,7 @@ def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConf
     overlong = next((row for row in failures if row["code"] in OVERLONG), None)
     if overlong and data.overlong == "error":
         raise DataError(f"{_where(overlong, sources)} (data.overlong is error)")
-    bad = [row for row in failures if row["code"] not in OVERLONG]
+    bad = [row for row in failures if row["code"] not in DROPPED]
     if bad and data.bad_rows == "fail":
         raise DataError(f"{_where(bad[0], sources)} (data.bad_rows is fail)")
     if len(bad) > data.max_bad_fraction * rows.num_rows:

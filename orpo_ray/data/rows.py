@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 
 from orpo_ray.config.data import Columns
 from orpo_ray.data.checks import WHOLE_FILE, check_pair, explain
-from orpo_ray.data.formats import read_pair, used_columns
+from orpo_ray.data.formats import read_pairs, used_columns
 from orpo_ray.data.messages import FIELDS
 from orpo_ray.data.pairs import Message, Pair, Refusal, Row, TokenPair
+from orpo_ray.data.ranked import BEST_WORST, Ranking
 from orpo_ray.data.readers import RawRow
 from orpo_ray.data.store import SCHEMA, SIDES
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
@@ -37,6 +38,7 @@ RESULT = pa.schema(
     [
         ("source", pa.int32()),
         ("line", pa.int64()),
+        ("nth", pa.int32()),
         ("code", pa.string()),
         ("detail", pa.string()),
         *SCHEMA,
@@ -48,6 +50,8 @@ RESULT = pa.schema(
     ]
 )
 """What became of a row: an empty `code` and token ids, or the code of the reason.
+
+`nth` counts the pairs of a row from 0: most rows have one.
 
 Equal pairs have equal `pair_key`, equal prompts have equal `prompt_key`. `ignored` names the fields
 that the chat template does not write.
@@ -90,33 +94,44 @@ class RowProcessor:
     """
 
     def __init__(
-        self, tokenizer: Any, labels: Sequence[str], limits: Limits, columns: Columns | None
+        self,
+        tokenizer: Any,
+        labels: Sequence[str],
+        limits: Limits,
+        columns: Columns | None,
+        ranking: Ranking = BEST_WORST,
     ) -> None:
         self._tokeniser = PairTokeniser(tokenizer)
         self._labels = labels
         self._limits = limits
         self._columns = columns
+        self._ranking = ranking
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """RAW rows to RESULT rows, in order."""
-        raw = block.to_pylist()
-        ids = [f"{self._labels[row['source']]}:{row['line']}" for row in raw]
-        read = [_read(row["text"], row["problem"], self._columns) for row in raw]
-        pairs = [found for found in read if isinstance(found, Pair)]
-        ids_of_pairs = [
-            pair_id for found, pair_id in zip(read, ids, strict=True) if isinstance(found, Pair)
-        ]
-        tokens = iter(self._tokeniser.pairs(pairs, ids_of_pairs))
-        rows = []
-        for row, pair_id, found in zip(raw, ids, read, strict=True):
-            if isinstance(found, Pair):
-                outcome = self._outcome(found, next(tokens))
-            else:
-                outcome = _refused(found)
-            rows.append(
-                {"source": row["source"], "line": row["line"], "pair_id": pair_id, **outcome}
+        """RAW rows to RESULT rows, in order: one for each row, or for each of its pairs."""
+        read = [one for row in block.to_pylist() for one in self._read(row)]
+        good = [(place, found) for place, found in read if isinstance(found, Pair)]
+        tokens = iter(
+            self._tokeniser.pairs(
+                [pair for _, pair in good], [place["pair_id"] for place, _ in good]
             )
+        )
+        rows = [
+            place
+            | (self._outcome(found, next(tokens)) if isinstance(found, Pair) else _refused(found))
+            for place, found in read
+        ]
         return pa.Table.from_pylist(rows, schema=RESULT)
+
+    def _read(self, raw: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Pair | Refusal]]:
+        """Each pair of a raw row, or the refusal of the row, with where it comes from."""
+        found = _read(raw["text"], raw["problem"], self._columns, self._ranking)
+        pairs: Sequence[Pair | Refusal] = [found] if isinstance(found, Refusal) else found
+        row_id = f"{self._labels[raw['source']]}:{raw['line']}"
+        for nth, pair in enumerate(pairs):
+            pair_id = row_id if len(pairs) == 1 else f"{row_id}.{nth + 1}"
+            place = {"source": raw["source"], "line": raw["line"], "nth": nth, "pair_id": pair_id}
+            yield place, pair if isinstance(pair, Refusal) else check_pair(pair) or pair
 
     def _outcome(self, pair: Pair, tokens: TokenPair | Refusal) -> dict[str, Any]:
         if isinstance(tokens, Refusal):
@@ -168,7 +183,7 @@ def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None
     """Raise DataError if each of the first rows has a reason that holds for the whole file."""
     refusals = []
     for row in _first_rows(rows):
-        found = read_pair(row, columns)
+        found = read_pairs(row, columns)
         if not (isinstance(found, Refusal) and found.code in WHOLE_FILE):
             return
         refusals.append(found)
@@ -217,14 +232,11 @@ def _unique(items: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _read(text: bytes, problem: str, columns: Columns | None) -> Pair | Refusal:
+def _read(
+    text: bytes, problem: str, columns: Columns | None, ranking: Ranking
+) -> list[Pair] | Refusal:
     row = parse_row(text, problem)
-    if isinstance(row, Refusal):
-        return row
-    pair = read_pair(row, columns)
-    if isinstance(pair, Refusal):
-        return pair
-    return check_pair(pair) or pair
+    return row if isinstance(row, Refusal) else read_pairs(row, columns, ranking)
 
 
 def _fields(message: Message) -> list[Any]:

@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 
 from orpo_ray.config.data import Source
 from orpo_ray.data.checks import (
+    DROPPED,
     OVERLONG,
     OVERLONG_EITHER,
     OVERLONG_PAIR,
     OVERLONG_PROMPT,
     REASONS,
+    SMALL_MARGIN,
 )
 from orpo_ray.data.select import Selection
 from orpo_ray.data.store import Summary
@@ -35,19 +37,30 @@ def summarise(
     `origins` has source, label and split by the number of the source.
     """
     codes, sources = rows["code"].to_pylist(), rows["source"].to_numpy()
-    bad = Counter(code for code in codes if code and code not in OVERLONG)
+    is_row = rows["nth"].to_numpy() == 0
+    counts = _count_by_source(codes, sources, is_row, selection)
+    bad = Counter(code for code in codes if code and code not in DROPPED)
     kept = rows.select(["multi_turn", "truncated", "ignored"]).take(pa.array(selection.kept))
     ignored = Counter(pc.list_flatten(kept["ignored"]).to_pylist())
     return Summary(
         hash=digest,
         settings=settings,
-        sources=_per_source(codes, sources, selection, origins),
-        read=rows.num_rows,
+        sources=[
+            {
+                **source.model_dump(mode="json"),
+                "name": label,
+                "used_for": split,
+                **{what: count[number] for what, count in counts.items()},
+            }
+            for number, (source, label, split) in enumerate(origins)
+        ],
+        read=int(is_row.sum()),
         train=len(selection.train),
         eval=len(selection.eval),
         bad=dict(bad.most_common()),
         overlong=sum(code in OVERLONG for code in codes),
         overlong_prompts=codes.count(OVERLONG_PROMPT),
+        small_margin=codes.count(SMALL_MARGIN),
         truncated=pc.sum(kept["truncated"]).as_py() or 0,
         duplicates=len(selection.duplicates),
         overlap=selection.overlap,
@@ -57,32 +70,21 @@ def summarise(
     )
 
 
-def _per_source(
+def _count_by_source(
     codes: Sequence[str],
     sources: npt.NDArray[np.int32],
+    is_row: npt.NDArray[np.bool_],
     selection: Selection,
-    origins: Sequence[tuple[Source, str, str]],
-) -> list[dict[str, Any]]:
-    read, kept, duplicates = (
-        Counter(some.tolist())
-        for some in (sources, sources[selection.kept], sources[selection.duplicates])
-    )
-    overlong = Counter(
-        number for number, code in zip(sources.tolist(), codes, strict=True) if code in OVERLONG
-    )
-    return [
-        {
-            **source.model_dump(mode="json"),
-            "name": label,
-            "used_for": split,
-            "read": read[number],
-            "kept": kept[number],
-            "duplicates": duplicates[number],
-            "overlong": overlong[number],
-            "bad": read[number] - kept[number] - duplicates[number] - overlong[number],
-        }
-        for number, (source, label, split) in enumerate(origins)
-    ]
+) -> dict[str, Counter[int]]:
+    """What became of rows and pairs, each counted by the number of their source."""
+    coded = list(zip(sources.tolist(), codes, strict=True))
+    return {
+        "read": Counter(sources[is_row].tolist()),
+        "kept": Counter(sources[selection.kept].tolist()),
+        "duplicates": Counter(sources[selection.duplicates].tolist()),
+        "overlong": Counter(number for number, code in coded if code in OVERLONG),
+        "bad": Counter(number for number, code in coded if code and code not in DROPPED),
+    }
 
 
 def describe(summary: Summary) -> list[str]:
@@ -100,6 +102,12 @@ def describe(summary: Summary) -> list[str]:
     if summary.duplicates:
         lines.append(f"{_count(summary.duplicates, 'exact duplicate')} dropped")
     lines += _describe_overlong(summary)
+    if summary.small_margin:
+        margin = summary.settings["min_margin"]
+        lines.append(
+            f"{_count(summary.small_margin, 'row')} dropped: no two of their scored answers differ "
+            f"by data.min_margin={margin:g}"
+        )
     if summary.truncated:
         lines.append(f"{_count(summary.truncated, 'prompt')} cut on the left to fit")
     if summary.multi_turn:

@@ -507,7 +507,8 @@ def test_a_wrong_value_says_what_it_must_be(path, override, says):
         ),
         (
             "data.train=[3]",
-            "data.train.0: must be a section with config, limit, revision, source, split, weight, not 3",
+            "data.train.0: must be a section with config, limit, revision, source, split, weight, "
+            "not 3",
         ),
     ],
 )

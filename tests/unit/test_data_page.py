@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from text_pairs import read_pair
 
 import orpo_ray
 from orpo_ray.config import RunConfig
 from orpo_ray.config.data import Columns
 from orpo_ray.data import formats, messages
 from orpo_ray.data.checks import REASONS, WHOLE_FILE, check_pair
-from orpo_ray.data.formats import SHAPES, Shape, read_pair
+from orpo_ray.data.formats import SHAPES, Shape
 from orpo_ray.data.pairs import Pair, Refusal
 from orpo_ray.data.rows import parse_row
 from orpo_ray.models.templates import TEMPLATES

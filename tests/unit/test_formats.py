@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_pairs import assistant, text_pair
+from text_pairs import assistant, read_pair, text_pair
 
 from orpo_ray.config.data import Columns, Source
 from orpo_ray.data import formats
 from orpo_ray.data.checks import check_pair
-from orpo_ray.data.formats import SHAPES, Shape, read_pair
+from orpo_ray.data.formats import SHAPES, Shape
 from orpo_ray.data.pairs import Message, Pair, Refusal
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows

@@ -282,6 +282,37 @@ def test_the_limit_that_drops_a_pair_is_named(run: Prepare, rows: Any) -> None:
     ]
 
 
+def test_scored_answers_become_the_pairs_that_the_settings_ask_for(run: Prepare, rows: Any) -> None:
+    answers = [["four", 4], ["one", 1], ["also four", 4], ["two", 2]]
+    completions = [{"response": text, "score": score} for text, score in answers]
+    close = [{"response": "a", "score": 3}, {"response": "b", "score": 2.5}]
+    file = rows(
+        "a.jsonl",
+        {"prompt": "Q1", "completions": completions},
+        {"prompt": "Q2", "completions": close},
+        {"prompt": "Q3", "completions": close[:1]},
+    )
+    limits = {"max_bad_fraction": 0.4, "eval": [{"source": str(rows("b.jsonl", pair(1)))}]}
+
+    def prepared(**settings: Any) -> tuple[Artifact, list[str]]:
+        return run(file, **limits, **settings)
+
+    best, said = prepared()
+    assert best.train.pair_ids == ["a.jsonl:1", "a.jsonl:2"]
+    every, _ = prepared(pairs="all")
+    assert every.train.pair_ids == [*(f"a.jsonl:1.{n}" for n in range(1, 6)), "a.jsonl:2"]
+    adjacent, _ = prepared(pairs="adjacent")
+    assert adjacent.train.pair_ids == ["a.jsonl:1.1", "a.jsonl:1.2", "a.jsonl:2"]
+    wide, said = prepared(pairs="all", min_margin=2)
+    assert wide.train.pair_ids == [f"a.jsonl:1.{n}" for n in range(1, 5)]
+    assert "1 row dropped: no two of their scored answers differ by data.min_margin=2" in said
+    for artifact in (best, every, adjacent, wide):
+        assert artifact.summary.read == 4
+        assert artifact.summary.bad == {"too-few-scores": 1}
+        assert artifact.summary.sources[0]["bad"] == 1
+    assert wide.summary.small_margin == 1
+
+
 def test_unused_columns_are_announced_every_time_and_once_a_file(run: Prepare, rows: Any) -> None:
     file = rows("a.jsonl", *({**pair(n), "rating": n} for n in range(4)))
     line = f"{file}: columns that are not used: rating"

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_pairs import read_pair
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from orpo_ray.data.checks import check_pair
-from orpo_ray.data.formats import read_pair
 from orpo_ray.data.pairs import Pair, TokenPair
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.models.templates import TEMPLATES

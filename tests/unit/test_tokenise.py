@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from text_pairs import assistant, text_pair
+from text_pairs import assistant, read_pair, text_pair
 from tokenizers import normalizers, processors
 from transformers import GenerationConfig
 
 from orpo_ray.config.data import Source
 from orpo_ray.data.checks import OVERLONG
 from orpo_ray.data.endings import end_ids
-from orpo_ray.data.formats import read_pair
 from orpo_ray.data.pairs import Message, Pair, Refusal, TokenPair
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows
