@@ -27,7 +27,8 @@ ROLES = {
     "observation": "tool",
     "ipython": "tool",
 }
-FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+FIELDS = ("tool_calls", "tool_call_id", "name", *THOUGHTS)
 """What templates write of a message besides its content."""
 
 _CALL = "function_call"

@@ -5,6 +5,7 @@ the answer is. Prompt and answer together are the conversation as the template r
 answer ends with exactly one end token.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,13 +16,16 @@ from jinja2 import TemplateError
 
 from orpo_ray.data.checks import OVERLONG_PAIR, OVERLONG_PROMPT
 from orpo_ray.data.endings import Endings
-from orpo_ray.data.messages import FIELDS
+from orpo_ray.data.messages import FIELDS, THOUGHTS, first_of
 from orpo_ray.data.pairs import Context, Message, Pair, Refusal, TokenPair
 from orpo_ray.errors import DataError
 
 # Some tokenizers mark the start of a text. If an answer is tokenised without its prompt, one of
 # these goes before it, so that the answer gets no such mark.
 _ANCHORS = ("\n", ".", "a")
+
+_THOUGHT_MARK = re.compile(r"</?(?:think|thinking|reasoning)>")
+_OPENED_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>\s*$")
 
 _ASKED: list[Message] = [{"role": "user", "content": "x"}]
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
@@ -91,6 +95,7 @@ class PairTokeniser:
         self._marks_start = self._finds_start_marker()
         self._cuts = _cutting_tokens(tokenizer)
         self._opening = self._finds_opening()
+        self._puts_thoughts_back = _OPENED_THOUGHTS.search(self._opening) is not None
 
     @property
     def bos_id(self) -> int | None:
@@ -123,6 +128,9 @@ class PairTokeniser:
         messages = (*pair.prompt, pair.chosen, pair.rejected)
         fields = {name for message in messages for name in message if name in FIELDS}
         names = sorted(fields | pair.context.keys())
+        if self._puts_thoughts_back:
+            of_answers = pair.chosen.keys() | pair.rejected.keys()
+            names = [name for name in names if not (name in THOUGHTS and name in of_answers)]
         if not names:
             return []  # most pairs: nothing is rendered again
         written = self._written(pair)
@@ -202,7 +210,9 @@ class PairTokeniser:
         if isinstance(whole, Refusal):
             return whole
         rest = whole.removeprefix(start)
-        if rest == whole or content.strip() not in rest:
+        if rest == whole:
+            rest = _with_thoughts(whole, start, said)
+        if not _holds(rest, content):
             return Refusal("template-rewrites")
         found = self._endings.split(rest)
         if found is None:
@@ -348,6 +358,37 @@ class PairTokeniser:
             start += 1
         ids = ids[start:]
         return [self._bos, *ids] if self._adds_bos and ids[:1] != [self._bos] else ids
+
+
+def _with_thoughts(whole: str, start: str, answer: Message) -> str:
+    """What generation should write if its prompt opens a block of thoughts; "" if nothing can be.
+
+    Such templates (DeepSeek R1) write `<think>` for generation only, and drop the thoughts of an
+    answer. They are put back: those of the row, or none. The block is closed either way.
+    """
+    opened = _OPENED_THOUGHTS.search(start)
+    if opened is None or not whole.startswith(start[: opened.start()]):
+        return ""
+    said = whole.removeprefix(start[: opened.start()])
+    closing = f"</{opened[1]}>"
+    thoughts, closed, _ = answer["content"].rpartition(closing)
+    if closing in said:
+        return said.removeprefix(opened[0].strip()).lstrip()
+    if closed:
+        return thoughts.lstrip().removeprefix(opened[0].strip()).lstrip() + closing + said
+    thoughts = str(first_of(dict(answer), THOUGHTS) or "")
+    return f"{thoughts.strip()}\n{closing}\n\n{said}"
+
+
+def _holds(rendered: str, content: str) -> bool:
+    """Whether a rendered answer has the whole content, with any space around its thoughts."""
+    place = 0
+    for part in _THOUGHT_MARK.split(content):
+        found = rendered.find(part.strip(), place)
+        if found < 0:
+            return False
+        place = found + len(part.strip())
+    return bool(rendered)
 
 
 def _cutting_tokens(tokenizer: Any) -> dict[int, str]:

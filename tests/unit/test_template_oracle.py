@@ -169,6 +169,65 @@ def test_prompt_and_answer_are_what_the_template_writes_for_the_row(
         assert not tokenizer.decode(whole[len(ours) :]).strip()
 
 
+# --- thoughts -------------------------------------------------------------------------------------
+
+R1 = DEEPSEEK.replace("{{ '<|Assistant|>' }}", "{{ '<|Assistant|><think>\\n' }}")
+THINKS = "<think>\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "trained"),
+    [
+        # No thoughts: the block that the prompt opens is closed at once.
+        ({"content": "Yes"}, "\n</think>\n\nYes</s>"),
+        ({"content": "Yes", "reasoning_content": "hm"}, "hm\n</think>\n\nYes</s>"),
+        # As the model wrote it, with and without the opening that was in its prompt.
+        ({"content": "hm\n</think>\n\nYes"}, "hm\n</think>\n\nYes</s>"),
+        ({"content": "<think>\nhm\n</think>\n\nYes"}, "hm\n</think>\n\nYes</s>"),
+    ],
+)
+def test_a_prompt_that_opens_thoughts_is_followed_by_them(
+    answer: dict[str, str], trained: str
+) -> None:
+    """The template writes the opening for generation only, and drops an answer's thoughts."""
+    assert R1 != DEEPSEEK
+    tokenizer = tokenizer_of(R1)
+    row = {
+        "prompt": "Q",
+        "chosen": [{"role": "assistant", **answer}],
+        "rejected": [{"role": "assistant", "content": "No"}],
+    }
+    pair = read_pair(row)
+    assert isinstance(pair, Pair)
+    tokeniser = PairTokeniser(tokenizer)
+    [found] = tokeniser.pairs([pair], ["row"])
+    assert isinstance(found, TokenPair)
+    prompt, chosen, rejected = (
+        tokenizer.decode(ids) for ids in (found.prompt, found.chosen, found.rejected)
+    )
+    assert prompt == tokenizer.decode(tokeniser.prompts([pair.prompt])[0])
+    assert prompt.endswith("<|Assistant|>" + THINKS)
+    assert chosen == trained
+    assert rejected == "\n</think>\n\nNo</s>"
+    assert tokeniser.ignored_fields(pair) == []
+
+
+def test_thoughts_inside_the_content_are_trained_as_the_template_writes_them() -> None:
+    """Templates such as Qwen3's read the block, and write it with lines of their own."""
+    template = TEMPLATES["chatml"].text.replace(
+        "message['content']",
+        "(message['content'] | replace('</think>', '\\n</think>\\n\\n') | "
+        "replace('<think>', '<think>\\n'))",
+    )
+    assert template != TEMPLATES["chatml"].text
+    tokenizer = tokenizer_of(template)
+    pair = read_pair({"prompt": "Q", "chosen": "<think>hm</think>Yes", "rejected": "No"})
+    assert isinstance(pair, Pair)
+    [found] = PairTokeniser(tokenizer).pairs([pair], ["row"])
+    assert isinstance(found, TokenPair)
+    assert tokenizer.decode(found.chosen) == "<think>\nhm\n</think>\n\nYes<|im_end|>"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_template_takes_a_plain_conversation(family: str) -> None:
     row = {"prompt": "Q", "chosen": "good", "rejected": "bad"}

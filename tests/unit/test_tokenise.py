@@ -410,7 +410,6 @@ def test_an_end_token_kept_in_the_file_stands_once(chatml_tokenizer: Any) -> Non
         (text_pair(HI, "<|im_end|>", "No"), "empty-chosen"),
         (text_pair(HI, "Yes", " <|im_end|>"), "empty-rejected"),
         (text_pair(HI, "Yes", "Yes<|im_end|>"), "identical"),
-        (text_pair(HI, "<think>hm</think>Yes", "No"), "template-rewrites"),
     ],
 )
 def test_answers_that_cannot_be_trained(chatml_tokenizer: Any, pair: Pair, code: str) -> None:
