@@ -21,7 +21,8 @@ REASONS = {
     "prompt-elsewhere": "the prompt is kept in another file (prompt_id); join the two files first",
     "prompts-only": "the file has prompts but no answers",
     "wrong-type": "a column holds neither text nor chat messages",
-    "wrong-label": "the label names neither of the two outputs (expected 1 or 2)",
+    "wrong-label": "the label names neither of the two answers, or each as often (expected 1 or 2, "
+    "left or right, a or b, or a column's name)",
     "too-few-scores": "fewer than two of the answers have a score or a rank",
     "equal-scores": "all answers have the same score, so none of them is the better one",
     "small-margin": "no two of the scored answers differ by data.min_margin",

@@ -31,10 +31,20 @@ _SIDES = (
     ("preferred", "dispreferred"),
     ("chosen_messages", "rejected_messages"),
 )
-_OUTPUTS = (("output_1", "output_2"), ("response_1", "response_2"), ("answer_1", "answer_2"))
+_OUTPUTS = (
+    ("output_1", "output_2"),
+    ("response_1", "response_2"),
+    ("answer_1", "answer_2"),
+    ("response1", "response2"),
+    ("answer1", "answer2"),
+    ("response-1", "response-2"),
+    ("response_a", "response_b"),
+    ("answer_a", "answer_b"),
+)
 _IMAGES = ("images", "image", "image_url", "video", "videos", "audio", "audios")
 _SYSTEMS = ("system", "system_prompt")
-_LABELS = ("label", "preference")
+_LABELS = ("label", "preference", "winner", "choice", "comparison", "selected")
+_FIRST, _SECOND = ("1", "left", "a", "model_a"), ("2", "right", "b", "model_b")
 _ALPACA = ("input", "history")
 _ALL_PROMPTS = frozenset({*_PROMPTS, *_CONVERSATIONS})
 _ONE_ANSWER = frozenset({"completion", "response", "output", "answer", *_CONVERSATIONS})
@@ -216,12 +226,42 @@ def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
 
 
 def _read_labelled(row: Row, prompt: str, first: str, second: str) -> _Sides:
-    label = next((row[name] for name in _LABELS if name in row), None)
-    if isinstance(label, bool) or str(label).strip() not in ("1", "2"):
-        raise RowRefused("wrong-label", f"label {label!r}")
-    better, worse = (first, second) if str(label).strip() == "1" else (second, first)
+    label = next((row[name] for name in _LABELS if row.get(name) is not None), None)
+    is_first = _names_first(label, first, second)
+    better, worse = (first, second) if is_first else (second, first)
     read = _read_alpaca if prompt == "instruction" else _read_explicit
     return read(row, prompt, better, worse)
+
+
+def _names_first(label: Any, first: str, second: str) -> bool:
+    """Whether a label means the first of two answers: a number, a side, a column, or votes."""
+    votes = label if isinstance(label, list) else [label]
+    values = [vote.get("value") if isinstance(vote, dict) else vote for vote in votes]
+    names = [str(value).strip().lower() for value in values if not isinstance(value, bool)]
+    for_first = sum(name in (*_FIRST, first) for name in names)
+    for_second = sum(name in (*_SECOND, second) for name in names)
+    if for_first + for_second < len(values) or for_first == for_second:
+        raise RowRefused("wrong-label", f"label {label!r}")
+    return for_first > for_second
+
+
+def _read_label_studio(row: Row, prompt: str, data: str, annotations: str) -> _Sides | None:
+    """A task of Label Studio with its pairwise annotations; a vote is `left` or `right`."""
+    task = row[data]
+    if not isinstance(task, dict) or not isinstance(row[annotations], list):
+        return None
+    sides = next((pair for pair in _OUTPUTS if task.keys() >= set(pair)), None)
+    asked = next((name for name in _PROMPTS if name in task), None)
+    if sides is None or asked is None:
+        return None
+    results = (
+        result
+        for annotation in row[annotations]
+        if not annotation.get("was_cancelled")
+        for result in annotation.get("result", ())
+    )
+    votes = [result["value"]["selected"] for result in results if result.get("type") == "pairwise"]
+    return _read_labelled({**task, "label": votes}, asked, *sides)
 
 
 def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides | None:
@@ -267,6 +307,12 @@ SHAPES = (
         sides=_OUTPUTS,
         read=_read_labelled,
         also=(*_LABELS, *_ALPACA),
+    ),
+    Shape(
+        name="Label Studio's pairwise export",
+        prompt=(),
+        sides=(("data", "annotations"),),
+        read=_read_label_studio,
     ),
     Shape(
         name="OpenAI preference",

@@ -72,6 +72,22 @@ ROWS_OF_ONE_PAIR: dict[str, dict[str, Any]] = {
     },
     "label 1": {"input": "Q", "output_1": "good", "output_2": "bad", "label": 1},
     "label 2": {"input": "Q", "output_1": "bad", "output_2": "good", "label": "2"},
+    "arena": {"prompt": "Q", "response_a": "bad", "response_b": "good", "winner": "model_b"},
+    "Argilla, votes": {
+        "prompt": "Q",
+        "response-1": "bad",
+        "response-2": "good",
+        "preference": [{"value": name, "user_id": "u"} for name in ("response-2", "2", "1")],
+    },
+    "Label Studio": {
+        "id": 1,
+        "data": {"prompt": "Q", "answer1": "bad", "answer2": "good"},
+        "annotations": [
+            {"was_cancelled": True, "result": []},
+            {"result": [{"type": "pairwise", "value": {"selected": "right"}}]},
+        ],
+    },
+    "Label Studio, small": {"prompt": "Q", "answer1": "good", "answer2": "bad", "choice": "left"},
     "reject": {"prompt": "Q", "chosen": "good", "reject": "bad"},
     "UltraFeedback, raw": {
         "source": "s",
@@ -131,6 +147,7 @@ def test_each_shape_gives_the_same_pair(name: str) -> None:
 def test_every_shape_of_the_table_is_tried_above() -> None:
     assert {shape.name for shape in SHAPES} == {
         "two outputs and a label",
+        "Label Studio's pairwise export",
         "OpenAI preference",
         "ShareGPT conversations",
         "Alpaca instruction",
