@@ -254,14 +254,16 @@ def _read_label_studio(row: Row, prompt: str, data: str, annotations: str) -> _S
     asked = next((name for name in _PROMPTS if name in task), None)
     if sides is None or asked is None:
         return None
-    results = (
-        result
-        for annotation in row[annotations]
-        if not annotation.get("was_cancelled")
-        for result in annotation.get("result", ())
-    )
-    votes = [result["value"]["selected"] for result in results if result.get("type") == "pairwise"]
-    return _read_labelled({**task, "label": votes}, asked, *sides)
+    done = (each for each in _dicts(row[annotations]) if not each.get("was_cancelled"))
+    results = (result for each in done for result in _dicts(each.get("result")))
+    votes = [result.get("value") for result in results if result.get("type") == "pairwise"]
+    selected = [vote["selected"] for vote in _dicts(votes) if "selected" in vote]
+    return _read_labelled({**task, "label": selected}, asked, *sides)
+
+
+def _dicts(values: Any) -> list[Row]:
+    """The objects in a list; none if it is no list."""
+    return [each for each in values if isinstance(each, dict)] if isinstance(values, list) else []
 
 
 def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides | None:

@@ -564,6 +564,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "different-prompts",
     ),
     "label 0": ({"input": "Q", "output_1": "a", "output_2": "b", "label": 0}, "wrong-label"),
+    "no annotation": (
+        {
+            "data": {"prompt": "Q", "answer1": "a", "answer2": "b"},
+            "annotations": [3, {"result": 4}],
+        },
+        "wrong-label",
+    ),
+    "as many votes": (
+        {"prompt": "Q", "response_a": "a", "response_b": "b", "choice": ["a", "b"]},
+        "wrong-label",
+    ),
     "label true": ({"input": "Q", "output_1": "a", "output_2": "b", "label": True}, "wrong-label"),
     "history": ({"instruction": "Q", "chosen": "a", "rejected": "b", "history": [1]}, "wrong-type"),
     "nothing": ({}, "unknown-shape"),
