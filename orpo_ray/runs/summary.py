@@ -3,7 +3,7 @@
 This module is pure: it reads and writes no files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,8 @@ from orpo_ray.runs.scores import Change, Mean, PairScores, are_few, changes, too
 
 _HIGH = 0.97
 """From this accuracy on, a base leaves little to learn."""
+_NEGLIGIBLE = 0.05
+"""Below this share of the loss, the preference term hardly moves the model."""
 METRIC_LABELS = {
     "accuracy": "preference accuracy",
     "margin": "log-prob margin per token",
@@ -50,6 +52,20 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
     if are_few(pairs) and found["accuracy"].is_noise:
         lines.append(too_few(pairs))
     return lines
+
+
+def on_preference(shares: Collection[float], advice: str) -> list[str]:
+    """A remark if the preference term was a negligible share of the loss, mean over the steps.
+
+    `advice` says what changes that; it is empty if the loss has no other term.
+    """
+    share = sum(shares) / len(shares) if shares else 1.0
+    if not advice or share >= _NEGLIGIBLE:
+        return []
+    return [
+        f"The preference term was {100 * share:.1f} % of the loss, so the run mostly learnt to "
+        f"write the chosen answers: {advice}, or run orpo-ray tune."
+    ]
 
 
 def _on_accuracy(change: Change, pairs: int) -> str:

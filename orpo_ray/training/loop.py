@@ -27,7 +27,7 @@ from orpo_ray.runs.metrics import evaluations, last_metrics, metric_by_step, met
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.scores import PairScores
-from orpo_ray.runs.summary import compared, plain, remarks
+from orpo_ray.runs.summary import compared, on_preference, plain, remarks
 from orpo_ray.runs.versions import versions
 from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, best_whole, read_position
@@ -391,7 +391,7 @@ def _finish(session: _Session, checkpoint: Path) -> None:
         start=metrics_at(run.folder, 0, "eval/"),
         changes=plain(found),
         eval_pairs=len(session.artifact.eval),
-        remarks=tuple(remarks(found, len(session.artifact.eval))),
+        remarks=(*remarks(found, len(session.artifact.eval)), *_on_preference(run)),
         seconds=sum(metric_by_step(run.folder, "train/seconds").values()),
         peak_memory_bytes=facts.get("peak_memory_bytes"),
         pairs_per_second=_speed(run.folder, session.steps),
@@ -402,6 +402,11 @@ def _finish(session: _Session, checkpoint: Path) -> None:
     )
     write_model_card(run.lay_adapter(chosen / "adapter"), run.config, summary, result)
     run.conclude(result)
+
+
+def _on_preference(run: Run) -> list[str]:
+    shares = metric_by_step(run.folder, "train/preference_share").values()
+    return on_preference(shares, run.config.objective.more_preference)
 
 
 def _chosen(session: _Session, newest: Path) -> Path:

@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orpo_ray.config.objectives.dpo import DpoConfig
+from orpo_ray.config.objectives.orpo import OrpoConfig
+from orpo_ray.config.objectives.simpo import SimpoConfig
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.scores import (
     INTERVAL_METRICS,
@@ -17,7 +20,7 @@ from orpo_ray.runs.scores import (
     smallest_visible,
     write_scores,
 )
-from orpo_ray.runs.summary import remarks
+from orpo_ray.runs.summary import on_preference, remarks
 
 
 def made_up(count: int, gain: float = 0.0, seed: int = 0) -> PairScores:
@@ -165,3 +168,14 @@ def test_all_of_few_pairs_are_not_all_pairs() -> None:
     """The rule of three at ten of ten, where a bootstrap draws ten of ten each time."""
     found = changes(*turned(0, 0, 10))["accuracy"]
     assert vars(found.after) == pytest.approx({"value": 1.0, "low": 0.7, "high": 1.0})
+
+
+def test_a_negligible_preference_term_is_named_with_what_changes_it() -> None:
+    advice = OrpoConfig().more_preference
+    assert on_preference([0.02, 0.04], advice) == [
+        "The preference term was 3.0 % of the loss, so the run mostly learnt to write the chosen "
+        "answers: raise objective.lambda, or run orpo-ray tune."
+    ]
+    assert on_preference([0.2, 0.04], advice) == on_preference([], advice) == []
+    assert on_preference([0.0], DpoConfig().more_preference) != []
+    assert on_preference([0.0], SimpoConfig().more_preference) == []

@@ -55,6 +55,9 @@ class ObjectiveConfig(Section):
         """
         return False
 
+    more_preference: ClassVar[str] = ""
+    """What to do if the preference term is too small a share of the loss; "" if it is the loss."""
+
     trl_reward_weight: ClassVar[str | None] = None
     """The setting by which TRL multiplies log-probs to get what it calls a reward.
 

@@ -18,6 +18,7 @@ class CpoConfig(ObjectiveConfig):
         "response", description="tokens the likelihood runs over; full: the prompt's too"
     )
 
+    more_preference = "lower objective.alpha"
     trl_reward_weight = "beta"
     trl_rewards = "gains"
     search_space: ClassVar = {

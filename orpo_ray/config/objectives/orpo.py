@@ -24,6 +24,7 @@ class OrpoConfig(ObjectiveConfig):
         )
     }
 
+    more_preference = "raise objective.lambda"
     trl_reward_weight = "lambda_"
 
     @property
