@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from orpo_ray import errors
+from orpo_ray.config.storage import local_path
 from orpo_ray.data.parts import Part
 from orpo_ray.data.raw import RawSource, changed
 from orpo_ray.data.rows import RAW, RowProcessor, raw_blocks
@@ -123,8 +124,8 @@ class ShardMaker:
     ) -> None:
         self._processor = processor
         self._parts = parts
-        self._folder = folder
-        self._sign = sign
+        self._place = kept_in.place_of(folder.absolute())
+        self._sign = sign.absolute()
         self._kept_in = kept_in
 
     def __call__(self, task: pa.Table) -> pa.Table:
@@ -144,12 +145,13 @@ class ShardMaker:
         if blocks is None:
             return _made(Shard(source=place[0], piece=place[1], name="", size=0, sha256=""))
         shard, data = pack(place, pa.concat_tables(map(self._processor, blocks)))
+        folder = local_path(self._place)
         if self._kept_in.is_remote:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         elif not self._sign.exists():
             return _made(shard, data=data.to_pybytes())
-        save(self._folder, shard, data)
-        self._kept_in.store(self._folder / shard.name)
+        save(folder, shard, data)
+        self._kept_in.store(folder / shard.name)
         return _made(shard)
 
     def _blocks(self, place: Place, task: pa.Table) -> Iterator[pa.Table] | None:

@@ -107,7 +107,7 @@ def read_all(data: DataConfig) -> list[RawSource]:
 def _read_source(number: int, source: Source, label: str, split: str, room: int) -> RawSource:
     """Read a source once; its rows are kept if they take at most `room` bytes."""
     file = local_file(source)
-    cut = None if file is None or source.limit is not None else cut_file(file)
+    cut = None if file is None or source.limit is not None else cut_file(file.absolute())
     if cut is not None:
         return RawSource(
             number=number,

@@ -14,9 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray import cloudpickle
+from s3_server import serve
 from support import HANG_S, wait_until
 
 from orpo_ray.config.data import DataConfig, Source
+from orpo_ray.config.storage import local_path
 from orpo_ray.data import maker, parallel, parts, pipeline, raw, readers
 from orpo_ray.data.maker import ShardMaker, parts_of, rows_of, take, tasks_of
 from orpo_ray.data.parts import cut_file
@@ -28,7 +31,7 @@ from orpo_ray.data.sources import read_rows
 from orpo_ray.data.store import Artifact
 from orpo_ray.data.tokenise import Limits
 from orpo_ray.errors import DataError
-from orpo_ray.storage import LOCAL
+from orpo_ray.storage import LOCAL, storage_at
 
 Prepare = Callable[..., Artifact]
 
@@ -226,6 +229,34 @@ def test_a_worker_that_sees_neither_file_nor_folder(tmp_path: Path, chatml_token
     assert take(make(task_of_rows)) == (here, data)
     with pytest.raises(DataError, match="it changed while"):
         rows_of(place, part)
+
+
+def test_a_worker_of_another_server_stores_its_shard_in_the_bucket(
+    tmp_path: Path, chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig.model_validate(
+        {"train": [{"source": str(write_lines(tmp_path / "a.jsonl"))}], "max_length": 200}
+    )
+    sources = read_all(config)
+    found = parts_of(sources)
+    [task] = tasks_of(sources, found, done=())
+    processor = RowProcessor(chatml_tokenizer, ["a"], Limits(100, 200, "drop"), None)
+    with serve() as server:
+        for name, value in {**server.environment, "XDG_CACHE_HOME": str(tmp_path / "one")}.items():
+            monkeypatch.setenv(name, value)
+        kept_in = storage_at("s3://bucket/runs")
+        folder = local_path("s3://bucket/runs") / "artifacts" / "some"
+        make = ShardMaker(
+            processor, parts=found, folder=folder, sign=tmp_path / "gone", kept_in=kept_in
+        )
+        travelling = cloudpickle.dumps(make)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+        made = cloudpickle.loads(travelling)(task)
+        assert not folder.exists()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+        shard = parallel._taken(made, folder, kept_in)
+        assert whole_shards(folder) == {(0, 0): shard}
+        assert list(server.bucket.under("runs/artifacts/some/")) == [shard.name]
 
 
 def test_a_shard_that_cannot_be_written_is_an_error_of_ours(
