@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -83,6 +84,13 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
         with _signals_kept(), _few_helpers(log_monitor=verbose):
             # Without "local" it would join any Ray that runs on this machine.
             ray.init(address="local", object_store_memory=store, include_dashboard=False, **quiet)
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise ResourceError(
+            f"Ray's sockets do not fit into the folder for temporary files, whose name is too long "
+            f"({tempfile.gettempdir()}); set RAY_TMPDIR to a shorter one, such as /tmp"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     leaving = threading.Event()
@@ -145,6 +153,12 @@ def refuse_unreachable(address: str) -> None:
 
     Ray itself would try for minutes, and would ignore signals meanwhile.
     """
+    if address.startswith(("http://", "https://")):
+        raise ResourceError(
+            f"RAY_ADDRESS: {address} is a dashboard's address, to which jobs are submitted "
+            "(orpo-ray submit --address); to run in a cluster, set HOST:PORT as ray start prints "
+            "it (6379), or unset it"
+        )
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdigit():
         return

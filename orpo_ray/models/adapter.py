@@ -17,6 +17,9 @@ from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
 from orpo_ray.runs.console import Announce
 
 _QUANTISED = (Linear4bit, Linear8bitLt)
+_STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+_STATE_OUTPUT = ".out_proj"
+"""The kernels of these models use this layer's weight themselves, so PEFT refuses it."""
 
 
 def attach_adapter(
@@ -48,8 +51,8 @@ def attach_adapter(
 def _unfit_layers(base: PreTrainedModel, announce: Announce) -> list[str]:
     """The linear layers that no adapter can sit on.
 
-    Those of a vision or audio tower, which no text reaches, and routers that return more than one
-    tensor. Those of a tower are announced.
+    Those of a vision or audio tower, which no text reaches, routers that return more than one
+    tensor, and those of a state-space block that PEFT refuses. All but routers are announced.
     """
     linears = {
         name: module for name, module in base.named_modules() if isinstance(module, nn.Linear)
@@ -64,8 +67,15 @@ def _unfit_layers(base: PreTrainedModel, announce: Announce) -> list[str]:
     ]
     if towers:
         announce(f"{len(towers)} layers that no text reaches get no adapter, such as {towers[0]}")
+    has_states = base.config.model_type in _STATE_SPACE
+    blocks = [name for name in linears if has_states and name.endswith(_STATE_OUTPUT)]
+    if blocks:
+        announce(
+            f"{len(blocks)} layers get no adapter, such as {blocks[0]}: PEFT takes none there in a "
+            f"{base.config.model_type} model"
+        )
     routers = [name for name, module in linears.items() if not _is_plain(module)]
-    return sorted({*towers, *routers})
+    return sorted({*towers, *blocks, *routers})
 
 
 def _is_plain(module: nn.Linear) -> bool:

@@ -17,6 +17,8 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
 )
 
@@ -125,6 +127,15 @@ def test_a_vision_tower_gets_no_adapter() -> None:
         names = trained_names(attach(copy.deepcopy(model), said, targets=targets))
         assert names and all("language_model" in name for name in names)
         assert "layers that no text reaches get no adapter, such as " in said[0]
+
+
+def test_a_state_space_model_gets_an_adapter_where_peft_takes_one() -> None:
+    config = MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=2)
+    said: list[str] = []
+    names = trained_names(attach(MambaForCausalLM(config).requires_grad_(False), said))
+    assert any("in_proj" in name for name in names)
+    assert not any("out_proj" in name for name in names)
+    assert said[0].startswith("2 layers get no adapter, such as backbone.layers.0.mixer.out_proj")
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "model.embed_tokens"])

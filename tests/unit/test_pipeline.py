@@ -563,6 +563,28 @@ def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(
         ray_runtime.start_ray(1000)
 
 
+def test_the_address_of_a_dashboard_is_no_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+    with pytest.raises(ResourceError, match="is a dashboard's address, to which jobs are submit"):
+        ray_runtime.start_ray(1000)
+
+
+@pytest.mark.ray
+def test_a_folder_whose_name_is_too_long_for_rays_sockets(tmp_path: Path) -> None:
+    script = """
+from orpo_ray.ray_runtime import start_ray
+try:
+    start_ray()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    [said] = python(script, TMPDIR=str(folder)).stdout.splitlines()
+    assert said.startswith("ResourceError Ray's sockets do not fit into the folder")
+    assert said.endswith("set RAY_TMPDIR to a shorter one, such as /tmp")
+
+
 @pytest.mark.ray
 def test_sigterm_reaches_the_programs_own_handler_while_ray_runs() -> None:
     script = """
@@ -653,10 +675,10 @@ print("ray" in sys.modules)
 """
 
 
-def python(script: str) -> subprocess.CompletedProcess[str]:
+def python(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The outcome of a script in an interpreter of its own, which can import the project."""
     root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(root), **variables}
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
     )
