@@ -252,13 +252,15 @@ def open_artifact(path: Path) -> Artifact:
 def begin_artifact(storage: Path, digest: str) -> Path:
     """The folder to write an artifact into; what is damaged there is not finished any more.
 
+    An artifact that another preparation has finished meanwhile stays: its run may be using it.
     Deletes what is left of preparations that nobody has gone on with for a day. Raises DataError if
     the storage cannot be written.
     """
     path = artifact_path(storage, digest)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / MANIFEST).unlink(missing_ok=True)
+        if (path / MANIFEST).exists() and find_damage(path, digest):
+            (path / MANIFEST).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"storage {storage} cannot be written: {error.strerror}") from error
     for left in path.parent.iterdir():

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from orpo_ray.data.store import (
     PairTable,
     Summary,
     artifact_path,
+    begin_artifact,
     content_hash,
     find_artifact,
     open_artifact,
@@ -260,6 +263,30 @@ def test_a_damaged_artifact_is_named_and_built_again(
 def test_an_artifact_is_there_when_its_manifest_is(tmp_path: Path) -> None:
     (write(tmp_path).path / "artifact.json").unlink()
     assert find(tmp_path) == (None, [])
+
+
+def test_an_artifact_that_was_finished_meanwhile_stays(tmp_path: Path) -> None:
+    path = write(tmp_path).path
+    assert begin_artifact(tmp_path, DIGEST) == path
+    assert find(tmp_path)[0] is not None
+    (path / "train.arrow").write_bytes(b"")
+    begin_artifact(tmp_path, DIGEST)
+    assert not (path / "artifact.json").exists()
+
+
+def test_what_nobody_has_gone_on_with_for_a_day_is_deleted(tmp_path: Path) -> None:
+    path = write(tmp_path).path
+    (path / "artifact.json").unlink()
+    shard = next(path.glob("pairs-*"))
+    yesterday = time.time() - 25 * 3600
+    for file in (*path.iterdir(), path):
+        os.utime(file, (yesterday, yesterday))
+    begin_artifact(tmp_path, content_hash("other"))
+    assert not path.exists()
+    path = write(tmp_path).path
+    (path / "artifact.json").unlink()
+    begin_artifact(tmp_path, content_hash("other"))
+    assert (path / shard.name).exists()
 
 
 def test_a_full_or_forbidden_disk_is_one_line(tmp_path: Path) -> None:
