@@ -82,6 +82,8 @@ def dropped_rows(artifact: Artifact) -> Table:
         table.add_row(str(summary.duplicates), "exact duplicates", "")
     if summary.small_margin:
         table.add_row(str(summary.small_margin), REASONS[SMALL_MARGIN], "")
+    if summary.near and summary.settings["dedup"] == "near":
+        table.add_row(str(summary.near), "nearly equal to an evaluation pair", "")
     for code, count in summary.overlong_by_code().items():
         table.add_row(str(count), REASONS[code], "")
     if not table.row_count:

@@ -73,6 +73,11 @@ class DataConfig(Section):
     min_margin: float = Field(
         0.0, ge=0, description="scored answers that differ by less are no pair"
     )
+    dedup: Literal["exact", "near"] = Field(
+        "exact",
+        description="exact drops pairs that come twice; near also drops training pairs that are "
+        "equal or nearly equal to an evaluation pair",
+    )
     bad_rows: Literal["quarantine", "fail"] = Field(
         "quarantine", description="put bad rows aside with their reason, or stop at the first"
     )

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from orpo_ray.config.data import DataConfig
+from orpo_ray.data import near
 from orpo_ray.data.checks import DROPPED
 from orpo_ray.data.parallel import make_shards
 from orpo_ray.data.ranked import Ranking
 from orpo_ray.data.raw import RawSource, announce_unused, check_columns, read_all
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
 from orpo_ray.data.rows import RowProcessor, facts_of, refuse_whole_file
-from orpo_ray.data.select import select_pairs
+from orpo_ray.data.select import Rows, select_pairs
 from orpo_ray.data.shards import Shard, copy_from
 from orpo_ray.data.store import (
     MANIFEST,
@@ -149,7 +151,15 @@ def _finish(
     facts = [copy_from(path / shard.name, facts_of) for shard in shards]
     rows = pa.concat_tables(facts)
     refuse_bad_data(rows, sources, data)
-    selection = select_pairs(rows, data.train, None if data.eval else data.eval_fraction, seed)
+    counts = [len(some) for some in facts]
+    selection = select_pairs(
+        rows,
+        data.train,
+        None if data.eval else data.eval_fraction,
+        seed,
+        are_near=_Signatures(path, shards, counts).are_near,
+        drop_near=data.dedup == "near",
+    )
     summary = summarise(
         rows,
         selection,
@@ -163,12 +173,32 @@ def _finish(
         path,
         summary,
         shards,
-        rows=[len(some) for some in facts],
+        rows=counts,
         train=selection.train,
         evaluation=selection.eval,
         lengths=np.stack([rows[side].to_numpy() for side in SIDES], axis=1),
         quarantine=_quarantine(rows, sources),
     )
+
+
+class _Signatures:
+    """The signatures of all rows, read a shard at a time."""
+
+    def __init__(self, path: Path, shards: Sequence[Shard], rows: Sequence[int]) -> None:
+        self._files = [path / shard.name for shard in shards]
+        self._starts = np.cumsum([0, *rows])
+
+    def are_near(self, train: Rows, evaluation: Rows) -> npt.NDArray[np.bool_]:
+        """Which training rows are near an evaluation row."""
+        return near.are_near(self._of(train), list(self._of(evaluation)))
+
+    def _of(self, numbers: Rows) -> Iterator[bytes]:
+        """The signatures of rows with these numbers, which are in order."""
+        for file, start, stop in zip(self._files, self._starts, self._starts[1:], strict=False):
+            own = numbers[(numbers >= start) & (numbers < stop)] - start
+            if len(own):
+                found = copy_from(file, lambda rows: rows.select(["signature"]))
+                yield from found["signature"].take(pa.array(own)).to_pylist()
 
 
 def _quarantine(rows: pa.Table, sources: Sequence[RawSource]) -> Iterator[dict[str, Any]]:

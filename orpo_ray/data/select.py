@@ -1,7 +1,7 @@
 """Which processed rows become training pairs, and which are held out for evaluation."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,30 +12,46 @@ from orpo_ray.config.data import Source
 
 Rows = npt.NDArray[np.int64]
 """Row numbers of the processed table, in order."""
+AreNear = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Selection:
     """What becomes of the good rows.
 
-    `train` repeats each number by the weight of its source. `kept` has each number once.
-    `overlap` counts the pairs that are in both `train` and `eval`.
+    `train` repeats each number by the weight of its source. `kept` has each number once. `near` are
+    the training pairs that are nearly, but not quite, equal to an evaluation pair. `overlap` counts
+    the pairs that are in both `train` and `eval`.
     """
 
     train: Rows
     eval: Rows
     kept: Rows
     duplicates: Rows
+    near: Rows
     overlap: int
 
 
+def none_near(train: Rows, _evaluation: Rows) -> npt.NDArray[np.bool_]:
+    """Says of no training row that it is near an evaluation row."""
+    return np.zeros(len(train), dtype=bool)
+
+
 def select_pairs(
-    rows: pa.Table, train: Sequence[Source], hold_out: float | None, seed: int
+    rows: pa.Table,
+    train: Sequence[Source],
+    hold_out: float | None,
+    seed: int,
+    *,
+    are_near: AreNear = none_near,
+    drop_near: bool = False,
 ) -> Selection:
     """Choose training and evaluation pairs from processed rows.
 
     Sources with a number below `len(train)` are for training, the others for evaluation.
     `hold_out` is the share of the training pairs that is held out, None if `data.eval` has sources.
+    `are_near` says which training rows are near an evaluation row. With `drop_near` these are not
+    trained on, nor those that are equal to one.
     """
     sources = rows["source"].to_numpy()
     pairs, _ = _numbered(rows["pair_key"])
@@ -46,12 +62,18 @@ def select_pairs(
     if hold_out is not None:
         is_held_out = _hold_out(first_train, rows["prompt_key"], hold_out, seed)
         evaluation, first_train = first_train[is_held_out], first_train[~is_held_out]
+    is_equal = np.isin(pairs[first_train], pairs[evaluation])
+    is_near = are_near(first_train, evaluation) & ~is_equal
+    near, overlap = first_train[is_near], int(is_equal.sum())
+    if drop_near:
+        first_train, overlap = first_train[~(is_near | is_equal)], 0
     return Selection(
         train=_weighted(first_train, sources, train, rows["pair_id"], seed),
         eval=evaluation,
         kept=np.concatenate([first_train, evaluation]),
         duplicates=np.concatenate([more_train, more_eval]),
-        overlap=int(np.isin(pairs[evaluation], pairs[first_train]).sum()),
+        near=near,
+        overlap=overlap,
     )
 
 

@@ -62,6 +62,8 @@ class Summary:
     held_out: bool
     overlong_prompts: int | None = None
     """Those of `overlong` that exceed only max_prompt_length; None if an older version wrote it."""
+    near: int = 0
+    """Training pairs that are nearly equal to an evaluation pair."""
     small_margin: int = 0
     """Rows of scored answers of which no two differ by `data.min_margin`."""
     ignored: dict[str, int] = field(default_factory=dict)

@@ -63,6 +63,7 @@ def summarise(
         small_margin=codes.count(SMALL_MARGIN),
         truncated=pc.sum(kept["truncated"]).as_py() or 0,
         duplicates=len(selection.duplicates),
+        near=len(selection.near),
         overlap=selection.overlap,
         multi_turn=pc.sum(kept["multi_turn"]).as_py() or 0,
         held_out=held_out,
@@ -101,6 +102,7 @@ def describe(summary: Summary) -> list[str]:
     ]
     if summary.duplicates:
         lines.append(f"{_count(summary.duplicates, 'exact duplicate')} dropped")
+    lines += _describe_near(summary)
     lines += _describe_overlong(summary)
     if summary.small_margin:
         margin = summary.settings["min_margin"]
@@ -120,6 +122,15 @@ def describe(summary: Summary) -> list[str]:
         for name, count in summary.ignored.items()
     ]
     return lines + _describe_evaluation(summary)
+
+
+def _describe_near(summary: Summary) -> list[str]:
+    if not summary.near:
+        return []
+    pairs = f"{_count(summary.near, 'training pair')} nearly equal to an evaluation pair"
+    if summary.settings["dedup"] == "near":
+        return [f"{pairs}: dropped"]
+    return [f"{pairs}: evaluation will look better than it is; data.dedup=near drops them"]
 
 
 def _describe_overlong(summary: Summary) -> list[str]:

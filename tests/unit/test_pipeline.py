@@ -410,6 +410,37 @@ def test_pairs_in_both_train_and_eval_are_announced(run: Prepare, rows: Any) -> 
     assert again.path == artifact.path  # nothing was drawn, so another seed changes nothing
 
 
+def test_training_pairs_near_evaluation_pairs_are_counted_and_dropped_if_asked(
+    run: Prepare, rows: Any
+) -> None:
+    text = "The quick brown fox jumps over the lazy dog and runs through the green forest at night"
+    words = text.split()
+
+    def long(prompt: str, chosen: str = text) -> dict[str, str]:
+        return {"prompt": prompt, "chosen": chosen, "rejected": "bad"}
+
+    train = rows(
+        "a.jsonl",
+        {"system": "Be kind. " * 9, **long("Tell me a story, please")},  # the same, in a system
+        long("Tell me  a STORY, please", text + " again"),
+        long("Tell me a story, please", " ".join(words[8:] + words[:8])),
+        long("Name the days of the week", "Monday, Tuesday, Wednesday and so on"),
+        long("hi", "yes"),
+    )
+    evaluation = rows("b.jsonl", long("Tell me a story, please"), long("hi", "no"))
+    settings = {"eval": [{"source": str(evaluation)}]}
+    counted, said = run(train, **settings)
+    assert (len(counted.train), counted.summary.near) == (5, 2)
+    assert (
+        "2 training pairs nearly equal to an evaluation pair: evaluation will look better than it "
+        "is; data.dedup=near drops them" in said
+    )
+    dropped, said = run(train, dedup="near", **settings)
+    assert dropped.train.pair_ids == ["a.jsonl:3", "a.jsonl:4", "a.jsonl:5"]
+    assert "2 training pairs nearly equal to an evaluation pair: dropped" in said
+    assert len(dropped.eval) == 2
+
+
 def test_weights(run: Prepare, rows: Any) -> None:
     heavy, light = rows("a.jsonl", *map(pair, range(4))), rows("b.jsonl", *map(pair, range(10, 20)))
     artifact, _ = run(
@@ -563,10 +594,9 @@ def test_a_cluster_that_is_not_there_is_refused_before_ray_tries_for_minutes(
         ray_runtime.start_ray(1000)
 
 
-def test_the_address_of_a_dashboard_is_no_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.1:8265")
+def test_the_address_of_a_dashboard_is_no_clusters() -> None:
     with pytest.raises(ResourceError, match="is a dashboard's address, to which jobs are submit"):
-        ray_runtime.start_ray(1000)
+        ray_runtime.refuse_unreachable("http://10.0.0.1:8265")
 
 
 @pytest.mark.ray

@@ -53,8 +53,22 @@ def test_the_first_of_equal_pairs_stays() -> None:
         "eval": [5],
         "kept": [0, 2, 5],
         "duplicates": [3, 4, 6],
+        "near": [],
         "overlap": 1,
     }
+
+
+def test_near_and_equal_pairs_are_dropped_only_if_asked() -> None:
+    rows = table((0, "a", "p"), (0, "b", "q"), (0, "c", "r"), (1, "b", "q"), (1, "d", "s"))
+
+    def near(train: Any, evaluation: Any) -> Any:
+        assert evaluation.tolist() == [3, 4]
+        return np.isin(train, [1, 2])  # an equal pair is near, too
+
+    found = select_pairs(rows, sources(1), None, seed=0, are_near=near)
+    assert (found.train.tolist(), found.near.tolist(), found.overlap) == ([0, 1, 2], [2], 1)
+    found = select_pairs(rows, sources(1), None, seed=0, are_near=near, drop_near=True)
+    assert (found.train.tolist(), found.near.tolist(), found.overlap) == ([0], [2], 0)
 
 
 def test_weights_repeat_pairs_and_draw_the_rest() -> None:
