@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orpo_ray.config.data import DataConfig
-from orpo_ray.data import near
 from orpo_ray.data.checks import DROPPED
+from orpo_ray.data.near import NearIndex, Signatures, read_signatures
 from orpo_ray.data.parallel import make_shards
 from orpo_ray.data.ranked import Ranking
 from orpo_ray.data.raw import RawSource, announce_unused, check_columns, read_all
@@ -190,15 +190,17 @@ class _Signatures:
 
     def are_near(self, train: Rows, evaluation: Rows) -> npt.NDArray[np.bool_]:
         """Which training rows are near an evaluation row."""
-        return near.are_near(self._of(train), list(self._of(evaluation)))
+        known = NearIndex(np.concatenate([read_signatures([]), *self._of(evaluation)]))
+        found = [known.are_near(some) for some in self._of(train)]
+        return np.concatenate([np.zeros(0, dtype=bool), *found])
 
-    def _of(self, numbers: Rows) -> Iterator[bytes]:
-        """The signatures of rows with these numbers, which are in order."""
+    def _of(self, numbers: Rows) -> Iterator[Signatures]:
+        """The signatures of rows with these numbers, which are in order, a shard at a time."""
         for file, start, stop in zip(self._files, self._starts, self._starts[1:], strict=False):
             own = numbers[(numbers >= start) & (numbers < stop)] - start
             if len(own):
                 found = copy_from(file, lambda rows: rows.select(["signature"]))
-                yield from found["signature"].take(pa.array(own)).to_pylist()
+                yield read_signatures(found["signature"].take(pa.array(own)).to_pylist())
 
 
 def _quarantine(rows: pa.Table, sources: Sequence[RawSource]) -> Iterator[dict[str, Any]]:
