@@ -100,10 +100,11 @@ def read_pairs(
     """
     try:
         row = {name: unpacked(value, name) for name, value in row.items()}
-        _refuse_images(row)
+        whole = row | _label_studio_task(row)
+        _refuse_images(whole)
         found, _ = _find_sides(row, columns)
         sides = _chosen(found, ranking) if isinstance(found, _Ranked) else [found]
-        system, context = _system(row, columns), _context(row)
+        system, context = _system(whole, columns), _context(whole)
         return [_to_pair(one, system, context) for one in sides]
     except RowRefused as refused:
         return refused.refusal
@@ -247,9 +248,7 @@ def _names_first(label: Any, first: str, second: str) -> bool:
 
 def _read_label_studio(row: Row, prompt: str, data: str, annotations: str) -> _Sides | None:
     """A task of Label Studio with its pairwise annotations; a vote is `left` or `right`."""
-    task = row[data]
-    if not isinstance(task, dict) or not isinstance(row[annotations], list):
-        return None
+    task = _label_studio_task(row)
     sides = next((pair for pair in _OUTPUTS if task.keys() >= set(pair)), None)
     asked = next((name for name in _PROMPTS if name in task), None)
     if sides is None or asked is None:
@@ -259,6 +258,14 @@ def _read_label_studio(row: Row, prompt: str, data: str, annotations: str) -> _S
     votes = [result.get("value") for result in results if result.get("type") == "pairwise"]
     selected = [vote["selected"] for vote in _dicts(votes) if "selected" in vote]
     return _read_labelled({**task, "label": selected}, asked, *sides)
+
+
+def _label_studio_task(row: Row) -> Row:
+    """The columns inside of a task; none if the row is no task of Label Studio."""
+    task = row.get("data")
+    if not isinstance(task, dict) or not isinstance(row.get("annotations"), list):
+        return {}
+    return {name: unpacked(value, name) for name, value in task.items()}
 
 
 def _dicts(values: Any) -> list[Row]:

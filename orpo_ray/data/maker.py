@@ -13,8 +13,8 @@ import pyarrow as pa
 from orpo_ray import errors
 from orpo_ray.config.storage import local_path
 from orpo_ray.data.parts import Part
-from orpo_ray.data.raw import RawSource, changed
-from orpo_ray.data.rows import RAW, RowProcessor, raw_blocks
+from orpo_ray.data.raw import ChangedError, RawSource
+from orpo_ray.data.rows import RAW, RESULT, RowProcessor, raw_blocks
 from orpo_ray.data.shards import Place, Shard, pack, save
 from orpo_ray.errors import OrpoRayError
 from orpo_ray.storage import Storage
@@ -73,21 +73,25 @@ def tasks_of(
             for piece, rows in enumerate(_gathered(raw.blocks(), size)):
                 if (raw.number, piece) not in done:
                     yield _with_piece(rows, piece)
-    for source, piece in parts:
-        if (source, piece) not in done:
-            row = {"source": source, "piece": piece}
-            yield pa.Table.from_pylist([row], schema=TASK)
+    yield from (task_of(place) for place in parts if place not in done)
+
+
+def task_of(place: Place) -> pa.Table:
+    """The TASK of a part that the worker reads."""
+    source, piece = place
+    return pa.Table.from_pylist([{"source": source, "piece": piece}], schema=TASK)
 
 
 def rows_of(place: Place, part: Part) -> pa.Table:
     """The TASK of a part whose rows this process reads, for a worker that does not see the file.
 
-    Raises DataError if the file has changed.
+    A part may have no rows: blank lines alone. Raises DataError if the file has changed.
     """
     source, piece = place
     if not part.is_here():
-        raise changed(str(part.path))
-    return _with_piece(pa.concat_tables(raw_blocks(part.rows(), source)), piece)
+        raise ChangedError(str(part.path))
+    blocks = raw_blocks(part.rows(), source)
+    return _with_piece(pa.concat_tables([RAW.empty_table(), *blocks]), piece)
 
 
 def _gathered(blocks: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
@@ -144,13 +148,17 @@ class ShardMaker:
         blocks = self._blocks(place, task)
         if blocks is None:
             return _made(Shard(source=place[0], piece=place[1], name="", size=0, sha256=""))
-        shard, data = pack(place, pa.concat_tables(map(self._processor, blocks)))
+        shard, data = pack(
+            place, pa.concat_tables([RESULT.empty_table(), *map(self._processor, blocks)])
+        )
         folder = local_path(self._place)
         if self._kept_in.is_remote:
             folder.mkdir(parents=True, exist_ok=True)
         elif not self._sign.exists():
             return _made(shard, data=data.to_pybytes())
         save(folder, shard, data)
+        if self._sign.exists():
+            self._sign.touch()  # what nobody touches for a day is deleted
         self._kept_in.store(folder / shard.name)
         return _made(shard)
 

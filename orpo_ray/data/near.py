@@ -26,6 +26,8 @@ _BANDS = 16
 
 Of two pairs that share 0.8 of their groups, one in 5,000 is missed by that.
 """
+_MOST_ALIKE = 64
+"""A band that more evaluation pairs share is that of a common template and tells nothing."""
 Signatures = npt.NDArray[np.uint32]
 """MinHash values, [n, 64]."""
 
@@ -58,8 +60,8 @@ class NearIndex:
     """Finds the signatures that are near one of those it is made of."""
 
     def __init__(self, known: Signatures) -> None:
-        self._known = known
-        keys = _band_keys(known)
+        self._known = np.unique(known, axis=0)
+        keys = _band_keys(self._known)
         self._order = np.argsort(keys, axis=0)
         self._keys = np.take_along_axis(keys, self._order, axis=0)
 
@@ -70,7 +72,7 @@ class NearIndex:
             first, last = (
                 np.searchsorted(self._keys[:, band], keys, side) for side in ("left", "right")
             )
-            for row in np.flatnonzero((last > first) & ~near):
+            for row in np.flatnonzero((last > first) & (last - first <= _MOST_ALIKE) & ~near):
                 alike = self._known[self._order[first[row] : last[row], band]]
                 near[row] = (alike == asked[row]).mean(axis=1).max() >= NEAR
         return near

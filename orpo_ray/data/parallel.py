@@ -6,16 +6,16 @@ Workers read parts of files. The rows of other sources are read here and sent in
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from orpo_ray.data.maker import ShardMaker, parts_of, rows_of, take, tasks_of
+from orpo_ray.data.maker import ShardMaker, parts_of, rows_of, take, task_of, tasks_of
 from orpo_ray.data.parts import Part
-from orpo_ray.data.raw import RawSource, changed
+from orpo_ray.data.raw import ChangedError, RawSource
 from orpo_ray.data.rows import RowProcessor
 from orpo_ray.data.shards import Place, Shard, save, whole_shards
 from orpo_ray.errors import ResourceError
@@ -55,6 +55,7 @@ def make_shards(
     shards = whole_shards(path)
     if shards:
         announce(f"shards of an earlier preparation, used again: {len(shards)}")
+        kept_in.store(*(path / shard.name for shard in shards.values()))
     size = sum(raw.size for raw in sources)
     with _sign_in(path.parent) as sign:
         maker = ShardMaker(processor, parts=parts, folder=path, sign=sign, kept_in=kept_in)
@@ -71,7 +72,7 @@ def make_shards(
         shards |= {shard.place: shard for shard in found}
     for raw in sources:
         if raw.cut is not None and not raw.cut.is_here():
-            raise changed(raw.source.source)
+            raise ChangedError(raw.source.source)
     return [shards[place] for place in sorted(shards)]
 
 
@@ -83,7 +84,8 @@ def _sign_in(folder: Path) -> Iterator[Path]:
     try:
         yield sign
     finally:
-        sign.rmdir()
+        with suppress(FileNotFoundError):
+            sign.rmdir()
 
 
 def _made_with_ray(
@@ -104,7 +106,10 @@ def _made_with_ray(
         else:
             unread.append(shard.place)
     again = (rows_of(place, parts[place]) for place in unread)
-    yield from (_taken(made, path, kept_in) for made in _map_with_ray(shared, again))
+    with_rows = (task for task in again if len(task))
+    yield from (_taken(made, path, kept_in) for made in _map_with_ray(shared, with_rows))
+    empty = (place for place in unread if not len(rows_of(place, parts[place])))
+    yield from (_taken(maker(task_of(place)), path, kept_in) for place in empty)
 
 
 def _map_with_ray(shared: Any, tasks: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ parts everywhere, and any process that sees the file can read one.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -14,15 +15,18 @@ import pyarrow as pa
 
 from orpo_ray.data.readers import (
     RawRow,
+    explained,
     holds_lines,
     numbered_lines,
     open_parquet,
+    read_parquet,
     read_row_groups,
 )
 
 _BLOCK_BYTES = 2**20
 _MOST_GROUP_BYTES = 64 * 2**20
 """A Parquet file with a larger row group is read from its start to its end by one process."""
+_FIRST_ROWS = 20
 _JSON = (".jsonl", ".ndjson", ".json")
 
 Kind = Literal["lines", "row-groups"]
@@ -46,7 +50,10 @@ class Part:
         return _is_here(self.path, self.stamp)
 
     def rows(self) -> Iterator[RawRow]:
-        """The rows of the part, in order."""
+        """The rows of the part, in order. Raises DataError if they cannot be read."""
+        return explained(str(self.path), self._rows())
+
+    def _rows(self) -> Iterator[RawRow]:
         with self.path.open("rb") as stream:
             if self.kind == "lines":
                 stream.seek(self.start)
@@ -138,12 +145,18 @@ def _cut_groups(path: Path) -> CutFile | None:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         metadata = open_parquet(stream).metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    if not metadata.num_rows or max(group.total_byte_size for group in groups) > _MOST_GROUP_BYTES:
+        first = [len(row.text) for row in islice(read_parquet(stream), _FIRST_ROWS)]
+    if not first:
+        return None
+    # A column of few values takes little room in the file, and much once it is read.
+    of_row = sum(first) / len(first)
+    sizes = [max(group.total_byte_size, int(of_row * group.num_rows)) for group in groups]
+    if max(sizes) > _MOST_GROUP_BYTES:
         return None
     cuts = [Cut(0, 1, 0)]
-    for number, group in enumerate(groups, 1):
+    for number, (group, size) in enumerate(zip(groups, sizes, strict=True), 1):
         last = cuts[-1]
-        cuts.append(Cut(number, last.line + group.num_rows, last.before + group.total_byte_size))
+        cuts.append(Cut(number, last.line + group.num_rows, last.before + size))
     return CutFile(path=path, stamp=stamp, kind="row-groups", cuts=cuts, digest=f"parquet:{digest}")
 
 

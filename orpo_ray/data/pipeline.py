@@ -24,15 +24,16 @@ from orpo_ray.data.checks import DROPPED
 from orpo_ray.data.near import NearIndex, Signatures, read_signatures
 from orpo_ray.data.parallel import make_shards
 from orpo_ray.data.ranked import Ranking
-from orpo_ray.data.raw import RawSource, announce_unused, check_columns, read_all
+from orpo_ray.data.raw import ChangedError, RawSource, announce_unused, check_columns, read_all
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
 from orpo_ray.data.rows import RowProcessor, facts_of, refuse_whole_file
-from orpo_ray.data.select import Rows, select_pairs
+from orpo_ray.data.select import Rows, Selection, select_pairs
 from orpo_ray.data.shards import Shard, copy_from
 from orpo_ray.data.store import (
     MANIFEST,
     SIDES,
     Artifact,
+    Summary,
     artifact_path,
     begin_artifact,
     content_hash,
@@ -80,7 +81,7 @@ def prepare(
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
     announce_unused(sources, data.columns, announce)
-    settings = _settings(data, tokenizer, tokenizer_fingerprint, seed)
+    settings = _settings(data, sources, tokenizer, tokenizer_fingerprint, seed)
     digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
     path = artifact_path(storage, digest)
     was_kept = kept_in.fetch_folder(path, MANIFEST)
@@ -91,9 +92,10 @@ def prepare(
     else:
         for raw in sources:
             refuse_whole_file(raw.source.source, raw.first, data.columns)
-        if not was_kept:
-            kept_in.fetch_folder(path)  # the shards of a preparation that was killed
-        with _discarded_if_refused(path, kept_in):
+        if not was_kept and not path.exists():
+            kept_in.fetch_folder(path)  # the shards of a preparation that was killed elsewhere
+        new = [folder for folder in path.parents if not folder.exists()]
+        with _discarded_after(ChangedError, path, new, kept_in):
             begin_artifact(storage, digest)
             made = make_shards(
                 sources,
@@ -103,8 +105,21 @@ def prepare(
                 announce=announce,
                 queue_timeout=queue_timeout,
             )
-            stored = [shard.name for shard in made]
-            found = _finish(made, path, sources, data, seed=seed, digest=digest, settings=settings)
+        stored = [shard.name for shard in made]
+        facts = [copy_from(path / shard.name, facts_of) for shard in made]
+        with _discarded_after(DataError, path, new, kept_in):
+            refuse_bad_data(pa.concat_tables(facts), sources, data)
+            selection = _select(facts, made, path, sources, data, seed=seed)
+            summary = summarise(
+                pa.concat_tables(facts),
+                selection,
+                [(raw.source, raw.label, raw.split) for raw in sources],
+                held_out=not data.eval,
+                digest=digest,
+                settings=settings,
+            )
+            refuse_empty(summary, data)
+        found = _finish(facts, made, path, sources, selection=selection, summary=summary)
         # Another run may have stored the same pairs meanwhile. Its workers read them, so they stay.
         # If the storage had these pairs but find_artifact refused them, its copy is damaged. The
         # new copy replaces it.
@@ -117,17 +132,23 @@ def prepare(
 
 
 @contextmanager
-def _discarded_if_refused(path: Path, kept_in: Storage) -> Iterator[None]:
-    """Leave nothing of data that is refused: another attempt has other rows or settings."""
-    new = [folder for folder in path.parents if not folder.exists()]
+def _discarded_after(
+    error: type[DataError], path: Path, new: Sequence[Path], kept_in: Storage
+) -> Iterator[None]:
+    """Leave nothing of data that is refused: another attempt has other rows or settings.
+
+    `new` are the folders that did not exist before. An artifact that another preparation has
+    finished meanwhile stays.
+    """
     try:
         yield
-    except DataError:
-        shutil.rmtree(path, ignore_errors=True)
-        kept_in.remove_folder(path, MANIFEST)
-        for folder in new:
-            with suppress(OSError):  # another preparation uses it
-                folder.rmdir()
+    except error:
+        if not (path / MANIFEST).exists():
+            shutil.rmtree(path, ignore_errors=True)
+            kept_in.remove_folder(path, MANIFEST)
+            for folder in new:
+                with suppress(OSError):  # another preparation uses it
+                    folder.rmdir()
         raise
 
 
@@ -137,43 +158,40 @@ def _processor(tokenizer: Any, sources: Sequence[RawSource], data: DataConfig) -
     return RowProcessor(tokenizer, labels, limits, data.columns, ranking)
 
 
-def _finish(
+def _select(
+    facts: Sequence[pa.Table],
     shards: Sequence[Shard],
     path: Path,
     sources: Sequence[RawSource],
     data: DataConfig,
     *,
     seed: int,
-    digest: str,
-    settings: dict[str, Any],
-) -> Artifact:
-    """Choose the pairs from the facts of all rows, and write the artifact."""
-    facts = [copy_from(path / shard.name, facts_of) for shard in shards]
-    rows = pa.concat_tables(facts)
-    refuse_bad_data(rows, sources, data)
-    counts = [len(some) for some in facts]
-    selection = select_pairs(
-        rows,
-        data.train,
+) -> Selection:
+    return select_pairs(
+        pa.concat_tables(facts),
+        [raw.source for raw in sources if raw.split == "train"],
         None if data.eval else data.eval_fraction,
         seed,
-        are_near=_Signatures(path, shards, counts).are_near,
+        are_near=_Signatures(path, shards, list(map(len, facts))).are_near,
         drop_near=data.dedup == "near",
     )
-    summary = summarise(
-        rows,
-        selection,
-        [(raw.source, raw.label, raw.split) for raw in sources],
-        held_out=not data.eval,
-        digest=digest,
-        settings=settings,
-    )
-    refuse_empty(summary, data)
+
+
+def _finish(
+    facts: Sequence[pa.Table],
+    shards: Sequence[Shard],
+    path: Path,
+    sources: Sequence[RawSource],
+    *,
+    selection: Selection,
+    summary: Summary,
+) -> Artifact:
+    rows = pa.concat_tables(facts)
     return finish_artifact(
         path,
         summary,
         shards,
-        rows=counts,
+        rows=list(map(len, facts)),
         train=selection.train,
         evaluation=selection.eval,
         lengths=np.stack([rows[side].to_numpy() for side in SIDES], axis=1),
@@ -220,7 +238,11 @@ def _quarantine(rows: pa.Table, sources: Sequence[RawSource]) -> Iterator[dict[s
 
 
 def _settings(
-    data: DataConfig, tokenizer: Any, tokenizer_fingerprint: str, seed: int
+    data: DataConfig,
+    sources: Sequence[RawSource],
+    tokenizer: Any,
+    tokenizer_fingerprint: str,
+    seed: int,
 ) -> dict[str, Any]:
     """Everything that shapes the artifact, except the rows.
 
@@ -233,7 +255,7 @@ def _settings(
         **policies,
         "columns": columns,
         "eval_fraction": None if data.eval else data.eval_fraction,
-        "weights": [source.weight for source in data.train],
+        "weights": [raw.source.weight for raw in sources if raw.split == "train"],
         "tokenizer": tokenizer_fingerprint,
         "chat_template": tokenizer.chat_template,
         "date": fixed_date(tokenizer),

@@ -94,6 +94,6 @@ def _number(value: Any, *, is_rank: bool) -> float:
     """The value as a number of which a higher one is better; NaN if it is none."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
     return -number if is_rank else number

@@ -50,7 +50,7 @@ class RawSource:
         content = _Content()
         yield from raw_blocks(content.through(read_rows(self.source)), self.number)
         if content.digest != self.digest:
-            raise changed(self.source.source)
+            raise ChangedError(self.source.source)
 
 
 class _Content:
@@ -73,9 +73,11 @@ class _Content:
         return self._hash.hexdigest()
 
 
-def changed(name: str) -> DataError:
-    """The error for a source that was written to between its two readings."""
-    return DataError(f"{name}: it changed while it was being prepared; start again")
+class ChangedError(DataError):
+    """A source was written to between its two readings."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name}: it changed while it was being prepared; start again")
 
 
 def read_all(data: DataConfig) -> list[RawSource]:

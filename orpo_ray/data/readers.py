@@ -5,20 +5,25 @@ The content of a row is not interpreted here. Only a part of a file is in memory
 
 import codecs
 import csv
+import gzip
 import io
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orpo_ray.errors import DataError
+
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
 _WINDOW_BYTES = 2**20
+_LONGEST_WORD = 16
 _PARQUET_ROWS = 256
 _ARROW_FILE = b"ARROW1"
 
@@ -34,6 +39,46 @@ class RawRow:
     line: int
     text: bytes
     problem: str = ""
+
+
+Reader = Callable[[IO[bytes]], Iterator[RawRow]]
+
+
+def explained(location: str, rows: Iterable[RawRow]) -> Iterator[RawRow]:
+    """The rows of a reader, whose errors become one DataError with the place and the last line."""
+    line = 0
+    try:
+        for row in rows:
+            line = row.line
+            yield row
+    except DataError:
+        raise
+    except (
+        EOFError,
+        gzip.BadGzipFile,
+        zlib.error,
+        csv.Error,
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:
+        kinds = (text for types, text in _FAILURES.items() if isinstance(error, types))
+        kind = next(kinds, "cannot be read")
+        after = f" after line {line}" if line else ""
+        raise DataError(f"{location}: {kind}{after}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return str(text).splitlines()[0]
+
+
+_FAILURES: dict[tuple[type[Exception], ...], str] = {
+    (EOFError, gzip.BadGzipFile, zlib.error): "the gzip data is damaged",
+    (csv.Error,): "not valid CSV",
+    (pa.ArrowException,): "not a readable file",
+}
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -66,7 +111,8 @@ def read_json(stream: IO[bytes]) -> Iterator[RawRow]:
 def holds_lines(stream: IO[bytes]) -> bool:
     """Whether a file is JSON lines, as `read_json` decides it: its rows can be read apart."""
     _, head = _first_lines(stream)
-    return len(head) > 1 and head[0].lstrip()[:1] == b"{" and _is_json(head[0])
+    several = any(line.strip() for line in head[1:])
+    return several and head[0].lstrip()[:1] == b"{" and _is_json(head[0])
 
 
 def numbered_lines(lines: Iterable[bytes], number: int) -> Iterator[RawRow]:
@@ -189,8 +235,9 @@ class _Window:
         while True:
             try:
                 _, end = self._decoder.raw_decode(self._text, self._position)
-            except ValueError:
-                if self._ended:
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated") or self._is_at_end(error.pos)
+                if self._ended or not is_cut:
                     raise
             else:
                 # A number that touches the end of the window may go on after it.
@@ -198,6 +245,10 @@ class _Window:
                     text, self._position = self._text[self._position : end], end
                     return text
             self._grow()
+
+    def _is_at_end(self, position: int) -> bool:
+        """Whether a word or number of JSON at this position may go on after the window."""
+        return position > len(self._text) - _LONGEST_WORD
 
     def _grow(self) -> None:
         """Read as much again as is left, so that a long value is parsed only a few times."""

@@ -19,7 +19,7 @@ _TOP_REASONS = 3
 
 def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConfig) -> None:
     """Raise DataError if `overlong`, `bad_rows` or `max_bad_fraction` of the config asks for it."""
-    columns = rows.select(["source", "line", "code", "detail"])
+    columns = rows.select(["source", "line", "nth", "code", "detail"])
     failures = columns.filter(pc.not_equal(columns["code"], "")).to_pylist()
     overlong = next((row for row in failures if row["code"] in OVERLONG), None)
     if overlong and data.overlong == "error":
@@ -27,14 +27,16 @@ def refuse_bad_data(rows: pa.Table, sources: Sequence[RawSource], data: DataConf
     bad = [row for row in failures if row["code"] not in DROPPED]
     if bad and data.bad_rows == "fail":
         raise DataError(f"{_where(bad[0], sources)} (data.bad_rows is fail)")
-    if len(bad) > data.max_bad_fraction * rows.num_rows:
+    total = pc.sum(pc.equal(rows["nth"], 0)).as_py() or 0
+    bad = [row for row in bad if not row["nth"]]  # a row of several pairs counts once
+    if len(bad) > data.max_bad_fraction * total:
         top = Counter(row["code"] for row in bad).most_common(_TOP_REASONS)
         first = {code: next(row for row in bad if row["code"] == code) for code, _ in top}
         reasons = "; ".join(
             f"{count} x {code}, first {_where(first[code], sources)}" for code, count in top
         )
         raise DataError(
-            f"{len(bad)} of {rows.num_rows} rows are bad, more than data.max_bad_fraction "
+            f"{len(bad)} of {total} rows are bad, more than data.max_bad_fraction "
             f"({data.max_bad_fraction:g}) allows: {reasons}"
         )
 

@@ -20,8 +20,8 @@ class Selection:
     """What becomes of the good rows.
 
     `train` repeats each number by the weight of its source. `kept` has each number once. `near` are
-    the training pairs that are nearly, but not quite, equal to an evaluation pair. `overlap` counts
-    the pairs that are in both `train` and `eval`.
+    the training pairs that are nearly equal to an evaluation pair; if they are dropped, those that
+    are quite equal are among them. `overlap` counts the pairs that are in both `train` and `eval`.
     """
 
     train: Rows
@@ -66,7 +66,8 @@ def select_pairs(
     is_near = are_near(first_train, evaluation) & ~is_equal
     near, overlap = first_train[is_near], int(is_equal.sum())
     if drop_near:
-        first_train, overlap = first_train[~(is_near | is_equal)], 0
+        near, first_train = first_train[is_near | is_equal], first_train[~(is_near | is_equal)]
+        overlap = 0
     return Selection(
         train=_weighted(first_train, sources, train, rows["pair_id"], seed),
         eval=evaluation,

@@ -1,12 +1,10 @@
 """Raw rows of a source, each with its line; their content is not interpreted here."""
 
 import codecs
-import csv
 import gzip
 import io
 import itertools
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -20,7 +18,10 @@ from orpo_ray.data.hub import read_hub
 from orpo_ray.data.places import files_of, has_splits, is_pattern
 from orpo_ray.data.readers import (
     RawRow,
+    Reader,
     dump_row,
+    explained,
+    first_line,
     read_arrow,
     read_csv,
     read_json,
@@ -149,27 +150,12 @@ def _read_file(location: str, name: str) -> Iterator[RawRow]:
             f"{location}: unknown kind of file; use .jsonl, .json, .csv, .tsv, .parquet or .arrow "
             "(text also as .gz or .zst)"
         )
-    line = 0
-    try:
-        with _open(location) as stream:
-            for row in reader(_unzipped(stream, name)):
-                line = row.line
-                yield row
-    except DataError:
-        raise
-    except (
-        EOFError,
-        gzip.BadGzipFile,
-        zlib.error,
-        csv.Error,
-        pa.ArrowException,
-        OSError,
-        ValueError,
-    ) as error:
-        kinds = (text for types, text in _FAILURES.items() if isinstance(error, types))
-        kind = next(kinds, "cannot be read")
-        after = f" after line {line}" if line else ""
-        raise DataError(f"{location}: {kind}{after}: {_first_line(error)}") from error
+    yield from explained(location, _rows_of(location, name, reader))
+
+
+def _rows_of(location: str, name: str, reader: Reader) -> Iterator[RawRow]:
+    with _open(location) as stream:
+        yield from reader(_unzipped(stream, name))
 
 
 @contextmanager
@@ -184,9 +170,9 @@ def _open(location: str) -> Iterator[IO[bytes]]:
     try:
         opened = fsspec.open(location, "rb").open()
     except ImportError as error:
-        raise DataError(f"{location}: a Python package is missing: {_first_line(error)}") from error
+        raise DataError(f"{location}: a Python package is missing: {first_line(error)}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{location}: cannot be opened: {_first_line(error)}") from error
+        raise DataError(f"{location}: cannot be opened: {first_line(error)}") from error
     with opened as stream:
         yield stream
 
@@ -208,7 +194,7 @@ def _in_utf_8(stream: Any) -> IO[bytes]:
     return peeked
 
 
-def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
+def _reader(name: str) -> Reader | None:
     path = PurePosixPath(name)
     packed = path.suffix.lower() in _PACKED
     suffix = (PurePosixPath(path.stem) if packed else path).suffix.lower()
@@ -216,16 +202,6 @@ def _reader(name: str) -> Callable[[IO[bytes]], Iterator[RawRow]] | None:
     return None if packed and reader not in _TEXT_READERS else reader
 
 
-def _first_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return str(text).splitlines()[0]
-
-
-_FAILURES: dict[tuple[type[Exception], ...], str] = {
-    (EOFError, gzip.BadGzipFile, zlib.error): "the gzip data is damaged",
-    (csv.Error,): "not valid CSV",
-    (pa.ArrowException,): "not a readable file",
-}
 _READERS = {
     ".jsonl": read_json,
     ".ndjson": read_json,

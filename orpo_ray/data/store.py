@@ -16,7 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -315,8 +315,11 @@ def _view(column: pa.ListArray) -> tuple[npt.NDArray[np.int32], IntArray]:
 
 def _idle_s(folder: Path) -> float:
     """Seconds since something was written into a folder."""
-    times = [entry.stat().st_mtime for entry in (folder, *folder.glob("*"))]
-    return time.time() - max(times)
+    newest = time.time() if not folder.exists() else 0.0
+    for entry in (folder, *folder.glob("*")):
+        with suppress(FileNotFoundError):  # another preparation has just renamed or deleted it
+            newest = max(newest, entry.stat().st_mtime)
+    return time.time() - newest
 
 
 @contextmanager

@@ -127,10 +127,13 @@ def describe(summary: Summary) -> list[str]:
 def _describe_near(summary: Summary) -> list[str]:
     if not summary.near:
         return []
-    pairs = f"{_count(summary.near, 'training pair')} nearly equal to an evaluation pair"
+    pairs = _count(summary.near, "training pair")
     if summary.settings["dedup"] == "near":
-        return [f"{pairs}: dropped"]
-    return [f"{pairs}: evaluation will look better than it is; data.dedup=near drops them"]
+        return [f"{pairs} dropped: equal or nearly equal to an evaluation pair"]
+    return [
+        f"{pairs} nearly equal to an evaluation pair: evaluation will look better than it is; "
+        "data.dedup=near drops them"
+    ]
 
 
 def _describe_overlong(summary: Summary) -> list[str]:

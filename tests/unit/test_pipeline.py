@@ -437,7 +437,7 @@ def test_training_pairs_near_evaluation_pairs_are_counted_and_dropped_if_asked(
     )
     dropped, said = run(train, dedup="near", **settings)
     assert dropped.train.pair_ids == ["a.jsonl:3", "a.jsonl:4", "a.jsonl:5"]
-    assert "2 training pairs nearly equal to an evaluation pair: dropped" in said
+    assert "2 training pairs dropped: equal or nearly equal to an evaluation pair" in said
     assert len(dropped.eval) == 2
 
 

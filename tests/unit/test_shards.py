@@ -157,6 +157,71 @@ def test_an_array_is_read_a_window_at_a_time(
         assert [row.line for row in rows] == list(range(1, 17))
 
 
+def test_the_end_of_a_part_may_have_no_rows(
+    tmp_path: Path, run: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_BLOCK_BYTES", 10)
+    monkeypatch.setattr(maker, "_LEAST_BYTES", 10)
+    lines = write_lines(tmp_path / "a.jsonl", 5)
+    lines.write_text(lines.read_text() + " " * 50)
+    groups = tmp_path / "b.parquet"
+    table = pa.Table.from_pylist([pair(number) for number in range(5, 9)])
+    with pq.ParquetWriter(groups, table.schema) as writer:
+        writer.write_table(table)
+        writer.write_table(table.slice(0, 0))
+    assert run(lines, groups).summary.read == 9
+
+
+def test_a_part_that_cannot_be_read_is_one_line(tmp_path: Path, run: Prepare) -> None:
+    write_table(tmp_path / "a.parquet")
+    column = pa.array([b"fine"] * 30 + [b"\xff"], pa.binary()).view(pa.string())
+    table = pa.table({"prompt": column, "chosen": column, "rejected": column})
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=10)
+    with pytest.raises(DataError, match=r"b\.parquet: cannot be read.*'utf-8' codec"):
+        run(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_whole_columns_in_one_line_may_end_with_blank_lines(tmp_path: Path, end: str) -> None:
+    columns = {name: {"0": "a", "1": "b"} for name in ("prompt", "chosen", "rejected")}
+    (tmp_path / "a.json").write_text(json.dumps(columns) + end)
+    assert cut_file(tmp_path / "a.json") is None
+    assert len(list(read_rows(Source(source=str(tmp_path / "a.json"))))) == 2
+
+
+def test_a_wrong_element_is_named_before_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_WINDOW_BYTES", 1000)
+    (tmp_path / "a.json").write_text('[{"a": 1}, {"a": nope}' + ', {"a": 2}' * 50_000 + "]")
+    grown: list[int] = []
+    grow = readers._Window._grow
+    monkeypatch.setattr(readers._Window, "_grow", lambda window: grown.append(1) or grow(window))
+    with pytest.raises(DataError, match="element 2 is not valid JSON"):
+        list(read_rows(Source(source=str(tmp_path / "a.json"))))
+    assert len(grown) < 3
+
+
+def test_all_files_of_a_folder_are_trained_on_with_its_weight(tmp_path: Path, run: Prepare) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", 5)
+    lines = [json.dumps(pair(number)) + "\n" for number in range(5, 9)]
+    (folder / "b.jsonl").write_text("".join(lines))
+    evaluation = write_csv(tmp_path / "c.csv", 3)
+    config = DataConfig.model_validate(
+        {
+            "train": [{"source": str(folder), "weight": 2}],
+            "eval": [{"source": str(evaluation)}],
+            "max_length": 200,
+        }
+    )
+    sources = [raw.source for raw in read_all(config) if raw.split == "train"]
+    assert [source.weight for source in sources] == [2, 2]
+    artifact = run(folder)
+    assert [source["kept"] for source in artifact.summary.sources] == [5, 4]
+
+
 # --- shards ---------------------------------------------------------------------------------------
 
 
