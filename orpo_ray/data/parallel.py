@@ -105,10 +105,17 @@ def _made_with_ray(
             yield shard
         else:
             unread.append(shard.place)
-    again = (rows_of(place, parts[place]) for place in unread)
-    with_rows = (task for task in again if len(task))
-    yield from (_taken(made, path, kept_in) for made in _map_with_ray(shared, with_rows))
-    empty = (place for place in unread if not len(rows_of(place, parts[place])))
+    empty: list[Place] = []
+
+    def read_here() -> Iterator[pa.Table]:
+        for place in unread:
+            task = rows_of(place, parts[place])
+            if len(task):
+                yield task
+            else:
+                empty.append(place)  # a task without rows could not say its place
+
+    yield from (_taken(made, path, kept_in) for made in _map_with_ray(shared, read_here()))
     yield from (_taken(maker(task_of(place)), path, kept_in) for place in empty)
 
 
