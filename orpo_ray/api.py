@@ -87,6 +87,7 @@ def _prepare(run: Run, console: Console) -> Artifact:
         seed=config.training.seed,
         announce=console.announce,
         kept_in=run.storage,
+        single_answers=config.objective.reads_single_answers,
         queue_timeout=config.scale.queue_timeout,
     )
 

@@ -1,7 +1,7 @@
 """Pairs whose answers are texts, as tests write most of them."""
 
 from orpo_ray.config.data import Columns
-from orpo_ray.data.formats import read_pairs
+from orpo_ray.data.formats import Reading, read_pairs
 from orpo_ray.data.pairs import Message, Pair, Refusal, Row
 
 
@@ -14,9 +14,11 @@ def text_pair(prompt: list[Message], chosen: str, rejected: str) -> Pair:
     return Pair(prompt, assistant(chosen), assistant(rejected))
 
 
-def read_pair(row: Row, columns: Columns | None = None) -> Pair | Refusal:
+def read_pair(
+    row: Row, columns: Columns | None = None, single_answers: bool = False
+) -> Pair | Refusal:
     """The only pair in a row, or why there is none."""
-    found = read_pairs(row, columns)
+    found = read_pairs(row, Reading(columns, single_answers=single_answers))
     if isinstance(found, Refusal):
         return found
     [pair] = found

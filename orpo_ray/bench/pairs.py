@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from orpo_ray.config.data import Source
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.data.checks import check_pair
-from orpo_ray.data.formats import read_pairs
+from orpo_ray.data.formats import Reading, read_pairs
 from orpo_ray.data.pairs import Pair, Refusal, TokenPair
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows
@@ -28,7 +28,7 @@ _SPECIAL_IDS = 4
 def usable_pairs(file: str) -> Iterator[Pair]:
     """The good pairs of a file in any format that `orpo-ray prepare` recognises."""
     rows = (parse_row(raw.text, raw.problem) for raw in read_rows(Source(source=file)))
-    found = (row if isinstance(row, Refusal) else read_pairs(row) for row in rows)
+    found = (row if isinstance(row, Refusal) else read_pairs(row, Reading()) for row in rows)
     pairs = (pair for several in found if isinstance(several, list) for pair in several)
     return (pair for pair in pairs if check_pair(pair) is None)
 

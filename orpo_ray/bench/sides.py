@@ -96,7 +96,7 @@ class Stock:
         self._trainer, self._model = trainer.trainer, trainer.model
         reference = [np.array([_REFERENCE] * len(pairs)) for pairs in steps]
         rows = (
-            trainer.rows(list(pairs), scores)
+            trainer.rows(list(pairs), scores, pairs[-1])
             for pairs, scores in zip(steps, reference, strict=True)
         )
         self._batches = [self._trainer.data_collator(batch) for batch in rows]

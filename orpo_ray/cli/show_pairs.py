@@ -32,9 +32,11 @@ def show_artifact(artifact: Artifact, tokenizer: Any, count: int, to_stderr: boo
     for index in range(min(count, len(artifact.train))):
         pair = artifact.train[index]
         console.rule(pair.pair_id)
-        for part in _STYLES:
-            console.print(Text(f"{part}: {len(getattr(pair, part))} tokens", style="bold"))
-            console.print(colour_tokens(tokenizer, getattr(pair, part).tolist(), _STYLES[part]))
+        for part, style in _STYLES.items():
+            ids = getattr(pair, part).tolist()
+            if ids:  # a single answer has no other side
+                console.print(Text(f"{part}: {len(ids)} tokens", style="bold"))
+                console.print(colour_tokens(tokenizer, ids, style))
     console.print(length_histogram(artifact.train.lengths))
     console.print(dropped_rows(artifact))
 

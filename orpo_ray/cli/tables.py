@@ -1,5 +1,6 @@
 """Tables that compare two models, in numbers and in answers."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,8 +39,8 @@ def print_comparison(
         for column in ("", *metrics):
             table.add_column(column, justify="right" if column else "left")
         for name, label in METRIC_LABELS.items():
-            numbers = (by_source[source][name] for by_source in metrics.values())
-            table.add_row(label, *(f"{number:.3f}" for number in numbers))
+            numbers = (by_source[source].get(name, math.nan) for by_source in metrics.values())
+            table.add_row(label, *("" if math.isnan(one) else f"{one:.3f}" for one in numbers))
         console.print(table)
 
 

@@ -37,13 +37,37 @@ class Columns(Section):
     """Names of the columns that hold a pair, for files whose format is not recognised."""
 
     prompt: str = Field(description="what was asked: text, or chat messages")
-    chosen: str = Field(description="the better answer")
-    rejected: str = Field(description="the worse answer")
+    chosen: str | None = Field(None, description="the better answer")
+    rejected: str | None = Field(None, description="the worse answer")
+    completion: str | None = Field(
+        None, description="the only answer, which `label` calls good or bad; for objective.kind=kto"
+    )
+    label: str | None = Field(None, description="whether the answer in `completion` is good")
     system: str | None = Field(
         None,
         description="text of the system turn; if not set, the column system or system_prompt is "
         "used",
     )
+
+    @model_validator(mode="after")
+    def _names_two_answers_or_one(self) -> Self:
+        pair, one = (self.chosen, self.rejected), (self.completion, self.label)
+        for names, others, what in (
+            (pair, one, "chosen and rejected"),
+            (one, pair, "completion and label"),
+        ):
+            if all(names) and not any(others):
+                return self
+            if any(names) and not any(others):
+                raise ValueError(f"name both {what}")
+        raise ValueError("name chosen and rejected, or completion and label, and not both pairs")
+
+    @property
+    def named(self) -> tuple[str, str, str]:
+        """The columns of the prompt and of both answers; or of the prompt, the answer, its label"""
+        first, second = self.chosen or self.completion, self.rejected or self.label
+        assert first is not None and second is not None
+        return self.prompt, first, second
 
 
 class DataConfig(Section):

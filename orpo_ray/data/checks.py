@@ -16,13 +16,13 @@ REASONS = {
     "prompt=..,chosen=..,rejected=..)",
     "missing-column": "a column named in `columns` is not in the row",
     "images": "the row carries images, and this trainer reads text only",
-    "unpaired": "the rows are unpaired: one answer and a label (as for KTO), not a chosen and a "
-    "rejected answer",
+    "unpaired": "the rows are unpaired: one answer and a label, not a chosen and a rejected "
+    "answer; objective.kind=kto trains on them",
     "prompt-elsewhere": "the prompt is kept in another file (prompt_id); join the two files first",
     "prompts-only": "the file has prompts but no answers",
     "wrong-type": "a column holds neither text nor chat messages",
     "wrong-label": "the label names neither of the two answers, or each as often (expected 1 or 2, "
-    "left or right, a or b, or a column's name)",
+    "left or right, a or b, or a column's name); or it calls the only answer neither good nor bad",
     "too-few-scores": "fewer than two of the answers have a score or a rank",
     "equal-scores": "all answers have the same score, so none of them is the better one",
     "small-margin": "no two of the scored answers differ by data.min_margin",
@@ -105,14 +105,11 @@ def _check_order(roles: list[str]) -> Refusal | None:
 
 
 def _check_answers(pair: Pair) -> Refusal | None:
-    if _is_empty(pair.chosen):
-        return Refusal("empty-chosen")
-    if _is_empty(pair.rejected):
-        return Refusal("empty-rejected")
-    chosen, rejected = (
-        {**answer, "content": answer["content"].strip()} for answer in (pair.chosen, pair.rejected)
-    )
-    return Refusal("identical") if chosen == rejected else None
+    for side, answer in pair.answers.items():
+        if _is_empty(answer):
+            return Refusal(f"empty-{side}")
+    said = [{**answer, "content": answer["content"].strip()} for answer in pair.answers.values()]
+    return Refusal("identical") if said[0] in said[1:] else None
 
 
 def _is_empty(answer: Message) -> bool:
@@ -124,7 +121,7 @@ def _check_unicode(pair: Pair) -> Refusal | None:
 
     They come from broken JSON escapes and from CSV bytes that are not UTF-8.
     """
-    for text in _texts([*pair.prompt, pair.chosen, pair.rejected, pair.context]):
+    for text in _texts([*pair.prompt, *pair.answers.values(), pair.context]):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

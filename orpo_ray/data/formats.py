@@ -3,10 +3,11 @@
 import json
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, cast
 
 from orpo_ray.config.data import Columns
-from orpo_ray.data import ranked
+from orpo_ray.data import labelled, ranked
 from orpo_ray.data.messages import (
     FIELDS,
     RowRefused,
@@ -47,8 +48,21 @@ _LABELS = ("label", "preference", "winner", "choice", "comparison", "selected")
 _FIRST, _SECOND = ("1", "left", "a", "model_a"), ("2", "right", "b", "model_b")
 _ALPACA = ("input", "history")
 _ALL_PROMPTS = frozenset({*_PROMPTS, *_CONVERSATIONS})
-_ONE_ANSWER = frozenset({"completion", "response", "output", "answer", *_CONVERSATIONS})
 _KEYS_OF_SIDE_TABLES = frozenset({"id", "idx", "index", "prompt_id", "uid", "source", "category"})
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the rows of a run are read.
+
+    `columns` names the columns of a file whose shape is not in `SHAPES`. Only a row of scored
+    answers may have several pairs, and `ranking` chooses them. Without `single_answers`, a row with
+    one answer and a label is refused.
+    """
+
+    columns: Columns | None = None
+    ranking: Ranking = BEST_WORST
+    single_answers: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,15 @@ class _Sides:
 
 
 @dataclass(frozen=True)
+class _Single:
+    """Raw values of one row with one answer, and whether its label calls it good."""
+
+    prompt: Any
+    answer: Any
+    is_good: bool
+
+
+@dataclass(frozen=True)
 class _Ranked:
     """Scored answers of one row, and the column of its prompt."""
 
@@ -72,39 +95,41 @@ class _Ranked:
     answers: list[ranked.Scored]
 
 
+_Found = _Sides | _Ranked | _Single
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """One shape of rows, recognised by its columns.
 
     A row has this shape if it has both columns of one pair of `sides`, and one of the columns in
     `prompt`. A shape with an empty `prompt` needs no such column. `read` takes the row and the
-    names of its prompt, chosen and rejected column. It returns the three values or scored answers,
-    or None if the values show that the row has a shape that comes later in `SHAPES`.
+    names of its prompt, chosen and rejected column. It returns the three values, scored answers or
+    a single answer, or None if the values show that the row has a shape that comes later in
+    `SHAPES`.
     """
 
     name: str
     prompt: tuple[str, ...]
     sides: tuple[tuple[str, str], ...]
-    read: Callable[[Row, str, str, str], _Sides | _Ranked | None]
+    read: Callable[[Row, str, str, str], _Found | None]
     also: tuple[str, ...] = ()
     """Other columns that `read` uses."""
 
 
-def read_pairs(
-    row: Row, columns: Columns | None = None, ranking: Ranking = BEST_WORST
-) -> list[Pair] | Refusal:
-    """The pairs in a row, or why there is none.
-
-    `columns` names the columns of a file whose shape is not in `SHAPES`. Only a row of scored
-    answers may have several pairs, and `ranking` chooses them.
-    """
+def read_pairs(row: Row, reading: Reading) -> list[Pair] | Refusal:
+    """The pairs in a row, or why there is none."""
     try:
         row = {name: unpacked(value, name) for name, value in row.items()}
         whole = row | _label_studio_task(row)
         _refuse_images(whole)
-        found, _ = _find_sides(row, columns)
-        sides = _chosen(found, ranking) if isinstance(found, _Ranked) else [found]
-        system, context = _system(whole, columns), _context(whole)
+        found, _ = _find_sides(row, reading.columns)
+        system, context = _system(whole, reading.columns), _context(whole)
+        if isinstance(found, _Single):
+            if not reading.single_answers:
+                raise RowRefused("unpaired")
+            return [_to_single(found, system, context)]
+        sides = _chosen(found, reading.ranking) if isinstance(found, _Ranked) else [found]
         return [_to_pair(one, system, context) for one in sides]
     except RowRefused as refused:
         return refused.refusal
@@ -120,14 +145,14 @@ def used_columns(row: Row, columns: Columns | None = None) -> set[str]:
         return set()
 
 
-def _find_sides(row: Row, columns: Columns | None) -> tuple[_Sides | _Ranked, tuple[str, ...]]:
-    """The three values or scored answers, and the columns that they come from."""
+def _find_sides(row: Row, columns: Columns | None) -> tuple[_Found, tuple[str, ...]]:
+    """What `Shape.read` returns, and the columns that it comes from."""
     if columns is not None:
-        named = (columns.prompt, columns.chosen, columns.rejected)
+        named = columns.named
         missing = [name for name in named if name not in row]
         if not missing:
             _refuse_missing_system(row, columns)
-            return _read_explicit(row, *named), named
+            return _read_named(row, columns), named
         # A second source, often `eval`, may have another shape: it lacks all of these columns.
         # A row that has some of them is a sign of a spelling mistake.
         if len(missing) < len(named):
@@ -166,8 +191,6 @@ def _why_no_shape(row: Row, present: Set[str]) -> tuple[str, str]:
 
     "unknown-shape" is the last answer: other reasons tell the user more.
     """
-    if isinstance(row.get("label"), bool) or ("label" in present and present & _ONE_ANSWER):
-        return "unpaired", ""
     for chosen, rejected in _SIDES:
         if chosen in row and rejected in row:
             return ("missing-rejected" if chosen in present else "missing-chosen"), ""
@@ -194,6 +217,17 @@ def _names(row: Row) -> str:
 # --- reading the three values of each shape -------------------------------------------------------
 
 
+def _read_named(row: Row, columns: Columns) -> _Sides | _Single:
+    """The values of a row whose columns the user names."""
+    if columns.completion is None:
+        return _read_explicit(row, *columns.named)
+    prompt, answer, label = columns.named
+    is_good = labelled.says_good(row[label], label)
+    if is_good is None:
+        raise RowRefused("wrong-label", f"{label} {row[label]!r}")
+    return _Single(row[prompt], row[answer], is_good)
+
+
 def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
     better, worse = row[chosen], row[rejected]
     if starts_dialogue(better) and starts_dialogue(worse):
@@ -203,11 +237,16 @@ def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
 
 
 def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+    return _Sides(_alpaca_prompt(row, prompt), row[chosen], row[rejected])
+
+
+def _alpaca_prompt(row: Row, prompt: str) -> Any:
+    """The instruction with its input, after the turns of its history."""
     instruction, extra = text_of(row[prompt], prompt), text_of(row.get("input") or "", "input")
     question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
     history = row.get("history") or []
     if not history:
-        return _Sides(question, row[chosen], row[rejected])
+        return question
     try:
         earlier = []
         for asked, answered in history:
@@ -217,7 +256,7 @@ def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
         raise RowRefused(
             "wrong-type", "history is not a list of question and answer pairs"
         ) from error
-    return _Sides([*earlier, {"role": "user", "content": question}], row[chosen], row[rejected])
+    return [*earlier, {"role": "user", "content": question}]
 
 
 def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
@@ -295,6 +334,22 @@ def _read_swift(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
     return _Sides(None, conversation, other)
 
 
+def _read_single(row: Row, prompt: str, answer: str, label: str) -> _Single | None:
+    is_good = labelled.says_good(row[label], label)
+    if is_good is None:
+        return None
+    question = _alpaca_prompt(row, prompt) if prompt == "instruction" else row[prompt]
+    return _Single(question, row[answer], is_good)
+
+
+def _read_labelled_conversation(
+    row: Row, prompt: str, conversation: str, label: str
+) -> _Single | None:
+    """The last turn of a conversation is the answer."""
+    is_good = labelled.says_good(row[label], label)
+    return None if is_good is None else _Single(None, row[conversation], is_good)
+
+
 def _read_ranked(row: Row, prompt: str, answers: str, scores: str) -> _Ranked | None:
     found = ranked.scored_answers(row, answers, scores)
     return None if found is None else _Ranked(row, prompt, found)
@@ -358,6 +413,19 @@ SHAPES = (
         read=_read_ranked,
         also=_ALPACA,
     ),
+    Shape(
+        name="one answer and a label",
+        prompt=(*_PROMPTS, *_CONVERSATIONS),
+        sides=tuple(product(labelled.ANSWERS, labelled.LABELS)),
+        read=_read_single,
+        also=_ALPACA,
+    ),
+    Shape(
+        name="a conversation and a label",
+        prompt=(),
+        sides=tuple(product(_CONVERSATIONS, labelled.LABELS)),
+        read=_read_labelled_conversation,
+    ),
 )
 
 
@@ -371,6 +439,14 @@ def _to_pair(sides: _Sides, system: str, context: Context) -> Pair:
         raise RowRefused("different-prompts", "the messages before the last answer differ")
     conversation = _join(prompt_messages(sides.prompt), before_chosen)
     return Pair(_with_system(conversation, system), chosen, rejected, context)
+
+
+def _to_single(single: _Single, system: str, context: Context) -> Pair:
+    side = "chosen" if single.is_good else "rejected"
+    before, answer = answer_messages(single.answer, side)
+    conversation = _join(prompt_messages(single.prompt), before)
+    sides = {"chosen": None, "rejected": None, side: answer}
+    return Pair(_with_system(conversation, system), sides["chosen"], sides["rejected"], context)
 
 
 def _context(row: Row) -> Context:
@@ -447,8 +523,7 @@ def _system_columns(columns: Columns | None) -> tuple[str, ...]:
         return _SYSTEMS
     if columns.system is not None:
         return (columns.system,)
-    named = (columns.prompt, columns.chosen, columns.rejected)
-    return tuple(name for name in _SYSTEMS if name not in named)
+    return tuple(name for name in _SYSTEMS if name not in columns.named)
 
 
 def _with_system(conversation: list[Message], system: str) -> list[Message]:

@@ -33,9 +33,10 @@ Signatures = npt.NDArray[np.uint32]
 
 
 def signature(pair: Pair) -> bytes:
-    """The MinHash of a pair's prompt, without its system turn, and of its chosen answer."""
+    """The MinHash of a pair's prompt, without its system turn, and of its better answer."""
     texts = [turn["content"] for turn in pair.prompt if turn["role"] != "system"]
-    words = " ".join([*texts, pair.chosen["content"]]).lower().encode().split()
+    answer = next(iter(pair.answers.values()))
+    words = " ".join([*texts, answer["content"]]).lower().encode().split()
     hashes = np.array([crc32(word) for word in words], dtype=np.uint32)
     last = max(1, len(hashes) - _GROUP + 1)
     groups = np.zeros(last, dtype=np.uint32)

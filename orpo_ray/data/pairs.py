@@ -35,12 +35,21 @@ class Context(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt that ends with a user's or a tool's turn, and a better and a worse answer to it."""
+    """A prompt that ends with a user's or a tool's turn, and a better and a worse answer to it.
+
+    One of the answers is None if the row has a single answer, which is labelled good or bad.
+    """
 
     prompt: list[Message]
-    chosen: Message
-    rejected: Message
+    chosen: Message | None
+    rejected: Message | None
     context: Context = field(default_factory=Context)
+
+    @property
+    def answers(self) -> dict[str, Message]:
+        """The answers that there are, by their side."""
+        sides = {"chosen": self.chosen, "rejected": self.rejected}
+        return {side: answer for side, answer in sides.items() if answer is not None}
 
     @property
     def multi_turn(self) -> bool:
@@ -58,7 +67,10 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """Token ids of one pair; each answer ends with exactly one end token."""
+    """Token ids of one pair; each answer ends with exactly one end token.
+
+    A single answer has an empty one on the other side.
+    """
 
     pair_id: str
     prompt: IntArray

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data.checks import DROPPED
+from orpo_ray.data.formats import Reading
 from orpo_ray.data.near import NearIndex, Signatures, read_signatures
 from orpo_ray.data.parallel import make_shards
 from orpo_ray.data.ranked import Ranking
@@ -28,7 +29,7 @@ from orpo_ray.data.raw import ChangedError, RawSource, announce_unused, check_co
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
 from orpo_ray.data.rows import RowProcessor, facts_of, refuse_whole_file
 from orpo_ray.data.select import Rows, Selection, select_pairs
-from orpo_ray.data.shards import Shard, copy_from
+from orpo_ray.data.shards import copy_from
 from orpo_ray.data.store import (
     MANIFEST,
     SIDES,
@@ -59,9 +60,12 @@ def prepare(
     announce: Announce,
     kept_in: Storage = LOCAL,
     queue_timeout: float = ROOM_S,
+    *,
+    single_answers: bool = False,
 ) -> Artifact:
     """Turn the sources of a run into tokenised pairs, or find them already made.
 
+    With `single_answers`, rows with one answer and a label count as pairs with one side.
     `storage` is the local folder. `kept_in` is the storage that keeps it, maybe in a bucket.
     `tokenizer` has its chat template set; `tokenizer_fingerprint` is a hash of its files.
     `announce` gets one line for each thing that the user should know. Ray is started if there is
@@ -77,11 +81,15 @@ def prepare(
             f"the chat template asks for today's date: it always gets {date}, so that tokens stay "
             "the same"
         )
+    reading = Reading(data.columns, Ranking(data.pairs, data.min_margin), single_answers)
     sources = read_all(data)
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
     announce_unused(sources, data.columns, announce)
-    settings = _settings(data, sources, tokenizer, tokenizer_fingerprint, seed)
+    settings = {
+        **_settings(data, sources, tokenizer, tokenizer_fingerprint, seed),
+        "single_answers": single_answers,
+    }
     digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
     path = artifact_path(storage, digest)
     was_kept = kept_in.fetch_folder(path, MANIFEST)
@@ -91,35 +99,16 @@ def prepare(
         stays = was_kept
     else:
         for raw in sources:
-            refuse_whole_file(raw.source.source, raw.first, data.columns)
+            refuse_whole_file(raw.source.source, raw.first, reading)
         if not was_kept and not path.exists():
             kept_in.fetch_folder(path)  # the shards of a preparation that was killed elsewhere
-        new = [folder for folder in path.parents if not folder.exists()]
-        with _discarded_after(ChangedError, path, new, kept_in):
-            begin_artifact(storage, digest)
-            made = make_shards(
-                sources,
-                _processor(tokenizer, sources, data),
-                path,
-                kept_in=kept_in,
-                announce=announce,
-                queue_timeout=queue_timeout,
-            )
-        stored = [shard.name for shard in made]
-        facts = [copy_from(path / shard.name, facts_of) for shard in made]
-        with _discarded_after(DataError, path, new, kept_in):
-            refuse_bad_data(pa.concat_tables(facts), sources, data)
-            selection = _select(facts, made, path, sources, data, seed=seed)
-            summary = summarise(
-                pa.concat_tables(facts),
-                selection,
-                [(raw.source, raw.label, raw.split) for raw in sources],
-                held_out=not data.eval,
-                digest=digest,
-                settings=settings,
-            )
-            refuse_empty(summary, data)
-        found = _finish(facts, made, path, sources, selection=selection, summary=summary)
+        new = _NewArtifact(data, sources, settings, digest=digest, storage=storage, kept_in=kept_in)
+        found, stored = new.make(
+            RowProcessor(tokenizer, [raw.label for raw in sources], _limits(data), reading),
+            seed,
+            announce,
+            queue_timeout,
+        )
         # Another run may have stored the same pairs meanwhile. Its workers read them, so they stay.
         # If the storage had these pairs but find_artifact refused them, its copy is damaged. The
         # new copy replaces it.
@@ -131,79 +120,113 @@ def prepare(
     return found
 
 
-@contextmanager
-def _discarded_after(
-    error: type[DataError], path: Path, new: Sequence[Path], kept_in: Storage
-) -> Iterator[None]:
-    """Leave nothing of data that is refused: another attempt has other rows or settings.
-
-    `new` are the folders that did not exist before. An artifact that another preparation has
-    finished meanwhile stays.
-    """
-    try:
-        yield
-    except error:
-        if not (path / MANIFEST).exists():
-            shutil.rmtree(path, ignore_errors=True)
-            kept_in.remove_folder(path, MANIFEST)
-            for folder in new:
-                with suppress(OSError):  # another preparation uses it
-                    folder.rmdir()
-        raise
+def _limits(data: DataConfig) -> Limits:
+    return Limits(data.max_prompt_length, data.max_length, data.overlong)
 
 
-def _processor(tokenizer: Any, sources: Sequence[RawSource], data: DataConfig) -> RowProcessor:
-    limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
-    labels, ranking = [raw.label for raw in sources], Ranking(data.pairs, data.min_margin)
-    return RowProcessor(tokenizer, labels, limits, data.columns, ranking)
+class _NewArtifact:
+    """An artifact that is not there yet."""
 
+    def __init__(
+        self,
+        data: DataConfig,
+        sources: Sequence[RawSource],
+        settings: dict[str, Any],
+        *,
+        digest: str,
+        storage: Path,
+        kept_in: Storage,
+    ) -> None:
+        self._data = data
+        self._sources = sources
+        self._settings = settings
+        self._digest = digest
+        self._storage = storage
+        self._path = artifact_path(storage, digest)
+        self._kept_in = kept_in
+        self._created = [folder for folder in self._path.parents if not folder.exists()]
 
-def _select(
-    facts: Sequence[pa.Table],
-    shards: Sequence[Shard],
-    path: Path,
-    sources: Sequence[RawSource],
-    data: DataConfig,
-    *,
-    seed: int,
-) -> Selection:
-    return select_pairs(
-        pa.concat_tables(facts),
-        [raw.source for raw in sources if raw.split == "train"],
-        None if data.eval else data.eval_fraction,
-        seed,
-        are_near=_Signatures(path, shards, list(map(len, facts))).are_near,
-        drop_near=data.dedup == "near",
-    )
+    def make(
+        self, processor: RowProcessor, seed: int, announce: Announce, queue_timeout: float
+    ) -> tuple[Artifact, list[str]]:
+        """Process the rows, and choose those that are pairs. Returns the names of the shards, too.
 
+        Raises DataError for data that is refused.
+        """
+        with self._discarded_after(ChangedError):
+            begin_artifact(self._storage, self._digest)
+            shards = make_shards(
+                self._sources,
+                processor,
+                self._path,
+                kept_in=self._kept_in,
+                announce=announce,
+                queue_timeout=queue_timeout,
+            )
+        names = [shard.name for shard in shards]
+        facts = [copy_from(self._path / name, facts_of) for name in names]
+        counts, rows = list(map(len, facts)), pa.concat_tables(facts)
+        with self._discarded_after(DataError):
+            refuse_bad_data(rows, self._sources, self._data)
+            selection = self._select(rows, _Signatures(self._path, names, counts), seed)
+            summary = self._summarise(rows, selection)
+            refuse_empty(summary, self._data)
+        artifact = finish_artifact(
+            self._path,
+            summary,
+            shards,
+            rows=counts,
+            train=selection.train,
+            evaluation=selection.eval,
+            lengths=np.stack([rows[side].to_numpy() for side in SIDES], axis=1),
+            quarantine=_quarantine(rows, self._sources),
+        )
+        return artifact, names
 
-def _finish(
-    facts: Sequence[pa.Table],
-    shards: Sequence[Shard],
-    path: Path,
-    sources: Sequence[RawSource],
-    *,
-    selection: Selection,
-    summary: Summary,
-) -> Artifact:
-    rows = pa.concat_tables(facts)
-    return finish_artifact(
-        path,
-        summary,
-        shards,
-        rows=list(map(len, facts)),
-        train=selection.train,
-        evaluation=selection.eval,
-        lengths=np.stack([rows[side].to_numpy() for side in SIDES], axis=1),
-        quarantine=_quarantine(rows, sources),
-    )
+    def _select(self, rows: pa.Table, signatures: "_Signatures", seed: int) -> Selection:
+        data = self._data
+        return select_pairs(
+            rows,
+            [raw.source for raw in self._sources if raw.split == "train"],
+            None if data.eval else data.eval_fraction,
+            seed,
+            are_near=signatures.are_near,
+            drop_near=data.dedup == "near",
+        )
+
+    def _summarise(self, rows: pa.Table, selection: Selection) -> Summary:
+        return summarise(
+            rows,
+            selection,
+            [(raw.source, raw.label, raw.split) for raw in self._sources],
+            held_out=not self._data.eval,
+            digest=self._digest,
+            settings=self._settings,
+        )
+
+    @contextmanager
+    def _discarded_after(self, error: type[DataError]) -> Iterator[None]:
+        """Leave nothing of data that is refused: another attempt has other rows or settings.
+
+        An artifact that another preparation has finished meanwhile stays.
+        """
+        try:
+            yield
+        except error:
+            if not (self._path / MANIFEST).exists():
+                shutil.rmtree(self._path, ignore_errors=True)
+                self._kept_in.remove_folder(self._path, MANIFEST)
+                for folder in self._created:
+                    with suppress(OSError):  # another preparation uses it
+                        folder.rmdir()
+            raise
 
 
 class _Signatures:
     """The signatures of all rows, read a shard at a time."""
 
-    def __init__(self, path: Path, shards: Sequence[Shard], rows: Sequence[int]) -> None:
-        self._files = [path / shard.name for shard in shards]
+    def __init__(self, path: Path, names: Sequence[str], rows: Sequence[int]) -> None:
+        self._files = [path / name for name in names]
         self._starts = np.cumsum([0, *rows])
 
     def are_near(self, train: Rows, evaluation: Rows) -> npt.NDArray[np.bool_]:

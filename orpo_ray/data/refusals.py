@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -11,7 +12,7 @@ from orpo_ray.config.data import DataConfig
 from orpo_ray.data.checks import DROPPED, OVERLONG, explain
 from orpo_ray.data.pairs import Refusal
 from orpo_ray.data.raw import RawSource
-from orpo_ray.data.store import Summary
+from orpo_ray.data.store import Artifact, Summary
 from orpo_ray.errors import DataError
 
 _TOP_REASONS = 3
@@ -59,6 +60,19 @@ def refuse_empty(summary: Summary, data: DataConfig) -> None:
             overlong = sum(source["overlong"] for source in of_split)
             why = f"; {overlong} are longer than {_limits(data)}" if overlong else ""
             raise DataError(f"data.{split}: no usable pair is left of {read} rows{why}")
+
+
+def refuse_one_kind(artifact: Artifact) -> None:
+    """Raise DataError if all answers of a split are good, or all are bad: nothing is compared."""
+    for split, table in (("train", artifact.train), ("eval", artifact.eval)):
+        counts = np.count_nonzero(table.lengths[:, 1:], axis=0)
+        for count, missing, kind in zip(counts, ("good", "bad"), ("bad", "good"), strict=True):
+            if len(table) and not count:
+                more = "" if split == "train" else " (or a larger data.eval_fraction)"
+                raise DataError(
+                    f"data.{split}: all answers are {kind}; a comparison needs {missing} ones, "
+                    f"too{more}"
+                )
 
 
 def _limits(data: DataConfig) -> str:

@@ -16,10 +16,9 @@ import pyarrow.compute as pc
 from orpo_ray.config.data import Columns
 from orpo_ray.data import near
 from orpo_ray.data.checks import WHOLE_FILE, check_pair, explain
-from orpo_ray.data.formats import read_pairs, used_columns
+from orpo_ray.data.formats import Reading, read_pairs, used_columns
 from orpo_ray.data.messages import FIELDS
 from orpo_ray.data.pairs import Message, Pair, Refusal, Row, TokenPair
-from orpo_ray.data.ranked import BEST_WORST, Ranking
 from orpo_ray.data.readers import RawRow
 from orpo_ray.data.store import SCHEMA, SIDES
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
@@ -104,14 +103,12 @@ class RowProcessor:
         tokenizer: Any,
         labels: Sequence[str],
         limits: Limits,
-        columns: Columns | None,
-        ranking: Ranking = BEST_WORST,
+        reading: Reading,
     ) -> None:
         self._tokeniser = PairTokeniser(tokenizer)
         self._labels = labels
         self._limits = limits
-        self._columns = columns
-        self._ranking = ranking
+        self._reading = reading
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """RAW rows to RESULT rows, in order: one for each row, or for each of its pairs."""
@@ -131,7 +128,7 @@ class RowProcessor:
 
     def _read(self, raw: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Pair | Refusal]]:
         """Each pair of a raw row, or the refusal of the row, with where it comes from."""
-        found = _read(raw["text"], raw["problem"], self._columns, self._ranking)
+        found = _read(raw["text"], raw["problem"], self._reading)
         pairs: Sequence[Pair | Refusal] = [found] if isinstance(found, Refusal) else found
         row_id = f"{self._labels[raw['source']]}:{raw['line']}"
         for nth, pair in enumerate(pairs):
@@ -150,10 +147,7 @@ class RowProcessor:
             for message in pair.prompt
         ]
         context = [pair.context] if pair.context else []
-        answers = [
-            answer if _fields(answer) else answer["content"]
-            for answer in (pair.chosen, pair.rejected)
-        ]
+        answers = [_comparable(answer) for answer in (pair.chosen, pair.rejected)]
         return {
             "code": "",
             "detail": "",
@@ -186,11 +180,11 @@ def parse_row(text: bytes, problem: str = "") -> Row | Refusal:
     return row if isinstance(row, dict) else Refusal("not-an-object", f"a {type(row).__name__}")
 
 
-def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None) -> None:
+def refuse_whole_file(name: str, rows: Iterable[RawRow], reading: Reading) -> None:
     """Raise DataError if each of the first rows has a reason that holds for the whole file."""
     refusals = []
     for row in _first_rows(rows):
-        found = read_pairs(row, columns)
+        found = read_pairs(row, reading)
         if not (isinstance(found, Refusal) and found.code in WHOLE_FILE):
             return
         refusals.append(found)
@@ -201,7 +195,7 @@ def refuse_whole_file(name: str, rows: Iterable[RawRow], columns: Columns | None
 def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
     """The text for a message if no named column is in the first rows, else None."""
     found = list(dict.fromkeys(name for row in _first_rows(rows) for name in row))
-    named = [columns.prompt, columns.chosen, columns.rejected]
+    named = columns.named
     if not found or set(named) & set(found):
         return None
     near = [match for name in named for match in difflib.get_close_matches(name, found, 1)]
@@ -239,11 +233,14 @@ def _unique(items: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _read(
-    text: bytes, problem: str, columns: Columns | None, ranking: Ranking
-) -> list[Pair] | Refusal:
+def _read(text: bytes, problem: str, reading: Reading) -> list[Pair] | Refusal:
     row = parse_row(text, problem)
-    return row if isinstance(row, Refusal) else read_pairs(row, columns, ranking)
+    return row if isinstance(row, Refusal) else read_pairs(row, reading)
+
+
+def _comparable(answer: Message | None) -> Message | str | None:
+    """An answer as its text if there is nothing else in it."""
+    return answer if answer is None or _fields(answer) else answer["content"]
 
 
 def _fields(message: Message) -> list[Any]:

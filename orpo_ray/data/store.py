@@ -31,7 +31,7 @@ from orpo_ray.data.shards import WRITING, Shard
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
-DATA_VERSION = 4
+DATA_VERSION = 5
 """A change of code that gives other tokens or files for the same rows must raise this number."""
 
 MANIFEST = "artifact.json"
@@ -62,6 +62,9 @@ class Summary:
     held_out: bool
     overlong_prompts: int | None = None
     """Those of `overlong` that exceed only max_prompt_length; None if an older version wrote it."""
+    good_answers: int = 0
+    bad_answers: int = 0
+    """Pairs with one side: rows with a single answer and its label."""
     near: int = 0
     """Training pairs that are nearly equal to an evaluation pair."""
     small_margin: int = 0

@@ -40,7 +40,7 @@ def summarise(
     is_row = rows["nth"].to_numpy() == 0
     counts = _count_by_source(codes, sources, is_row, selection)
     bad = Counter(code for code in codes if code and code not in DROPPED)
-    kept = rows.select(["multi_turn", "truncated", "ignored"]).take(pa.array(selection.kept))
+    kept = rows.take(pa.array(selection.kept))
     ignored = Counter(pc.list_flatten(kept["ignored"]).to_pylist())
     return Summary(
         hash=digest,
@@ -64,11 +64,17 @@ def summarise(
         truncated=pc.sum(kept["truncated"]).as_py() or 0,
         duplicates=len(selection.duplicates),
         near=len(selection.near),
+        good_answers=_count_empty(kept["rejected"]),
+        bad_answers=_count_empty(kept["chosen"]),
         overlap=selection.overlap,
         multi_turn=pc.sum(kept["multi_turn"]).as_py() or 0,
         held_out=held_out,
         ignored=dict(ignored.most_common()),
     )
+
+
+def _count_empty(lengths: pa.ChunkedArray) -> int:
+    return int(np.count_nonzero(lengths.to_numpy() == 0))
 
 
 def _count_by_source(
@@ -96,6 +102,11 @@ def describe(summary: Summary) -> list[str]:
         f"from {_count(summary.read, 'row')}"
         + (" (training pairs counted by weight)" if weighted else "")
     ]
+    if summary.good_answers or summary.bad_answers:
+        lines.append(
+            f"{summary.good_answers + summary.bad_answers} of them have one answer: "
+            f"{summary.good_answers} good, {summary.bad_answers} bad"
+        )
     lines += [
         f"{_count(count, 'bad row')} in quarantine.jsonl: {REASONS[code]}"
         for code, count in summary.bad.items()

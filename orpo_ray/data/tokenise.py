@@ -50,18 +50,18 @@ class Limits:
     overlong: Literal["drop", "truncate-prompt-left", "error"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rendered:
-    """Texts of one pair, and the end token of each answer.
+class _Answer(NamedTuple):
+    """The text of an answer without its end token, and that token."""
 
-    The prompt ends where generation starts. The texts of the answers do not have their end token.
-    """
+    text: str
+    end: int
+
+
+class _Rendered(NamedTuple):
+    """Texts of one pair. The prompt ends where generation starts."""
 
     prompt: str
-    chosen: str
-    chosen_end: int
-    rejected: str
-    rejected_end: int
+    answers: dict[str, _Answer]
 
 
 class _Cut(NamedTuple):
@@ -125,11 +125,11 @@ class PairTokeniser:
 
     def ignored_fields(self, pair: Pair) -> list[str]:
         """The fields of a pair that make no difference to what the template writes."""
-        messages = (*pair.prompt, pair.chosen, pair.rejected)
+        messages = (*pair.prompt, *pair.answers.values())
         fields = {name for message in messages for name in message if name in FIELDS}
         names = sorted(fields | pair.context.keys())
         if self._puts_thoughts_back:
-            of_answers = pair.chosen.keys() | pair.rejected.keys()
+            of_answers = {name for answer in pair.answers.values() for name in answer}
             names = [name for name in names if not (name in THOUGHTS and name in of_answers)]
         if not names:
             return []  # most pairs: nothing is rendered again
@@ -139,7 +139,7 @@ class PairTokeniser:
     def _written(self, pair: Pair) -> list[str | Refusal]:
         return [
             self._render([*pair.prompt, answer], pair.context, generation=False)
-            for answer in (pair.chosen, pair.rejected)
+            for answer in pair.answers.values()
         ]
 
     def _render(self, messages: list[Message], context: Context, generation: bool) -> str | Refusal:
@@ -176,24 +176,18 @@ class PairTokeniser:
         prompt = self._prompt(pair.prompt, pair.context)
         if isinstance(prompt, Refusal):
             return prompt
-        chosen = self._render_answer(pair, prompt, pair.chosen, "chosen")
-        if isinstance(chosen, Refusal):
-            return chosen
-        rejected = self._render_answer(pair, prompt, pair.rejected, "rejected")
-        if isinstance(rejected, Refusal):
-            return rejected
-        return _Rendered(
-            prompt=prompt,
-            chosen=chosen[0],
-            chosen_end=chosen[1],
-            rejected=rejected[0],
-            rejected_end=rejected[1],
-        )
+        answers = {}
+        for side, answer in pair.answers.items():
+            found = self._render_answer(pair, prompt, answer, side)
+            if isinstance(found, Refusal):
+                return found
+            answers[side] = found
+        return _Rendered(prompt, answers)
 
     def _render_answer(
         self, pair: Pair, prompt: str, answer: Message, side: str
-    ) -> tuple[str, int] | Refusal:
-        """The text that generation should write after the prompt, and the end token after it."""
+    ) -> _Answer | Refusal:
+        """What generation should write after the prompt."""
         messages, start = pair.prompt, prompt
         content = self._endings.without_end(answer["content"])
         if any(self._marks_in(message) for message in messages):
@@ -223,10 +217,10 @@ class PairTokeniser:
             if self._endings.texts.keys() & set(marks):
                 return Refusal("end-token-inside", side)
             return Refusal("template-inside", f"{side} has {marks[0]}")
-        return found
+        return _Answer(*found)
 
-    def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], list[int], list[int]]]:
-        """Prompt, chosen and rejected ids without end tokens, in a few tokenizer calls.
+    def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], dict[str, list[int]]]]:
+        """Ids of prompts and answers without end tokens, in a few tokenizer calls.
 
         An answer is tokenised together with its prompt, so that it gets the tokens that it has in
         context. Text before the last safe cut (`_find_cut`) cannot change these, so it is left out.
@@ -237,22 +231,23 @@ class PairTokeniser:
         cuts = [self._find_cut(text.prompt, ids) for text, ids in zip(texts, prompts, strict=True)]
         tails = [text.prompt[cut.character :] for text, cut in zip(texts, cuts, strict=True)]
         tail_ids = [ids[cut.token :] for ids, cut in zip(prompts, cuts, strict=True)]
-        # First all chosen answers, then all rejected ones: lists of twice the length.
-        answers = [text.chosen for text in texts] + [text.rejected for text in texts]
+        places = [(index, side) for index, text in enumerate(texts) for side in text.answers]
+        answers = [texts[index].answers[side].text for index, side in places]
         wholes = self._encode(
-            [tail + answer for tail, answer in zip(tails * 2, answers, strict=True)]
+            [tails[index] + answer for (index, _), answer in zip(places, answers, strict=True)]
         )
-        results: list[list[int]] = []
+        found: list[dict[str, list[int]]] = [{} for _ in texts]
         apart: list[int] = []
-        for index, (tail, whole) in enumerate(zip(tail_ids * 2, wholes, strict=True)):
-            results.append(whole[len(tail) :])
+        for number, ((index, side), whole) in enumerate(zip(places, wholes, strict=True)):
+            tail = tail_ids[index]
+            found[index][side] = whole[len(tail) :]
             if whole[: len(tail)] != tail:
-                apart.append(index)
-        for index, ids in zip(
-            apart, self._encode_apart([answers[index] for index in apart]), strict=True
-        ):
-            results[index] = ids
-        return list(zip(prompts, results[: len(texts)], results[len(texts) :], strict=True))
+                apart.append(number)
+        alone = self._encode_apart([answers[number] for number in apart])
+        for number, ids in zip(apart, alone, strict=True):
+            index, side = places[number]
+            found[index][side] = ids
+        return list(zip(prompts, found, strict=True))
 
     def _find_cut(self, text: str, ids: list[int]) -> _Cut:
         """The last place at which a prompt can be cut without changing the tokens after it."""
@@ -330,19 +325,15 @@ class PairTokeniser:
         pair_id: str,
         texts: _Rendered,
         prompt: list[int],
-        chosen: list[int],
-        rejected: list[int],
+        answers: dict[str, list[int]],
     ) -> TokenPair | Refusal:
-        for name, ids in (("chosen", chosen), ("rejected", rejected)):
+        for side, ids in answers.items():
             if not self._endings.ids.isdisjoint(ids):
-                return Refusal("end-token-inside", name)
-        if chosen == rejected:
+                return Refusal("end-token-inside", side)
+        if answers.get("chosen") == answers.get("rejected"):
             return Refusal("identical", "the chat template makes them so")
-        parts = (
-            self._with_bos(prompt),
-            [*chosen, texts.chosen_end],
-            [*rejected, texts.rejected_end],
-        )
+        ended = {side: [*ids, texts.answers[side].end] for side, ids in answers.items()}
+        parts = (self._with_bos(prompt), ended.get("chosen", []), ended.get("rejected", []))
         return TokenPair(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
@@ -413,7 +404,7 @@ def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
 
 def _without_field(pair: Pair, name: str) -> Pair:
     def without(values: Any) -> Any:
-        return {key: value for key, value in values.items() if key != name}
+        return values and {key: value for key, value in values.items() if key != name}
 
     return Pair(
         prompt=[without(message) for message in pair.prompt],

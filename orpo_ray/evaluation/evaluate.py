@@ -63,8 +63,9 @@ def evaluation_of(
     """The result of `evaluate`. `judged` has the base, then the trained model, if any."""
     base, tuned = judged[0], judged[-1]
     found = compared(base.scores, tuned.scores) if trained is not None else {}
-    pairs = len(base.scores)
-    few = [too_few(pairs)] if trained is None and are_few(pairs) else []
+    pairs = len(base.scores.comparable)
+    of_pairs = base.scores.single_answers is None
+    few = [too_few(pairs)] if trained is None and of_pairs and are_few(pairs) else []
     lines = [*remarks(found, pairs), *few, *_on_answers(judged, limit)]
     who = ("base",) if trained is None else ("base", "trained")
     return Evaluation(

@@ -20,10 +20,5 @@ def by_source(scores: PairScores, table: PairTable) -> dict[str, dict[str, float
 
 
 def _describe(scores: PairScores, rows: np.ndarray) -> dict[str, float]:
-    part = PairScores(
-        scores.chosen[rows],
-        scores.rejected[rows],
-        scores.chosen_tokens[rows],
-        scores.rejected_tokens[rows],
-    )
-    return {"pairs": int(rows.sum()), **summarise(part)}
+    part = scores.rows(rows).comparable
+    return {"pairs": len(part), **summarise(part)}

@@ -7,7 +7,7 @@ import importlib
 
 from orpo_ray.config.objectives import ObjectiveConfig
 from orpo_ray.objectives.base import LossParts, NllTokens, Objective, PairLogps, loss_parts
-from orpo_ray.objectives.orpo import log_odds_ratio
+from orpo_ray.objectives.orpo import log_odds, log_odds_ratio
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
@@ -22,6 +22,7 @@ __all__ = [
     "Objective",
     "PairLogps",
     "build_objective",
+    "log_odds",
     "log_odds_ratio",
     "loss_parts",
 ]

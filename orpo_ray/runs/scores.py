@@ -6,8 +6,9 @@ how much the means would differ on other pairs of the same kind.
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from orpo_ray.errors import ConfigError
+from orpo_ray.runs.single_answers import SingleAnswers
 
 INTERVAL_METRICS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "nll")
 """The means that have an interval. They are over pairs; `nll` is over tokens of chosen answers."""
@@ -31,7 +33,10 @@ _TAILS = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class PairScores:
-    """Summed log-probs of both answers and their token counts, each [n]."""
+    """Summed log-probs of both answers and their token counts, each [n].
+
+    An answer of no tokens is not there: its row has a single answer.
+    """
 
     chosen: NDArray[np.float64]
     rejected: NDArray[np.float64]
@@ -40,6 +45,30 @@ class PairScores:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def rows(self, wanted: NDArray[Any]) -> "PairScores":
+        """The rows with these numbers, or those that a mask has."""
+        columns = {field.name: getattr(self, field.name)[wanted] for field in fields(self)}
+        return PairScores(**columns)
+
+    @property
+    def comparable(self) -> "PairScores":
+        """The pairs; the single answers if there is no pair."""
+        is_pair = (self.chosen_tokens > 0) & (self.rejected_tokens > 0)
+        return self.rows(is_pair) if is_pair.any() else self
+
+    @property
+    def single_answers(self) -> SingleAnswers | None:
+        """The rows as single answers, or None if there is a pair among them."""
+        good, bad = self.chosen_tokens > 0, self.rejected_tokens > 0
+        if (good & bad).any():
+            return None
+        return SingleAnswers(
+            self.chosen[good],
+            self.chosen_tokens[good],
+            self.rejected[bad],
+            self.rejected_tokens[bad],
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +104,7 @@ class Change:
 def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
     """How each of INTERVAL_METRICS changed. Both have the same pairs in the same order."""
     assert len(before) == len(after), "a change is between two evaluations of the same pairs"
+    before, after = before.comparable, after.comparable
     was, drawn_before = _bootstrapped(before)
     now, drawn_after = _bootstrapped(after)
     parts = (
@@ -86,6 +116,8 @@ def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
         name: Change(before=one, after=other, difference=difference)
         for name, one, other, difference in zip(INTERVAL_METRICS, *parts, strict=True)
     }
+    if before.single_answers is not None:
+        return found
     accuracy, count = found["accuracy"], len(before)
     chance = _chance(_columns(before)[:, 0], _columns(after)[:, 0])
     found["accuracy"] = replace(
@@ -100,12 +132,15 @@ def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
 
 def intervals(scores: PairScores) -> dict[str, Mean]:
     """Each of INTERVAL_METRICS at one evaluation, with its interval."""
+    scores = scores.comparable
     found = dict(zip(INTERVAL_METRICS, _with_intervals(*_bootstrapped(scores)), strict=True))
     return {**found, "accuracy": _never_certain(found["accuracy"], len(scores))}
 
 
 def _bootstrapped(scores: PairScores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The means [metrics] over all pairs, and those of each draw [draws, metrics]."""
+    if (single := scores.single_answers) is not None:
+        return single.means(), np.stack(list(single.drawn(_DRAWS, _SEED)))
     columns, count = _columns(scores), len(scores)
     drawn = np.stack([_means(columns, weights) for weights in _resamples(count)])
     return _means(columns, np.ones(count, dtype=np.int64)), drawn

@@ -49,7 +49,8 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
             f"The chosen answers became less likely ({chosen.difference.value:+.3f} nats a token): "
             "read some answers, and check that they still end."
         )
-    if are_few(pairs) and found["accuracy"].is_noise:
+    is_of_pairs = found["accuracy"].chance is not None
+    if is_of_pairs and are_few(pairs) and found["accuracy"].is_noise:
         lines.append(too_few(pairs))
     return lines
 

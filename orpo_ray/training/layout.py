@@ -97,6 +97,7 @@ def _padded(
     answers = [(CHOSEN, i, pair.chosen) for i, pair in enumerate(pairs)]
     if with_rejected:
         answers += [(REJECTED, i, pair.rejected) for i, pair in enumerate(pairs)]
+    answers = [one for one in answers if len(one[2])]
     rows = [np.concatenate([pairs[i].prompt, answer]) for _, i, answer in answers]
     width = max(len(row) for row in rows)
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
@@ -127,8 +128,9 @@ def _in_one_row(
         answers = [(CHOSEN, pair.chosen)]
         if with_rejected:
             answers.append((REJECTED, pair.rejected))
+        answers = [one for one in answers if len(one[1])]
         for part, answer in answers:
-            shared = prompt_length if share and part == REJECTED else 0
+            shared = prompt_length if share and part == REJECTED and len(answers) > 1 else 0
             prompt_start = prompt_start if shared else end
             tokens += [pair.prompt[shared:], answer]
             length = prompt_length - shared + len(answer)

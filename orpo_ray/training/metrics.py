@@ -3,6 +3,7 @@
 No metric of a pair depends on lambda, beta or another setting of a loss.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import StoppedError
-from orpo_ray.objectives import LossParts, Objective, PairLogps, log_odds_ratio
-from orpo_ray.runs.scores import PairScores
+from orpo_ray.objectives import LossParts, Objective, PairLogps, log_odds, log_odds_ratio
+from orpo_ray.runs.scores import INTERVAL_METRICS, PairScores
+from orpo_ray.runs.single_answers import SingleAnswers
 from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.pair_model import PairModel
@@ -157,14 +159,33 @@ def score_pack(
 
 
 def summarise(scores: PairScores) -> dict[str, float]:
-    """The means that an evaluation reports; `nll` is per token of the chosen answers."""
+    """The means that an evaluation reports; `nll` is per token of the chosen answers.
+
+    Of single answers, those that need an answer of a kind that is not there are left out.
+    """
+    scores = scores.comparable
+    if (single := scores.single_answers) is not None:
+        return _of_single_answers(single)
     means = (pair_metrics(_as_logps(scores)) / len(scores)).tolist()
     nll = float(-scores.chosen.sum() / scores.chosen_tokens.sum())
     return dict(zip(PAIR_METRICS, means, strict=True)) | {"nll": nll}
 
 
+def _of_single_answers(single: SingleAnswers) -> dict[str, float]:
+    of_good, of_bad = (
+        float(log_odds(torch.from_numpy(means)).mean())
+        for means in (single.good_means, single.bad_means)
+    )
+    found = dict(zip(INTERVAL_METRICS, single.means().tolist(), strict=True))
+    found["log_odds_ratio"] = of_good - of_bad
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
 def summarise_sums(scores: PairScores, reference: PairScores | None) -> dict[str, float]:
-    """The means of SUM_METRICS at an evaluation."""
+    """The means of SUM_METRICS at an evaluation; of single answers there are none."""
+    scores, reference = scores.comparable, reference and reference.comparable
+    if scores.single_answers is not None:
+        return {}
     pairs = _as_logps(scores)
     if reference is not None:
         start = _as_logps(reference)

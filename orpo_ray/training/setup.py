@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.config import RunConfig
+from orpo_ray.data.refusals import refuse_one_kind
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.hardware import Hardware, choose_numerics
@@ -49,6 +50,7 @@ def settle(
         raise DataError(
             "data.eval: no pairs are left; add rows, or remove data.eval to hold out training rows"
         )
+    refuse_one_kind(artifact)
     refuse_missing_trackers(config)
     stored = run.facts()
     fetch_inputs(config)

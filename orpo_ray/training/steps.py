@@ -69,7 +69,7 @@ class StepDataset(Dataset[StepInput]):
 
     def __getitem__(self, index: int) -> StepInput:
         step = self._work.steps[self._first + index]
-        packs = [self._pack(pack.pairs, pack.weight) for pack in step.packs[self._rank]]
+        packs = [self._pack(pack.pairs, pack.weight, step.pairs) for pack in step.packs[self._rank]]
         return StepInput(
             packs,
             step.pairs,
@@ -77,7 +77,8 @@ class StepDataset(Dataset[StepInput]):
             scored_tokens(self._lengths[step.pairs], self._objective),
         )
 
-    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[Any]:
+    def _pack(self, pairs: np.ndarray, weight: float, of_step: np.ndarray) -> PackInput[Any]:
+        """One pack; `of_step` are the pairs of the whole step."""
         work = self._work
         batch = lay_out([work.train[i] for i in pairs], work.layout, work.pad_id, self._objective)
         reference = None

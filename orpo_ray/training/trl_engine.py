@@ -3,7 +3,7 @@
 TRL's trainer changes the model that it gets: it adds a second adapter or changes number formats. So
 it is built with a small stand-in model, and then computes its loss on ours. Its computation is
 unchanged: padded rows, each prompt twice, full logits for ORPO and CPO, means over a micro-batch.
-The packs of a step are weighted by their number of pairs.
+The packs of a step are weighted by their number of answers.
 """
 
 import tempfile
@@ -49,7 +49,7 @@ TrlBatch = dict[str, Any]
 """What a collator of TRL makes from rows."""
 
 
-def to_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
+def to_rows(pairs: list[TokenPair], reference: np.ndarray | None, _before: TokenPair) -> Rows:
     """Rows for DPO's collator.
 
     `reference` [n, 2] are the summed reference log-probs of the chosen and rejected answers.
@@ -68,7 +68,9 @@ def to_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
     return rows
 
 
-def to_labelled_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
+def to_labelled_rows(
+    pairs: list[TokenPair], reference: np.ndarray | None, _before: TokenPair
+) -> Rows:
     """Rows for the collator of ORPO and CPO: two whole sides, with labels for the answers only."""
     rows: Rows = []
     for pair in pairs:
@@ -88,10 +90,13 @@ def to_labelled_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Ro
     return rows
 
 
-def to_unpaired_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Rows:
+def to_unpaired_rows(
+    pairs: list[TokenPair], reference: np.ndarray | None, before: TokenPair
+) -> Rows:
     """Rows for KTO's collator: all chosen answers, then all rejected ones.
 
-    Each row also has the answer of the row before it, which KTO uses for its baseline.
+    Each row also has the answer of the row before it, which KTO uses for its baseline. A single
+    answer is one row. If it is alone, it has an answer of `before`, another pair of the step.
     """
     rows: Rows = [
         {
@@ -101,13 +106,18 @@ def to_unpaired_rows(pairs: list[TokenPair], reference: np.ndarray | None) -> Ro
         }
         for side in ("chosen", "rejected")
         for pair in pairs
+        if len(getattr(pair, side))
     ]
     for i, row in enumerate(rows):
         row["KL_completion_ids"] = rows[i - 1]["completion_ids"]
+    if len(rows) == 1:
+        other = before.chosen if len(before.chosen) else before.rejected
+        rows[0]["KL_completion_ids"] = other.tolist()
     return rows
 
 
-MakeRows = Callable[[list[TokenPair], np.ndarray | None], Rows]
+MakeRows = Callable[[list[TokenPair], np.ndarray | None, TokenPair], Rows]
+"""Takes the pairs of a pack, their reference log-probs, and the pair of the step before them."""
 _ROWS: dict[str, MakeRows] = {
     "ORPO": to_labelled_rows,
     "CPO": to_labelled_rows,
@@ -163,12 +173,20 @@ class TrlStepDataset(StepDataset):
         super().__init__(**share)
         self._collate, self._rows = collate, rows
 
-    def _pack(self, pairs: np.ndarray, weight: float) -> PackInput[TrlBatch]:
-        reference = self._work.reference
+    def _pack(self, pairs: np.ndarray, weight: float, of_step: np.ndarray) -> PackInput[TrlBatch]:
+        """One pack, weighted by its share of the answers of the step."""
+        reference, table = self._work.reference, self._work.train
         rows = self._rows(
-            [self._work.train[i] for i in pairs], None if reference is None else reference[pairs]
+            [table[i] for i in pairs],
+            None if reference is None else reference[pairs],
+            table[of_step[np.flatnonzero(of_step == pairs[0])[0] - 1]],
         )
-        return PackInput(self._collate(rows), weight * len(pairs), None)
+        share = self._answers(pairs) / self._answers(of_step)
+        return PackInput(self._collate(rows), weight * share, None)
+
+    def _answers(self, pairs: np.ndarray) -> int:
+        """How many answers these pairs have."""
+        return int(np.count_nonzero(self._lengths[pairs, 1:]))
 
 
 class _LossAlone(StepMetrics):
@@ -224,13 +242,12 @@ class TrlTrainer(PreferenceTrainer):
     ) -> Tensor:
         """Forward and backward of one micro-batch.
 
-        TRL gives the mean loss of the micro-batch. The weight of this mean is the micro-batch's
-        share of the step's pairs.
+        TRL gives the mean loss of the micro-batch.
         """
         batch: TrlBatch = {
             name: _moved(value, self.args.device) for name, value in pack.batch.items()
         }
-        share = model(batch) * (pack.weight / step.pair_count)
+        share = model(batch) * pack.weight
         assert isinstance(metrics, _LossAlone)
         metrics.add_loss(share)
         # TRL's trainer would log these metrics and then clear them.

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from support import BASE, Trained, make_artifact, run_config, train_locally
+from support import (
+    BASE,
+    Trained,
+    demo_pairs,
+    make_artifact,
+    run_config,
+    train_locally,
+    write_pairs,
+)
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from orpo_ray.config import RunConfig
@@ -152,11 +161,56 @@ def test_the_unpaired_view_by_hand() -> None:
         TokenPair(str(i), *(np.array(ids, dtype=np.int32) for ids in sides))
         for i, sides in enumerate([([1, 2], [3], [4, 5]), ([6], [7, 8], [9])])
     ]
-    rows = to_unpaired_rows(pairs, None)
+    rows = to_unpaired_rows(pairs, None, pairs[0])
     assert [row["prompt_ids"] for row in rows] == [[1, 2], [6], [1, 2], [6]]
     assert [row["completion_ids"] for row in rows] == [[3], [7, 8], [4, 5], [9]]
     assert [row["label"] for row in rows] == [True, True, False, False]
     assert [row["KL_completion_ids"] for row in rows] == [[9], [3], [7, 8], [4, 5]]
+
+
+def test_single_answers_by_hand() -> None:
+    """One that is alone in its micro-batch is compared with another answer of the step."""
+    good, bad, pair = (
+        TokenPair(name, *(np.array(ids, dtype=np.int32) for ids in sides))
+        for name, *sides in (
+            ("good", [1], [2, 3], []),
+            ("bad", [4], [], [5]),
+            ("pair", [6], [7], [8]),
+        )
+    )
+    rows = to_unpaired_rows([good, bad, pair], None, bad)
+    assert [row["completion_ids"] for row in rows] == [[2, 3], [7], [5], [8]]
+    assert [row["label"] for row in rows] == [True, True, False, False]
+    assert [row["KL_completion_ids"] for row in rows] == [[8], [2, 3], [7], [5]]
+    [alone] = to_unpaired_rows([good], None, bad)
+    assert (alone["completion_ids"], alone["KL_completion_ids"]) == ([2, 3], [5])
+
+
+@pytest.mark.parametrize("budget", [ONE_PACK, 1])
+def test_kto_trains_on_single_answers(budget: int, tmp_path: Path) -> None:
+    """The first loss is known: every answer has the loss 1 - sigmoid(0), times its weight.
+
+    A step of six has two pairs, three good answers and one bad one, in one pack or in six.
+    """
+    pairs = demo_pairs("train", 6)
+    none = np.zeros(0, dtype=np.int32)
+    train = [
+        *pairs[:2],
+        *(replace(pair, rejected=none) for pair in pairs[2:5]),
+        replace(pairs[5], chosen=none),
+    ]
+    held_out = [
+        replace(pair, **{side: none})
+        for pair in demo_pairs("h1", 6)
+        for side in ("chosen", "rejected")
+    ]
+    artifact = write_pairs(tmp_path, train, held_out)
+    trained = train_locally(config(tmp_path, "trl", KTO, budget), artifact)
+    assert trained.losses[0] == pytest.approx(0.5 * (5 + 3 * 0.8) / 8, abs=1e-6)
+    assert trained.losses[-1] < trained.losses[0]
+    first, *_, last = (line for line in trained.metrics if "eval/margin" in line)
+    assert last["eval/margin"] > first["eval/margin"]
+    assert 0 <= last["eval/accuracy"] <= 1
 
 
 @pytest.fixture(scope="module")

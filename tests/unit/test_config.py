@@ -499,11 +499,12 @@ def test_a_wrong_value_says_what_it_must_be(path, override, says):
         ("training.trackers=[tb]", "training.trackers.0: must be 'wandb' or 'mlflow', not 'tb'"),
         (
             "data.columns={prompt: a, chosen: b}",
-            "data.columns.rejected: missing; data.columns needs it",
+            "data.columns: name both chosen and rejected",
         ),
         (
             "data.columns=[a]",
-            "data.columns: must be a section with chosen, prompt, rejected, system, not ['a']",
+            "data.columns: must be a section with chosen, completion, label, prompt, rejected, "
+            "system, not ['a']",
         ),
         (
             "data.train=[3]",

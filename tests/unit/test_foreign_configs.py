@@ -199,7 +199,7 @@ DECIDING = {
                 "objective.beta": 0.5,
                 "objective.desirable_weight": 0.2,
                 "training.engine": "trl",
-                "training.pairs_per_step": 1,
+                "training.pairs_per_step": 2,
             },
         ),
         (
@@ -247,7 +247,7 @@ DECIDING = {
         ),
         (
             "llamafactory_qwen3_lora_kto.yaml",
-            {"objective.kind": "kto", "training.pairs_per_step": 4},
+            {"objective.kind": "kto", "training.pairs_per_step": 8},
         ),
     ],
 )

@@ -144,6 +144,84 @@ def test_each_shape_gives_the_same_pair(name: str) -> None:
     assert read_pair(ROWS_OF_ONE_PAIR[name]) == PLAIN
 
 
+SINGLE_ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
+    "TRL": ({"prompt": "Q", "completion": "x", "label": True}, "chosen"),
+    "TRL, chat": (
+        {"prompt": [user("Q")], "completion": [assistant("x")], "label": False},
+        "rejected",
+    ),
+    "LLaMA-Factory": (
+        {"instruction": "Q", "input": "", "output": "x", "kto_tag": True},
+        "chosen",
+    ),
+    "LLaMA-Factory, ShareGPT": (
+        {
+            "conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "x"}],
+            "kto_tag": False,
+        },
+        "rejected",
+    ),
+    "ms-swift": ({"messages": [user("Q"), assistant("x")], "label": 1}, "chosen"),
+    "messages and a completion": (
+        {"messages": [user("Q")], "completion": "x", "label": "0"},
+        "rejected",
+    ),
+    "thumbs": ({"question": "Q", "response": "x", "thumbs_up": False}, "rejected"),
+    "a word": ({"question": "Q", "answer": "x", "feedback": "Good"}, "chosen"),
+    "from CSV": ({"prompt": "Q", "completion": "x", "label": "True"}, "chosen"),
+    "minus one": ({"prompt": "Q", "completion": "x", "label": -1}, "rejected"),
+}
+"""Rows with one answer, and the side on which it stands."""
+
+
+@pytest.mark.parametrize("name", SINGLE_ANSWERS)
+def test_a_single_answer_is_a_pair_with_one_side(name: str) -> None:
+    row, side = SINGLE_ANSWERS[name]
+    sides = {"chosen": None, "rejected": None, side: assistant("x")}
+    assert read_pair(row, single_answers=True) == Pair([user("Q")], **sides)
+    refused = read_pair(row)
+    assert isinstance(refused, Refusal) and refused.code == "unpaired"
+
+
+def test_two_answers_are_a_pair_whatever_label_is_beside_them() -> None:
+    row = {"prompt": "Q", "chosen": "good", "rejected": "bad", "completion": "x", "label": True}
+    assert read_pair(row, single_answers=True) == PLAIN
+
+
+def test_a_label_that_is_neither_good_nor_bad_is_refused() -> None:
+    refused = read_pair({"prompt": "Q", "completion": "x", "label": "B"}, single_answers=True)
+    assert refused == Refusal("wrong-label", "label 'B'")
+
+
+def test_a_text_about_an_answer_is_no_label() -> None:
+    row = {"prompt": "Q", "completion": "x", "feedback": "It could be shorter."}
+    refused = read_pair(row, single_answers=True)
+    assert isinstance(refused, Refusal) and refused.code == "unknown-shape"
+
+
+def test_an_instruction_of_a_single_answer_has_its_input_and_history() -> None:
+    row = {
+        "instruction": "Q",
+        "input": "in",
+        "history": [["a", "b"]],
+        "output": "x",
+        "label": True,
+    }
+    pair = read_pair(row, single_answers=True)
+    assert isinstance(pair, Pair)
+    assert pair.prompt == [user("a"), assistant("b"), user("Q\n\nin")]
+
+
+def test_named_columns_of_a_single_answer() -> None:
+    columns = Columns(prompt="q", completion="a", label="ok")
+    row = {"q": "Q", "a": "x", "ok": "yes", "system": "S"}
+    assert read_pair(row, columns, single_answers=True) == Pair(
+        [system("S"), user("Q")], assistant("x"), None
+    )
+    refused = read_pair({**row, "ok": "perhaps"}, columns, single_answers=True)
+    assert refused == Refusal("wrong-label", "ok 'perhaps'")
+
+
 def test_every_shape_of_the_table_is_tried_above() -> None:
     assert {shape.name for shape in SHAPES} == {
         "two outputs and a label",
@@ -156,6 +234,8 @@ def test_every_shape_of_the_table_is_tried_above() -> None:
         "messages and two answers",
         "messages and a rejected answer",
         "answers with scores",
+        "one answer and a label",
+        "a conversation and a label",
     }
 
 
@@ -172,7 +252,7 @@ def test_every_shape_of_the_table_is_reached_by_some_row(monkeypatch: pytest.Mon
         return replace(shape, read=read)
 
     monkeypatch.setattr(formats, "SHAPES", tuple(recording(shape) for shape in SHAPES))
-    for row in ROWS_OF_ONE_PAIR.values():
+    for row in (*ROWS_OF_ONE_PAIR.values(), *(row for row, _ in SINGLE_ANSWERS.values())):
         read_pair(row)
     assert reached == {shape.name for shape in SHAPES}
 

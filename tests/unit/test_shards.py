@@ -21,6 +21,7 @@ from support import HANG_S, wait_until
 from orpo_ray.config.data import DataConfig, Source
 from orpo_ray.config.storage import local_path
 from orpo_ray.data import maker, parallel, parts, pipeline, raw, readers
+from orpo_ray.data.formats import Reading
 from orpo_ray.data.maker import ShardMaker, parts_of, rows_of, take, tasks_of
 from orpo_ray.data.parts import cut_file
 from orpo_ray.data.pipeline import prepare
@@ -280,7 +281,7 @@ def test_a_worker_that_sees_neither_file_nor_folder(tmp_path: Path, chatml_token
     config = DataConfig.model_validate({"train": [{"source": str(file)}], "max_length": 200})
     sources = read_all(config)
     found = parts_of(sources)
-    processor = RowProcessor(chatml_tokenizer, ["a"], Limits(100, 200, "drop"), None)
+    processor = RowProcessor(chatml_tokenizer, ["a"], Limits(100, 200, "drop"), Reading())
     folder, gone = tmp_path / "folder", tmp_path / "no-sign"
     make = ShardMaker(processor, parts=found, folder=folder, sign=gone, kept_in=LOCAL)
     [task] = tasks_of(sources, found, done=())
@@ -305,7 +306,7 @@ def test_a_worker_of_another_server_stores_its_shard_in_the_bucket(
     sources = read_all(config)
     found = parts_of(sources)
     [task] = tasks_of(sources, found, done=())
-    processor = RowProcessor(chatml_tokenizer, ["a"], Limits(100, 200, "drop"), None)
+    processor = RowProcessor(chatml_tokenizer, ["a"], Limits(100, 200, "drop"), Reading())
     with serve() as server:
         for name, value in {**server.environment, "XDG_CACHE_HOME": str(tmp_path / "one")}.items():
             monkeypatch.setenv(name, value)
@@ -332,7 +333,7 @@ def test_a_shard_that_cannot_be_written_is_an_error_of_ours(
     )
     sources = read_all(config)
     found = parts_of(sources)
-    processor = RowProcessor(chatml_tokenizer, ["a"], Limits(100, 200, "drop"), None)
+    processor = RowProcessor(chatml_tokenizer, ["a"], Limits(100, 200, "drop"), Reading())
     make = ShardMaker(
         processor, parts=found, folder=tmp_path / "gone", sign=tmp_path, kept_in=LOCAL
     )

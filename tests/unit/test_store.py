@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from orpo_ray.data import shards, store
+from orpo_ray.data.formats import Reading
 from orpo_ray.data.rows import RAW, RowProcessor
 from orpo_ray.data.store import (
     SCHEMA,
@@ -148,7 +149,7 @@ def test_the_hash_covers_settings_rows_and_code_version(monkeypatch: pytest.Monk
     assert content_hash({"a": 2, "b": 1}, ["x"]) != same
 
 
-GOLDEN = {4: "62d265b24fd55add"}
+GOLDEN = {5: "62d265b24fd55add"}
 """Digest of the tokens of GOLDEN_ROWS, by DATA_VERSION."""
 
 TALK = [
@@ -217,7 +218,7 @@ def test_other_tokens_from_the_same_rows_need_another_data_version() -> None:
         schema=RAW,
     )
     processor = RowProcessor(
-        golden_tokenizer(), ["a"], Limits(120, 240, "truncate-prompt-left"), None
+        golden_tokenizer(), ["a"], Limits(120, 240, "truncate-prompt-left"), Reading()
     )
     made = processor(block).select(["code", *SCHEMA.names]).to_pylist()
     assert [row["code"] for row in made] == [""] * len(GOLDEN_ROWS)

@@ -207,8 +207,7 @@ def _put_batch(draft: Draft) -> None:
     if draft.is_set("batch_size") and not draft.is_set("gradient_accumulation_steps"):
         size = draft.number("batch_size")
         told = f"batch_size {size}: {trainer.OF_ONE_GPU}"
-        is_kto = draft.settings["objective.kind"] == "kto"
-        draft.put("training.pairs_per_step", max(1, size // 2 if is_kto else size), told)
+        draft.put("training.pairs_per_step", max(1, size), told)
         draft.take("micro_batch_size")
     else:
         trainer.put_batch(draft, "micro_batch_size", 1)

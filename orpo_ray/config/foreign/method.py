@@ -109,8 +109,6 @@ def put_kto(draft: Draft, beta: float, desirable: float, undesirable: float) -> 
     draft.put("objective.desirable_weight", desirable)
     draft.put("objective.undesirable_weight", undesirable)
     draft.put("training.engine", "trl", "KTO is computed by TRL's trainer")
-    pairs = "KTO takes each pair's two answers here; rows of single, labelled answers are no pairs"
-    draft.remark("data.train", pairs)
 
 
 def put_sft(draft: Draft, nll_on: str = "response") -> None:

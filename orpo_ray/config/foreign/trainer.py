@@ -123,11 +123,10 @@ def put_batch(draft: Draft, per_device: str, default: int) -> None:
         told += f": {OF_ONE_GPU}"
     else:
         told += f" x {gpus} GPUs"
-    if draft.settings.get("objective.kind") != "kto":
-        draft.put("training.pairs_per_step", max(1, rows), told)
-        return
-    counted = "KTO counts single answers there, pairs here: two answers are a pair"
-    draft.put("training.pairs_per_step", max(1, rows // 2), told, counted)
+    counted = ""
+    if draft.settings.get("objective.kind") == "kto":
+        counted = "a row of one labelled answer counts as a pair; of real pairs take half as many"
+    draft.put("training.pairs_per_step", max(1, rows), told, counted)
 
 
 def put_rate(draft: Draft, default: float) -> None:

@@ -47,6 +47,9 @@ class ObjectiveConfig(Section):
     compares_below_adapter: ClassVar[bool] = False
     """Whether its reference is the model below the adapter that is trained."""
 
+    reads_single_answers: ClassVar[bool] = False
+    """Whether it trains on rows with one answer that is labelled good or bad, too."""
+
     @property
     def has_likelihood(self) -> bool:
         """Whether the loss has a likelihood term.

@@ -24,6 +24,7 @@ class KtoConfig(ObjectiveConfig):
     }
     only_in_trl = True
     compares_below_adapter = True
+    reads_single_answers = True
 
     def in_trl(self) -> InTrl | str:
         """TRL uses the same names."""

@@ -1,0 +1,212 @@
+"""Rows with one answer and a label: from the file to the figures of held-out ones."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import run_config
+
+from orpo_ray.config.data import DataConfig
+from orpo_ray.data.pairs import TokenPair
+from orpo_ray.data.pipeline import prepare
+from orpo_ray.data.store import Artifact
+from orpo_ray.errors import DataError
+from orpo_ray.models.hardware import CPU
+from orpo_ray.runs.run import Run
+from orpo_ray.runs.scores import INTERVAL_METRICS, PairScores, changes, intervals
+from orpo_ray.runs.single_answers import share_of_better
+from orpo_ray.runs.summary import remarks
+from orpo_ray.training.layout import collate
+from orpo_ray.training.logprobs import pair_logps
+from orpo_ray.training.metrics import summarise
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
+from orpo_ray.training.setup import settle
+
+PAIRS = [{"prompt": f"Q{n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(20)]
+SINGLES = [
+    {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+    for row in PAIRS
+    for side in ("chosen", "rejected")
+]
+
+
+def prepared(folder: Path, tokenizer: Any, rows: Any, single_answers: bool = True) -> Artifact:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig.model_validate({"train": str(file), "eval_fraction": 0.2})
+    said: list[str] = []
+    return prepare(
+        data, tokenizer, "print", folder / "runs", 1, said.append, single_answers=single_answers
+    )
+
+
+def everything(artifact: Artifact) -> list[TokenPair]:
+    return [*artifact.train, *artifact.eval]
+
+
+def test_the_tokens_are_those_of_the_same_answer_in_a_pair(
+    chatml_tokenizer: Any, tmp_path: Path
+) -> None:
+    pairs = everything(prepared(tmp_path, chatml_tokenizer, PAIRS))
+    singles = everything(prepared(tmp_path, chatml_tokenizer, SINGLES))
+    expected = set()
+    for pair, side in product(pairs, ("chosen", "rejected")):
+        expected.add((tuple(pair.prompt), side, tuple(getattr(pair, side))))
+    found = set()
+    for single in singles:
+        assert (len(single.chosen) == 0) != (len(single.rejected) == 0)
+        side = "chosen" if len(single.chosen) else "rejected"
+        found.add((tuple(single.prompt), side, tuple(getattr(single, side))))
+    assert found == expected and len(singles) == len(SINGLES)
+
+
+def test_they_are_counted_and_have_their_own_artifact(
+    chatml_tokenizer: Any, tmp_path: Path
+) -> None:
+    artifact = prepared(tmp_path, chatml_tokenizer, [*PAIRS[:5], *SINGLES[10:]])
+    summary = artifact.summary
+    assert (summary.read, summary.good_answers, summary.bad_answers) == (35, 15, 15)
+    as_pairs = prepared(tmp_path, chatml_tokenizer, PAIRS, single_answers=False)
+    also_pairs = prepared(tmp_path, chatml_tokenizer, PAIRS, single_answers=True)
+    assert as_pairs.path != also_pairs.path
+    assert as_pairs.summary.good_answers == as_pairs.summary.bad_answers == 0
+
+
+def test_a_real_file_for_kto_is_read(
+    shared_data: Path, chatml_tokenizer: Any, tmp_path: Path
+) -> None:
+    source = shared_data / "formats" / "llamafactory_kto_en_demo.json"
+    data = DataConfig.model_validate({"train": str(source), "max_length": 32768})
+    said: list[str] = []
+    artifact = prepare(
+        data, chatml_tokenizer, "print", tmp_path, 1, said.append, single_answers=True
+    )
+    labels = [row["label"] for row in json.loads(source.read_text())]
+    assert artifact.summary.bad == {} and artifact.summary.duplicates == 0
+    assert (artifact.summary.good_answers, artifact.summary.bad_answers) == (
+        labels.count(True),
+        labels.count(False),
+    )
+    assert "300 of them have one answer: 150 good, 150 bad" in said
+
+
+@pytest.mark.parametrize("missing", ["good", "bad"])
+def test_answers_of_one_kind_are_refused(
+    missing: str, chatml_tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [row for row in SINGLES if row["label"] is (missing == "bad")]
+    artifact = prepared(tmp_path, chatml_tokenizer, rows)
+    config = run_config(
+        tmp_path, "one", objective={"kind": "kto"}, training={"engine": "trl", "max_steps": 1}
+    )
+    run = Run(config)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(DataError, match=f"data.train: .* needs {missing} ones, too"):
+        settle(run, artifact, lambda line: None, CPU)
+
+
+# --- in a batch -----------------------------------------------------------------------------------
+
+
+def token_pair(*sides: list[int]) -> TokenPair:
+    return TokenPair("a:1", *(np.array(ids, dtype=np.int32) for ids in sides))
+
+
+@pytest.mark.parametrize("layout", [PADDED, PACKED, SHARED_PREFIX])
+def test_a_missing_answer_takes_no_place_and_scores_nothing(layout: Any) -> None:
+    pairs = [
+        token_pair([1, 2], [3, 4], []),
+        token_pair([5], [], [6]),
+        token_pair([7], [8], [9, 10]),
+    ]
+    batch = collate(pairs, layout, 0, score_prompt=False)
+    scored = list(
+        zip(batch.pair.tolist(), batch.part.tolist(), batch.targets.tolist(), strict=True)
+    )
+    assert sorted(scored) == [(0, 1, 3), (0, 1, 4), (1, 2, 6), (2, 1, 8), (2, 2, 9), (2, 2, 10)]
+    flat = batch.input_ids.flatten()
+    before = {3: 2, 4: 3, 6: 5, 8: 7, 10: 9}
+    for position, target in zip(batch.positions.tolist(), batch.targets.tolist(), strict=True):
+        if target in before:
+            assert flat[position] == before[target]
+    log_probs = -torch.arange(1.0, len(batch.targets) + 1)
+    logps = pair_logps(log_probs, batch)
+    assert logps.rejected[0] == 0 and logps.chosen[1] == 0
+    assert logps.chosen_tokens.tolist() == [2, 0, 1]
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def made_up(good: int, bad: int, seed: int = 0) -> PairScores:
+    generator = np.random.default_rng(seed)
+    is_good = np.arange(good + bad) < good
+    tokens = generator.integers(2, 9, size=good + bad)
+    sums = -tokens * generator.exponential(size=good + bad)
+    return PairScores(
+        np.where(is_good, sums, 0.0),
+        np.where(is_good, 0.0, sums),
+        np.where(is_good, tokens, 0),
+        np.where(is_good, 0, tokens),
+    )
+
+
+def test_the_accuracy_is_the_share_of_good_and_bad_answers_in_the_right_order() -> None:
+    generator = np.random.default_rng(1)
+    good, bad = generator.integers(0, 6, 9).astype(float), generator.integers(0, 6, 7).astype(float)
+    of_good, of_bad = generator.integers(0, 3, 9), generator.integers(0, 3, 7)
+    wins = sum(of_good[i] * of_bad[j] * (good[i] > bad[j]) for i, j in product(range(9), range(7)))
+    expected = wins / (of_good.sum() * of_bad.sum())
+    assert share_of_better(good, bad, of_good, of_bad) == pytest.approx(expected)
+
+
+def test_the_means_by_hand() -> None:
+    scores = PairScores(
+        np.array([-2.0, -6.0, 0.0, 0.0]),
+        np.array([0.0, 0.0, -4.0, -10.0]),
+        np.array([2, 2, 0, 0]),
+        np.array([0, 0, 2, 2]),
+    )
+    found = summarise(scores)
+    assert found.pop("log_odds_ratio") > 0
+    # Per token: good -1 and -3, bad -2 and -5; three of the four comparisons are right.
+    assert found == pytest.approx(
+        {"accuracy": 0.75, "margin": 1.5, "chosen_logp": -2, "rejected_logp": -3.5, "nll": 2}
+    )
+
+
+def test_intervals_hold_their_means_and_shrink_with_answers() -> None:
+    few, many = intervals(made_up(60, 40)), intervals(made_up(960, 640))
+    for name in INTERVAL_METRICS:
+        assert few[name].low < few[name].value < few[name].high
+        widths = [one[name].high - one[name].low for one in (few, many)]
+        assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)
+
+
+def test_a_change_of_single_answers_has_no_test_of_pairs() -> None:
+    before, after = made_up(60, 40), made_up(60, 40)
+    after.chosen[:60] *= 0.5
+    found = changes(before, after)
+    assert found["accuracy"].chance is None and found["margin"].difference.low > 0
+    assert not any("show no difference" in line for line in remarks(found, 100))
+
+
+def test_pairs_alone_are_compared_if_there_are_any() -> None:
+    single = made_up(3, 2)
+    mixed = PairScores(
+        np.append(single.chosen, [-1.0, -4.0]),
+        np.append(single.rejected, [-2.0, -3.0]),
+        np.append(single.chosen_tokens, [1, 1]),
+        np.append(single.rejected_tokens, [1, 1]),
+    )
+    assert summarise(mixed) == summarise(mixed.rows(np.array([5, 6])))
+    assert summarise(mixed)["accuracy"] == 0.5
+
+
+def test_of_one_kind_alone_only_its_own_means_are_told() -> None:
+    assert summarise(made_up(3, 0)).keys() == {"chosen_logp", "nll"}
+    assert summarise(made_up(0, 3)).keys() == {"rejected_logp"}
