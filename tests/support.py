@@ -27,10 +27,12 @@ from transformers import AutoTokenizer
 
 from orpo_ray.config import RunConfig, build
 from orpo_ray.data.pairs import TokenPair
+from orpo_ray.data.rows import counted
 from orpo_ray.data.shards import pack, save
 from orpo_ray.data.store import (
     SCHEMA,
     SIDES,
+    TRAINED,
     Artifact,
     Summary,
     begin_artifact,
@@ -177,15 +179,9 @@ def write_tables(
         shard, data = pack((0, piece), rows)
         save(path, shard, data)
         shards.append(shard)
-    lengths = np.array(
-        [
-            [len(row[side]) for side in SIDES]
-            for table in (train, evaluation)
-            for row in table.to_pylist()
-        ],
-        dtype=np.int32,
-    ).reshape(-1, len(SIDES))
-    numbers = np.arange(len(lengths))
+    facts = counted(pa.concat_tables([train, evaluation]))
+    counts = np.stack([facts[name].to_numpy() for name in (*SIDES, *TRAINED)], axis=1)
+    numbers = np.arange(len(counts))
     return finish_artifact(
         path,
         summary,
@@ -193,7 +189,7 @@ def write_tables(
         rows=[len(train), len(evaluation)],
         train=numbers[: len(train)],
         evaluation=numbers[len(train) :],
-        lengths=lengths,
+        counts=counts,
         quarantine=quarantine,
     )
 
@@ -205,6 +201,10 @@ def _table(pairs: list[TokenPair]) -> pa.Table:
             "prompt": pair.prompt.tolist(),
             "chosen": pair.chosen.tolist(),
             "rejected": pair.rejected.tolist(),
+            **{
+                name: ranges.ravel().tolist()
+                for name, ranges in zip(TRAINED, pair.trained, strict=True)
+            },
         }
         for pair in pairs
     ]

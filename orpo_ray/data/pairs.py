@@ -1,12 +1,14 @@
 """What a row becomes: a pair of messages, a refusal, or a pair of token ids."""
 
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int32]
+Ranges = npt.NDArray[np.int32]
+"""Token ranges [start, stop) of one side, in order, [k, 2]."""
 Row = dict[str, Any]
 
 
@@ -56,11 +58,40 @@ class Refusal:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+def ranges_of(*bounds: tuple[int, int]) -> Ranges:
+    """Ranges from their bounds, without the empty ones."""
+    return np.array([each for each in bounds if each[0] < each[1]], np.int32).reshape(-1, 2)
+
+
+class Trained(NamedTuple):
+    """Which tokens of a pair's prompt and answers are trained."""
+
+    prompt: Ranges
+    chosen: Ranges
+    rejected: Ranges
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of trained tokens of prompt, chosen and rejected."""
+        return [int((ranges[:, 1] - ranges[:, 0]).sum()) for ranges in self]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """Token ids of one pair; each answer ends with exactly one end token."""
+    """Token ids of one pair, and which of them are trained; each turn ends with one end token."""
 
     pair_id: str
     prompt: IntArray
     chosen: IntArray
     rejected: IntArray
+    trained: Trained
+
+    @classmethod
+    def of_answers(
+        cls, pair_id: str, prompt: IntArray, chosen: IntArray, rejected: IntArray
+    ) -> Self:
+        """A pair of which the answers are trained, and nothing of the prompt."""
+        trained = Trained(ranges_of(), *(ranges_of((0, len(ids))) for ids in (chosen, rejected)))
+        return cls(
+            pair_id=pair_id, prompt=prompt, chosen=chosen, rejected=rejected, trained=trained
+        )

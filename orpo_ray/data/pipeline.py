@@ -32,6 +32,7 @@ from orpo_ray.data.shards import Shard, copy_from
 from orpo_ray.data.store import (
     MANIFEST,
     SIDES,
+    TRAINED,
     Artifact,
     Summary,
     artifact_path,
@@ -194,7 +195,7 @@ def _finish(
         rows=list(map(len, facts)),
         train=selection.train,
         evaluation=selection.eval,
-        lengths=np.stack([rows[side].to_numpy() for side in SIDES], axis=1),
+        counts=np.stack([rows[name].to_numpy() for name in (*SIDES, *TRAINED)], axis=1),
         quarantine=_quarantine(rows, sources),
     )
 

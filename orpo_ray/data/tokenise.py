@@ -343,7 +343,7 @@ class PairTokeniser:
             [*chosen, texts.chosen_end],
             [*rejected, texts.rejected_end],
         )
-        return TokenPair(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
+        return TokenPair.of_answers(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """The ids with exactly one start token, if the tokenizer or the template wants one.

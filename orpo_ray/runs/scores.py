@@ -31,7 +31,7 @@ _TAILS = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class PairScores:
-    """Summed log-probs of both answers and their token counts, each [n]."""
+    """Summed log-probs of both answers and their counts of trained tokens, each [n]."""
 
     chosen: NDArray[np.float64]
     rejected: NDArray[np.float64]

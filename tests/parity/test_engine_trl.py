@@ -149,7 +149,7 @@ def test_the_unpaired_view_by_hand() -> None:
     For the baseline, each row also has the answer of the row before it.
     """
     pairs = [
-        TokenPair(str(i), *(np.array(ids, dtype=np.int32) for ids in sides))
+        TokenPair.of_answers(str(i), *(np.array(ids, dtype=np.int32) for ids in sides))
         for i, sides in enumerate([([1, 2], [3], [4, 5]), ([6], [7, 8], [9])])
     ]
     rows = to_unpaired_rows(pairs, None)

@@ -509,7 +509,7 @@ def test_a_template_without_a_date_is_left_alone(chatml_tokenizer: Any) -> None:
 
 def token_pair(prompt: int, chosen: int, rejected: int) -> TokenPair:
     parts = (np.arange(1, n + 1, dtype=np.int32) for n in (prompt, chosen, rejected))
-    return TokenPair("f:1", *parts)
+    return TokenPair.of_answers("f:1", *parts)
 
 
 @pytest.mark.parametrize(
