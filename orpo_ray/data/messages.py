@@ -196,12 +196,14 @@ def starts_dialogue(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith(_HUMAN.lstrip())
 
 
-def split_dialogues(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
-    """Cut both dialogues at their last `Assistant:` into one prompt and two answers."""
+def split_dialogues(chosen: str, rejected: str) -> tuple[list[Message], list[Message], bool]:
+    """The turns of both dialogues, and whether they differ before their last `Assistant:`."""
     (prompt, better), (other, worse) = _cut_dialogue(chosen), _cut_dialogue(rejected)
-    if prompt.strip() != other.strip():
-        raise RowRefused("different-prompts", 'the dialogues differ before their last "Assistant:"')
-    return _dialogue_turns(prompt), better, worse
+    sides: list[list[Message]] = [
+        [*_dialogue_turns(text), {"role": "assistant", "content": answer}]
+        for text, answer in ((prompt, better), (other, worse))
+    ]
+    return sides[0], sides[1], prompt.strip() != other.strip()
 
 
 def _cut_dialogue(text: str) -> tuple[str, str]:

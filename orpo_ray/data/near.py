@@ -35,7 +35,8 @@ Signatures = npt.NDArray[np.uint32]
 def signature(pair: Pair) -> bytes:
     """The MinHash of a pair's prompt, without its system turn, and of its chosen answer."""
     texts = [turn["content"] for turn in pair.prompt if turn["role"] != "system"]
-    words = " ".join([*texts, pair.chosen["content"]]).lower().encode().split()
+    texts += [turn["content"] for turn in pair.chosen_turns]
+    words = " ".join(texts).lower().encode().split()
     hashes = np.array([crc32(word) for word in words], dtype=np.uint32)
     last = max(1, len(hashes) - _GROUP + 1)
     groups = np.zeros(last, dtype=np.uint32)

@@ -35,19 +35,41 @@ class Context(TypedDict, total=False):
     documents: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A prompt that ends with a user's or a tool's turn, and a better and a worse answer to it."""
+    """A prompt that ends with a user's or a tool's turn, and a better and a worse answer to it.
+
+    `chosen` and `rejected` are the last turns. If the two sides part at an earlier assistant turn,
+    that turn and those after it are in `before_chosen` and `before_rejected`.
+    """
 
     prompt: list[Message]
     chosen: Message
     rejected: Message
     context: Context = field(default_factory=Context)
+    before_chosen: list[Message] = field(default_factory=list)
+    before_rejected: list[Message] = field(default_factory=list)
+
+    @property
+    def chosen_turns(self) -> list[Message]:
+        """All turns of the better answer."""
+        return [*self.before_chosen, self.chosen]
+
+    @property
+    def rejected_turns(self) -> list[Message]:
+        """All turns of the worse answer."""
+        return [*self.before_rejected, self.rejected]
+
+    @property
+    def parts_early(self) -> bool:
+        """Whether the two sides part before their last turn."""
+        return bool(self.before_chosen or self.before_rejected)
 
     @property
     def multi_turn(self) -> bool:
-        """Whether the prompt holds earlier assistant turns, which are not trained."""
-        return any(message["role"] == "assistant" for message in self.prompt)
+        """Whether a side has assistant turns before its last."""
+        earlier = (*self.prompt, *self.before_chosen, *self.before_rejected)
+        return any(message["role"] == "assistant" for message in earlier)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,8 @@ def _discarded_after(
 def _processor(tokenizer: Any, sources: Sequence[RawSource], data: DataConfig) -> RowProcessor:
     limits = Limits(data.max_prompt_length, data.max_length, data.overlong)
     labels, ranking = [raw.label for raw in sources], Ranking(data.pairs, data.min_margin)
-    return RowProcessor(tokenizer, labels, limits, data.columns, ranking)
+    all_turns = data.train_on == "all-assistant"
+    return RowProcessor(tokenizer, labels, limits, data.columns, ranking, all_turns=all_turns)
 
 
 def _select(

@@ -124,8 +124,11 @@ class RowProcessor:
         limits: Limits,
         columns: Columns | None,
         ranking: Ranking = BEST_WORST,
+        *,
+        all_turns: bool = False,
     ) -> None:
-        self._tokeniser = PairTokeniser(tokenizer)
+        self._tokeniser = PairTokeniser(tokenizer, all_turns=all_turns)
+        self._all_turns = all_turns
         self._labels = labels
         self._limits = limits
         self._columns = columns
@@ -149,7 +152,8 @@ class RowProcessor:
 
     def _read(self, raw: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Pair | Refusal]]:
         """Each pair of a raw row, or the refusal of the row, with where it comes from."""
-        found = _read(raw["text"], raw["problem"], self._columns, self._ranking)
+        text, problem = raw["text"], raw["problem"]
+        found = _read(text, problem, self._columns, self._ranking, self._all_turns)
         pairs: Sequence[Pair | Refusal] = [found] if isinstance(found, Refusal) else found
         row_id = f"{self._labels[raw['source']]}:{raw['line']}"
         for nth, pair in enumerate(pairs):
@@ -168,6 +172,7 @@ class RowProcessor:
             for message in pair.prompt
         ]
         context = [pair.context] if pair.context else []
+        before = [pair.before_chosen, pair.before_rejected] if pair.parts_early else []
         answers = [
             answer if _fields(answer) else answer["content"]
             for answer in (pair.chosen, pair.rejected)
@@ -179,7 +184,7 @@ class RowProcessor:
             "chosen": fitted.chosen,
             "rejected": fitted.rejected,
             **{name: ranges.ravel() for name, ranges in zip(TRAINED, fitted.trained, strict=True)},
-            "pair_key": _key(pair.prompt, *answers, *context),
+            "pair_key": _key(pair.prompt, *answers, *before, *context),
             "prompt_key": _key(prompt, *context),
             "multi_turn": pair.multi_turn,
             "truncated": len(fitted.prompt) < len(tokens.prompt),
@@ -259,10 +264,12 @@ def _unique(items: list[tuple[str, Any]]) -> Row:
 
 
 def _read(
-    text: bytes, problem: str, columns: Columns | None, ranking: Ranking
+    text: bytes, problem: str, columns: Columns | None, ranking: Ranking, all_turns: bool
 ) -> list[Pair] | Refusal:
     row = parse_row(text, problem)
-    return row if isinstance(row, Refusal) else read_pairs(row, columns, ranking)
+    if isinstance(row, Refusal):
+        return row
+    return read_pairs(row, columns, ranking, all_turns=all_turns)
 
 
 def _fields(message: Message) -> list[Any]:

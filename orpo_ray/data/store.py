@@ -38,8 +38,9 @@ DATA_VERSION = 5
 MANIFEST = "artifact.json"
 SIDES = ("prompt", "chosen", "rejected")
 TRAINED = tuple(f"{side}_trained" for side in SIDES)
-"""The columns of trained tokens: their ranges in a shard, as start, stop, start, stop and so on, and
-their number in an index.
+"""The columns of trained tokens.
+
+In a shard they have ranges (start, stop, start, stop, ...), in an index the number of tokens.
 """
 SCHEMA = pa.schema(
     [("pair_id", pa.string()), *((name, pa.list_(pa.int32())) for name in (*SIDES, *TRAINED))]

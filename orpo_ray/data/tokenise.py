@@ -2,11 +2,11 @@
 
 Three things hold for every pair. The prompt's ids are those from which generation starts, whatever
 the answer is. Prompt and answer together are the conversation as the template renders it. Each
-answer ends with exactly one end token.
+trained turn ends with exactly one end token.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -17,14 +17,23 @@ from jinja2 import TemplateError
 from orpo_ray.data.checks import OVERLONG_PAIR, OVERLONG_PROMPT
 from orpo_ray.data.endings import Endings
 from orpo_ray.data.messages import FIELDS, THOUGHTS, first_of
-from orpo_ray.data.pairs import Context, Message, Pair, Refusal, TokenPair
+from orpo_ray.data.pairs import (
+    Context,
+    Message,
+    Pair,
+    Ranges,
+    Refusal,
+    TokenPair,
+    Trained,
+    ranges_of,
+)
+from orpo_ray.data.turns import Bounds, Turn, find_turns, holds, turn_bounds
 from orpo_ray.errors import DataError
 
 # Some tokenizers mark the start of a text. If an answer is tokenised without its prompt, one of
 # these goes before it, so that the answer gets no such mark.
 _ANCHORS = ("\n", ".", "a")
 
-_THOUGHT_MARK = re.compile(r"</?(?:think|thinking|reasoning)>")
 _OPENED_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>\s*$")
 
 _ASKED: list[Message] = [{"role": "user", "content": "x"}]
@@ -55,13 +64,37 @@ class _Rendered:
     """Texts of one pair, and the end token of each answer.
 
     The prompt ends where generation starts. The texts of the answers do not have their end token.
+    The turns are those of the prompt and of answers with several turns, if these are trained.
     """
 
     prompt: str
-    chosen: str
-    chosen_end: int
-    rejected: str
-    rejected_end: int
+    chosen: "_Answer"
+    rejected: "_Answer"
+    turns: list[Turn]
+
+
+class _Answer(NamedTuple):
+    """The text of an answer without its end token, that token, and its turns if it has several."""
+
+    text: str
+    end: int
+    turns: list[Turn]
+
+
+class _Ids(NamedTuple):
+    """Ids of a pair; those of the answers do not have their end token."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+class _Turns(NamedTuple):
+    """Where the trained turns are in the ids of their side."""
+
+    prompt: list[Bounds]
+    chosen: list[Bounds]
+    rejected: list[Bounds]
 
 
 class _Cut(NamedTuple):
@@ -74,10 +107,11 @@ class _Cut(NamedTuple):
 class PairTokeniser:
     """Applies one tokenizer, whose chat template is set, to batches of pairs.
 
-    Raises DataError if the tokenizer has no chat template or names no end token.
+    With `all_turns` the earlier assistant turns are trained, too. Raises DataError if the tokenizer
+    has no chat template or names no end token.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, all_turns: bool = False) -> None:
         if not tokenizer.chat_template:
             raise DataError("the tokenizer has no chat template; set model.chat_template")
         if tokenizer.eos_token_id is None:
@@ -85,6 +119,7 @@ class PairTokeniser:
                 "the tokenizer names no end token (eos_token), so an answer could never end"
             )
         self._tokenizer = tokenizer
+        self._all_turns = all_turns
         self._template: str | None = None
         if fixed_date(tokenizer):
             self._template = _DATED_TEMPLATE + tokenizer.get_chat_template()
@@ -117,15 +152,16 @@ class PairTokeniser:
         """Token ids of each pair, or why there are none, in order."""
         rendered = [self._render_pair(pair) for pair in pairs]
         usable = [texts for texts in rendered if isinstance(texts, _Rendered)]
-        tokens = iter(self._tokenise(usable))
+        ids = self._tokenise(usable)
+        found = zip(ids, self._find_turns(usable, ids), strict=True)
         return [
-            texts if isinstance(texts, Refusal) else self._finish(pair_id, texts, *next(tokens))
+            texts if isinstance(texts, Refusal) else self._finish(pair_id, texts, *next(found))
             for pair_id, texts in zip(pair_ids, rendered, strict=True)
         ]
 
     def ignored_fields(self, pair: Pair) -> list[str]:
         """The fields of a pair that make no difference to what the template writes."""
-        messages = (*pair.prompt, pair.chosen, pair.rejected)
+        messages = (*pair.prompt, *pair.chosen_turns, *pair.rejected_turns)
         fields = {name for message in messages for name in message if name in FIELDS}
         names = sorted(fields | pair.context.keys())
         if self._puts_thoughts_back:
@@ -138,8 +174,8 @@ class PairTokeniser:
 
     def _written(self, pair: Pair) -> list[str | Refusal]:
         return [
-            self._render([*pair.prompt, answer], pair.context, generation=False)
-            for answer in (pair.chosen, pair.rejected)
+            self._render([*pair.prompt, *turns], pair.context, generation=False)
+            for turns in (pair.chosen_turns, pair.rejected_turns)
         ]
 
     def _render(self, messages: list[Message], context: Context, generation: bool) -> str | Refusal:
@@ -176,23 +212,54 @@ class PairTokeniser:
         prompt = self._prompt(pair.prompt, pair.context)
         if isinstance(prompt, Refusal):
             return prompt
-        chosen = self._render_answer(pair, prompt, pair.chosen, "chosen")
+        chosen = self._render_side(pair, prompt, pair.chosen_turns, "chosen")
         if isinstance(chosen, Refusal):
             return chosen
-        rejected = self._render_answer(pair, prompt, pair.rejected, "rejected")
+        rejected = self._render_side(pair, prompt, pair.rejected_turns, "rejected")
         if isinstance(rejected, Refusal):
             return rejected
-        return _Rendered(
-            prompt=prompt,
-            chosen=chosen[0],
-            chosen_end=chosen[1],
-            rejected=rejected[0],
-            rejected_end=rejected[1],
-        )
+        turns = self._turns(pair.prompt, prompt, pair.context) if self._all_turns else []
+        if isinstance(turns, Refusal):
+            return turns
+        return _Rendered(prompt=prompt, chosen=chosen, rejected=rejected, turns=turns)
+
+    def _render_side(
+        self, pair: Pair, prompt: str, turns: list[Message], side: str
+    ) -> _Answer | Refusal:
+        """What follows the prompt: the text that generation should write, or several turns."""
+        if len(turns) == 1:
+            return self._render_answer(pair, prompt, turns[0], side)
+        said = [self._without_end(turn) for turn in turns]
+        if marked := next((turn for turn in said if self._marks_in(turn)), None):
+            return Refusal("template-inside", f"{side} has {self._marks_in(marked)[0]}")
+        conversation = [*pair.prompt, *said]
+        whole = self._render(conversation, pair.context, generation=False)
+        if isinstance(whole, Refusal):
+            return whole
+        found = self._turns(conversation, whole, pair.context, first=len(pair.prompt))
+        if isinstance(found, Refusal):
+            return found
+        last = found[-1]
+        return _Answer((last.before + last.text).removeprefix(prompt), last.end, found)
+
+    def _turns(
+        self, messages: list[Message], whole: str, context: Context, first: int = 0
+    ) -> list[Turn] | Refusal:
+        """The assistant turns from message `first` on in a rendered conversation."""
+
+        def render(some: list[Message], generation: bool) -> str | Refusal:
+            return self._render(some, context, generation)
+
+        return find_turns(messages, whole, render, self._endings, first)
+
+    def _without_end(self, turn: Message) -> Message:
+        if turn["role"] != "assistant":
+            return turn
+        return {**turn, "content": self._endings.without_end(turn["content"])}
 
     def _render_answer(
         self, pair: Pair, prompt: str, answer: Message, side: str
-    ) -> tuple[str, int] | Refusal:
+    ) -> _Answer | Refusal:
         """The text that generation should write after the prompt, and the end token after it."""
         messages, start = pair.prompt, prompt
         content = self._endings.without_end(answer["content"])
@@ -212,7 +279,7 @@ class PairTokeniser:
         rest = whole.removeprefix(start)
         if rest == whole:
             rest = _with_thoughts(whole, start, said)
-        if not _holds(rest, content):
+        if not holds(rest, content):
             return Refusal("template-rewrites")
         found = self._endings.split(rest)
         if found is None:
@@ -223,9 +290,9 @@ class PairTokeniser:
             if self._endings.texts.keys() & set(marks):
                 return Refusal("end-token-inside", side)
             return Refusal("template-inside", f"{side} has {marks[0]}")
-        return found
+        return _Answer(*found, turns=[])
 
-    def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], list[int], list[int]]]:
+    def _tokenise(self, texts: Sequence[_Rendered]) -> list[_Ids]:
         """Prompt, chosen and rejected ids without end tokens, in a few tokenizer calls.
 
         An answer is tokenised together with its prompt, so that it gets the tokens that it has in
@@ -238,7 +305,7 @@ class PairTokeniser:
         tails = [text.prompt[cut.character :] for text, cut in zip(texts, cuts, strict=True)]
         tail_ids = [ids[cut.token :] for ids, cut in zip(prompts, cuts, strict=True)]
         # First all chosen answers, then all rejected ones: lists of twice the length.
-        answers = [text.chosen for text in texts] + [text.rejected for text in texts]
+        answers = [text.chosen.text for text in texts] + [text.rejected.text for text in texts]
         wholes = self._encode(
             [tail + answer for tail, answer in zip(tails * 2, answers, strict=True)]
         )
@@ -252,7 +319,27 @@ class PairTokeniser:
             apart, self._encode_apart([answers[index] for index in apart]), strict=True
         ):
             results[index] = ids
-        return list(zip(prompts, results[: len(texts)], results[len(texts) :], strict=True))
+        sides = zip(prompts, results[: len(texts)], results[len(texts) :], strict=True)
+        return [_Ids(*each) for each in sides]
+
+    def _find_turns(
+        self, texts: Sequence[_Rendered], ids: Sequence[_Ids]
+    ) -> Iterator[_Turns | Refusal]:
+        """Where the trained turns of each pair are."""
+        turns = (
+            turn
+            for text in texts
+            for turn in (*text.turns, *text.chosen.turns, *text.rejected.turns)
+        )
+        before = iter(self._encode([turn.before for turn in turns]))
+        for text, (prompt, chosen, rejected) in zip(texts, ids, strict=True):
+            found = [
+                turn_bounds(text.turns, before, prompt),
+                _bounds_of(text.chosen, before, prompt, chosen),
+                _bounds_of(text.rejected, before, prompt, rejected),
+            ]
+            refused = next((each for each in found if isinstance(each, Refusal)), None)
+            yield refused or _Turns(*(each for each in found if isinstance(each, list)))
 
     def _find_cut(self, text: str, ids: list[int]) -> _Cut:
         """The last place at which a prompt can be cut without changing the tokens after it."""
@@ -326,24 +413,26 @@ class PairTokeniser:
         ]
 
     def _finish(
-        self,
-        pair_id: str,
-        texts: _Rendered,
-        prompt: list[int],
-        chosen: list[int],
-        rejected: list[int],
+        self, pair_id: str, texts: _Rendered, ids: _Ids, turns: _Turns | Refusal
     ) -> TokenPair | Refusal:
-        for name, ids in (("chosen", chosen), ("rejected", rejected)):
-            if not self._endings.ids.isdisjoint(ids):
-                return Refusal("end-token-inside", name)
-        if chosen == rejected:
+        if isinstance(turns, Refusal):
+            return turns
+        chosen, rejected = [*ids.chosen, texts.chosen.end], [*ids.rejected, texts.rejected.end]
+        for side, answer, bounds in (
+            ("chosen", chosen, turns.chosen),
+            ("rejected", rejected, turns.rejected),
+        ):
+            if any(self._endings.ids & set(answer[start : stop - 1]) for start, stop in bounds):
+                return Refusal("end-token-inside", side)
+        if ids.chosen == ids.rejected:
             return Refusal("identical", "the chat template makes them so")
-        parts = (
-            self._with_bos(prompt),
-            [*chosen, texts.chosen_end],
-            [*rejected, texts.rejected_end],
-        )
-        return TokenPair.of_answers(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
+        prompt = self._with_bos(ids.prompt)
+        moved = len(prompt) - len(ids.prompt)
+        in_prompt = [(start + moved, stop + moved) for start, stop in turns.prompt]
+        arrays = (np.asarray(each, dtype=np.int32) for each in (prompt, chosen, rejected))
+        found = TokenPair.of_answers(pair_id, *arrays)
+        trained = Trained(*(ranges_of(*each) for each in (in_prompt, *turns[1:])))
+        return replace(found, trained=trained)
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """The ids with exactly one start token, if the tokenizer or the template wants one.
@@ -358,6 +447,18 @@ class PairTokeniser:
             start += 1
         ids = ids[start:]
         return [self._bos, *ids] if self._adds_bos and ids[:1] != [self._bos] else ids
+
+
+def _bounds_of(
+    answer: _Answer, before: Iterator[list[int]], prompt: list[int], ids: list[int]
+) -> list[Bounds] | Refusal:
+    """Where the turns of an answer are in its ids; most answers are one turn."""
+    if not answer.turns:
+        return [(0, len(ids) + 1)]
+    found = turn_bounds(answer.turns, before, [*prompt, *ids, answer.end])
+    if isinstance(found, Refusal):
+        return found
+    return [(start - len(prompt), stop - len(prompt)) for start, stop in found]
 
 
 def _with_thoughts(whole: str, start: str, answer: Message) -> str:
@@ -378,17 +479,6 @@ def _with_thoughts(whole: str, start: str, answer: Message) -> str:
         return thoughts.lstrip().removeprefix(opened[0].strip()).lstrip() + closing + said
     thoughts = str(first_of(dict(answer), THOUGHTS) or "")
     return f"{thoughts.strip()}\n{closing}\n\n{said}"
-
-
-def _holds(rendered: str, content: str) -> bool:
-    """Whether a rendered answer has the whole content, with any space around its thoughts."""
-    place = 0
-    for part in _THOUGHT_MARK.split(content):
-        found = rendered.find(part.strip(), place)
-        if found < 0:
-            return False
-        place = found + len(part.strip())
-    return bool(rendered)
 
 
 def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
@@ -420,6 +510,8 @@ def _without_field(pair: Pair, name: str) -> Pair:
         chosen=without(pair.chosen),
         rejected=without(pair.rejected),
         context=without(pair.context),
+        before_chosen=[without(message) for message in pair.before_chosen],
+        before_rejected=[without(message) for message in pair.before_rejected],
     )
 
 
@@ -445,6 +537,12 @@ def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refu
     start = pair.prompt[: int(has_bos)]
     if limits.overlong == "truncate-prompt-left" and room > len(start):
         end = pair.prompt[prompt - (room - len(start)) :]
-        return replace(pair, prompt=np.concatenate([start, end]))
+        trained = pair.trained._replace(prompt=_moved(pair.trained.prompt, prompt - room))
+        return replace(pair, prompt=np.concatenate([start, end]), trained=trained)
     code = OVERLONG_PROMPT if prompt + answer <= limits.max_length else OVERLONG_PAIR
     return Refusal(code, f"prompt {prompt} tokens, longer answer {answer}")
+
+
+def _moved(ranges: Ranges, lost: int) -> Ranges:
+    """The ranges after a prompt has lost tokens at its start. No token predicts the first one."""
+    return ranges_of(*((max(1, start - lost), stop - lost) for start, stop in ranges.tolist()))

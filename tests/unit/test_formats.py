@@ -470,9 +470,9 @@ def test_parts_of_thoughts_become_reasoning_and_other_texts_content() -> None:
         "rejected": "bad",
     }
     assert read_pair(row) == Pair(
-        [system("S"), user("Q")],
-        {**assistant("good"), "reasoning_content": "hm"},
-        assistant("bad"),
+        prompt=[system("S"), user("Q")],
+        chosen={**assistant("good"), "reasoning_content": "hm"},
+        rejected=assistant("bad"),
     )
 
 
