@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from orpo_ray.config import RunConfig, build
-from orpo_ray.data.pairs import TokenPair
+from orpo_ray.data.formats import read_pairs
+from orpo_ray.data.pairs import Refusal, TokenPair
 from orpo_ray.data.rows import counted
 from orpo_ray.data.shards import pack, save
 from orpo_ray.data.store import (
@@ -123,6 +125,36 @@ def demo_pairs(name: str, count: int) -> list[TokenPair]:
     tokenised = PairTokeniser(AutoTokenizer.from_pretrained(BASE)).pairs(
         pairs, [f"{name}.jsonl:{line}" for line in range(1, count + 1)]
     )
+    assert all(isinstance(pair, TokenPair) for pair in tokenised)
+    return tokenised  # type: ignore[return-value]
+
+
+def turn_rows(name: str, count: int) -> list[dict[str, Any]]:
+    """Rows of several assistant turns, from the lines of a demo file.
+
+    The first row's sides share the first answer, the second row's part there, and so on by turns.
+    """
+    lines = (DEMO / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[: count + 1]
+    read = [json.loads(line) for line in lines]
+    rows = []
+    for number, (one, other) in enumerate(pairwise(read)):
+        shared = [*one["prompt"], *one["chosen"], *other["prompt"]]
+        parted = [*one["prompt"], *one["rejected"], *other["prompt"]] if number % 2 else shared
+        rows.append(
+            {"chosen": [*shared, *other["chosen"]], "rejected": [*parted, *other["rejected"]]}
+        )
+    return rows
+
+
+def turn_pairs(name: str, count: int) -> list[TokenPair]:
+    """The pairs of `turn_rows`, of which all assistant turns are trained."""
+    pairs = []
+    for row in turn_rows(name, count):
+        found = read_pairs(row, all_turns=True)
+        assert not isinstance(found, Refusal)
+        pairs += found
+    tokeniser = PairTokeniser(AutoTokenizer.from_pretrained(BASE), all_turns=True)
+    tokenised = tokeniser.pairs(pairs, [f"{name}:{number}" for number in range(count)])
     assert all(isinstance(pair, TokenPair) for pair in tokenised)
     return tokenised  # type: ignore[return-value]
 

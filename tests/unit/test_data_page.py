@@ -133,7 +133,8 @@ def test_the_csv_example_is_read() -> None:
 
 
 def test_the_yaml_examples_are_configs() -> None:
-    columns, sources, lengths, template = (config.data for config in configs())
+    columns, turns, sources, lengths, template = (config.data for config in configs())
+    assert turns.train_on == "all-assistant"
     assert columns.columns is not None and template.max_prompt_length == 1024
     assert [source.weight for source in sources.train] == [1, 2, 0.5]
     assert [source.split for source in sources.eval] == ["test_prefs"]
