@@ -199,11 +199,12 @@ def starts_dialogue(value: Any) -> bool:
 def split_dialogues(chosen: str, rejected: str) -> tuple[list[Message], list[Message], bool]:
     """The turns of both dialogues, and whether they differ before their last `Assistant:`."""
     (prompt, better), (other, worse) = _cut_dialogue(chosen), _cut_dialogue(rejected)
-    sides: list[list[Message]] = [
-        [*_dialogue_turns(text), {"role": "assistant", "content": answer}]
-        for text, answer in ((prompt, better), (other, worse))
-    ]
-    return sides[0], sides[1], prompt.strip() != other.strip()
+    if prompt.strip() != other.strip():
+        return _dialogue_turns(chosen), _dialogue_turns(rejected), True
+    turns = _dialogue_turns(prompt)
+    good: Message = {"role": "assistant", "content": better}
+    bad: Message = {"role": "assistant", "content": worse}
+    return [*turns, good], [*turns, bad], False
 
 
 def _cut_dialogue(text: str) -> tuple[str, str]:
@@ -219,7 +220,7 @@ def _dialogue_turns(text: str) -> list[Message]:
 
     Consecutive turns of one speaker are joined: the second "Human:" was typed inside a turn.
     """
-    before, *parts = _HH_TURN.split(text)
+    before, *parts = _HH_TURN.split("\n\n" + text.lstrip())
     turns: list[Message] = [{"role": "system", "content": before.strip()}] if before.strip() else []
     for speaker, said in zip(parts[::2], parts[1::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"

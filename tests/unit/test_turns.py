@@ -114,6 +114,19 @@ def test_prompt_columns_and_dialogues_part_early_too() -> None:
     assert refused.detail == f"{told}; data.train_on=all-assistant reads them"
 
 
+def test_a_doubled_speaker_of_a_dialogue_is_joined_in_an_answer_too() -> None:
+    """Real rows of HH have such answers; `last` cuts them at the second "Assistant:"."""
+    row = {
+        "chosen": "\n\nHuman: Q\n\nAssistant: one\n\nAssistant: two",
+        "rejected": "\n\nHuman: Q\n\nAssistant: other",
+    }
+    pair = read(row)
+    assert (pair.chosen_turns, pair.rejected_turns) == (
+        [assistant("one\n\ntwo")],
+        [assistant("other")],
+    )
+
+
 def test_sides_may_have_different_numbers_of_turns() -> None:
     pair = read({"chosen": [U1, A1], "rejected": [U1, B1, V2, B2]})
     assert (pair.chosen_turns, pair.rejected_turns) == ([A1], [B1, V2, B2])
