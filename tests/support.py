@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from orpo_ray.config import RunConfig, build
-from orpo_ray.data.pairs import TokenPair
+from orpo_ray.data.formats import Reading, read_pairs
+from orpo_ray.data.pairs import Refusal, TokenPair
+from orpo_ray.data.rows import counted
 from orpo_ray.data.shards import pack, save
 from orpo_ray.data.store import (
     SCHEMA,
     SIDES,
+    TRAINED,
     Artifact,
     Summary,
     begin_artifact,
@@ -125,6 +129,36 @@ def demo_pairs(name: str, count: int) -> list[TokenPair]:
     return tokenised  # type: ignore[return-value]
 
 
+def turn_rows(name: str, count: int) -> list[dict[str, Any]]:
+    """Rows of several assistant turns, from the lines of a demo file.
+
+    The first row's sides share the first answer, the second row's part there, and so on by turns.
+    """
+    lines = (DEMO / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[: count + 1]
+    read = [json.loads(line) for line in lines]
+    rows = []
+    for number, (one, other) in enumerate(pairwise(read)):
+        shared = [*one["prompt"], *one["chosen"], *other["prompt"]]
+        parted = [*one["prompt"], *one["rejected"], *other["prompt"]] if number % 2 else shared
+        rows.append(
+            {"chosen": [*shared, *other["chosen"]], "rejected": [*parted, *other["rejected"]]}
+        )
+    return rows
+
+
+def turn_pairs(name: str, count: int) -> list[TokenPair]:
+    """The pairs of `turn_rows`, of which all assistant turns are trained."""
+    pairs = []
+    for row in turn_rows(name, count):
+        found = read_pairs(row, Reading(all_turns=True))
+        assert not isinstance(found, Refusal)
+        pairs += found
+    tokeniser = PairTokeniser(AutoTokenizer.from_pretrained(BASE), all_turns=True)
+    tokenised = tokeniser.pairs(pairs, [f"{name}:{number}" for number in range(count)])
+    assert all(isinstance(pair, TokenPair) for pair in tokenised)
+    return tokenised  # type: ignore[return-value]
+
+
 def layout_of(config: RunConfig) -> Layout:
     """The layout that a run on the demo's base takes."""
     if config.training.layout != "auto":
@@ -177,15 +211,9 @@ def write_tables(
         shard, data = pack((0, piece), rows)
         save(path, shard, data)
         shards.append(shard)
-    lengths = np.array(
-        [
-            [len(row[side]) for side in SIDES]
-            for table in (train, evaluation)
-            for row in table.to_pylist()
-        ],
-        dtype=np.int32,
-    ).reshape(-1, len(SIDES))
-    numbers = np.arange(len(lengths))
+    facts = counted(pa.concat_tables([train, evaluation]))
+    counts = np.stack([facts[name].to_numpy() for name in (*SIDES, *TRAINED)], axis=1)
+    numbers = np.arange(len(counts))
     return finish_artifact(
         path,
         summary,
@@ -193,7 +221,7 @@ def write_tables(
         rows=[len(train), len(evaluation)],
         train=numbers[: len(train)],
         evaluation=numbers[len(train) :],
-        lengths=lengths,
+        counts=counts,
         quarantine=quarantine,
     )
 
@@ -205,6 +233,10 @@ def _table(pairs: list[TokenPair]) -> pa.Table:
             "prompt": pair.prompt.tolist(),
             "chosen": pair.chosen.tolist(),
             "rejected": pair.rejected.tolist(),
+            **{
+                name: ranges.ravel().tolist()
+                for name, ranges in zip(TRAINED, pair.trained, strict=True)
+            },
         }
         for pair in pairs
     ]

@@ -235,9 +235,9 @@ def _generate(rows: int, words_of_a_row: int) -> Iterator[Pair]:
         prompt: list[Message] = [{"role": "user", "content": text(of_prompt)}]
         chosen, rejected = text(of_answer), text(of_answer)
         yield Pair(
-            prompt,
-            {"role": "assistant", "content": chosen},
-            {"role": "assistant", "content": rejected},
+            prompt=prompt,
+            chosen={"role": "assistant", "content": chosen},
+            rejected={"role": "assistant", "content": rejected},
         )
 
 

@@ -54,7 +54,7 @@ def pairs_of_shape(
         for factor in (1 - ragged, 1 + ragged)
     )
     return [
-        TokenPair(
+        TokenPair.of_answers(
             f"drawn:{number}",
             *(
                 rng.integers(_SPECIAL_IDS, vocabulary, length, dtype=np.int32)
@@ -94,7 +94,7 @@ def pairs_of_file(
             "add pairs, or raise --max-length"
         )
     return [
-        TokenPair(
+        TokenPair.of_answers(
             pair.pair_id,
             *(_folded(ids, vocabulary) for ids in (pair.prompt, pair.chosen, pair.rejected)),
         )

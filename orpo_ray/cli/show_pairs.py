@@ -12,10 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_ray.data.checks import REASONS, SMALL_MARGIN
-from orpo_ray.data.store import Artifact
+from orpo_ray.data.pairs import IntArray, Ranges
+from orpo_ray.data.store import SIDES, Artifact
 from orpo_ray.training.plan import longer_side
 
 _STYLES = {"prompt": "bright_black", "chosen": "green", "rejected": "red"}
+_EARLIER = "cyan"
+"""The style of earlier turns that are trained, which are in the prompt."""
 _BINS = 10
 _BAR = 40
 
@@ -23,22 +26,43 @@ _BAR = 40
 def show_artifact(artifact: Artifact, tokenizer: Any, count: int, to_stderr: bool) -> None:
     """Print the first `count` pairs, the histogram of lengths and the table of dropped rows."""
     console = Console(stderr=to_stderr)
-    legend = [
-        ("prompt, not trained", "prompt"),
-        ("chosen, trained", "chosen"),
-        ("rejected, trained", "rejected"),
-    ]
-    console.print(Text("   ").join(Text(text, style=_STYLES[part]) for text, part in legend))
+    legend = {
+        "prompt, not trained": _STYLES["prompt"],
+        "chosen, trained": _STYLES["chosen"],
+        "rejected, trained": _STYLES["rejected"],
+    }
+    if artifact.summary.settings.get("train_on") == "all-assistant":
+        legend = {"not trained": _STYLES["prompt"], "earlier turn, trained": _EARLIER, **legend}
+        del legend["prompt, not trained"]
+    console.print(Text("   ").join(Text(text, style=style) for text, style in legend.items()))
     for index in range(min(count, len(artifact.train))):
         pair = artifact.train[index]
         console.rule(pair.pair_id)
-        for part, style in _STYLES.items():
-            ids = getattr(pair, part).tolist()
-            if ids:  # a single answer has no other side
-                console.print(Text(f"{part}: {len(ids)} tokens", style="bold"))
-                console.print(colour_tokens(tokenizer, ids, style))
+        for part in SIDES:
+            ids, ranges = getattr(pair, part), getattr(pair.trained, part)
+            if len(ids):  # a single answer has no other side
+                console.print(Text(f"{part}: {count_tokens(ids, ranges)}", style="bold"))
+                style = _EARLIER if part == "prompt" else _STYLES[part]
+                console.print(colour_side(tokenizer, ids, ranges, style))
     console.print(length_histogram(artifact.train.lengths))
     console.print(dropped_rows(artifact))
+
+
+def count_tokens(ids: IntArray, ranges: Ranges) -> str:
+    """How many tokens a side has, and how many of them are trained if neither all are nor none."""
+    trained = sum(stop - start for start, stop in ranges.tolist())
+    some = f", {trained} of them trained" if 0 < trained < len(ids) else ""
+    return f"{len(ids)} tokens{some}"
+
+
+def colour_side(tokenizer: Any, ids: IntArray, ranges: Ranges, style: str) -> Text:
+    """The text of one side. Its trained tokens have the style, the others that of a prompt."""
+    text, end = Text(), 0
+    for start, stop in [*ranges.tolist(), [len(ids), len(ids)]]:
+        text.append_text(colour_tokens(tokenizer, ids[end:start].tolist(), _STYLES["prompt"]))
+        text.append_text(colour_tokens(tokenizer, ids[start:stop].tolist(), style))
+        end = stop
+    return text
 
 
 def colour_tokens(tokenizer: Any, ids: list[int], style: str) -> Text:

@@ -89,6 +89,11 @@ class DataConfig(Section):
     overlong: Literal["drop", "truncate-prompt-left", "error"] = Field(
         "drop", description="what to do with a pair beyond these lengths"
     )
+    train_on: Literal["last", "all-assistant"] = Field(
+        "last",
+        description="assistant turns that are trained: the last one, or all of them; all-assistant "
+        "also reads answers that part at an earlier turn",
+    )
     pairs: Literal["best-worst", "all", "adjacent"] = Field(
         "best-worst",
         description="which scored answers of a row are pairs: the best and the worst, all that "

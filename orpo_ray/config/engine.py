@@ -1,8 +1,9 @@
-"""Which objectives each engine computes, and in which form.
+"""Which objectives each engine computes, in which form, and on which turns.
 
 TRL's definitions differ from the papers' for some objectives.
 """
 
+from orpo_ray.config.data import DataConfig
 from orpo_ray.config.model import AdapterConfig
 from orpo_ray.config.objectives import ObjectiveConfig
 from orpo_ray.config.training import TrainingConfig
@@ -38,6 +39,26 @@ def _refuse_trls(
         )
     found = objective.in_trl()
     return f"{found}, or training.engine=fast" if isinstance(found, str) else None
+
+
+def refuse_turns(
+    data: DataConfig, objective: ObjectiveConfig, training: TrainingConfig
+) -> str | None:
+    """Why the turns that `data.train_on` names cannot be trained; None if they can."""
+    if data.train_on == "last":
+        return None
+    if training.engine == "trl":
+        ours = "" if objective.only_in_trl else ", or training.engine=fast"
+        return (
+            f"data.train_on: TRL's trainers train whole answers, not {data.train_on}; set "
+            f"data.train_on=last{ours}"
+        )
+    if getattr(objective, "nll_on", "response") == "full":
+        return (
+            f"data.train_on: with objective.nll_on: full all tokens are trained already, not "
+            f"{data.train_on}; set objective.nll_on=response, or data.train_on=last"
+        )
+    return None
 
 
 _REFUSALS = {"fast": _refuse_ours, "trl": _refuse_trls}

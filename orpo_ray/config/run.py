@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from orpo_ray.config.data import DataConfig
-from orpo_ray.config.engine import refuse_engine
+from orpo_ray.config.engine import refuse_engine, refuse_turns
 from orpo_ray.config.keys import all_keys
 from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.config.near import near_name
@@ -124,6 +124,12 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _engine_computes_the_objective(self) -> Self:
         if problem := refuse_engine(self.objective, self.training, self.adapter):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _turns_can_be_trained(self) -> Self:
+        if problem := refuse_turns(self.data, self.objective, self.training):
             raise ValueError(problem)
         return self
 

@@ -43,6 +43,8 @@ REASONS = {
     "messages-as-text": "a column holds messages as text that is no valid JSON",
     "dialogue-inside": "an answer holds a whole dialogue (Human: ... Assistant: ...)",
     "no-end-token": "the chat template writes no end token after the answer",
+    "untrainable-turn": "data.train_on=all-assistant, but an assistant turn before the last is not "
+    "rendered as the model generates it",
     "end-token-inside": "the answer contains the end token before its end",
     "overlong": "the prompt and the longer of its two answers have more tokens than max_length",
     "overlong-prompt": "the prompt has more tokens than max_prompt_length",
@@ -87,7 +89,11 @@ def _check_roles(pair: Pair) -> Refusal | None:
         return Refusal("wrong-roles", f"the prompt ends with a turn of role {last['role']!r}")
     if last["role"] == "user" and not last["content"].strip():
         return Refusal("missing-prompt", "the last user turn is empty")
-    return _check_order([message["role"] for message in pair.prompt])
+    for turns in pair.answers.values():
+        refused = _check_order([message["role"] for message in (*pair.prompt, *turns)])
+        if refused:
+            return refused
+    return None
 
 
 def _check_order(roles: list[str]) -> Refusal | None:
@@ -105,10 +111,13 @@ def _check_order(roles: list[str]) -> Refusal | None:
 
 
 def _check_answers(pair: Pair) -> Refusal | None:
-    for side, answer in pair.answers.items():
-        if _is_empty(answer):
+    for side, turns in pair.answers.items():
+        if _is_empty(turns[-1]):
             return Refusal(f"empty-{side}")
-    said = [{**answer, "content": answer["content"].strip()} for answer in pair.answers.values()]
+    said = [
+        [{**turn, "content": turn["content"].strip()} for turn in turns]
+        for turns in pair.answers.values()
+    ]
     return Refusal("identical") if said[0] in said[1:] else None
 
 

@@ -46,6 +46,10 @@ class Endings:
             self.texts[_text_of(self._special, found[1])] = found[1]
         self.ids = frozenset(self.texts.values())
 
+    def text_of(self, end: int) -> str:
+        """The text of an end token that `split` has found."""
+        return _text_of(self._special, end)
+
     def split(self, rendered: str) -> tuple[str, int] | None:
         """A rendered answer without the end token, and that token's id.
 

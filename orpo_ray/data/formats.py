@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, takewhile
 from typing import Any, cast
 
 from orpo_ray.config.data import Columns
@@ -57,24 +57,28 @@ class Reading:
 
     `columns` names the columns of a file whose shape is not in `SHAPES`. Only a row of scored
     answers may have several pairs, and `ranking` chooses them. Without `single_answers`, a row with
-    one answer and a label is refused.
+    one answer and a label is refused. With `all_turns`, earlier assistant turns are trained, too,
+    and the two sides may part at one of them.
     """
 
     columns: Columns | None = None
     ranking: Ranking = BEST_WORST
     single_answers: bool = False
+    all_turns: bool = False
 
 
 @dataclass(frozen=True)
 class _Sides:
     """Raw values of one row: each is a text, a message or a list of messages.
 
-    The prompt is None if it is inside the answers.
+    The prompt is None if it is inside the answers. `apart` says that the answers are dialogues that
+    differ before their last turn.
     """
 
     prompt: Any
     chosen: Any
     rejected: Any
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def read_pairs(row: Row, reading: Reading) -> list[Pair] | Refusal:
                 raise RowRefused("unpaired")
             return [_to_single(found, system, context)]
         sides = _chosen(found, reading.ranking) if isinstance(found, _Ranked) else [found]
-        return [_to_pair(one, system, context) for one in sides]
+        return [_to_pair(one, system, context, reading.all_turns) for one in sides]
     except RowRefused as refused:
         return refused.refusal
 
@@ -231,8 +235,8 @@ def _read_named(row: Row, columns: Columns) -> _Sides | _Single:
 def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
     better, worse = row[chosen], row[rejected]
     if starts_dialogue(better) and starts_dialogue(worse):
-        turns, better, worse = split_dialogues(better, worse)
-        better, worse = ([*turns, {"role": "assistant", "content": a}] for a in (better, worse))
+        better, worse, apart = split_dialogues(better, worse)
+        return _Sides(row[prompt], better, worse, apart)
     return _Sides(row[prompt], better, worse)
 
 
@@ -316,7 +320,7 @@ def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides 
     better, worse = row[chosen], row[rejected]
     texts = isinstance(better, str) and isinstance(worse, str)
     if has_dialogue(better) and has_dialogue(worse):
-        return _Sides(*split_dialogues(better, worse))
+        return _Sides(None, *split_dialogues(better, worse))
     conversations = any(isinstance(side, list) and len(side) > 1 for side in (better, worse))
     if row.get("messages") is not None and not conversations:
         return None
@@ -432,13 +436,44 @@ SHAPES = (
 # --- from the three values to a pair --------------------------------------------------------------
 
 
-def _to_pair(sides: _Sides, system: str, context: Context) -> Pair:
+def _to_pair(sides: _Sides, system: str, context: Context, all_turns: bool) -> Pair:
     before_chosen, chosen = answer_messages(sides.chosen, "chosen")
     before_rejected, rejected = answer_messages(sides.rejected, "rejected")
-    if before_chosen != before_rejected:
-        raise RowRefused("different-prompts", "the messages before the last answer differ")
-    conversation = _join(prompt_messages(sides.prompt), before_chosen)
-    return Pair(_with_system(conversation, system), chosen, rejected, context)
+    shared = len(before_chosen)
+    if sides.apart or before_chosen != before_rejected:
+        answers = [*before_chosen, chosen], [*before_rejected, rejected]
+        shared = _shared_turns(*answers, apart=sides.apart, all_turns=all_turns)
+    conversation = _join(prompt_messages(sides.prompt), before_chosen[:shared])
+    return Pair(
+        prompt=_with_system(conversation, system),
+        chosen=chosen,
+        rejected=rejected,
+        context=context,
+        before_chosen=before_chosen[shared:],
+        before_rejected=before_rejected[shared:],
+    )
+
+
+def _shared_turns(
+    chosen: list[Message], rejected: list[Message], *, apart: bool, all_turns: bool
+) -> int:
+    """With how many equal messages two sides begin that differ before their last turn.
+
+    Refuses them unless they part at an assistant's turn and `all_turns` asks for such pairs.
+    """
+    where = "the messages before the last answer differ"
+    if apart:
+        where = 'the dialogues differ before their last "Assistant:"'
+    both = zip(_comparable(chosen), _comparable(rejected), strict=False)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+    if shared == len(chosen) == len(rejected):
+        shared -= 1  # only white space differs
+    parting = [turns[shared]["role"] for turns in (chosen, rejected) if shared < len(turns)]
+    if parting != ["assistant", "assistant"]:
+        raise RowRefused("different-prompts", where)
+    if not all_turns:
+        raise RowRefused("different-prompts", f"{where}; data.train_on=all-assistant reads them")
+    return shared
 
 
 def _to_single(single: _Single, system: str, context: Context) -> Pair:
@@ -446,7 +481,12 @@ def _to_single(single: _Single, system: str, context: Context) -> Pair:
     before, answer = answer_messages(single.answer, side)
     conversation = _join(prompt_messages(single.prompt), before)
     sides = {"chosen": None, "rejected": None, side: answer}
-    return Pair(_with_system(conversation, system), sides["chosen"], sides["rejected"], context)
+    return Pair(
+        prompt=_with_system(conversation, system),
+        chosen=sides["chosen"],
+        rejected=sides["rejected"],
+        context=context,
+    )
 
 
 def _context(row: Row) -> Context:

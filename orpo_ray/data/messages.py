@@ -196,12 +196,15 @@ def starts_dialogue(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith(_HUMAN.lstrip())
 
 
-def split_dialogues(chosen: str, rejected: str) -> tuple[list[Message], str, str]:
-    """Cut both dialogues at their last `Assistant:` into one prompt and two answers."""
+def split_dialogues(chosen: str, rejected: str) -> tuple[list[Message], list[Message], bool]:
+    """The turns of both dialogues, and whether they differ before their last `Assistant:`."""
     (prompt, better), (other, worse) = _cut_dialogue(chosen), _cut_dialogue(rejected)
     if prompt.strip() != other.strip():
-        raise RowRefused("different-prompts", 'the dialogues differ before their last "Assistant:"')
-    return _dialogue_turns(prompt), better, worse
+        return _dialogue_turns(chosen), _dialogue_turns(rejected), True
+    turns = _dialogue_turns(prompt)
+    good: Message = {"role": "assistant", "content": better}
+    bad: Message = {"role": "assistant", "content": worse}
+    return [*turns, good], [*turns, bad], False
 
 
 def _cut_dialogue(text: str) -> tuple[str, str]:
@@ -217,7 +220,7 @@ def _dialogue_turns(text: str) -> list[Message]:
 
     Consecutive turns of one speaker are joined: the second "Human:" was typed inside a turn.
     """
-    before, *parts = _HH_TURN.split(text)
+    before, *parts = _HH_TURN.split("\n\n" + text.lstrip())
     turns: list[Message] = [{"role": "system", "content": before.strip()}] if before.strip() else []
     for speaker, said in zip(parts[::2], parts[1::2], strict=True):
         role = "user" if speaker == "Human" else "assistant"

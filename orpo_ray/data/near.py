@@ -36,7 +36,8 @@ def signature(pair: Pair) -> bytes:
     """The MinHash of a pair's prompt, without its system turn, and of its better answer."""
     texts = [turn["content"] for turn in pair.prompt if turn["role"] != "system"]
     answer = next(iter(pair.answers.values()))
-    words = " ".join([*texts, answer["content"]]).lower().encode().split()
+    texts += [turn["content"] for turn in answer]
+    words = " ".join(texts).lower().encode().split()
     hashes = np.array([crc32(word) for word in words], dtype=np.uint32)
     last = max(1, len(hashes) - _GROUP + 1)
     groups = np.zeros(last, dtype=np.uint32)

@@ -1,12 +1,14 @@
 """What a row becomes: a pair of messages, a refusal, or a pair of token ids."""
 
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, Self, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int32]
+Ranges = npt.NDArray[np.int32]
+"""Token ranges [start, stop) of one side, in order, [k, 2]."""
 Row = dict[str, Any]
 
 
@@ -33,28 +35,41 @@ class Context(TypedDict, total=False):
     documents: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """A prompt that ends with a user's or a tool's turn, and a better and a worse answer to it.
 
-    One of the answers is None if the row has a single answer, which is labelled good or bad.
+    `chosen` and `rejected` are the last turns. If the two sides part at an earlier assistant turn,
+    that turn and those after it are in `before_chosen` and `before_rejected`. One of the answers is
+    None if the row has a single answer, which is labelled good or bad.
     """
 
     prompt: list[Message]
     chosen: Message | None
     rejected: Message | None
     context: Context = field(default_factory=Context)
+    before_chosen: list[Message] = field(default_factory=list)
+    before_rejected: list[Message] = field(default_factory=list)
 
     @property
-    def answers(self) -> dict[str, Message]:
-        """The answers that there are, by their side."""
-        sides = {"chosen": self.chosen, "rejected": self.rejected}
-        return {side: answer for side, answer in sides.items() if answer is not None}
+    def parts_early(self) -> bool:
+        """Whether the two sides part before their last turn."""
+        return bool(self.before_chosen or self.before_rejected)
+
+    @property
+    def answers(self) -> dict[str, list[Message]]:
+        """The turns of the answers that there are, by their side."""
+        sides = {
+            "chosen": (self.before_chosen, self.chosen),
+            "rejected": (self.before_rejected, self.rejected),
+        }
+        return {side: [*before, last] for side, (before, last) in sides.items() if last is not None}
 
     @property
     def multi_turn(self) -> bool:
-        """Whether the prompt holds earlier assistant turns, which are not trained."""
-        return any(message["role"] == "assistant" for message in self.prompt)
+        """Whether a side has assistant turns before its last."""
+        earlier = (*self.prompt, *self.before_chosen, *self.before_rejected)
+        return any(message["role"] == "assistant" for message in earlier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +80,27 @@ class Refusal:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+def ranges_of(*bounds: tuple[int, int]) -> Ranges:
+    """Ranges from their bounds, without the empty ones."""
+    return np.array([each for each in bounds if each[0] < each[1]], np.int32).reshape(-1, 2)
+
+
+class Trained(NamedTuple):
+    """Which tokens of a pair's prompt and answers are trained."""
+
+    prompt: Ranges
+    chosen: Ranges
+    rejected: Ranges
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of trained tokens of prompt, chosen and rejected."""
+        return [int((ranges[:, 1] - ranges[:, 0]).sum()) for ranges in self]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """Token ids of one pair; each answer ends with exactly one end token.
+    """Token ids of one pair, and which of them are trained; each turn ends with one end token.
 
     A single answer has an empty one on the other side.
     """
@@ -76,3 +109,14 @@ class TokenPair:
     prompt: IntArray
     chosen: IntArray
     rejected: IntArray
+    trained: Trained
+
+    @classmethod
+    def of_answers(
+        cls, pair_id: str, prompt: IntArray, chosen: IntArray, rejected: IntArray
+    ) -> Self:
+        """A pair of which the answers are trained, and nothing of the prompt."""
+        trained = Trained(ranges_of(), *(ranges_of((0, len(ids))) for ids in (chosen, rejected)))
+        return cls(
+            pair_id=pair_id, prompt=prompt, chosen=chosen, rejected=rejected, trained=trained
+        )

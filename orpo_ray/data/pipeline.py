@@ -33,6 +33,7 @@ from orpo_ray.data.shards import copy_from
 from orpo_ray.data.store import (
     MANIFEST,
     SIDES,
+    TRAINED,
     Artifact,
     Summary,
     artifact_path,
@@ -81,7 +82,12 @@ def prepare(
             f"the chat template asks for today's date: it always gets {date}, so that tokens stay "
             "the same"
         )
-    reading = Reading(data.columns, Ranking(data.pairs, data.min_margin), single_answers)
+    reading = Reading(
+        data.columns,
+        Ranking(data.pairs, data.min_margin),
+        single_answers,
+        all_turns=data.train_on == "all-assistant",
+    )
     sources = read_all(data)
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
@@ -178,7 +184,7 @@ class _NewArtifact:
             rows=counts,
             train=selection.train,
             evaluation=selection.eval,
-            lengths=np.stack([rows[side].to_numpy() for side in SIDES], axis=1),
+            counts=np.stack([rows[name].to_numpy() for name in (*SIDES, *TRAINED)], axis=1),
             quarantine=_quarantine(rows, self._sources),
         )
         return artifact, names

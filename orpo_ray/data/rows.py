@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +22,7 @@ from orpo_ray.data.formats import Reading, read_pairs, used_columns
 from orpo_ray.data.messages import FIELDS
 from orpo_ray.data.pairs import Message, Pair, Refusal, Row, TokenPair
 from orpo_ray.data.readers import RawRow
-from orpo_ray.data.store import SCHEMA, SIDES
+from orpo_ray.data.store import SCHEMA, SIDES, TRAINED
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
 from orpo_ray.errors import DataError
 
@@ -67,15 +69,31 @@ _BLOCK_BYTES = 2**20
 
 
 def facts_of(rows: pa.Table) -> pa.Table:
-    """What chooses the pairs to train on: RESULT rows with lengths in place of token ids.
+    """What chooses the pairs to train on: RESULT rows with counts in place of ids and ranges.
 
     Signatures are left on disk: they take more than all other facts.
     """
-    rows = rows.drop_columns(["signature"])
+    return counted(rows.drop_columns(["signature"]))
+
+
+def counted(rows: pa.Table) -> pa.Table:
+    """The rows with the numbers of tokens in place of ids, and of ranges."""
     for side in SIDES:
         column = rows.schema.get_field_index(side)
         rows = rows.set_column(column, side, pc.fill_null(pc.list_value_length(rows[side]), 0))
+    for name in TRAINED:
+        counts = pa.array(_tokens_in(rows[name]), pa.int32())
+        rows = rows.set_column(rows.schema.get_field_index(name), name, counts)
     return rows
+
+
+def _tokens_in(ranges: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """The number of tokens in each row's ranges; 0 for a row without any."""
+    flat = ranges.combine_chunks()
+    starts, stops = flat.values.to_numpy().reshape(-1, 2).T
+    before = np.concatenate([[0], np.cumsum(stops - starts, dtype=np.int64)])
+    found: npt.NDArray[np.int64] = np.diff(before[flat.offsets.to_numpy() // 2])
+    return found
 
 
 def raw_blocks(rows: Iterable[RawRow], source: int) -> Iterator[pa.Table]:
@@ -105,7 +123,7 @@ class RowProcessor:
         limits: Limits,
         reading: Reading,
     ) -> None:
-        self._tokeniser = PairTokeniser(tokenizer)
+        self._tokeniser = PairTokeniser(tokenizer, all_turns=reading.all_turns)
         self._labels = labels
         self._limits = limits
         self._reading = reading
@@ -148,13 +166,15 @@ class RowProcessor:
         ]
         context = [pair.context] if pair.context else []
         answers = [_comparable(answer) for answer in (pair.chosen, pair.rejected)]
+        before = [pair.before_chosen, pair.before_rejected] if pair.parts_early else []
         return {
             "code": "",
             "detail": "",
             "prompt": fitted.prompt,
             "chosen": fitted.chosen,
             "rejected": fitted.rejected,
-            "pair_key": _key(pair.prompt, *answers, *context),
+            **{name: ranges.ravel() for name, ranges in zip(TRAINED, fitted.trained, strict=True)},
+            "pair_key": _key(pair.prompt, *answers, *before, *context),
             "prompt_key": _key(prompt, *context),
             "multi_turn": pair.multi_turn,
             "truncated": len(fitted.prompt) < len(tokens.prompt),

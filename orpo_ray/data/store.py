@@ -1,10 +1,11 @@
 """The artifact: tokenised pairs on disk, found by a hash of all that shaped them.
 
 <storage>/artifacts/<hash16>/
-    pairs-<place>-<hash>.arrow   Arrow IPC files (shards.py): what became of each row, and its token
-                                 ids (prompt, chosen, rejected)
+    pairs-<place>-<hash>.arrow   Arrow IPC files (shards.py): what became of each row, its token ids
+                                 (prompt, chosen, rejected), and which of them are trained
     train.arrow, eval.arrow      the rows to train and to evaluate on: their numbers, counted
-                                 through all shards, their lengths, and the names of the shards
+                                 through all shards, their lengths, their trained tokens, and the
+                                 names of the shards
     quarantine.jsonl             one bad row a line: file, line, reason, detail, split
     artifact.json                the summary, and size and SHA-256 of the files above; written last
 """
@@ -26,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orpo_ray.data.checks import OVERLONG_EITHER, OVERLONG_PAIR, OVERLONG_PROMPT
-from orpo_ray.data.pairs import IntArray, TokenPair
+from orpo_ray.data.pairs import IntArray, TokenPair, Trained
 from orpo_ray.data.shards import WRITING, Shard
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
@@ -36,8 +37,15 @@ DATA_VERSION = 5
 
 MANIFEST = "artifact.json"
 SIDES = ("prompt", "chosen", "rejected")
-SCHEMA = pa.schema([("pair_id", pa.string()), *((side, pa.list_(pa.int32())) for side in SIDES)])
-INDEX = pa.schema([("row", pa.int64()), *((side, pa.int32()) for side in SIDES)])
+TRAINED = tuple(f"{side}_trained" for side in SIDES)
+"""The columns of trained tokens.
+
+In a shard they have ranges (start, stop, start, stop, ...), in an index the number of tokens.
+"""
+SCHEMA = pa.schema(
+    [("pair_id", pa.string()), *((name, pa.list_(pa.int32())) for name in (*SIDES, *TRAINED))]
+)
+INDEX = pa.schema([("row", pa.int64()), *((name, pa.int32()) for name in (*SIDES, *TRAINED))])
 QUANTILES = (0.5, 0.9, 0.99)
 _SHARDS = b"shards"
 _STALE_SECONDS = 24 * 3600
@@ -116,7 +124,14 @@ class PairTable:
     def __getitem__(self, index: int) -> TokenPair:
         """The pair at `index`; its arrays are copies, so the caller may write into them."""
         shard, row = self._place(int(index))
-        return TokenPair(shard.pair_id(row), *shard.tokens(row))
+        prompt, chosen, rejected, *ranges = shard.arrays(row)
+        return TokenPair(
+            pair_id=shard.pair_id(row),
+            prompt=prompt,
+            chosen=chosen,
+            rejected=rejected,
+            trained=Trained(*(each.reshape(-1, 2) for each in ranges)),
+        )
 
     def __iter__(self) -> Iterator[TokenPair]:
         return (self[index] for index in range(len(self)))
@@ -137,7 +152,15 @@ class PairTable:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Token counts [n, 3] of prompt, chosen and rejected, without a look at the tokens."""
-        columns = [self._index[side].to_numpy() for side in SIDES]
+        return self._counts(SIDES)
+
+    @property
+    def trained(self) -> npt.NDArray[np.int64]:
+        """Numbers of trained tokens [n, 3] of prompt, chosen and rejected."""
+        return self._counts(TRAINED)
+
+    def _counts(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        columns = [self._index[name].to_numpy() for name in names]
         return np.stack(columns, axis=1).astype(np.int64)
 
     @property
@@ -161,7 +184,8 @@ class _OpenShard:
         self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)], dtype=np.int64)
         self._views = [
-            tuple(_view(batch.column(side)) for side in SIDES) for batch in self._batches
+            tuple(_view(batch.column(name)) for name in (*SIDES, *TRAINED))
+            for batch in self._batches
         ]
 
     def pair_id(self, row: int) -> str:
@@ -170,8 +194,8 @@ class _OpenShard:
         found: str = self._batches[number].column("pair_id")[place].as_py()
         return found
 
-    def tokens(self, row: int) -> list[IntArray]:
-        """Copies of the token ids of prompt, chosen and rejected."""
+    def arrays(self, row: int) -> list[IntArray]:
+        """Copies of the columns of SIDES and TRAINED."""
         number, place = self._place(row)
         return [
             values[offsets[place] : offsets[place + 1]].copy()
@@ -181,8 +205,8 @@ class _OpenShard:
     @property
     def largest_token_id(self) -> int:
         """The largest token id, or 0 if there is none."""
-        values = (values for views in self._views for _, values in views if len(values))
-        return max((int(ids.max()) for ids in values), default=0)
+        sides = (view for views in self._views for view in views[: len(SIDES)])
+        return max((int(ids.max()) for _, ids in sides if len(ids)), default=0)
 
     def _place(self, row: int) -> tuple[int, int]:
         """Batch of a row, and its place there."""
@@ -285,21 +309,22 @@ def finish_artifact(
     rows: Sequence[int],
     train: npt.ArrayLike,
     evaluation: npt.ArrayLike,
-    lengths: npt.NDArray[np.int32],
+    counts: npt.NDArray[np.int32],
     quarantine: Iterable[dict[str, Any]],
 ) -> Artifact:
     """Write what belongs to the shards of a folder; with the manifest it is an artifact.
 
     `rows` has the number of rows of each shard. `train` and `evaluation` number rows through all
-    shards, and `lengths` [n, 3] has the tokens of all rows. Preparations that finish at the same
-    time write the same bytes. Raises DataError if the folder cannot be written.
+    shards. `counts` [n, 6] has the tokens of each side of all rows, then the trained ones.
+    Preparations that finish at the same time write the same bytes. Raises DataError if the folder
+    cannot be written.
     """
     names = [(shard.name, count) for shard, count in zip(shards, rows, strict=True)]
     try:
         with _in_one_step(path / "train.arrow") as file:
-            _write_index(file, names, train, lengths)
+            _write_index(file, names, train, counts)
         with _in_one_step(path / "eval.arrow") as file:
-            _write_index(file, names, evaluation, lengths)
+            _write_index(file, names, evaluation, counts)
         with _in_one_step(path / "quarantine.jsonl") as file:
             _write_lines(file, quarantine)
         summary = _complete(summary, path, shards)
@@ -343,11 +368,11 @@ def _write_index(
     file: IO[bytes],
     shards: Sequence[tuple[str, int]],
     rows: npt.ArrayLike,
-    lengths: npt.NDArray[np.int32],
+    counts: npt.NDArray[np.int32],
 ) -> None:
     schema = INDEX.with_metadata({_SHARDS: json.dumps(shards)})
     numbers = np.asarray(rows, dtype=np.int64)
-    columns = [numbers, *lengths[numbers].T]
+    columns = [numbers, *counts[numbers].T]
     with pa.ipc.new_file(file, schema) as writer:
         writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
 

@@ -124,9 +124,11 @@ def describe(summary: Summary) -> list[str]:
     if summary.truncated:
         lines.append(f"{_count(summary.truncated, 'prompt')} cut on the left to fit")
     if summary.multi_turn:
+        trained = "only the last answer is trained"
+        if summary.settings.get("train_on") == "all-assistant":
+            trained = "all are trained, those of the prompt by the likelihood term alone"
         lines.append(
-            f"{_count(summary.multi_turn, 'pair')} with earlier assistant turns: only the last "
-            "answer is trained"
+            f"{_count(summary.multi_turn, 'pair')} with earlier assistant turns: {trained}"
         )
     lines += [
         f"{_count(count, 'pair')} with {name}, which this chat template does not write"

@@ -2,11 +2,11 @@
 
 Three things hold for every pair. The prompt's ids are those from which generation starts, whatever
 the answer is. Prompt and answer together are the conversation as the template renders it. Each
-answer ends with exactly one end token.
+trained turn ends with exactly one end token.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -17,14 +17,23 @@ from jinja2 import TemplateError
 from orpo_ray.data.checks import OVERLONG_PAIR, OVERLONG_PROMPT
 from orpo_ray.data.endings import Endings
 from orpo_ray.data.messages import FIELDS, THOUGHTS, first_of
-from orpo_ray.data.pairs import Context, Message, Pair, Refusal, TokenPair
+from orpo_ray.data.pairs import (
+    Context,
+    Message,
+    Pair,
+    Ranges,
+    Refusal,
+    TokenPair,
+    Trained,
+    ranges_of,
+)
+from orpo_ray.data.turns import Bounds, Turn, find_turns, holds, turn_bounds
 from orpo_ray.errors import DataError
 
 # Some tokenizers mark the start of a text. If an answer is tokenised without its prompt, one of
 # these goes before it, so that the answer gets no such mark.
 _ANCHORS = ("\n", ".", "a")
 
-_THOUGHT_MARK = re.compile(r"</?(?:think|thinking|reasoning)>")
 _OPENED_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>\s*$")
 
 _ASKED: list[Message] = [{"role": "user", "content": "x"}]
@@ -55,13 +64,32 @@ class _Answer(NamedTuple):
 
     text: str
     end: int
+    turns: list[Turn]
 
 
 class _Rendered(NamedTuple):
-    """Texts of one pair. The prompt ends where generation starts."""
+    """Texts of one pair. The prompt ends where generation starts.
+
+    The turns are those of the prompt, if they are trained.
+    """
 
     prompt: str
     answers: dict[str, _Answer]
+    turns: list[Turn]
+
+
+class _Ids(NamedTuple):
+    """Ids of a pair; those of the answers do not have their end token."""
+
+    prompt: list[int]
+    answers: dict[str, list[int]]
+
+
+class _Turns(NamedTuple):
+    """Where the trained turns are in the ids of their side."""
+
+    prompt: list[Bounds]
+    answers: dict[str, list[Bounds]]
 
 
 class _Cut(NamedTuple):
@@ -74,10 +102,11 @@ class _Cut(NamedTuple):
 class PairTokeniser:
     """Applies one tokenizer, whose chat template is set, to batches of pairs.
 
-    Raises DataError if the tokenizer has no chat template or names no end token.
+    With `all_turns` the earlier assistant turns are trained, too. Raises DataError if the tokenizer
+    has no chat template or names no end token.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, all_turns: bool = False) -> None:
         if not tokenizer.chat_template:
             raise DataError("the tokenizer has no chat template; set model.chat_template")
         if tokenizer.eos_token_id is None:
@@ -85,6 +114,7 @@ class PairTokeniser:
                 "the tokenizer names no end token (eos_token), so an answer could never end"
             )
         self._tokenizer = tokenizer
+        self._all_turns = all_turns
         self._template: str | None = None
         if fixed_date(tokenizer):
             self._template = _DATED_TEMPLATE + tokenizer.get_chat_template()
@@ -117,19 +147,21 @@ class PairTokeniser:
         """Token ids of each pair, or why there are none, in order."""
         rendered = [self._render_pair(pair) for pair in pairs]
         usable = [texts for texts in rendered if isinstance(texts, _Rendered)]
-        tokens = iter(self._tokenise(usable))
+        ids = self._tokenise(usable)
+        found = zip(ids, self._find_turns(usable, ids), strict=True)
         return [
-            texts if isinstance(texts, Refusal) else self._finish(pair_id, texts, *next(tokens))
+            texts if isinstance(texts, Refusal) else self._finish(pair_id, texts, *next(found))
             for pair_id, texts in zip(pair_ids, rendered, strict=True)
         ]
 
     def ignored_fields(self, pair: Pair) -> list[str]:
         """The fields of a pair that make no difference to what the template writes."""
-        messages = (*pair.prompt, *pair.answers.values())
+        said = [turn for turns in pair.answers.values() for turn in turns]
+        messages = (*pair.prompt, *said)
         fields = {name for message in messages for name in message if name in FIELDS}
         names = sorted(fields | pair.context.keys())
         if self._puts_thoughts_back:
-            of_answers = {name for answer in pair.answers.values() for name in answer}
+            of_answers = {name for turns in pair.answers.values() for name in turns[-1]}
             names = [name for name in names if not (name in THOUGHTS and name in of_answers)]
         if not names:
             return []  # most pairs: nothing is rendered again
@@ -138,8 +170,8 @@ class PairTokeniser:
 
     def _written(self, pair: Pair) -> list[str | Refusal]:
         return [
-            self._render([*pair.prompt, answer], pair.context, generation=False)
-            for answer in pair.answers.values()
+            self._render([*pair.prompt, *turns], pair.context, generation=False)
+            for turns in pair.answers.values()
         ]
 
     def _render(self, messages: list[Message], context: Context, generation: bool) -> str | Refusal:
@@ -177,12 +209,47 @@ class PairTokeniser:
         if isinstance(prompt, Refusal):
             return prompt
         answers = {}
-        for side, answer in pair.answers.items():
-            found = self._render_answer(pair, prompt, answer, side)
+        for side, said in pair.answers.items():
+            found = self._render_side(pair, prompt, said, side)
             if isinstance(found, Refusal):
                 return found
             answers[side] = found
-        return _Rendered(prompt, answers)
+        turns = self._turns(pair.prompt, prompt, pair.context) if self._all_turns else []
+        return turns if isinstance(turns, Refusal) else _Rendered(prompt, answers, turns)
+
+    def _render_side(
+        self, pair: Pair, prompt: str, turns: list[Message], side: str
+    ) -> _Answer | Refusal:
+        """What follows the prompt: the text that generation should write, or several turns."""
+        if len(turns) == 1:
+            return self._render_answer(pair, prompt, turns[0], side)
+        said = [self._without_end(turn) for turn in turns]
+        if marked := next((turn for turn in said if self._marks_in(turn)), None):
+            return Refusal("template-inside", f"{side} has {self._marks_in(marked)[0]}")
+        conversation = [*pair.prompt, *said]
+        whole = self._render(conversation, pair.context, generation=False)
+        if isinstance(whole, Refusal):
+            return whole
+        found = self._turns(conversation, whole, pair.context, first=len(pair.prompt))
+        if isinstance(found, Refusal):
+            return found
+        last = found[-1]
+        return _Answer((last.before + last.text).removeprefix(prompt), last.end, found)
+
+    def _turns(
+        self, messages: list[Message], whole: str, context: Context, first: int = 0
+    ) -> list[Turn] | Refusal:
+        """The assistant turns from message `first` on in a rendered conversation."""
+
+        def render(some: list[Message], generation: bool) -> str | Refusal:
+            return self._render(some, context, generation)
+
+        return find_turns(messages, whole, render, self._endings, first)
+
+    def _without_end(self, turn: Message) -> Message:
+        if turn["role"] != "assistant":
+            return turn
+        return {**turn, "content": self._endings.without_end(turn["content"])}
 
     def _render_answer(
         self, pair: Pair, prompt: str, answer: Message, side: str
@@ -206,7 +273,7 @@ class PairTokeniser:
         rest = whole.removeprefix(start)
         if rest == whole:
             rest = _with_thoughts(whole, start, said)
-        if not _holds(rest, content):
+        if not holds(rest, content):
             return Refusal("template-rewrites")
         found = self._endings.split(rest)
         if found is None:
@@ -217,9 +284,9 @@ class PairTokeniser:
             if self._endings.texts.keys() & set(marks):
                 return Refusal("end-token-inside", side)
             return Refusal("template-inside", f"{side} has {marks[0]}")
-        return _Answer(*found)
+        return _Answer(*found, turns=[])
 
-    def _tokenise(self, texts: Sequence[_Rendered]) -> list[tuple[list[int], dict[str, list[int]]]]:
+    def _tokenise(self, texts: Sequence[_Rendered]) -> list[_Ids]:
         """Ids of prompts and answers without end tokens, in a few tokenizer calls.
 
         An answer is tokenised together with its prompt, so that it gets the tokens that it has in
@@ -247,7 +314,29 @@ class PairTokeniser:
         for number, ids in zip(apart, alone, strict=True):
             index, side = places[number]
             found[index][side] = ids
-        return list(zip(prompts, found, strict=True))
+        return [_Ids(*each) for each in zip(prompts, found, strict=True)]
+
+    def _find_turns(
+        self, texts: Sequence[_Rendered], ids: Sequence[_Ids]
+    ) -> Iterator[_Turns | Refusal]:
+        """Where the trained turns of each pair are."""
+        turns = (
+            turn
+            for text in texts
+            for some in (text.turns, *(answer.turns for answer in text.answers.values()))
+            for turn in some
+        )
+        before = iter(self._encode([turn.before for turn in turns]))
+        for text, (prompt, answers) in zip(texts, ids, strict=True):
+            found = [turn_bounds(text.turns, before, prompt)]
+            for side, answer in text.answers.items():
+                found.append(_bounds_of(answer, before, prompt, answers[side]))
+            refused = [each for each in found if isinstance(each, Refusal)]
+            if refused:
+                yield refused[0]
+                continue
+            in_prompt, *of_answers = (each for each in found if isinstance(each, list))
+            yield _Turns(in_prompt, dict(zip(text.answers, of_answers, strict=True)))
 
     def _find_cut(self, text: str, ids: list[int]) -> _Cut:
         """The last place at which a prompt can be cut without changing the tokens after it."""
@@ -321,20 +410,26 @@ class PairTokeniser:
         ]
 
     def _finish(
-        self,
-        pair_id: str,
-        texts: _Rendered,
-        prompt: list[int],
-        answers: dict[str, list[int]],
+        self, pair_id: str, texts: _Rendered, ids: _Ids, turns: _Turns | Refusal
     ) -> TokenPair | Refusal:
-        for side, ids in answers.items():
-            if not self._endings.ids.isdisjoint(ids):
+        if isinstance(turns, Refusal):
+            return turns
+        ended = {side: [*ids.answers[side], said.end] for side, said in texts.answers.items()}
+        for side, bounds in turns.answers.items():
+            inside = (ended[side][start : stop - 1] for start, stop in bounds)
+            if not all(map(self._endings.ids.isdisjoint, inside)):
                 return Refusal("end-token-inside", side)
-        if answers.get("chosen") == answers.get("rejected"):
+        if ids.answers.get("chosen") == ids.answers.get("rejected"):
             return Refusal("identical", "the chat template makes them so")
-        ended = {side: [*ids, texts.answers[side].end] for side, ids in answers.items()}
-        parts = (self._with_bos(prompt), ended.get("chosen", []), ended.get("rejected", []))
-        return TokenPair(pair_id, *(np.asarray(ids, dtype=np.int32) for ids in parts))
+        prompt = self._with_bos(ids.prompt)
+        moved = len(prompt) - len(ids.prompt)
+        trained = Trained(
+            ranges_of(*((start + moved, stop + moved) for start, stop in turns.prompt)),
+            *(ranges_of(*turns.answers.get(side, [])) for side in ("chosen", "rejected")),
+        )
+        sides = {"prompt": prompt, "chosen": [], "rejected": [], **ended}
+        arrays = {side: np.asarray(each, dtype=np.int32) for side, each in sides.items()}
+        return TokenPair(pair_id=pair_id, **arrays, trained=trained)
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """The ids with exactly one start token, if the tokenizer or the template wants one.
@@ -349,6 +444,18 @@ class PairTokeniser:
             start += 1
         ids = ids[start:]
         return [self._bos, *ids] if self._adds_bos and ids[:1] != [self._bos] else ids
+
+
+def _bounds_of(
+    answer: _Answer, before: Iterator[list[int]], prompt: list[int], ids: list[int]
+) -> list[Bounds] | Refusal:
+    """Where the turns of an answer are in its ids; most answers are one turn."""
+    if not answer.turns:
+        return [(0, len(ids) + 1)]
+    found = turn_bounds(answer.turns, before, [*prompt, *ids, answer.end])
+    if isinstance(found, Refusal):
+        return found
+    return [(start - len(prompt), stop - len(prompt)) for start, stop in found]
 
 
 def _with_thoughts(whole: str, start: str, answer: Message) -> str:
@@ -369,17 +476,6 @@ def _with_thoughts(whole: str, start: str, answer: Message) -> str:
         return thoughts.lstrip().removeprefix(opened[0].strip()).lstrip() + closing + said
     thoughts = str(first_of(dict(answer), THOUGHTS) or "")
     return f"{thoughts.strip()}\n{closing}\n\n{said}"
-
-
-def _holds(rendered: str, content: str) -> bool:
-    """Whether a rendered answer has the whole content, with any space around its thoughts."""
-    place = 0
-    for part in _THOUGHT_MARK.split(content):
-        found = rendered.find(part.strip(), place)
-        if found < 0:
-            return False
-        place = found + len(part.strip())
-    return bool(rendered)
 
 
 def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
@@ -411,6 +507,8 @@ def _without_field(pair: Pair, name: str) -> Pair:
         chosen=without(pair.chosen),
         rejected=without(pair.rejected),
         context=without(pair.context),
+        before_chosen=[without(message) for message in pair.before_chosen],
+        before_rejected=[without(message) for message in pair.before_rejected],
     )
 
 
@@ -436,6 +534,12 @@ def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refu
     start = pair.prompt[: int(has_bos)]
     if limits.overlong == "truncate-prompt-left" and room > len(start):
         end = pair.prompt[prompt - (room - len(start)) :]
-        return replace(pair, prompt=np.concatenate([start, end]))
+        trained = pair.trained._replace(prompt=_moved(pair.trained.prompt, prompt - room))
+        return replace(pair, prompt=np.concatenate([start, end]), trained=trained)
     code = OVERLONG_PROMPT if prompt + answer <= limits.max_length else OVERLONG_PAIR
     return Refusal(code, f"prompt {prompt} tokens, longer answer {answer}")
+
+
+def _moved(ranges: Ranges, lost: int) -> Ranges:
+    """The ranges after a prompt has lost tokens at its start. No token predicts the first one."""
+    return ranges_of(*((max(1, start - lost), stop - lost) for start, stop in ranges.tolist()))

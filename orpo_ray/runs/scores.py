@@ -33,7 +33,7 @@ _TAILS = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class PairScores:
-    """Summed log-probs of both answers and their token counts, each [n].
+    """Summed log-probs of both answers and their counts of trained tokens, each [n].
 
     An answer of no tokens is not there: its row has a single answer.
     """

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orpo_ray.data.pairs import TokenPair
+from orpo_ray.data.pairs import Ranges, TokenPair, ranges_of
 from orpo_ray.training.attention import Runs
 from orpo_ray.training.plan import Layout
 
@@ -32,7 +32,7 @@ class PairBatch:
 
     N tokens are scored. Token i is `targets[i]`. It is predicted at `positions[i]`, an index into
     the flattened rows. It belongs to pair `pair[i]`, and to its prompt, chosen or rejected answer:
-    `part[i]`. `chosen_tokens` and `rejected_tokens` [n] are the lengths of the answers.
+    `part[i]`. `chosen_tokens` and `rejected_tokens` [n] count the scored tokens of the answers.
     """
 
     input_ids: Tensor
@@ -83,7 +83,8 @@ def collate(
 ) -> PairBatch:
     """Pairs in one of the layouts; `pad_id` fills the rows of the padded one.
 
-    With `score_prompt` the tokens of the chosen side's prompt are scored, too, from the second on.
+    The trained tokens are scored. With `score_prompt` all tokens of the chosen side's prompt are,
+    from the second on.
     """
     if layout.pads:
         return _padded(pairs, pad_id, score_prompt, with_rejected)
@@ -161,21 +162,25 @@ def _batch(
 
     The first token of an answer is predicted at the last token of its prompt.
     """
+    trained = [pair.trained.counts for pair in pairs]
     positions, targets, owners, parts = [], [], [], []
     for side in sides:
         pair = pairs[side.pair]
         answer = pair.chosen if side.part == CHOSEN else pair.rejected
-        prompt_length = len(pair.prompt)
-        if score_prompt and side.part == CHOSEN:
-            positions.append(side.prompt_start + np.arange(prompt_length - 1))
-            targets.append(pair.prompt[1:])
-            parts.append(np.full(prompt_length - 1, PROMPT))
-            owners.append(np.full(prompt_length - 1, side.pair))
-        first = side.prompt_start + prompt_length - 1
-        positions.append(np.concatenate([[first], side.start + np.arange(len(answer) - 1)]))
-        targets.append(answer)
-        parts.append(np.full(len(answer), side.part))
-        owners.append(np.full(len(answer), side.pair))
+        last_of_prompt = len(pair.prompt) - 1
+        if side.part == CHOSEN:
+            asked = ranges_of((1, len(pair.prompt))) if score_prompt else pair.trained.prompt
+            places = _places(asked)
+            positions.append(side.prompt_start + places - 1)
+            targets.append(pair.prompt[places])
+            parts.append(np.full(len(places), PROMPT))
+            owners.append(np.full(len(places), side.pair))
+        places = _places(pair.trained[side.part])
+        before = np.where(places == 0, side.prompt_start + last_of_prompt, side.start + places - 1)
+        positions.append(before)
+        targets.append(answer[places])
+        parts.append(np.full(len(places), side.part))
+        owners.append(np.full(len(places), side.pair))
     return PairBatch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=attention_mask,
@@ -185,6 +190,11 @@ def _batch(
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         pair=torch.from_numpy(np.concatenate(owners)),
         part=torch.from_numpy(np.concatenate(parts)),
-        chosen_tokens=torch.tensor([len(pair.chosen) for pair in pairs]),
-        rejected_tokens=torch.tensor([len(pair.rejected) for pair in pairs]),
+        chosen_tokens=torch.tensor([counts[CHOSEN] for counts in trained]),
+        rejected_tokens=torch.tensor([counts[REJECTED] for counts in trained]),
     )
+
+
+def _places(ranges: Ranges) -> NDArray[np.int64]:
+    """Where the tokens of ranges are in their side."""
+    return np.concatenate([np.arange(0), *(np.arange(start, stop) for start, stop in ranges)])

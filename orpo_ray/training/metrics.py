@@ -125,10 +125,10 @@ def score_pairs(
     """
     was_training = model.training
     model.eval()
-    lengths = table.lengths
+    trained = table.trained
     sums = np.zeros((len(table), 2))
     _, distinct, copies = np.unique(table.pair_ids, return_index=True, return_inverse=True)
-    costs = pack_costs(lengths, model.layout)
+    costs = pack_costs(table.lengths, model.layout)
     for pack in deal(cut_packs(distinct, costs, token_budget), costs, world.size)[world.rank]:
         if stop_requested():
             raise StoppedError("stopped before the first step; the same command starts again")
@@ -137,7 +137,7 @@ def score_pairs(
             sums[pack.pairs] = scored
     model.train(was_training)
     sums = world.sum(torch.from_numpy(sums).to(model.device)).cpu().numpy()[distinct][copies]
-    return PairScores(sums[:, 0], sums[:, 1], lengths[:, 1], lengths[:, 2])
+    return PairScores(sums[:, 0], sums[:, 1], trained[:, 1], trained[:, 2])
 
 
 def score_pack(

@@ -62,7 +62,7 @@ class StepDataset(Dataset[StepInput]):
         self._objective = objective
         self._first = first
         self._rank = rank
-        self._lengths = work.train.lengths
+        self._lengths, self._trained = work.train.lengths, work.train.trained
 
     def __len__(self) -> int:
         return len(self._work.steps) - self._first
@@ -74,7 +74,7 @@ class StepDataset(Dataset[StepInput]):
             packs,
             step.pairs,
             len(step.pairs),
-            scored_tokens(self._lengths[step.pairs], self._objective),
+            scored_tokens(self._lengths[step.pairs], self._trained[step.pairs], self._objective),
         )
 
     def _pack(self, pairs: np.ndarray, weight: float, of_step: np.ndarray) -> PackInput[Any]:
@@ -87,15 +87,14 @@ class StepDataset(Dataset[StepInput]):
         return PackInput(batch, weight, reference)
 
 
-def scored_tokens(lengths: np.ndarray, objective: Objective) -> int:
+def scored_tokens(lengths: np.ndarray, trained: np.ndarray, objective: Objective) -> int:
     """The number of tokens that the NLL of a step is averaged over.
 
-    `lengths`: (prompt, chosen, rejected) of the step's pairs, [n, 3].
+    `lengths` and `trained`: all and the trained tokens of (prompt, chosen, rejected) of the step's
+    pairs, each [n, 3].
     """
-    scored = lengths[:, 1]
-    if objective.nll_on == "full":
-        scored = scored + lengths[:, 0] - 1
-    return int(scored.sum())
+    prompt = lengths[:, 0] - 1 if objective.nll_on == "full" else trained[:, 0]
+    return int((prompt + trained[:, 1]).sum())
 
 
 def lay_out(pairs: list[TokenPair], layout: Layout, pad_id: int, objective: Objective) -> PairBatch:
@@ -121,9 +120,11 @@ def step_of_one_pack(
     If the objective needs reference log-probs, every pair gets those of `reference`.
     """
     lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
+    trained = np.array([pair.trained.counts for pair in pairs])
     references = torch.tensor([reference] * len(pairs)) if objective.needs_reference else None
     pack = PackInput(lay_out(pairs, layout, pad_id, objective), 1.0, references)
-    return StepInput([pack], np.arange(len(pairs)), len(pairs), scored_tokens(lengths, objective))
+    tokens = scored_tokens(lengths, trained, objective)
+    return StepInput([pack], np.arange(len(pairs)), len(pairs), tokens)
 
 
 def pack_loss(

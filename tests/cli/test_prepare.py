@@ -11,8 +11,8 @@ from rich.text import Text
 from text_pairs import text_pair
 
 from orpo_ray.cli.main import run
-from orpo_ray.cli.show_pairs import colour_tokens, length_histogram
-from orpo_ray.data.pairs import TokenPair
+from orpo_ray.cli.show_pairs import colour_side, colour_tokens, count_tokens, length_histogram
+from orpo_ray.data.pairs import TokenPair, ranges_of
 from orpo_ray.data.tokenise import PairTokeniser
 
 Run = Callable[..., tuple[int, str, str]]
@@ -60,6 +60,32 @@ def test_show_prints_pairs_lengths_and_what_was_dropped(
     assert "tokens of prompt and longer answer" in out
     assert f"prepared: {tmp_path / 'st' / 'artifacts'}" in out
     assert "38 training pairs and 2 evaluation pairs from 42 rows" in err
+
+
+def test_show_marks_the_turns_that_are_trained(command: Run, tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    row = {"prompt": [*talk, talk[0]], "chosen": "Good day.", "rejected": "Go."}
+    path = tmp_path / "talk.jsonl"
+    other = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+    path.write_text(
+        f"{json.dumps(row)}\n{json.dumps(other)}\n" + json.dumps(row | {"chosen": "Hi"})
+    )
+    settings = ["model.chat_template=chatml", "data.train_on=all-assistant"]
+    code, out, err = command("--train", str(path), "--show", "1", *settings)
+    assert code == 0
+    assert "not trained   earlier turn, trained   chosen, trained   rejected, trained" in out
+    assert "of them trained" in out
+    assert "those of the prompt by the likelihood term alone" in err
+
+
+def test_trained_tokens_have_another_style_than_the_others(chatml_tokenizer: Any) -> None:
+    ids = np.array(chatml_tokenizer("a b c d")["input_ids"], dtype=np.int32)
+    shown = colour_side(chatml_tokenizer, ids, ranges_of((1, 3)), "green")
+    assert shown.plain == chatml_tokenizer.decode(ids)
+    styles = [str(span.style) for span in shown.spans]
+    assert styles == ["bright_black", "green", "bright_black"]
+    assert count_tokens(ids, ranges_of((1, 3))) == f"{len(ids)} tokens, 2 of them trained"
+    assert count_tokens(ids, ranges_of()) == f"{len(ids)} tokens"
 
 
 def test_json_is_one_object_alone_on_stdout(command: Run, pairs: Path) -> None:

@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,7 @@ def test_the_unpaired_view_by_hand() -> None:
     For the baseline, each row also has the answer of the row before it.
     """
     pairs = [
-        TokenPair(str(i), *(np.array(ids, dtype=np.int32) for ids in sides))
+        TokenPair.of_answers(str(i), *(np.array(ids, dtype=np.int32) for ids in sides))
         for i, sides in enumerate([([1, 2], [3], [4, 5]), ([6], [7, 8], [9])])
     ]
     rows = to_unpaired_rows(pairs, None, pairs[0])
@@ -171,7 +170,7 @@ def test_the_unpaired_view_by_hand() -> None:
 def test_single_answers_by_hand() -> None:
     """One that is alone in its micro-batch is compared with another answer of the step."""
     good, bad, pair = (
-        TokenPair(name, *(np.array(ids, dtype=np.int32) for ids in sides))
+        TokenPair.of_answers(name, *(np.array(ids, dtype=np.int32) for ids in sides))
         for name, *sides in (
             ("good", [1], [2, 3], []),
             ("bad", [4], [], [5]),
@@ -194,15 +193,18 @@ def test_kto_trains_on_single_answers(budget: int, tmp_path: Path) -> None:
     """
     pairs = demo_pairs("train", 6)
     none = np.zeros(0, dtype=np.int32)
+
+    def without(pair: TokenPair, side: str) -> TokenPair:
+        sides = {"chosen": pair.chosen, "rejected": pair.rejected, side: none}
+        return TokenPair.of_answers(f"{pair.pair_id}-{side}", pair.prompt, **sides)
+
     train = [
         *pairs[:2],
-        *(replace(pair, rejected=none) for pair in pairs[2:5]),
-        replace(pairs[5], chosen=none),
+        *(without(pair, "rejected") for pair in pairs[2:5]),
+        without(pairs[5], "chosen"),
     ]
     held_out = [
-        replace(pair, **{side: none})
-        for pair in demo_pairs("h1", 6)
-        for side in ("chosen", "rejected")
+        without(pair, side) for pair in demo_pairs("h1", 6) for side in ("chosen", "rejected")
     ]
     artifact = write_pairs(tmp_path, train, held_out)
     trained = train_locally(config(tmp_path, "trl", KTO, budget), artifact)

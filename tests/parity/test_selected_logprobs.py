@@ -88,7 +88,7 @@ def make_pairs(lengths: list[tuple[int, int, int]] = LENGTHS) -> list[TokenPair]
     draw = [
         [rng.integers(4, VOCABULARY, size=n, dtype=np.int32) for n in three] for three in lengths
     ]
-    return [TokenPair(str(i), *sides) for i, sides in enumerate(draw)]
+    return [TokenPair.of_answers(str(i), *sides) for i, sides in enumerate(draw)]
 
 
 def make_batch() -> PairBatch:

@@ -230,7 +230,9 @@ def token_pair(row: dict[str, Any]) -> TokenPair:
             row["chosen_input_ids"][cut:],
             row["rejected_input_ids"][cut:],
         )
-    return TokenPair("", *(np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected)))
+    return TokenPair.of_answers(
+        "", *(np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected))
+    )
 
 
 def ours(trainer: Trainer, case: Case, layout: str = SHARED_PREFIX) -> Outcome:

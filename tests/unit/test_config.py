@@ -801,6 +801,31 @@ def test_a_hinge_is_not_smoothed(path):
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["objective.nll_on=full"],
+            "data.train_on: with objective.nll_on: full all tokens are trained already, not "
+            "all-assistant; set objective.nll_on=response, or data.train_on=last",
+        ),
+        (
+            ["training.engine=trl", "objective.nll_on=full"],
+            "data.train_on: TRL's trainers train whole answers, not all-assistant; set "
+            "data.train_on=last, or training.engine=fast",
+        ),
+        (
+            ["training.engine=trl", "objective.kind=kto"],
+            "data.train_on: TRL's trainers train whole answers, not all-assistant; set "
+            "data.train_on=last",
+        ),
+    ],
+)
+def test_turns_that_cannot_be_trained_are_refused(path, overrides, says):
+    assert load(path, MINIMAL).data.train_on == "last"
+    assert complaint(path, MINIMAL, "data.train_on=all-assistant", *overrides).endswith(says)
+
+
 def test_the_objective_is_orpo_unless_it_is_named(path):
     assert load(path, MINIMAL, "objective.lambda=0.3").objective == OrpoConfig(lambda_=0.3)
     assert load(path, MINIMAL, "objective.kind=dpo").objective.kind == "dpo"

@@ -51,7 +51,7 @@ def read(row: dict[str, Any], columns: Columns | None = None) -> Pair:
     pair = read_pair(row, columns, single_answers=True)
     assert isinstance(pair, Pair), (pair, row)
     assert check_pair(pair) is None
-    said = {side: answer["content"] for side, answer in pair.answers.items()}
+    said = {side: turns[-1]["content"] for side, turns in pair.answers.items()}
     assert any(
         said.items() <= {"chosen": good, "rejected": bad}.items() for good, bad in ANSWERS
     ), said
@@ -136,7 +136,8 @@ def test_the_csv_example_is_read() -> None:
 
 
 def test_the_yaml_examples_are_configs() -> None:
-    columns, sources, lengths, template = (config.data for config in configs())
+    columns, turns, sources, lengths, template = (config.data for config in configs())
+    assert turns.train_on == "all-assistant"
     assert columns.columns is not None and template.max_prompt_length == 1024
     assert [source.weight for source in sources.train] == [1, 2, 0.5]
     assert [source.split for source in sources.eval] == ["test_prefs"]

@@ -341,6 +341,27 @@ def test_a_method_of_axolotl_keeps_its_weights(
     assert tree_of(read(AXOLOTL_FILE, **lines))["objective"] == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "lines", "train_on"),
+    [
+        (LLAMA_FACTORY_FILE, {"stage": "sft"}, "all-assistant"),
+        (LLAMA_FACTORY_FILE, {"stage": "sft", "mask_history": True}, "last"),
+        (LLAMA_FACTORY_FILE, {"stage": "sft", "train_on_prompt": True}, "last"),
+        (LLAMA_FACTORY_FILE, {}, "last"),
+        (AXOLOTL_FILE, {"rl": None}, "all-assistant"),
+        (AXOLOTL_FILE, {"rl": None, "train_on_inputs": True}, "last"),
+        (AXOLOTL_FILE, {}, "last"),
+    ],
+)
+def test_the_turns_that_supervised_training_covers_are_kept(
+    read: Callable[..., Draft], text: str, lines: dict[str, Any], train_on: str
+) -> None:
+    draft = read(text, **lines)
+    assert config_of(draft).data.train_on == train_on
+    assert bool(said(draft, "data.train_on")) == (train_on == "all-assistant")
+    assert "mask_history" not in draft.lacking
+
+
 def test_what_the_likelihood_of_a_loss_runs_over_is_said(read: Callable[..., Draft]) -> None:
     draft = read(TRL_FILE, output_dir="x/orpo", beta=0.1)
     assert "over prompt and response" in said(draft, "objective.nll_on")

@@ -178,7 +178,7 @@ SINGLE_ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_single_answer_is_a_pair_with_one_side(name: str) -> None:
     row, side = SINGLE_ANSWERS[name]
     sides = {"chosen": None, "rejected": None, side: assistant("x")}
-    assert read_pair(row, single_answers=True) == Pair([user("Q")], **sides)
+    assert read_pair(row, single_answers=True) == Pair(prompt=[user("Q")], **sides)
     refused = read_pair(row)
     assert isinstance(refused, Refusal) and refused.code == "unpaired"
 
@@ -216,7 +216,7 @@ def test_named_columns_of_a_single_answer() -> None:
     columns = Columns(prompt="q", completion="a", label="ok")
     row = {"q": "Q", "a": "x", "ok": "yes", "system": "S"}
     assert read_pair(row, columns, single_answers=True) == Pair(
-        [system("S"), user("Q")], assistant("x"), None
+        prompt=[system("S"), user("Q")], chosen=assistant("x"), rejected=None
     )
     refused = read_pair({**row, "ok": "perhaps"}, columns, single_answers=True)
     assert refused == Refusal("wrong-label", "ok 'perhaps'")
@@ -550,9 +550,9 @@ def test_parts_of_thoughts_become_reasoning_and_other_texts_content() -> None:
         "rejected": "bad",
     }
     assert read_pair(row) == Pair(
-        [system("S"), user("Q")],
-        {**assistant("good"), "reasoning_content": "hm"},
-        assistant("bad"),
+        prompt=[system("S"), user("Q")],
+        chosen={**assistant("good"), "reasoning_content": "hm"},
+        rejected=assistant("bad"),
     )
 
 

@@ -1,22 +1,33 @@
 """Pairs as tensors: each token is in its place, and only those that a loss needs are scored."""
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 
-from orpo_ray.data.pairs import TokenPair
+from orpo_ray.config.objectives.orpo import OrpoConfig
+from orpo_ray.data.pairs import TokenPair, Trained, ranges_of
+from orpo_ray.objectives import build_objective
 from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch, collate
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, pack_costs
+from orpo_ray.training.steps import step_of_one_pack
 
 PAD = 0
 LAYOUTS = (PADDED, PACKED, SHARED_PREFIX)
 
 
 def pair(prompt: list[int], chosen: list[int], rejected: list[int]) -> TokenPair:
-    return TokenPair(
+    return TokenPair.of_answers(
         "pairs:1", *(np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected))
     )
+
+
+def turns(one: TokenPair, *ranges: list[tuple[int, int]]) -> TokenPair:
+    """The same pair with other trained ranges of prompt, chosen and rejected."""
+    return replace(one, trained=Trained(*(ranges_of(*each) for each in ranges)))
 
 
 TWO = [pair([11, 12, 13], [21, 22], [31]), pair([14], [23], [32, 33, 34])]
@@ -167,3 +178,48 @@ def test_sums_of_pairs_are_those_of_their_tokens() -> None:
     assert logps.nll_sum.tolist() == [1 + 2 + 3 + 4, 5]
     assert logps.chosen_mean.tolist() == [-3.5, -5]
     assert logps.rejected_mean.tolist() == [-6, -8]
+
+
+SEVERAL = turns(
+    pair([11, 12, 13, 14], [21, 22, 23, 24], [31, 32, 33]),
+    [(1, 3)],
+    [(0, 1), (3, 4)],
+    [(2, 3)],
+)
+"""A turn in the prompt, two turns in the chosen answer, and one later turn in the rejected one."""
+
+
+@pytest.mark.parametrize(
+    ("layout", "positions"),
+    [
+        (PADDED, [0, 1, 3, 6, 13]),
+        (PACKED, [0, 1, 3, 6, 13]),
+        (SHARED_PREFIX, [0, 1, 3, 6, 9]),
+    ],
+)
+def test_only_trained_tokens_are_scored(layout: str, positions: list[int]) -> None:
+    batch = collate([SEVERAL], layout, PAD, score_prompt=False)
+    assert batch.targets.tolist() == [12, 13, 21, 24, 33]
+    assert batch.positions.tolist() == positions
+    assert batch.part.tolist() == [PROMPT, PROMPT, CHOSEN, CHOSEN, REJECTED]
+    assert (batch.chosen_tokens.tolist(), batch.rejected_tokens.tolist()) == ([2], [1])
+    logps = pair_logps(-torch.arange(1.0, 6.0), batch)
+    assert (logps.chosen.tolist(), logps.rejected.tolist()) == ([-(3 + 4)], [-5])
+    assert logps.nll_sum.tolist() == [1 + 2 + 3 + 4]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_untrained_tokens_are_computed_all_the_same(layout: str) -> None:
+    with_all = pair(*(ids.tolist() for ids in (SEVERAL.prompt, SEVERAL.chosen, SEVERAL.rejected)))
+    some, all_ = (collate([one], layout, PAD, score_prompt=False) for one in (SEVERAL, with_all))
+    assert torch.equal(some.input_ids, all_.input_ids)
+
+
+@pytest.mark.parametrize(
+    ("nll_on", "tokens"), [("response", (2 + 2) + 2 + 1), ("full", (3 + 2) + (2 + 2) + 1)]
+)
+def test_the_likelihood_is_a_mean_over_the_tokens_that_it_covers(
+    nll_on: Literal["response", "full"], tokens: int
+) -> None:
+    objective = build_objective(OrpoConfig(nll_on=nll_on))
+    assert step_of_one_pack([SEVERAL, *TWO], PACKED, PAD, objective).token_count == tokens

@@ -201,6 +201,7 @@ class Only:
     def __init__(self, artifact: Artifact, index: int) -> None:
         self._pair = artifact.eval[index]
         self.lengths = artifact.eval.lengths[index : index + 1]
+        self.trained = artifact.eval.trained[index : index + 1]
         self.pair_ids = artifact.eval.pair_ids[index : index + 1]
 
     def __len__(self) -> int:

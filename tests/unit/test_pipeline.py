@@ -24,6 +24,7 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.data.summary import describe
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import DataError, ResourceError
+from orpo_ray.models.templates import TEMPLATES
 
 Prepare = Callable[..., tuple[Artifact, list[str]]]
 
@@ -247,6 +248,34 @@ def test_duplicates_are_dropped_and_are_not_bad(run: Prepare, rows: Any) -> None
         "a.jsonl:4",
     ]
     assert "2 exact duplicates dropped" in said
+
+
+def test_what_is_trained_of_several_turns_is_said(
+    run: Prepare, rows: Any, chatml_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chatml_tokenizer, "chat_template", TEMPLATES["chatml"].text)
+    talk = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "2 + 2?"},
+    ]
+    file = rows("a.jsonl", pair(1), pair(2), {"prompt": talk, "chosen": "4", "rejected": "5"})
+    last, said = run(file, eval_fraction=0.4)
+    assert "1 pair with earlier assistant turns: only the last answer is trained" in said
+    assert last.train.trained[:, 0].max() == 0
+    turns, said = run(file, eval_fraction=0.4, train_on="all-assistant")
+    assert (
+        "1 pair with earlier assistant turns: all are trained, those of the prompt by the "
+        "likelihood term alone"
+    ) in said
+    both = [*turns.train, *turns.eval]
+    shown = [
+        chatml_tokenizer.decode(pair.prompt[start:stop])
+        for pair in both
+        for start, stop in pair.trained.prompt
+    ]
+    assert shown == ["Hello.<|im_end|>"]
+    assert turns.train.lengths.tolist() == last.train.lengths.tolist()
 
 
 def test_overlong_pairs_by_policy(run: Prepare, rows: Any) -> None:
@@ -506,6 +535,7 @@ def test_the_same_data_is_prepared_once(
         {"overlong": "truncate-prompt-left"},
         {"eval_fraction": 0.2},
         {"max_bad_fraction": 0.5},
+        {"train_on": "all-assistant"},
         {"seed": 2},
     ],
 )

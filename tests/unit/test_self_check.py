@@ -40,7 +40,7 @@ def pairs() -> Any:
         [rng.integers(4, VOCABULARY, length, dtype=np.int32) for length in three]
         for three in lengths
     ]
-    return [TokenPair(str(i), *sides) for i, sides in enumerate(draw)]
+    return [TokenPair.of_answers(str(i), *sides) for i, sides in enumerate(draw)]
 
 
 def llama() -> PairModel:

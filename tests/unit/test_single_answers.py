@@ -113,7 +113,7 @@ def test_answers_of_one_kind_are_refused(
 
 
 def token_pair(*sides: list[int]) -> TokenPair:
-    return TokenPair("a:1", *(np.array(ids, dtype=np.int32) for ids in sides))
+    return TokenPair.of_answers("a:1", *(np.array(ids, dtype=np.int32) for ids in sides))
 
 
 @pytest.mark.parametrize("layout", [PADDED, PACKED, SHARED_PREFIX])

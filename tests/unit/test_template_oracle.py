@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_pairs import read_pair
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from text_pairs import read_pair, tokenizer_of
 
 from orpo_ray.data.checks import check_pair
 from orpo_ray.data.pairs import Pair, TokenPair
@@ -63,26 +61,6 @@ FAMILIES = {
     "mistral with tools": MISTRAL_TOOLS,
     "deepseek": DEEPSEEK,
 }
-SPECIAL = [
-    *("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    *("<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>", "<|system|>", "<|tool|>"),
-    *("<|assistant|>", "<|Assistant|>"),
-]
-
-
-def tokenizer_of(template: str) -> Any:
-    """One token a byte, so that ids are equal where texts are."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=template
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
-    return tokenizer
-
-
 TEXTS = st.text(st.characters(codec="ascii", exclude_characters="<[|\x00"), min_size=1).filter(
     lambda text: bool(text.strip())
 )

@@ -372,7 +372,12 @@ def test_every_field_that_the_template_writes_is_trained(chatml_tokenizer: Any) 
         {"role": "tool", "content": "Rain.", "tool_call_id": "1"},
     ]
     for prompt in (HI, answered):
-        pair = Pair(prompt, called("Rome"), assistant("No"), {"tools": TOOLS})
+        pair = Pair(
+            prompt=prompt,
+            chosen=called("Rome"),
+            rejected=assistant("No"),
+            context={"tools": TOOLS},
+        )
         found = one(chatml_tokenizer, pair)
         for answer, said in ((found.chosen, pair.chosen), (found.rejected, pair.rejected)):
             rendered = chatml_tokenizer.apply_chat_template(
@@ -386,13 +391,13 @@ def test_every_field_that_the_template_writes_is_trained(chatml_tokenizer: Any) 
 
 def test_fields_that_a_template_does_not_write_are_named(plain_chatml: Any) -> None:
     thought: Message = {**assistant("Yes"), "reasoning_content": "hm"}
-    pair = Pair(HI, thought, assistant("No"), {"tools": TOOLS})
+    pair = Pair(prompt=HI, chosen=thought, rejected=assistant("No"), context={"tools": TOOLS})
     assert PairTokeniser(plain_chatml).ignored_fields(pair) == ["reasoning_content", "tools"]
     assert ids(one(plain_chatml, pair)) == ids(one(plain_chatml, text_pair(HI, "Yes", "No")))
 
 
 def test_an_answer_of_which_the_template_writes_nothing_is_refused(plain_chatml: Any) -> None:
-    pair = Pair(HI, {**called("Oslo"), "content": ""}, assistant("No"))
+    pair = Pair(prompt=HI, chosen={**called("Oslo"), "content": ""}, rejected=assistant("No"))
     assert tokenise(plain_chatml, pair) == [
         Refusal("empty-chosen", "the chat template does not write its tool_calls")
     ]
@@ -509,7 +514,7 @@ def test_a_template_without_a_date_is_left_alone(chatml_tokenizer: Any) -> None:
 
 def token_pair(prompt: int, chosen: int, rejected: int) -> TokenPair:
     parts = (np.arange(1, n + 1, dtype=np.int32) for n in (prompt, chosen, rejected))
-    return TokenPair("f:1", *parts)
+    return TokenPair.of_answers("f:1", *parts)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def _put_objective(draft: Draft) -> None:
     beta = 0.1 if beta is None else beta
     if found == "sft":
         method.put_sft(draft, "full" if draft.flag("train_on_inputs") else "response")
+        method.put_all_turns(draft, "roles_to_train has every assistant turn unless it is set")
     elif found == "kto":
         weights = (
             draft.number("kto_desirable_weight", 1),

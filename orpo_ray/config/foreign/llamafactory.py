@@ -47,6 +47,8 @@ def _put_objective(draft: Draft) -> None:
     beta = draft.number("pref_beta", 0.1)
     if stage == "sft":
         method.put_sft(draft, "full" if draft.flag("train_on_prompt") else "response")
+        if not draft.flag("mask_history"):
+            method.put_all_turns(draft, "without mask_history earlier turns are trained, too")
     elif stage == "kto":
         weights = (draft.number("kto_chosen_weight", 1), draft.number("kto_rejected_weight", 1))
         method.put_kto(draft, beta, *weights)

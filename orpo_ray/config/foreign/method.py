@@ -118,3 +118,9 @@ def put_sft(draft: Draft, nll_on: str = "response") -> None:
     draft.remark(
         "data.train", "sft trains the chosen answers of pairs; rows of one answer are no pairs"
     )
+
+
+def put_all_turns(draft: Draft, told: str) -> None:
+    """Train every assistant turn, unless the likelihood covers every token anyway."""
+    if draft.settings["objective.nll_on"] == "response":
+        draft.put("data.train_on", "all-assistant", told)

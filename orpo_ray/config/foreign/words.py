@@ -231,9 +231,10 @@ WORDS = _merged(
             Word("objective.nll_on", "write full for prompt and response"),
         ),
         _all(
-            "mask_history roles_to_train train_on_eos",
-            Word(differs="the last answer alone is trained on"),
+            "mask_history roles_to_train",
+            Word("data.train_on", "last, or all-assistant for earlier turns, too"),
         ),
+        _all("train_on_eos", Word(differs="each trained turn has its end token")),
         _all("mix_strategy interleave_probs", Word("data.train", "weight is a key of each source")),
         # The objective
         _all(
