@@ -43,8 +43,8 @@ REASONS = {
     "messages-as-text": "a column holds messages as text that is no valid JSON",
     "dialogue-inside": "an answer holds a whole dialogue (Human: ... Assistant: ...)",
     "no-end-token": "the chat template writes no end token after the answer",
-    "untrainable-turn": "data.train_on=all-assistant, but an assistant turn before the last is not "
-    "rendered as the model generates it",
+    "untrainable-turn": "an assistant turn cannot be trained as the model generates it "
+    "(data.train_on=all-assistant; last trains the last one alone)",
     "end-token-inside": "the answer contains the end token before its end",
     "overlong": "the prompt and the longer of its two answers have more tokens than max_length",
     "overlong-prompt": "the prompt has more tokens than max_prompt_length",

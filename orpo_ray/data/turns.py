@@ -21,8 +21,11 @@ Bounds = tuple[int, int]
 
 
 class Turn(NamedTuple):
-    """An assistant turn: the text before it, its own text, and its end token."""
+    """An assistant turn: its number among the messages, the text before it, its own text, and its
+    end token.
+    """
 
+    number: int
     before: str
     text: str
     end: int
@@ -47,13 +50,15 @@ def find_turns(
             return rendered
         found = _turn(message, before, rendered, whole, endings)
         if isinstance(found, str):
-            return Refusal("untrainable-turn", f"turn {place + 1}: {found}")
-        turns.append(found)
+            return Refusal("untrainable-turn", f"message {place + 1}: {found}")
+        turns.append(Turn(place + 1, before, *found))
     return turns
 
 
-def _turn(message: Message, before: str, rendered: str, whole: str, endings: Endings) -> Turn | str:
-    """The turn that is rendered last, or why it cannot be trained."""
+def _turn(
+    message: Message, before: str, rendered: str, whole: str, endings: Endings
+) -> tuple[str, int] | str:
+    """The text and the end token of the turn that is rendered last, or why it cannot be trained."""
     if not (whole.startswith(before) and rendered.startswith(before)):
         return "the conversation does not go on from where generation of it starts"
     found = endings.split(rendered.removeprefix(before))
@@ -68,7 +73,7 @@ def _turn(message: Message, before: str, rendered: str, whole: str, endings: End
         return "it contains an end token before its end"
     if not whole.startswith(before + text + endings.text_of(end)):
         return "the chat template changes it if more turns follow"
-    return Turn(before, text, end)
+    return text, end
 
 
 def turn_bounds(
@@ -82,7 +87,7 @@ def turn_bounds(
     for turn, earlier in list(zip(turns, before, strict=False)):
         start = len(earlier)
         if ids[:start] != earlier:
-            told = f"the first token of {turn.text[:20]!r} is joined with the text before it"
+            told = f"message {turn.number}: its first token is joined with the text before it"
             return Refusal("untrainable-turn", told)
         bounds.append((start, ids.index(turn.end, start) + 1))
     return bounds

@@ -13,8 +13,9 @@ NllTokens = Literal["response", "full"]
 class PairLogps:
     """Log-probabilities of n pairs, summed over tokens; each tensor is float32 of shape [n].
 
-    Logarithms are natural. `nll_sum` is the negative log-likelihood of the chosen side, over the
-    answer alone or over prompt and answer.
+    Logarithms are natural. `chosen` and `rejected` are over the trained tokens of the answers;
+    `chosen_tokens` and `rejected_tokens` count these. `nll_sum` is the negative log-likelihood of
+    the chosen side: over all its trained tokens, or over prompt and answer.
     """
 
     chosen: Tensor
@@ -27,12 +28,12 @@ class PairLogps:
 
     @property
     def chosen_mean(self) -> Tensor:
-        """Mean log-prob per token of the chosen answer, [n]."""
+        """Mean log-prob per trained token of the chosen answer, [n]."""
         return self.chosen / self.chosen_tokens
 
     @property
     def rejected_mean(self) -> Tensor:
-        """Mean log-prob per token of the rejected answer, [n]."""
+        """Mean log-prob per trained token of the rejected answer, [n]."""
         return self.rejected / self.rejected_tokens
 
     @property

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from text_pairs import read_pair, tokenizer_of
 
 from orpo_ray.data.checks import check_pair
-from orpo_ray.data.pairs import Pair, TokenPair
+from orpo_ray.data.pairs import Pair, Refusal, TokenPair
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.models.templates import TEMPLATES
 
@@ -145,6 +145,38 @@ def test_prompt_and_answer_are_what_the_template_writes_for_the_row(
         ours = [*found.prompt.tolist(), *answer.tolist()]
         assert ours == whole[: len(ours)]
         assert not tokenizer.decode(whole[len(ours) :]).strip()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=40, deadline=None)
+@given(row=conversations())
+def test_each_turn_that_is_trained_begins_where_its_generation_starts(
+    family: str, row: dict[str, Any]
+) -> None:
+    tokenizer = tokenizer_of(FAMILIES[family])
+    pair = read_pair(row)
+    assert isinstance(pair, Pair), pair
+    [last] = PairTokeniser(tokenizer).pairs([pair], ["row"])
+    [found] = PairTokeniser(tokenizer, all_turns=True).pairs([pair], ["row"])
+    if isinstance(last, Refusal) or isinstance(found, Refusal):
+        assert found == last or (isinstance(found, Refusal) and found.code == "untrainable-turn")
+        return
+    assert found.prompt.tolist() == last.prompt.tolist()
+    assert [each.tolist() for each in found.trained[1:]] == [
+        each.tolist() for each in last.trained[1:]
+    ]
+    turns = [place for place, turn in enumerate(pair.prompt) if turn["role"] == "assistant"]
+    assert len(found.trained.prompt) == len(turns)
+    for place, (start, stop) in zip(turns, found.trained.prompt.tolist(), strict=True):
+        before = tokenizer.apply_chat_template(
+            pair.prompt[:place], tokenize=False, add_generation_prompt=True, **pair.context
+        )
+        assert tokenizer.decode(found.prompt[:start]) == before
+        said = tokenizer.apply_chat_template(
+            pair.prompt[: place + 1], tokenize=False, **pair.context
+        )
+        assert said.rstrip() == tokenizer.decode(found.prompt[:stop]).rstrip()
+        assert found.prompt[stop - 1] in tokenizer.added_tokens_decoder
 
 
 # --- thoughts -------------------------------------------------------------------------------------

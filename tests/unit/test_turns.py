@@ -268,17 +268,17 @@ STRIPS = TEMPLATES["chatml"].text.replace(
 @pytest.mark.parametrize(
     ("template", "row", "says"),
     [
-        (QWEN3, SHARED, "turn 2: the conversation does not go on from where generation of it"),
-        (QWEN3, PARTED, "turn 2: the conversation does not go on from where generation of it"),
+        (QWEN3, SHARED, "message 2: the conversation does not go on from where generation of it"),
+        (QWEN3, PARTED, "message 2: the conversation does not go on from where generation of it"),
         (
             STRIPS,
             {**SHARED, "prompt": [U1, assistant("<think>hm</think>Blue"), U2]},
-            "turn 2: the chat template changes it if more turns follow",
+            "message 2: the chat template changes it if more turns follow",
         ),
         (
             TEMPLATES["chatml"].text.replace("| trim", "| replace('Blue', 'Red')"),
             SHARED,
-            "turn 2: the chat template changes it",
+            "message 2: the chat template changes it",
         ),
         (TEMPLATES["chatml"].text, {**SHARED, "prompt": [U1, assistant(" "), U2]}, "it is empty"),
         (
@@ -310,7 +310,7 @@ def test_a_first_token_that_is_joined_with_the_header_is_refused(shared_tokenize
     tokenizer = shared_tokenizer("gpt2_50257", template)
     found = tokenise(tokenizer, SHARED)
     assert isinstance(found, Refusal)
-    assert found.detail == "the first token of 'Blue, sure.' is joined with the text before it"
+    assert found.detail == "message 2: its first token is joined with the text before it"
 
 
 def test_marks_inside_an_answer_of_several_turns_are_refused() -> None:
