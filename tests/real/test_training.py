@@ -180,6 +180,7 @@ def test_a_step_of_trl_is_the_same_and_takes_longer(short: Path, write_config: W
         trained(
             write_config(
                 engine,
+                objective={"kind": "orpo", "lambda": 1.0, "nll_on": "full"},
                 training={
                     "engine": engine,
                     "max_steps": 3,
