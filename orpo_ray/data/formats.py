@@ -8,16 +8,19 @@ from typing import Any, cast
 
 from orpo_ray.config.data import Columns
 from orpo_ray.data import labelled, ranked
+from orpo_ray.data.json_text import unpacked
 from orpo_ray.data.messages import (
     FIELDS,
     RowRefused,
     answer_messages,
     has_dialogue,
+    is_deep,
     prompt_messages,
+    refuse_dialogue,
+    refuse_images,
     split_dialogues,
     starts_dialogue,
     text_of,
-    unpacked,
 )
 from orpo_ray.data.pairs import Context, Message, Pair, Refusal, Row
 from orpo_ray.data.ranked import BEST_WORST, Ranking
@@ -42,7 +45,6 @@ _OUTPUTS = (
     ("response_a", "response_b"),
     ("answer_a", "answer_b"),
 )
-_IMAGES = ("images", "image", "image_url", "video", "videos", "audio", "audios")
 _SYSTEMS = ("system", "system_prompt")
 _LABELS = ("label", "preference", "winner", "choice", "comparison", "selected")
 _FIRST, _SECOND = ("1", "left", "a", "model_a"), ("2", "right", "b", "model_b")
@@ -126,7 +128,7 @@ def read_pairs(row: Row, reading: Reading) -> list[Pair] | Refusal:
     try:
         row = {name: unpacked(value, name) for name, value in row.items()}
         whole = row | _label_studio_task(row)
-        _refuse_images(whole)
+        refuse_images(whole)
         found, _ = _find_sides(row, reading.columns)
         system, context = _system(whole, reading.columns), _context(whole)
         if isinstance(found, _Single):
@@ -208,12 +210,6 @@ def _why_no_shape(row: Row, present: Set[str]) -> tuple[str, str]:
     return "unknown-shape", f"found {_names(row)}"
 
 
-def _refuse_images(row: Row) -> None:
-    found = [name for name in _IMAGES if row.get(name)]
-    if found:
-        raise RowRefused("images", f"column {found[0]}")
-
-
 def _names(row: Row) -> str:
     return "columns " + ", ".join(list(row)[:12]) if row else "no columns"
 
@@ -280,13 +276,19 @@ def _read_labelled(row: Row, prompt: str, first: str, second: str) -> _Sides:
 def _names_first(label: Any, first: str, second: str) -> bool:
     """Whether a label means the first of two answers: a number, a side, a column, or votes."""
     votes = label if isinstance(label, list) else [label]
-    values = [vote.get("value") if isinstance(vote, dict) else vote for vote in votes]
+    given = [vote for vote in votes if not isinstance(vote, dict) or _counts(vote)]
+    values = [vote.get("value") if isinstance(vote, dict) else vote for vote in given]
     names = [str(value).strip().lower() for value in values if not isinstance(value, bool)]
     for_first = sum(name in (*_FIRST, first) for name in names)
     for_second = sum(name in (*_SECOND, second) for name in names)
     if for_first + for_second < len(values) or for_first == for_second:
         raise RowRefused("wrong-label", f"label {label!r}")
     return for_first > for_second
+
+
+def _counts(vote: Row) -> bool:
+    """Whether a vote of Argilla was sent: others are drafts, or were taken back."""
+    return vote.get("status") in (None, "submitted")
 
 
 def _read_label_studio(row: Row, prompt: str, data: str, annotations: str) -> _Sides | None:
@@ -440,9 +442,11 @@ def _to_pair(sides: _Sides, system: str, context: Context, all_turns: bool) -> P
     before_chosen, chosen = answer_messages(sides.chosen, "chosen")
     before_rejected, rejected = answer_messages(sides.rejected, "rejected")
     shared = len(before_chosen)
-    if sides.apart or before_chosen != before_rejected:
+    if sides.apart or _identity(before_chosen) != _identity(before_rejected):
         answers = [*before_chosen, chosen], [*before_rejected, rejected]
         shared = _shared_turns(*answers, apart=sides.apart, all_turns=all_turns)
+    refuse_dialogue(chosen, "chosen")
+    refuse_dialogue(rejected, "rejected")
     conversation = _join(prompt_messages(sides.prompt), before_chosen[:shared])
     return Pair(
         prompt=_with_system(conversation, system),
@@ -479,6 +483,7 @@ def _shared_turns(
 def _to_single(single: _Single, system: str, context: Context) -> Pair:
     side = "chosen" if single.is_good else "rejected"
     before, answer = answer_messages(single.answer, side)
+    refuse_dialogue(answer, side)
     conversation = _join(prompt_messages(single.prompt), before)
     sides = {"chosen": None, "rejected": None, side: answer}
     return Pair(
@@ -506,6 +511,8 @@ def _listed(value: Any, refused_as: str) -> list[Any] | None:
         except ValueError:
             found = None
     if isinstance(found, list) and all(isinstance(each, dict) for each in found):
+        if is_deep(found):
+            raise RowRefused("wrong-type", "tools or documents are nested too deep")
         return found
     if refused_as and value not in (None, ""):
         raise RowRefused("wrong-type", f"{refused_as} holds no list of tools")
@@ -537,6 +544,14 @@ def _overlap(asked: Sequence[tuple[str, str, str]], inside: Sequence[tuple[str, 
     return 0
 
 
+def _identity(messages: list[Message]) -> list[dict[str, Any]]:
+    """What tells messages apart; not a number or a date that belongs to one of them."""
+    names = {"role", "content", *FIELDS}
+    return [
+        {name: value for name, value in message.items() if name in names} for message in messages
+    ]
+
+
 def _comparable(messages: list[Message]) -> list[tuple[str, str, str]]:
     return [
         (
@@ -550,8 +565,21 @@ def _comparable(messages: list[Message]) -> list[tuple[str, str, str]]:
 
 def _system(row: Row, columns: Columns | None) -> str:
     """The text of a system column; "" if there is none."""
-    values = (row.get(name) for name in _system_columns(columns))
-    return next((value for value in values if isinstance(value, str) and value.strip()), "")
+    values = {name: row.get(name) for name in _system_columns(columns)}
+    texts = {_system_text(value, name) for name, value in values.items() if value}
+    if len(texts) > 1:
+        raise RowRefused("different-prompts", f"{' and '.join(values)} are not the same")
+    return next(iter(texts), "")
+
+
+def _system_text(value: Any, column: str) -> str:
+    """A text, or the only message of role system."""
+    if isinstance(value, str):
+        return value.strip() and value
+    messages = prompt_messages(value)
+    if [message["role"] for message in messages] != ["system"]:
+        raise RowRefused("wrong-type", f"{column} holds no text")
+    return messages[0]["content"]
 
 
 def _system_columns(columns: Columns | None) -> tuple[str, ...]:

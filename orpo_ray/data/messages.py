@@ -1,9 +1,8 @@
-"""From the raw values of a row to messages: roles, content parts, dialogues and JSON text.
+"""From the raw values of a row to messages: roles, content parts and dialogues.
 
 A message keeps every field that chat templates write: tool calls, reasoning, names.
 """
 
-import ast
 import json
 import re
 from typing import Any, cast
@@ -32,12 +31,13 @@ FIELDS = ("tool_calls", "tool_call_id", "name", *THOUGHTS)
 """What templates write of a message besides its content."""
 
 _CALL = "function_call"
-_ROLE_KEYS = ("role", "from")
-_TEXT_KEYS = ("content", "value", "text")
+_IMAGES = ("images", "image", "image_url", "video", "videos", "audio", "audios")
+_DEEPEST = 100
+ROLE_KEYS = ("role", "from")
+TEXT_KEYS = ("content", "value", "text", "parts")
+_OWN = frozenset({*ROLE_KEYS, *TEXT_KEYS})
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THINKING_PARTS = ("thinking", "reasoning")
-_OBJECTS = re.compile(r"\s*\[?\s*\{")
-_ROLE = re.compile(rf"""['"](role|from)['"]\s*:\s*['"]({"|".join(ROLES)})['"]""")
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -50,44 +50,16 @@ class RowRefused(Exception):  # noqa: N818 - `formats.read_pairs` catches it
         self.refusal = Refusal(code, detail)
 
 
-def unpacked(value: Any, column: str) -> Any:
-    """Messages that were kept as JSON text, as CSV files and databases do; else the value itself.
-
-    Python's own notation is read, too. Raises RowRefused for messages in any other notation.
-    """
-    if not isinstance(value, str) or not (_OBJECTS.match(value) and _ROLE.search(value)):
-        return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return found if _are_messages(found) else value
-    if value.lstrip().startswith("["):
-        raise RowRefused("messages-as-text", column)
-    return value
-
-
-def _are_messages(value: Any) -> bool:
-    """Whether a value is a conversation or a message, and not an answer that is JSON."""
-    if isinstance(value, dict) and isinstance(value.get("messages"), list):
-        return _are_messages(value["messages"])
-    messages = value if isinstance(value, list) else [value]
-    return bool(messages) and all(
-        isinstance(message, dict)
-        and first_of(message, _ROLE_KEYS) in ROLES
-        and (first_of(message, _TEXT_KEYS) is not None or "tool_calls" in message)
-        for message in messages
-    )
-
-
 def prompt_messages(value: Any) -> list[Message]:
     """The messages of a prompt, which is a text, a dialogue or a list of messages."""
     if value is None:
         return []
     if isinstance(value, str):
         dialogue = "\n\n" + value.strip()
-        if _HUMAN in dialogue and dialogue.endswith(_ASSISTANT):
+        ends = dialogue.endswith(_ASSISTANT)
+        if (ends and _HUMAN in dialogue) or (
+            dialogue.startswith(_HUMAN) and (value.startswith("\n\n") or _ASSISTANT in dialogue)
+        ):
             return _dialogue_turns(dialogue.removesuffix(_ASSISTANT))
         return [{"role": "user", "content": value}]
     return _messages(value, "prompt")
@@ -97,14 +69,19 @@ def answer_messages(value: Any, side: str) -> tuple[list[Message], Message]:
     """The messages before the last answer, and that answer."""
     if value is None or value == []:
         raise RowRefused(f"missing-{side}")
-    if isinstance(value, str):
-        if _HUMAN in value and _ASSISTANT in value:
-            raise RowRefused("dialogue-inside", side)
-        return [], {"role": "assistant", "content": value}
-    messages = _messages(value, side)
+    messages = _messages({"content": value} if isinstance(value, str) else value, side)
     if messages[-1]["role"] != "assistant":
         raise RowRefused("wrong-roles", f"{side} ends with a turn of role {messages[-1]['role']!r}")
-    return messages[:-1], messages[-1]
+    answer = messages[-1]
+    if answer["content"].startswith(_ASSISTANT):
+        answer = {**answer, "content": answer["content"].removeprefix(_ASSISTANT).strip()}
+    return messages[:-1], answer
+
+
+def refuse_dialogue(answer: Message, side: str) -> None:
+    """Raise RowRefused if an answer goes on with what a human says."""
+    if _HUMAN in answer["content"]:
+        raise RowRefused("dialogue-inside", side)
 
 
 def text_of(value: Any, column: str) -> str:
@@ -134,20 +111,46 @@ def _message(value: Any, column: str, default_role: str) -> Message:
         raise RowRefused(
             "wrong-type", f"{column} holds {type(value).__name__}, not text or messages"
         )
-    name = str(first_of(value, _ROLE_KEYS) or default_role)
+    refuse_images(value)
+    name = str(first_of(value, ROLE_KEYS) or default_role)
     role = ROLES.get(name.lower())
     if role is None:
         raise RowRefused("wrong-roles", f"role {name!r} in {column}")
-    content = first_of(value, _TEXT_KEYS)
+    content = first_of(value, TEXT_KEYS)
     if name.lower() == _CALL:
         return {"role": role, "content": "", "tool_calls": _tool_calls(content, column)}
-    fields = {key: value[key] for key in FIELDS if value.get(key) not in (None, "", [])}
+    fields = {key: each for key, each in value.items() if key not in _OWN and _says(each)}
+    if called := fields.pop(_CALL, None):  # what OpenAI had before tools
+        fields = {"tool_calls": _tool_calls(called, column), **fields}
+    if is_deep(list(fields.values())):
+        raise RowRefused("wrong-type", f"{column} is nested too deep")
     content, thoughts = _without_thoughts(content, column)
     if thoughts:
         fields = {"reasoning_content": thoughts, **fields}
     if content is None and fields:
         content = ""  # as messages are written that only call tools
     return cast(Message, {"role": role, "content": text_of(content, column), **fields})
+
+
+def _says(value: Any) -> bool:
+    return value not in (None, "", [], {})
+
+
+def refuse_images(value: dict[str, Any]) -> None:
+    """Raise RowRefused if a row or a message has a column of images, sound or films."""
+    found = [name for name in _IMAGES if value.get(name)]
+    if found:
+        raise RowRefused("images", f"column {found[0]}")
+
+
+def is_deep(value: Any, room: int = _DEEPEST) -> bool:
+    """Whether lists and objects are nested too deep to be rendered."""
+    inside: Any = ()
+    if isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, list):
+        inside = value
+    return room == 0 or any(is_deep(each, room - 1) for each in inside)
 
 
 def _without_thoughts(content: Any, column: str) -> tuple[Any, str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
-from orpo_ray.data.messages import RowRefused, first_of
+from orpo_ray.data.json_text import unpacked
+from orpo_ray.data.messages import FIELDS, RowRefused, first_of
 from orpo_ray.data.pairs import Row
 
 LISTS = ("completions", "answers", "responses", "generations")
@@ -19,6 +20,8 @@ COLUMNS = (
 
 _TEXTS = ("response", "answer", "completion", "text", "content", "value")
 _INSIDE = ("overall_score", "fine-grained_score", "score", "rating", "reward", "rank")
+
+_OF_MESSAGES = frozenset({*FIELDS, "function_call"})
 
 Scored = tuple[Any, float]
 """An answer and its score; a higher one is better."""
@@ -48,9 +51,10 @@ def scored_answers(row: Row, answers: str, scores: str) -> list[Scored] | None:
         if not all(isinstance(value, dict) for value in values):
             return None
         marks = [_mark_inside(value) for value in values]
-        values = [first_of(value, _TEXTS) for value in values]
+        values = [_message(value) for value in values]
     else:
         marks = _marks(row[scores], scores, len(values))
+        values = [unpacked(value, answers) for value in values]
     known = [
         (value, mark) for value, mark in zip(values, marks, strict=True) if not math.isnan(mark)
     ]
@@ -77,6 +81,13 @@ def choose_pairs(answers: Sequence[Scored], ranking: Ranking) -> list[tuple[Any,
     if not wide:
         raise RowRefused("small-margin")
     return [(one[0], other[0]) for one, other in wide]
+
+
+def _message(answer: Row) -> Any:
+    """An answer as a message if it has fields of one, else its text."""
+    text = first_of(answer, _TEXTS)
+    fields = {name: value for name, value in answer.items() if name in _OF_MESSAGES}
+    return {**fields, "role": "assistant", "content": text} if fields else text
 
 
 def _marks(found: Any, column: str, count: int) -> list[float]:

@@ -14,6 +14,7 @@ from orpo_ray.config.data import Columns, Source
 from orpo_ray.data import formats
 from orpo_ray.data.checks import check_pair
 from orpo_ray.data.formats import SHAPES, Shape
+from orpo_ray.data.json_text import unpacked
 from orpo_ray.data.pairs import Message, Pair, Refusal
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows
@@ -503,10 +504,136 @@ def test_fields_of_messages_and_tools_are_kept() -> None:
     assert isinstance(found, Pair) and check_pair(found) is None
     assert found.prompt[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert found.prompt[2] == asked[2]
-    assert found.chosen == {**assistant("good"), "reasoning_content": "hm"}
+    assert found.chosen == good
     assert found.context == {"tools": [CALL]}
     assert read_pair({**row, "tools": json.dumps([CALL])}) == found
     assert read_pair({**row, "tools": None}) == replace(found, context={})
+
+
+def test_older_function_calls_are_tool_calls() -> None:
+    called = {"role": "assistant", "content": None, "function_call": CALL["function"]}
+    [call] = read_pair({"prompt": "Q", "chosen": called, "rejected": "bad"}).chosen["tool_calls"]
+    assert call == {"type": "function", "function": CALL["function"]}
+
+
+def test_an_image_beside_the_text_of_a_message_is_refused() -> None:
+    asked = [{**user("Q"), "images": ["cat.png"]}]
+    refused = read_pair({"prompt": asked, "chosen": "good", "rejected": "bad"})
+    assert refused == Refusal("images", "column images")
+
+
+def test_scored_answers_keep_their_calls_and_thoughts() -> None:
+    row = {
+        "prompt": "Q",
+        "completions": [
+            {"content": "good", "reasoning_content": "hm", "tool_calls": [CALL], "score": 3},
+            {"content": "bad", "score": 1},
+        ],
+    }
+    pair = read_pair(row)
+    assert pair.chosen == {**assistant("good"), "reasoning_content": "hm", "tool_calls": [CALL]}
+    assert pair.rejected == assistant("bad")
+
+
+def test_what_belongs_to_one_message_alone_does_not_make_prompts_different() -> None:
+    row = {
+        side: [{**user("Q"), "id": f"{side} 1"}, {**assistant(text), "id": f"{side} 2"}]
+        for side, text in (("chosen", "good"), ("rejected", "bad"))
+    }
+    assert isinstance(read_pair(row), Pair)
+
+
+@pytest.mark.parametrize(
+    "system_column",
+    [
+        "S",
+        [system("S")],
+        json.dumps([system("S")]),
+        system("S"),
+    ],
+)
+def test_a_system_column_may_hold_a_message(system_column: Any) -> None:
+    row = {"prompt": "Q", "chosen": "good", "rejected": "bad", "system": system_column}
+    assert read_pair(row) == replace(PLAIN, prompt=[system("S"), user("Q")])
+
+
+def test_system_columns_that_hold_something_else_are_refused() -> None:
+    row = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
+    other = read_pair({**row, "system": [user("S")]})
+    assert other == Refusal("wrong-type", "system holds no text")
+    assert read_pair({**row, "system_prompt": ["S"]}).code == "wrong-type"
+    both = read_pair({**row, "system": "S", "system_prompt": "T"})
+    assert both == Refusal("different-prompts", "system and system_prompt are not the same")
+
+
+def test_votes_that_were_taken_back_do_not_count() -> None:
+    votes = [
+        {"value": "response-1", "status": "submitted"},
+        {"value": "response-2", "status": "discarded"},
+        {"value": "response-2", "status": "draft"},
+    ]
+    row = {"prompt": "Q", "response-1": "good", "response-2": "bad", "preference": votes}
+    assert read_pair(row) == PLAIN
+    assert read_pair({**row, "preference": votes[1:]}).code == "wrong-label"
+
+
+MESSAGES_AS_TEXT = {
+    "capital roles": '[{"role": "User", "content": "Q"}]',
+    "a raw line break": '[{"role": "user", "content": "Q\nR"}]',
+    "twice": json.dumps(json.dumps([user("Q")])),
+    "parts": '[{"role": "user", "parts": [{"text": "Q"}]}]',
+    "calls alone": json.dumps(
+        [user("Q"), {"role": "assistant", "content": None, "function_call": CALL["function"]}]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES_AS_TEXT)
+def test_messages_as_text_are_read_however_they_are_written(name: str) -> None:
+    found = unpacked(MESSAGES_AS_TEXT[name], "prompt")
+    assert isinstance(found, list) and found[0]["role"].lower() == "user"
+    pair = read_pair({"prompt": found, "chosen": "good", "rejected": "bad"})
+    assert pair.prompt[0]["content"] == ("Q\nR" if name == "a raw line break" else "Q")
+
+
+def test_messages_as_text_inside_of_scored_answers_are_read() -> None:
+    answers = [json.dumps([assistant("good")]), json.dumps([assistant("bad")])]
+    assert read_pair({"prompt": "Q", "responses": answers, "scores": [2, 1]}) == PLAIN
+
+
+def test_an_array_as_text_is_refused_and_an_unknown_role_is_named() -> None:
+    row = {"chosen": "good", "rejected": "bad"}
+    array = "array([{'content': 'Q', 'role': 'user'}], dtype=object)"
+    assert read_pair({**row, "prompt": array}).code == "messages-as-text"
+    refused = read_pair({**row, "prompt": json.dumps([user("Q"), {"role": "x", "content": "y"}])})
+    assert refused == Refusal("wrong-roles", "role 'x' in prompt")
+
+
+def test_an_answer_that_is_json_with_a_role_stays_a_text() -> None:
+    answer = '{"role": ["reader"], "members": [{"role": "user", "id": 7}]}'
+    pair = read_pair({"prompt": "Write JSON.", "chosen": answer, "rejected": "no"})
+    assert pair.chosen == assistant(answer)
+
+
+def test_what_is_nested_too_deep_is_refused() -> None:
+    deep: Any = {}
+    for _ in range(700):
+        deep = {"a": deep}
+    row = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
+    assert read_pair({**row, "tools": [deep]}).code == "wrong-type"
+    called = {**assistant("good"), "tool_calls": [deep]}
+    assert read_pair({**row, "chosen": called}).code == "wrong-type"
+
+
+def test_marks_of_dialogues_are_read_or_refused() -> None:
+    asked = "\n\nHuman: Q\n\nAssistant:"
+    assert read_pair({"prompt": asked, "chosen": "\n\nAssistant: good", "rejected": "bad"}) == PLAIN
+    open_end = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Q"
+    pair = read_pair({"prompt": open_end, "chosen": "good", "rejected": "bad"})
+    assert pair.prompt == [user("Hi"), assistant("Hello"), user("Q")]
+    for answer in ("good\n\nHuman: Thanks", [assistant("\n\nHuman: T\n\nAssistant: A")]):
+        refused = read_pair({"prompt": "Q", "chosen": answer, "rejected": "bad"})
+        assert refused == Refusal("dialogue-inside", "chosen")
 
 
 def test_openai_tools_stand_beside_the_messages() -> None:
