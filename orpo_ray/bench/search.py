@@ -92,6 +92,7 @@ def _write_config(folder: Path, side: str, seed: int) -> Path:
         "storage": str(folder),
         "model": {"base": str(demo / "base")},
         "adapter": {"r": 16, "alpha": 32},
+        "objective": {"kind": "orpo", "lambda": _LAMBDAS[0]},
         "data": {
             "train": [{"source": str(demo / "train.jsonl")}],
             "eval": [{"source": str(demo / f"{name}.jsonl")} for name in ("h1", "h2", "h3")],

@@ -95,7 +95,7 @@ class Lab:
             name,
             model={"base": str(self.base), **sections.get("model", {})},
             adapter={"dropout": 0.0, **sections.get("adapter", {})},
-            objective=sections.get("objective", {"kind": "orpo"}),
+            objective=sections.get("objective", {"kind": "orpo", "lambda": 0.1}),
             training={**training, **sections.get("training", {})},
             scale={"workers": workers, "deepspeed": deepspeed},
         )

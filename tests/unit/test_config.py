@@ -148,7 +148,7 @@ def test_a_storage_in_the_home_of_nobody_is_told_with_its_key(path):
 def test_the_smallest_config_gets_the_defaults(path):
     config = load(path, MINIMAL)
     assert (config.model.quantization, config.adapter.kind, config.adapter.r) == ("nf4", "lora", 16)
-    assert config.objective == OrpoConfig(lambda_=0.1)
+    assert config.objective == OrpoConfig(lambda_=0.5)
     assert config.run_dir == Path("runs/tiny").resolve()
 
 

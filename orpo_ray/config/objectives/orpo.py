@@ -12,7 +12,7 @@ class OrpoConfig(ObjectiveConfig):
     """Likelihood of the chosen answer plus `lambda` times the odds-ratio term; no reference."""
 
     kind: Literal["orpo"] = "orpo"
-    lambda_: float = Field(0.1, ge=0, alias="lambda", description="weight of the odds-ratio term")
+    lambda_: float = Field(0.5, ge=0, alias="lambda", description="weight of the odds-ratio term")
     nll_on: Literal["response", "full"] = Field(
         "response", description="tokens the likelihood runs over"
     )
