@@ -18,6 +18,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orpo_ray.data.plain import plain_rows
 from orpo_ray.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -332,23 +333,10 @@ def open_parquet(stream: IO[bytes]) -> pq.ParquetFile:
 
 def _numbered(batches: Iterable[pa.RecordBatch], number: int = 1) -> Iterator[RawRow]:
     """The rows of a table, numbered from `number`."""
-    rows = (row for batch in batches for row in batch.to_pylist())
-    return (RawRow(line, dump_row(row)) for line, row in enumerate(rows, number))
+    rows = enumerate(plain_rows(batches), number)
+    return (RawRow(line, dump_row(row)) for line, row in rows)
 
 
 def dump_row(row: dict[str, Any]) -> bytes:
-    """A row as JSON text."""
-    return json.dumps(row, ensure_ascii=True, default=_plain).encode()
-
-
-def _plain(value: Any) -> Any:
-    """A text that was kept as bytes. Images and dates become the name of their type.
-
-    No recognised column may hold these.
-    """
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return {"type": "bytes"}
-    return {"type": type(value).__name__}
+    """A row of plain values as JSON text."""
+    return json.dumps(row, ensure_ascii=True).encode()

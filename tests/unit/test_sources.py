@@ -4,6 +4,8 @@ import gzip
 import json
 import random
 import re
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from orpo_ray.config.data import DataConfig, Source
+from orpo_ray.data.formats import Reading, read_pairs
 from orpo_ray.data.hub import explain_hub_error
 from orpo_ray.data.pairs import Refusal
 from orpo_ray.data.raw import read_all
@@ -135,6 +138,74 @@ def test_parquet_rows(tmp_path: Path) -> None:
         ),
         (2, {"prompt": None, "chosen": None, "b": None, "kept as bytes": None}),
     ]
+
+
+def calls(*arguments: Any) -> list[dict[str, Any]]:
+    """The turns of an assistant that calls a tool once for each of the arguments."""
+    functions = [{"name": "f", "arguments": each} for each in arguments]
+    return [{"role": "assistant", "tool_calls": [{"function": each}]} for each in functions]
+
+
+def test_a_null_in_a_struct_is_no_field_at_any_depth(tmp_path: Path) -> None:
+    """Arrow gives all structs of a column the fields of each of them."""
+    rows = [
+        {"chosen": calls({"expr": "1+1"}, {"at": {"x": 1}}), "note": None},
+        {"chosen": calls({"city": "Paris", "days": [1, None]}), "note": "kept"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    pa.feather.write_feather(pa.Table.from_pylist(rows), tmp_path / "a.arrow")
+    for name in ("a.parquet", "a.arrow"):
+        assert [row for _, row in values(tmp_path / name)] == rows
+
+
+def test_a_null_in_a_struct_of_a_hub_dataset_is_no_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"chosen": calls({"expr": "1+1"})}, {"chosen": calls({"city": "Paris"})}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    assert [json.loads(row.text) for row in read("org/set")] == rows
+
+
+@pytest.mark.parametrize(
+    ("values_of", "kind", "expected"),
+    [
+        ([date(2024, 1, 31)], pa.date32(), "2024-01-31"),
+        ([datetime(2024, 1, 31, 12, 5)], pa.timestamp("ms"), "2024-01-31T12:05:00"),
+        ([Decimal("1.50")], pa.decimal128(5, 2), 1.5),
+        ([Decimal("3.00")], pa.decimal128(5, 2), 3),
+        (
+            [[("when", "now"), ("n", "1")]],
+            pa.map_(pa.string(), pa.string()),
+            {"when": "now", "n": "1"},
+        ),
+        ([[]], pa.map_(pa.string(), pa.string()), {}),
+        ([[(7, 1.5)]], pa.map_(pa.int32(), pa.float32()), {"7": 1.5}),
+        (["a"], pa.dictionary(pa.int8(), pa.string()), "a"),
+    ],
+    ids=str,
+)
+def test_what_json_has_no_type_for_is_written_plainly(
+    tmp_path: Path, values_of: list[Any], kind: pa.DataType, expected: Any
+) -> None:
+    column = pa.array(values_of, kind)
+    inside = pa.StructArray.from_arrays([column], names=["x"])
+    pq.write_table(pa.table({"own": column, "struct": inside}), tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == [(1, {"own": expected, "struct": {"x": expected}})]
+
+
+def test_what_json_cannot_hold_makes_no_pair(tmp_path: Path) -> None:
+    lasting = calls({"for": timedelta(days=1)})
+    row = {"prompt": "Q", "chosen": lasting, "rejected": "no", "tools": [{"logo": b"\xff"}]}
+    pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "a.parquet")
+    (_, found), _ = values(tmp_path / "a.parquet")
+    assert found == row | {"chosen": {"type": "timedelta"}, "tools": {"type": "bytes"}}
+    for without in ("tools", "chosen"):
+        refusal = read_pairs(found | {without: "yes" * (without == "chosen")}, Reading())
+        assert isinstance(refusal, Refusal) and refusal.code == "wrong-type"
+
+
+def test_a_map_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    twice = pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int32()))
+    pq.write_table(pa.table({"prompt": twice}), tmp_path / "a.parquet")
+    assert "a map has a key twice" in refused(tmp_path / "a.parquet")
 
 
 def test_csv_cells_over_several_lines(tmp_path: Path) -> None:
