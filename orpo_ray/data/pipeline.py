@@ -42,7 +42,7 @@ from orpo_ray.data.store import (
     find_artifact,
     finish_artifact,
 )
-from orpo_ray.data.summary import describe, summarise
+from orpo_ray.data.summary import describe, describe_unused, summarise
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fixed_date
 from orpo_ray.errors import DataError
 from orpo_ray.ray_runtime import ROOM_S
@@ -91,7 +91,7 @@ def prepare(
     sources = read_all(data)
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
-    announce_unused(sources, data.columns, announce)
+    told = announce_unused(sources, data.columns, announce)
     settings = {
         **_settings(data, sources, tokenizer, tokenizer_fingerprint, seed),
         "single_answers": single_answers,
@@ -121,7 +121,7 @@ def prepare(
         stays = not was_kept and kept_in.holds(path / MANIFEST)
     if not stays:
         kept_in.store_folder(path, MANIFEST, stored)
-    for line in describe(found.summary):
+    for line in [*describe_unused(found.summary, told), *describe(found.summary)]:
         announce(line)
     return found
 
