@@ -25,7 +25,14 @@ from orpo_ray.data.formats import Reading
 from orpo_ray.data.near import NearIndex, Signatures, read_signatures
 from orpo_ray.data.parallel import make_shards
 from orpo_ray.data.ranked import Ranking
-from orpo_ray.data.raw import ChangedError, RawSource, announce_unused, check_columns, read_all
+from orpo_ray.data.raw import (
+    ChangedError,
+    RawSource,
+    announce_not_read,
+    announce_unused,
+    check_columns,
+    read_all,
+)
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
 from orpo_ray.data.rows import RowProcessor, facts_of, refuse_whole_file
 from orpo_ray.data.select import Rows, Selection, select_pairs
@@ -89,6 +96,7 @@ def prepare(
         all_turns=data.train_on == "all-assistant",
     )
     sources = read_all(data)
+    announce_not_read(data, announce)
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
     told = announce_unused(sources, data.columns, announce)

@@ -15,7 +15,7 @@ from orpo_ray.config.data import Columns, DataConfig, Source
 from orpo_ray.data.parts import CutFile, cut_file
 from orpo_ray.data.readers import RawRow
 from orpo_ray.data.rows import SNIFFED_ROWS, lacks_columns, raw_blocks, some_of, unused_in
-from orpo_ray.data.sources import local_file, one_by_one, read_rows, source_labels
+from orpo_ray.data.sources import local_file, not_read_of, one_by_one, read_rows, source_labels
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
@@ -158,6 +158,13 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
         raise DataError(f"data.columns: {name}: {why}")
     for name, why in lacking:
         announce(f"data.columns do not apply to {name} ({why}); its shape is recognised")
+
+
+def announce_not_read(data: DataConfig, announce: Announce) -> None:
+    """Announce, for each source that is a folder, the names in it of which nothing is read."""
+    for source in {source.source: source for source in (*data.train, *data.eval)}.values():
+        if names := not_read_of(source):
+            announce(f"{source.source}: not read: {some_of(names)}")
 
 
 def announce_unused(

@@ -15,7 +15,7 @@ import pyarrow as pa
 from orpo_ray.config.data import Source
 from orpo_ray.config.storage import expanded
 from orpo_ray.data.hub import read_hub
-from orpo_ray.data.places import files_of, has_splits, is_pattern
+from orpo_ray.data.places import PACKED, files_of, has_splits, is_pattern, not_read
 from orpo_ray.data.readers import (
     RawRow,
     Reader,
@@ -83,7 +83,19 @@ def local_file(source: Source) -> Path | None:
 
 
 def _files(source: Source) -> list[Path]:
-    return files_of(source.source, source.split, lambda name: _reader(name) is not None)
+    return files_of(source.source, source.split, _is_known)
+
+
+def _is_known(name: str) -> bool:
+    """Whether a file of this name is of a kind that can be read."""
+    return _reader(name) is not None
+
+
+def not_read_of(source: Source) -> list[str]:
+    """The names in a source that is a folder, of which nothing is read."""
+    if "://" in source.source or not is_path(source.source):
+        return []
+    return not_read(source.source, _is_known)
 
 
 def source_labels(sources: Sequence[Source]) -> list[str]:
@@ -196,7 +208,7 @@ def _in_utf_8(stream: Any) -> IO[bytes]:
 
 def _reader(name: str) -> Reader | None:
     path = PurePosixPath(name)
-    packed = path.suffix.lower() in _PACKED
+    packed = path.suffix.lower() in PACKED
     suffix = (PurePosixPath(path.stem) if packed else path).suffix.lower()
     reader = _READERS.get(suffix)
     return None if packed and reader not in _TEXT_READERS else reader
@@ -213,4 +225,3 @@ _READERS = {
     ".feather": read_arrow,
 }
 _TEXT_READERS = (read_json, read_csv, read_tsv)
-_PACKED = (".gz", ".zst")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import re
 from datetime import date, datetime, timedelta
@@ -22,7 +23,7 @@ from orpo_ray.config.data import DataConfig, Source
 from orpo_ray.data.formats import Reading, read_pairs
 from orpo_ray.data.hub import explain_hub_error
 from orpo_ray.data.pairs import Refusal
-from orpo_ray.data.raw import read_all
+from orpo_ray.data.raw import announce_not_read, read_all
 from orpo_ray.data.readers import RawRow
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows, refuse_missing, source_labels
@@ -320,6 +321,68 @@ def test_datasets_saved_to_disk_are_read(tmp_path: Path) -> None:
     refuse_missing(Source(source=str(tmp_path / "two"), split="test"))
     with pytest.raises(DataError, match="split dev: it has train, test"):
         read(tmp_path / "two", split="dev")
+
+
+def folder_of(path: Path, **files: str) -> Path:
+    path.mkdir()
+    for name, text in files.items():
+        (path / name.replace("__", ".")).write_text(text)
+    return path
+
+
+def test_what_a_folder_has_beside_its_rows_is_announced(tmp_path: Path) -> None:
+    row = json.dumps(ROW)
+    folder = folder_of(
+        tmp_path / "a", p__v1__jsonl=row, p__v2__jsonl=row, p__jsonl__xz="", b__md=""
+    )
+    (folder / "._p.v1.jsonl").write_bytes(b"\0\5\x16\7")
+    (folder / "sub").mkdir()
+    assert len(read(folder)) == 2
+    said: list[str] = []
+    whole, one = Source(source=str(folder)), Source(source=str(folder / "p.v1.jsonl"))
+    pattern = Source(source=f"{folder}/*.jsonl")
+    announce_not_read(DataConfig(train=[whole, one, pattern], eval=[whole]), said.append)
+    assert said == [f"{folder}: not read: b.md, p.jsonl.xz, sub/"]
+
+
+def test_a_state_of_another_program_makes_no_saved_dataset(tmp_path: Path) -> None:
+    rows = json.dumps(ROW)
+    for name, state in {"a": '{"step": 3}', "b": "[1]"}.items():
+        folder = folder_of(tmp_path / name, pairs__jsonl=rows, state__json=state)
+        assert f"files of several kinds; name some with a pattern, such as {folder}/*.jsonl" in (
+            refused(folder)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("state.json", '{"_data_files": 1}', "state.json: it has no list of _data_files"),
+        ("state.json", '{"_data_files": [{}]}', "_data_files names no files; save the dataset"),
+        ("state.json", '{"_data_files": [{"filename": "x.arrow"}]}', "No such file"),
+        ("state.json", "{", "state.json: cannot be read"),
+        ("dataset_dict.json", "{}", "dataset_dict.json: it has no list of splits; save the"),
+        ("dataset_dict.json", "[]", "dataset_dict.json: it has no list of splits; save the"),
+        ("dataset_dict.json", '{"splits": 1}', "it has no list of splits; save the dataset"),
+        ("dataset_dict.json", '{"splits": ["train"]}', "train: no such folder, but dataset_dict"),
+        ("dataset_dict.json", '{"splits": [1]}', "split train: it has 1"),
+    ],
+)
+def test_a_damaged_saved_dataset_is_one_line(
+    tmp_path: Path, name: str, content: str, says: str
+) -> None:
+    folder = folder_of(tmp_path / "a", pairs__jsonl=json.dumps(ROW))
+    (folder / name).write_text(content)
+    assert says in refused(folder)
+
+
+def test_what_is_no_regular_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    assert "a.jsonl: a pipe or a device, which cannot be read twice" in refused(
+        tmp_path / "a.jsonl"
+    )
+    assert refused(tmp_path / "b.jsonl").endswith("gone.jsonl, which is not there")
 
 
 def test_tables_with_tabs_arrow_files_and_zstandard(tmp_path: Path, lines: Path) -> None:
