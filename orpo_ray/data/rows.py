@@ -67,6 +67,7 @@ SNIFFED_ROWS = 20
 """How many first rows of a source tell its columns."""
 _SHOWN_COLUMNS = 12
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
+_SAVE_AS_UTF_8 = "save the file as UTF-8"
 _KEY_BYTES = 16
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
@@ -197,11 +198,11 @@ class RowProcessor:
 def parse_row(text: bytes, problem: str = "") -> Row | Refusal:
     """The JSON object in one row's text, or why there is none."""
     if problem:
-        return Refusal(problem)
+        return Refusal(problem, _SAVE_AS_UTF_8 if problem == "invalid-utf8" else "")
     try:
         row = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
-        return Refusal("invalid-utf8", f"byte {error.start + 1} of the row")
+        return Refusal("invalid-utf8", f"byte {error.start + 1} of the row; {_SAVE_AS_UTF_8}")
     except _DuplicateKeyError as error:
         return Refusal("duplicate-key", str(error))
     except json.JSONDecodeError as error:

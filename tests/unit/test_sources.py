@@ -271,7 +271,8 @@ def test_a_wrong_byte_in_an_array_condemns_its_own_element(tmp_path: Path) -> No
 
 def test_a_wrong_byte_in_a_csv_is_seen_by_the_row_check(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"a\n\xff\nok\n")
-    assert values(tmp_path / "a.csv") == [(2, Refusal("invalid-utf8")), (3, {"a": "ok"})]
+    bad = Refusal("invalid-utf8", "save the file as UTF-8")
+    assert values(tmp_path / "a.csv") == [(2, bad), (3, {"a": "ok"})]
     (tmp_path / "b.csv").write_bytes("fran\xe7ais\nx\n".encode("latin-1"))
     assert "the header is not UTF-8; save the file as UTF-8" in refused(tmp_path / "b.csv")
 
@@ -475,6 +476,41 @@ def test_csv_quote_left_open(tmp_path: Path) -> None:
 def test_csv_with_a_column_twice(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,a\n1,2\n")
     assert "names a column twice" in refused(tmp_path / "a.csv")
+
+
+def test_blanks_after_the_commas_of_a_csv_are_no_part_of_its_cells(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('prompt, "chosen" , rejected\nQ,  "a, ""b""", c\n\nR, d,e f\n')
+    assert values(tmp_path / "a.csv") == [
+        (2, {"prompt": "Q", "chosen": 'a, "b"', "rejected": "c"}),
+        (4, {"prompt": "R", "chosen": "d", "rejected": "e f"}),
+    ]
+    (tmp_path / "a.csv").write_text("prompt,chosen\nQ, a\n")
+    assert values(tmp_path / "a.csv") == [(2, {"prompt": "Q", "chosen": " a"})]
+    (tmp_path / "a.csv").write_text('prompt, chosen\nQ, a\n"R\nS", "b" c\n')
+    assert "not valid CSV after line 2: the row of line 3: a closing quote is" in refused(
+        tmp_path / "a.csv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "a;b\n1;2\n", "line 1: the header has semicolons and no comma; save the table"),
+        ("a.csv", "a\tb\n1\t2\n", "line 1: the header has tabs and no comma; save the table with"),
+        ("a.csv", "a|b\n1|2\n", "line 1: the header has vertical bars and no comma"),
+        ("a.tsv", "a,b\n1,2\n", "line 1: the header has commas and no tab"),
+        (
+            "a.tsv",
+            'a\tb\n1\t"x" y\n',
+            "the row of line 2: a closing quote is not followed by a tab; put the cell in quotes",
+        ),
+    ],
+)
+def test_a_table_with_other_signs_says_what_to_change(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert says in refused(tmp_path / name)
 
 
 def test_parquet_that_is_none(tmp_path: Path) -> None:
