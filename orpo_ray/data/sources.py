@@ -30,6 +30,8 @@ from orpo_ray.data.readers import (
 )
 from orpo_ray.errors import DataError
 
+_DOWNLOAD_BYTES = 2**20
+
 
 def read_rows(source: Source) -> Iterator[RawRow]:
     """Rows of files, a URL or a hub dataset in order, at most `limit`.
@@ -184,9 +186,49 @@ def _open(location: str) -> Iterator[IO[bytes]]:
     except ImportError as error:
         raise DataError(f"{location}: a Python package is missing: {first_line(error)}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{location}: cannot be opened: {first_line(error)}") from error
+        raise DataError(f"{location}: cannot be opened: {_why_closed(error, location)}") from error
     with opened as stream:
-        yield stream
+        yield io.BufferedReader(_Download(stream, location), _DOWNLOAD_BYTES)
+
+
+def _why_closed(error: BaseException, location: str) -> str:
+    """The status that a server answers with, or what the error says, or the error behind it."""
+    behind = error.__cause__
+    status, text = getattr(behind, "status", None), getattr(behind, "message", "")
+    if status is not None:
+        return f"the server answers {status} {text}".rstrip()
+    said = first_line(error)
+    return first_line(behind) if said == location and behind is not None else said
+
+
+class _Download(io.RawIOBase):
+    """A remote file whose errors name the way out; each kind of store has errors of its own."""
+
+    def __init__(self, stream: Any, location: str) -> None:
+        self._stream = stream
+        self._location = location
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except Exception as error:
+            raise DataError(
+                f"{self._location}: the download broke off; try again: {first_line(error)}"
+            ) from error
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _unzipped(stream: IO[bytes], name: str) -> IO[bytes]:

@@ -5,10 +5,12 @@ import json
 import os
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -670,17 +672,60 @@ def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
         list(read_rows(Source(source=str(path))))
 
 
-def test_a_remote_file_is_read_as_a_local_one(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+@contextmanager
+def served(handler: Any) -> Iterator[str]:
+    """The address of a server with this handler."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
-        address = f"http://127.0.0.1:{server.server_port}"
         try:
-            assert read(f"{address}/pairs.jsonl") == read(path)
-            assert f"{address}/absent.jsonl: cannot be opened" in refused(f"{address}/absent.jsonl")
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_remote_file_is_read_as_a_local_one(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    with gzip.open(tmp_path / "pairs.jsonl.gz", "wt") as file:
+        file.write(json.dumps(ROW) + "\n")
+    with served(partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as address:
+        assert read(f"{address}/pairs.jsonl") == read(path)
+        assert read(f"{address}/pairs.jsonl.gz") == read(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_remote_table_is_read_as_a_local_one(tmp_path: Path, name: str) -> None:
+    table = pa.table({"prompt": ["Q", "R"], "chosen": ["a", "b"]})
+    write = pq.write_table if name == "a.parquet" else pa.feather.write_feather
+    write(table, tmp_path / name)
+    assert read(f"file://{tmp_path / name}") == read(tmp_path / name)
+
+
+class _Unkind(BaseHTTPRequestHandler):
+    """Answers with the status in the path; status 200 promises more bytes than it sends."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.split("/")[1]))
+        self.send_header("Content-Length", "5000")
+        self.end_headers()
+        self.wfile.write(json.dumps(ROW).encode() + b"\n")
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (200, "the download broke off; try again: "),
+        (401, "cannot be opened: the server answers 401 Unauthorized"),
+        (403, "cannot be opened: the server answers 403 Forbidden"),
+        (404, "cannot be opened: the server answers 404 Not Found"),
+        (500, "cannot be opened: the server answers 500 Internal Server Error"),
+    ],
+)
+def test_a_server_that_gives_no_file_is_one_line(status: int, says: str) -> None:
+    with served(_Unkind) as address:
+        assert f"{address}/{status}/a.jsonl: {says}" in refused(f"{address}/{status}/a.jsonl")
