@@ -20,7 +20,7 @@ class Source(Section):
     )
     revision: str | None = Field(None, description="commit or tag of a hub dataset")
     weight: PositiveFloat = Field(
-        1.0, description="how often an epoch sees each pair: 2 twice, 0.5 a seeded half"
+        1.0, le=1000, description="how often an epoch sees each pair: 2 twice, 0.5 a seeded half"
     )
     limit: PositiveInt | None = Field(
         None, le=2**53, description="at most this many rows, from the start"

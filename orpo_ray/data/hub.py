@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from orpo_ray.config.data import Source
+from orpo_ray.data.plain import plain_column
 from orpo_ray.errors import DataError, on_one_line
 
 
 def read_hub(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Index and row of one split.
+    """Index and row of one split, with plain values.
 
     Raises DataError if the dataset is unknown, gated or cannot be reached.
     """
@@ -20,7 +21,8 @@ def read_hub(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(explain_hub_error(source, error)) from error
-    yield from enumerate(rows)
+    for index, row in enumerate(rows):
+        yield index, {name: plain_column(value) for name, value in row.items()}
 
 
 def explain_hub_error(source: Source, error: Exception) -> str:

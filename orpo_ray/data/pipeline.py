@@ -25,7 +25,14 @@ from orpo_ray.data.formats import Reading
 from orpo_ray.data.near import NearIndex, Signatures, read_signatures
 from orpo_ray.data.parallel import make_shards
 from orpo_ray.data.ranked import Ranking
-from orpo_ray.data.raw import ChangedError, RawSource, announce_unused, check_columns, read_all
+from orpo_ray.data.raw import (
+    ChangedError,
+    RawSource,
+    announce_not_read,
+    announce_unused,
+    check_columns,
+    read_all,
+)
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
 from orpo_ray.data.rows import RowProcessor, facts_of, refuse_whole_file
 from orpo_ray.data.select import Rows, Selection, select_pairs
@@ -42,7 +49,7 @@ from orpo_ray.data.store import (
     find_artifact,
     finish_artifact,
 )
-from orpo_ray.data.summary import describe, summarise
+from orpo_ray.data.summary import describe, describe_unused, summarise
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fixed_date
 from orpo_ray.errors import DataError
 from orpo_ray.ray_runtime import ROOM_S
@@ -89,9 +96,10 @@ def prepare(
         all_turns=data.train_on == "all-assistant",
     )
     sources = read_all(data)
+    announce_not_read(data, announce)
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
-    announce_unused(sources, data.columns, announce)
+    told = announce_unused(sources, data.columns, announce)
     settings = {
         **_settings(data, sources, tokenizer, tokenizer_fingerprint, seed),
         "single_answers": single_answers,
@@ -121,7 +129,7 @@ def prepare(
         stays = not was_kept and kept_in.holds(path / MANIFEST)
     if not stays:
         kept_in.store_folder(path, MANIFEST, stored)
-    for line in describe(found.summary):
+    for line in [*describe_unused(found.summary, told), *describe(found.summary)]:
         announce(line)
     return found
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 from orpo_ray.config.data import Columns, DataConfig, Source
 from orpo_ray.data.parts import CutFile, cut_file
 from orpo_ray.data.readers import RawRow
-from orpo_ray.data.rows import SNIFFED_ROWS, lacks_columns, raw_blocks, unused_in
-from orpo_ray.data.sources import local_file, one_by_one, read_rows, source_labels
+from orpo_ray.data.rows import SNIFFED_ROWS, lacks_columns, raw_blocks, some_of, unused_in
+from orpo_ray.data.sources import local_file, not_read_of, one_by_one, read_rows, source_labels
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
@@ -160,13 +160,22 @@ def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Anno
         announce(f"data.columns do not apply to {name} ({why}); its shape is recognised")
 
 
+def announce_not_read(data: DataConfig, announce: Announce) -> None:
+    """Announce, for each source that is a folder, the names in it of which nothing is read."""
+    for source in {source.source: source for source in (*data.train, *data.eval)}.values():
+        if names := not_read_of(source):
+            announce(f"{source.source}: not read: {some_of(names)}")
+
+
 def announce_unused(
     sources: Sequence[RawSource], columns: Columns | None, announce: Announce
-) -> None:
-    """Announce, for each file or dataset, the columns that no pair uses."""
-    by_name: dict[str, RawSource] = {}
-    for raw in sources:
-        by_name.setdefault(raw.source.source, raw)
-    for name, raw in by_name.items():
-        if unused := unused_in(raw.first, columns):
-            announce(f"{name}: columns that are not used: {', '.join(unused)}")
+) -> dict[str, list[str]]:
+    """Announce and return, for each file or dataset, the columns that no pair uses.
+
+    The first rows tell them. `summary.describe_unused` names those of later rows.
+    """
+    found = {raw.source.source: unused_in(raw.first, columns) for raw in reversed(sources)}
+    for name in dict.fromkeys(raw.source.source for raw in sources):
+        if found[name]:
+            announce(f"{name}: columns that are not used: {some_of(found[name])}")
+    return found

@@ -18,12 +18,14 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orpo_ray.data.plain import plain_rows
 from orpo_ray.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
 _WINDOW_BYTES = 2**20
 _LONGEST_WORD = 16
+_DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 _PARQUET_ROWS = 256
 _ARROW_FILE = b"ARROW1"
 
@@ -274,19 +276,54 @@ def read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     records = csv.reader(text, strict=True, delimiter=delimiter)
-    header = next(records, [])
-    if not all(map(_is_utf_8, header)):
-        raise ValueError("the header is not UTF-8; save the file as UTF-8")
-    if len(set(header)) < len(header):
-        raise csv.Error("the header names a column twice")
-    line = records.line_num + 1
-    for record in records:
+    written = next(records, [])
+    header = _column_names(written, delimiter)
+    first = records.line_num + 1
+    if any(name.startswith(" ") for name in written):
+        records = csv.reader(text, strict=True, delimiter=delimiter, skipinitialspace=True)
+    for line, record in _with_lines(records, first, delimiter):
         if record:
             problem = "" if len(record) == len(header) else "ragged-row"
             if not all(map(_is_utf_8, record)):
                 problem = "invalid-utf8"
             yield RawRow(line, dump_row(dict(zip(header, record, strict=False))), problem)
-        line = records.line_num + 1
+
+
+def _column_names(written: list[str], delimiter: str) -> list[str]:
+    """The names in a header, without the blanks around them.
+
+    Raises ValueError for a header that is not UTF-8, and csv.Error for one of a wrong form.
+    """
+    if not all(map(_is_utf_8, written)):
+        raise ValueError("the header is not UTF-8; save the file as UTF-8")
+    names = [name.strip().removeprefix('"').removesuffix('"') for name in written]
+    if len(set(names)) < len(names):
+        raise csv.Error("the header names a column twice")
+    others = {sign: name for sign, name in _DELIMITERS.items() if sign != delimiter}
+    found = next((name for sign, name in others.items() if sign in "".join(written)), None)
+    if len(names) == 1 and found:
+        raise csv.Error(
+            f"line 1: the header has {found}s and no {_DELIMITERS[delimiter]}; save the table with "
+            "commas as .csv, or with tabs as .tsv"
+        )
+    return names
+
+
+def _with_lines(records: Any, first: int, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a `csv.reader` that stands at the line `first`, with their lines."""
+    line, lines_before = first, first - 1 - records.line_num
+    try:
+        for record in records:
+            yield line, record
+            line = lines_before + records.line_num + 1
+    except csv.Error as error:
+        said = str(error)
+        if "expected after" in said:
+            said = (
+                f"a closing quote is not followed by a {_DELIMITERS[delimiter]}; put the cell in "
+                'quotes and write each quote inside of it twice ("")'
+            )
+        raise csv.Error(f"the row of line {line}: {said}") from error
 
 
 def _is_utf_8(text: str) -> bool:
@@ -332,23 +369,10 @@ def open_parquet(stream: IO[bytes]) -> pq.ParquetFile:
 
 def _numbered(batches: Iterable[pa.RecordBatch], number: int = 1) -> Iterator[RawRow]:
     """The rows of a table, numbered from `number`."""
-    rows = (row for batch in batches for row in batch.to_pylist())
-    return (RawRow(line, dump_row(row)) for line, row in enumerate(rows, number))
+    rows = enumerate(plain_rows(batches), number)
+    return (RawRow(line, dump_row(row)) for line, row in rows)
 
 
 def dump_row(row: dict[str, Any]) -> bytes:
-    """A row as JSON text."""
-    return json.dumps(row, ensure_ascii=True, default=_plain).encode()
-
-
-def _plain(value: Any) -> Any:
-    """A text that was kept as bytes. Images and dates become the name of their type.
-
-    No recognised column may hold these.
-    """
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return {"type": "bytes"}
-    return {"type": type(value).__name__}
+    """A row of plain values as JSON text."""
+    return json.dumps(row, ensure_ascii=True).encode()

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -50,6 +51,7 @@ RESULT = pa.schema(
         ("truncated", pa.bool_()),
         ("ignored", pa.list_(pa.string())),
         ("signature", pa.binary()),
+        ("unused", pa.string()),
     ]
 )
 """What became of a row: an empty `code` and token ids, or the code of the reason.
@@ -57,12 +59,15 @@ RESULT = pa.schema(
 `nth` counts the pairs of a row from 0: most rows have one.
 
 Equal pairs have equal `pair_key`, equal prompts have equal `prompt_key`. `ignored` names the fields
-that the chat template does not write. `signature` finds near-duplicates.
+that the chat template does not write. `signature` finds near-duplicates. `unused` is null but in
+the first row of a block: there it has, as JSON, the `count_unused` of the block.
 """
 
 SNIFFED_ROWS = 20
 """How many first rows of a source tell its columns."""
 _SHOWN_COLUMNS = 12
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_SAVE_AS_UTF_8 = "save the file as UTF-8"
 _KEY_BYTES = 16
 _BLOCK_ROWS = 512
 _BLOCK_BYTES = 2**20
@@ -130,7 +135,9 @@ class RowProcessor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """RAW rows to RESULT rows, in order: one for each row, or for each of its pairs."""
-        read = [one for row in block.to_pylist() for one in self._read(row)]
+        raws = block.to_pylist()
+        parsed = [parse_row(raw["text"], raw["problem"]) for raw in raws]
+        read = [one for raw, row in zip(raws, parsed, strict=True) for one in self._read(raw, row)]
         good = [(place, found) for place, found in read if isinstance(found, Pair)]
         tokens = iter(
             self._tokeniser.pairs(
@@ -142,11 +149,16 @@ class RowProcessor:
             | (self._outcome(found, next(tokens)) if isinstance(found, Pair) else _refused(found))
             for place, found in read
         ]
+        objects = [row for row in parsed if isinstance(row, dict)]
+        if unused := count_unused(objects, self._reading.columns):
+            rows[0]["unused"] = json.dumps(unused)
         return pa.Table.from_pylist(rows, schema=RESULT)
 
-    def _read(self, raw: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Pair | Refusal]]:
-        """Each pair of a raw row, or the refusal of the row, with where it comes from."""
-        found = _read(raw["text"], raw["problem"], self._reading)
+    def _read(
+        self, raw: dict[str, Any], row: Row | Refusal
+    ) -> Iterator[tuple[dict[str, Any], Pair | Refusal]]:
+        """Each pair of a parsed row, or the refusal of the row, with where it comes from."""
+        found = row if isinstance(row, Refusal) else read_pairs(row, self._reading)
         pairs: Sequence[Pair | Refusal] = [found] if isinstance(found, Refusal) else found
         row_id = f"{self._labels[raw['source']]}:{raw['line']}"
         for nth, pair in enumerate(pairs):
@@ -186,11 +198,11 @@ class RowProcessor:
 def parse_row(text: bytes, problem: str = "") -> Row | Refusal:
     """The JSON object in one row's text, or why there is none."""
     if problem:
-        return Refusal(problem)
+        return Refusal(problem, _SAVE_AS_UTF_8 if problem == "invalid-utf8" else "")
     try:
         row = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
-        return Refusal("invalid-utf8", f"byte {error.start + 1} of the row")
+        return Refusal("invalid-utf8", f"byte {error.start + 1} of the row; {_SAVE_AS_UTF_8}")
     except _DuplicateKeyError as error:
         return Refusal("duplicate-key", str(error))
     except json.JSONDecodeError as error:
@@ -224,13 +236,37 @@ def lacks_columns(rows: Iterable[RawRow], columns: Columns) -> str | None:
 
 
 def unused_in(rows: Iterable[RawRow], columns: Columns | None) -> list[str]:
-    """Columns that no pair of the first rows uses, at most `_SHOWN_COLUMNS`."""
+    """Columns that no pair of the first rows uses."""
     found = list(_first_rows(rows))
     used = set().union(*(used_columns(row, columns) for row in found))
     if not used:
         return []
     names = dict.fromkeys(name for row in found for name in row)
-    return [name for name in names if name not in used][:_SHOWN_COLUMNS]
+    return [name for name in names if name not in used]
+
+
+def count_unused(rows: Iterable[Row], columns: Columns | None) -> Counter[str]:
+    """How many of the rows have something in each column that no pair is read from.
+
+    Of rows with the same columns only the first ones are looked at closely: that takes about as
+    long as reading them.
+    """
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        names = tuple(name for name, value in row.items() if value not in _EMPTY)
+        alike.setdefault(names, []).append(row)
+    found: Counter[str] = Counter()
+    for names, group in alike.items():
+        used = set().union(*(used_columns(row, columns) for row in group[:SNIFFED_ROWS]))
+        if used:
+            found.update({name: len(group) for name in names if name not in used})
+    return found
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of these names for a message, and how many more there are."""
+    more = len(names) - _SHOWN_COLUMNS
+    return ", ".join(names[:_SHOWN_COLUMNS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _first_rows(rows: Iterable[RawRow]) -> Iterator[Row]:
@@ -251,11 +287,6 @@ def _unique(items: list[tuple[str, Any]]) -> Row:
         names = [name for name, _ in items]
         raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
     return row
-
-
-def _read(text: bytes, problem: str, reading: Reading) -> list[Pair] | Refusal:
-    row = parse_row(text, problem)
-    return row if isinstance(row, Refusal) else read_pairs(row, reading)
 
 
 def _comparable(answer: Message | None) -> Message | str | None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from orpo_ray.config.data import Source
 from orpo_ray.config.storage import expanded
 from orpo_ray.data.hub import read_hub
-from orpo_ray.data.places import files_of, has_splits, is_pattern
+from orpo_ray.data.places import PACKED, files_of, has_splits, is_pattern, not_read
 from orpo_ray.data.readers import (
     RawRow,
     Reader,
@@ -29,6 +29,8 @@ from orpo_ray.data.readers import (
     read_tsv,
 )
 from orpo_ray.errors import DataError
+
+_DOWNLOAD_BYTES = 2**20
 
 
 def read_rows(source: Source) -> Iterator[RawRow]:
@@ -83,7 +85,19 @@ def local_file(source: Source) -> Path | None:
 
 
 def _files(source: Source) -> list[Path]:
-    return files_of(source.source, source.split, lambda name: _reader(name) is not None)
+    return files_of(source.source, source.split, _is_known)
+
+
+def _is_known(name: str) -> bool:
+    """Whether a file of this name is of a kind that can be read."""
+    return _reader(name) is not None
+
+
+def not_read_of(source: Source) -> list[str]:
+    """The names in a source that is a folder, of which nothing is read."""
+    if "://" in source.source or not is_path(source.source):
+        return []
+    return not_read(source.source, _is_known)
 
 
 def source_labels(sources: Sequence[Source]) -> list[str]:
@@ -172,9 +186,49 @@ def _open(location: str) -> Iterator[IO[bytes]]:
     except ImportError as error:
         raise DataError(f"{location}: a Python package is missing: {first_line(error)}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{location}: cannot be opened: {first_line(error)}") from error
+        raise DataError(f"{location}: cannot be opened: {_why_closed(error, location)}") from error
     with opened as stream:
-        yield stream
+        yield io.BufferedReader(_Download(stream, location), _DOWNLOAD_BYTES)
+
+
+def _why_closed(error: BaseException, location: str) -> str:
+    """The status that a server answers with, or what the error says, or the error behind it."""
+    behind = error.__cause__
+    status, text = getattr(behind, "status", None), getattr(behind, "message", "")
+    if status is not None:
+        return f"the server answers {status} {text}".rstrip()
+    said = first_line(error)
+    return first_line(behind) if said == location and behind is not None else said
+
+
+class _Download(io.RawIOBase):
+    """A remote file whose errors name the way out; each kind of store has errors of its own."""
+
+    def __init__(self, stream: Any, location: str) -> None:
+        self._stream = stream
+        self._location = location
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except Exception as error:
+            raise DataError(
+                f"{self._location}: the download broke off; try again: {first_line(error)}"
+            ) from error
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _unzipped(stream: IO[bytes], name: str) -> IO[bytes]:
@@ -196,7 +250,7 @@ def _in_utf_8(stream: Any) -> IO[bytes]:
 
 def _reader(name: str) -> Reader | None:
     path = PurePosixPath(name)
-    packed = path.suffix.lower() in _PACKED
+    packed = path.suffix.lower() in PACKED
     suffix = (PurePosixPath(path.stem) if packed else path).suffix.lower()
     reader = _READERS.get(suffix)
     return None if packed and reader not in _TEXT_READERS else reader
@@ -213,4 +267,3 @@ _READERS = {
     ".feather": read_arrow,
 }
 _TEXT_READERS = (read_json, read_csv, read_tsv)
-_PACKED = (".gz", ".zst")

@@ -32,7 +32,7 @@ from orpo_ray.data.shards import WRITING, Shard
 from orpo_ray.errors import DataError
 from orpo_ray.runs.console import Announce
 
-DATA_VERSION = 5
+DATA_VERSION = 6
 """A change of code that gives other tokens or files for the same rows must raise this number."""
 
 MANIFEST = "artifact.json"

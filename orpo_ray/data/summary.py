@@ -1,7 +1,8 @@
 """The counts of a preparation, and the lines that say them to the user."""
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from orpo_ray.data.checks import (
     REASONS,
     SMALL_MARGIN,
 )
+from orpo_ray.data.rows import some_of
 from orpo_ray.data.select import Selection
 from orpo_ray.data.store import Summary
 
@@ -42,6 +44,7 @@ def summarise(
     bad = Counter(code for code in codes if code and code not in DROPPED)
     kept = rows.take(pa.array(selection.kept))
     ignored = Counter(pc.list_flatten(kept["ignored"]).to_pylist())
+    unused = _unused_by_source(rows)
     return Summary(
         hash=digest,
         settings=settings,
@@ -51,6 +54,7 @@ def summarise(
                 "name": label,
                 "used_for": split,
                 **{what: count[number] for what, count in counts.items()},
+                "unused": dict(unused.get(number, {})),
             }
             for number, (source, label, split) in enumerate(origins)
         ],
@@ -92,6 +96,33 @@ def _count_by_source(
         "overlong": Counter(number for number, code in coded if code in OVERLONG),
         "bad": Counter(number for number, code in coded if code and code not in DROPPED),
     }
+
+
+def _unused_by_source(rows: pa.Table) -> dict[int, Counter[str]]:
+    """How many rows of a source have each column that no pair is read from."""
+    blocks = rows.select(["source", "unused"]).filter(pc.is_valid(rows["unused"])).to_pylist()
+    found: dict[int, Counter[str]] = {}
+    for block in blocks:
+        found.setdefault(block["source"], Counter()).update(json.loads(block["unused"]))
+    return found
+
+
+def describe_unused(summary: Summary, told: Mapping[str, Sequence[str]]) -> list[str]:
+    """One line for each file or dataset with unused columns that are not in `told`."""
+    found: dict[str, Counter[str]] = {}
+    for source in summary.sources:
+        # A file that is trained and evaluated on has the same rows twice.
+        found[source["source"]] = found.get(source["source"], Counter()) | Counter(source["unused"])
+    lines = []
+    for name, counts in found.items():
+        later = [
+            f"{column} ({_count(count, 'row')})"
+            for column, count in counts.items()
+            if column not in told[name]
+        ]
+        if later:
+            lines.append(f"{name}: columns of later rows that are not used: {some_of(later)}")
+    return lines
 
 
 def describe(summary: Summary) -> list[str]:

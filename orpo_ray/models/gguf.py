@@ -19,6 +19,7 @@ from orpo_ray.config.storage import caches, local_path
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.console import Announce
 
+_MAGIC = b"GGUF"
 _VOCABULARY = "tokenizer.ggml.tokens"
 _SCALED_ROPE = "rope_freqs.weight"
 _PLAIN = {"F32": torch.float32, "F16": torch.float16}
@@ -72,7 +73,8 @@ def _readable(base: str, file: Path) -> Any:
     try:
         reader = GGUFReader(file)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ConfigError(f"model.base: {base} cannot be read as a GGUF file: {error}") from error
+        why = f"it is cut short or damaged; fetch it again ({error})" if _is_gguf(file) else error
+        raise ConfigError(f"model.base: {base} cannot be read as a GGUF file: {why}") from error
     if _VOCABULARY not in reader.fields:
         raise ConfigError(f"model.base: {base} holds no tokenizer ({_VOCABULARY})")
     if any(tensor.name == _SCALED_ROPE for tensor in reader.tensors):
@@ -87,6 +89,12 @@ def _readable(base: str, file: Path) -> Any:
                 "be dequantised"
             )
     return reader
+
+
+def _is_gguf(file: Path) -> bool:
+    """Whether a file begins as a GGUF file does."""
+    with file.open("rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC
 
 
 def _dtype(reader: Any) -> torch.dtype:

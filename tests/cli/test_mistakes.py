@@ -250,6 +250,11 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         WRONG,
         ("limit",),
     ),
+    "an absurd weight": (
+        setting("data.train.0.weight=1e9"),
+        WRONG,
+        ("data.train.0.weight", "less than or equal to 1000"),
+    ),
     "a directory": (
         setting(f"data.train.0.source={DEMO}"),
         WRONG,
@@ -302,6 +307,16 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         raw(gzip.compress(json.dumps(GOOD).encode())[:200], "pairs.jsonl.gz"),
         WRONG,
         ("pairs.jsonl.gz", "gzip"),
+    ),
+    "semicolons": (
+        raw(b"prompt;chosen;rejected\n1?;2;3\n", "pairs.csv"),
+        WRONG,
+        ("pairs.csv: not valid CSV: line 1", "semicolons and no comma", "as .csv"),
+    ),
+    "Latin-1": (
+        raw("prompt,chosen,rejected\nA?,\xfc,b\n".encode("latin-1"), "pairs.csv"),
+        WRONG,
+        ("pairs.csv:2", "not valid UTF-8: save the file as UTF-8"),
     ),
     "an executable": (
         raw(bytes(range(256)) * 20, "pairs.parquet"),

@@ -102,10 +102,16 @@ def test_a_file_that_holds_no_whole_base_is_refused_by_name(
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     file = write_gguf(BASE, tmp_path / "demo.gguf")
     whole = file.read_bytes()
-    for content in (b"", b"not at all", whole[:1000], whole[: len(whole) // 2]):
-        file.write_bytes(content)
-        with pytest.raises(ConfigError, match=r"^model\.base: .*demo\.gguf cannot be read as a "):
+    cut = "it is cut short or damaged; fetch it again"
+    for size, says in ((0, ""), (6, cut), (1000, cut), (len(whole) // 2, cut), (-1, cut)):
+        file.write_bytes(whole[:size])
+        with pytest.raises(
+            ConfigError, match=rf"^model\.base: .*demo\.gguf cannot be read as a GGUF file: {says}"
+        ):
             converted(file)
+    file.write_bytes(b"not at all")
+    with pytest.raises(ConfigError, match=r"cannot be read as a GGUF file: (?!it is cut)"):
+        converted(file)
 
 
 def test_weights_that_cannot_be_dequantised_are_refused_by_name(

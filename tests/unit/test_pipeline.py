@@ -350,6 +350,30 @@ def test_unused_columns_are_announced_every_time_and_once_a_file(run: Prepare, r
         assert said.count(line) == 1
 
 
+def test_unused_columns_of_later_rows_are_announced_with_their_counts(
+    run: Prepare, rows: Any
+) -> None:
+    plain = [pair(n) | {"rating": 1, "tools": ""} for n in range(30)]
+    late = [pair(n) | {"history": [["x", "y"]], "note": n} for n in range(30, 36)]
+    empty = [pair(n) | {"history": [], "image_path": None} for n in range(36, 40)]
+    file = rows("a.jsonl", *plain, *late, *empty, {"odd": 1}, pair(41) | {"last": False})
+    first = f"{file}: columns that are not used: rating, tools"
+    line = f"{file}: columns of later rows that are not used: "
+    for _ in range(2):
+        _, said = run(file, eval=[{"source": str(file)}], max_bad_fraction=0.1)
+        assert first in said
+        assert [each for each in said if each.startswith(line)] == [
+            line + "history (6 rows), note (6 rows), last (1 row)"
+        ]
+
+
+def test_many_unused_columns_are_counted(run: Prepare, rows: Any) -> None:
+    more = {f"score_{n}": n for n in range(15)}
+    file = rows("a.jsonl", *(pair(n) | more for n in range(4)))
+    _, said = run(file)
+    assert any(line.endswith("score_10, score_11 and 3 more") for line in said)
+
+
 def test_nothing_usable_is_left(run: Prepare, rows: Any) -> None:
     long_ = rows("a.jsonl", pair(1, prompt="word " * 300))
     message = refused(run, long_, max_length=100, max_prompt_length=50)

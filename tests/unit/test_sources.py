@@ -2,10 +2,15 @@
 
 import gzip
 import json
+import os
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -17,9 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from orpo_ray.config.data import DataConfig, Source
+from orpo_ray.data.formats import Reading, read_pairs
 from orpo_ray.data.hub import explain_hub_error
 from orpo_ray.data.pairs import Refusal
-from orpo_ray.data.raw import read_all
+from orpo_ray.data.raw import announce_not_read, read_all
 from orpo_ray.data.readers import RawRow
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows, refuse_missing, source_labels
@@ -137,6 +143,74 @@ def test_parquet_rows(tmp_path: Path) -> None:
     ]
 
 
+def calls(*arguments: Any) -> list[dict[str, Any]]:
+    """The turns of an assistant that calls a tool once for each of the arguments."""
+    functions = [{"name": "f", "arguments": each} for each in arguments]
+    return [{"role": "assistant", "tool_calls": [{"function": each}]} for each in functions]
+
+
+def test_a_null_in_a_struct_is_no_field_at_any_depth(tmp_path: Path) -> None:
+    """Arrow gives all structs of a column the fields of each of them."""
+    rows = [
+        {"chosen": calls({"expr": "1+1"}, {"at": {"x": 1}}), "note": None},
+        {"chosen": calls({"city": "Paris", "days": [1, None]}), "note": "kept"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    pa.feather.write_feather(pa.Table.from_pylist(rows), tmp_path / "a.arrow")
+    for name in ("a.parquet", "a.arrow"):
+        assert [row for _, row in values(tmp_path / name)] == rows
+
+
+def test_a_null_in_a_struct_of_a_hub_dataset_is_no_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"chosen": calls({"expr": "1+1"})}, {"chosen": calls({"city": "Paris"})}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    assert [json.loads(row.text) for row in read("org/set")] == rows
+
+
+@pytest.mark.parametrize(
+    ("values_of", "kind", "expected"),
+    [
+        ([date(2024, 1, 31)], pa.date32(), "2024-01-31"),
+        ([datetime(2024, 1, 31, 12, 5)], pa.timestamp("ms"), "2024-01-31T12:05:00"),
+        ([Decimal("1.50")], pa.decimal128(5, 2), 1.5),
+        ([Decimal("3.00")], pa.decimal128(5, 2), 3),
+        (
+            [[("when", "now"), ("n", "1")]],
+            pa.map_(pa.string(), pa.string()),
+            {"when": "now", "n": "1"},
+        ),
+        ([[]], pa.map_(pa.string(), pa.string()), {}),
+        ([[(7, 1.5)]], pa.map_(pa.int32(), pa.float32()), {"7": 1.5}),
+        (["a"], pa.dictionary(pa.int8(), pa.string()), "a"),
+    ],
+    ids=str,
+)
+def test_what_json_has_no_type_for_is_written_plainly(
+    tmp_path: Path, values_of: list[Any], kind: pa.DataType, expected: Any
+) -> None:
+    column = pa.array(values_of, kind)
+    inside = pa.StructArray.from_arrays([column], names=["x"])
+    pq.write_table(pa.table({"own": column, "struct": inside}), tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == [(1, {"own": expected, "struct": {"x": expected}})]
+
+
+def test_what_json_cannot_hold_makes_no_pair(tmp_path: Path) -> None:
+    lasting = calls({"for": timedelta(days=1)})
+    row = {"prompt": "Q", "chosen": lasting, "rejected": "no", "tools": [{"logo": b"\xff"}]}
+    pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "a.parquet")
+    (_, found), _ = values(tmp_path / "a.parquet")
+    assert found == row | {"chosen": {"type": "timedelta"}, "tools": {"type": "bytes"}}
+    for without in ("tools", "chosen"):
+        refusal = read_pairs(found | {without: "yes" * (without == "chosen")}, Reading())
+        assert isinstance(refusal, Refusal) and refusal.code == "wrong-type"
+
+
+def test_a_map_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    twice = pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int32()))
+    pq.write_table(pa.table({"prompt": twice}), tmp_path / "a.parquet")
+    assert "a map has a key twice" in refused(tmp_path / "a.parquet")
+
+
 def test_csv_cells_over_several_lines(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'prompt,chosen\r\n"one\r\ntwo","say ""hi"""\r\n\r\nx,y\r\n')
     assert values(tmp_path / "a.csv") == [
@@ -199,7 +273,8 @@ def test_a_wrong_byte_in_an_array_condemns_its_own_element(tmp_path: Path) -> No
 
 def test_a_wrong_byte_in_a_csv_is_seen_by_the_row_check(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"a\n\xff\nok\n")
-    assert values(tmp_path / "a.csv") == [(2, Refusal("invalid-utf8")), (3, {"a": "ok"})]
+    bad = Refusal("invalid-utf8", "save the file as UTF-8")
+    assert values(tmp_path / "a.csv") == [(2, bad), (3, {"a": "ok"})]
     (tmp_path / "b.csv").write_bytes("fran\xe7ais\nx\n".encode("latin-1"))
     assert "the header is not UTF-8; save the file as UTF-8" in refused(tmp_path / "b.csv")
 
@@ -249,6 +324,68 @@ def test_datasets_saved_to_disk_are_read(tmp_path: Path) -> None:
     refuse_missing(Source(source=str(tmp_path / "two"), split="test"))
     with pytest.raises(DataError, match="split dev: it has train, test"):
         read(tmp_path / "two", split="dev")
+
+
+def folder_of(path: Path, **files: str) -> Path:
+    path.mkdir()
+    for name, text in files.items():
+        (path / name.replace("__", ".")).write_text(text)
+    return path
+
+
+def test_what_a_folder_has_beside_its_rows_is_announced(tmp_path: Path) -> None:
+    row = json.dumps(ROW)
+    folder = folder_of(
+        tmp_path / "a", p__v1__jsonl=row, p__v2__jsonl=row, p__jsonl__xz="", b__md=""
+    )
+    (folder / "._p.v1.jsonl").write_bytes(b"\0\5\x16\7")
+    (folder / "sub").mkdir()
+    assert len(read(folder)) == 2
+    said: list[str] = []
+    whole, one = Source(source=str(folder)), Source(source=str(folder / "p.v1.jsonl"))
+    pattern = Source(source=f"{folder}/*.jsonl")
+    announce_not_read(DataConfig(train=[whole, one, pattern], eval=[whole]), said.append)
+    assert said == [f"{folder}: not read: b.md, p.jsonl.xz, sub/"]
+
+
+def test_a_state_of_another_program_makes_no_saved_dataset(tmp_path: Path) -> None:
+    rows = json.dumps(ROW)
+    for name, state in {"a": '{"step": 3}', "b": "[1]"}.items():
+        folder = folder_of(tmp_path / name, pairs__jsonl=rows, state__json=state)
+        assert f"files of several kinds; name some with a pattern, such as {folder}/*.jsonl" in (
+            refused(folder)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("state.json", '{"_data_files": 1}', "state.json: it has no list of _data_files"),
+        ("state.json", '{"_data_files": [{}]}', "_data_files names no files; save the dataset"),
+        ("state.json", '{"_data_files": [{"filename": "x.arrow"}]}', "No such file"),
+        ("state.json", "{", "state.json: cannot be read"),
+        ("dataset_dict.json", "{}", "dataset_dict.json: it has no list of splits; save the"),
+        ("dataset_dict.json", "[]", "dataset_dict.json: it has no list of splits; save the"),
+        ("dataset_dict.json", '{"splits": 1}', "it has no list of splits; save the dataset"),
+        ("dataset_dict.json", '{"splits": ["train"]}', "train: no such folder, but dataset_dict"),
+        ("dataset_dict.json", '{"splits": [1]}', "split train: it has 1"),
+    ],
+)
+def test_a_damaged_saved_dataset_is_one_line(
+    tmp_path: Path, name: str, content: str, says: str
+) -> None:
+    folder = folder_of(tmp_path / "a", pairs__jsonl=json.dumps(ROW))
+    (folder / name).write_text(content)
+    assert says in refused(folder)
+
+
+def test_what_is_no_regular_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    assert "a.jsonl: a pipe or a device, which cannot be read twice" in refused(
+        tmp_path / "a.jsonl"
+    )
+    assert refused(tmp_path / "b.jsonl").endswith("gone.jsonl, which is not there")
 
 
 def test_tables_with_tabs_arrow_files_and_zstandard(tmp_path: Path, lines: Path) -> None:
@@ -341,6 +478,41 @@ def test_csv_quote_left_open(tmp_path: Path) -> None:
 def test_csv_with_a_column_twice(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,a\n1,2\n")
     assert "names a column twice" in refused(tmp_path / "a.csv")
+
+
+def test_blanks_after_the_commas_of_a_csv_are_no_part_of_its_cells(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('prompt, "chosen" , rejected\nQ,  "a, ""b""", c\n\nR, d,e f\n')
+    assert values(tmp_path / "a.csv") == [
+        (2, {"prompt": "Q", "chosen": 'a, "b"', "rejected": "c"}),
+        (4, {"prompt": "R", "chosen": "d", "rejected": "e f"}),
+    ]
+    (tmp_path / "a.csv").write_text("prompt,chosen\nQ, a\n")
+    assert values(tmp_path / "a.csv") == [(2, {"prompt": "Q", "chosen": " a"})]
+    (tmp_path / "a.csv").write_text('prompt, chosen\nQ, a\n"R\nS", "b" c\n')
+    assert "not valid CSV after line 2: the row of line 3: a closing quote is" in refused(
+        tmp_path / "a.csv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "a;b\n1;2\n", "line 1: the header has semicolons and no comma; save the table"),
+        ("a.csv", "a\tb\n1\t2\n", "line 1: the header has tabs and no comma; save the table with"),
+        ("a.csv", "a|b\n1|2\n", "line 1: the header has vertical bars and no comma"),
+        ("a.tsv", "a,b\n1,2\n", "line 1: the header has commas and no tab"),
+        (
+            "a.tsv",
+            'a\tb\n1\t"x" y\n',
+            "the row of line 2: a closing quote is not followed by a tab; put the cell in quotes",
+        ),
+    ],
+)
+def test_a_table_with_other_signs_says_what_to_change(
+    tmp_path: Path, name: str, text: str, says: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert says in refused(tmp_path / name)
 
 
 def test_parquet_that_is_none(tmp_path: Path) -> None:
@@ -500,17 +672,60 @@ def test_a_parquet_column_that_stands_twice_is_refused(tmp_path):
         list(read_rows(Source(source=str(path))))
 
 
-def test_a_remote_file_is_read_as_a_local_one(tmp_path):
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+@contextmanager
+def served(handler: Any) -> Iterator[str]:
+    """The address of a server with this handler."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
-        address = f"http://127.0.0.1:{server.server_port}"
         try:
-            assert read(f"{address}/pairs.jsonl") == read(path)
-            assert f"{address}/absent.jsonl: cannot be opened" in refused(f"{address}/absent.jsonl")
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_remote_file_is_read_as_a_local_one(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    with gzip.open(tmp_path / "pairs.jsonl.gz", "wt") as file:
+        file.write(json.dumps(ROW) + "\n")
+    with served(partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as address:
+        assert read(f"{address}/pairs.jsonl") == read(path)
+        assert read(f"{address}/pairs.jsonl.gz") == read(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_remote_table_is_read_as_a_local_one(tmp_path: Path, name: str) -> None:
+    table = pa.table({"prompt": ["Q", "R"], "chosen": ["a", "b"]})
+    write = pq.write_table if name == "a.parquet" else pa.feather.write_feather
+    write(table, tmp_path / name)
+    assert read(f"file://{tmp_path / name}") == read(tmp_path / name)
+
+
+class _Unkind(BaseHTTPRequestHandler):
+    """Answers with the status in the path; status 200 promises more bytes than it sends."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.split("/")[1]))
+        self.send_header("Content-Length", "5000")
+        self.end_headers()
+        self.wfile.write(json.dumps(ROW).encode() + b"\n")
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (200, "the download broke off; try again: "),
+        (401, "cannot be opened: the server answers 401 Unauthorized"),
+        (403, "cannot be opened: the server answers 403 Forbidden"),
+        (404, "cannot be opened: the server answers 404 Not Found"),
+        (500, "cannot be opened: the server answers 500 Internal Server Error"),
+    ],
+)
+def test_a_server_that_gives_no_file_is_one_line(status: int, says: str) -> None:
+    with served(_Unkind) as address:
+        assert f"{address}/{status}/a.jsonl: {says}" in refused(f"{address}/{status}/a.jsonl")

@@ -149,7 +149,7 @@ def test_the_hash_covers_settings_rows_and_code_version(monkeypatch: pytest.Monk
     assert content_hash({"a": 2, "b": 1}, ["x"]) != same
 
 
-GOLDEN = {5: "b2fbb47c413d38f9"}
+GOLDEN = {6: "b2fbb47c413d38f9"}
 """Digest of the tokens of GOLDEN_ROWS, by DATA_VERSION."""
 
 TALK = [
