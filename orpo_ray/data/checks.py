@@ -1,9 +1,8 @@
 """What makes a row unfit to train on, and one line for people for each reason."""
 
-from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
+from orpo_ray.data.marks import texts_of
 from orpo_ray.data.pairs import Message, Pair, Refusal
 
 REASONS = {
@@ -38,8 +37,8 @@ REASONS = {
     "template-refused": "the chat template refuses the conversation",
     "template-rewrites": "the chat template changes the answer; the model would learn a text that "
     "it never generates (model.chat_template names another template)",
-    "template-inside": "a text holds the chat template's own marks, and is no prompt that was "
-    "rendered by this template",
+    "template-inside": "a text holds marks of a chat template or special tokens, and is no prompt "
+    "that was rendered by this template",
     "messages-as-text": "a column holds messages as text that is no valid JSON",
     "dialogue-inside": "an answer holds a whole dialogue (Human: ... Assistant: ...)",
     "no-end-token": "the chat template writes no end token after the answer",
@@ -130,7 +129,7 @@ def _check_unicode(pair: Pair) -> Refusal | None:
 
     They come from broken JSON escapes and from CSV bytes that are not UTF-8.
     """
-    for text in _texts([*pair.prompt, *pair.answers.values(), pair.context]):
+    for text in texts_of([*pair.prompt, *pair.answers.values(), pair.context]):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -138,15 +137,3 @@ def _check_unicode(pair: Pair) -> Refusal | None:
                 "invalid-utf8", f"character {error.start + 1} is half of a surrogate pair"
             )
     return None
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a message or a list of them, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each)

@@ -4,9 +4,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from jinja2 import TemplateError
-
-from orpo_ray.data.pairs import Message
+from orpo_ray.data.marks import END_MARKS, FAMILIES, START_MARKS, TURN_MARKS, Marks
+from orpo_ray.data.pairs import Message, Refusal
 from orpo_ray.errors import DataError
 
 _ASKED, _SAID = "xAsked", "xSaid"
@@ -14,11 +13,16 @@ _PROBE: list[Message] = [
     {"role": "user", "content": _ASKED},
     {"role": "assistant", "content": _SAID},
 ]
+_PROBES: tuple[list[Message], ...] = (
+    _PROBE,
+    [{"role": "system", "content": "x"}, *_PROBE],
+    [*_PROBE, {"role": "tool", "content": "x"}],
+)
 _INSIDE_TURNS = re.compile(r"</?(think|thinking|reasoning|tool\w*)>")
 
 
 class Endings:
-    """The tokens that end an answer, and the marks that a tokenizer's chat template writes.
+    """The tokens that end an answer, and the marks that no text of the data may have.
 
     An answer ends with the token that the template writes after it: its own end token or the
     tokenizer's `eos_token`. Both end an answer wherever it is read or generated. Raises DataError
@@ -32,19 +36,55 @@ class Endings:
             if token.special and not _INSIDE_TURNS.fullmatch(token.content)
         } | {tokenizer.eos_token: tokenizer.eos_token_id}
         around = _written_around(tokenizer)
-        self.marks = self._marks(tokenizer, "".join(around or ()))
-        """Texts that only the template writes."""
         self.texts = {tokenizer.eos_token: tokenizer.eos_token_id}
         """End tokens by their texts, the template's own among them."""
+        self._own = str(tokenizer.eos_token)
         if around is not None:
-            found = self.split("".join(around[-1:]))
+            found = self.split(around[-1])
             if found is None:
                 raise DataError(
                     "the chat template ends an answer with no end token, so a model would never "
                     "learn to stop; name another with model.chat_template"
                 )
-            self.texts[_text_of(self._special, found[1])] = found[1]
+            self._own = _text_of(self._special, found[1])
+            self.texts[self._own] = found[1]
         self.ids = frozenset(self.texts.values())
+        self._ends = frozenset({*self.texts, *END_MARKS})
+        self._set_marks(tokenizer, around)
+
+    def _set_marks(self, tokenizer: Any, around: tuple[str, str, str] | None) -> None:
+        bos = str(tokenizer.bos_token or "")
+        before = around[0] if around is not None else ""
+        written = "".join(_rendered(tokenizer, probe) or "" for probe in _PROBES)
+        source = str(tokenizer.chat_template) if written else ""
+        known = (*sorted({*self._special, *TURN_MARKS}, key=len, reverse=True),)
+        self._bos = bos
+        self._writes_bos = bool(bos) and before.startswith(bos)
+        self.begins_with_text = around is not None and before.removeprefix(bos) == ""
+        """Whether the template writes the first text at once, with no mark of its own before it."""
+        self._twin = next(
+            (
+                family.end
+                for family in FAMILIES
+                if family.end
+                and family.end not in written
+                and all(mark in written for mark in family.starts)
+            ),
+            self._own,
+        )
+        # A template may begin a turn with a sign that is no token of its own.
+        sign = re.match(r"[\[<]\S+", before.removeprefix(bos).lstrip())
+        marks = (*known, *((sign.group(),) if sign else ()))
+        turns = {*TURN_MARKS, *END_MARKS, *START_MARKS, bos, *self.texts}
+        spoken = {mark for mark in self._special if mark in source and mark not in written} - turns
+        self.in_text = Marks(marks)
+        """Marks that no text may have."""
+        self.in_answer = Marks(mark for mark in marks if mark not in spoken)
+        """Marks that no turn of the model may have. It may write those of its tool calls."""
+        foreign = (*known, *END_MARKS, *START_MARKS)
+        self._in_rendered = Marks(
+            mark for mark in foreign if mark not in spoken and mark not in written
+        )
 
     def text_of(self, end: int) -> str:
         """The text of an end token that `split` has found."""
@@ -65,17 +105,37 @@ class Endings:
         return None if found is None else (rendered, found)
 
     def without_end(self, answer: str) -> str:
-        """A text of the data without the end tokens at its end, which the template writes too."""
-        while (text := _last(answer.rstrip(), self.texts)) is not None:
+        """A text of the data without the end tokens at its end, which the template writes too.
+
+        Those of other families count, too: the answer was written for another model.
+        """
+        while (text := _last(answer.rstrip(), self._ends)) is not None:
+            if text == "</s>" and text not in self.texts and "<s>" in answer:
+                break  # HTML
             answer = answer.rstrip().removesuffix(text)
         return answer
 
-    def _marks(self, tokenizer: Any, written: str) -> tuple[str, ...]:
-        """Special tokens that the template writes, and its first word if it is like [INST]."""
-        text = written.removeprefix(tokenizer.bos_token or "").lstrip()
-        signs = re.match(r"[\[<]\S+", text)
-        first = (signs.group(),) if signs else ()
-        return (*(mark for mark in self._special if mark in text), *first)
+    def without_start(self, text: str) -> str:
+        """A text without the start tokens that it begins with."""
+        while self._bos and text.startswith(self._bos):
+            text = text.removeprefix(self._bos)
+        return text
+
+    def as_written(self, rendered: str) -> str | Refusal:
+        """A prompt that was rendered before, with the start and the ends that this template writes.
+
+        A tokenizer of another family may lack the family's own: `eos_token` ends its turns then.
+        Other marks of other families are a reason to refuse it.
+        """
+        text = rendered.lstrip()
+        start = self._bos if self._writes_bos or (self._bos and text.startswith(self._bos)) else ""
+        marks = tuple(mark for mark in (self._bos, *START_MARKS) if mark)
+        while (mark := next((each for each in marks if text.startswith(each)), None)) is not None:
+            text = text.removeprefix(mark)
+        text = text.replace(self._twin, self._own)
+        if mark := self._in_rendered.first_in(text):
+            return Refusal("template-inside", f"the prompt has {mark}")
+        return start + text
 
 
 def end_ids(tokenizer: Any, generation_config: Any) -> list[int]:
@@ -88,15 +148,23 @@ def end_ids(tokenizer: Any, generation_config: Any) -> list[int]:
     return sorted({*Endings(tokenizer).ids, *(int(each) for each in listed if each is not None)})
 
 
+def _rendered(tokenizer: Any, messages: list[Message]) -> str | None:
+    """What the template writes for messages, or None if it refuses them.
+
+    A template is a program of the user, and may fail in any way.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # noqa: BLE001 - see above
+        return None
+
+
 def _written_around(tokenizer: Any) -> tuple[str, str, str] | None:
     """What the template writes before, between and after a question and an answer.
 
     None if it refuses such a conversation or does not write both.
     """
-    try:
-        text = str(tokenizer.apply_chat_template(_PROBE, tokenize=False))
-    except TemplateError:
-        return None
+    text = _rendered(tokenizer, _PROBE) or ""
     before, asked, rest = text.partition(_ASKED)
     between, said, after = rest.partition(_SAID)
     return (before, between, after) if asked and said else None

@@ -102,7 +102,8 @@ class Trained(NamedTuple):
 class TokenPair:
     """Token ids of one pair, and which of them are trained; each turn ends with one end token.
 
-    A single answer has an empty one on the other side.
+    A single answer has an empty one on the other side. `written` is the text of the prompt, which
+    only a pair has that was tokenised just now.
     """
 
     pair_id: str
@@ -110,6 +111,7 @@ class TokenPair:
     chosen: IntArray
     rejected: IntArray
     trained: Trained
+    written: str = ""
 
     @classmethod
     def of_answers(

@@ -20,8 +20,7 @@ from orpo_ray.config.data import Columns
 from orpo_ray.data import near
 from orpo_ray.data.checks import WHOLE_FILE, check_pair, explain
 from orpo_ray.data.formats import Reading, read_pairs, used_columns
-from orpo_ray.data.messages import FIELDS
-from orpo_ray.data.pairs import Message, Pair, Refusal, Row, TokenPair
+from orpo_ray.data.pairs import Pair, Refusal, Row, TokenPair
 from orpo_ray.data.readers import RawRow
 from orpo_ray.data.store import SCHEMA, SIDES, TRAINED
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
@@ -58,9 +57,10 @@ RESULT = pa.schema(
 
 `nth` counts the pairs of a row from 0: most rows have one.
 
-Equal pairs have equal `pair_key`, equal prompts have equal `prompt_key`. `ignored` names the fields
-that the chat template does not write. `signature` finds near-duplicates. `unused` is null but in
-the first row of a block: there it has, as JSON, the `count_unused` of the block.
+Pairs with the same tokens have equal `pair_key`. Prompts that the template writes alike, but for
+white space, have equal `prompt_key`. `ignored` names the fields that the chat template does not
+write. `signature` finds near-duplicates. `unused` is null but in the first row of a block: there it
+has, as JSON, the `count_unused` of the block.
 """
 
 SNIFFED_ROWS = 20
@@ -172,13 +172,6 @@ class RowProcessor:
         fitted = fit(tokens, self._limits, self._tokeniser.bos_id)
         if isinstance(fitted, Refusal):
             return _refused(fitted)
-        prompt = [
-            [message["role"], message["content"].strip(), *_fields(message)]
-            for message in pair.prompt
-        ]
-        context = [pair.context] if pair.context else []
-        answers = [_comparable(answer) for answer in (pair.chosen, pair.rejected)]
-        before = [pair.before_chosen, pair.before_rejected] if pair.parts_early else []
         return {
             "code": "",
             "detail": "",
@@ -186,8 +179,8 @@ class RowProcessor:
             "chosen": fitted.chosen,
             "rejected": fitted.rejected,
             **{name: ranges.ravel() for name, ranges in zip(TRAINED, fitted.trained, strict=True)},
-            "pair_key": _key(pair.prompt, *answers, *before, *context),
-            "prompt_key": _key(prompt, *context),
+            "pair_key": _pair_key(tokens),
+            "prompt_key": _prompt_key(tokens),
             "multi_turn": pair.multi_turn,
             "truncated": len(fitted.prompt) < len(tokens.prompt),
             "ignored": self._tokeniser.ignored_fields(pair),
@@ -289,22 +282,28 @@ def _unique(items: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _comparable(answer: Message | None) -> Message | str | None:
-    """An answer as its text if there is nothing else in it."""
-    return answer if answer is None or _fields(answer) else answer["content"]
-
-
-def _fields(message: Message) -> list[Any]:
-    """What a message has besides role and content."""
-    found = {name: value for name, value in message.items() if name in FIELDS}
-    return [found] if found else []
-
-
 def _refused(refusal: Refusal) -> dict[str, Any]:
     # A detail may quote broken text, and Arrow holds valid UTF-8 only.
     detail = refusal.detail.encode("utf-8", errors="backslashreplace").decode("utf-8")
     return {"code": refusal.code, "detail": detail}
 
 
-def _key(*parts: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=_KEY_BYTES).digest()
+def _pair_key(pair: TokenPair) -> bytes:
+    """Equal for pairs that are trained alike, whatever their rows look like.
+
+    The ids are those before a prompt is cut: two pairs may have the same end of a prompt.
+    """
+    sides = (pair.prompt, pair.chosen, pair.rejected)
+    return _key(repr([len(side) for side in sides]).encode(), *(side.tobytes() for side in sides))
+
+
+def _prompt_key(pair: TokenPair) -> bytes:
+    """Equal for prompts that the template writes alike, but for white space.
+
+    Prompts with other white space ask the same, so they are held out together.
+    """
+    return _key("".join(pair.written.split()).encode())
+
+
+def _key(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"".join(parts), digest_size=_KEY_BYTES).digest()

@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 
 from orpo_ray.data.checks import OVERLONG_PAIR, OVERLONG_PROMPT
 from orpo_ray.data.endings import Endings
-from orpo_ray.data.messages import FIELDS, THOUGHTS, first_of
+from orpo_ray.data.messages import THOUGHTS, first_of
 from orpo_ray.data.pairs import (
     Context,
     Message,
@@ -36,7 +36,8 @@ _ANCHORS = ("\n", ".", "a")
 
 _OPENED_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>\s*$")
 
-_ASKED: list[Message] = [{"role": "user", "content": "x"}]
+_ALWAYS = ("role", "content")
+_ASKED: list[Message] = [{"role": "user", "content": "xAsked"}]
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 _DIRECTIVES = ("-d", "-m", "-H", "-I", *"aAbBcdHIjmMpSuUwWxXyYzZ")
 _DATED_TEMPLATE = (
@@ -65,6 +66,13 @@ class _Answer(NamedTuple):
     text: str
     end: int
     turns: list[Turn]
+
+
+class _Prompt(NamedTuple):
+    """The text from which generation starts, and whether it was rendered before."""
+
+    text: str
+    rendered_before: bool
 
 
 class _Rendered(NamedTuple):
@@ -137,11 +145,13 @@ class PairTokeniser:
 
         Raises DataError if the template refuses one.
         """
-        texts = [self._prompt(messages, {}) for messages in conversations]
-        for text in texts:
-            if isinstance(text, Refusal):
-                raise DataError(f"the chat template refuses a conversation: {text.detail}")
-        return [self._with_bos(ids) for ids in self._encode([str(text) for text in texts])]
+        texts = []
+        for messages in conversations:
+            found = self._prompt(messages, {})
+            if isinstance(found, Refusal):
+                raise DataError(f"the chat template refuses a conversation: {found.detail}")
+            texts.append(found.text)
+        return [self._with_bos(ids) for ids in self._encode(texts)]
 
     def pairs(self, pairs: Sequence[Pair], pair_ids: Sequence[str]) -> list[TokenPair | Refusal]:
         """Token ids of each pair, or why there are none, in order."""
@@ -158,7 +168,7 @@ class PairTokeniser:
         """The fields of a pair that make no difference to what the template writes."""
         said = [turn for turns in pair.answers.values() for turn in turns]
         messages = (*pair.prompt, *said)
-        fields = {name for message in messages for name in message if name in FIELDS}
+        fields = {name for message in messages for name in message if name not in _ALWAYS}
         names = sorted(fields | pair.context.keys())
         if self._puts_thoughts_back:
             of_answers = {name for turns in pair.answers.values() for name in turns[-1]}
@@ -183,26 +193,47 @@ class PairTokeniser:
                 add_generation_prompt=generation,
                 **context,
             )
-        except (TemplateError, TypeError) as error:  # TypeError: it reads a field of another form
+        except TemplateError as error:
             return Refusal("template-refused", str(error))
+        except Exception as error:  # noqa: BLE001 - a template is a program of the user
+            return Refusal("template-refused", f"{type(error).__name__}: {error}")
         return str(text)
 
-    def _prompt(self, messages: list[Message], context: Context) -> str | Refusal:
+    def _prompt(self, messages: list[Message], context: Context) -> _Prompt | Refusal:
         """The text from which generation starts.
 
-        A text that this template has rendered already stays as it is.
+        A text that this template has rendered already is not rendered again.
         """
-        marked = next((mark for message in messages for mark in self._marks_in(message)), None)
+        marked = self._mark_in(*self._without_start(messages))
+        marked = marked or self._endings.in_text.first_of(context)
         if marked is None:
-            return self._render(messages, context, generation=True)
+            text = self._render(messages, context, generation=True)
+            return text if isinstance(text, Refusal) else _Prompt(text, rendered_before=False)
         if len(messages) == 1 and messages[0]["role"] == "user" and not context:
-            text, opening = messages[0]["content"], self._opening
-            if opening and text.rstrip().endswith(opening.rstrip()):
-                return text.rstrip().removesuffix(opening.rstrip()) + opening
+            text, opening = messages[0]["content"].rstrip(), self._opening.rstrip()
+            if opening and text.endswith(opening):
+                text = self._endings.as_written(text.removesuffix(opening) + self._opening)
+                return text if isinstance(text, Refusal) else _Prompt(text, rendered_before=True)
         return Refusal("template-inside", f"the prompt has {marked}")
 
-    def _marks_in(self, message: Message) -> list[str]:
-        return [mark for mark in self._endings.marks if mark in message["content"]]
+    def _without_start(self, messages: list[Message]) -> list[Message]:
+        """The messages without a start token at the start: it counts once if nothing precedes it.
+
+        A template's own mark before it would make it a start inside a text.
+        """
+        if not messages or not self._endings.begins_with_text:
+            return messages
+        content = self._endings.without_start(messages[0]["content"])
+        return [{**messages[0], "content": content}, *messages[1:]]
+
+    def _mark_in(self, *messages: Message) -> str | None:
+        """The first mark in any text of messages, be it their content or another field."""
+        for message in messages:
+            spoken = message["role"] == "assistant"
+            marks = self._endings.in_answer if spoken else self._endings.in_text
+            if marked := marks.first_of(message):
+                return marked
+        return None
 
     def _render_pair(self, pair: Pair) -> _Rendered | Refusal:
         prompt = self._prompt(pair.prompt, pair.context)
@@ -214,18 +245,22 @@ class PairTokeniser:
             if isinstance(found, Refusal):
                 return found
             answers[side] = found
-        turns = self._turns(pair.prompt, prompt, pair.context) if self._all_turns else []
-        return turns if isinstance(turns, Refusal) else _Rendered(prompt, answers, turns)
+        turns = self._turns(pair.prompt, prompt.text, pair.context) if self._all_turns else []
+        return turns if isinstance(turns, Refusal) else _Rendered(prompt.text, answers, turns)
 
     def _render_side(
-        self, pair: Pair, prompt: str, turns: list[Message], side: str
+        self, pair: Pair, prompt: _Prompt, turns: list[Message], side: str
     ) -> _Answer | Refusal:
         """What follows the prompt: the text that generation should write, or several turns."""
         if len(turns) == 1:
             return self._render_answer(pair, prompt, turns[0], side)
+        if prompt.rendered_before:
+            return Refusal(
+                "template-inside", f"the prompt is rendered, but {side} is several turns"
+            )
         said = [self._without_end(turn) for turn in turns]
-        if marked := next((turn for turn in said if self._marks_in(turn)), None):
-            return Refusal("template-inside", f"{side} has {self._marks_in(marked)[0]}")
+        if marked := self._mark_in(*said):
+            return Refusal("template-inside", f"{side} has {marked}")
         conversation = [*pair.prompt, *said]
         whole = self._render(conversation, pair.context, generation=False)
         if isinstance(whole, Refusal):
@@ -234,7 +269,7 @@ class PairTokeniser:
         if isinstance(found, Refusal):
             return found
         last = found[-1]
-        return _Answer((last.before + last.text).removeprefix(prompt), last.end, found)
+        return _Answer((last.before + last.text).removeprefix(prompt.text), last.end, found)
 
     def _turns(
         self, messages: list[Message], whole: str, context: Context, first: int = 0
@@ -252,21 +287,25 @@ class PairTokeniser:
         return {**turn, "content": self._endings.without_end(turn["content"])}
 
     def _render_answer(
-        self, pair: Pair, prompt: str, answer: Message, side: str
+        self, pair: Pair, prompt: _Prompt, answer: Message, side: str
     ) -> _Answer | Refusal:
         """What generation should write after the prompt."""
-        messages, start = pair.prompt, prompt
+        messages, start = pair.prompt, prompt.text
         content = self._endings.without_end(answer["content"])
-        if any(self._marks_in(message) for message in messages):
+        if prompt.rendered_before:
             # The prompt is rendered already, and an answer may begin with it once more.
             content = content.removeprefix(messages[-1]["content"])
             messages = _ASKED
             start = str(self._render(messages, {}, generation=True))
-        elif content.startswith(prompt):
-            content = content.removeprefix(prompt)
+        else:
+            content = content.removeprefix(start)
         if not content.strip() and not answer.get("tool_calls"):
             return Refusal(f"empty-{side}", "nothing but the end token")
         said: Message = {**answer, "content": content}
+        if marked := self._mark_in(said):
+            if marked in self._endings.texts:
+                return Refusal("end-token-inside", side)
+            return Refusal("template-inside", f"{side} has {marked}")
         whole = self._render([*messages, said], pair.context, generation=False)
         if isinstance(whole, Refusal):
             return whole
@@ -280,10 +319,6 @@ class PairTokeniser:
             return Refusal("no-end-token", side)
         if not found[0].strip():
             return Refusal(f"empty-{side}", "the chat template does not write its tool_calls")
-        if marks := self._marks_in(said):
-            if self._endings.texts.keys() & set(marks):
-                return Refusal("end-token-inside", side)
-            return Refusal("template-inside", f"{side} has {marks[0]}")
         return _Answer(*found, turns=[])
 
     def _tokenise(self, texts: Sequence[_Rendered]) -> list[_Ids]:
@@ -382,11 +417,16 @@ class PairTokeniser:
         return together[len(anchor) :] != alone
 
     def _finds_opening(self) -> str:
-        """What the template writes last, for generation to start; "" if nothing can be told."""
+        """What the template writes last before generation; "" if nothing can be told.
+
+        Some write nothing for generation to start (Mistral). Then it is the end of the user's turn.
+        """
         asked = self._render(_ASKED, {}, generation=False)
         opened = self._render(_ASKED, {}, generation=True)
         if isinstance(asked, Refusal) or isinstance(opened, Refusal):
             return ""
+        if opened == asked:
+            return opened.rpartition(_ASKED[0]["content"])[2].lstrip()
         return opened.removeprefix(asked) if opened.startswith(asked) else ""
 
     def _encode_apart(self, texts: list[str]) -> list[list[int]]:
@@ -429,7 +469,7 @@ class PairTokeniser:
         )
         sides = {"prompt": prompt, "chosen": [], "rejected": [], **ended}
         arrays = {side: np.asarray(each, dtype=np.int32) for side, each in sides.items()}
-        return TokenPair(pair_id=pair_id, **arrays, trained=trained)
+        return TokenPair(pair_id=pair_id, **arrays, trained=trained, written=texts.prompt)
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """The ids with exactly one start token, if the tokenizer or the template wants one.

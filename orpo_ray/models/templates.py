@@ -147,6 +147,8 @@ def _read_template(path: Path) -> str:
         raise ConfigError(
             f"model.chat_template: {path} cannot be read as a Jinja file: {error}"
         ) from error
+    if not text.strip():
+        raise ConfigError(f"model.chat_template: {path} is empty")
     return text
 
 

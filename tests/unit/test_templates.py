@@ -97,6 +97,13 @@ def test_a_name_that_is_none_lists_the_names() -> None:
     assert "mine.jinja cannot be read as a Jinja file" in refused("mine.jinja")
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_file_is_no_template(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text(text)
+    assert refused(str(file)) == f"model.chat_template: {file} is empty"
+
+
 def test_a_wrong_template_is_refused_before_a_base_is_looked_at(tmp_path: Path) -> None:
     settings = run_config(tmp_path, model={"base": "./none", "chat_template": "vicuna"})
     stages = ({"model": {"chat_template": "vicuna"}},)

@@ -281,11 +281,6 @@ STRIPS = TEMPLATES["chatml"].text.replace(
             "message 2: the chat template changes it",
         ),
         (TEMPLATES["chatml"].text, {**SHARED, "prompt": [U1, assistant(" "), U2]}, "it is empty"),
-        (
-            TEMPLATES["chatml"].text,
-            {**SHARED, "prompt": [U1, assistant("a</s>b"), U2]},
-            "it contains an end token before its end",
-        ),
     ],
 )
 def test_a_turn_that_the_model_would_not_generate_so_is_refused(
@@ -311,6 +306,15 @@ def test_a_first_token_that_is_joined_with_the_header_is_refused(shared_tokenize
     found = tokenise(tokenizer, SHARED)
     assert isinstance(found, Refusal)
     assert found.detail == "message 2: its first token is joined with the text before it"
+
+
+@pytest.mark.parametrize("all_turns", [False, True])
+def test_an_end_token_inside_an_earlier_turn_is_refused(all_turns: bool) -> None:
+    pair = read({**SHARED, "prompt": [U1, assistant("a</s>b"), U2]})
+    tokenizer = tokenizer_of(TEMPLATES["chatml"].text)
+    assert PairTokeniser(tokenizer, all_turns=all_turns).pairs([pair], ["row"]) == [
+        Refusal("template-inside", "the prompt has </s>")
+    ]
 
 
 def test_marks_inside_an_answer_of_several_turns_are_refused() -> None:

@@ -1,0 +1,77 @@
+"""Texts that only chat templates write: the marks of the known families, and how to find marks.
+
+A mark that stands in a text of the data is read by the model like one that the template wrote, or
+trains it to write another family's marks.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+
+class Family(NamedTuple):
+    """The marks with which a family of models begins its turns, and the one that ends them."""
+
+    starts: tuple[str, ...]
+    end: str | None
+
+
+FAMILIES = (
+    Family(("<|im_start|>",), "<|im_end|>"),
+    Family(("<|start_header_id|>", "<|end_header_id|>"), "<|eot_id|>"),
+    Family(("<start_of_turn>",), "<end_of_turn>"),
+    Family(("[INST]", "[/INST]"), None),
+    Family(("<|user|>", "<|assistant|>"), "<|end|>"),
+)
+_ROLES = ("<|system|>",)
+"""Phi-3 writes it for a system turn only."""
+TURN_MARKS = (
+    *(mark for family in FAMILIES for mark in (*family.starts, family.end) if mark),
+    *_ROLES,
+)
+"""Marks of turns. They are refused in a text of any tokenizer."""
+
+END_MARKS = (
+    *(family.end for family in FAMILIES if family.end),
+    *("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>", "<eos>"),
+)
+"""Marks that end an answer in some family. At the end of an answer they are read as its end."""
+
+START_MARKS = ("<s>", "<|begin_of_text|>", "<bos>")
+"""Marks that begin a text in some family."""
+
+
+class Marks:
+    """Finds the first of some marks in a text. Of marks that begin alike, the first named counts.
+
+    Most texts do not even have the first letter of a mark, so that is looked for first.
+    """
+
+    def __init__(self, marks: Iterable[str]) -> None:
+        self._marks = tuple(dict.fromkeys(marks))
+        self._letters = {mark[0] for mark in self._marks}
+        self._pattern = re.compile("|".join(map(re.escape, self._marks)) or "(?!)")
+
+    def first_in(self, text: str) -> str | None:
+        """The mark that comes first in a text, or None."""
+        if not any(letter in text for letter in self._letters):
+            return None
+        found = self._pattern.search(text)
+        return found and found.group()
+
+    def first_of(self, value: Any) -> str | None:
+        """The first mark in any text of a message or of what comes with it, however deep."""
+        return next(filter(None, map(self.first_in, texts_of(value))), None)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in a message or a list of them, however deep, with the names of its fields."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from texts_of(name)
+            yield from texts_of(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from texts_of(each)
