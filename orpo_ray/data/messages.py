@@ -127,7 +127,7 @@ def _message(value: Any, column: str, default_role: str) -> Message:
     content, thoughts = _without_thoughts(content, column)
     if thoughts:
         fields = {"reasoning_content": thoughts, **fields}
-    if content is None and fields:
+    if content is None and not fields.keys().isdisjoint(FIELDS):
         content = ""  # as messages are written that only call tools
     return cast(Message, {"role": role, "content": text_of(content, column), **fields})
 

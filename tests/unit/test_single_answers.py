@@ -86,12 +86,10 @@ def test_a_real_file_for_kto_is_read(
         data, chatml_tokenizer, "print", tmp_path, 1, said.append, single_answers=True
     )
     labels = [row["label"] for row in json.loads(source.read_text())]
-    assert artifact.summary.bad == {} and artifact.summary.duplicates == 0
-    assert (artifact.summary.good_answers, artifact.summary.bad_answers) == (
-        labels.count(True),
-        labels.count(False),
-    )
-    assert "300 of them have one answer: 150 good, 150 bad" in said
+    assert (labels.count(True), labels.count(False)) == (150, 150)
+    # One of the bad answers goes on with another model's mark for a user's turn.
+    assert artifact.summary.bad == {"template-inside": 1} and artifact.summary.duplicates == 0
+    assert "299 of them have one answer: 150 good, 149 bad" in said
 
 
 @pytest.mark.parametrize("missing", ["good", "bad"])
