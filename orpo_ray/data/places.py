@@ -113,8 +113,9 @@ def _shards(folder: Path) -> list[Path] | None:
     if not file.is_file() or _DATA_FILES not in _loaded(file):
         return None
     entries = _read(file, _DATA_FILES)
-    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries]
-    if not names or not all(isinstance(name, str) for name in names):
+    found = [entry.get("filename") for entry in entries if isinstance(entry, dict)]
+    names = [name for name in found if isinstance(name, str)]
+    if not names or len(names) < len(entries):
         raise DataError(f"{file}: {_DATA_FILES} names no files; save the dataset again")
     return [folder / name for name in names]
 

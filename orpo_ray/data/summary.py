@@ -112,7 +112,8 @@ def describe_unused(summary: Summary, told: Mapping[str, Sequence[str]]) -> list
     found: dict[str, Counter[str]] = {}
     for source in summary.sources:
         # A file that is trained and evaluated on has the same rows twice.
-        found[source["source"]] = found.get(source["source"], Counter()) | Counter(source["unused"])
+        counts: Counter[str] = Counter(source["unused"])
+        found[source["source"]] = found.get(source["source"], Counter()) | counts
     lines = []
     for name, counts in found.items():
         later = [
