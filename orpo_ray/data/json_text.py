@@ -7,6 +7,8 @@ from typing import Any
 
 from orpo_ray.data.messages import ROLE_KEYS, ROLES, TEXT_KEYS, RowRefused, first_of
 
+_BEGINNINGS = ("[", "{", '"', "a")
+"""What messages as text begin with. Most texts do not, and are not searched."""
 _OBJECTS = re.compile(r"\s*\[?\s*\{")
 _ROLE = re.compile(
     rf"""\\?['"](role|from)\\?['"]\s*:\s*\\?['"]({"|".join(ROLES)})\\?['"]""", re.IGNORECASE
@@ -21,7 +23,9 @@ def unpacked(value: Any, column: str) -> Any:
 
     Python's own notation is read, too. Raises RowRefused for messages in any other notation.
     """
-    if not isinstance(value, str) or not _ROLE.search(value):
+    if not isinstance(value, str) or value.lstrip()[:1] not in _BEGINNINGS:
+        return value
+    if not _ROLE.search(value):
         return value
     if _STARTS_ARRAY.match(value):
         raise RowRefused("messages-as-text", f"{column}, as an array of numpy")

@@ -122,7 +122,7 @@ def _message(value: Any, column: str, default_role: str) -> Message:
     fields = {key: each for key, each in value.items() if key not in _OWN and _says(each)}
     if called := fields.pop(_CALL, None):  # what OpenAI had before tools
         fields = {"tool_calls": _tool_calls(called, column), **fields}
-    if is_deep(list(fields.values())):
+    if fields and is_deep(fields):
         raise RowRefused("wrong-type", f"{column} is nested too deep")
     content, thoughts = _without_thoughts(content, column)
     if thoughts:

@@ -25,6 +25,7 @@ from orpo_ray.data.readers import RawRow
 from orpo_ray.data.store import SCHEMA, SIDES, TRAINED
 from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
 from orpo_ray.errors import DataError
+from orpo_ray.lean_imports import without_collections
 
 RAW = pa.schema(
     [
@@ -135,7 +136,10 @@ class RowProcessor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """RAW rows to RESULT rows, in order: one for each row, or for each of its pairs."""
-        raws = block.to_pylist()
+        with without_collections():
+            return self._process(block.to_pylist())
+
+    def _process(self, raws: list[dict[str, Any]]) -> pa.Table:
         parsed = [parse_row(raw["text"], raw["problem"]) for raw in raws]
         read = [one for raw, row in zip(raws, parsed, strict=True) for one in self._read(raw, row)]
         good = [(place, found) for place, found in read if isinstance(found, Pair)]
