@@ -574,7 +574,7 @@ def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refu
     start = pair.prompt[: int(has_bos)]
     if limits.overlong == "truncate-prompt-left" and room > len(start):
         end = pair.prompt[prompt - (room - len(start)) :]
-        trained = pair.trained._replace(prompt=_moved(pair.trained.prompt, prompt - room))
+        trained = Trained(_moved(pair.trained.prompt, prompt - room), *pair.trained[1:])
         return replace(pair, prompt=np.concatenate([start, end]), trained=trained)
     code = OVERLONG_PROMPT if prompt + answer <= limits.max_length else OVERLONG_PAIR
     return Refusal(code, f"prompt {prompt} tokens, longer answer {answer}")
