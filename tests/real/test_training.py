@@ -47,14 +47,14 @@ def write_config(
         "storage": str(storage),
         "model": {"base": str(real_base), "quantization": "none", "dtype": "float32"},
         "adapter": {"r": 16, "alpha": 32, "dropout": 0.0},
-        "objective": {"kind": "orpo", "lambda": 1.0},
+        "objective": {"kind": "orpo", "lambda": 2.0},
         "data": {
             "train": {"source": str(shared_data / PAIRS), "limit": 64},
             "eval_fraction": 0.25,
             "max_length": 256,
         },
         "training": {
-            "learning_rate": 5e-4,
+            "learning_rate": 1e-3,
             "pairs_per_step": 8,
             "max_steps": SHORT,
             "eval_every": SHORT,
@@ -180,7 +180,7 @@ def test_a_step_of_trl_is_the_same_and_takes_longer(short: Path, write_config: W
         trained(
             write_config(
                 engine,
-                objective={"kind": "orpo", "lambda": 1.0, "nll_on": "full"},
+                objective={"kind": "orpo", "lambda": 2.0, "nll_on": "full"},
                 training={
                     "engine": engine,
                     "max_steps": 3,
