@@ -1,28 +1,31 @@
 """The shapes that preference files have, in one table, and how a row of each becomes a pair."""
 
-import json
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
-from itertools import product, takewhile
-from typing import Any, cast
+from itertools import product
+from typing import Any
 
 from orpo_ray.config.data import Columns
 from orpo_ray.data import labelled, ranked
+from orpo_ray.data.joining import (
+    Sides,
+    Single,
+    context_of,
+    system_columns,
+    system_of,
+    to_pair,
+    to_single,
+)
 from orpo_ray.data.json_text import unpacked
 from orpo_ray.data.messages import (
-    FIELDS,
     RowRefused,
-    answer_messages,
     has_dialogue,
-    is_deep,
-    prompt_messages,
-    refuse_dialogue,
     refuse_images,
     split_dialogues,
     starts_dialogue,
     text_of,
 )
-from orpo_ray.data.pairs import Context, Message, Pair, Refusal, Row
+from orpo_ray.data.pairs import Pair, Refusal, Row
 from orpo_ray.data.ranked import BEST_WORST, Ranking
 
 _PROMPTS = ("prompt", "question", "request", "query", "context", "instruction", "input")
@@ -45,7 +48,6 @@ _OUTPUTS = (
     ("response_a", "response_b"),
     ("answer_a", "answer_b"),
 )
-_SYSTEMS = ("system", "system_prompt")
 _LABELS = ("label", "preference", "winner", "choice", "comparison", "selected")
 _FIRST, _SECOND = ("1", "left", "a", "model_a"), ("2", "right", "b", "model_b")
 _ALPACA = ("input", "history")
@@ -70,29 +72,6 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class _Sides:
-    """Raw values of one row: each is a text, a message or a list of messages.
-
-    The prompt is None if it is inside the answers. `apart` says that the answers are dialogues that
-    differ before their last turn.
-    """
-
-    prompt: Any
-    chosen: Any
-    rejected: Any
-    apart: bool = False
-
-
-@dataclass(frozen=True)
-class _Single:
-    """Raw values of one row with one answer, and whether its label calls it good."""
-
-    prompt: Any
-    answer: Any
-    is_good: bool
-
-
-@dataclass(frozen=True)
 class _Ranked:
     """Scored answers of one row, and the column of its prompt."""
 
@@ -101,7 +80,7 @@ class _Ranked:
     answers: list[ranked.Scored]
 
 
-_Found = _Sides | _Ranked | _Single
+_Found = Sides | _Ranked | Single
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +109,13 @@ def read_pairs(row: Row, reading: Reading) -> list[Pair] | Refusal:
         whole = row | _label_studio_task(row)
         refuse_images(whole)
         found, _ = _find_sides(row, reading.columns)
-        system, context = _system(whole, reading.columns), _context(whole)
-        if isinstance(found, _Single):
+        system, context = system_of(whole, reading.columns), context_of(whole)
+        if isinstance(found, Single):
             if not reading.single_answers:
                 raise RowRefused("unpaired")
-            return [_to_single(found, system, context)]
+            return [to_single(found, system, context)]
         sides = _chosen(found, reading.ranking) if isinstance(found, _Ranked) else [found]
-        return [_to_pair(one, system, context, reading.all_turns) for one in sides]
+        return [to_pair(one, system, context, reading.all_turns) for one in sides]
     except RowRefused as refused:
         return refused.refusal
 
@@ -146,7 +125,7 @@ def used_columns(row: Row, columns: Columns | None = None) -> set[str]:
     try:
         row = {name: unpacked(value, name) for name, value in row.items()}
         _, used = _find_sides(row, columns)
-        return {*used, *_system_columns(columns), *_context(row)}
+        return {*used, *system_columns(columns), *context_of(row)}
     except RowRefused:
         return set()
 
@@ -217,7 +196,7 @@ def _names(row: Row) -> str:
 # --- reading the three values of each shape -------------------------------------------------------
 
 
-def _read_named(row: Row, columns: Columns) -> _Sides | _Single:
+def _read_named(row: Row, columns: Columns) -> Sides | Single:
     """The values of a row whose columns the user names."""
     if columns.completion is None:
         return _read_explicit(row, *columns.named)
@@ -225,19 +204,19 @@ def _read_named(row: Row, columns: Columns) -> _Sides | _Single:
     is_good = labelled.says_good(row[label], label)
     if is_good is None:
         raise RowRefused("wrong-label", f"{label} {row[label]!r}")
-    return _Single(row[prompt], row[answer], is_good)
+    return Single(row[prompt], row[answer], is_good)
 
 
-def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> Sides:
     better, worse = row[chosen], row[rejected]
     if starts_dialogue(better) and starts_dialogue(worse):
         better, worse, apart = split_dialogues(better, worse)
-        return _Sides(row[prompt], better, worse, apart)
-    return _Sides(row[prompt], better, worse)
+        return Sides(row[prompt], better, worse, apart)
+    return Sides(row[prompt], better, worse)
 
 
-def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
-    return _Sides(_alpaca_prompt(row, prompt), row[chosen], row[rejected])
+def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> Sides:
+    return Sides(_alpaca_prompt(row, prompt), row[chosen], row[rejected])
 
 
 def _alpaca_prompt(row: Row, prompt: str) -> Any:
@@ -259,13 +238,13 @@ def _alpaca_prompt(row: Row, prompt: str) -> Any:
     return [*earlier, {"role": "user", "content": question}]
 
 
-def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+def _read_openai(row: Row, prompt: str, chosen: str, rejected: str) -> Sides:
     value = row[prompt]
     messages = value.get("messages") if isinstance(value, dict) else value
-    return _Sides(messages, row[chosen], row[rejected])
+    return Sides(messages, row[chosen], row[rejected])
 
 
-def _read_labelled(row: Row, prompt: str, first: str, second: str) -> _Sides:
+def _read_labelled(row: Row, prompt: str, first: str, second: str) -> Sides:
     label = next((row[name] for name in _LABELS if row.get(name) is not None), None)
     is_first = _names_first(label, first, second)
     better, worse = (first, second) if is_first else (second, first)
@@ -291,7 +270,7 @@ def _counts(vote: Row) -> bool:
     return vote.get("status") in (None, "submitted")
 
 
-def _read_label_studio(row: Row, prompt: str, data: str, annotations: str) -> _Sides | None:
+def _read_label_studio(row: Row, prompt: str, data: str, annotations: str) -> Sides | None:
     """A task of Label Studio with its pairwise annotations; a vote is `left` or `right`."""
     task = _label_studio_task(row)
     sides = next((pair for pair in _OUTPUTS if task.keys() >= set(pair)), None)
@@ -318,42 +297,42 @@ def _dicts(values: Any) -> list[Row]:
     return [each for each in values if isinstance(each, dict)] if isinstance(values, list) else []
 
 
-def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides | None:
+def _read_implicit(row: Row, prompt: str, chosen: str, rejected: str) -> Sides | None:
     better, worse = row[chosen], row[rejected]
     texts = isinstance(better, str) and isinstance(worse, str)
     if has_dialogue(better) and has_dialogue(worse):
-        return _Sides(None, *split_dialogues(better, worse))
+        return Sides(None, *split_dialogues(better, worse))
     conversations = any(isinstance(side, list) and len(side) > 1 for side in (better, worse))
     if row.get("messages") is not None and not conversations:
         return None
     if texts and not row.keys() & _ALL_PROMPTS:
         code = "prompt-elsewhere" if "prompt_id" in row else "unknown-shape"
         raise RowRefused(code, f"found {_names(row)}")
-    return _Sides(None, better, worse)
+    return Sides(None, better, worse)
 
 
-def _read_swift(row: Row, prompt: str, chosen: str, rejected: str) -> _Sides:
+def _read_swift(row: Row, prompt: str, chosen: str, rejected: str) -> Sides:
     """The conversation is the chosen one; the other answers its last question, or is another."""
     conversation, other = row[chosen], row[rejected]
     if isinstance(conversation, list) and not (isinstance(other, list) and len(other) > 1):
-        return _Sides(conversation[:-1], conversation[-1:], other)
-    return _Sides(None, conversation, other)
+        return Sides(conversation[:-1], conversation[-1:], other)
+    return Sides(None, conversation, other)
 
 
-def _read_single(row: Row, prompt: str, answer: str, label: str) -> _Single | None:
+def _read_single(row: Row, prompt: str, answer: str, label: str) -> Single | None:
     is_good = labelled.says_good(row[label], label)
     if is_good is None:
         return None
     question = _alpaca_prompt(row, prompt) if prompt == "instruction" else row[prompt]
-    return _Single(question, row[answer], is_good)
+    return Single(question, row[answer], is_good)
 
 
 def _read_labelled_conversation(
     row: Row, prompt: str, conversation: str, label: str
-) -> _Single | None:
+) -> Single | None:
     """The last turn of a conversation is the answer."""
     is_good = labelled.says_good(row[label], label)
-    return None if is_good is None else _Single(None, row[conversation], is_good)
+    return None if is_good is None else Single(None, row[conversation], is_good)
 
 
 def _read_ranked(row: Row, prompt: str, answers: str, scores: str) -> _Ranked | None:
@@ -361,7 +340,7 @@ def _read_ranked(row: Row, prompt: str, answers: str, scores: str) -> _Ranked | 
     return None if found is None else _Ranked(row, prompt, found)
 
 
-def _chosen(found: _Ranked, ranking: Ranking) -> list[_Sides]:
+def _chosen(found: _Ranked, ranking: Ranking) -> list[Sides]:
     """The three values of each pair of scored answers."""
     read = _read_alpaca if found.prompt == "instruction" else _read_explicit
     return [
@@ -433,174 +412,3 @@ SHAPES = (
         read=_read_labelled_conversation,
     ),
 )
-
-
-# --- from the three values to a pair --------------------------------------------------------------
-
-
-def _to_pair(sides: _Sides, system: str, context: Context, all_turns: bool) -> Pair:
-    before_chosen, chosen = answer_messages(sides.chosen, "chosen")
-    before_rejected, rejected = answer_messages(sides.rejected, "rejected")
-    shared = len(before_chosen)
-    if sides.apart or _identity(before_chosen) != _identity(before_rejected):
-        answers = [*before_chosen, chosen], [*before_rejected, rejected]
-        shared = _shared_turns(*answers, apart=sides.apart, all_turns=all_turns)
-    refuse_dialogue(chosen, "chosen")
-    refuse_dialogue(rejected, "rejected")
-    conversation = _join(prompt_messages(sides.prompt), before_chosen[:shared])
-    return Pair(
-        prompt=_with_system(conversation, system),
-        chosen=chosen,
-        rejected=rejected,
-        context=context,
-        before_chosen=before_chosen[shared:],
-        before_rejected=before_rejected[shared:],
-    )
-
-
-def _shared_turns(
-    chosen: list[Message], rejected: list[Message], *, apart: bool, all_turns: bool
-) -> int:
-    """With how many equal messages two sides begin that differ before their last turn.
-
-    Refuses them unless they part at an assistant's turn and `all_turns` asks for such pairs.
-    """
-    where = "the messages before the last answer differ"
-    if apart:
-        where = 'the dialogues differ before their last "Assistant:"'
-    both = zip(_comparable(chosen), _comparable(rejected), strict=False)
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
-    if shared == len(chosen) == len(rejected):
-        shared -= 1  # only white space differs
-    parting = [turns[shared]["role"] for turns in (chosen, rejected) if shared < len(turns)]
-    if parting != ["assistant", "assistant"]:
-        raise RowRefused("different-prompts", where)
-    if not all_turns:
-        raise RowRefused("different-prompts", f"{where}; data.train_on=all-assistant reads them")
-    return shared
-
-
-def _to_single(single: _Single, system: str, context: Context) -> Pair:
-    side = "chosen" if single.is_good else "rejected"
-    before, answer = answer_messages(single.answer, side)
-    refuse_dialogue(answer, side)
-    conversation = _join(prompt_messages(single.prompt), before)
-    sides = {"chosen": None, "rejected": None, side: answer}
-    return Pair(
-        prompt=_with_system(conversation, system),
-        chosen=sides["chosen"],
-        rejected=sides["rejected"],
-        context=context,
-    )
-
-
-def _context(row: Row) -> Context:
-    """The row's tools and documents, as a list or as JSON text."""
-    asked = row.get("input")
-    tools = row.get("tools") or (asked.get("tools") if isinstance(asked, dict) else None)
-    found = {"tools": _listed(tools, "tools"), "documents": _listed(row.get("documents"), "")}
-    return cast(Context, {name: values for name, values in found.items() if values})
-
-
-def _listed(value: Any, refused_as: str) -> list[Any] | None:
-    """A list of objects. Any other value is refused, or is None if it may mean something else."""
-    found = value
-    if isinstance(value, str) and value.strip():
-        try:
-            found = json.loads(value)
-        except ValueError:
-            found = None
-    if isinstance(found, list) and all(isinstance(each, dict) for each in found):
-        if is_deep(found):
-            raise RowRefused("wrong-type", "tools or documents are nested too deep")
-        return found
-    if refused_as and value not in (None, ""):
-        raise RowRefused("wrong-type", f"{refused_as} holds no list of tools")
-    return None
-
-
-def _join(prompt: list[Message], context: list[Message]) -> list[Message]:
-    """One conversation from a prompt column and the messages before the last answer.
-
-    No message is lost and none comes twice.
-    """
-    if not prompt and not context:
-        raise RowRefused("missing-prompt")
-    asked, inside = _comparable(prompt), _comparable(context)
-    if any(inside[start : start + len(asked)] == asked for start in range(len(inside))):
-        return context
-    # The answers may repeat the end of the prompt, and may have more turns after it.
-    shared = _overlap(asked, inside)
-    if shared or not context or context[0]["role"] == "assistant":
-        return prompt + context[shared:]
-    raise RowRefused("different-prompts", "the prompt is not the one inside the answers")
-
-
-def _overlap(asked: Sequence[tuple[str, str, str]], inside: Sequence[tuple[str, str, str]]) -> int:
-    """The largest number of messages that both end `asked` and start `inside`."""
-    for count in range(min(len(asked), len(inside)), 0, -1):
-        if asked[-count:] == inside[:count]:
-            return count
-    return 0
-
-
-def _identity(messages: list[Message]) -> list[dict[str, Any]]:
-    """What tells messages apart; not a number or a date that belongs to one of them."""
-    names = {"role", "content", *FIELDS}
-    return [
-        {name: value for name, value in message.items() if name in names} for message in messages
-    ]
-
-
-def _comparable(messages: list[Message]) -> list[tuple[str, str, str]]:
-    return [
-        (
-            message["role"],
-            message["content"].strip(),
-            json.dumps({name: value for name, value in message.items() if name in FIELDS}),
-        )
-        for message in messages
-    ]
-
-
-def _system(row: Row, columns: Columns | None) -> str:
-    """The text of a system column; "" if there is none."""
-    values = {name: row.get(name) for name in _system_columns(columns)}
-    texts = {_system_text(value, name) for name, value in values.items() if value}
-    if len(texts) > 1:
-        raise RowRefused("different-prompts", f"{' and '.join(values)} are not the same")
-    return next(iter(texts), "")
-
-
-def _system_text(value: Any, column: str) -> str:
-    """A text, or the only message of role system."""
-    if isinstance(value, str):
-        return value.strip() and value
-    messages = prompt_messages(value)
-    if [message["role"] for message in messages] != ["system"]:
-        raise RowRefused("wrong-type", f"{column} holds no text")
-    return messages[0]["content"]
-
-
-def _system_columns(columns: Columns | None) -> tuple[str, ...]:
-    """The columns that may hold the system turn.
-
-    Columns that `columns` uses for prompt, chosen or rejected are left out.
-    """
-    if columns is None:
-        return _SYSTEMS
-    if columns.system is not None:
-        return (columns.system,)
-    return tuple(name for name in _SYSTEMS if name not in columns.named)
-
-
-def _with_system(conversation: list[Message], system: str) -> list[Message]:
-    if not system:
-        return conversation
-    if conversation[0]["role"] != "system":
-        return [{"role": "system", "content": system}, *conversation]
-    if conversation[0]["content"].strip() != system.strip():
-        raise RowRefused(
-            "different-prompts", "the system column is not the system turn of the conversation"
-        )
-    return conversation

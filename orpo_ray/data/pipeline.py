@@ -34,6 +34,7 @@ from orpo_ray.data.raw import (
     read_all,
 )
 from orpo_ray.data.refusals import refuse_bad_data, refuse_empty
+from orpo_ray.data.rendering import fixed_date
 from orpo_ray.data.rows import RowProcessor, facts_of, refuse_whole_file
 from orpo_ray.data.select import Rows, Selection, select_pairs
 from orpo_ray.data.shards import copy_from
@@ -50,7 +51,7 @@ from orpo_ray.data.store import (
     finish_artifact,
 )
 from orpo_ray.data.summary import describe, describe_unused, summarise
-from orpo_ray.data.tokenise import Limits, PairTokeniser, fixed_date
+from orpo_ray.data.tokenise import Limits, PairTokeniser
 from orpo_ray.errors import DataError
 from orpo_ray.ray_runtime import ROOM_S
 from orpo_ray.runs.console import Announce

@@ -1,24 +1,17 @@
-"""From a pair to token ids: a template renders each side, a tokenizer call takes a whole batch.
+"""From a pair to token ids: a tokenizer call takes the texts of a whole batch.
 
-Three things hold for every pair. The prompt's ids are those from which generation starts, whatever
-the answer is. Prompt and answer together are the conversation as the template renders it. Each
-trained turn ends with exactly one end token.
+The prompt's ids are those from which generation starts, whatever the answer is. Each trained turn
+ends with exactly one end token.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
 
 from orpo_ray.data.checks import OVERLONG_PAIR, OVERLONG_PROMPT
-from orpo_ray.data.endings import Endings
-from orpo_ray.data.messages import THOUGHTS, first_of
 from orpo_ray.data.pairs import (
-    Context,
     Message,
     Pair,
     Ranges,
@@ -27,28 +20,13 @@ from orpo_ray.data.pairs import (
     Trained,
     ranges_of,
 )
-from orpo_ray.data.turns import Bounds, Turn, find_turns, holds, turn_bounds
+from orpo_ray.data.rendering import Answer, Rendered, Renderer
+from orpo_ray.data.turns import Bounds, turn_bounds
 from orpo_ray.errors import DataError
 
 # Some tokenizers mark the start of a text. If an answer is tokenised without its prompt, one of
 # these goes before it, so that the answer gets no such mark.
 _ANCHORS = ("\n", ".", "a")
-
-_OPENED_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>\s*$")
-
-_ALWAYS = ("role", "content")
-_ASKED: list[Message] = [{"role": "user", "content": "xAsked"}]
-_DATE = datetime(2024, 7, 26, tzinfo=UTC)
-_DIRECTIVES = ("-d", "-m", "-H", "-I", *"aAbBcdHIjmMpSuUwWxXyYzZ")
-_DATED_TEMPLATE = (
-    "{% macro strftime_now(format) %}{{ format"
-    + "".join(f" | replace('%{name}', {_DATE.strftime('%' + name)!r})" for name in _DIRECTIVES)
-    + " }}{% endmacro %}\n"
-)
-"""Goes before a template that asks for today's date.
-
-It adds no text to what the template writes: Jinja drops its line break.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,32 +36,6 @@ class Limits:
     max_prompt_length: int
     max_length: int
     overlong: Literal["drop", "truncate-prompt-left", "error"]
-
-
-class _Answer(NamedTuple):
-    """The text of an answer without its end token, and that token."""
-
-    text: str
-    end: int
-    turns: list[Turn]
-
-
-class _Prompt(NamedTuple):
-    """The text from which generation starts, and whether it was rendered before."""
-
-    text: str
-    rendered_before: bool
-
-
-class _Rendered(NamedTuple):
-    """Texts of one pair. The prompt ends where generation starts.
-
-    The turns are those of the prompt, if they are trained.
-    """
-
-    prompt: str
-    answers: dict[str, _Answer]
-    turns: list[Turn]
 
 
 class _Ids(NamedTuple):
@@ -122,18 +74,12 @@ class PairTokeniser:
                 "the tokenizer names no end token (eos_token), so an answer could never end"
             )
         self._tokenizer = tokenizer
-        self._all_turns = all_turns
-        self._template: str | None = None
-        if fixed_date(tokenizer):
-            self._template = _DATED_TEMPLATE + tokenizer.get_chat_template()
-        self._endings = Endings(tokenizer)
+        self._renderer = Renderer(tokenizer, all_turns=all_turns)
         self._bos: int | None = tokenizer.bos_token_id
         first_id = list(tokenizer("a")["input_ids"])[:1]
         self._adds_bos = self._bos is not None and first_id == [self._bos]
         self._marks_start = self._finds_start_marker()
         self._cuts = _cutting_tokens(tokenizer)
-        self._opening = self._finds_opening()
-        self._puts_thoughts_back = _OPENED_THOUGHTS.search(self._opening) is not None
 
     @property
     def bos_id(self) -> int | None:
@@ -147,7 +93,7 @@ class PairTokeniser:
         """
         texts = []
         for messages in conversations:
-            found = self._prompt(messages, {})
+            found = self._renderer.prompt(messages, {})
             if isinstance(found, Refusal):
                 raise DataError(f"the chat template refuses a conversation: {found.detail}")
             texts.append(found.text)
@@ -155,8 +101,8 @@ class PairTokeniser:
 
     def pairs(self, pairs: Sequence[Pair], pair_ids: Sequence[str]) -> list[TokenPair | Refusal]:
         """Token ids of each pair, or why there are none, in order."""
-        rendered = [self._render_pair(pair) for pair in pairs]
-        usable = [texts for texts in rendered if isinstance(texts, _Rendered)]
+        rendered = [self._renderer.pair(pair) for pair in pairs]
+        usable = [texts for texts in rendered if isinstance(texts, Rendered)]
         ids = self._tokenise(usable)
         found = zip(ids, self._find_turns(usable, ids), strict=True)
         return [
@@ -166,162 +112,9 @@ class PairTokeniser:
 
     def ignored_fields(self, pair: Pair) -> list[str]:
         """The fields of a pair that make no difference to what the template writes."""
-        said = [turn for turns in pair.answers.values() for turn in turns]
-        messages = (*pair.prompt, *said)
-        fields = {name for message in messages for name in message if name not in _ALWAYS}
-        names = sorted(fields | pair.context.keys())
-        if self._puts_thoughts_back:
-            of_answers = {name for turns in pair.answers.values() for name in turns[-1]}
-            names = [name for name in names if not (name in THOUGHTS and name in of_answers)]
-        if not names:
-            return []  # most pairs: nothing is rendered again
-        written = self._written(pair)
-        return [name for name in names if self._written(_without_field(pair, name)) == written]
+        return self._renderer.ignored_fields(pair)
 
-    def _written(self, pair: Pair) -> list[str | Refusal]:
-        return [
-            self._render([*pair.prompt, *turns], pair.context, generation=False)
-            for turns in pair.answers.values()
-        ]
-
-    def _render(self, messages: list[Message], context: Context, generation: bool) -> str | Refusal:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=generation,
-                **context,
-            )
-        except TemplateError as error:
-            return Refusal("template-refused", str(error))
-        except Exception as error:  # noqa: BLE001 - a template is a program of the user
-            return Refusal("template-refused", f"{type(error).__name__}: {error}")
-        return str(text)
-
-    def _prompt(self, messages: list[Message], context: Context) -> _Prompt | Refusal:
-        """The text from which generation starts.
-
-        A text that this template has rendered already is not rendered again.
-        """
-        marked = self._mark_in(*self._without_start(messages))
-        marked = marked or self._endings.in_text.first_of(context)
-        if marked is None:
-            text = self._render(messages, context, generation=True)
-            return text if isinstance(text, Refusal) else _Prompt(text, rendered_before=False)
-        if len(messages) == 1 and messages[0]["role"] == "user" and not context:
-            text, opening = messages[0]["content"].rstrip(), self._opening.rstrip()
-            if opening and text.endswith(opening):
-                text = self._endings.as_written(text.removesuffix(opening) + self._opening)
-                return text if isinstance(text, Refusal) else _Prompt(text, rendered_before=True)
-        return Refusal("template-inside", f"the prompt has {marked}")
-
-    def _without_start(self, messages: list[Message]) -> list[Message]:
-        """The messages without a start token at the start: it counts once if nothing precedes it.
-
-        A template's own mark before it would make it a start inside a text.
-        """
-        if not messages or not self._endings.begins_with_text:
-            return messages
-        content = self._endings.without_start(messages[0]["content"])
-        return [{**messages[0], "content": content}, *messages[1:]]
-
-    def _mark_in(self, *messages: Message) -> str | None:
-        """The first mark in any text of messages, be it their content or another field."""
-        for message in messages:
-            spoken = message["role"] == "assistant"
-            marks = self._endings.in_answer if spoken else self._endings.in_text
-            if marked := marks.first_of(message):
-                return marked
-        return None
-
-    def _render_pair(self, pair: Pair) -> _Rendered | Refusal:
-        prompt = self._prompt(pair.prompt, pair.context)
-        if isinstance(prompt, Refusal):
-            return prompt
-        answers = {}
-        for side, said in pair.answers.items():
-            found = self._render_side(pair, prompt, said, side)
-            if isinstance(found, Refusal):
-                return found
-            answers[side] = found
-        turns = self._turns(pair.prompt, prompt.text, pair.context) if self._all_turns else []
-        return turns if isinstance(turns, Refusal) else _Rendered(prompt.text, answers, turns)
-
-    def _render_side(
-        self, pair: Pair, prompt: _Prompt, turns: list[Message], side: str
-    ) -> _Answer | Refusal:
-        """What follows the prompt: the text that generation should write, or several turns."""
-        if len(turns) == 1:
-            return self._render_answer(pair, prompt, turns[0], side)
-        if prompt.rendered_before:
-            return Refusal(
-                "template-inside", f"the prompt is rendered, but {side} is several turns"
-            )
-        said = [self._without_end(turn) for turn in turns]
-        if marked := self._mark_in(*said):
-            return Refusal("template-inside", f"{side} has {marked}")
-        conversation = [*pair.prompt, *said]
-        whole = self._render(conversation, pair.context, generation=False)
-        if isinstance(whole, Refusal):
-            return whole
-        found = self._turns(conversation, whole, pair.context, first=len(pair.prompt))
-        if isinstance(found, Refusal):
-            return found
-        last = found[-1]
-        return _Answer((last.before + last.text).removeprefix(prompt.text), last.end, found)
-
-    def _turns(
-        self, messages: list[Message], whole: str, context: Context, first: int = 0
-    ) -> list[Turn] | Refusal:
-        """The assistant turns from message `first` on in a rendered conversation."""
-
-        def render(some: list[Message], generation: bool) -> str | Refusal:
-            return self._render(some, context, generation)
-
-        return find_turns(messages, whole, render, self._endings, first)
-
-    def _without_end(self, turn: Message) -> Message:
-        if turn["role"] != "assistant":
-            return turn
-        return {**turn, "content": self._endings.without_end(turn["content"])}
-
-    def _render_answer(
-        self, pair: Pair, prompt: _Prompt, answer: Message, side: str
-    ) -> _Answer | Refusal:
-        """What generation should write after the prompt."""
-        messages, start = pair.prompt, prompt.text
-        content = self._endings.without_end(answer["content"])
-        if prompt.rendered_before:
-            # The prompt is rendered already, and an answer may begin with it once more.
-            content = content.removeprefix(messages[-1]["content"])
-            messages = _ASKED
-            start = str(self._render(messages, {}, generation=True))
-        else:
-            content = content.removeprefix(start)
-        if not content.strip() and not answer.get("tool_calls"):
-            return Refusal(f"empty-{side}", "nothing but the end token")
-        said: Message = {**answer, "content": content}
-        if marked := self._mark_in(said):
-            if marked in self._endings.texts:
-                return Refusal("end-token-inside", side)
-            return Refusal("template-inside", f"{side} has {marked}")
-        whole = self._render([*messages, said], pair.context, generation=False)
-        if isinstance(whole, Refusal):
-            return whole
-        rest = whole.removeprefix(start)
-        if rest == whole:
-            rest = _with_thoughts(whole, start, said)
-        if not holds(rest, content):
-            return Refusal("template-rewrites")
-        found = self._endings.split(rest)
-        if found is None:
-            return Refusal("no-end-token", side)
-        if not found[0].strip():
-            return Refusal(f"empty-{side}", "the chat template does not write its tool_calls")
-        return _Answer(*found, turns=[])
-
-    def _tokenise(self, texts: Sequence[_Rendered]) -> list[_Ids]:
+    def _tokenise(self, texts: Sequence[Rendered]) -> list[_Ids]:
         """Ids of prompts and answers without end tokens, in a few tokenizer calls.
 
         An answer is tokenised together with its prompt, so that it gets the tokens that it has in
@@ -352,7 +145,7 @@ class PairTokeniser:
         return [_Ids(*each) for each in zip(prompts, found, strict=True)]
 
     def _find_turns(
-        self, texts: Sequence[_Rendered], ids: Sequence[_Ids]
+        self, texts: Sequence[Rendered], ids: Sequence[_Ids]
     ) -> Iterator[_Turns | Refusal]:
         """Where the trained turns of each pair are."""
         turns = (
@@ -416,19 +209,6 @@ class PairTokeniser:
         alone, anchor, together = self._encode(["a", "\n", "\na"])
         return together[len(anchor) :] != alone
 
-    def _finds_opening(self) -> str:
-        """What the template writes last before generation; "" if nothing can be told.
-
-        Some write nothing for generation to start (Mistral). Then it is the end of the user's turn.
-        """
-        asked = self._render(_ASKED, {}, generation=False)
-        opened = self._render(_ASKED, {}, generation=True)
-        if isinstance(asked, Refusal) or isinstance(opened, Refusal):
-            return ""
-        if opened == asked:
-            return opened.rpartition(_ASKED[0]["content"])[2].lstrip()
-        return opened.removeprefix(asked) if opened.startswith(asked) else ""
-
     def _encode_apart(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts that continue another text, so without the mark of a text's start."""
         if not texts or not self._marks_start:
@@ -450,14 +230,14 @@ class PairTokeniser:
         ]
 
     def _finish(
-        self, pair_id: str, texts: _Rendered, ids: _Ids, turns: _Turns | Refusal
+        self, pair_id: str, texts: Rendered, ids: _Ids, turns: _Turns | Refusal
     ) -> TokenPair | Refusal:
         if isinstance(turns, Refusal):
             return turns
         ended = {side: [*ids.answers[side], said.end] for side, said in texts.answers.items()}
         for side, bounds in turns.answers.items():
             inside = (ended[side][start : stop - 1] for start, stop in bounds)
-            if not all(map(self._endings.ids.isdisjoint, inside)):
+            if not all(map(self._renderer.endings.ids.isdisjoint, inside)):
                 return Refusal("end-token-inside", side)
         if ids.answers.get("chosen") == ids.answers.get("rejected"):
             return Refusal("identical", "the chat template makes them so")
@@ -487,7 +267,7 @@ class PairTokeniser:
 
 
 def _bounds_of(
-    answer: _Answer, before: Iterator[list[int]], prompt: list[int], ids: list[int]
+    answer: Answer, before: Iterator[list[int]], prompt: list[int], ids: list[int]
 ) -> list[Bounds] | Refusal:
     """Where the turns of an answer are in its ids; most answers are one turn."""
     if not answer.turns:
@@ -496,26 +276,6 @@ def _bounds_of(
     if isinstance(found, Refusal):
         return found
     return [(start - len(prompt), stop - len(prompt)) for start, stop in found]
-
-
-def _with_thoughts(whole: str, start: str, answer: Message) -> str:
-    """What generation should write if its prompt opens a block of thoughts; "" if nothing can be.
-
-    Such templates (DeepSeek R1) write `<think>` for generation only, and drop the thoughts of an
-    answer. They are put back: those of the row, or none. The block is closed either way.
-    """
-    opened = _OPENED_THOUGHTS.search(start)
-    if opened is None or not whole.startswith(start[: opened.start()]):
-        return ""
-    said = whole.removeprefix(start[: opened.start()])
-    closing = f"</{opened[1]}>"
-    thoughts, closed, _ = answer["content"].rpartition(closing)
-    if closing in said:
-        return said.removeprefix(opened[0].strip()).lstrip()
-    if closed:
-        return thoughts.lstrip().removeprefix(opened[0].strip()).lstrip() + closing + said
-    thoughts = str(first_of(dict(answer), THOUGHTS) or "")
-    return f"{thoughts.strip()}\n{closing}\n\n{said}"
 
 
 def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
@@ -536,28 +296,6 @@ def _cutting_tokens(tokenizer: Any) -> dict[int, str]:
         if not (token.lstrip or token.single_word or (token.normalized and normalises))
         and everything.count(token.content) == 1
     }
-
-
-def _without_field(pair: Pair, name: str) -> Pair:
-    def without(values: Any) -> Any:
-        return values and {key: value for key, value in values.items() if key != name}
-
-    return Pair(
-        prompt=[without(message) for message in pair.prompt],
-        chosen=without(pair.chosen),
-        rejected=without(pair.rejected),
-        context=without(pair.context),
-        before_chosen=[without(message) for message in pair.before_chosen],
-        before_rejected=[without(message) for message in pair.before_rejected],
-    )
-
-
-def fixed_date(tokenizer: Any) -> str | None:
-    """The date for a chat template that asks for today's, else None.
-
-    It is always the same one, so that tokens are the same every day.
-    """
-    return f"{_DATE:%Y-%m-%d}" if "strftime_now" in str(tokenizer.chat_template) else None
 
 
 def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refusal:

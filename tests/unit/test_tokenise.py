@@ -15,9 +15,10 @@ from orpo_ray.data.checks import OVERLONG
 from orpo_ray.data.endings import end_ids
 from orpo_ray.data.marks import END_MARKS, TURN_MARKS
 from orpo_ray.data.pairs import Context, Message, Pair, Refusal, TokenPair
+from orpo_ray.data.rendering import fixed_date
 from orpo_ray.data.rows import parse_row
 from orpo_ray.data.sources import read_rows
-from orpo_ray.data.tokenise import Limits, PairTokeniser, fit, fixed_date
+from orpo_ray.data.tokenise import Limits, PairTokeniser, fit
 from orpo_ray.errors import DataError
 from orpo_ray.models.templates import TEMPLATES
 
