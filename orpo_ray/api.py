@@ -93,8 +93,11 @@ def _prepare(run: Run, console: Console) -> Artifact:
 
 
 def _prepare_training(run: Run, console: Console) -> Artifact:
-    """Prepare the pairs, and refuse an adapter that does not fit the base before it is loaded."""
+    """Prepare the pairs. Refuses those of one kind, and an adapter that does not fit the base."""
+    from orpo_ray.data.refusals import refuse_one_kind
+
     artifact = _prepare(run, console)
+    refuse_one_kind(artifact)
     if run.config.adapter.kind != "none" and run.config.adapter.targets != "all-linear":
         from orpo_ray.models.size import refuse_unknown_targets
 

@@ -37,7 +37,8 @@ def prepare(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Columns of an unknown format: prompt=..,chosen=..,rejected=..",
+            help="Columns of an unknown format: prompt=..,chosen=..,rejected=.. or "
+            "prompt=..,completion=..,label=..",
         ),
     ] = None,
     show: Annotated[
@@ -105,7 +106,7 @@ def _as_overrides(
 
 def _parse_columns(text: str) -> dict[str, str]:
     names = dict(part.split("=", 1) for part in text.split(",") if part.count("=") == 1)
-    if len(names) < 3 or len(names) != len(text.split(",")):
+    if len(names) != len(text.split(",")):
         raise ConfigError(
             f"--columns: {text!r} is not of the form prompt=..,chosen=..,rejected=.. "
             "(and system=.. if there is such a column)"

@@ -105,10 +105,12 @@ class Shape:
 def read_pairs(row: Row, reading: Reading) -> list[Pair] | Refusal:
     """The pairs in a row, or why there is none."""
     try:
-        row = {name: unpacked(value, name) for name, value in row.items()}
+        row, not_read = _unpacked(row)
         whole = row | _label_studio_task(row)
         refuse_images(whole)
-        found, _ = _find_sides(row, reading.columns)
+        found, used = _find_sides(row, reading.columns)
+        for name in {*used, *system_columns(reading.columns)} & not_read.keys():
+            raise not_read[name]
         system, context = system_of(whole, reading.columns), context_of(whole)
         if isinstance(found, Single):
             if not reading.single_answers:
@@ -123,11 +125,25 @@ def read_pairs(row: Row, reading: Reading) -> list[Pair] | Refusal:
 def used_columns(row: Row, columns: Columns | None = None) -> set[str]:
     """The columns that a row's pair is read from; none if the row holds no pair."""
     try:
-        row = {name: unpacked(value, name) for name, value in row.items()}
+        row, _ = _unpacked(row)
         _, used = _find_sides(row, columns)
         return {*used, *system_columns(columns), *context_of(row)}
     except RowRefused:
         return set()
+
+
+def _unpacked(row: Row) -> tuple[Row, dict[str, RowRefused]]:
+    """The row with messages in place of their JSON text, and why columns cannot be read.
+
+    Those matter only if a pair is read from them.
+    """
+    found, not_read = {}, {}
+    for name, value in row.items():
+        try:
+            found[name] = unpacked(value, name)
+        except RowRefused as refused:
+            found[name], not_read[name] = value, refused
+    return found, not_read
 
 
 def _find_sides(row: Row, columns: Columns | None) -> tuple[_Found, tuple[str, ...]]:

@@ -82,6 +82,8 @@ def _shared_turns(
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
     if shared == len(chosen) == len(rejected):
         shared -= 1  # only white space differs
+    if not apart and shared == len(chosen) - 1 == len(rejected) - 1:
+        return shared  # the same, but for white space in a turn before
     parting = [turns[shared]["role"] for turns in (chosen, rejected) if shared < len(turns)]
     if parting != ["assistant", "assistant"]:
         raise RowRefused("different-prompts", where)

@@ -19,8 +19,10 @@ _GOOD = (
     "positive",
     "👍",
 )
-_BAD = ("false", "0", "0.0", "-1", "-1.0", "bad", "down", "thumbs_down", "dislike", "undesirable")
-_ALSO_BAD = ("no", "negative", "👎")
+_BAD = (
+    *("false", "0", "0.0", "-1", "-1.0", "bad", "down", "thumbs_down", "dislike", "undesirable"),
+    *("no", "negative", "👎"),
+)
 _SPEAKING = ("label", "kto_tag")
 """Columns that hold nothing but a label; the others may hold a text about the answer."""
 
@@ -31,9 +33,11 @@ def says_good(label: Any, column: str) -> bool | None:
     Raises RowRefused for a value in a column of labels that is none.
     """
     word = str(label).strip().lower()
+    if column == "feedback" and word.lstrip("-").replace(".", "").isdigit():
+        return None  # maybe a scale of 1 to 5
     if word in _GOOD:
         return True
-    if word in (*_BAD, *_ALSO_BAD):
+    if word in _BAD:
         return False
     if column in _SPEAKING:
         raise RowRefused("wrong-label", f"{column} {label!r}")

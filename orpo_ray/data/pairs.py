@@ -52,11 +52,6 @@ class Pair:
     before_rejected: list[Message] = field(default_factory=list)
 
     @property
-    def parts_early(self) -> bool:
-        """Whether the two sides part before their last turn."""
-        return bool(self.before_chosen or self.before_rejected)
-
-    @property
     def answers(self) -> dict[str, list[Message]]:
         """The turns of the answers that there are, by their side."""
         sides = {

@@ -5,6 +5,7 @@ together are the conversation as the template renders it.
 """
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -146,6 +147,8 @@ class Renderer:
         return None
 
     def pair(self, pair: Pair) -> Rendered | Refusal:
+        if pair.multi_turn:
+            pair = replace(pair, prompt=[self._without_end(turn) for turn in pair.prompt])
         prompt = self.prompt(pair.prompt, pair.context)
         if isinstance(prompt, Refusal):
             return prompt

@@ -119,7 +119,7 @@ def describe_unused(summary: Summary, told: Mapping[str, Sequence[str]]) -> list
         later = [
             f"{column} ({_count(count, 'row')})"
             for column, count in counts.items()
-            if column not in told[name]
+            if column not in told.get(name, ())
         ]
         if later:
             lines.append(f"{name}: columns of later rows that are not used: {some_of(later)}")

@@ -319,5 +319,9 @@ def fit(pair: TokenPair, limits: Limits, bos_id: int | None) -> TokenPair | Refu
 
 
 def _moved(ranges: Ranges, lost: int) -> Ranges:
-    """The ranges after a prompt has lost tokens at its start. No token predicts the first one."""
-    return ranges_of(*((max(1, start - lost), stop - lost) for start, stop in ranges.tolist()))
+    """The ranges after a prompt has lost tokens at its start.
+
+    A turn that is cut is not trained: the model would learn to write the rest of it from nothing.
+    """
+    whole = ranges[ranges[:, 0] > lost]
+    return ranges_of(*((start - lost, stop - lost) for start, stop in whole.tolist()))

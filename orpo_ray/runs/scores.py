@@ -58,6 +58,17 @@ class PairScores:
         return self.rows(is_pair) if is_pair.any() else self
 
     @property
+    def comparisons(self) -> int:
+        """How many comparisons there are that do not depend on each other, for a share of them.
+
+        Of single answers, each of the rarer kind counts once.
+        """
+        good, bad = (
+            int((tokens > 0).sum()) for tokens in (self.chosen_tokens, self.rejected_tokens)
+        )
+        return min(good, bad) or max(good, bad)
+
+    @property
     def single_answers(self) -> SingleAnswers | None:
         """The rows as single answers, or None if there is a pair among them."""
         good, bad = self.chosen_tokens > 0, self.rejected_tokens > 0
@@ -116,10 +127,9 @@ def changes(before: PairScores, after: PairScores) -> dict[str, Change]:
         name: Change(before=one, after=other, difference=difference)
         for name, one, other, difference in zip(INTERVAL_METRICS, *parts, strict=True)
     }
-    if before.single_answers is not None:
-        return found
-    accuracy, count = found["accuracy"], len(before)
-    chance = _chance(_columns(before)[:, 0], _columns(after)[:, 0])
+    accuracy, count, chance = found["accuracy"], before.comparisons, None
+    if before.single_answers is None:
+        chance = _chance(_columns(before)[:, 0], _columns(after)[:, 0])
     found["accuracy"] = replace(
         accuracy,
         before=_never_certain(accuracy.before, count),
@@ -134,7 +144,7 @@ def intervals(scores: PairScores) -> dict[str, Mean]:
     """Each of INTERVAL_METRICS at one evaluation, with its interval."""
     scores = scores.comparable
     found = dict(zip(INTERVAL_METRICS, _with_intervals(*_bootstrapped(scores)), strict=True))
-    return {**found, "accuracy": _never_certain(found["accuracy"], len(scores))}
+    return {**found, "accuracy": _never_certain(found["accuracy"], scores.comparisons)}
 
 
 def _bootstrapped(scores: PairScores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

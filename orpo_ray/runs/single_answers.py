@@ -5,19 +5,24 @@ over all good and all bad answers, so it is the area under the ROC curve (Hanley
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 Weights = NDArray[np.int64]
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
 def share_of_better(good: Values, bad: Values, of_good: Weights, of_bad: Weights) -> float:
-    """How probably a value drawn from `good` is larger than one drawn from `bad`; by weights."""
+    """How probably a value drawn from `good` is larger than one drawn from `bad`; by weights.
+
+    Equal values count as one half.
+    """
     order = np.argsort(bad, kind="stable")
     below = np.concatenate([[0], np.cumsum(of_bad[order])])
-    wins = of_good @ below[np.searchsorted(bad[order], good, side="left")]
+    wins = sum(of_good @ below[np.searchsorted(bad[order], good, side)] for side in _SIDES) / 2
     return float(wins / (of_good.sum() * of_bad.sum()))
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.config import RunConfig
-from orpo_ray.data.refusals import refuse_one_kind
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.hardware import Hardware, choose_numerics
@@ -50,7 +49,7 @@ def settle(
         raise DataError(
             "data.eval: no pairs are left; add rows, or remove data.eval to hold out training rows"
         )
-    refuse_one_kind(artifact)
+    _announce_not_compared(artifact, announce)
     refuse_missing_trackers(config)
     stored = run.facts()
     fetch_inputs(config)
@@ -70,6 +69,17 @@ def settle(
     )
     run.store(RUN_FILE)
     return Setup(decisions, identity, schedule_from(stored))
+
+
+def _announce_not_compared(artifact: Artifact, announce: Announce) -> None:
+    """Say that held-out single answers do not count beside held-out pairs."""
+    rows = len(artifact.eval)
+    pairs = int((artifact.eval.lengths[:, 1:] > 0).all(axis=1).sum())
+    if 0 < pairs < rows:
+        announce(
+            f"{rows - pairs} of {rows} held-out rows have one answer: the evaluation compares "
+            "the pairs alone"
+        )
 
 
 def fetch_inputs(config: RunConfig, announce: Announce = SILENT.announce) -> None:

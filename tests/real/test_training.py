@@ -24,6 +24,7 @@ from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.generate import greedy_answers
 from orpo_ray.models.tokenizer import base_location, load_tokenizer
 from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.files import EVALUATIONS
 from orpo_ray.runs.scores import read_scores, scores_file
 from orpo_ray.training.pair_model import PairModel
 
@@ -104,11 +105,13 @@ def short(write_config: WriteConfig) -> Path:
 
 
 def test_orpo_learns_on_real_pairs(learnt: Path) -> None:
-    """Of 119 held-out pairs; about half of what was measured: +0.076, -0.27 of NLL."""
+    """About half of what was measured: accuracy +0.118, margin +0.218 (low end +0.151), NLL -0.128
+    (high end -0.070), on 119 held-out pairs.
+    """
     changes = json.loads((learnt / "result.json").read_text())["changes"]
-    assert changes["accuracy"]["difference"]["value"] > 0.03
-    assert changes["margin"]["difference"]["low"] > 0
-    assert changes["nll"]["difference"]["high"] < -0.1
+    assert changes["accuracy"]["difference"]["value"] > 0.05
+    assert changes["margin"]["difference"]["low"] > 0.05
+    assert changes["nll"]["difference"]["high"] < -0.02
 
 
 def test_the_adapter_is_one_that_plain_peft_computes_alike(learnt: Path, real_base: Path) -> None:
@@ -119,7 +122,7 @@ def test_the_adapter_is_one_that_plain_peft_computes_alike(learnt: Path, real_ba
     assert settings["base_model_name_or_path"] == folder
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, learnt / "adapter").eval()
-    scores = read_scores(scores_file(learnt / "scores", LONG))
+    scores = read_scores(scores_file(learnt / EVALUATIONS, LONG))
     assert scores is not None
     [table] = [
         table

@@ -195,9 +195,26 @@ def test_a_label_that_is_neither_good_nor_bad_is_refused() -> None:
 
 
 def test_a_text_about_an_answer_is_no_label() -> None:
-    row = {"prompt": "Q", "completion": "x", "feedback": "It could be shorter."}
-    refused = read_pair(row, single_answers=True)
-    assert isinstance(refused, Refusal) and refused.code == "unknown-shape"
+    for about in ("It could be shorter.", 1, 5):
+        row = {"prompt": "Q", "completion": "x", "feedback": about}
+        refused = read_pair(row, single_answers=True)
+        assert isinstance(refused, Refusal) and refused.code == "unknown-shape"
+
+
+def test_a_column_that_no_pair_is_read_from_may_hold_anything() -> None:
+    row = {"prompt": "Q", "chosen": "good", "rejected": "bad"}
+    left_over = "array([{'content': 'Q', 'role': 'user'}], dtype=object)"
+    assert read_pair({**row, "raw": left_over}) == PLAIN
+    assert read_pair({**row, "system": left_over}).code == "messages-as-text"
+
+
+def test_white_space_in_a_turn_before_makes_no_other_prompt() -> None:
+    row = {
+        side: [user("Q"), assistant("a"), user(f"R{space}"), assistant(text)]
+        for side, space, text in (("chosen", "", "good"), ("rejected", " ", "bad"))
+    }
+    pair = read_pair(row)
+    assert isinstance(pair, Pair) and pair.prompt[-1] == user("R")
 
 
 def test_an_instruction_of_a_single_answer_has_its_input_and_history() -> None:

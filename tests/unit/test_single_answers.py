@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import run_config
 
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.pipeline import prepare
+from orpo_ray.data.refusals import refuse_one_kind
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import DataError
-from orpo_ray.models.hardware import CPU
-from orpo_ray.runs.run import Run
 from orpo_ray.runs.scores import INTERVAL_METRICS, PairScores, changes, intervals
 from orpo_ray.runs.single_answers import share_of_better
 from orpo_ray.runs.summary import remarks
@@ -24,7 +22,6 @@ from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.metrics import summarise
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
-from orpo_ray.training.setup import settle
 
 PAIRS = [{"prompt": f"Q{n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(20)]
 SINGLES = [
@@ -98,13 +95,8 @@ def test_answers_of_one_kind_are_refused(
 ) -> None:
     rows = [row for row in SINGLES if row["label"] is (missing == "bad")]
     artifact = prepared(tmp_path, chatml_tokenizer, rows)
-    config = run_config(
-        tmp_path, "one", objective={"kind": "kto"}, training={"engine": "trl", "max_steps": 1}
-    )
-    run = Run(config)
-    run.folder.mkdir(parents=True, exist_ok=True)
     with pytest.raises(DataError, match=f"data.train: .* needs {missing} ones, too"):
-        settle(run, artifact, lambda line: None, CPU)
+        refuse_one_kind(artifact)
 
 
 # --- in a batch -----------------------------------------------------------------------------------
@@ -157,7 +149,10 @@ def test_the_accuracy_is_the_share_of_good_and_bad_answers_in_the_right_order() 
     generator = np.random.default_rng(1)
     good, bad = generator.integers(0, 6, 9).astype(float), generator.integers(0, 6, 7).astype(float)
     of_good, of_bad = generator.integers(0, 3, 9), generator.integers(0, 3, 7)
-    wins = sum(of_good[i] * of_bad[j] * (good[i] > bad[j]) for i, j in product(range(9), range(7)))
+    wins = sum(
+        of_good[i] * of_bad[j] * ((good[i] > bad[j]) + 0.5 * (good[i] == bad[j]))
+        for i, j in product(range(9), range(7))
+    )
     expected = wins / (of_good.sum() * of_bad.sum())
     assert share_of_better(good, bad, of_good, of_bad) == pytest.approx(expected)
 
@@ -183,6 +178,26 @@ def test_intervals_hold_their_means_and_shrink_with_answers() -> None:
         assert few[name].low < few[name].value < few[name].high
         widths = [one[name].high - one[name].low for one in (few, many)]
         assert widths[0] / widths[1] == pytest.approx(4, rel=0.4)
+
+
+def test_a_few_answers_are_never_certain() -> None:
+    """Six answers in the right order have no spread in the bootstrap."""
+    good, bad = np.array([-1.0, -1.0, -1.0]), np.array([-9.0, -9.0, -9.0])
+    tokens, none = np.ones(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
+    zero = np.zeros(3)
+    wrong, right = (
+        PairScores(
+            np.append(one, zero),
+            np.append(zero, other),
+            np.append(tokens, none),
+            np.append(none, tokens),
+        )
+        for one, other in ((bad, good), (good, bad))
+    )
+    change = changes(wrong, right)["accuracy"]
+    assert (change.before.value, change.after.value) == (0.0, 1.0)
+    assert (change.before.high, change.after.low) == (1.0, 0.0)
+    assert change.difference.low <= 0.0 and change.is_noise
 
 
 def test_a_change_of_single_answers_has_no_test_of_pairs() -> None:

@@ -363,11 +363,11 @@ def test_a_cut_prompt_keeps_the_ranges_of_what_is_left() -> None:
     cut = fit(pair, limits, None)
     assert isinstance(cut, TokenPair)
     assert cut.prompt.tolist() == list(range(10, 20))
-    assert cut.trained.prompt.tolist() == [[1, 2], [5, 8]], "no token predicts the first one"
+    assert cut.trained.prompt.tolist() == [[5, 8]], "a turn that is cut is not trained"
     with_start = fit(pair, limits, 0)
     assert isinstance(with_start, TokenPair)
     assert with_start.prompt.tolist() == [0, *range(11, 20)]
-    assert with_start.trained.prompt.tolist() == [[1, 2], [5, 8]]
+    assert with_start.trained.prompt.tolist() == [[5, 8]]
     kept = [with_start.prompt[start:stop].tolist() for start, stop in with_start.trained.prompt]
-    assert kept == [[11], [15, 16, 17]]
+    assert kept == [[15, 16, 17]]
     assert [each.tolist() for each in cut.trained[1:]] == [[[0, 2]], [[1, 2]]]
