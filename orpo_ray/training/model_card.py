@@ -41,6 +41,7 @@ def _card(config: RunConfig, summary: Summary, result: TrainResult) -> str:
             f"{summary.train} pairs for training, {summary.eval} for evaluation, out of "
             f"{summary.read} rows read; dropped: {summary.duplicates} duplicates, "
             f"{summary.overlong} overlong, {dropped} bad. Data hash: `{summary.hash}`",
+            *_single_answers(summary),
             "",
             "## On held-out pairs",
             *_evaluation(result),
@@ -54,6 +55,19 @@ def _card(config: RunConfig, summary: Summary, result: TrainResult) -> str:
             "",
         ]
     )
+
+
+def _single_answers(summary: Summary) -> list[str]:
+    """What counts as a pair here and is none."""
+    count = summary.good_answers + summary.bad_answers
+    if not count:
+        return []
+    return [
+        "",
+        f"{count} of them have one answer: {summary.good_answers} good, {summary.bad_answers} bad. "
+        "Without held-out pairs, the accuracy is the share of good and bad answers of which the "
+        "good one is likelier per token.",
+    ]
 
 
 def _header(config: RunConfig, summary: Summary) -> dict[str, Any]:
