@@ -3,7 +3,6 @@
 A search without ranges of its own takes these. docs/methods.md shows them.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +57,3 @@ def suited_rates(adapter: str, has_likelihood: bool, parameters: int) -> Suited:
     """Learning rates for an adapter kind and a base of this size."""
     rates = _RATES[adapter, has_likelihood]
     return rates.times(_SMALL_FACTOR, _SMALL_SOURCE) if parameters < SMALL_BASE else rates
-
-
-def usual_rate(adapter: str, has_likelihood: bool, parameters: int) -> float:
-    """The middle, on a log scale, of the rates that suit."""
-    ((low, high),) = suited_rates(adapter, has_likelihood, parameters).range.values()
-    return math.sqrt(low * high)

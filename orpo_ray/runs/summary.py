@@ -13,8 +13,6 @@ _HIGH = 0.97
 """From this accuracy on, a base leaves little to learn."""
 _NEGLIGIBLE = 0.05
 """Below this share of the loss, the preference term hardly moves the model."""
-_FAR = 3.0
-"""A learning rate is far from another one if it differs by this factor."""
 METRIC_LABELS = {
     "accuracy": "preference accuracy",
     "margin": "log-prob margin per token",
@@ -55,16 +53,6 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
     if is_of_pairs and are_few(pairs) and found["accuracy"].is_noise:
         lines.append(too_few(pairs))
     return lines
-
-
-def on_rate(found: Mapping[str, Change], rate: float, usual: float) -> list[str]:
-    """A remark if nothing was learnt, and the learning rate is far below the usual one."""
-    if not found or not found["accuracy"].is_noise or rate > usual / _FAR:
-        return []
-    return [
-        f"The learning rate {rate:g} is low for this adapter, objective and size of base: try "
-        f"{usual:.1g}."
-    ]
 
 
 def on_preference(shares: Collection[float], advice: str) -> list[str]:

@@ -16,12 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from orpo_ray.config import RunConfig
-from orpo_ray.config.suited import usual_rate
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.base import fetch_base
-from orpo_ray.models.size import count_parameters
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.runs.console import SILENT, Announce, Metrics
@@ -30,7 +27,7 @@ from orpo_ray.runs.metrics import evaluations, last_metrics, metric_by_step, met
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.scores import PairScores
-from orpo_ray.runs.summary import compared, on_preference, on_rate, plain, remarks
+from orpo_ray.runs.summary import compared, on_preference, plain, remarks
 from orpo_ray.runs.versions import versions
 from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, best_whole, read_position
@@ -394,11 +391,7 @@ def _finish(session: _Session, checkpoint: Path) -> None:
         start=metrics_at(run.folder, 0, "eval/"),
         changes=plain(found),
         eval_pairs=len(session.artifact.eval),
-        remarks=(
-            *remarks(found, len(session.artifact.eval)),
-            *on_rate(found, run.config.training.learning_rate, _usual_rate(run.config)),
-            *_on_preference(run),
-        ),
+        remarks=(*remarks(found, len(session.artifact.eval)), *_on_preference(run)),
         seconds=sum(metric_by_step(run.folder, "train/seconds").values()),
         peak_memory_bytes=facts.get("peak_memory_bytes"),
         pairs_per_second=_speed(run.folder, session.steps),
@@ -409,11 +402,6 @@ def _finish(session: _Session, checkpoint: Path) -> None:
     )
     write_model_card(run.lay_adapter(chosen / "adapter"), run.config, summary, result)
     run.conclude(result)
-
-
-def _usual_rate(config: RunConfig) -> float:
-    parameters = count_parameters(config.model).total
-    return usual_rate(config.adapter.kind, config.objective.has_likelihood, parameters)
 
 
 def _on_preference(run: Run) -> list[str]:

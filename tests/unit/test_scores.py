@@ -9,7 +9,6 @@ import pytest
 from orpo_ray.config.objectives.dpo import DpoConfig
 from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.config.objectives.simpo import SimpoConfig
-from orpo_ray.config.suited import usual_rate
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.scores import (
     INTERVAL_METRICS,
@@ -21,7 +20,7 @@ from orpo_ray.runs.scores import (
     smallest_visible,
     write_scores,
 )
-from orpo_ray.runs.summary import on_preference, on_rate, remarks
+from orpo_ray.runs.summary import on_preference, remarks
 
 
 def made_up(count: int, gain: float = 0.0, seed: int = 0) -> PairScores:
@@ -169,18 +168,6 @@ def test_all_of_few_pairs_are_not_all_pairs() -> None:
     """The rule of three at ten of ten, where a bootstrap draws ten of ten each time."""
     found = changes(*turned(0, 0, 10))["accuracy"]
     assert vars(found.after) == pytest.approx({"value": 1.0, "low": 0.7, "high": 1.0})
-
-
-def test_a_low_learning_rate_is_named_if_nothing_was_learnt() -> None:
-    """The usual rates are the middles of the ranges that a search takes."""
-    small, large = (usual_rate("lora", True, size) for size in (135_000_000, 7_000_000_000))
-    assert (small, large) == (pytest.approx(4.47e-4, rel=0.01), pytest.approx(8.9e-5, rel=0.01))
-    same = changes(made_up(100), made_up(100))
-    assert on_rate(same, 1e-4, small) == [
-        "The learning rate 0.0001 is low for this adapter, objective and size of base: try 0.0004."
-    ]
-    learnt = changes(made_up(400), made_up(400, gain=1.0))
-    assert on_rate(same, 1e-4, large) == on_rate(learnt, 1e-4, small) == on_rate({}, 0, 1) == []
 
 
 def test_a_negligible_preference_term_is_named_with_what_changes_it() -> None:
