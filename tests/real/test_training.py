@@ -31,7 +31,7 @@ from orpo_ray.training.pair_model import PairModel
 pytestmark = pytest.mark.real
 COMMAND = (sys.executable, "-m", "orpo_ray.cli.main", "train")
 WEIGHTS = Path("adapter") / "adapter_model.safetensors"
-LONG, SHORT = 20, 6
+LONG, SHORT = 16, 6
 """Steps of the run that learns, and of those that are compared with each other."""
 PAIRS = "rasbt_instruction_preference.json"
 
