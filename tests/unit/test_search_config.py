@@ -265,7 +265,7 @@ def test_settings_of_a_search_that_do_not_go_together_are_refused(
 
 
 def test_the_grid_says_how_many_trials_there_are(path: Path) -> None:
-    grid = "space: {objective.lambda: {grid: [0.1, 0.2]}, adapter.r: {grid: [4, 8, 16]}}"
+    grid = "space: {objective.lambda: {grid: [0.2, 0.5]}, adapter.r: {grid: [4, 8, 16]}}"
     config = load(path, search(f"searcher: grid, {grid}"))
     assert trial_count(config) == 6
     assert trial_count(load(path, search(f"searcher: grid, {grid}"), "adapter.r=32")) == 7
