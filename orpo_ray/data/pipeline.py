@@ -90,21 +90,15 @@ def prepare(
             f"the chat template asks for today's date: it always gets {date}, so that tokens stay "
             "the same"
         )
-    reading = Reading(
-        data.columns,
-        Ranking(data.pairs, data.min_margin),
-        single_answers,
-        all_turns=data.train_on == "all-assistant",
-    )
+    reading = _reading(data, single_answers)
     sources = read_all(data)
     announce_not_read(data, announce)
     if data.columns is not None:
         check_columns(sources, data.columns, announce)
     told = announce_unused(sources, data.columns, announce)
-    settings = {
-        **_settings(data, sources, tokenizer, tokenizer_fingerprint, seed),
-        "single_answers": single_answers,
-    }
+    settings = _settings(
+        data, sources, tokenizer, tokenizer_fingerprint, seed, single_answers=single_answers
+    )
     digest = content_hash(settings, [[raw.label, raw.split, raw.digest] for raw in sources])
     path = artifact_path(storage, digest)
     was_kept = kept_in.fetch_folder(path, MANIFEST)
@@ -133,6 +127,12 @@ def prepare(
     for line in [*describe_unused(found.summary, told), *describe(found.summary)]:
         announce(line)
     return found
+
+
+def _reading(data: DataConfig, single_answers: bool) -> Reading:
+    ranking = Ranking(data.pairs, data.min_margin)
+    all_turns = data.train_on == "all-assistant"
+    return Reading(data.columns, ranking, single_answers, all_turns)
 
 
 def _limits(data: DataConfig) -> Limits:
@@ -281,6 +281,8 @@ def _settings(
     tokenizer: Any,
     tokenizer_fingerprint: str,
     seed: int,
+    *,
+    single_answers: bool,
 ) -> dict[str, Any]:
     """Everything that shapes the artifact, except the rows.
 
@@ -299,4 +301,5 @@ def _settings(
         "date": fixed_date(tokenizer),
         "versions": {name: version(name) for name in _RENDERERS},
         "seed": seed if draws else None,
+        "single_answers": single_answers,
     }

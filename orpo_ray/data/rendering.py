@@ -147,6 +147,7 @@ class Renderer:
         return None
 
     def pair(self, pair: Pair) -> Rendered | Refusal:
+        """The texts of a pair, or why there are none."""
         if pair.multi_turn:
             pair = replace(pair, prompt=[self._without_end(turn) for turn in pair.prompt])
         prompt = self.prompt(pair.prompt, pair.context)
