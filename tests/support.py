@@ -46,9 +46,11 @@ from orpo_ray.models.hardware import CPU
 from orpo_ray.runs.console import Console, Metrics
 from orpo_ray.runs.run import Run
 from orpo_ray.training import loop, trainer
+from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Layout
 from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import settle
+from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.trainer import PreferenceTrainer
 
 # Two threads on two busy cores wait for each other far longer than they work, and one thread always
@@ -297,6 +299,26 @@ class Trained:
         """The final adapter's tensors, or those of the whole model."""
         (weights,) = (self.run_dir / "adapter").glob("*.safetensors")
         return load_file(weights)
+
+
+def decided(
+    tokens_per_microbatch: int,
+    *,
+    layout: Layout = PADDED,
+    dtype: str = "float32",
+    find_budget: bool = False,
+) -> Decisions:
+    """What one process on a CPU settles."""
+    return Decisions(
+        device="cpu",
+        dtype=dtype,
+        attention="sdpa",
+        layout=layout,
+        strategy=Strategy.SINGLE,
+        gradient_checkpointing=False,
+        tokens_per_microbatch=tokens_per_microbatch,
+        find_budget=find_budget,
+    )
 
 
 def train_locally(config: RunConfig, artifact: Artifact, watch: Watch | None = None) -> Trained:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lab import ALONE, TOLERANCE, Cell, MakeLab, largest
-from support import BASE, read_metrics, run_config, turn_pairs, turn_rows, write_pairs
+from support import BASE, decided, read_metrics, run_config, turn_pairs, turn_rows, write_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orpo_ray import api
@@ -18,27 +18,17 @@ from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import Artifact, open_artifact
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.console import SILENT
-from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import load_pair_model
 from orpo_ray.training.metrics import score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 from orpo_ray.training.run_plan import plan_run
 from orpo_ray.training.steps import StepDataset, Work, pack_loss
-from orpo_ray.training.strategy import Strategy
 
 PAIRS = 8
 START, END = "<|im_start|>assistant\n", "<|im_end|>"
 DEVICE = torch.device("cpu")
-DECISIONS = Decisions(
-    device="cpu",
-    dtype="float32",
-    attention="sdpa",
-    layout=PADDED,
-    strategy=Strategy.SINGLE,
-    gradient_checkpointing=False,
-    tokens_per_microbatch=10_000,
-)
+DECISIONS = decided(10_000)
 
 
 @pytest.fixture(scope="module")

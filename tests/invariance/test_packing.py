@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from support import (
     BASE,
     Trained,
+    decided,
     demo_pairs,
     layout_of,
     make_artifact,
@@ -33,7 +34,6 @@ from orpo_ray.config.run import RunConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.objectives import build_objective, loss_parts
-from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.layout import collate
 from orpo_ray.training.load import load_pair_model
 from orpo_ray.training.logprobs import pair_logps
@@ -41,7 +41,6 @@ from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 from orpo_ray.training.run_plan import plan_run
-from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.trainer import PreferenceTrainer
 
 STEPS, PAIRS_PER_STEP, PAIRS = 6, 5, 22
@@ -344,15 +343,7 @@ def test_the_shares_of_all_ranks_add_up_to_the_loss_of_the_step(
     assert idle, "no rank was ever without work"
 
 
-CPU = Decisions(
-    device="cpu",
-    dtype="float32",
-    attention="sdpa",
-    layout=PADDED,
-    strategy=Strategy.SINGLE,
-    gradient_checkpointing=False,
-    tokens_per_microbatch=10_000,
-)
+CPU = decided(10_000)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import make_artifact, run_config
+from support import decided, make_artifact, run_config
 
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ResourceError
@@ -131,16 +131,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return make_artifact(tmp_path_factory.mktemp("prepared"), train=12, evaluation=2)
 
 
-DECISIONS = Decisions(
-    device="cpu",
-    dtype="float32",
-    attention="sdpa",
-    layout=SHARED_PREFIX,
-    strategy=Strategy.SINGLE,
-    gradient_checkpointing=False,
-    tokens_per_microbatch=8192,
-    find_budget=True,
-)
+DECISIONS = decided(8192, layout=SHARED_PREFIX, find_budget=True)
 
 
 class Ground:

@@ -11,22 +11,11 @@ from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.evaluate import Judged, Questions, evaluation_of, judge_model, load_trained
 from orpo_ray.evaluation.generate import Answer, greedy_answers
 from orpo_ray.evaluation.preference import by_source
-from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import PADDED
-from orpo_ray.training.strategy import Strategy
-from tests.support import BASE, demo_pairs, run_config, write_pairs
+from tests.support import BASE, decided, demo_pairs, run_config, write_pairs
 
-DECISIONS = Decisions(
-    device="cpu",
-    dtype="float32",
-    attention="sdpa",
-    layout=PADDED,
-    strategy=Strategy.SINGLE,
-    gradient_checkpointing=False,
-    tokens_per_microbatch=512,
-)
+DECISIONS = decided(512)
 
 
 @pytest.fixture(scope="module")

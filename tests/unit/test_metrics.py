@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import make_artifact, run_config
+from support import decided, make_artifact, run_config
 
 from orpo_ray.config.objectives import ObjectiveConfig
 from orpo_ray.config.objectives.cpo import CpoConfig
@@ -17,7 +17,6 @@ from orpo_ray.config.objectives.simpo import SimpoConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.objectives import PairLogps, build_objective, loss_parts
 from orpo_ray.runs.scores import PairScores
-from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import load_pair_model
 from orpo_ray.training.metrics import (
     PAIR_METRICS,
@@ -28,8 +27,6 @@ from orpo_ray.training.metrics import (
     summarise,
 )
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import PADDED
-from orpo_ray.training.strategy import Strategy
 
 PAIRS = PairLogps(
     chosen=torch.tensor([-2.0, -9.0]),
@@ -165,15 +162,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def model(artifact: Artifact) -> PairModel:
     """A model with so much dropout that scores with dropout would differ."""
     config = run_config(artifact.path, adapter={"dropout": 0.9}, model={"quantization": "none"})
-    decisions = Decisions(
-        device="cpu",
-        dtype="float32",
-        attention="sdpa",
-        layout=PADDED,
-        strategy=Strategy.SINGLE,
-        gradient_checkpointing=False,
-        tokens_per_microbatch=1,
-    )
+    decisions = decided(1)
     model = load_pair_model(config, decisions, lambda line: None)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

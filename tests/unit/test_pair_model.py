@@ -5,12 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.layout import collate
 from orpo_ray.training.load import autocast_dtype, load_pair_model
 from orpo_ray.training.plan import PADDED
-from orpo_ray.training.strategy import Strategy
-from tests.support import demo_pairs, run_config
+from tests.support import decided, demo_pairs, run_config
 
 
 @pytest.mark.parametrize(
@@ -18,33 +16,12 @@ from tests.support import demo_pairs, run_config
     [("float32", None), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
 )
 def test_each_sixteen_bit_format_has_its_autocast(dtype: str, expected: torch.dtype | None):
-    assert (
-        autocast_dtype(
-            Decisions(
-                device="cpu",
-                dtype=dtype,
-                attention="sdpa",
-                layout=PADDED,
-                strategy=Strategy.SINGLE,
-                gradient_checkpointing=False,
-                tokens_per_microbatch=512,
-            )
-        )
-        == expected
-    )
+    assert autocast_dtype(decided(512, dtype=dtype)) == expected
 
 
 def test_layers_compute_in_the_format_of_the_run_inside_a_foreign_autocast(tmp_path: Path):
     config = run_config(tmp_path, model={"quantization": "none"}, adapter={"kind": "none"})
-    decisions = Decisions(
-        device="cpu",
-        dtype="bfloat16",
-        attention="sdpa",
-        layout=PADDED,
-        strategy=Strategy.SINGLE,
-        gradient_checkpointing=False,
-        tokens_per_microbatch=512,
-    )
+    decisions = decided(512, dtype="bfloat16")
     model = load_pair_model(config, decisions, lambda line: None)
     seen: list[torch.dtype] = []
     layer = model.causal_model.get_submodule("model.layers.0.mlp.up_proj")

@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import decided
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from orpo_ray.data.pairs import TokenPair
-from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 from orpo_ray.training.self_check import settle_layout
-from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.world import World
 
 VOCABULARY = 97
@@ -50,15 +49,7 @@ def llama() -> PairModel:
 
 def settled(model: PairModel, layout: str, **options: Any) -> list[str]:
     said: list[str] = []
-    decisions = Decisions(
-        device="cpu",
-        dtype="float32",
-        attention="sdpa",
-        layout=layout,
-        strategy=Strategy.SINGLE,
-        gradient_checkpointing=False,
-        tokens_per_microbatch=options.pop("budget", 4096),
-    )
+    decisions = decided(options.pop("budget", 4096), layout=layout)
     settle_layout(model, decisions, pairs(), 0, said.append, **options)
     return said
 
