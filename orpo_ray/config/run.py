@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from orpo_ray.config.data import DataConfig
 from orpo_ray.config.engine import refuse_engine, refuse_turns
@@ -16,6 +16,7 @@ from orpo_ray.config.objectives.orpo import OrpoConfig
 from orpo_ray.config.search import SearchConfig, refuse_field
 from orpo_ray.config.section import Section
 from orpo_ray.config.storage import checked_place, inside, is_url, local_path
+from orpo_ray.config.suited import default_rate
 from orpo_ray.config.training import DeepSpeedConfig, ScaleConfig, TrainingConfig
 
 _FOLDERS_OF_THE_STORAGE = ("artifacts", "references")
@@ -75,6 +76,17 @@ class RunConfig(Section):
         if isinstance(objective, dict) and "kind" not in objective:
             return {**data, "objective": {"kind": "orpo", **objective}}
         return data
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _rate_suits_the_objective(cls, data: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """A run without a learning rate gets a usual one; with stages, each stage gets its own."""
+        run = read(data)
+        if run.stages or run.training.learning_rate is not None:
+            return run
+        rate = default_rate(run.adapter.kind, run.objective.has_likelihood)
+        training = run.training.model_copy(update={"learning_rate": rate})
+        return run.model_copy(update={"training": training})
 
     @property
     def run_dir(self) -> Path:

@@ -1,6 +1,7 @@
-"""Ranges that suit an objective, an adapter and a size of the base, each with its source.
+"""Learning rates that suit an objective, an adapter and a size of the base, with their sources.
 
-A search without ranges of its own takes these. docs/methods.md shows them.
+A run without a rate takes the default, and a search without ranges takes the ranges.
+docs/methods.md shows them.
 """
 
 from collections.abc import Mapping
@@ -51,6 +52,18 @@ _RATES = {
 
 That term keeps the text readable at higher rates.
 """
+
+_DEFAULT_RATES = {
+    ("lora", True): 2e-4,
+    ("lora", False): 2e-5,
+    ("none", True): 5e-6,
+    ("none", False): 5e-7,
+}
+
+
+def default_rate(adapter: str, has_likelihood: bool) -> float:
+    """The learning rate of a run that names none. Its base may have any size."""
+    return _DEFAULT_RATES[adapter, has_likelihood]
 
 
 def suited_rates(adapter: str, has_likelihood: bool, parameters: int) -> Suited:

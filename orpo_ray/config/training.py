@@ -44,7 +44,11 @@ def warmup_steps(warmup: int | float, total_steps: int) -> int:
 class TrainingConfig(Section):
     """Optimisation, evaluation and checkpoints of a run."""
 
-    learning_rate: PositiveFloat = Field(1.0e-4, description="the highest of the schedule")
+    learning_rate: PositiveFloat | None = Field(
+        None,
+        description="the highest of the schedule; null: a usual one for the objective and the "
+        "adapter, [2e-4 for orpo with LoRA](methods.md#learning-rate-batch-epochs)",
+    )
     pairs_per_step: PositiveInt = Field(
         64, description="the global batch, whatever the number of GPUs"
     )

@@ -99,6 +99,23 @@ def test_the_example_of_the_design_loads(path):
     assert config.search.space["objective.lambda"] == {"loguniform": [0.05, 1.0]}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        ([], 2e-4),
+        (["objective.kind=dpo"], 2e-5),
+        (["objective.kind=dpo", "objective.sft_weight=0.5"], 2e-4),
+        (["adapter.kind=none", "model.quantization=none"], 5e-6),
+        (["objective.kind=ipo", "adapter.kind=none", "model.quantization=none"], 5e-7),
+        (["training.learning_rate=3e-4", "objective.kind=dpo"], 3e-4),
+    ],
+)
+def test_a_run_without_a_learning_rate_gets_a_usual_one(path, overrides, rate):
+    config = load(path, MINIMAL, *overrides)
+    assert config.training.learning_rate == rate
+    assert RunConfig.model_validate(dump(config)) == config
+
+
 def test_a_bucket_is_a_storage_with_a_copy_on_this_server(path, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = load(path, DESIGN_SECTION_4)

@@ -294,6 +294,14 @@ def test_a_stage_is_the_run_with_some_settings_replaced_and_starts_from_the_one_
     assert not sft.stages and dpo.search is None
 
 
+def test_a_stage_without_a_learning_rate_gets_one_for_its_own_objective(path: Path) -> None:
+    config = load(path, RUN + STAGES)
+    assert config.training.learning_rate is None, "a run with stages trains nothing itself"
+    sft, dpo = stage_configs(config)
+    assert (sft.training.learning_rate, dpo.training.learning_rate) == (2e-4, 2e-5)
+    assert stage_configs(RunConfig.model_validate(dump(config))) == [sft, dpo]
+
+
 def test_a_stage_may_start_from_another_adapter(path: Path) -> None:
     config = load(path, RUN + STAGES, "stages.1.adapter={init_from: runs/other}")
     assert stage_configs(config)[1].adapter.init_from == "runs/other"
