@@ -6,7 +6,9 @@ parts everywhere, and any process that sees the file can read one.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
@@ -24,6 +26,8 @@ from orpo_ray.data.readers import (
 )
 
 _BLOCK_BYTES = 2**20
+_SEGMENT_BLOCKS = 64
+"""How many blocks one thread hashes at a time."""
 _MOST_GROUP_BYTES = 64 * 2**20
 """A Parquet file with a larger row group is read from its start to its end by one process."""
 _FIRST_ROWS = 20
@@ -120,29 +124,26 @@ def cut_file(path: Path) -> CutFile | None:
 
 
 def _cut_lines(path: Path) -> CutFile | None:
-    stamp, content = _stamp(path), hashlib.sha256()
-    cuts, line, read = [Cut(0, 1, 0)], 1, 0
+    stamp = _stamp(path)
     with path.open("rb") as stream:
         if not holds_lines(stream):
             return None
-        stream.seek(0)
-        while block := stream.read(_BLOCK_BYTES):
-            content.update(block)
-            line += block.count(b"\n")
-            if end := block.rfind(b"\n") + 1:
-                cuts.append(Cut(read + end, line, read + end))
-            read += len(block)
+    digest, blocks = _scanned(path, stamp[0])
+    cuts, line, read = [Cut(0, 1, 0)], 1, 0
+    for block in blocks:
+        line += block.lines
+        if block.end:
+            cuts.append(Cut(read + block.end, line, read + block.end))
+        read += block.size
     if cuts[-1].at < read:
         cuts.append(Cut(read, line, read))
-    return CutFile(
-        path=path, stamp=stamp, kind="lines", cuts=cuts, digest=f"lines:{content.hexdigest()}"
-    )
+    return CutFile(path=path, stamp=stamp, kind="lines", cuts=cuts, digest=f"lines:{digest}")
 
 
 def _cut_groups(path: Path) -> CutFile | None:
     stamp = _stamp(path)
+    digest, _ = _scanned(path, stamp[0])
     with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
         metadata = open_parquet(stream).metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         first = [len(row.text) for row in islice(read_parquet(stream), _FIRST_ROWS)]
@@ -158,6 +159,37 @@ def _cut_groups(path: Path) -> CutFile | None:
         last = cuts[-1]
         cuts.append(Cut(number, last.line + group.num_rows, last.before + size))
     return CutFile(path=path, stamp=stamp, kind="row-groups", cuts=cuts, digest=f"parquet:{digest}")
+
+
+class _Block(NamedTuple):
+    """Bytes of a file, line ends among them, and where in the block the last line ends, or 0."""
+
+    size: int
+    lines: int
+    end: int
+
+
+def _scanned(path: Path, size: int) -> tuple[str, list[_Block]]:
+    """The hash of a file of `size` bytes, and its blocks; segments are read in parallel.
+
+    The hash is that of the hashes of all segments, so that a large file has one soon.
+    """
+    with ThreadPoolExecutor() as threads:
+        starts = range(0, size, _SEGMENT_BLOCKS * _BLOCK_BYTES)
+        segments = list(threads.map(lambda start: _segment(path, start), starts))
+    whole = hashlib.sha256(b"".join(digest for digest, _ in segments))
+    return whole.hexdigest(), [block for _, blocks in segments for block in blocks]
+
+
+def _segment(path: Path, start: int) -> tuple[bytes, list[_Block]]:
+    """The hash of one segment and its blocks."""
+    content, blocks = hashlib.sha256(), list[_Block]()
+    with path.open("rb") as stream:
+        stream.seek(start)
+        for block in islice(iter(partial(stream.read, _BLOCK_BYTES), b""), _SEGMENT_BLOCKS):
+            content.update(block)
+            blocks.append(_Block(len(block), block.count(b"\n"), block.rfind(b"\n") + 1))
+    return content.digest(), blocks
 
 
 def _is_here(path: Path, stamp: Stamp) -> bool:

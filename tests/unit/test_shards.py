@@ -108,6 +108,23 @@ def test_the_parts_of_json_lines_have_the_rows_and_lines_of_the_whole(
         assert (len(found) > 1) == (part_bytes < 2**20)
 
 
+def test_every_byte_of_a_file_counts_in_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_BLOCK_BYTES", 3)
+    file = write_lines(tmp_path / "a.jsonl", 20)
+    content = file.read_bytes()
+    assert len(content) > 5 * parts._BLOCK_BYTES * parts._SEGMENT_BLOCKS
+    digests = set[str]()
+    for changed in range(0, len(content), 50):
+        file.write_bytes(content[:changed] + b"~" + content[changed + 1 :])
+        cut = cut_file(file)
+        digests |= {cut.digest} if cut else set()
+    cut = cut_file(write_lines(tmp_path / "b.jsonl", 20))
+    assert cut is not None and cut.digest not in digests
+    assert len(digests) >= len(content) // 50
+
+
 def test_the_parts_of_a_parquet_file_have_the_rows_of_the_whole(tmp_path: Path) -> None:
     file = write_table(tmp_path / "a.parquet")
     cut = cut_file(file)
