@@ -18,6 +18,19 @@ _PROBES: tuple[list[Message], ...] = (
     [{"role": "system", "content": "x"}, *_PROBE],
     [*_PROBE, {"role": "tool", "content": "x"}],
 )
+_NAME, _ID = "xCalled", "xxxxxxxxx"
+_CALL: dict[str, Any] = {"name": _NAME, "arguments": {"x": "x"}}
+_USES_A_TOOL: list[Message] = [
+    _PROBE[0],
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": _ID, "type": "function", "function": _CALL}],
+    },
+    {"role": "tool", "content": "x", "name": _NAME, "tool_call_id": _ID},
+    _PROBE[1],
+]
+_TOOL = {"name": _NAME, "description": "x", "parameters": {"type": "object", "properties": {}}}
 _INSIDE_TURNS = re.compile(r"</?(think|thinking|reasoning|tool\w*)>")
 
 
@@ -35,7 +48,8 @@ class Endings:
             for token_id, token in tokenizer.added_tokens_decoder.items()
             if token.special and not _INSIDE_TURNS.fullmatch(token.content)
         } | {tokenizer.eos_token: tokenizer.eos_token_id}
-        around = _written_around(tokenizer)
+        written = [_rendered(tokenizer, probe) or "" for probe in _PROBES]
+        around = _written_around(written[0])
         self.texts = {tokenizer.eos_token: tokenizer.eos_token_id}
         """End tokens by their texts, the template's own among them."""
         self._own = str(tokenizer.eos_token)
@@ -50,12 +64,11 @@ class Endings:
             self.texts[self._own] = found[1]
         self.ids = frozenset(self.texts.values())
         self._ends = frozenset({*self.texts, *END_MARKS})
-        self._set_marks(tokenizer, around)
+        self._set_marks(tokenizer, around, "".join(written))
 
-    def _set_marks(self, tokenizer: Any, around: tuple[str, str, str] | None) -> None:
+    def _set_marks(self, tokenizer: Any, around: tuple[str, str, str] | None, written: str) -> None:
         bos = str(tokenizer.bos_token or "")
         before = around[0] if around is not None else ""
-        written = "".join(_rendered(tokenizer, probe) or "" for probe in _PROBES)
         source = str(tokenizer.chat_template) if written else ""
         known = (*sorted({*self._special, *TURN_MARKS}, key=len, reverse=True),)
         self._bos = bos
@@ -76,7 +89,8 @@ class Endings:
         sign = re.match(r"[\[<]\S+", before.removeprefix(bos).lstrip())
         marks = (*known, *((sign.group(),) if sign else ()))
         turns = {*TURN_MARKS, *END_MARKS, *START_MARKS, bos, *self.texts}
-        spoken = {mark for mark in self._special if mark in source and mark not in written} - turns
+        spoken = {mark for mark in self._special if mark in source and mark not in written}
+        spoken -= turns | self._told(tokenizer)
         self.in_text = Marks(marks)
         """Marks that no text may have."""
         self.in_answer = Marks(mark for mark in marks if mark not in spoken)
@@ -85,6 +99,15 @@ class Endings:
         self._in_rendered = Marks(
             mark for mark in foreign if mark not in spoken and mark not in written
         )
+
+    def _told(self, tokenizer: Any) -> set[str]:
+        """Special tokens that the template writes around tools and results, but not in calls."""
+        call = (_rendered(tokenizer, _USES_A_TOOL[:2]) or "").partition(_ASKED)[2]
+        if _NAME not in call:
+            return set()
+        tools = [{"type": "function", "function": _TOOL}]
+        whole = _rendered(tokenizer, _USES_A_TOOL, tools) or ""
+        return {mark for mark in self._special if mark in whole and mark not in call}
 
     def text_of(self, end: int) -> str:
         """The text of an end token that `split` has found."""
@@ -148,24 +171,23 @@ def end_ids(tokenizer: Any, generation_config: Any) -> list[int]:
     return sorted({*Endings(tokenizer).ids, *(int(each) for each in listed if each is not None)})
 
 
-def _rendered(tokenizer: Any, messages: list[Message]) -> str | None:
+def _rendered(tokenizer: Any, messages: list[Message], tools: Any = None) -> str | None:
     """What the template writes for messages, or None if it refuses them.
 
     A template is a program of the user, and may fail in any way.
     """
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
     except Exception:  # noqa: BLE001 - see above
         return None
 
 
-def _written_around(tokenizer: Any) -> tuple[str, str, str] | None:
-    """What the template writes before, between and after a question and an answer.
+def _written_around(rendered: str) -> tuple[str, str, str] | None:
+    """What the template has written before, between and after a question and an answer.
 
-    None if it refuses such a conversation or does not write both.
+    None if it did not write both.
     """
-    text = _rendered(tokenizer, _PROBE) or ""
-    before, asked, rest = text.partition(_ASKED)
+    before, asked, rest = rendered.partition(_ASKED)
     between, said, after = rest.partition(_SAID)
     return (before, between, after) if asked and said else None
 
