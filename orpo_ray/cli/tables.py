@@ -80,6 +80,9 @@ def print_means(means: dict[str, Any], pairs: int, console: Console) -> None:
 
 
 def _with_interval(mean: dict[str, float], sign: str) -> str:
+    """A mean with its interval; nothing for one that the answers do not have."""
+    if math.isnan(mean["value"]):
+        return ""
     value, low, high = (f"{mean[name]:{sign}.3f}" for name in ("value", "low", "high"))
     return f"{value}\n{low} to {high}"
 

@@ -3,6 +3,7 @@
 This module is pure: it reads and writes no files.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -42,7 +43,9 @@ def remarks(found: Mapping[str, Change], pairs: int) -> list[str]:
     """
     if not found:
         return []
-    lines = [_on_accuracy(found["accuracy"], pairs)]
+    lines = []
+    if not math.isnan(found["accuracy"].difference.value):  # it is for answers of one kind
+        lines.append(_on_accuracy(found["accuracy"], pairs))
     chosen = found["chosen_logp"]
     if chosen.difference.high < 0:
         lines.append(

@@ -1,6 +1,7 @@
 """Rows with one answer and a label: from the file to the figures of held-out ones."""
 
 import json
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console as RichConsole
 
+from orpo_ray.cli.tables import print_means
 from orpo_ray.config.data import DataConfig
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.pipeline import prepare
@@ -17,7 +20,7 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.errors import DataError
 from orpo_ray.runs.scores import INTERVAL_METRICS, PairScores, changes, intervals
 from orpo_ray.runs.single_answers import share_of_better
-from orpo_ray.runs.summary import remarks
+from orpo_ray.runs.summary import plain, remarks
 from orpo_ray.training.layout import collate
 from orpo_ray.training.logprobs import pair_logps
 from orpo_ray.training.metrics import summarise
@@ -223,3 +226,14 @@ def test_pairs_alone_are_compared_if_there_are_any() -> None:
 def test_of_one_kind_alone_only_its_own_means_are_told() -> None:
     assert summarise(made_up(3, 0)).keys() == {"chosen_logp", "nll"}
     assert summarise(made_up(0, 3)).keys() == {"rejected_logp"}
+
+
+def test_of_one_kind_alone_nothing_is_said_of_accuracy() -> None:
+    before, after = made_up(30, 0), made_up(30, 0)
+    after.chosen[:] *= 2
+    [line] = remarks(changes(before, after), 30)
+    assert "The chosen answers became less likely" in line
+    console = RichConsole(file=StringIO(), width=100)
+    print_means(plain(intervals(before)), 30, console)
+    text = console.file.getvalue()
+    assert "nan" not in text and f"{-intervals(before)['nll'].value:.3f}".lstrip("-") in text
