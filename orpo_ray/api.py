@@ -15,7 +15,7 @@ from orpo_ray.config import RunConfig, ScaleConfig, stage_configs
 from orpo_ray.config import load_config as config_from
 from orpo_ray.config.searched import trial_count
 from orpo_ray.config.storage import is_url
-from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.errors import ConfigError, DataError, ResourceError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console, Printing
 from orpo_ray.runs.files import CONFIG_FILE, RESULT_FILE
@@ -211,9 +211,12 @@ def _prepare_stages(
     config: RunConfig, stages: Sequence[RunConfig], console: Console, verbose: bool
 ) -> None:
     """Check workers and pairs of every stage before the first one is trained."""
-    for stage in stages:
+    for number, stage in enumerate(stages):
         _place(stage.scale, console, verbose)
-        _prepare_training(Run(_before_training(config, stage)), SILENT)
+        try:
+            _prepare_training(Run(_before_training(config, stage)), SILENT)
+        except DataError as error:
+            raise DataError(f"stages.{number}: {error}") from error
 
 
 def _train_stages(
