@@ -31,7 +31,7 @@ from orpo_ray.training.pair_model import PairModel
 pytestmark = pytest.mark.real
 COMMAND = (sys.executable, "-m", "orpo_ray.cli.main", "train")
 WEIGHTS = Path("adapter") / "adapter_model.safetensors"
-LONG, SHORT = 16, 6
+LONG, SHORT = 20, 4
 """Steps of the run that learns, and of those that are compared with each other."""
 PAIRS = "rasbt_instruction_preference.json"
 
@@ -48,10 +48,10 @@ def write_config(
         "storage": str(storage),
         "model": {"base": str(real_base), "quantization": "none", "dtype": "float32"},
         "adapter": {"r": 16, "alpha": 32, "dropout": 0.0},
-        "objective": {"kind": "orpo", "lambda": 2.0},
+        "objective": {"kind": "orpo", "lambda": 1.0},
         "data": {
             "train": {"source": str(shared_data / PAIRS), "limit": 64},
-            "eval_fraction": 0.25,
+            "eval_fraction": 0.1,
             "max_length": 256,
         },
         "training": {
@@ -60,6 +60,9 @@ def write_config(
             "max_steps": SHORT,
             "eval_every": SHORT,
             "checkpoint_every": SHORT // 2,
+            # Found by a trial otherwise, in each run.
+            "tokens_per_microbatch": 4096,
+            "gradient_checkpointing": False,
         },
         "scale": {"workers": 1, "gpus_per_worker": 0},
     }
@@ -93,7 +96,7 @@ def learnt(write_config: WriteConfig, shared_data: Path) -> Path:
         write_config(
             "learnt",
             data={"train": {"source": str(shared_data / PAIRS)}, "eval_fraction": 0.15},
-            training={"pairs_per_step": 16, "max_steps": LONG, "eval_every": LONG},
+            training={"max_steps": LONG, "eval_every": LONG},
         )
     )
 
@@ -105,13 +108,14 @@ def short(write_config: WriteConfig) -> Path:
 
 
 def test_orpo_learns_on_real_pairs(learnt: Path) -> None:
-    """About half of what was measured: accuracy +0.118, margin +0.218 (low end +0.151), NLL -0.128
-    (high end -0.070), on 119 held-out pairs.
+    """About half of what was measured on 119 held-out pairs.
+
+    Accuracy +0.101, margin +0.151 (low end +0.099), NLL -0.163 (high end -0.112).
     """
     changes = json.loads((learnt / "result.json").read_text())["changes"]
     assert changes["accuracy"]["difference"]["value"] > 0.05
     assert changes["margin"]["difference"]["low"] > 0.05
-    assert changes["nll"]["difference"]["high"] < -0.02
+    assert changes["nll"]["difference"]["high"] < -0.05
 
 
 def test_the_adapter_is_one_that_plain_peft_computes_alike(learnt: Path, real_base: Path) -> None:
@@ -183,13 +187,8 @@ def test_a_step_of_trl_is_the_same_and_takes_longer(short: Path, write_config: W
         trained(
             write_config(
                 engine,
-                objective={"kind": "orpo", "lambda": 2.0, "nll_on": "full"},
-                training={
-                    "engine": engine,
-                    "max_steps": 3,
-                    "tokens_per_microbatch": 8192,
-                    "gradient_checkpointing": False,
-                },
+                objective={"kind": "orpo", "lambda": 1.0, "nll_on": "full"},
+                training={"engine": engine, "max_steps": 2, "tokens_per_microbatch": 8192},
             )
         )
         for engine in ("fast", "trl")
