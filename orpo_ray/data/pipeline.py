@@ -91,11 +91,7 @@ def prepare(
             "the same"
         )
     reading = _reading(data, single_answers)
-    sources = read_all(data)
-    announce_not_read(data, announce)
-    if data.columns is not None:
-        check_columns(sources, data.columns, announce)
-    told = announce_unused(sources, data.columns, announce)
+    sources, told = _sources(data, announce)
     settings = _settings(
         data, sources, tokenizer, tokenizer_fingerprint, seed, single_answers=single_answers
     )
@@ -127,6 +123,15 @@ def prepare(
     for line in [*describe_unused(found.summary, told), *describe(found.summary)]:
         announce(line)
     return found
+
+
+def _sources(data: DataConfig, announce: Announce) -> tuple[list[RawSource], dict[str, list[str]]]:
+    """The sources, and of each the columns of which it was announced that no pair uses them."""
+    sources = read_all(data)
+    announce_not_read(data, announce)
+    if data.columns is not None:
+        check_columns(sources, data.columns, announce)
+    return sources, announce_unused(sources, data.columns, announce)
 
 
 def _reading(data: DataConfig, single_answers: bool) -> Reading:

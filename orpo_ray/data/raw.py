@@ -7,6 +7,7 @@ their parts. The rows of other sources are kept if they are few, else read a sec
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import pyarrow as pa
@@ -108,22 +109,14 @@ def read_all(data: DataConfig) -> list[RawSource]:
 
 def _read_source(number: int, source: Source, label: str, split: str, room: int) -> RawSource:
     """Read a source once; its rows are kept if they take at most `room` bytes."""
+    raw = partial(RawSource, number=number, source=source, label=label, split=split)
     file = local_file(source)
     cut = None if file is None or source.limit is not None else cut_file(file.absolute())
     if cut is not None:
-        return RawSource(
-            number=number,
-            source=source,
-            label=label,
-            split=split,
-            digest=cut.digest,
-            size=cut.size,
-            rows=None,
-            first=list(islice(read_rows(source), SNIFFED_ROWS)),
-            cut=cut,
-        )
+        first = list(islice(read_rows(source), SNIFFED_ROWS))
+        return raw(digest=cut.digest, size=cut.size, rows=None, first=first, cut=cut)
     content = _Content()
-    first: list[RawRow] = []
+    first = []
     kept: list[pa.Table] | None = []
     for block in raw_blocks(content.through(read_rows(source)), number):
         if len(first) < SNIFFED_ROWS:
@@ -133,17 +126,7 @@ def _read_source(number: int, source: Source, label: str, split: str, room: int)
             kept = None
         elif kept is not None:
             kept.append(block)
-    return RawSource(
-        number=number,
-        source=source,
-        label=label,
-        split=split,
-        digest=content.digest,
-        size=content.size,
-        rows=content.rows,
-        first=first,
-        kept=kept,
-    )
+    return raw(digest=content.digest, size=content.size, rows=content.rows, first=first, kept=kept)
 
 
 def check_columns(sources: Sequence[RawSource], columns: Columns, announce: Announce) -> None:
