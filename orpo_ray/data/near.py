@@ -4,6 +4,8 @@ They are found by MinHash (Broder, "On the resemblance and containment of docume
 are compared in groups of three, so their order counts.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate, chain
 from zlib import crc32
 
 import numpy as np
@@ -32,18 +34,30 @@ Signatures = npt.NDArray[np.uint32]
 """MinHash values, [n, 64]."""
 
 
-def signature(pair: Pair) -> bytes:
-    """The MinHash of a pair's prompt, without its system turn, and of its better answer."""
+def signatures(pairs: Sequence[Pair]) -> list[bytes]:
+    """The MinHash of each pair's prompt, without its system turn, and of its better answer."""
+    words = [_words(pair) for pair in pairs]
+    hashes = np.fromiter(map(crc32, chain.from_iterable(words)), dtype=np.uint32)
+    groups = np.zeros(max(0, len(hashes) - _GROUP + 1), dtype=np.uint32)
+    for place in range(_GROUP):
+        groups = groups * _FACTOR + hashes[place : place + len(groups)]
+    groups = _mixed(groups)
+    starts = accumulate(map(len, words), initial=0)
+    # The groups at the end of a pair reach into the next one, and are left out.
+    own = (
+        groups[start : start + len(of) - _GROUP + 1]
+        for of, start in zip(words, starts, strict=False)
+    )
+    return [(_MULTIPLIERS * some + _OFFSETS).min(axis=1).tobytes() for some in own]
+
+
+def _words(pair: Pair) -> list[bytes]:
+    """The words of a pair, at least as many as a group has."""
     texts = [turn["content"] for turn in pair.prompt if turn["role"] != "system"]
     answer = next(iter(pair.answers.values()))
     texts += [turn["content"] for turn in answer]
     words = " ".join(texts).lower().encode().split()
-    hashes = np.array([crc32(word) for word in words], dtype=np.uint32)
-    last = max(1, len(hashes) - _GROUP + 1)
-    groups = np.zeros(last, dtype=np.uint32)
-    for place in range(min(_GROUP, len(hashes))):
-        groups = groups * _FACTOR + hashes[place : place + last]
-    return bytes((_MULTIPLIERS * _mixed(groups) + _OFFSETS).min(axis=1).tobytes())
+    return words + [b""] * (_GROUP - len(words))
 
 
 def _mixed(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -54,7 +68,7 @@ def _mixed(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 
 
 def read_signatures(packed: list[bytes]) -> Signatures:
-    """What `signature` has made."""
+    """What `signatures` has made."""
     return np.frombuffer(b"".join(packed), dtype=np.uint32).reshape(-1, _HASHES)
 
 

@@ -153,6 +153,10 @@ class RowProcessor:
             | (self._outcome(found, next(tokens)) if isinstance(found, Pair) else _refused(found))
             for place, found in read
         ]
+        kept = [(row, pair) for row, (_, pair) in zip(rows, read, strict=True) if not row["code"]]
+        signatures = near.signatures([pair for _, pair in kept if isinstance(pair, Pair)])
+        for (row, _), signature in zip(kept, signatures, strict=True):
+            row["signature"] = signature
         objects = [row for row in parsed if isinstance(row, dict)]
         if unused := count_unused(objects, self._reading.columns):
             rows[0]["unused"] = json.dumps(unused)
@@ -188,7 +192,6 @@ class RowProcessor:
             "multi_turn": pair.multi_turn,
             "truncated": len(fitted.prompt) < len(tokens.prompt),
             "ignored": self._tokeniser.ignored_fields(pair),
-            "signature": near.signature(pair),
         }
 
 

@@ -234,10 +234,13 @@ class PairTokeniser:
     ) -> TokenPair | Refusal:
         if isinstance(turns, Refusal):
             return turns
-        ended = {side: [*ids.answers[side], said.end] for side, said in texts.answers.items()}
+        ended = {
+            side: np.asarray([*ids.answers[side], said.end], dtype=np.int32)
+            for side, said in texts.answers.items()
+        }
         for side, bounds in turns.answers.items():
             inside = (ended[side][start : stop - 1] for start, stop in bounds)
-            if not all(map(self._renderer.endings.ids.isdisjoint, inside)):
+            if any((some == end).any() for some in inside for end in self._renderer.endings.ids):
                 return Refusal("end-token-inside", side)
         if ids.answers.get("chosen") == ids.answers.get("rejected"):
             return Refusal("identical", "the chat template makes them so")
@@ -247,9 +250,15 @@ class PairTokeniser:
             ranges_of(*((start + moved, stop + moved) for start, stop in turns.prompt)),
             *(ranges_of(*turns.answers.get(side, [])) for side in ("chosen", "rejected")),
         )
-        sides = {"prompt": prompt, "chosen": [], "rejected": [], **ended}
-        arrays = {side: np.asarray(each, dtype=np.int32) for side, each in sides.items()}
-        return TokenPair(pair_id=pair_id, **arrays, trained=trained, written=texts.prompt)
+        nothing = np.zeros(0, dtype=np.int32)
+        return TokenPair(
+            pair_id=pair_id,
+            prompt=np.asarray(prompt, dtype=np.int32),
+            chosen=ended.get("chosen", nothing),
+            rejected=ended.get("rejected", nothing),
+            trained=trained,
+            written=texts.prompt,
+        )
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """The ids with exactly one start token, if the tokenizer or the template wants one.

@@ -33,9 +33,7 @@ def training_arguments(
     The learning rate's schedule runs from step `schedule_from` to the end. `kind` is the class of
     the arguments, and `own` has the fields that only this class knows.
     """
-    assert config.learning_rate is not None, (
-        "a run in stages has no rate and trains nothing"
-    )
+    assert config.learning_rate is not None, "a run in stages has no rate and trains nothing"
     on_cpu, stage = decisions.device == "cpu", decisions.strategy.stage
     if stage is not None:
         prepare_deepspeed(decisions.device)

@@ -104,7 +104,7 @@ def test_the_example_of_the_design_loads(path):
     [
         ([], 2e-4),
         (["objective.kind=dpo"], 2e-5),
-        (["objective.kind=dpo", "objective.sft_weight=0.5"], 2e-4),
+        (["objective.kind=dpo", "objective.nll_weight=0.5"], 2e-4),
         (["adapter.kind=none", "model.quantization=none"], 5e-6),
         (["objective.kind=ipo", "adapter.kind=none", "model.quantization=none"], 5e-7),
         (["training.learning_rate=3e-4", "objective.kind=dpo"], 3e-4),

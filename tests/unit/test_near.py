@@ -5,7 +5,7 @@ import random
 import numpy as np
 from text_pairs import text_pair
 
-from orpo_ray.data.near import NEAR, NearIndex, read_signatures, signature
+from orpo_ray.data.near import NEAR, NearIndex, read_signatures, signatures
 from orpo_ray.data.pairs import Pair
 
 WORDS = [f"w{number}" for number in range(500)]
@@ -31,8 +31,8 @@ def test_pairs_are_near_if_they_share_enough_groups_of_words() -> None:
         asked.append(" ".join(words))
         one, other = groups(text), groups(asked[-1])
         shares.append(len(one & other) / len(one | other))
-    index = NearIndex(read_signatures([signature(pair(text)) for text in known]))
-    found = index.are_near(read_signatures([signature(pair(text)) for text in asked]))
+    index = NearIndex(read_signatures(signatures([pair(text) for text in known])))
+    found = index.are_near(read_signatures(signatures([pair(text) for text in asked])))
     true = np.array(shares)
     # 64 hashes estimate a share of 0.8 with a standard error of 0.05.
     assert found[true > NEAR + 0.15].all() and (true > NEAR + 0.15).sum() > 5
@@ -41,7 +41,7 @@ def test_pairs_are_near_if_they_share_enough_groups_of_words() -> None:
 
 def test_nothing_is_near_nothing() -> None:
     none = read_signatures([])
-    one = read_signatures([signature(pair("a b c"))])
+    one = read_signatures(signatures([pair("a b c")]))
     assert NearIndex(none).are_near(one).tolist() == [False]
     assert NearIndex(one).are_near(none).tolist() == []
     assert NearIndex(one).are_near(one).tolist() == [True]
