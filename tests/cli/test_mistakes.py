@@ -79,6 +79,16 @@ def base(edit: Callable[[Path], object], *more: str) -> Make:
     return make
 
 
+def in_second_stage(make: Make) -> Make:
+    """The pairs that `make` has written, as those of a second stage."""
+
+    def moved(folder: Path) -> list[str]:
+        files = [override.partition("=")[2] for override in make(folder)]
+        return [f"stages=[{{}}, {{data: {{train: {json.dumps(files)}}}}}]"]
+
+    return moved
+
+
 def text(key: str, name: str, content: str) -> Make:
     """A setting that names a file with this text."""
 
@@ -297,6 +307,11 @@ SOURCES: dict[str, tuple[Make, int, tuple[str, ...]]] = {
         rows(*({"prompt": "Say 1.", "completion": "1", "label": True} for _ in GOOD)),
         WRONG,
         ("pairs.jsonl", "unpaired"),
+    ),
+    "bad pairs of a second stage": (
+        in_second_stage(rows(*BAD_SIDE)),
+        WRONG,
+        ("stages.1: 5 of 36 rows are bad",),
     ),
     "unknown columns": (
         rows({"q": "?", "yes": "a", "no": "b"}),
