@@ -200,9 +200,22 @@ def _why_no_shape(row: Row, present: Set[str]) -> tuple[str, str]:
             return "missing-rejected", f"found {_names(row)}"
         if rejected in present:
             return "missing-chosen", f"found {_names(row)}"
+    if null := _null_of_single(row, present):
+        return null
     if present & _ALL_PROMPTS and present - _ALL_PROMPTS <= _KEYS_OF_SIDE_TABLES:
         return "prompts-only", ""
     return "unknown-shape", f"found {_names(row)}"
+
+
+def _null_of_single(row: Row, present: Set[str]) -> tuple[str, str] | None:
+    """Why a row with an answer and a label holds none, if one of them is null."""
+    for name in labelled.SPEAKING:
+        if name in row and name not in present and present & {*labelled.ANSWERS, *_CONVERSATIONS}:
+            return "wrong-label", f"{name} is null"
+    for name in labelled.ANSWERS:
+        if name in row and name not in present and present & {*labelled.SPEAKING}:
+            return "wrong-type", f"{name} is null"
+    return None
 
 
 def _names(row: Row) -> str:
@@ -220,7 +233,7 @@ def _read_named(row: Row, columns: Columns) -> Sides | Single:
     is_good = labelled.says_good(row[label], label)
     if is_good is None:
         raise RowRefused("wrong-label", f"{label} {row[label]!r}")
-    return Single(row[prompt], row[answer], is_good)
+    return Single(row[prompt], row[answer], is_good, answer)
 
 
 def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> Sides:
@@ -336,19 +349,19 @@ def _read_swift(row: Row, prompt: str, chosen: str, rejected: str) -> Sides:
 
 
 def _read_single(row: Row, prompt: str, answer: str, label: str) -> Single | None:
-    is_good = labelled.says_good(row[label], label)
+    is_good = labelled.is_good(row, label)
     if is_good is None:
         return None
     question = _alpaca_prompt(row, prompt) if prompt == "instruction" else row[prompt]
-    return Single(question, row[answer], is_good)
+    return Single(question, row[answer], is_good, answer)
 
 
 def _read_labelled_conversation(
     row: Row, prompt: str, conversation: str, label: str
 ) -> Single | None:
     """The last turn of a conversation is the answer."""
-    is_good = labelled.says_good(row[label], label)
-    return None if is_good is None else Single(None, row[conversation], is_good)
+    is_good = labelled.is_good(row, label)
+    return None if is_good is None else Single(None, row[conversation], is_good, conversation)
 
 
 def _read_ranked(row: Row, prompt: str, answers: str, scores: str) -> _Ranked | None:
@@ -419,12 +432,13 @@ SHAPES = (
         prompt=(*_PROMPTS, *_CONVERSATIONS),
         sides=tuple(product(labelled.ANSWERS, labelled.LABELS)),
         read=_read_single,
-        also=_ALPACA,
+        also=(*_ALPACA, *labelled.SPEAKING, labelled.DOWN),
     ),
     Shape(
         name="a conversation and a label",
         prompt=(),
         sides=tuple(product(_CONVERSATIONS, labelled.LABELS)),
         read=_read_labelled_conversation,
+        also=(*labelled.SPEAKING, labelled.DOWN),
     ),
 )

@@ -36,11 +36,12 @@ class Sides:
 
 @dataclass(frozen=True)
 class Single:
-    """Raw values of one row with one answer, and whether its label calls it good."""
+    """Raw values of one row with one answer, whether its label calls it good, and its column."""
 
     prompt: Any
     answer: Any
     is_good: bool
+    column: str
 
 
 def to_pair(sides: Sides, system: str, context: Context, all_turns: bool) -> Pair:
@@ -95,8 +96,10 @@ def _shared_turns(
 def to_single(single: Single, system: str, context: Context) -> Pair:
     """A pair with one side. Raises RowRefused if there is no prompt or no answer."""
     side = "chosen" if single.is_good else "rejected"
-    before, answer = answer_messages(single.answer, side)
-    refuse_dialogue(answer, side)
+    if single.answer in (None, []):
+        raise RowRefused(f"missing-{side}")
+    before, answer = answer_messages(single.answer, single.column)
+    refuse_dialogue(answer, single.column)
     conversation = _join(prompt_messages(single.prompt), before)
     sides = {"chosen": None, "rejected": None, side: answer}
     return Pair(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from orpo_ray.data.messages import RowRefused
+from orpo_ray.data.pairs import Row
 
 ANSWERS = ("completion", "response", "output", "answer")
 LABELS = ("label", "kto_tag", "thumbs_up", "thumbs", "feedback")
@@ -17,14 +18,51 @@ _GOOD = (
     "desirable",
     "yes",
     "positive",
+    "chosen",
+    "accepted",
+    "correct",
     "👍",
 )
 _BAD = (
     *("false", "0", "0.0", "-1", "-1.0", "bad", "down", "thumbs_down", "dislike", "undesirable"),
-    *("no", "negative", "👎"),
+    *("no", "negative", "rejected", "incorrect", "👎"),
 )
-_SPEAKING = ("label", "kto_tag")
+SPEAKING = ("label", "kto_tag")
 """Columns that hold nothing but a label; the others may hold a text about the answer."""
+_UP, DOWN = "thumbs_up", "thumbs_down"
+
+
+def is_good(row: Row, column: str) -> bool | None:
+    """Whether the label in a column calls the row's answer good; None if it is no label.
+
+    Raises RowRefused for a value in a column of labels that is none, and for two labels that do not
+    agree.
+    """
+    if column == _UP and row.get(DOWN) is not None:
+        return _more_up(row[_UP], row[DOWN])
+    found = says_good(row[column], column)
+    for other in SPEAKING:
+        value = row.get(other)
+        if None not in (found, value) and says_good(value, other) != found:
+            raise RowRefused("wrong-label", f"{column} {row[column]!r}, but {other} {value!r}")
+    return found
+
+
+def _more_up(up: Any, down: Any) -> bool:
+    """Whether more thumbs are up than down; both may be counts, or yes and no."""
+    ups, downs = _thumbs(up, _UP), _thumbs(down, DOWN)
+    if ups == downs:
+        raise RowRefused("wrong-label", f"{_UP} {up!r}, {DOWN} {down!r}")
+    return ups > downs
+
+
+def _thumbs(value: Any, column: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        if (found := says_good(value, column)) is None:
+            raise RowRefused("wrong-label", f"{column} {value!r}") from None
+        return float(found)
 
 
 def says_good(label: Any, column: str) -> bool | None:
@@ -39,6 +77,6 @@ def says_good(label: Any, column: str) -> bool | None:
         return True
     if word in _BAD:
         return False
-    if column in _SPEAKING:
+    if column in SPEAKING:
         raise RowRefused("wrong-label", f"{column} {label!r}")
     return None

@@ -13,7 +13,8 @@ from rich.console import Console as RichConsole
 
 from orpo_ray.cli.tables import print_means
 from orpo_ray.config.data import DataConfig
-from orpo_ray.data.pairs import TokenPair
+from orpo_ray.data.formats import Reading, read_pairs
+from orpo_ray.data.pairs import Refusal, TokenPair
 from orpo_ray.data.pipeline import prepare
 from orpo_ray.data.refusals import refuse_one_kind
 from orpo_ray.data.store import Artifact
@@ -27,6 +28,7 @@ from orpo_ray.training.metrics import summarise
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
 PAIRS = [{"prompt": f"Q{n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(20)]
+SINGLE = Reading(single_answers=True)
 SINGLES = [
     {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
     for row in PAIRS
@@ -98,7 +100,9 @@ def test_answers_of_one_kind_are_refused(
 ) -> None:
     rows = [row for row in SINGLES if row["label"] is (missing == "bad")]
     artifact = prepared(tmp_path, chatml_tokenizer, rows)
-    with pytest.raises(DataError, match=f"data.train: .* needs {missing} ones, too"):
+    with pytest.raises(
+        DataError, match=f"all answers to train on are .* needs {missing} ones, too"
+    ):
         refuse_one_kind(artifact)
 
 
@@ -237,3 +241,44 @@ def test_of_one_kind_alone_nothing_is_said_of_accuracy() -> None:
     print_means(plain(intervals(before)), 30, console)
     text = console.file.getvalue()
     assert "nan" not in text and f"{-intervals(before)['nll'].value:.3f}".lstrip("-") in text
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ({"thumbs_up": 1, "thumbs_down": 4}, False),
+        ({"thumbs_up": 7, "thumbs_down": "2"}, True),
+        ({"thumbs_up": True, "thumbs_down": False}, True),
+        ({"thumbs_up": 0, "thumbs_down": 0}, "thumbs_up 0, thumbs_down 0"),
+        ({"thumbs_up": "some", "thumbs_down": 1}, "thumbs_up 'some'"),
+        ({"label": True, "kto_tag": False}, "label True, but kto_tag False"),
+        ({"label": "correct", "kto_tag": True}, True),
+        ({"label": "incorrect"}, False),
+        ({"label": None}, "label is null"),
+        ({"kto_tag": None, "thumbs": None}, "kto_tag is null"),
+    ],
+)
+def test_labels_that_are_read_and_those_that_are_refused(
+    labels: dict[str, Any], found: bool | str
+) -> None:
+    read = read_pairs({"prompt": "Q", "completion": "A", **labels}, SINGLE)
+    if isinstance(found, str):
+        assert read == Refusal("wrong-label", found)
+        return
+    assert isinstance(read, list)
+    assert [pair.chosen is not None for pair in read] == [found]
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [
+        (7, Refusal("wrong-type", "completion holds int, not text or messages")),
+        (None, Refusal("wrong-type", "completion is null")),
+        (
+            [{"role": "user", "content": "A"}],
+            Refusal("wrong-roles", "completion ends with a turn of role 'user'"),
+        ),
+    ],
+)
+def test_a_refused_answer_is_named_by_its_column(answer: Any, refusal: Refusal) -> None:
+    assert read_pairs({"prompt": "Q", "completion": answer, "label": False}, SINGLE) == refusal
