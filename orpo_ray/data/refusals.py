@@ -68,10 +68,10 @@ def refuse_one_kind(artifact: Artifact) -> None:
         counts = np.count_nonzero(table.lengths[:, 1:], axis=0)
         for count, missing, kind in zip(counts, ("good", "bad"), ("bad", "good"), strict=True):
             if len(table) and not count:
-                more = "" if split == "train" else " (or a larger data.eval_fraction)"
+                which = "answers to train on" if split == "train" else "held-out answers"
                 raise DataError(
-                    f"data.{split}: all answers are {kind}; a comparison needs {missing} ones, "
-                    f"too{more}"
+                    f"data: all {which} are {kind}; a comparison needs {missing} ones, too: add "
+                    "some, each with a prompt of its own"
                 )
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from orpo_ray.config.data import Source
 
+_SIDES = ("chosen", "rejected")
 Rows = npt.NDArray[np.int64]
 """Row numbers of the processed table, in order."""
 AreNear = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
@@ -60,7 +61,9 @@ def select_pairs(
     first_train, more_train = _first_of_each(usable[is_train], pairs)
     evaluation, more_eval = _first_of_each(usable[~is_train], pairs)
     if hold_out is not None:
-        is_held_out = _hold_out(first_train, rows["prompt_key"], hold_out, seed)
+        prompts, of_prompts = _numbered(rows["prompt_key"].take(pa.array(first_train)))
+        has = np.stack([rows[side].to_numpy()[first_train] > 0 for side in _SIDES])
+        is_held_out = _hold_out(prompts, of_prompts, has, hold_out, seed)
         evaluation, first_train = first_train[is_held_out], first_train[~is_held_out]
     is_equal = np.isin(pairs[first_train], pairs[evaluation])
     is_near = are_near(first_train, evaluation) & ~is_equal
@@ -93,17 +96,18 @@ def _first_of_each(indices: Rows, keys: Rows) -> tuple[Rows, Rows]:
 
 
 def _hold_out(
-    indices: Rows, prompts: pa.ChunkedArray, share: float, seed: int
+    numbers: Rows, keys: pa.Array, has: npt.NDArray[np.bool_], share: float, seed: int
 ) -> npt.NDArray[np.bool_]:
     """Which rows are held out: whole prompts, in an order that the seed gives, up to the share.
 
-    All pairs of one prompt stay together. If all pairs have the same prompt, none is held out.
+    `numbers` has the prompt of each row, and `has` whether it has a better and a worse answer, [2,
+    n]. All pairs of one prompt stay together. If all pairs have the same prompt, none is held out.
+    If there are better and worse answers, both kinds are held out.
     """
-    numbers, keys = _numbered(prompts.take(pa.array(indices)))
     pairs_of = np.bincount(numbers, minlength=len(keys))
     if len(keys) < 2:
-        return np.zeros(len(indices), dtype=bool)
-    wanted = max(1, round(share * len(indices)))
+        return np.zeros(len(numbers), dtype=bool)
+    wanted = max(1, round(share * len(numbers)))
     ranks = np.array([_rank(seed, key.as_py()) for key in keys])
     is_held_out, count = np.zeros(len(keys), dtype=bool), 0
     order = np.argsort(ranks, kind="stable")
@@ -113,6 +117,10 @@ def _hold_out(
     if not count:
         # Each prompt has more pairs than are wanted, so the one with the fewest is held out.
         is_held_out[order[np.argmin(pairs_of[order])]] = True
+    for one_kind in has:
+        with_it = order[np.isin(order, numbers[one_kind])]
+        if len(with_it) > 1 and not is_held_out[with_it].any():
+            is_held_out[with_it[0]] = True  # of few answers of a kind, chance may take none
     chosen: npt.NDArray[np.bool_] = is_held_out[numbers]
     return chosen
 

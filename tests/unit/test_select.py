@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 
 from orpo_ray.config.data import Source
-from orpo_ray.data.rows import RESULT
+from orpo_ray.data.rows import RESULT, facts_of
 from orpo_ray.data.select import select_pairs
+from orpo_ray.data.store import TRAINED
 
 
 def table(*rows: tuple[int, str, str]) -> pa.Table:
-    """Rows of (source, pair, prompt); a pair "" is a bad row."""
+    """Rows of (source, pair, prompt); a pair "" is a bad row, "good..." has no worse answer."""
     values: list[dict[str, Any]] = [
         {
             "source": source,
@@ -22,10 +23,13 @@ def table(*rows: tuple[int, str, str]) -> pa.Table:
             "pair_id": f"f:{line}",
             "pair_key": pair.encode(),
             "prompt_key": prompt.encode(),
+            "chosen": [] if pair.startswith("bad") else [1],
+            "rejected": [] if pair.startswith("good") else [1],
+            **{name: [] for name in TRAINED},
         }
         for line, (source, pair, prompt) in enumerate(rows)
     ]
-    return pa.Table.from_pylist(values, schema=RESULT)
+    return facts_of(pa.Table.from_pylist(values, schema=RESULT))
 
 
 def sources(*weights: float) -> list[Source]:
@@ -110,3 +114,13 @@ def test_small_sets(prompts: list[str], held_out: int) -> None:
     found = select_pairs(rows, sources(1), 0.05, seed=3)
     assert len(found.eval) == held_out
     assert len(found.train) == len(prompts) - held_out
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_few_answers_of_one_kind_some_are_held_out(seed: int) -> None:
+    rows = [(0, f"good {n}", f"q{n}") for n in range(100)]
+    rows += [(0, f"bad {n}", f"r{n}") for n in range(2)]
+    found = chosen(table(*rows), sources(1), 0.05, seed=seed)
+    bad = {100, 101}
+    assert len(bad & set(found["eval"])) == len(bad & set(found["train"])) == 1
+    assert 5 <= len(found["eval"]) <= 6
