@@ -14,7 +14,7 @@ from support import run_config
 from support import settings as settings_tree
 
 from orpo_ray.config import RunConfig, SearchConfig, build, dump, stage_configs
-from orpo_ray.config.searched import trial_count
+from orpo_ray.config.searched import trial_count, with_values
 from orpo_ray.config.space import Domain, Options, Span, written
 from orpo_ray.config.suited import suited_rates
 from orpo_ray.errors import ConfigError
@@ -967,3 +967,14 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path, trial: dict[str, An
     run.path("search.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"search\.json: not as a search wrote it"):
         run.search()
+
+
+def test_a_trial_of_another_objective_gets_its_own_usual_rate(tmp_path: Path) -> None:
+    space = {"objective": {"choice": [{"kind": "orpo"}, {"kind": "dpo"}]}}
+    tree = settings_tree(tmp_path) | {"search": {"space": space}}
+    del tree["training"]["learning_rate"]
+    config = RunConfig.model_validate(tree)
+    trials = [with_values(config, {"objective": {"kind": kind}}) for kind in ("orpo", "dpo")]
+    assert [trial.training.learning_rate for trial in trials] == [2e-4, 2e-5]
+    named = with_values(config, {"objective": {"kind": "dpo"}, "training.learning_rate": 3e-4})
+    assert named.training.learning_rate == 3e-4
