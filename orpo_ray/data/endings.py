@@ -18,19 +18,18 @@ _PROBES: tuple[list[Message], ...] = (
     [{"role": "system", "content": "x"}, *_PROBE],
     [*_PROBE, {"role": "tool", "content": "x"}],
 )
-_NAME, _ID = "xCalled", "xxxxxxxxx"
-_CALL: dict[str, Any] = {"name": _NAME, "arguments": {"x": "x"}}
-_USES_A_TOOL: list[Message] = [
+_CALL: dict[str, Any] = {"name": "xCalled", "arguments": {"x": "x"}}
+_CALLS: list[Message] = [
     _PROBE[0],
     {
         "role": "assistant",
         "content": "",
-        "tool_calls": [{"id": _ID, "type": "function", "function": _CALL}],
+        "reasoning_content": "x",
+        "tool_calls": [{"id": "xxxxxxxxx", "type": "function", "function": _CALL}],
     },
-    {"role": "tool", "content": "x", "name": _NAME, "tool_call_id": _ID},
-    _PROBE[1],
 ]
-_TOOL = {"name": _NAME, "description": "x", "parameters": {"type": "object", "properties": {}}}
+_OF_CALLS = re.compile(r"(tool|function).?call|python_tag", re.IGNORECASE)
+"""Names of special tokens of calls, for a template that writes no such call as the probe's."""
 _INSIDE_TURNS = re.compile(r"</?(think|thinking|reasoning|tool\w*)>")
 
 
@@ -54,7 +53,11 @@ class Endings:
         """End tokens by their texts, the template's own among them."""
         self._own = str(tokenizer.eos_token)
         if around is not None:
-            found = self.split(around[-1])
+            # Some templates write eos_token after the last turn, whose own end token comes first.
+            turn_end = self._first(around[1])
+            if turn_end is not None and turn_end == self._first(around[2]):
+                self.texts[turn_end] = self._special[turn_end]
+            found = self.split(around[2])
             if found is None:
                 raise DataError(
                     "the chat template ends an answer with no end token, so a model would never "
@@ -89,8 +92,13 @@ class Endings:
         sign = re.match(r"[\[<]\S+", before.removeprefix(bos).lstrip())
         marks = (*known, *((sign.group(),) if sign else ()))
         turns = {*TURN_MARKS, *END_MARKS, *START_MARKS, bos, *self.texts}
-        spoken = {mark for mark in self._special if mark in source and mark not in written}
-        spoken -= turns | self._told(tokenizer)
+        called = (_rendered(tokenizer, _CALLS) or "").partition(_ASKED)[2]
+        spoken = {
+            mark
+            for mark in self._special
+            if mark not in written
+            and (mark in called or (mark in source and _OF_CALLS.search(mark)))
+        } - turns
         self.in_text = Marks(marks)
         """Marks that no text may have."""
         self.in_answer = Marks(mark for mark in marks if mark not in spoken)
@@ -100,14 +108,10 @@ class Endings:
             mark for mark in foreign if mark not in spoken and mark not in written
         )
 
-    def _told(self, tokenizer: Any) -> set[str]:
-        """Special tokens that the template writes around tools and results, but not in calls."""
-        call = (_rendered(tokenizer, _USES_A_TOOL[:2]) or "").partition(_ASKED)[2]
-        if _NAME not in call:
-            return set()
-        tools = [{"type": "function", "function": _TOOL}]
-        whole = _rendered(tokenizer, _USES_A_TOOL, tools) or ""
-        return {mark for mark in self._special if mark in whole and mark not in call}
+    def _first(self, text: str) -> str | None:
+        """The special token with which a text begins, or None."""
+        start = text.lstrip()
+        return next((each for each in self._special if start.startswith(each)), None)
 
     def text_of(self, end: int) -> str:
         """The text of an end token that `split` has found."""
@@ -171,13 +175,13 @@ def end_ids(tokenizer: Any, generation_config: Any) -> list[int]:
     return sorted({*Endings(tokenizer).ids, *(int(each) for each in listed if each is not None)})
 
 
-def _rendered(tokenizer: Any, messages: list[Message], tools: Any = None) -> str | None:
+def _rendered(tokenizer: Any, messages: list[Message]) -> str | None:
     """What the template writes for messages, or None if it refuses them.
 
     A template is a program of the user, and may fail in any way.
     """
     try:
-        return str(tokenizer.apply_chat_template(messages, tools=tools, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
     except Exception:  # noqa: BLE001 - see above
         return None
 

@@ -16,6 +16,7 @@ from orpo_ray.data.messages import THOUGHTS, first_of
 from orpo_ray.data.pairs import Context, Message, Pair, Refusal
 from orpo_ray.data.turns import Turn, find_turns, holds
 
+_OPEN, _CLOSED = "<think>", "</think>"
 _OPENED_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>\s*$")
 
 _ALWAYS = ("role", "content")
@@ -226,14 +227,27 @@ class Renderer:
         rest = whole.removeprefix(start)
         if rest == whole:
             rest = _with_thoughts(whole, start, said)
+        elif rest.count(_CLOSED) > content.count(_CLOSED) and (apart := _thoughts_apart(said)):
+            # The template writes a block of thoughts of its own, so those of the content go there.
+            found = self._render_answer(pair, prompt, apart, side)
+            if isinstance(found, Answer) and not holds(found.text, apart["reasoning_content"]):
+                return Refusal("template-rewrites")
+            return found
         if not holds(rest, content):
             return Refusal("template-rewrites")
-        found = self.endings.split(rest)
-        if found is None:
+        parts = self.endings.split(rest)
+        if parts is None:
             return Refusal("no-end-token", side)
-        if not found[0].strip():
+        if not content.strip() and self._is_silent(messages, said, pair.context, whole):
             return Refusal(f"empty-{side}", "the chat template does not write its tool_calls")
-        return Answer(*found, turns=[])
+        return Answer(*parts, turns=[])
+
+    def _is_silent(
+        self, before: list[Message], turn: Message, context: Context, written: str
+    ) -> bool:
+        """Whether the template writes no more of a turn than of one that has a content alone."""
+        bare: Message = {"role": turn["role"], "content": turn["content"]}
+        return self._render([*before, bare], context, generation=False) == written
 
     def _finds_opening(self) -> str:
         """What the template writes last before generation; "" if nothing can be told.
@@ -246,7 +260,19 @@ class Renderer:
             return ""
         if opened == asked:
             return opened.rpartition(_ASKED[0]["content"])[2].lstrip()
+        if not opened.startswith(asked):
+            # Phi-3's writes eos_token after a conversation, even if an answer is to come.
+            asked = asked.removesuffix(self._tokenizer.eos_token)
         return opened.removeprefix(asked) if opened.startswith(asked) else ""
+
+
+def _thoughts_apart(answer: Message) -> Message | None:
+    """The answer with the thoughts that its content begins with in a field; None without any."""
+    thoughts, closed, content = answer["content"].partition(_CLOSED)
+    thoughts = thoughts.lstrip().removeprefix(_OPEN)
+    if not closed or _OPEN in thoughts or first_of(dict(answer), THOUGHTS):
+        return None
+    return {**answer, "content": content.lstrip(), "reasoning_content": thoughts.strip()}
 
 
 def _with_thoughts(whole: str, start: str, answer: Message) -> str:
@@ -261,6 +287,8 @@ def _with_thoughts(whole: str, start: str, answer: Message) -> str:
     said = whole.removeprefix(start[: opened.start()])
     closing = f"</{opened[1]}>"
     thoughts, closed, _ = answer["content"].rpartition(closing)
+    if opened[0].strip() in thoughts.lstrip().removeprefix(opened[0].strip()):
+        closed = ""  # it is spoken of inside the answer, which does not begin with thoughts
     if closing in said:
         return said.removeprefix(opened[0].strip()).lstrip()
     if closed:

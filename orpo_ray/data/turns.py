@@ -49,6 +49,10 @@ def find_turns(
         if isinstance(rendered, Refusal):
             return rendered
         found = _turn(message, before, rendered, whole, endings)
+        bare: Message = {"role": message["role"], "content": message["content"]}
+        is_silent = not isinstance(found, str) and not bare["content"].strip()
+        if is_silent and render([*messages[:place], bare], False) == rendered:
+            found = "the chat template writes nothing of it"
         if isinstance(found, str):
             return Refusal("untrainable-turn", f"message {place + 1}: {found}")
         turns.append(Turn(place + 1, before, *found))

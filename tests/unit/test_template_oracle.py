@@ -61,7 +61,7 @@ FAMILIES = {
     "mistral with tools": MISTRAL_TOOLS,
     "deepseek": DEEPSEEK,
 }
-TEXTS = st.text(st.characters(codec="ascii", exclude_characters="<[|\x00"), min_size=1).filter(
+TEXTS = st.text(st.characters(codec="ascii", exclude_characters="<[|:\x00"), min_size=1).filter(
     lambda text: bool(text.strip())
 )
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
