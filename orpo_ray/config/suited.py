@@ -55,7 +55,7 @@ That term keeps the text readable at higher rates.
 
 _DEFAULT_RATES = {
     ("lora", True): 2e-4,
-    ("lora", False): 2e-5,
+    ("lora", False): 5e-5,
     ("none", True): 5e-6,
     ("none", False): 5e-7,
 }

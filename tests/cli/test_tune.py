@@ -26,7 +26,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """A search over the last of two stages, by the real command."""
     folder = tmp_path_factory.mktemp("tuned")
     sft = {"objective": {"kind": "sft"}}
-    orpo = {"objective": {"kind": "orpo"}, "training": {"max_steps": 2}}
+    orpo = {"objective": {"kind": "orpo", "lambda": 0.1}, "training": {"max_steps": 2}}
     tree = {
         "name": "staged",
         "storage": str(folder / "storage"),

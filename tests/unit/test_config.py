@@ -103,7 +103,7 @@ def test_the_example_of_the_design_loads(path):
     ("overrides", "rate"),
     [
         ([], 2e-4),
-        (["objective.kind=dpo"], 2e-5),
+        (["objective.kind=dpo"], 5e-5),
         (["objective.kind=dpo", "objective.nll_weight=0.5"], 2e-4),
         (["adapter.kind=none", "model.quantization=none"], 5e-6),
         (["objective.kind=ipo", "adapter.kind=none", "model.quantization=none"], 5e-7),

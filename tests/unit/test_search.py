@@ -975,6 +975,6 @@ def test_a_trial_of_another_objective_gets_its_own_usual_rate(tmp_path: Path) ->
     del tree["training"]["learning_rate"]
     config = RunConfig.model_validate(tree)
     trials = [with_values(config, {"objective": {"kind": kind}}) for kind in ("orpo", "dpo")]
-    assert [trial.training.learning_rate for trial in trials] == [2e-4, 2e-5]
+    assert [trial.training.learning_rate for trial in trials] == [2e-4, 5e-5]
     named = with_values(config, {"objective": {"kind": "dpo"}, "training.learning_rate": 3e-4})
     assert named.training.learning_rate == 3e-4

@@ -298,7 +298,7 @@ def test_a_stage_without_a_learning_rate_gets_one_for_its_own_objective(path: Pa
     config = load(path, RUN + STAGES)
     assert config.training.learning_rate is None, "a run with stages trains nothing itself"
     sft, dpo = stage_configs(config)
-    assert (sft.training.learning_rate, dpo.training.learning_rate) == (2e-4, 2e-5)
+    assert (sft.training.learning_rate, dpo.training.learning_rate) == (2e-4, 5e-5)
     assert stage_configs(RunConfig.model_validate(dump(config))) == [sft, dpo]
 
 
