@@ -28,7 +28,7 @@ _CALLS: list[Message] = [
         "tool_calls": [{"id": "xxxxxxxxx", "type": "function", "function": _CALL}],
     },
 ]
-_OF_CALLS = re.compile(r"(tool|function).?call|python_tag", re.IGNORECASE)
+_OF_CALLS = re.compile(r"(tool|function).?(call|sep)|python_tag", re.IGNORECASE)
 """Names of special tokens of calls, for a template that writes no such call as the probe's."""
 _INSIDE_TURNS = re.compile(r"</?(think|thinking|reasoning|tool\w*)>")
 
@@ -54,8 +54,8 @@ class Endings:
         self._own = str(tokenizer.eos_token)
         if around is not None:
             # Some templates write eos_token after the last turn, whose own end token comes first.
-            turn_end = self._first(around[1])
-            if turn_end is not None and turn_end == self._first(around[2]):
+            turn_end = _first(around[1].lstrip(), self._special)
+            if turn_end is not None and turn_end == _first(around[2].lstrip(), self._special):
                 self.texts[turn_end] = self._special[turn_end]
             found = self.split(around[2])
             if found is None:
@@ -107,11 +107,6 @@ class Endings:
         self._in_rendered = Marks(
             mark for mark in foreign if mark not in spoken and mark not in written
         )
-
-    def _first(self, text: str) -> str | None:
-        """The special token with which a text begins, or None."""
-        start = text.lstrip()
-        return next((each for each in self._special if start.startswith(each)), None)
 
     def text_of(self, end: int) -> str:
         """The text of an end token that `split` has found."""
@@ -194,6 +189,11 @@ def _written_around(rendered: str) -> tuple[str, str, str] | None:
     before, asked, rest = rendered.partition(_ASKED)
     between, said, after = rest.partition(_SAID)
     return (before, between, after) if asked and said else None
+
+
+def _first(text: str, known: Collection[str]) -> str | None:
+    """The longest known text with which a text begins."""
+    return max((each for each in known if text.startswith(each)), key=len, default=None)
 
 
 def _last(text: str, known: Collection[str]) -> str | None:
