@@ -102,7 +102,7 @@ def test_who_follows_a_run_survives_a_broken_connection(hosts: Path, config: Pat
 
 def test_a_search_runs_on_the_cluster(hosts: Path, config: Path) -> None:
     space = (
-        "search={searcher: grid, scheduler: none, space: {objective.lambda: {grid: [0.1, 1.0]}}}"
+        "search={searcher: grid, scheduler: none, space: {objective.lambda: {grid: [0.5, 1.0]}}}"
     )
     done = submit(hosts, config, "name=sought", space, "scale.workers=1", command="tune").end()
     assert done.code == 0, done.err
