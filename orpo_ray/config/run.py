@@ -84,9 +84,13 @@ class RunConfig(Section):
         run = read(data)
         if run.stages or run.training.learning_rate is not None:
             return run
-        rate = default_rate(run.adapter.kind, run.objective.has_likelihood)
-        training = run.training.model_copy(update={"learning_rate": rate})
+        training = run.training.model_copy(update={"learning_rate": run.usual_rate})
         return run.model_copy(update={"training": training})
+
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate of a run like this one that names none."""
+        return default_rate(self.adapter.kind, self.objective.has_likelihood)
 
     @property
     def run_dir(self) -> Path:

@@ -10,7 +10,6 @@ from orpo_ray.config.run import RunConfig
 from orpo_ray.config.search import TRIALS, SearchConfig
 from orpo_ray.config.space import Domain, Options
 from orpo_ray.config.stages import merged, stage_configs
-from orpo_ray.config.suited import default_rate
 from orpo_ray.errors import ConfigError
 
 
@@ -80,15 +79,11 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     Raises ConfigError if the values make no valid run.
     """
     tree = dump(config) | {"search": None}
-    if not config.stages and config.training.learning_rate == _usual_rate(config):
+    if not config.stages and config.training.learning_rate == config.usual_rate:
         tree["training"]["learning_rate"] = None  # a trial may have another usual one
     for field, value in values.items():
         _set(tree, parse_override(f"{field}=")[0], value)
     return build(RunConfig, tree, {(): "search.space"})
-
-
-def _usual_rate(config: RunConfig) -> float:
-    return default_rate(config.adapter.kind, config.objective.has_likelihood)
 
 
 def _set(tree: dict[str, Any], key: Key, value: Any) -> None:

@@ -47,7 +47,7 @@ class TrainingConfig(Section):
     learning_rate: PositiveFloat | None = Field(
         None,
         description="the highest of the schedule; null: a usual one for the objective and the "
-        "adapter, [2e-4 for orpo with LoRA](methods.md#learning-rate-batch-epochs)",
+        "adapter (2e-4 for orpo with LoRA)",
     )
     pairs_per_step: PositiveInt = Field(
         64, description="the global batch, whatever the number of GPUs"

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from orpo_ray.data.endings import Endings
 from orpo_ray.data.messages import THOUGHTS, first_of
 from orpo_ray.data.pairs import Context, Message, Pair, Refusal
-from orpo_ray.data.turns import Turn, find_turns, holds
+from orpo_ray.data.turns import Render, Turn, find_turns, holds, is_silent
 
 _OPEN, _CLOSED = "<think>", "</think>"
 _OPENED_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>\s*$")
@@ -190,11 +190,11 @@ class Renderer:
         self, messages: list[Message], whole: str, context: Context, first: int = 0
     ) -> list[Turn] | Refusal:
         """The assistant turns from message `first` on in a rendered conversation."""
+        return find_turns(messages, whole, self._with(context), self.endings, first)
 
-        def render(some: list[Message], generation: bool) -> str | Refusal:
-            return self._render(some, context, generation)
-
-        return find_turns(messages, whole, render, self.endings, first)
+    def _with(self, context: Context) -> Render:
+        """Writes messages of a row with this context."""
+        return lambda messages, generation: self._render(messages, context, generation)
 
     def _without_end(self, turn: Message) -> Message:
         if turn["role"] != "assistant":
@@ -238,16 +238,9 @@ class Renderer:
         parts = self.endings.split(rest)
         if parts is None:
             return Refusal("no-end-token", side)
-        if not content.strip() and self._is_silent(messages, said, pair.context, whole):
+        if is_silent(said, messages, whole, self._with(pair.context)):
             return Refusal(f"empty-{side}", "the chat template does not write its tool_calls")
         return Answer(*parts, turns=[])
-
-    def _is_silent(
-        self, before: list[Message], turn: Message, context: Context, written: str
-    ) -> bool:
-        """Whether the template writes no more of a turn than of one that has a content alone."""
-        bare: Message = {"role": turn["role"], "content": turn["content"]}
-        return self._render([*before, bare], context, generation=False) == written
 
     def _finds_opening(self) -> str:
         """What the template writes last before generation; "" if nothing can be told.
@@ -285,14 +278,13 @@ def _with_thoughts(whole: str, start: str, answer: Message) -> str:
     if opened is None or not whole.startswith(start[: opened.start()]):
         return ""
     said = whole.removeprefix(start[: opened.start()])
-    closing = f"</{opened[1]}>"
-    thoughts, closed, _ = answer["content"].rpartition(closing)
-    if opened[0].strip() in thoughts.lstrip().removeprefix(opened[0].strip()):
-        closed = ""  # it is spoken of inside the answer, which does not begin with thoughts
+    opening, closing = f"<{opened[1]}>", f"</{opened[1]}>"
     if closing in said:
-        return said.removeprefix(opened[0].strip()).lstrip()
-    if closed:
-        return thoughts.lstrip().removeprefix(opened[0].strip()).lstrip() + closing + said
+        return said.removeprefix(opening).lstrip()
+    thoughts, closed, _ = answer["content"].rpartition(closing)
+    thoughts = thoughts.lstrip().removeprefix(opening)
+    if closed and opening not in thoughts:  # else an answer without thoughts speaks of both marks
+        return thoughts.lstrip() + closing + said
     thoughts = str(first_of(dict(answer), THOUGHTS) or "")
     return f"{thoughts.strip()}\n{closing}\n\n{said}"
 

@@ -143,20 +143,11 @@ class RowProcessor:
         parsed = [parse_row(raw["text"], raw["problem"]) for raw in raws]
         read = [one for raw, row in zip(raws, parsed, strict=True) for one in self._read(raw, row)]
         good = [(place, found) for place, found in read if isinstance(found, Pair)]
-        tokens = iter(
-            self._tokeniser.pairs(
-                [pair for _, pair in good], [place["pair_id"] for place, _ in good]
-            )
-        )
+        outcomes = iter(self._outcomes(good))
         rows = [
-            place
-            | (self._outcome(found, next(tokens)) if isinstance(found, Pair) else _refused(found))
+            place | (next(outcomes) if isinstance(found, Pair) else _refused(found))
             for place, found in read
         ]
-        kept = [(row, pair) for row, (_, pair) in zip(rows, read, strict=True) if not row["code"]]
-        signatures = near.signatures([pair for _, pair in kept if isinstance(pair, Pair)])
-        for (row, _), signature in zip(kept, signatures, strict=True):
-            row["signature"] = signature
         objects = [row for row in parsed if isinstance(row, dict)]
         if unused := count_unused(objects, self._reading.columns):
             rows[0]["unused"] = json.dumps(unused)
@@ -173,6 +164,17 @@ class RowProcessor:
             pair_id = row_id if len(pairs) == 1 else f"{row_id}.{nth + 1}"
             place = {"source": raw["source"], "line": raw["line"], "nth": nth, "pair_id": pair_id}
             yield place, pair if isinstance(pair, Refusal) else check_pair(pair) or pair
+
+    def _outcomes(self, good: Sequence[tuple[dict[str, Any], Pair]]) -> list[dict[str, Any]]:
+        """What becomes of each pair, given with where it comes from."""
+        pairs = [pair for _, pair in good]
+        tokens = self._tokeniser.pairs(pairs, [place["pair_id"] for place, _ in good])
+        outcomes = [self._outcome(*each) for each in zip(pairs, tokens, strict=True)]
+        kept = [each for each in zip(outcomes, pairs, strict=True) if not each[0]["code"]]
+        signatures = near.signatures([pair for _, pair in kept])
+        for (outcome, _), signature in zip(kept, signatures, strict=True):
+            outcome["signature"] = signature
+        return outcomes
 
     def _outcome(self, pair: Pair, tokens: TokenPair | Refusal) -> dict[str, Any]:
         if isinstance(tokens, Refusal):

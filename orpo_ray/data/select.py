@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from orpo_ray.config.data import Source
+from orpo_ray.data.store import SIDES
 
-_SIDES = ("chosen", "rejected")
 Rows = npt.NDArray[np.int64]
 """Row numbers of the processed table, in order."""
 AreNear = Callable[[Rows, Rows], npt.NDArray[np.bool_]]
@@ -62,7 +62,7 @@ def select_pairs(
     evaluation, more_eval = _first_of_each(usable[~is_train], pairs)
     if hold_out is not None:
         prompts, of_prompts = _numbered(rows["prompt_key"].take(pa.array(first_train)))
-        has = np.stack([rows[side].to_numpy()[first_train] > 0 for side in _SIDES])
+        has = np.stack([rows[side].to_numpy()[first_train] > 0 for side in SIDES[1:]])
         is_held_out = _hold_out(prompts, of_prompts, has, hold_out, seed)
         evaluation, first_train = first_train[is_held_out], first_train[~is_held_out]
     is_equal = np.isin(pairs[first_train], pairs[evaluation])

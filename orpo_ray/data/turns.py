@@ -49,14 +49,23 @@ def find_turns(
         if isinstance(rendered, Refusal):
             return rendered
         found = _turn(message, before, rendered, whole, endings)
-        bare: Message = {"role": message["role"], "content": message["content"]}
-        is_silent = not isinstance(found, str) and not bare["content"].strip()
-        if is_silent and render([*messages[:place], bare], False) == rendered:
+        if not isinstance(found, str) and is_silent(message, messages[:place], rendered, render):
             found = "the chat template writes nothing of it"
         if isinstance(found, str):
             return Refusal("untrainable-turn", f"message {place + 1}: {found}")
         turns.append(Turn(place + 1, before, *found))
     return turns
+
+
+def is_silent(turn: Message, before: list[Message], written: str, render: Render) -> bool:
+    """Whether a turn has no content, and the template writes nothing else of it, such as calls.
+
+    `written` is the conversation up to this turn, as the template writes it.
+    """
+    if turn["content"].strip():
+        return False
+    bare: Message = {"role": turn["role"], "content": turn["content"]}
+    return render([*before, bare], False) == written
 
 
 def _turn(
