@@ -198,7 +198,9 @@ def _first(text: str, known: Collection[str]) -> str | None:
 
 def _last(text: str, known: Collection[str]) -> str | None:
     """The longest known text with which a text ends."""
-    return max((each for each in known if text.endswith(each)), key=len, default=None)
+    if not text.endswith(tuple(known)):
+        return None
+    return max((each for each in known if text.endswith(each)), key=len)
 
 
 def _text_of(special: dict[str, int], token_id: int) -> str:

@@ -169,14 +169,12 @@ def _identity(messages: list[Message]) -> list[dict[str, Any]]:
 
 
 def _comparable(messages: list[Message]) -> list[tuple[str, str, str]]:
-    return [
-        (
-            message["role"],
-            message["content"].strip(),
-            json.dumps({name: value for name, value in message.items() if name in FIELDS}),
-        )
-        for message in messages
-    ]
+    return [(message["role"], message["content"].strip(), _fields(message)) for message in messages]
+
+
+def _fields(message: Message) -> str:
+    fields = {name: value for name, value in message.items() if name in FIELDS}
+    return json.dumps(fields) if fields else ""
 
 
 def system_of(row: Row, columns: Columns | None) -> str:

@@ -39,7 +39,10 @@ MADE = pa.schema(
 It has no name if the worker does not see the file that it should read, or if there is an error.
 """
 
-_LEAST_BYTES, _MOST_BYTES = 4 * 2**20, 16 * 2**20
+_LEAST_BYTES, _MOST_BYTES = 2**19, 16 * 2**20
+"""Files of JSON lines are cut about every MiB. So a small file has a shard for each cut, and no
+worker waits long for the last one.
+"""
 _SHARDS = 64
 
 

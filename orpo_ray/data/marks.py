@@ -5,7 +5,8 @@ trains it to write another family's marks.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 
@@ -70,14 +71,19 @@ class Marks:
         return next(filter(None, map(self.first_in, texts_of(value))), None)
 
 
-def texts_of(value: Any) -> Iterator[str]:
+def texts_of(value: Any) -> list[str]:
     """Every text in a message or a list of them, however deep, with the names of its fields."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, each in value.items():
-            yield from texts_of(name)
-            yield from texts_of(each)
+        return [value]
+    inside: Iterable[Any] = ()
+    if isinstance(value, dict):
+        inside = chain.from_iterable(value.items())
     elif isinstance(value, list | tuple):
-        for each in value:
-            yield from texts_of(each)
+        inside = value
+    found: list[str] = []
+    for each in inside:
+        if isinstance(each, str):
+            found.append(each)  # most values are texts
+        else:
+            found += texts_of(each)
+    return found

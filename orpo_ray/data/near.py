@@ -5,11 +5,13 @@ are compared in groups of three, so their order counts.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, chain
+from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from orpo_ray.data.pairs import Pair
 
@@ -21,6 +23,7 @@ _draw = np.random.Generator(np.random.PCG64(0))
 _MULTIPLIERS = _draw.integers(2**32, size=(_HASHES, 1), dtype=np.uint32) | np.uint32(1)
 _OFFSETS = _draw.integers(2**32, size=(_HASHES, 1), dtype=np.uint32)
 _GROUP = 3
+_NO_WORD = " \0"
 _FACTOR = np.uint32(0x9E3779B1)
 """An odd number of 32 bits, so that the order of the words in a group counts."""
 _BANDS = 16
@@ -30,34 +33,47 @@ Of two pairs that share 0.8 of their groups, one in 5,000 is missed by that.
 """
 _MOST_ALIKE = 64
 """A band that more evaluation pairs share is that of a common template and tells nothing."""
-Signatures = npt.NDArray[np.uint32]
+Hashes = npt.NDArray[np.uint32]
+Signatures = Hashes
 """MinHash values, [n, 64]."""
 
 
 def signatures(pairs: Sequence[Pair]) -> list[bytes]:
     """The MinHash of each pair's prompt, without its system turn, and of its better answer."""
-    words = [_words(pair) for pair in pairs]
-    hashes = np.fromiter(map(crc32, chain.from_iterable(words)), dtype=np.uint32)
+    words = pc.ascii_split_whitespace(pa.array(map(_text, pairs), pa.large_string()))
+    hashes = _hashes_of(words.flatten())
     groups = np.zeros(max(0, len(hashes) - _GROUP + 1), dtype=np.uint32)
     for place in range(_GROUP):
         groups = groups * _FACTOR + hashes[place : place + len(groups)]
     groups = _mixed(groups)
-    starts = accumulate(map(len, words), initial=0)
     # The groups at the end of a pair reach into the next one, and are left out.
-    own = (
-        groups[start : start + len(of) - _GROUP + 1]
-        for of, start in zip(words, starts, strict=False)
-    )
-    return [(_MULTIPLIERS * some + _OFFSETS).min(axis=1).tobytes() for some in own]
+    own = (groups[start : stop - _GROUP + 1] for start, stop in pairwise(words.offsets.to_pylist()))
+    return [_min_hash(some).tobytes() for some in own]
 
 
-def _words(pair: Pair) -> list[bytes]:
-    """The words of a pair, at least as many as a group has."""
+def _min_hash(groups: Hashes) -> Hashes:
+    """The least of each hash of the groups, [64]."""
+    hashes = _MULTIPLIERS * groups
+    hashes += _OFFSETS  # in place: a second array of this size takes as long as all hashes
+    least: Hashes = hashes.min(axis=1)
+    return least
+
+
+def _text(pair: Pair) -> str:
+    """The words of a pair in small letters, at least as many as a group has."""
     texts = [turn["content"] for turn in pair.prompt if turn["role"] != "system"]
     answer = next(iter(pair.answers.values()))
-    texts += [turn["content"] for turn in answer]
-    words = " ".join(texts).lower().encode().split()
-    return words + [b""] * (_GROUP - len(words))
+    text = " ".join([*texts, *(turn["content"] for turn in answer)]).lower().strip()
+    # Bytes are split as Arrow splits texts: at white space of ASCII alone.
+    return text + _NO_WORD * (_GROUP - len(text.encode().split(maxsplit=_GROUP - 1)))
+
+
+def _hashes_of(words: pa.LargeStringArray) -> Hashes:
+    """A hash of each word. Each different word is hashed once: most come often."""
+    coded = words.dictionary_encode()
+    different = map(str.encode, coded.dictionary.to_pylist())
+    found: Hashes = np.fromiter(map(crc32, different), dtype=np.uint32)[coded.indices.to_numpy()]
+    return found
 
 
 def _mixed(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:

@@ -45,3 +45,13 @@ def test_nothing_is_near_nothing() -> None:
     assert NearIndex(none).are_near(one).tolist() == [False]
     assert NearIndex(one).are_near(none).tolist() == []
     assert NearIndex(one).are_near(one).tolist() == [True]
+
+
+def test_a_signature_is_of_its_pair_alone_however_few_words_it_has() -> None:
+    texts = ["", "one", "ONE\n two", "a\u3000b\u3000c", "\x1cx\x85y", "one two three four " * 50]
+    pairs = [pair(text) for text in texts]
+    alone = [signatures([each])[0] for each in pairs]
+    assert signatures(pairs) == alone
+    assert signatures(pairs[::-1]) == alone[::-1]
+    assert len(set(alone)) == len(texts)
+    assert signatures([pair("one  TWO ")]) == [alone[2]]
