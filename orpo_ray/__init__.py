@@ -4,8 +4,9 @@
     result = orpo_ray.train(config)
     print(result.adapter, result.metrics["eval/accuracy"])
 
-`prepare`, `train`, `tune`, `evaluate`, `plan` and `plan_search` take a config and return a frozen
-result. What a user can mend is raised as an OrpoRayError. docs/python.md has examples of each.
+`prepare`, `train`, `tune`, `evaluate`, `generate`, `plan` and `plan_search` take a config and
+return a frozen result. What a user can mend is raised as an OrpoRayError. docs/python.md has
+examples of each.
 """
 
 import importlib
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 from orpo_ray import lean_imports as _lean_imports
 
 if TYPE_CHECKING:
-    from orpo_ray.api import evaluate, load_config, plan, plan_search, prepare, train, tune
+    from orpo_ray.api import (
+        evaluate,
+        generate,
+        load_config,
+        plan,
+        plan_search,
+        prepare,
+        train,
+        tune,
+    )
     from orpo_ray.config import RunConfig
     from orpo_ray.data.store import Artifact
     from orpo_ray.errors import (
@@ -28,7 +38,14 @@ if TYPE_CHECKING:
         UserError,
     )
     from orpo_ray.runs.console import Console
-    from orpo_ray.runs.results import Evaluation, Sample, SearchPlan, TrainPlan, TrainResult
+    from orpo_ray.runs.results import (
+        Evaluation,
+        Generated,
+        Sample,
+        SearchPlan,
+        TrainPlan,
+        TrainResult,
+    )
     from orpo_ray.runs.search import SearchResult
 
     __version__: str
@@ -41,6 +58,7 @@ __all__ = [
     "Console",
     "DataError",
     "Evaluation",
+    "Generated",
     "NonFiniteError",
     "OrpoRayError",
     "ResourceError",
@@ -55,6 +73,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "generate",
     "load_config",
     "plan",
     "plan_search",
@@ -78,7 +97,14 @@ _HOMES = {
         "UserError",
     ),
     "runs.console": ("Console",),
-    "runs.results": ("Evaluation", "Sample", "SearchPlan", "TrainPlan", "TrainResult"),
+    "runs.results": (
+        "Evaluation",
+        "Generated",
+        "Sample",
+        "SearchPlan",
+        "TrainPlan",
+        "TrainResult",
+    ),
     "runs.search": ("SearchResult",),
 }
 

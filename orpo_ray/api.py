@@ -1,4 +1,4 @@
-"""What the commands do, as Python functions: prepare, train, tune, evaluate, plan.
+"""What the commands do, as Python functions: prepare, train, tune, evaluate, generate, plan.
 
 Heavy modules are imported in the functions that use them. So a cluster that is too small is refused
 before torch is loaded.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from os import PathLike, fspath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_ray.config import RunConfig, ScaleConfig, stage_configs
@@ -19,7 +21,7 @@ from orpo_ray.errors import ConfigError, DataError, ResourceError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console, Printing
 from orpo_ray.runs.files import CONFIG_FILE, RESULT_FILE
-from orpo_ray.runs.results import Evaluation, SearchPlan, TrainPlan, TrainResult
+from orpo_ray.runs.results import Evaluation, Generated, SearchPlan, TrainPlan, TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.search import SearchResult
 from orpo_ray.runs.search_run import SearchRun, search_for
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from orpo_ray.data.pairs import Message
     from orpo_ray.data.store import Artifact
     from orpo_ray.distributed.preflight import Placement
+    from orpo_ray.evaluation.answering import By
     from orpo_ray.models.hardware import Hardware
     from orpo_ray.search.space import Space
     from orpo_ray.training.decisions import Decisions
@@ -398,14 +401,14 @@ def evaluate(
         raise ConfigError("--base-only judges the base alone; leave out --adapter")
     whole = Run(config)
     trained = None if base_only else _named_adapter(config, adapter) or _trained_by(whole)
-    if config.stages:
-        config = _before_training(config, stage_configs(config)[-1])
+    config = _last_stage(config)
     _refuse_missing_inputs(config)
     from orpo_ray.evaluation.evaluate import Questions, evaluation_of, judge_model
+    from orpo_ray.models.hardware import probe_hardware
 
     run, tokenizer = Run(config), _tokenizer(config, console)
     artifact = _prepare(run, console)
-    decisions = _decide_for_evaluation(run, artifact, console)
+    decisions = _decide_for_one(run, artifact, probe_hardware(), console)
     prompts = _prompts(tokenizer, artifact, conversations, samples)
     questions = Questions(prompts, max_new_tokens)
     judged = []
@@ -459,23 +462,98 @@ def _trained_by(run: Run) -> str:
     return run.adapter
 
 
-def _decide_for_evaluation(run: Run, artifact: Artifact, console: Console) -> Decisions:
-    """The run's own number format and attention, or the best that this machine has."""
-    from orpo_ray.models.hardware import probe_hardware
-    from orpo_ray.training.setup import all_lengths, decide
+def _last_stage(config: RunConfig) -> RunConfig:
+    """The settings with which the last stage's model is loaded: those of a run without stages."""
+    return _before_training(config, stage_configs(config)[-1]) if config.stages else config
+
+
+def _decide_for_one(
+    run: Run, artifact: Artifact | None, hardware: Hardware, console: Console
+) -> Decisions:
+    """The run's own number format and attention, or the best that this machine has.
+
+    One process does the work, also if several workers trained. Without an artifact no pair is read,
+    so nothing is said of their layout.
+    """
+    from orpo_ray.training.setup import all_lengths, decide, no_lengths
 
     run.refresh()
     before = run.facts().get("decisions", {})
-    hardware, lengths = probe_hardware(), all_lengths(artifact)
-    # Evaluation is the work of one process, also if several workers trained.
+    lengths = no_lengths() if artifact is None else all_lengths(artifact)
+    announce = SILENT.announce if artifact is None else console.announce
     one_worker = run.config.model_copy(update={"scale": ScaleConfig(workers=1)})
     try:
-        return decide(one_worker, lengths, before, console.announce, hardware)
+        return decide(one_worker, lengths, before, announce, hardware)
     except ResourceError as error:
         console.announce(
-            f"the run was trained in a way that this machine lacks ({error}); evaluating in another"
+            f"the run was trained in a way that this machine lacks ({error}); going on in another"
         )
-        return decide(one_worker, lengths, {}, console.announce, hardware)
+        return decide(one_worker, lengths, {}, announce, hardware)
+
+
+# --- generate -------------------------------------------------------------------------------------
+
+
+def generate(
+    config: RunConfig,
+    prompts: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    model: str = "trained",
+    format: str = "jsonl",
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_tokens: int = 8192,
+    adapter: str | PathLike[str] | None = None,
+    console: Console = _PRINTING,
+) -> Generated:
+    """Write the answers of the trained model, the base, or both to the prompts of a file.
+
+    `prompts` holds rows with prompts in any shape that `prepare` reads, with or without answers, or
+    text with one prompt on each line. Answers are kept in `out` with `.part` after its name as they
+    come, so the same call goes on after it was ended. As many workers answer as `config.scale` has,
+    and their number changes nothing. A temperature of 0 takes the likeliest token each time.
+    """
+    _refuse_others(config, console)
+    from orpo_ray.evaluation.orders import Sampling, order_of
+
+    order = order_of(Path(out), format, model, batch_tokens)
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    trained = (
+        None if model == "base" else _named_adapter(config, adapter) or _trained_by(Run(config))
+    )
+    run = Run(_last_stage(config))
+    _refuse_missing_template(run.config)
+    _refuse_missing_base(run.config)
+    with without_collections():
+        from orpo_ray.data.prompts import read_prompts
+        from orpo_ray.evaluation.answerer import Work, prompt_lengths
+        from orpo_ray.evaluation.answering import Elsewhere, Here, write_answers
+        from orpo_ray.models.traits import read_positions
+
+    asked = read_prompts(fspath(prompts))
+    placement = _place(config.scale, console)
+    tokenizer = _tokenizer(run.config, console)
+    lengths = prompt_lengths(tokenizer, asked, read_positions(run.config.model), fspath(prompts))
+    work = Work(
+        config=run.config,
+        decisions=_decide_for_one(run, None, _hardware(config.scale, placement), console),
+        trained=trained,
+        sampling=sampling,
+        tokens_per_batch=batch_tokens,
+    )
+    if placement.uses_ray:
+        from orpo_ray.distributed.generation import answers_by_actors
+
+        by: By = Elsewhere(work, asked, partial(answers_by_actors, placement))
+    else:
+        by = Here(work, asked)
+    with StopSignal(console, "stopping; the same command goes on where it was") as heard:
+        return write_answers(order, by, lengths, heard)
 
 
 # --- what these functions share -------------------------------------------------------------------
@@ -506,13 +584,23 @@ def _refuse_before_planning(config: RunConfig) -> None:
 def _refuse_missing_inputs(config: RunConfig) -> None:
     """Raise a user error for a template, file or base that is missing, before Ray starts."""
     from orpo_ray.data.sources import refuse_missing
+
+    _refuse_missing_template(config)
+    for source in (*config.data.train, *config.data.eval):
+        refuse_missing(source)
+    _refuse_missing_base(config)
+
+
+def _refuse_missing_template(config: RunConfig) -> None:
     from orpo_ray.models.templates import template_text
-    from orpo_ray.models.trained import missing_base
 
     if config.model.chat_template is not None:
         template_text(config.model.chat_template)
-    for source in (*config.data.train, *config.data.eval):
-        refuse_missing(source)
+
+
+def _refuse_missing_base(config: RunConfig) -> None:
+    from orpo_ray.models.trained import missing_base
+
     if missing := missing_base(config.model.base):
         raise ConfigError(missing)
 

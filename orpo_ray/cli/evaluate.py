@@ -4,18 +4,16 @@ from typing import Annotated, Any
 
 import typer
 
-from orpo_ray.cli.options import ConfigFile, Json, Overrides
+from orpo_ray.cli.options import Adapter, Json, NamedRun, Overrides
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command("evaluate")
 def evaluate(
-    config: ConfigFile,
+    run: NamedRun,
     overrides: Overrides = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="An adapter folder or run, in place of this config's own.")
-    ] = None,
+    adapter: Adapter = None,
     base_only: Annotated[
         bool, typer.Option("--base-only", help="Judge the base alone, before training.")
     ] = False,
@@ -26,10 +24,10 @@ def evaluate(
     json: Json = False,
 ) -> dict[str, Any]:
     """Compare base and trained model on held-out pairs: accuracy, margin, log-probs, answers."""
-    from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import Terminal, open_log
+    from orpo_ray.runs.named import named_config
 
-    settings = load(config, overrides or ())
+    settings = named_config(run, overrides or ())
     open_log()
     from orpo_ray import api
     from orpo_ray.cli.results import print_result

@@ -34,6 +34,7 @@ COMMANDS = (
     "train",
     "tune",
     "evaluate",
+    "generate",
     "cluster",
     "slurm",
     "submit",

@@ -5,6 +5,12 @@ from typing import Annotated
 import typer
 
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG.yaml")]
+NamedRun = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's YAML, or the folder or URL where it lies.")
+]
+Adapter = Annotated[
+    str | None, typer.Option(help="An adapter folder or run, in place of this config's own.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check and prepare, but start no training.")

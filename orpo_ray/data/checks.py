@@ -1,6 +1,8 @@
 """What makes a row unfit to train on, and one line for people for each reason."""
 
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from orpo_ray.data.marks import texts_of
 from orpo_ray.data.pairs import Message, Pair, Refusal
@@ -77,17 +79,35 @@ def explain(refusal: Refusal) -> str:
 
 def check_pair(pair: Pair) -> Refusal | None:
     """The first reason why a pair is unfit to train on, or None."""
-    if not any(message["content"].strip() for message in pair.prompt):
+    return (
+        _check_question(pair.prompt)
+        or _check_roles(pair)
+        or _check_answers(pair)
+        or _check_unicode([*pair.prompt, *pair.answers.values(), pair.context])
+    )
+
+
+def check_prompt(messages: list[Message]) -> Refusal | None:
+    """The first reason why a model cannot answer a conversation, or None."""
+    return (
+        _check_question(messages)
+        or _check_order([message["role"] for message in messages])
+        or _check_unicode(messages)
+    )
+
+
+def _check_question(messages: list[Message]) -> Refusal | None:
+    if not any(message["content"].strip() for message in messages):
         return Refusal("missing-prompt")
-    return _check_roles(pair) or _check_answers(pair) or _check_unicode(pair)
-
-
-def _check_roles(pair: Pair) -> Refusal | None:
-    last = pair.prompt[-1]
+    last = messages[-1]
     if last["role"] not in ("user", "tool"):
         return Refusal("wrong-roles", f"the prompt ends with a turn of role {last['role']!r}")
     if last["role"] == "user" and not last["content"].strip():
         return Refusal("missing-prompt", "the last user turn is empty")
+    return None
+
+
+def _check_roles(pair: Pair) -> Refusal | None:
     for turns in pair.answers.values():
         refused = _check_order([message["role"] for message in (*pair.prompt, *turns)])
         if refused:
@@ -124,12 +144,12 @@ def _is_empty(answer: Message) -> bool:
     return not answer["content"].strip() and not answer.get("tool_calls")
 
 
-def _check_unicode(pair: Pair) -> Refusal | None:
+def _check_unicode(values: Sequence[Any]) -> Refusal | None:
     """Refuse half surrogate pairs, which no tokenizer takes.
 
     They come from broken JSON escapes and from CSV bytes that are not UTF-8.
     """
-    for text in texts_of([*pair.prompt, *pair.answers.values(), pair.context]):
+    for text in texts_of(values):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

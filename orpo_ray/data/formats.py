@@ -28,8 +28,8 @@ from orpo_ray.data.messages import (
 from orpo_ray.data.pairs import Pair, Refusal, Row
 from orpo_ray.data.ranked import BEST_WORST, Ranking
 
-_PROMPTS = ("prompt", "question", "request", "query", "context", "instruction", "input")
-_CONVERSATIONS = ("conversations", "conversation", "messages")
+PROMPTS = ("prompt", "question", "request", "query", "context", "instruction", "input")
+CONVERSATIONS = ("conversations", "conversation", "messages")
 _SIDES = (
     ("chosen", "rejected"),
     ("chosen", "reject"),
@@ -51,7 +51,7 @@ _OUTPUTS = (
 _LABELS = ("label", "preference", "winner", "choice", "comparison", "selected")
 _FIRST, _SECOND = ("1", "left", "a", "model_a"), ("2", "right", "b", "model_b")
 _ALPACA = ("input", "history")
-_ALL_PROMPTS = frozenset({*_PROMPTS, *_CONVERSATIONS})
+_ALL_PROMPTS = frozenset({*PROMPTS, *CONVERSATIONS})
 _KEYS_OF_SIDE_TABLES = frozenset({"id", "idx", "index", "prompt_id", "uid", "source", "category"})
 
 
@@ -105,7 +105,7 @@ class Shape:
 def read_pairs(row: Row, reading: Reading) -> list[Pair] | Refusal:
     """The pairs in a row, or why there is none."""
     try:
-        row, not_read = _unpacked(row)
+        row, not_read = unpacked_row(row)
         whole = row | _label_studio_task(row)
         refuse_images(whole)
         found, used = _find_sides(row, reading.columns)
@@ -125,14 +125,14 @@ def read_pairs(row: Row, reading: Reading) -> list[Pair] | Refusal:
 def used_columns(row: Row, columns: Columns | None = None) -> set[str]:
     """The columns that a row's pair is read from; none if the row holds no pair."""
     try:
-        row, _ = _unpacked(row)
+        row, _ = unpacked_row(row)
         _, used = _find_sides(row, columns)
         return {*used, *system_columns(columns), *context_of(row)}
     except RowRefused:
         return set()
 
 
-def _unpacked(row: Row) -> tuple[Row, dict[str, RowRefused]]:
+def unpacked_row(row: Row) -> tuple[Row, dict[str, RowRefused]]:
     """The row with messages in place of their JSON text, and why columns cannot be read.
 
     Those matter only if a pair is read from them.
@@ -210,7 +210,7 @@ def _why_no_shape(row: Row, present: Set[str]) -> tuple[str, str]:
 def _null_of_single(row: Row, present: Set[str]) -> tuple[str, str] | None:
     """Why a row with an answer and a label holds none, if one of them is null."""
     for name in labelled.SPEAKING:
-        if name in row and name not in present and present & {*labelled.ANSWERS, *_CONVERSATIONS}:
+        if name in row and name not in present and present & {*labelled.ANSWERS, *CONVERSATIONS}:
             return "wrong-label", f"{name} is null"
     for name in labelled.ANSWERS:
         if name in row and name not in present and present & {*labelled.SPEAKING}:
@@ -245,10 +245,10 @@ def _read_explicit(row: Row, prompt: str, chosen: str, rejected: str) -> Sides:
 
 
 def _read_alpaca(row: Row, prompt: str, chosen: str, rejected: str) -> Sides:
-    return Sides(_alpaca_prompt(row, prompt), row[chosen], row[rejected])
+    return Sides(alpaca_prompt(row, prompt), row[chosen], row[rejected])
 
 
-def _alpaca_prompt(row: Row, prompt: str) -> Any:
+def alpaca_prompt(row: Row, prompt: str) -> Any:
     """The instruction with its input, after the turns of its history."""
     instruction, extra = text_of(row[prompt], prompt), text_of(row.get("input") or "", "input")
     question = f"{instruction}\n\n{extra}" if extra.strip() else instruction
@@ -303,7 +303,7 @@ def _read_label_studio(row: Row, prompt: str, data: str, annotations: str) -> Si
     """A task of Label Studio with its pairwise annotations; a vote is `left` or `right`."""
     task = _label_studio_task(row)
     sides = next((pair for pair in _OUTPUTS if task.keys() >= set(pair)), None)
-    asked = next((name for name in _PROMPTS if name in task), None)
+    asked = next((name for name in PROMPTS if name in task), None)
     if sides is None or asked is None:
         return None
     done = (each for each in _dicts(row[annotations]) if not each.get("was_cancelled"))
@@ -352,7 +352,7 @@ def _read_single(row: Row, prompt: str, answer: str, label: str) -> Single | Non
     is_good = labelled.is_good(row, label)
     if is_good is None:
         return None
-    question = _alpaca_prompt(row, prompt) if prompt == "instruction" else row[prompt]
+    question = alpaca_prompt(row, prompt) if prompt == "instruction" else row[prompt]
     return Single(question, row[answer], is_good, answer)
 
 
@@ -381,7 +381,7 @@ def _chosen(found: _Ranked, ranking: Ranking) -> list[Sides]:
 SHAPES = (
     Shape(
         name="two outputs and a label",
-        prompt=_PROMPTS,
+        prompt=PROMPTS,
         sides=_OUTPUTS,
         read=_read_labelled,
         also=(*_LABELS, *_ALPACA),
@@ -411,7 +411,7 @@ SHAPES = (
         read=_read_alpaca,
         also=_ALPACA,
     ),
-    Shape(name="prompt and two answers", prompt=_PROMPTS, sides=_SIDES, read=_read_explicit),
+    Shape(name="prompt and two answers", prompt=PROMPTS, sides=_SIDES, read=_read_explicit),
     Shape(name="prompt inside the answers", prompt=(), sides=_SIDES, read=_read_implicit),
     Shape(name="messages and two answers", prompt=("messages",), sides=_SIDES, read=_read_explicit),
     Shape(
@@ -422,14 +422,14 @@ SHAPES = (
     ),
     Shape(
         name="answers with scores",
-        prompt=(*_PROMPTS, *_CONVERSATIONS),
+        prompt=(*PROMPTS, *CONVERSATIONS),
         sides=ranked.COLUMNS,
         read=_read_ranked,
         also=_ALPACA,
     ),
     Shape(
         name="one answer and a label",
-        prompt=(*_PROMPTS, *_CONVERSATIONS),
+        prompt=(*PROMPTS, *CONVERSATIONS),
         sides=tuple(product(labelled.ANSWERS, labelled.LABELS)),
         read=_read_single,
         also=(*_ALPACA, *labelled.SPEAKING, labelled.DOWN),
@@ -437,7 +437,7 @@ SHAPES = (
     Shape(
         name="a conversation and a label",
         prompt=(),
-        sides=tuple(product(_CONVERSATIONS, labelled.LABELS)),
+        sides=tuple(product(CONVERSATIONS, labelled.LABELS)),
         read=_read_labelled_conversation,
         also=(*labelled.SPEAKING, labelled.DOWN),
     ),

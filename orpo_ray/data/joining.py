@@ -60,7 +60,7 @@ def to_pair(sides: Sides, system: str, context: Context, all_turns: bool) -> Pai
     refuse_dialogue(rejected, "rejected")
     conversation = _join(prompt_messages(sides.prompt), before_chosen[:shared])
     return Pair(
-        prompt=_with_system(conversation, system),
+        prompt=with_system(conversation, system),
         chosen=chosen,
         rejected=rejected,
         context=context,
@@ -103,7 +103,7 @@ def to_single(single: Single, system: str, context: Context) -> Pair:
     conversation = _join(prompt_messages(single.prompt), before)
     sides = {"chosen": None, "rejected": None, side: answer}
     return Pair(
-        prompt=_with_system(conversation, system),
+        prompt=with_system(conversation, system),
         chosen=sides["chosen"],
         rejected=sides["rejected"],
         context=context,
@@ -208,7 +208,11 @@ def system_columns(columns: Columns | None) -> tuple[str, ...]:
     return tuple(name for name in _SYSTEMS if name not in columns.named)
 
 
-def _with_system(conversation: list[Message], system: str) -> list[Message]:
+def with_system(conversation: list[Message], system: str) -> list[Message]:
+    """The conversation after a system turn, which it may have already.
+
+    Raises RowRefused if it has another one.
+    """
     if not system:
         return conversation
     if conversation[0]["role"] != "system":

@@ -12,6 +12,7 @@ import numpy as np
 
 from orpo_ray.data.checks import OVERLONG_PAIR, OVERLONG_PROMPT
 from orpo_ray.data.pairs import (
+    Context,
     Message,
     Pair,
     Ranges,
@@ -86,14 +87,18 @@ class PairTokeniser:
         """The tokenizer's start token, or None. A prompt need not have it."""
         return self._bos
 
-    def prompts(self, conversations: Sequence[list[Message]]) -> list[list[int]]:
+    def prompts(
+        self, conversations: Sequence[list[Message]], contexts: Sequence[Context] = ()
+    ) -> list[list[int]]:
         """Token ids from which generation starts, one list for each conversation.
 
-        Raises DataError if the template refuses one.
+        Without `contexts` no conversation has tools or documents. Raises DataError if the template
+        refuses a conversation.
         """
         texts = []
-        for messages in conversations:
-            found = self._renderer.prompt(messages, {})
+        contexts = contexts or [Context()] * len(conversations)
+        for messages, context in zip(conversations, contexts, strict=True):
+            found = self._renderer.prompt(messages, context)
             if isinstance(found, Refusal):
                 raise DataError(f"the chat template refuses a conversation: {found.detail}")
             texts.append(found.text)

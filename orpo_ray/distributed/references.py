@@ -85,7 +85,8 @@ def _compute(
 ) -> NDArray[np.float64]:
     """Log-probs [rows, 2] of the pairs in `packs`; the other rows are NaN."""
     scored = np.full((rows, 2), np.nan)
-    for batch in _as_they_come(_score(task, packs, placement), console):
+    stopped = "stopped before the first step; the same command starts again"
+    for batch in as_they_come(_score(task, packs, placement), console, stopped):
         for name, message in zip(batch["error"], batch["message"], strict=True):
             if name:
                 raise getattr(errors, name)(message)
@@ -93,10 +94,11 @@ def _compute(
     return scored
 
 
-def _as_they_come(batches: Iterator[Any], console: Console) -> Iterator[Any]:
+def as_they_come(batches: Iterator[Any], console: Console, if_stopped: str) -> Iterator[Any]:
     """The same batches, fetched by another thread.
 
-    So this thread can answer a request to stop while the actors still wait for room.
+    So this thread can answer a request to stop while the actors still wait for room. Then it raises
+    StoppedError with the text `if_stopped`.
     """
     fetched: queue.SimpleQueue[Any] = queue.SimpleQueue()
     done = object()
@@ -114,7 +116,7 @@ def _as_they_come(batches: Iterator[Any], console: Console) -> Iterator[Any]:
         batch = None
         while batch is not done:
             if console.stop_requested():
-                raise StoppedError("stopped before the first step; the same command starts again")
+                raise StoppedError(if_stopped)
             try:
                 batch = fetched.get(timeout=_POLL_S)
             except queue.Empty:

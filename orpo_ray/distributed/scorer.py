@@ -3,6 +3,7 @@
 The driver imports this module to name the actor, so heavy imports stand inside its methods.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orpo_ray.distributed.task import Task
-from orpo_ray.errors import OrpoRayError
+from orpo_ray.errors import OrpoRayError, RunError
 from orpo_ray.runs.console import SILENT
 from orpo_ray.training.strategy import Strategy
+
+_logger = logging.getLogger(__name__)
 
 Score = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """Summed log-probs [n, 2] of the pairs of one pack."""
@@ -29,15 +32,18 @@ class Scorer:
     def __call__(self, rows: Any) -> dict[str, Any]:
         """Log-probs of the pairs of some packs.
 
-        An error of ours is returned as a row, since Ray Data would wrap an exception.
+        An error is returned as a row: Ray Data would wrap it and drop what it says.
         """
         try:
             self._score = self._score or self._load()
             packs = [np.asarray(pack, dtype=np.int64) for pack in rows["pack"]]
             scores = np.concatenate([self._score(pack) for pack in packs])
         except OrpoRayError as error:
-            nothing = np.array([np.nan])
-            return _row([0], nothing, nothing, type(error).__name__, str(error))
+            return _failed(type(error).__name__, str(error))
+        except Exception as error:
+            _logger.exception("an actor that computes reference log-probs failed")
+            told = f"an actor that computes reference log-probs failed: {error!r}"
+            return _failed(RunError.__name__, told)
         return _row(np.concatenate(packs), scores[:, 0], scores[:, 1], "", "")
 
     def _load(self) -> Score:
@@ -58,6 +64,11 @@ class Scorer:
         pad_id = padding_id(load_tokenizer(config.model, SILENT.announce))
         settle_layout(model, decisions, table, pad_id, SILENT.announce)
         return lambda pack: score_pack(model, table, pack, pad_id)
+
+
+def _failed(error: str, message: str) -> dict[str, Any]:
+    nothing = np.array([np.nan])
+    return _row([0], nothing, nothing, error, message)
 
 
 def _row(pairs: Any, chosen: Any, rejected: Any, error: str, message: str) -> dict[str, Any]:

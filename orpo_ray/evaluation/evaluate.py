@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from orpo_ray.config import RunConfig
 from orpo_ray.config.storage import local_path
 from orpo_ray.data.store import PairTable
-from orpo_ray.evaluation.generate import Answer, greedy_answers
+from orpo_ray.evaluation.generate import Answer, answers_of
+from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.evaluation.preference import by_source
 from orpo_ray.models.adapter import load_adapter
 from orpo_ray.models.base import count_quantized, load_base
@@ -53,7 +54,8 @@ def judge_model(
     model = load_trained(config, decisions, trained)
     model.check_reads(table)
     scores = score_pairs(model, table, padding_id(tokenizer), decisions.tokens_per_microbatch)
-    answers = greedy_answers(model, tokenizer, questions.prompts, questions.max_new_tokens)
+    sampling = Sampling(max_new_tokens=questions.max_new_tokens)
+    answers = answers_of(model, tokenizer, questions.prompts, sampling)
     return Judged(by_source(scores, table), scores, answers, count_quantized(model))
 
 

@@ -37,17 +37,27 @@ class Traits:
     """Those of ATTENTIONS that its layers know."""
 
 
+def read_positions(config: ModelConfig) -> int | None:
+    """How many tokens a base reads; None if its configuration does not say it."""
+    return getattr(_read(config).get_text_config(), "max_position_embeddings", None)
+
+
+def _read(config: ModelConfig) -> PreTrainedConfig:
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(
+            base_location(config), revision=config.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    return found
+
+
 def read_traits(config: ModelConfig) -> Traits:
     """The traits of a base; no weight is loaded.
 
     Raises ConfigError if its configuration cannot be read.
     """
-    try:
-        found = AutoConfig.from_pretrained(
-            base_location(config), revision=config.revision, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(explain_load_error(config.base, "configuration", error)) from error
+    found = _read(config)
     if type(found) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(
             f"model.base: {config.base} is of type {found.model_type}, which is no causal language "

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from orpo_ray.errors import ConfigError
 
@@ -27,9 +29,16 @@ CHECKPOINT_MANIFEST = "MANIFEST.json"
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that a killed process leaves the old file or the new one, never a part."""
+    with written_whole(path) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[str]]:
+    """A file to write, which takes its place when it is whole and on disk."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        yield file
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -93,6 +93,21 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A file of answers. `cut` of them reached a limit before they ended."""
+
+    file: str
+    model: str
+    answers: int
+    cut: int
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The base compared with the model that a run trained, or the base alone."""
 

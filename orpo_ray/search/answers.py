@@ -74,7 +74,8 @@ def _wait(pending: Any, console: Console, seconds: float = math.inf) -> Any:
 def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
     # Imported here, because only this task loads models.
     from orpo_ray.evaluation.evaluate import load_trained
-    from orpo_ray.evaluation.generate import greedy_answers
+    from orpo_ray.evaluation.generate import answers_of
+    from orpo_ray.evaluation.orders import Sampling
 
     artifact = open_artifact(fetched_folder(place, MANIFEST))
     fetch_inputs(trials[0])
@@ -83,16 +84,17 @@ def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
     spread = [len(artifact.eval) * number // _PROMPTS for number in range(_PROMPTS)]
     prompts = [artifact.eval[index].prompt.tolist() for index in dict.fromkeys(spread)]
 
-    def answers_of(config: RunConfig, trained: str | None) -> list[str]:
+    def said_by(config: RunConfig, trained: str | None) -> list[str]:
         run = Run(config)
         run.refresh()
         stored = Decisions.from_json(run.facts()["decisions"])
         model = load_trained(config, replace(stored, strategy=Strategy.SINGLE), trained)
-        answers = greedy_answers(model, tokenizer, prompts, _MAX_NEW_TOKENS)
+        sampling = Sampling(max_new_tokens=_MAX_NEW_TOKENS)
+        answers = answers_of(model, tokenizer, prompts, sampling)
         return [f"{answer.text} [cut]" if answer.is_cut else answer.text for answer in answers]
 
-    by_run = {"base": answers_of(trials[0], None)}
-    by_run |= {config.name: answers_of(config, Run(config).adapter) for config in trials}
+    by_run = {"base": said_by(trials[0], None)}
+    by_run |= {config.name: said_by(config, Run(config).adapter) for config in trials}
     shown = tokenizer.batch_decode(prompts, skip_special_tokens=True)
     return [
         {"prompt": prompt.strip(), **{run: answers[index] for run, answers in by_run.items()}}

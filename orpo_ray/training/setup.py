@@ -95,6 +95,11 @@ def all_lengths(artifact: Artifact) -> Indices:
     return lengths
 
 
+def no_lengths() -> Indices:
+    """The lengths of no pairs, for work that reads none."""
+    return np.zeros((0, 3), dtype=np.int64)
+
+
 def decide(
     config: RunConfig,
     lengths: Indices,

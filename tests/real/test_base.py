@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.data.endings import end_ids
 from orpo_ray.data.tokenise import PairTokeniser
-from orpo_ray.evaluation.generate import greedy_answers
+from orpo_ray.evaluation.generate import answers_of
+from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.base import load_base
 from orpo_ray.models.tokenizer import base_location, load_tokenizer
 from orpo_ray.runs.console import SILENT
@@ -28,7 +29,7 @@ def test_its_answers_are_right_end_by_themselves_and_are_those_of_transformers(
         [[{"role": "user", "content": q}] for q in QUESTIONS]
     )
     base = load_base(config, "cpu", "float32", "sdpa", trainable=False)
-    answers = greedy_answers(PairModel(base), tokenizer, prompts, max_new_tokens=60)
+    answers = answers_of(PairModel(base), tokenizer, prompts, Sampling(max_new_tokens=60))
     assert "Paris" in answers[0].text
     assert not any(answer.is_cut for answer in answers)
     plain = AutoModelForCausalLM.from_pretrained(base_location(config), dtype=torch.float32)

@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.data.store import PairTable
-from orpo_ray.evaluation.generate import greedy_answers
+from orpo_ray.evaluation.generate import answers_of
+from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.tokenizer import base_location, load_tokenizer
 from orpo_ray.runs.console import SILENT
 from orpo_ray.runs.files import EVALUATIONS
@@ -137,11 +138,11 @@ def test_the_adapter_is_one_that_plain_peft_computes_alike(learnt: Path, real_ba
     for pair, chosen, rejected in zip(pairs, scores.chosen, scores.rejected, strict=False):
         assert log_prob(model, pair.prompt, pair.chosen) == pytest.approx(chosen, abs=2e-3)
         assert log_prob(model, pair.prompt, pair.rejected) == pytest.approx(rejected, abs=2e-3)
-    answers = greedy_answers(
+    answers = answers_of(
         PairModel(model),
         load_tokenizer(config, SILENT.announce),
         [pair.prompt.tolist() for pair in pairs],
-        max_new_tokens=100,
+        Sampling(max_new_tokens=100),
     )
     assert all(answer.text for answer in answers)
     assert sum(answer.is_cut for answer in answers) <= 1

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.evaluate import Judged, Questions, evaluation_of, judge_model, load_trained
-from orpo_ray.evaluation.generate import Answer, greedy_answers
+from orpo_ray.evaluation.generate import Answer, answers_of
+from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.evaluation.preference import by_source
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
@@ -54,8 +55,10 @@ def test_answers_come_in_order_and_do_not_depend_on_their_batch(model: PairModel
     assert len({len(prompt) for prompt in prompts}) > 1, (
         "prompts of one length would not test the padding"
     )
-    alone = [greedy_answers(model, tokenizer, [prompt], max_new_tokens=40)[0] for prompt in prompts]
-    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=40, batch_size=3) == alone
+    alone = [
+        answers_of(model, tokenizer, [prompt], Sampling(max_new_tokens=40))[0] for prompt in prompts
+    ]
+    assert answers_of(model, tokenizer, prompts, Sampling(max_new_tokens=40), 200) == alone
     assert len(set(alone)) > 1
 
 
@@ -71,8 +74,8 @@ def test_an_answer_is_what_the_model_finds_most_likely_token_by_token(model: Pai
                 break
             ids.append(following)
     expected = tokenizer.decode(ids[len(prompt) :]).strip()
-    assert greedy_answers(model, tokenizer, [prompt], max_new_tokens=40) == [
-        Answer(expected, is_cut=False)
+    assert answers_of(model, tokenizer, [prompt], Sampling(max_new_tokens=40)) == [
+        Answer(expected, is_cut=False, tokens=len(ids) - len(prompt))
     ]
 
 
@@ -80,21 +83,21 @@ def test_an_answer_ends_with_the_templates_own_token_although_eos_is_another(
     model: PairModel, tokenizer
 ):
     prompts = [pair.prompt.tolist() for pair in demo_pairs("h1", 3)]
-    expected = greedy_answers(model, tokenizer, prompts, max_new_tokens=40)
+    expected = answers_of(model, tokenizer, prompts, Sampling(max_new_tokens=40))
     other = AutoTokenizer.from_pretrained(BASE, eos_token="<|pad|>")
-    assert greedy_answers(model, other, prompts, max_new_tokens=40) == expected
+    assert answers_of(model, other, prompts, Sampling(max_new_tokens=40)) == expected
     assert not any(answer.is_cut for answer in expected)
 
 
 def test_an_answer_that_comes_to_the_limit_is_cut(model: PairModel, tokenizer):
     prompt = demo_pairs("h1", 1)[0].prompt.tolist()
-    (whole,) = greedy_answers(model, tokenizer, [prompt], max_new_tokens=40)
-    (cut,) = greedy_answers(model, tokenizer, [prompt], max_new_tokens=3)
+    (whole,) = answers_of(model, tokenizer, [prompt], Sampling(max_new_tokens=40))
+    (cut,) = answers_of(model, tokenizer, [prompt], Sampling(max_new_tokens=3))
     assert cut.is_cut and whole.text.startswith(cut.text) and cut.text != whole.text
 
 
 def test_no_prompts_give_no_answers(model: PairModel, tokenizer):
-    assert greedy_answers(model, tokenizer, [], max_new_tokens=4) == []
+    assert answers_of(model, tokenizer, [], Sampling(max_new_tokens=4)) == []
 
 
 def test_the_base_is_judged_with_its_quantised_layers_counted(tmp_path: Path, tokenizer):
@@ -119,7 +122,7 @@ def test_an_evaluation_tells_what_changed_and_which_answers_were_cut(
     tmp_path: Path, model: PairModel
 ):
     table = write_pairs(tmp_path, demo_pairs("train", 2), demo_pairs("h1", 9)).eval
-    ended, cut = Answer("yes", is_cut=False), Answer("and then", is_cut=True)
+    ended, cut = Answer("yes", False, 1), Answer("and then", True, 2)
     base = judged(table, model, 0.0, [ended, ended])
     tuned = judged(table, model, 0.5, [ended, cut])
     found = evaluation_of("run", "somewhere", ["a", "b"], [base, tuned], limit=8)

@@ -16,7 +16,16 @@ import orpo_ray
 from orpo_ray import errors
 from orpo_ray.config import dump
 
-FUNCTIONS = {"evaluate", "load_config", "plan", "plan_search", "prepare", "train", "tune"}
+FUNCTIONS = {
+    "evaluate",
+    "generate",
+    "load_config",
+    "plan",
+    "plan_search",
+    "prepare",
+    "train",
+    "tune",
+}
 ERRORS = {
     "ConfigError",
     "DataError",
@@ -30,6 +39,7 @@ ERRORS = {
 RESULTS = {
     "Artifact",
     "Evaluation",
+    "Generated",
     "Sample",
     "SearchPlan",
     "SearchResult",
@@ -71,6 +81,7 @@ def test_functions_say_what_they_return() -> None:
         "plan": "TrainPlan",
         "plan_search": "SearchPlan",
         "prepare": "Artifact",
+        "generate": "Generated",
         "train": "TrainResult",
         "tune": "SearchResult",
     }

@@ -1,0 +1,66 @@
+"""Answers in the forms that other tools read."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from orpo_ray.data.prompts import Asked
+
+Row = dict[str, Any]
+Format = Callable[[Sequence[Asked], Sequence[Row], str], Iterator[str]]
+"""The lines of a file, from what was asked, the answers to it, and the name of the model."""
+
+
+def _jsonl(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iterator[str]:
+    return (_line(row) for row in answers)
+
+
+def _alpaca_eval(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iterator[str]:
+    """One JSON array, as AlpacaEval's `model_outputs`."""
+    rows = []
+    for one, answer in zip(asked, answers, strict=True):
+        dataset = {"dataset": one.row["dataset"]} if "dataset" in one.row else {}
+        asks = answer["prompt"] if one.row.get("input") else one.row.get("instruction")
+        said = {"output": answer["answer"], "generator": name}
+        rows.append({**dataset, "instruction": asks or answer["prompt"], **said})
+    yield json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+
+
+def _mt_bench(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iterator[str]:
+    """FastChat's `model_answer`: one line for each question, with the answers of all its turns."""
+    for number, (one, answer) in enumerate(zip(asked, answers, strict=True)):
+        earlier = answer["messages"][len(one.messages) :]
+        turns = [each["content"] for each in earlier if each["role"] == "assistant"]
+        question = one.row.get("question_id", number + 1)
+        text = json.dumps([name, question, turns, answer["answer"]])
+        yield _line(
+            {
+                "question_id": question,
+                "answer_id": hashlib.sha256(text.encode()).hexdigest()[:22],
+                "model_id": name,
+                "choices": [{"index": 0, "turns": [*turns, answer["answer"]]}],
+                "tstamp": 0.0,  # FastChat does not read it, and answers are the same every time
+            }
+        )
+
+
+def _openai(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iterator[str]:
+    """Chat messages with the answer as their last, as OpenAI's files for fine-tuning."""
+    for answer in answers:
+        said = {"role": "assistant", "content": answer["answer"]}
+        yield _line({"messages": [*answer["messages"], said]})
+
+
+FORMATS: dict[str, Format] = {
+    "jsonl": _jsonl,
+    "alpaca-eval": _alpaca_eval,
+    "mt-bench": _mt_bench,
+    "openai": _openai,
+}
+OF_ONE_MODEL = frozenset({"alpaca-eval", "mt-bench", "openai"})
+"""Formats that have no place for a second model's answers."""
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,68 @@
+"""The run that a user names: by its YAML, or by the folder or URL where it lies."""
+
+from collections.abc import Iterable
+from os import PathLike, fspath
+from pathlib import Path
+
+from orpo_ray.config import RunConfig, load_config
+from orpo_ray.config.storage import inside, is_url, local_path
+from orpo_ray.errors import ConfigError
+from orpo_ray.runs.files import CONFIG_FILE, RESULT_FILE, SEARCH_FILE, read_json
+from orpo_ray.runs.search_run import FOLDER, find_search
+from orpo_ray.storage import file_at, storage_at
+
+_YAML = (".yaml", ".yml")
+
+
+def named_config(place: str | PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:
+    """The settings of a run that is named by its YAML, its folder or its URL.
+
+    A folder that was moved is read where it is now. Of a search the best trial counts. Raises
+    ConfigError if there is no run.
+    """
+    named = fspath(place).rstrip("/") or "/"
+    if named.lower().endswith(_YAML) or not (is_url(named) or local_path(named).is_dir()):
+        if not (named.lower().endswith(_YAML) or is_url(named) or Path(named).exists()):
+            raise ConfigError(f"{named}: no run is there; name a run's folder or URL, or its YAML")
+        return load_config(file_at(named), overrides)
+    if not _holds(named, RESULT_FILE) and (best := _best_trial(named)) is not None:
+        named = best
+    if not _holds(named, CONFIG_FILE):
+        raise ConfigError(f"{named}: no {CONFIG_FILE} in it; name the folder of a run, or its YAML")
+    settings = read_json(local_path(named) / CONFIG_FILE)
+    assert settings is not None, "the file is there"
+    return _where_it_is(load_config(settings, overrides), named)
+
+
+def _holds(place: str, name: str) -> bool:
+    """Whether a folder or URL has a file, which is then on this server, too."""
+    path = local_path(place) / name
+    storage_at(place).fetch(path)
+    return path.is_file()
+
+
+def _best_trial(place: str) -> str | None:
+    """Where the best trial of a search lies; None if there is no search.
+
+    Raises ConfigError for a search that has not ended.
+    """
+    inner = inside(place, FOLDER)
+    folder = next((each for each in (place, inner) if _holds(each, SEARCH_FILE)), None)
+    if folder is None:
+        return None
+    search = find_search(folder)
+    if search.outcome is None:
+        raise ConfigError(f"{folder}: the search has not ended, so it has no best trial yet")
+    run = next(each.run for each in search.trials if each.number == search.outcome.best)
+    return inside(folder, *run.removeprefix(f"{search.name}/").split("/"))
+
+
+def _where_it_is(config: RunConfig, place: str) -> RunConfig:
+    """The settings with the storage and the name that the run's folder has now."""
+    here = place if is_url(place) else str(local_path(place).resolve())
+    if config.place == here:
+        return config
+    parent, _, name = here.rpartition("/")
+    if here.endswith(f"/{config.name}"):
+        parent, name = here.removesuffix(f"/{config.name}"), config.name
+    return config.model_copy(update={"storage": parent or str(Path("/")), "name": name})
