@@ -59,7 +59,10 @@ class Marks:
 
     def first_in(self, text: str) -> str | None:
         """The mark that comes first in a text, or None."""
-        if not any(letter in text for letter in self._letters):
+        for letter in self._letters:
+            if letter in text:
+                break
+        else:
             return None
         if not any(head in text for head in self._heads):
             return None
@@ -68,7 +71,10 @@ class Marks:
 
     def first_of(self, value: Any) -> str | None:
         """The first mark in any text of a message or of what comes with it, however deep."""
-        return next(filter(None, map(self.first_in, texts_of(value))), None)
+        for text in texts_of(value):
+            if mark := self.first_in(text):
+                return mark
+        return None
 
 
 def texts_of(value: Any) -> list[str]:

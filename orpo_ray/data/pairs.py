@@ -77,7 +77,8 @@ class Refusal:
 
 def ranges_of(*bounds: tuple[int, int]) -> Ranges:
     """Ranges from their bounds, without the empty ones."""
-    return np.array([each for each in bounds if each[0] < each[1]], np.int32).reshape(-1, 2)
+    kept = [each for each in bounds if each[0] < each[1]]
+    return np.array(kept, np.int32) if kept else np.zeros((0, 2), np.int32)
 
 
 class Trained(NamedTuple):

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from orpo_ray.data.endings import Endings
 from orpo_ray.data.messages import THOUGHTS, first_of
 from orpo_ray.data.pairs import Context, Message, Pair, Refusal
+from orpo_ray.data.template import ChatTemplate
 from orpo_ray.data.turns import Render, Turn, find_turns, holds, is_silent
 
 _OPEN, _CLOSED = "<think>", "</think>"
@@ -69,9 +70,10 @@ class Renderer:
     def __init__(self, tokenizer: Any, *, all_turns: bool = False) -> None:
         self._tokenizer = tokenizer
         self._all_turns = all_turns
-        self._template: str | None = None
-        if fixed_date(tokenizer):
-            self._template = _DATED_TEMPLATE + tokenizer.get_chat_template()
+        is_dated = fixed_date(tokenizer) is not None
+        self._template = ChatTemplate(
+            tokenizer, _DATED_TEMPLATE + tokenizer.get_chat_template() if is_dated else None
+        )
         self.endings = Endings(tokenizer)
         self._opening = self._finds_opening()
         self._puts_thoughts_back = _OPENED_THOUGHTS.search(self._opening) is not None
@@ -98,18 +100,11 @@ class Renderer:
 
     def _render(self, messages: list[Message], context: Context, generation: bool) -> str | Refusal:
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=generation,
-                **context,
-            )
+            return self._template.write(messages, context, generation)
         except TemplateError as error:
             return Refusal("template-refused", str(error))
         except Exception as error:  # noqa: BLE001 - a template is a program of the user
             return Refusal("template-refused", f"{type(error).__name__}: {error}")
-        return str(text)
 
     def prompt(self, messages: list[Message], context: Context) -> Prompt | Refusal:
         """The text from which generation starts.

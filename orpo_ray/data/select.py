@@ -108,10 +108,12 @@ def _hold_out(
     if len(keys) < 2:
         return np.zeros(len(numbers), dtype=bool)
     wanted = max(1, round(share * len(numbers)))
-    ranks = np.array([_rank(seed, key.as_py()) for key in keys])
+    ranks = np.array([_rank(seed, key) for key in keys.to_pylist()])
     is_held_out, count = np.zeros(len(keys), dtype=bool), 0
     order = np.argsort(ranks, kind="stable")
     for prompt in order:
+        if count == wanted:
+            break
         if count + pairs_of[prompt] <= wanted:
             is_held_out[prompt], count = True, count + pairs_of[prompt]
     if not count:

@@ -203,6 +203,24 @@ INSIDES = [
         reads=("self._n_gpu",),
     ),
     Inside("transformers.integrations.rewrite_logs", TRANSFORMERS, "names of metrics"),
+    # Plain conversations (data/template.py).
+    Inside(
+        "transformers.utils.chat_template_utils._compile_jinja_template",
+        TRANSFORMERS,
+        "a template that is compiled once",
+        ("chat_template",),
+    ),
+    Inside(
+        "transformers.utils.chat_template_utils.render_jinja_template",
+        TRANSFORMERS,
+        "what a template is given",
+        reads=(
+            "messages=chat",
+            "tools=tool_schemas",
+            "documents=documents",
+            "add_generation_prompt=add_generation_prompt",
+        ),
+    ),
     # What a base can do (models/, training/pair_model.py).
     Inside("transformers.AutoModelForCausalLM._model_mapping", TRANSFORMERS, "the class of a base"),
     Inside(
