@@ -23,6 +23,7 @@ from orpo_ray.data.pairs import (
 )
 from orpo_ray.data.rendering import Answer, Rendered, Renderer
 from orpo_ray.data.turns import Bounds, turn_bounds
+from orpo_ray.data.words import words_of
 from orpo_ray.errors import DataError
 
 # Some tokenizers mark the start of a text. If an answer is tokenised without its prompt, one of
@@ -79,6 +80,7 @@ class PairTokeniser:
         self._bos: int | None = tokenizer.bos_token_id
         first_id = list(tokenizer("a")["input_ids"])[:1]
         self._adds_bos = self._bos is not None and first_id == [self._bos]
+        self._words = words_of(tokenizer)
         self._marks_start = self._finds_start_marker()
         self._cuts = _cutting_tokens(tokenizer)
 
@@ -185,6 +187,11 @@ class PairTokeniser:
         return _Cut(text.rindex(mark), place)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
+        if self._words is not None:
+            return self._words.encode(texts, self._by_library)
+        return self._by_library(texts)
+
+    def _by_library(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
         if self._tokenizer.is_fast:
