@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orpo_ray.api import (
         evaluate,
         generate,
+        load,
         load_config,
         plan,
         plan_search,
@@ -74,6 +75,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "generate",
+    "load",
     "load_config",
     "plan",
     "plan_search",

@@ -30,7 +30,8 @@ from orpo_ray.runs.stop import StopSignal
 from orpo_ray.storage import file_at
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from orpo_ray.data.pairs import Message
     from orpo_ray.data.store import Artifact
@@ -554,6 +555,38 @@ def generate(
         by = Here(work, asked)
     with StopSignal(console, "stopping; the same command goes on where it was") as heard:
         return write_answers(order, by, lengths, heard)
+
+
+def load(
+    run: RunConfig | str | PathLike[str],
+    adapter: str | PathLike[str] | None = None,
+    console: Console = SILENT,
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """The model that a run made, and its tokenizer, ready to generate.
+
+    The run is a config, or the YAML, folder or URL that names it. `adapter` names another adapter
+    or run. The model's generation_config holds every token that ends an answer.
+    """
+    from orpo_ray.runs.named import named_config
+
+    config = run if isinstance(run, RunConfig) else named_config(run)
+    _refuse_others(config, console)
+    trained = _named_adapter(config, adapter) or _trained_by(Run(config))
+    last = Run(_last_stage(config))
+    _refuse_missing_template(last.config)
+    _refuse_missing_base(last.config)
+    with without_collections():
+        from orpo_ray.data.endings import end_ids
+        from orpo_ray.evaluation.evaluate import load_trained
+        from orpo_ray.models.hardware import probe_hardware
+        from orpo_ray.models.tokenizer import padding_id
+
+    tokenizer = _tokenizer(last.config, console)
+    decisions = _decide_for_one(last, None, probe_hardware(), console)
+    model = load_trained(last.config, decisions, trained).model.eval()
+    model.generation_config.eos_token_id = end_ids(tokenizer, model.generation_config)
+    model.generation_config.pad_token_id = padding_id(tokenizer)
+    return model, tokenizer
 
 
 # --- what these functions share -------------------------------------------------------------------

@@ -10,6 +10,8 @@ import pytest
 from support import DEMO, wait_until
 from terminal import STOPPED, WRONG, Command, Finished, one_line, start
 
+import orpo_ray
+
 PROMPTS = DEMO / "h1.jsonl"
 SHORT = ("--max-new-tokens", "6")
 
@@ -61,6 +63,20 @@ def test_answers_are_those_that_evaluate_shows(
     assert [row["stopped"] == "length" for row in rows[:8]] == cut
     asked = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()]
     assert [row["messages"] for row in rows] == asked
+
+
+def test_a_loaded_model_says_what_the_command_says(finished: Finished, whole: Path) -> None:
+    model, tokenizer = orpo_ray.load(finished.run_dir)
+    rows = [row for row in rows_of(whole) if row["model"] == "trained"]
+    for row in rows[:4]:
+        asked = tokenizer.apply_chat_template(
+            row["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        said = model.generate(**asked, max_new_tokens=6, do_sample=False)
+        text = tokenizer.decode(said[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert text.strip() == row["answer"]
+    with pytest.raises(orpo_ray.ConfigError, match="no run is there"):
+        orpo_ray.load(finished.run_dir / "none")
 
 
 def test_both_models_answer_one_after_the_other(whole: Path) -> None:

@@ -19,6 +19,7 @@ from orpo_ray.config import dump
 FUNCTIONS = {
     "evaluate",
     "generate",
+    "load",
     "load_config",
     "plan",
     "plan_search",
@@ -77,6 +78,7 @@ def test_functions_say_what_they_return() -> None:
     }
     assert returned == {
         "evaluate": "Evaluation",
+        "load": "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]",
         "load_config": "RunConfig",
         "plan": "TrainPlan",
         "plan_search": "SearchPlan",
