@@ -5,6 +5,7 @@ writing. Of a plain conversation it changes nothing, so that this work is left o
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +23,9 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, replacement: str | None = None) -> None:
         self._tokenizer = tokenizer
         self._replacement = replacement
-        self._source = replacement or tokenizer.get_chat_template()
+        self._source = replacement
+        with suppress(ValueError):  # of several named ones, none is the usual one
+            self._source = replacement or tokenizer.get_chat_template()
         self._special = dict(tokenizer.special_tokens_map)
 
     def write(self, messages: Sequence[Message], context: Context, generation: bool) -> str:
@@ -30,7 +33,8 @@ class ChatTemplate:
 
         Raises what the template raises: it is a program of the user.
         """
-        if context or any(message.keys() != _PLAIN for message in messages):
+        is_plain = not context and all(message.keys() == _PLAIN for message in messages)
+        if not is_plain or self._source is None:
             return str(
                 self._tokenizer.apply_chat_template(
                     messages,

@@ -187,7 +187,7 @@ class PairTokeniser:
         return _Cut(text.rindex(mark), place)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        if self._words is not None:
+        if self._words is not None and not self._tokenizer.split_special_tokens:
             return self._words.encode(texts, self._by_library)
         return self._by_library(texts)
 

@@ -15,8 +15,25 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern of a ByteLevel that cuts (tokenizers, `pre_tokenizers/byte_level.rs`)."""
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}|", r"\p{N}|")
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PATTERNS = frozenset({_LLAMA3, _QWEN2, _O200K})
+"""Patterns that mean the same here and in Oniguruma, with which the library cuts.
+
+Others may not: `{1,3}+` and `$` are two things. So no other pattern is used.
+"""
 Encode = Callable[[list[str]], list[list[int]]]
-_MOST_WORDS = 2**18
+_MOST_WORDS, _LONGEST_WORD = 2**16, 24
+"""What is remembered: longer words are rarer and take more memory."""
 _PROBES = ("{0}", "{0}{0}", "a{0}b", "A{0}B", "1{0}2", " {0} ", "!{0}!", "\n{0}\n", "'{0} {0}s")
 """A pattern tells characters apart by their class alone. These show to which one each belongs."""
 
@@ -70,15 +87,18 @@ class Words:
         for word in words:
             found = known.get(word)
             if found is None:
-                found = known[word] = self._of_word(word)
+                found = self._of_word(word)
             ids += found
         return sum(map(len, words)) == len(text)
 
     def _of_word(self, word: str) -> list[int]:
+        ((as_bytes, _),) = self._as_bytes.pre_tokenize_str(word)
+        ids = [token.id for token in self._backend.model.tokenize(as_bytes)]
         if len(self._ids) >= _MOST_WORDS:
             self._ids.clear()
-        ((as_bytes, _),) = self._as_bytes.pre_tokenize_str(word)
-        return [token.id for token in self._backend.model.tokenize(as_bytes)]
+        if len(word) <= _LONGEST_WORD:
+            self._ids[word] = ids
+        return ids
 
     def _is_known(self, one: str) -> bool:
         known = self._known.get(one)
@@ -99,44 +119,36 @@ class Words:
 
 def words_of(tokenizer: Any) -> Words | None:
     """The words of a tokenizer; None for one that does not take each word by itself."""
-    if not tokenizer.is_fast or tokenizer.split_special_tokens:
+    if not tokenizer.is_fast:
         return None
     backend = tokenizer.backend_tokenizer
-    plain = all(
-        not (token.lstrip or token.rstrip or token.single_word)
-        for token in tokenizer.added_tokens_decoder.values()
-    )
-    model = backend.model
-    is_bpe = type(model).__name__ == "BPE" and not model.dropout
-    cut = _pattern_of(backend)
-    if not (plain and is_bpe) or backend.normalizer is not None or cut is None:
+    added = tokenizer.added_tokens_decoder.values()
+    plain = not any(token.lstrip or token.rstrip or token.single_word for token in added)
+    # Those that are normalised are looked for in what the others leave.
+    in_one_go = len({token.normalized for token in added}) < 2
+    is_bpe = type(backend.model).__name__ == "BPE" and not backend.model.dropout
+    pattern = _pattern_of(backend)
+    if not (plain and in_one_go and is_bpe) or backend.normalizer is not None or pattern is None:
         return None
-    return Words(tokenizer, cut)
+    return Words(tokenizer, regex.compile(pattern))
 
 
-def _pattern_of(backend: Any) -> regex.Pattern[str] | None:
+def _pattern_of(backend: Any) -> str | None:
     """The one pattern that cuts texts into words of bytes; None if it is done in another way."""
     if backend.pre_tokenizer is None:
         return None
     found = json.loads(backend.pre_tokenizer.__getstate__())
-    pattern: str | None = None
     if found["type"] == "ByteLevel" and found["use_regex"] and not found["add_prefix_space"]:
-        pattern = _GPT2
+        return _GPT2
     match found.get("pretokenizers"):
         case [
             {
                 "type": "Split",
-                "pattern": {"Regex": written},
+                "pattern": {"Regex": str(pattern)},
                 "behavior": "Isolated",
                 "invert": False,
             },
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]:
-            pattern = written
-    if pattern is None:
-        return None
-    try:
-        compiled = regex.compile(pattern)
-    except regex.error:
-        return None  # it is written for another library of patterns
-    return compiled if not compiled.groups and compiled.fullmatch("") is None else None
+        ] if pattern in _PATTERNS:
+            return pattern
+    return None

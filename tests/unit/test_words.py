@@ -13,21 +13,14 @@ from support import BASE
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
-from orpo_ray.data.words import Words, words_of
+from orpo_ray.data.tokenise import PairTokeniser
+from orpo_ray.data.words import _LLAMA3, _O200K, _QWEN2, Words, words_of
 
-DIGITS = r"\p{N}"
-QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+PATTERNS = {"gpt2": None, "qwen2": _QWEN2, "llama3": _LLAMA3, "o200k": _O200K}
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
-LLAMA3 = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|")
-O200K = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
-    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PATTERNS = {"gpt2": None, "qwen": QWEN, "llama3": LLAMA3, "o200k": O200K, "digits": DIGITS}
 
 
 def with_pattern(tokenizer: Any, pattern: str | None) -> Any:
@@ -124,17 +117,14 @@ def test_most_texts_need_no_library(demo: Any) -> None:
     assert found(demo).encode(texts, refuse) == library(demo, texts)
 
 
-def test_a_pattern_that_means_something_else_here_is_left_to_the_library(demo: Any) -> None:
-    tokenizer = with_pattern(deepcopy(demo), r"\h+")  # hexadecimal digits there, white space here
-    assert ids_of(found(tokenizer), tokenizer, TRICKY) == library(tokenizer, TRICKY)
-
-
 def test_memory_stays_bounded(demo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orpo_ray.data.words._MOST_WORDS", 8)
     words = found(demo)
     text = " ".join(f"word{number}" for number in range(100))
     assert ids_of(words, demo, [text]) == library(demo, [text])
     assert len(words._ids) <= 8
+    ids_of(words, demo, ["q" * 1000])
+    assert "q" * 1000 not in words._ids
 
 
 def test_shared_tokenizers(shared_tokenizer: Callable[..., Any]) -> None:
@@ -156,8 +146,16 @@ def test_tokenizers_that_take_no_word_by_itself_are_left_to_the_library(demo: An
     normal = deepcopy(demo)
     normal.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert words_of(normal) is None
-    for pattern in (r"(a)|\s+", r"\x{41}+", r"\s*"):  # a group, another library's, nothing
+    for pattern in (CL100K, r"\p{L}+|\s+$", r"\s*"):  # {1,3}+ and $ are two things in two libraries
         assert words_of(with_pattern(deepcopy(demo), pattern)) is None, pattern
-    split = deepcopy(demo)
-    split.split_special_tokens = True
-    assert words_of(split) is None
+    two_passes = deepcopy(demo)
+    two_passes.add_tokens([AddedToken("ab<", normalized=True)])
+    assert words_of(two_passes) is None
+
+
+def test_special_tokens_that_are_split_are_split(demo: Any) -> None:
+    tokenizer = deepcopy(demo)
+    tokeniser = PairTokeniser(tokenizer)
+    tokenizer.split_special_tokens = True
+    (ids,) = tokeniser.prompts([[{"role": "user", "content": "hi"}]])
+    assert not set(ids) & set(tokenizer.added_tokens_decoder)
