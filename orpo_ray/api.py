@@ -534,18 +534,22 @@ def generate(
         from orpo_ray.data.prompts import read_prompts
         from orpo_ray.evaluation.answerer import Work, prompt_lengths
         from orpo_ray.evaluation.answering import Elsewhere, Here, write_answers
+        from orpo_ray.evaluation.batches import Room
+        from orpo_ray.models.tokenizer import tokenizer_fingerprint
         from orpo_ray.models.traits import read_positions
 
     asked = read_prompts(fspath(prompts))
     placement = _place(config.scale, console)
     tokenizer = _tokenizer(run.config, console)
-    lengths = prompt_lengths(tokenizer, asked, read_positions(run.config.model), fspath(prompts))
+    room = Room(max_new_tokens, batch_tokens, read_positions(run.config.model))
+    lengths = prompt_lengths(tokenizer, asked, room.positions, fspath(prompts))
     work = Work(
         config=run.config,
         decisions=_decide_for_one(run, None, _hardware(config.scale, placement), console),
         trained=trained,
         sampling=sampling,
-        tokens_per_batch=batch_tokens,
+        room=room,
+        tokenizer=tokenizer_fingerprint(tokenizer),
     )
     if placement.uses_ray:
         from orpo_ray.distributed.generation import answers_by_actors

@@ -89,7 +89,8 @@ def _rows(file: str) -> Iterator[RawRow]:
 
 def prompt_of(row: Row) -> Asked | Refusal:
     """What a row asks, or why it asks nothing. Answers in the row are left out."""
-    if isinstance(turns := row.get(_TURNS), list) and turns:
+    turns = row.get(_TURNS)
+    if isinstance(turns, list) and turns and not row.keys() & {*PROMPTS, *CONVERSATIONS}:
         return _of_turns(row, turns)
     pairs = read_pairs(row, Reading(single_answers=True))
     if not isinstance(pairs, Refusal):
@@ -115,8 +116,17 @@ def prompt_of(row: Row) -> Asked | Refusal:
 def _of_turns(row: Row, turns: list[Any]) -> Asked | Refusal:
     if not all(isinstance(turn, str) and turn.strip() for turn in turns):
         return Refusal("wrong-type", f"{_TURNS} holds no list of questions")
-    first: Message = {"role": "user", "content": turns[0]}
-    return check_prompt([first]) or Asked(messages=[first], later=turns[1:], row=row)
+    try:
+        system, context = system_of(row, None), context_of(row)
+    except RowRefused as refused:
+        return refused.refusal
+    questions: list[list[Message]] = [[{"role": "user", "content": turn}] for turn in turns]
+    refusals = filter(None, map(check_prompt, questions))
+    if refusal := next(refusals, None):
+        return refusal
+    return Asked(
+        messages=with_system(questions[0], system), context=context, later=turns[1:], row=row
+    )
 
 
 def _question(row: Row) -> Any:

@@ -21,10 +21,11 @@ def _alpaca_eval(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> I
     rows = []
     for one, answer in zip(asked, answers, strict=True):
         dataset = {"dataset": one.row["dataset"]} if "dataset" in one.row else {}
-        asks = answer["prompt"] if one.row.get("input") else one.row.get("instruction")
-        said = {"output": answer["answer"], "generator": name}
-        rows.append({**dataset, "instruction": asks or answer["prompt"], **said})
-    yield json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+        instruction = one.row.get("instruction")
+        is_all = isinstance(instruction, str) and not one.row.get("input")
+        asks = instruction if is_all else answer["prompt"]
+        rows.append({**dataset, "instruction": asks, "output": answer["answer"], "generator": name})
+    yield _json(rows, indent=2) + "\n"
 
 
 def _mt_bench(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iterator[str]:
@@ -63,4 +64,10 @@ OF_ONE_MODEL = frozenset({"alpaca-eval", "mt-bench", "openai"})
 
 
 def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return _json(row) + "\n"
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON as UTF-8. Half a surrogate pair, which it cannot hold, stays an escape."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

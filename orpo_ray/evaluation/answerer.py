@@ -15,7 +15,7 @@ from orpo_ray.data.pairs import Message
 from orpo_ray.data.prompts import Asked
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import DataError
-from orpo_ray.evaluation.batches import Batch, cut_batches
+from orpo_ray.evaluation.batches import Batch, Room, cut_batches
 from orpo_ray.evaluation.evaluate import load_trained
 from orpo_ray.evaluation.generate import Answer, answer_batch
 from orpo_ray.evaluation.orders import TRAINED, Sampling
@@ -38,7 +38,9 @@ class Work:
     trained: str | None
     """The folder or URL of the adapter or model; None if the base alone answers."""
     sampling: Sampling
-    tokens_per_batch: int
+    room: Room
+    tokenizer: str
+    """What identifies the tokenizer with its chat template, and the tokens that end an answer."""
 
     def answerer(self, who: str) -> "Answerer":
         """The base or the trained model, loaded."""
@@ -126,7 +128,7 @@ class Answerer:
         sampling = self._work.sampling
         lengths = [len(prompt) for prompt in prompts]
         found: dict[int, Answer] = {}
-        for numbers in cut_batches(lengths, sampling.max_new_tokens, self._work.tokens_per_batch):
+        for numbers in cut_batches(lengths, self._work.room):
             batch, turn = when
             first = batch.rows[places[numbers[0]]]
             seed = Random(f"{sampling.seed}:{first}:{turn}").getrandbits(_SEED_BITS)

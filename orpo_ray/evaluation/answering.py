@@ -85,13 +85,13 @@ def write_answers(order: Order, by: By, lengths: Sequence[int], said: Console) -
     work, asked = by.work, by.asked
     file = AnswersFile(order.out)
     settings = _settings(order, by)
-    plan = plan_batches(lengths, order.models, work.sampling.max_new_tokens, order.batch_tokens)
+    plan = plan_batches(lengths, order.models, work.room)
     kept = file.begin(settings)
     windows, rows = whole_windows(plan, len(kept))
     answers = kept[:rows]
     if kept:
         said.announce(f"going on after {rows} of {len(asked) * len(order.models)} answers")
-        file.keep(settings, answers)
+    file.keep(settings, answers)
     for who in order.models:
         left = [batch for batch in plan if batch.model == who and batch.window >= windows]
         if left:
@@ -134,7 +134,7 @@ def _settings(order: Order, by: By) -> Row:
         "base": base_fingerprint(model),
         "adapter": _trained_fingerprint(work.trained),
         "quantization": model.quantization,
-        "chat template": model.chat_template,
+        "tokenizer or chat template": by.work.tokenizer,
         "number format": f"{work.decisions.dtype} on {work.decisions.device}",
         **asdict(work.sampling),
         "batch_tokens": order.batch_tokens,

@@ -26,11 +26,10 @@ class AnswersFile:
     def begin(self, settings: Row) -> list[Row]:
         """The answers of an earlier command with the same settings; none for a new file.
 
-        Raises ConfigError if other settings made its beginning, or if it cannot be written.
+        Raises ConfigError if other settings made its beginning.
         """
         rows = self._read()
         if not rows:
-            self._append([settings], new=True)
             return []
         if rows[0] != settings:
             changed = [name for name in settings if rows[0].get(name) != settings[name]]
@@ -44,7 +43,10 @@ class AnswersFile:
         """The settings and the answers of an earlier command."""
         try:
             *lines, _ = self._part.read_bytes().split(b"\n")  # the last one may be unfinished
-            return [json.loads(line) for line in lines]
+            rows = [json.loads(line) for line in lines]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is no object")
+            return rows
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -56,12 +58,26 @@ class AnswersFile:
             ) from error
 
     def keep(self, settings: Row, rows: Sequence[Row]) -> None:
-        """Keep nothing but these answers; what follows them is written again."""
-        self._append([settings, *rows], new=True)
+        """Keep nothing but these answers; what follows them is written again.
+
+        A process that is killed here leaves the file as it was. Raises ConfigError if it cannot be
+        written.
+        """
+        try:
+            with written_whole(self._part) as file:
+                file.writelines(map(_line, [settings, *rows]))
+        except OSError as error:
+            raise ConfigError(f"out: {self._part}: {error.strerror}") from error
 
     def add(self, rows: Sequence[Row]) -> None:
         """Add answers, which are on disk when this returns. Raises RunError if they are not."""
-        self._append(rows, new=False)
+        try:
+            with self._part.open("a", encoding="utf-8") as file:
+                file.writelines(map(_line, rows))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"{self._part}: {error.strerror}") from error
 
     def finish(self, lines: Iterable[str]) -> None:
         """Write the file itself, then drop what was collected."""
@@ -72,12 +88,6 @@ class AnswersFile:
         except OSError as error:
             raise RunError(f"{self._out}: cannot be written: {error.strerror}") from error
 
-    def _append(self, rows: Sequence[Row], *, new: bool) -> None:
-        try:
-            with self._part.open("w" if new else "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            kind = ConfigError if new else RunError
-            raise kind(f"out: {self._part}: {error.strerror}") from error
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -21,32 +21,42 @@ class Batch:
     rows: tuple[int, ...]
 
 
-def cut_batches(lengths: Sequence[int], max_new_tokens: int, budget: int) -> list[list[int]]:
-    """Numbers of prompts, in batches of at most `budget` tokens; similar lengths go together.
+@dataclass(frozen=True)
+class Room:
+    """The longest answer, the tokens of a batch, and how many tokens the base reads, if known."""
+
+    max_new_tokens: int
+    batch_tokens: int
+    positions: int | None = None
+
+
+def cut_batches(lengths: Sequence[int], room: Room) -> list[list[int]]:
+    """Numbers of prompts, in batches of at most `batch_tokens`; similar lengths go together.
 
     An answer counts with its full length, and a prompt with its padding. A prompt that alone takes
-    more is a batch of its own.
+    more is a batch of its own. So is one that leaves less room than the longest answer takes: it
+    would cut the other answers.
     """
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: lengths[number]):
-        widest = lengths[number] + max_new_tokens
-        if batches and widest * (len(batches[-1]) + 1) <= budget:
+        widest = lengths[number] + room.max_new_tokens
+        is_tight = room.positions is not None and widest > room.positions
+        fits = not is_tight and bool(batches)
+        if fits and widest * (len(batches[-1]) + 1) <= room.batch_tokens:
             batches[-1].append(number)
         else:
             batches.append([number])
     return batches
 
 
-def plan_batches(
-    lengths: Sequence[int], models: Sequence[str], max_new_tokens: int, budget: int
-) -> list[Batch]:
+def plan_batches(lengths: Sequence[int], models: Sequence[str], room: Room) -> list[Batch]:
     """All batches: those of the first model, then those of the next; windows are in order."""
     plan: list[Batch] = []
     window = 0
     for model in models:
         for start in range(0, len(lengths), _WINDOW):
             own = lengths[start : start + _WINDOW]
-            for numbers in cut_batches(own, max_new_tokens, budget):
+            for numbers in cut_batches(own, room):
                 rows = tuple(start + number for number in numbers)
                 plan.append(Batch(len(plan), window, model, rows))
             window += 1

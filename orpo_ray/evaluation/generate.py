@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.data.endings import end_ids
 from orpo_ray.errors import ResourceError
-from orpo_ray.evaluation.batches import cut_batches
+from orpo_ray.evaluation.batches import Room, cut_batches
 from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.training.pair_model import PairModel
@@ -45,7 +45,8 @@ def answers_of(
     """
     found: dict[int, Answer] = {}
     lengths = [len(prompt) for prompt in prompts]
-    for batch in cut_batches(lengths, sampling.max_new_tokens, tokens_per_batch):
+    room = Room(sampling.max_new_tokens, tokens_per_batch, model.positions)
+    for batch in cut_batches(lengths, room):
         some = answer_batch(model, tokenizer, [prompts[number] for number in batch], sampling)
         found.update(zip(batch, some, strict=True))
     return [found[number] for number in range(len(prompts))]

@@ -20,9 +20,11 @@ def named_config(place: str | PathLike[str], overrides: Iterable[str] = ()) -> R
     A folder that was moved is read where it is now. Of a search the best trial counts. Raises
     ConfigError if there is no run.
     """
-    named = fspath(place).rstrip("/") or "/"
-    if named.lower().endswith(_YAML) or not (is_url(named) or local_path(named).is_dir()):
-        if not (named.lower().endswith(_YAML) or is_url(named) or Path(named).exists()):
+    named = fspath(place).rstrip("/")
+    is_folder = not is_url(named) and local_path(named).is_dir() and named != ""
+    is_yaml = named.lower().endswith(_YAML) and not is_folder
+    if is_yaml or not (is_url(named) or is_folder):
+        if not (is_yaml or Path(named).is_file()):
             raise ConfigError(f"{named}: no run is there; name a run's folder or URL, or its YAML")
         return load_config(file_at(named), overrides)
     if not _holds(named, RESULT_FILE) and (best := _best_trial(named)) is not None:
@@ -31,7 +33,8 @@ def named_config(place: str | PathLike[str], overrides: Iterable[str] = ()) -> R
         raise ConfigError(f"{named}: no {CONFIG_FILE} in it; name the folder of a run, or its YAML")
     settings = read_json(local_path(named) / CONFIG_FILE)
     assert settings is not None, "the file is there"
-    return _where_it_is(load_config(settings, overrides), named)
+    storage, name = _where_it_is(load_config(settings), named)
+    return load_config({**settings, "storage": storage, "name": name}, overrides)
 
 
 def _holds(place: str, name: str) -> bool:
@@ -57,12 +60,12 @@ def _best_trial(place: str) -> str | None:
     return inside(folder, *run.removeprefix(f"{search.name}/").split("/"))
 
 
-def _where_it_is(config: RunConfig, place: str) -> RunConfig:
-    """The settings with the storage and the name that the run's folder has now."""
+def _where_it_is(config: RunConfig, place: str) -> tuple[str, str]:
+    """The storage and the name that the run's folder has now."""
     here = place if is_url(place) else str(local_path(place).resolve())
     if config.place == here:
-        return config
-    parent, _, name = here.rpartition("/")
+        return config.storage, config.name
     if here.endswith(f"/{config.name}"):
-        parent, name = here.removesuffix(f"/{config.name}"), config.name
-    return config.model_copy(update={"storage": parent or str(Path("/")), "name": name})
+        return here.removesuffix(f"/{config.name}"), config.name
+    storage, _, name = here.rpartition("/")
+    return storage, name

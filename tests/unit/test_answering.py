@@ -11,23 +11,24 @@ from orpo_ray.data.prompts import Asked, prompt_of
 from orpo_ray.errors import ConfigError
 from orpo_ray.evaluation.answer_formats import FORMATS
 from orpo_ray.evaluation.answers_file import AnswersFile
-from orpo_ray.evaluation.batches import in_order, plan_batches, whole_windows
+from orpo_ray.evaluation.batches import Room, in_order, plan_batches, whole_windows
 from orpo_ray.evaluation.orders import Sampling, order_of
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200)
 
 
-@given(LENGTHS, st.integers(1, 100), st.integers(1, 2000))
+@given(LENGTHS, st.integers(1, 100), st.integers(1, 2000), st.integers(50, 400))
 def test_batches_hold_every_prompt_once_within_the_budget(
-    lengths: list[int], new_tokens: int, budget: int
+    lengths: list[int], new_tokens: int, budget: int, positions: int
 ) -> None:
-    plan = plan_batches(lengths, ["base", "trained"], new_tokens, budget)
+    plan = plan_batches(lengths, ["base", "trained"], Room(new_tokens, budget, positions))
     for who in ("base", "trained"):
         rows = [row for batch in plan if batch.model == who for row in batch.rows]
         assert sorted(rows) == list(range(len(lengths)))
     for batch in plan:
         widest = max(lengths[row] for row in batch.rows) + new_tokens
         assert len(batch.rows) == 1 or widest * len(batch.rows) <= budget
+        assert len(batch.rows) == 1 or widest <= positions, "it cuts no other answer"
     assert [batch.number for batch in plan] == list(range(len(plan)))
 
 
@@ -35,7 +36,7 @@ def test_batches_hold_every_prompt_once_within_the_budget(
 def test_answers_come_in_order_whatever_batch_is_done_first(
     lengths: list[int], draw, data: st.DataObject
 ) -> None:
-    plan = plan_batches(lengths, ["base", "trained"], 10, 500)
+    plan = plan_batches(lengths, ["base", "trained"], Room(10, 500))
     windows, kept = whole_windows(plan, data.draw(st.integers(0, 2 * len(lengths))))
     left = [batch for batch in plan if batch.window >= windows]
     answered = [(batch.number, [(batch.model, row) for row in batch.rows]) for batch in left]
@@ -53,6 +54,7 @@ def test_a_file_goes_on_after_any_cut(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     file = AnswersFile(whole)
     assert file.begin(SETTINGS) == []
+    file.keep(SETTINGS, [])
     file.add(rows)
     part = whole.with_name("whole.jsonl.part").read_bytes()
     for length in range(len(part) + 1):
@@ -71,15 +73,16 @@ def test_a_file_goes_on_after_any_cut(tmp_path: Path) -> None:
 
 def test_a_file_of_other_settings_is_refused(tmp_path: Path) -> None:
     file = AnswersFile(tmp_path / "a.jsonl")
-    file.begin(SETTINGS)
+    file.keep(SETTINGS, [])
     with pytest.raises(ConfigError, match="begun with another seed; remove it"):
         file.begin({**SETTINGS, "seed": 1})
 
 
 def test_a_part_that_is_no_such_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.part").write_bytes(b"\xff\n[1\n")
-    with pytest.raises(ConfigError, match="is not what this command writes"):
-        AnswersFile(tmp_path / "a.jsonl").begin(SETTINGS)
+    for content in (b"\xff\n[1\n", b"5\n", b"null\n"):
+        (tmp_path / "a.jsonl.part").write_bytes(content)
+        with pytest.raises(ConfigError, match="is not what this command writes"):
+            AnswersFile(tmp_path / "a.jsonl").begin(SETTINGS)
     (tmp_path / "b.jsonl.part").mkdir()
     with pytest.raises(ConfigError, match="directory"):
         AnswersFile(tmp_path / "b.jsonl").begin(SETTINGS)
@@ -109,6 +112,16 @@ def test_other_tools_read_their_forms() -> None:
     found = json.loads(line)
     assert found["choices"] == [{"index": 0, "turns": ["A.", "B."]}]
     assert (found["question_id"], found["model_id"]) == (81, "mine")
+
+
+def test_a_column_that_is_no_utf_8_stays_an_escape() -> None:
+    row = {"prompt": "Why?", "question_id": "\ud800", "dataset": "\ud800", "instruction": {"a": 1}}
+    asks = [{"role": "user", "content": "Why?"}]
+    for form in ("mt-bench", "alpaca-eval"):
+        text = "".join(FORMATS[form]([Asked(messages=asks, row=row)], [_answer(asks, "So.")], "m"))
+        assert text.encode("utf-8")
+        assert "\ud800" in json.dumps(json.loads(text), ensure_ascii=False)
+    assert json.loads(text)[0]["instruction"] == "Why?"
 
 
 def test_a_form_has_the_keys_of_published_answers(shared_data: Path) -> None:

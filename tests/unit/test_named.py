@@ -32,6 +32,7 @@ def test_a_folder_and_its_yaml_name_the_same_run(run: Run, tmp_path: Path) -> No
 
 def test_overrides_count(run: Run) -> None:
     assert named_config(run.folder, ["training.seed=9"]).training.seed == 9
+    assert named_config(run.folder, ["name=other"]).name == "other"
 
 
 def test_a_relative_name_is_enough(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +102,9 @@ def test_a_finished_run_counts_more_than_its_search(run: Run, search: SearchRun)
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run is there"):
-        named_config(tmp_path / "none")
+    for nothing in (tmp_path / "none", ""):
+        with pytest.raises(ConfigError, match="no run is there"):
+            named_config(nothing)
     with pytest.raises(ConfigError, match=r"no such file"):
         named_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match=r"no config\.json in it"):

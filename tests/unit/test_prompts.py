@@ -54,6 +54,14 @@ def test_questions_of_mt_bench_come_one_after_the_other() -> None:
     assert (found.messages, found.later) == (ASKS, ["And?"])
 
 
+def test_questions_come_with_their_system_turn_and_tools() -> None:
+    found = prompt_of({"turns": ["Why?", "And?"], "system": "Be brief.", "tools": TOOLS})
+    assert not isinstance(found, Refusal)
+    assert (found.messages, found.context) == ([SYSTEM, *ASKS], {"tools": TOOLS})
+    found = prompt_of({"prompt": "Why?", "turns": [{"role": "user", "content": "Who?"}]})
+    assert not isinstance(found, Refusal) and found.messages == ASKS
+
+
 def test_tools_come_with_the_prompt() -> None:
     found = prompt_of({"messages": ASKS, "tools": TOOLS})
     assert not isinstance(found, Refusal)
@@ -75,6 +83,7 @@ def test_tools_come_with_the_prompt() -> None:
         ({"prompt": "Why?", "images": ["a.png"]}, "images"),
         ({"prompt": "\ud800"}, "invalid-utf8"),
         ({"turns": ["\ud800"]}, "invalid-utf8"),
+        ({"turns": ["Why?", "\ud800"]}, "invalid-utf8"),
         ({"prompt": 3}, "wrong-type"),
     ],
 )
