@@ -37,12 +37,9 @@ def test_every_command_has_help_that_explains_its_options(command: Command, name
     done = command(*name.split(), "--help")
     assert (done.code, done.err) == (0, "")
     assert f"Usage: orpo-ray {name} " in done.out
-    # A row is the option, what it takes, and what it is for.
-    rows = [
-        line.strip("│ ").split(maxsplit=2)
-        for line in done.out.splitlines()
-        if line.startswith("│ --")
-    ]
+    # A row is the option, what it takes, and what it is for. A star marks one that must be given.
+    lines = [line.strip("│* ") for line in done.out.splitlines() if line.startswith("│")]
+    rows = [line.split(maxsplit=2) for line in lines if line.startswith("--")]
     assert rows and all(len(row) == 3 for row in rows), "an option without an explanation"
 
 
