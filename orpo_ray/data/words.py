@@ -54,10 +54,8 @@ class Words:
             "|".join(map(regex.escape, sorted(self._marks, key=len, reverse=True))) or "(?!)"
         )
         self._ids: dict[str, list[int]] = {}
-        self._known = {chr(code): True for code in range(128)}
-        """Whether a character is of the same class in both patterns."""
-        for one in list(self._known):
-            self._known[one] = self._agrees(one)
+        self._known: dict[str, bool] = {}
+        """Whether a character is of the same class in both patterns, of those seen so far."""
 
     def encode(self, texts: Sequence[str], by_library: Encode) -> list[list[int]]:
         """The ids of each text; `by_library` finds those of texts that it must cut."""

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from orpo_ray.config.storage import local_path
 from orpo_ray.data.prompts import Asked
 from orpo_ray.errors import StoppedError
 from orpo_ray.evaluation.answer_formats import FORMATS
@@ -18,7 +17,7 @@ from orpo_ray.evaluation.batches import Batch, in_order, plan_batches, whole_win
 from orpo_ray.evaluation.orders import BASE, Order
 from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.identity import base_fingerprint
-from orpo_ray.models.trained import fetch_trained
+from orpo_ray.models.trained import fetch_trained, trained_folder
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.results import Generated
 
@@ -137,7 +136,7 @@ def _settings(order: Order, by: By) -> Row:
         "tokenizer or chat template": by.work.tokenizer,
         "number format": f"{work.decisions.dtype} on {work.decisions.device}",
         **asdict(work.sampling),
-        "batch_tokens": order.batch_tokens,
+        "batch_tokens": work.room.batch_tokens,
     }
 
 
@@ -145,8 +144,4 @@ def _trained_fingerprint(trained: str | None) -> str | None:
     if trained is None:
         return None
     fetch_trained(trained)
-    folder = local_path(trained)
-    inside = folder / "adapter"
-    return folder_fingerprint(
-        inside if inside.is_dir() else folder, ("*.safetensors", "*config.json")
-    )
+    return folder_fingerprint(trained_folder(trained), ("*.safetensors", "*config.json"))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.config import RunConfig
-from orpo_ray.config.storage import local_path
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.generate import Answer, answers_of
 from orpo_ray.evaluation.orders import Sampling
@@ -14,7 +13,7 @@ from orpo_ray.evaluation.preference import by_source
 from orpo_ray.models.adapter import load_adapter
 from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.models.tokenizer import padding_id
-from orpo_ray.models.trained import fetch_trained
+from orpo_ray.models.trained import fetch_trained, trained_folder
 from orpo_ray.runs.results import Evaluation, Sample
 from orpo_ray.runs.scores import PairScores, are_few, intervals, too_few
 from orpo_ray.runs.summary import compared, plain, remarks
@@ -112,9 +111,8 @@ def load_trained(config: RunConfig, decisions: Decisions, trained: str | None) -
         fetch_trained(trained)
         adapted = config.adapter.kind != "none"
         if not adapted:
-            inside_run = local_path(trained) / "adapter"
-            folder = inside_run if inside_run.is_dir() else local_path(trained)
-            source = source.model_copy(update={"base": str(folder), "revision": None})
+            folder = str(trained_folder(trained))
+            source = source.model_copy(update={"base": folder, "revision": None})
     base = load_base(
         source, decisions.device, decisions.dtype, decisions.attention, trainable=False
     )

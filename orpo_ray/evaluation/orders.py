@@ -40,7 +40,6 @@ class Order:
     out: Path
     format: str
     models: Sequence[str]
-    batch_tokens: int
 
 
 def order_of(out: Path, form: str, model: str, batch_tokens: int) -> Order:
@@ -60,7 +59,7 @@ def order_of(out: Path, form: str, model: str, batch_tokens: int) -> Order:
         raise ConfigError(f"out: no folder {out.parent}")
     if out.exists():
         raise ConfigError(f"out: {out} exists; name another file, or remove it")
-    return Order(out=out, format=form, models=_MODELS[model], batch_tokens=batch_tokens)
+    return Order(out=out, format=form, models=_MODELS[model])
 
 
 def _choice(names: Iterable[str]) -> str:

@@ -57,6 +57,13 @@ def fetch_trained(place: str) -> None:
         storage.fetch_folder(folder)
 
 
+def trained_folder(place: str) -> Path:
+    """The folder on this server of what a place names: the one inside of a run, or the place."""
+    folder = local_path(place)
+    inside_run = folder / "adapter"
+    return inside_run if inside_run.is_dir() else folder
+
+
 def find_adapter(path: str) -> Path:
     """The adapter folder that a path means: the folder itself, or that in a finished run."""
     folder = local_path(path)
