@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from support import BASE, locked_elsewhere
 from terminal import WRONG, Command, Finished, nothing_in_the_way, one_line
 
-from orpo_ray import api
+from orpo_ray.api import ground
 
 
 @pytest.fixture
@@ -125,13 +125,13 @@ def test_a_run_that_another_process_ends_meanwhile(
     command: Command, config: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After this one has looked, and before it has the lock."""
-    prepare = api._prepare
+    prepare = ground.prepare_run
 
     def slowly(*arguments: Any) -> Any:
         shutil.copytree(finished.run_dir, config.parent / "storage" / "tiny")
         return prepare(*arguments)
 
-    monkeypatch.setattr(api, "_prepare", slowly)
+    monkeypatch.setattr(ground, "prepare_run", slowly)
     done = command("train", config)
     assert done.code == 0
     assert done.said[-1].startswith("run tiny is finished")

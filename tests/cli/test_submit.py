@@ -137,7 +137,7 @@ def test_the_code_of_this_machine_is_sent_where_asked(command: Command, cluster:
     asked = ("submit", "prepare", "tiny.yaml", "name=sent", *way(cluster), "--ship-code", "--json")
     done = command(*asked)
     assert done.code == 0 and done.result["train"] == 48, done.err
-    sent = "session_*/runtime_resources/py_modules_files/_ray_pkg_*/orpo_ray/api.py"
+    sent = "session_*/runtime_resources/py_modules_files/_ray_pkg_*/orpo_ray/api/ground.py"
     assert list((cluster.folder / "ray").glob(sent))
     assert_nowhere_to_be_read(cluster)
 

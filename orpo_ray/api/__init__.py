@@ -1,0 +1,20 @@
+"""What the commands do, as Python functions.
+
+Heavy modules are imported in the functions that use them. So a cluster that is too small is refused
+before torch is loaded.
+"""
+
+from orpo_ray.api.trained import evaluate, generate, load
+from orpo_ray.api.training import load_config, plan, plan_search, prepare, train, tune
+
+__all__ = [
+    "evaluate",
+    "generate",
+    "load",
+    "load_config",
+    "plan",
+    "plan_search",
+    "prepare",
+    "train",
+    "tune",
+]
