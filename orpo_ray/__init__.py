@@ -4,8 +4,8 @@
     result = orpo_ray.train(config)
     print(result.adapter, result.metrics["eval/accuracy"])
 
-`prepare`, `train`, `tune`, `evaluate`, `generate`, `plan` and `plan_search` take a config and
-return a frozen result. What a user can mend is raised as an OrpoRayError. docs/python.md has
+`prepare`, `train`, `tune`, `evaluate`, `generate`, `export`, `plan` and `plan_search` take a config
+and return a frozen result. What a user can mend is raised as an OrpoRayError. docs/python.md has
 examples of each.
 """
 
@@ -17,6 +17,7 @@ from orpo_ray import lean_imports as _lean_imports
 if TYPE_CHECKING:
     from orpo_ray.api import (
         evaluate,
+        export,
         generate,
         load,
         load_config,
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from orpo_ray.runs.console import Console
     from orpo_ray.runs.results import (
         Evaluation,
+        Exported,
         Generated,
+        Likeness,
         Sample,
         SearchPlan,
         TrainPlan,
@@ -59,7 +62,9 @@ __all__ = [
     "Console",
     "DataError",
     "Evaluation",
+    "Exported",
     "Generated",
+    "Likeness",
     "NonFiniteError",
     "OrpoRayError",
     "ResourceError",
@@ -74,6 +79,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "export",
     "generate",
     "load",
     "load_config",
@@ -101,7 +107,9 @@ _HOMES = {
     "runs.console": ("Console",),
     "runs.results": (
         "Evaluation",
+        "Exported",
         "Generated",
+        "Likeness",
         "Sample",
         "SearchPlan",
         "TrainPlan",

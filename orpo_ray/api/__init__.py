@@ -4,11 +4,13 @@ Heavy modules are imported in the functions that use them. So a cluster that is 
 before torch is loaded.
 """
 
+from orpo_ray.api.exporting import export
 from orpo_ray.api.trained import evaluate, generate, load
 from orpo_ray.api.training import load_config, plan, plan_search, prepare, train, tune
 
 __all__ = [
     "evaluate",
+    "export",
     "generate",
     "load",
     "load_config",

@@ -35,6 +35,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "generate",
+    "export",
     "cluster",
     "slurm",
     "submit",

@@ -51,7 +51,8 @@ class Endings:
         around = _written_around(written[0])
         self.texts = {tokenizer.eos_token: tokenizer.eos_token_id}
         """End tokens by their texts, the template's own among them."""
-        self._own = str(tokenizer.eos_token)
+        self.own = str(tokenizer.eos_token)
+        """The end token that the template writes after an answer."""
         if around is not None:
             # Some templates write eos_token after the last turn, whose own end token comes first.
             turn_end = _first(around[1].lstrip(), self._special)
@@ -63,8 +64,8 @@ class Endings:
                     "the chat template ends an answer with no end token, so a model would never "
                     "learn to stop; name another with model.chat_template"
                 )
-            self._own = _text_of(self._special, found[1])
-            self.texts[self._own] = found[1]
+            self.own = _text_of(self._special, found[1])
+            self.texts[self.own] = found[1]
         self.ids = frozenset(self.texts.values())
         self._ends = frozenset({*self.texts, *END_MARKS})
         self._set_marks(tokenizer, around, "".join(written))
@@ -86,7 +87,7 @@ class Endings:
                 and family.end not in written
                 and all(mark in written for mark in family.starts)
             ),
-            self._own,
+            self.own,
         )
         # A template may begin a turn with a sign that is no token of its own.
         sign = re.match(r"[\[<]\S+", before.removeprefix(bos).lstrip())
@@ -154,7 +155,7 @@ class Endings:
         marks = tuple(mark for mark in (self._bos, *START_MARKS) if mark)
         while (mark := next((each for each in marks if text.startswith(each)), None)) is not None:
             text = text.removeprefix(mark)
-        text = text.replace(self._twin, self._own)
+        text = text.replace(self._twin, self.own)
         if mark := self._in_rendered.first_in(text):
             return Refusal("template-inside", f"the prompt has {mark}")
         return start + text

@@ -124,21 +124,24 @@ def _has_other_shape(module: torch.nn.Module) -> bool:
     return tuple(shape) != (module.out_features, module.in_features)
 
 
-def fetch_base(config: ModelConfig) -> None:
-    """Download the base's files to this server, unless they are there.
+def fetch_base(config: ModelConfig) -> Path:
+    """Download the base's files to this server, unless they are there; returns their folder.
 
     Otherwise each of the processes that load the base would download them.
     """
-    if not Path(base_location(config)).is_dir():
-        try:
-            snapshot_download(
-                base_location(config),
-                revision=config.revision,
-                allow_patterns=_FILES,
-                ignore_patterns=_NOT_FILES,
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(explain_load_error(config.base, "model", error)) from error
+    folder = Path(base_location(config))
+    if folder.is_dir():
+        return folder
+    try:
+        found = snapshot_download(
+            base_location(config),
+            revision=config.revision,
+            allow_patterns=_FILES,
+            ignore_patterns=_NOT_FILES,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(explain_load_error(config.base, "model", error)) from error
+    return Path(found)
 
 
 def count_quantized(model: torch.nn.Module) -> int:

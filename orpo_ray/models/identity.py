@@ -3,15 +3,42 @@
 With them a resumed run notices another model. No weight is loaded.
 """
 
+import re
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from orpo_ray.config.model import ModelConfig
+from orpo_ray.config.storage import is_url
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.tokenizer import base_location, explain_load_error
 from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
+
+_IN_THE_CACHE = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)")
+"""A folder of the hub's local cache: owner, name and commit."""
+
+
+def is_hub_name(place: str) -> bool:
+    """Whether a place is `owner/name` on the hub, and not a file or folder here."""
+    looks_so = place.count("/") == 1 and not place.startswith((".", "/", "~")) and not is_url(place)
+    return looks_so and not Path(place).exists()
+
+
+def hub_name(base: str) -> str | None:
+    """The base's name on the hub; None for a folder that does not come from there."""
+    if is_hub_name(base):
+        return base
+    cached = _IN_THE_CACHE.search(Path(base).as_posix())
+    return "/".join(cached.groups()[:2]) if cached else None
+
+
+def hub_revision(config: ModelConfig) -> str | None:
+    """The commit of a base from the hub; None for any other base."""
+    if is_hub_name(config.base):
+        return base_fingerprint(config).rpartition("@")[2]
+    cached = _IN_THE_CACHE.search(Path(config.base).as_posix())
+    return cached.group(3) if cached else None
 
 
 def base_fingerprint(config: ModelConfig) -> str:

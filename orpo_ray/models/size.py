@@ -45,7 +45,7 @@ class Parameters:
 
 def count_parameters(config: ModelConfig) -> Parameters:
     """Count a base's parameters on torch's meta device, which holds no numbers."""
-    model = _without_numbers(config)
+    model = model_without_numbers(config)
     linears = _linear_layers(model).values()
     linear = sum(m.weight.numel() for m in linears)
     total = sum(p.numel() for p in model.parameters())
@@ -57,7 +57,7 @@ def refuse_unknown_targets(config: RunConfig) -> None:
 
     A target is the last part of a layer's name, or several parts of it.
     """
-    model = _without_numbers(config.model)
+    model = model_without_numbers(config.model)
     names = [name for name, _ in model.named_modules() if name]
     linear = dict.fromkeys(name.rpartition(".")[2] for name in _linear_layers(model))
     for target in config.adapter.targets:
@@ -95,7 +95,7 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Linear]:
     }
 
 
-def _without_numbers(config: ModelConfig) -> PreTrainedModel:
+def model_without_numbers(config: ModelConfig) -> PreTrainedModel:
     """The base on torch's meta device."""
     try:
         found = AutoConfig.from_pretrained(

@@ -4,6 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+ORIGINAL, DEQUANTISED, NO_MERGE = "original", "dequantised", "none"
+"""What an adapter was merged into: its base as published, or as it was held in training.
+
+Nothing is merged for an adapter alone, and for a model that was trained whole.
+"""
+
 _UNKNOWN_BEFORE: Mapping[str, Any] = {
     "layout": None,
     "adapter_step": None,
@@ -104,6 +110,41 @@ class Generated:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """How much a model that was written behaves like the one that was trained.
+
+    `max_log_prob_difference` is the largest over all answers of the held-out pairs, per token.
+    `accuracy` is the written model's; None if no pair can be compared. `greedy_agreement` is the
+    share of greedy answers that are the same, token by token.
+    """
+
+    max_log_prob_difference: float
+    accuracy: float | None
+    greedy_agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A folder that other programs load, and how it was compared with the trained model."""
+
+    folder: str
+    merge: str
+    """`original` or `dequantised`: the base that the adapter was merged into; `none` without."""
+    candidates: dict[str, Likeness] = field(default_factory=dict)
+    """By the same names: what was written to choose from."""
+    reloaded: Likeness
+    """The folder as other programs load it."""
+    tolerance: float
+    """The largest `max_log_prob_difference` of `reloaded` that rounding explains."""
+    pairs: int
+    greedy_answers: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data. export.json has it without the folder, which may be moved."""
         return asdict(self)
 
 

@@ -1,60 +1,120 @@
-"""The README beside an adapter: what it was made from, how, and how good it is."""
+"""The README beside an adapter or a model: what it was made from, how, and how good it is."""
 
 import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orpo_ray.config import RunConfig, dump
-from orpo_ray.config.storage import is_url
+from orpo_ray.config import RunConfig, dump, stage_configs
 from orpo_ray.data.store import Summary
-from orpo_ray.runs.results import TrainResult
+from orpo_ray.models.identity import hub_name, is_hub_name
+from orpo_ray.runs.results import NO_MERGE, Exported, TrainResult
 from orpo_ray.runs.summary import METRIC_LABELS
-
-_IN_THE_CACHE = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/")
-"""A folder of the hub's local cache."""
 
 
 def write_model_card(
     folder: Path, config: RunConfig, summary: Summary, result: TrainResult
 ) -> None:
     """Write README.md into an adapter folder."""
-    (folder / "README.md").write_text(_card(config, summary, result), encoding="utf-8")
+    header = _header(config, summary, is_adapter=config.adapter.kind == "lora")
+    about = [_method(config, result), *_made(config, summary, result)]
+    _write(folder, config.name, header, about)
 
 
-def _card(config: RunConfig, summary: Summary, result: TrainResult) -> str:
+def write_export_card(
+    folder: Path,
+    config: RunConfig,
+    summary: Summary,
+    result: TrainResult | None,
+    exported: Exported,
+) -> None:
+    """Write README.md into an exported folder: how it was merged, and what it was made from.
+
+    `result` is None for a model that the run did not make.
+    """
+    is_adapter = exported.merge == NO_MERGE and config.adapter.kind == "lora"
+    about = [] if result is None else [_method(config, result), *_chain(config, result)]
+    made = [] if result is None else _made(config, summary, result)
+    header = _header(config, summary, is_adapter=is_adapter)
+    _write(folder, config.name, header, [*about, "", "## Export", *_export(exported), *made])
+
+
+def _write(folder: Path, name: str, header: dict[str, Any], lines: Sequence[str]) -> None:
+    top = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", f"# {name}"]
+    (folder / "README.md").write_text("\n".join([*top, *lines, ""]), encoding="utf-8")
+
+
+def _made(config: RunConfig, summary: Summary, result: TrainResult) -> list[str]:
+    """The data, the evaluation and the settings."""
     dropped = sum(summary.bad.values())
     versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
-    return "\n".join(
-        [
-            "---",
-            yaml.safe_dump(_header(config, summary), sort_keys=False).strip(),
-            "---",
-            f"# {config.name}",
-            _method(config, result),
-            "",
-            "## Data",
-            *(f"- {source['source']}: {source['kept']} pairs" for source in summary.sources),
-            "",
-            f"{summary.train} pairs for training, {summary.eval} for evaluation, out of "
-            f"{summary.read} rows read; dropped: {summary.duplicates} duplicates, "
-            f"{summary.overlong} overlong, {dropped} bad. Data hash: `{summary.hash}`",
-            *_single_answers(summary),
-            "",
-            "## On held-out pairs",
-            *_evaluation(result),
-            "",
-            "## Settings",
-            "```yaml",
-            yaml.safe_dump(json.loads(json.dumps(dump(config))), sort_keys=False).strip(),
-            "```",
-            "",
-            f"Made with {versions}.",
-            "",
+    return [
+        "",
+        "## Data",
+        *(f"- {source['source']}: {source['kept']} pairs" for source in summary.sources),
+        "",
+        f"{summary.train} pairs for training, {summary.eval} for evaluation, out of "
+        f"{summary.read} rows read; dropped: {summary.duplicates} duplicates, "
+        f"{summary.overlong} overlong, {dropped} bad. Data hash: `{summary.hash}`",
+        *_single_answers(summary),
+        "",
+        "## On held-out pairs",
+        *_evaluation(result),
+        "",
+        "## Settings",
+        "```yaml",
+        yaml.safe_dump(json.loads(json.dumps(dump(config))), sort_keys=False).strip(),
+        "```",
+        "",
+        f"Made with {versions}.",
+    ]
+
+
+def _chain(config: RunConfig, result: TrainResult) -> list[str]:
+    """What was trained one after the other, all of which is in the weights."""
+    if result.stages:
+        parts = [
+            f"{number}. {stage.objective.kind.upper()} in {done.steps} steps"
+            for number, (stage, done) in enumerate(
+                zip(stage_configs(config), result.stages, strict=True), start=1
+            )
         ]
-    )
+        return ["", "It was trained in stages, and the weights hold all of them:", "", *parts]
+    if config.adapter.init_from:
+        first = Path(config.adapter.init_from.removesuffix("/adapter")).name
+        return ["", f"It went on from the adapter of `{first}`, and the weights hold both."]
+    return []
+
+
+_MERGED = {
+    NO_MERGE: "The folder holds what was trained, and nothing was merged.",
+    "original": "The adapter is merged into the base as it was published.",
+    "dequantised": "The adapter is merged into the dequantised base that it was trained on.",
+}
+
+
+def _export(exported: Exported) -> list[str]:
+    rows = {**exported.candidates, "as it loads again": exported.reloaded}
+    table = [
+        f"| {name} | {like.max_log_prob_difference:.2g} | {_share(like.accuracy)} | "
+        f"{_share(like.greedy_agreement)} |"
+        for name, like in rows.items()
+    ]
+    return [
+        _MERGED[exported.merge],
+        f"Compared with the model as it was trained, on {exported.pairs} held-out pairs and "
+        f"{exported.greedy_answers} greedy answers:",
+        "",
+        "| | largest log-prob difference per token | accuracy | same greedy answers |",
+        "|---|---|---|---|",
+        *table,
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def _single_answers(summary: Summary) -> list[str]:
@@ -70,37 +130,23 @@ def _single_answers(summary: Summary) -> list[str]:
     ]
 
 
-def _header(config: RunConfig, summary: Summary) -> dict[str, Any]:
+def _header(config: RunConfig, summary: Summary, *, is_adapter: bool) -> dict[str, Any]:
     """The fields that the hub reads. A local base is left out: its path means nothing elsewhere."""
     header: dict[str, Any] = {}
-    if base := _hub_name(config.model.base):
+    if base := hub_name(config.model.base):
         header["base_model"] = base
-    datasets = [source["source"] for source in summary.sources if _is_hub_name(source["source"])]
+    datasets = [source["source"] for source in summary.sources if is_hub_name(source["source"])]
     if datasets:
         header["datasets"] = list(dict.fromkeys(datasets))
-    if config.adapter.kind == "lora":
+    if is_adapter:
         header["library_name"] = "peft"
     return {**header, "tags": ["orpo-ray", config.objective.kind]}
-
-
-def _is_hub_name(place: str) -> bool:
-    """Whether a place is `owner/name` on the hub, and not a file or folder here."""
-    looks_so = place.count("/") == 1 and not place.startswith((".", "/", "~")) and not is_url(place)
-    return looks_so and not Path(place).exists()
-
-
-def _hub_name(base: str) -> str | None:
-    """The base's name on the hub; None for a folder that does not come from there."""
-    if _is_hub_name(base):
-        return base
-    cached = _IN_THE_CACHE.search(Path(base).as_posix())
-    return "/".join(cached.groups()) if cached else None
 
 
 def _method(config: RunConfig, result: TrainResult) -> str:
     how = "LoRA adapter for" if config.adapter.kind == "lora" else "Fine-tuned from"
     place = config.model.base
-    base = _hub_name(place) or (Path(place).name if Path(place).exists() else place)
+    base = hub_name(place) or (Path(place).name if Path(place).exists() else place)
     quantised = config.model.quantization
     held = "" if quantised == "none" else f", held in {quantised}"
     return (

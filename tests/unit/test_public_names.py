@@ -18,6 +18,7 @@ from orpo_ray.config import dump
 
 FUNCTIONS = {
     "evaluate",
+    "export",
     "generate",
     "load",
     "load_config",
@@ -40,7 +41,9 @@ ERRORS = {
 RESULTS = {
     "Artifact",
     "Evaluation",
+    "Exported",
     "Generated",
+    "Likeness",
     "Sample",
     "SearchPlan",
     "SearchResult",

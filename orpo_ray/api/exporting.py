@@ -1,0 +1,115 @@
+"""Export: a trained model as a folder that other programs load."""
+
+from __future__ import annotations
+
+from os import PathLike, fspath
+from typing import TYPE_CHECKING
+
+from orpo_ray.api.ground import (
+    PRINTING,
+    prepare_run,
+    refuse_missing_base,
+    refuse_missing_template,
+    refuse_others,
+    tokenizer_of,
+)
+from orpo_ray.api.trained import decide_for_one, last_stage, named_adapter, trained_by
+from orpo_ray.config import RunConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.evaluation.export_place import free_place
+from orpo_ray.lean_imports import without_collections
+from orpo_ray.runs.console import Console
+from orpo_ray.runs.results import DEQUANTISED, NO_MERGE, ORIGINAL, Exported
+from orpo_ray.runs.run import Run
+
+if TYPE_CHECKING:
+    from orpo_ray.data.store import PairTable
+
+_MERGES = ("auto", ORIGINAL, DEQUANTISED, NO_MERGE)
+_ANSWER_TOKENS = 64
+"""The longest greedy answer of a comparison."""
+
+
+def export(
+    config: RunConfig,
+    to: str | PathLike[str],
+    *,
+    merge: str = "auto",
+    answers: int = 8,
+    adapter: str | PathLike[str] | None = None,
+    console: Console = PRINTING,
+) -> Exported:
+    """Write what a run trained as a folder that transformers, vLLM and llama.cpp load.
+
+    `merge` is `original`, `dequantised`, or `auto`: both are written, compared with the trained
+    model on the held-out pairs and on `answers` greedy answers, and the nearer one is kept.
+    `adapter` names another adapter or run. Raises RunError if what was
+    written behaves otherwise; the folder is then named `.rejected`.
+    """
+    refuse_others(config, console)
+    folder = free_place(fspath(to))
+    _refuse_merge(merge)
+    if answers < 0:
+        raise ConfigError(f"answers: must be 0 or more, not {answers}")
+    whole = Run(config)
+    trained = named_adapter(config, adapter) or trained_by(whole)
+    run = Run(last_stage(config))
+    refuse_missing_template(run.config)
+    refuse_missing_base(run.config)
+    with without_collections():
+        from orpo_ray.evaluation.exporting import Trained, export_model
+        from orpo_ray.evaluation.likeness import Questions
+        from orpo_ray.models.hardware import probe_hardware
+        from orpo_ray.models.tokenizer import padding_id
+        from orpo_ray.models.traits import read_positions
+
+    tokenizer = tokenizer_of(run.config, console)
+    _refuse_other_base(run)
+    artifact = prepare_run(run, console)
+    decisions = decide_for_one(run, None, probe_hardware(), console)
+    positions = read_positions(run.config.model)
+    made = Trained(
+        whole=config,
+        config=run.config,
+        place=trained,
+        tokenizer=tokenizer,
+        summary=artifact.summary,
+        result=whole.result() if adapter is None else None,
+        positions=positions,
+    )
+    questions = Questions(
+        table=artifact.eval,
+        prompts=_distinct_prompts(artifact.eval, answers, positions),
+        max_new_tokens=_ANSWER_TOKENS,
+        decisions=decisions,
+        padding_id=padding_id(tokenizer),
+    )
+    return export_model(made, questions, folder, merge, console.announce)
+
+
+def _refuse_merge(merge: str) -> None:
+    if merge not in _MERGES:
+        raise ConfigError(f"merge: must be {', '.join(_MERGES)}, not {merge}")
+
+
+def _refuse_other_base(run: Run) -> None:
+    """Raise ConfigError if the run was trained on another base than its settings name now."""
+    from orpo_ray.models.identity import base_fingerprint
+
+    stored = run.facts().get("identity", {}).get("model.base")
+    if stored is not None and stored != base_fingerprint(run.config.model):
+        raise ConfigError(
+            f"model.base: {run.config.model.base} is not the base that run {run.name} was trained "
+            "on; name that one"
+        )
+
+
+def _distinct_prompts(table: PairTable, wanted: int, positions: int | None) -> list[list[int]]:
+    """The first prompts that leave room for an answer, each once."""
+    found: dict[tuple[int, ...], None] = {}
+    for pair in table:
+        if len(found) == wanted:
+            break
+        if positions is None or len(pair.prompt) + _ANSWER_TOKENS <= positions:
+            found[tuple(pair.prompt.tolist())] = None
+    return [list(prompt) for prompt in found]

@@ -1,0 +1,125 @@
+"""The ways to write a trained model: which there are for a run, and which explains a difference."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from orpo_ray.config import RunConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.models.base import fetch_base
+from orpo_ray.models.hardware import DTYPES
+from orpo_ray.models.merge import AsTrained, as_published, write_copy, write_merged
+from orpo_ray.models.trained import trained_folder
+from orpo_ray.models.weights import Weights
+from orpo_ray.runs.results import DEQUANTISED, NO_MERGE, ORIGINAL, Likeness
+from orpo_ray.training.decisions import Decisions
+
+AUTO = "auto"
+"""All ways that fit a run, of which the nearest is kept."""
+
+_STORED = {torch.float32: 0.0005, torch.float16: 0.005, torch.bfloat16: 0.03}
+"""The largest difference of a log-prob per token that rounding the merged weights explains."""
+_COMPUTED = {torch.float32: 0.0005, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""The same for rounding what is computed: an adapter beside its base adds up in another order."""
+_ROUNDED_ACTIVATIONS = 0.5
+"""The same, if training rounds activations to 8 bits, which no written model does."""
+
+Write = Callable[[Path, frozenset[str]], None]
+"""Writes weights to a folder, given the names of those that were quantised in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to write a model."""
+
+    name: str
+    source: Weights
+    """The weights that it reads: the base's, or those of a whole model."""
+    dtype: torch.dtype
+    write: Write
+    keeps_weights: bool
+    """Whether the weights are those that training computed with, but for rounding."""
+
+
+def methods_of(config: RunConfig, trained: str, merge: str, decisions: Decisions) -> list[Method]:
+    """The ways that `merge` asks for. Raises ConfigError for one that does not fit the run."""
+    base = Weights(fetch_base(config.model))
+    dtype = _dtype(base)
+    if config.adapter.kind == "none":
+        if merge not in (AUTO, NO_MERGE):
+            raise ConfigError(
+                f"merge: the run trained whole weights, so nothing is merged; leave out {merge}"
+            )
+        whole = Weights(trained_folder(trained))
+        return [
+            Method(
+                name=NO_MERGE,
+                source=whole,
+                dtype=dtype,
+                write=lambda folder, _: write_copy(whole, folder, dtype),
+                keeps_weights=True,
+            )
+        ]
+    held = config.model.quantization
+
+    def original(folder: Path, quantised: frozenset[str]) -> None:
+        write_merged(config.model, base, trained, as_published, folder)
+
+    def dequantised(folder: Path, quantised: frozenset[str]) -> None:
+        into = AsTrained(quantised, held, DTYPES[decisions.dtype], decisions.device)
+        write_merged(config.model, base, trained, into, folder)
+
+    ways = {ORIGINAL: original, DEQUANTISED: dequantised}
+    if held == "none":
+        if merge == DEQUANTISED:
+            raise ConfigError(
+                "merge: the run held its base in no quantised form, so there is nothing to "
+                f"dequantise; use {ORIGINAL}"
+            )
+        ways = {ORIGINAL: original}
+    return [
+        Method(
+            name=name,
+            source=base,
+            dtype=dtype,
+            write=write,
+            keeps_weights=held == "none" or name == DEQUANTISED,
+        )
+        for name, write in ways.items()
+        if merge in (AUTO, name)
+    ]
+
+
+def nearest(methods: Sequence[Method], candidates: Mapping[str, Likeness]) -> Method:
+    """The way that changed log-probs least; of equal ones, the one with more equal answers.
+
+    A single way needs no candidates.
+    """
+    if len(methods) == 1:
+        return methods[0]
+
+    def distance(method: Method) -> tuple[float, float]:
+        like = candidates[method.name]
+        return like.max_log_prob_difference, -like.greedy_agreement
+
+    return min(methods, key=distance)
+
+
+def tolerance(stored: torch.dtype, decisions: Decisions, config: RunConfig) -> float:
+    """The largest difference per token between a written model and one with the same weights."""
+    is_int8 = config.model.quantization == "int8"
+    activations = _ROUNDED_ACTIVATIONS if is_int8 else 0.0
+    return _STORED[stored] + _COMPUTED[DTYPES[decisions.dtype]] + activations
+
+
+def _dtype(base: Weights) -> torch.dtype:
+    """The number format that most of a base's weights have."""
+    sizes: dict[torch.dtype, int] = {}
+    for shape in base.shapes.values():
+        if shape.dtype in _STORED:
+            sizes[shape.dtype] = sizes.get(shape.dtype, 0) + shape.numel()
+    if not sizes:
+        raise ConfigError(f"{base.folder}: its weights are in no number format of 16 or 32 bits")
+    return max(sizes, key=sizes.__getitem__)

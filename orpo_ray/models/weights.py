@@ -1,0 +1,130 @@
+"""The weights of a model folder, read and written a shard at a time, so that none fits in memory.
+
+A tensor that is read stays on disk until it is used: safetensors maps the file.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from orpo_ray.errors import ConfigError
+
+SHARD_BYTES = 5 * 10**9
+"""The most bytes of a file, if no file of the base is larger than that."""
+INDEX = "model.safetensors.index.json"
+_WHOLE = "model.safetensors"
+
+
+class Weights:
+    """The tensors of a folder by name. Raises ConfigError for a folder without whole weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = _files(folder)
+        self.shapes: dict[str, Tensor] = {}
+        """Tensors without numbers, by name."""
+        self._home: dict[str, Path] = {}
+        for file in self.files:
+            for name, shape in _shapes(file).items():
+                self.shapes[name] = shape
+                self._home[name] = file
+        self._opened = cache(_opened)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor. Its numbers come from the disk when they are used."""
+        tensor: Tensor = self._opened(self._home[name]).get_tensor(name)
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        """The size of all tensors."""
+        return sum(map(_bytes, self.shapes.values()))
+
+    @property
+    def largest_file(self) -> int:
+        """The size of the largest file."""
+        return max(file.stat().st_size for file in self.files)
+
+
+def write_weights(
+    folder: Path, shapes: Mapping[str, Tensor], read: Callable[[str], Tensor], most: int
+) -> None:
+    """Write tensors to files of at most `most` bytes, one file after the other.
+
+    `shapes` are tensors without numbers. `read` gives the numbers of one when its file is written.
+    """
+    split = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=most)
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: read(name).contiguous() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def shape_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the same shape without numbers."""
+    return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta")
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights, in order."""
+    index = folder / INDEX
+    try:
+        names: Iterable[str] = (
+            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if index.is_file()
+            else [_WHOLE]
+        )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{index}: cannot be read: {error}") from error
+    files = [folder / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"{folder}: no {file.name} in it, so its weights cannot be read")
+    return files
+
+
+def _shapes(file: Path) -> dict[str, Tensor]:
+    opened = _opened(file)
+    found = {}
+    for name in opened.keys():  # noqa: SIM118 - an opened file is no dictionary
+        part = opened.get_slice(name)
+        dtype = _DTYPES.get(part.get_dtype())
+        if dtype is None:
+            raise ConfigError(
+                f"{file}: {name} is stored as {part.get_dtype()}, which is no number format of 16 "
+                "or 32 bits; name the base as it was published in 16 bits"
+            )
+        found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+    return found
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from error
