@@ -35,6 +35,8 @@ def export(
     to: str | PathLike[str],
     *,
     merge: str = "auto",
+    adapter_only: bool = False,
+    base_name: str | None = None,
     answers: int = 8,
     adapter: str | PathLike[str] | None = None,
     console: Console = PRINTING,
@@ -43,12 +45,13 @@ def export(
 
     `merge` is `original`, `dequantised`, or `auto`: both are written, compared with the trained
     model on the held-out pairs and on `answers` greedy answers, and the nearer one is kept.
-    `adapter` names another adapter or run. Raises RunError if what was
-    written behaves otherwise; the folder is then named `.rejected`.
+    `adapter_only`, or a merge of `none`, writes the adapter alone as vLLM loads it; `base_name` is
+    its base on the hub, if the run took it from a folder. `adapter` names another adapter or run.
+    Raises RunError if what was written behaves otherwise; the folder is then named `.rejected`.
     """
     refuse_others(config, console)
     folder = free_place(fspath(to))
-    _refuse_merge(merge)
+    is_adapter = _is_adapter_wanted(config, merge, adapter_only, base_name)
     if answers < 0:
         raise ConfigError(f"answers: must be 0 or more, not {answers}")
     whole = Run(config)
@@ -57,6 +60,7 @@ def export(
     refuse_missing_template(run.config)
     refuse_missing_base(run.config)
     with without_collections():
+        from orpo_ray.evaluation.export_adapter import base_on_hub, export_adapter
         from orpo_ray.evaluation.exporting import Trained, export_model
         from orpo_ray.evaluation.likeness import Questions
         from orpo_ray.models.hardware import probe_hardware
@@ -84,18 +88,38 @@ def export(
         decisions=decisions,
         padding_id=padding_id(tokenizer),
     )
+    if is_adapter:
+        base = base_on_hub(made, base_name)
+        return export_adapter(made, questions, folder, base, console.announce)
     return export_model(made, questions, folder, merge, console.announce)
 
 
-def _refuse_merge(merge: str) -> None:
+def _is_adapter_wanted(
+    config: RunConfig, merge: str, adapter_only: bool, base_name: str | None
+) -> bool:
+    """Whether the adapter alone is written. Raises ConfigError for wishes that do not fit."""
     if merge not in _MERGES:
         raise ConfigError(f"merge: must be {', '.join(_MERGES)}, not {merge}")
+    if adapter_only and merge not in ("auto", NO_MERGE):
+        raise ConfigError(f"--adapter-only merges nothing; leave out --merge {merge}")
+    is_whole = config.adapter.kind == "none"
+    if adapter_only and is_whole:
+        raise ConfigError("--adapter-only: the run trained every weight, so it has no adapter")
+    wanted = adapter_only or (merge == NO_MERGE and not is_whole)
+    if base_name is not None and not wanted:
+        raise ConfigError("--base-name names the base of an adapter; add --adapter-only")
+    return wanted
 
 
 def _refuse_other_base(run: Run) -> None:
-    """Raise ConfigError if the run was trained on another base than its settings name now."""
+    """Raise ConfigError if the run was trained on another base than its settings name now.
+
+    Of a run that trained every weight, the base is not read again.
+    """
     from orpo_ray.models.identity import base_fingerprint
 
+    if run.config.adapter.kind == "none":
+        return
     stored = run.facts().get("identity", {}).get("model.base")
     if stored is not None and stored != base_fingerprint(run.config.model):
         raise ConfigError(

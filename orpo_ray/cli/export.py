@@ -18,6 +18,13 @@ def export(
         Literal["auto", "original", "dequantised", "none"],
         typer.Option(help="The base to merge into; auto measures both and keeps the nearer one."),
     ] = "auto",
+    adapter_only: Annotated[
+        bool, typer.Option("--adapter-only", help="Write the adapter alone, as vLLM serves it.")
+    ] = False,
+    base_name: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="The adapter's base on the hub, if it is local."),
+    ] = None,
     answers: Annotated[
         int, typer.Option(min=0, help="Greedy answers to compare, beside the held-out pairs.")
     ] = 8,
@@ -33,7 +40,14 @@ def export(
     from orpo_ray import api
 
     exported = api.export(
-        settings, to, merge=merge, answers=answers, adapter=adapter, console=Terminal()
+        settings,
+        to,
+        merge=merge,
+        adapter_only=adapter_only,
+        base_name=base_name,
+        answers=answers,
+        adapter=adapter,
+        console=Terminal(),
     )
     if not json:
         print(f"exported: {exported.folder} (merge: {exported.merge})")

@@ -23,8 +23,10 @@ from orpo_ray.evaluation.export_place import built, refuse_full_disk, rejected
 from orpo_ray.evaluation.likeness import Questions, Sheet, ask, ask_folder, likeness
 from orpo_ray.evaluation.methods import Method, methods_of, nearest, tolerance
 from orpo_ray.models.finishing import rendered_ids, write_configs, write_tokenizer
+from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.merge import quantised_names
 from orpo_ray.models.ollama import modelfile
+from orpo_ray.models.placement import fits
 from orpo_ray.models.serve_page import Served, serve_page
 from orpo_ray.runs.console import Announce
 from orpo_ray.runs.files import write_json
@@ -52,6 +54,11 @@ class Trained:
     positions: int | None
     """How many tokens the base reads."""
 
+    @property
+    def served_name(self) -> str:
+        """The name under which other programs serve the model."""
+        return self.whole.name.replace("/", "-")
+
 
 def export_model(
     trained: Trained, questions: Questions, folder: Path, merge: str, announce: Announce
@@ -65,7 +72,7 @@ def export_model(
     refuse_full_disk(folder, sum(method.source.bytes for method in methods))
     with built(folder) as building:
         announce("asking the model as it was trained")
-        known = _ask_trained(trained.config, trained, questions)
+        known = ask_trained(trained.config, trained.place, trained, questions)
         candidates: dict[str, Likeness] = {}
         for method in methods:
             announce(f"writing {_WRITING[method.name]}")
@@ -89,12 +96,10 @@ def export_model(
         )
         explained = reloaded
         if not chosen.keeps_weights:
-            announce("asking the trained model on the base as it was published")
-            expected = _ask_trained(_unquantised(trained.config), trained, questions)
-            explained = likeness(expected.sheet, again)
-        _write_about(trained, building / chosen.name, exported)
-        fault = _fault(trained, building / chosen.name, explained, exported.tolerance)
-        _keep(building / chosen.name, folder, fault)
+            explained = _explained(trained, chosen, questions, again, announce)
+        write_about(trained, building / chosen.name, exported)
+        fault = fault_of(trained, building / chosen.name, explained, exported.tolerance)
+        keep(building / chosen.name, folder, fault)
     return exported
 
 
@@ -115,7 +120,7 @@ def told(found: Likeness) -> str:
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """What is learnt from the model as it was trained."""
 
     sheet: Sheet
@@ -124,16 +129,40 @@ class _Known:
     ends: list[int]
     """Every token that ends an answer."""
 
+    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """The texts of `ends`."""
+        return tuple(map(str, tokenizer.convert_ids_to_tokens(self.ends)))
 
-def _ask_trained(config: RunConfig, trained: Trained, questions: Questions) -> _Known:
-    def asked() -> _Known:
-        model = load_trained(config, questions.decisions, trained.place)
+
+def ask_trained(config: RunConfig, place: str, trained: Trained, questions: Questions) -> Known:
+    """The sheet of a base with the adapter of a folder, or of a whole model."""
+
+    def asked() -> Known:
+        model = load_trained(config, questions.decisions, place)
         model.check_reads(questions.table)
         ends = end_ids(trained.tokenizer, model.model.generation_config)
         sheet = ask(model, questions, ends)
-        return _Known(sheet, quantised_names(model.causal_model), ends)
+        return Known(sheet, quantised_names(model.causal_model), ends)
 
     return _freed(asked)
+
+
+def _explained(
+    trained: Trained, chosen: Method, questions: Questions, again: Sheet, announce: Announce
+) -> Likeness:
+    """How near the written model is to the adapter on the base as it was published.
+
+    Raises ResourceError if that does not fit into memory.
+    """
+    decisions = questions.decisions
+    if not fits(chosen.source, DTYPES[decisions.dtype], decisions.device):
+        raise ResourceError(
+            f"merge: {chosen.name} is compared with the adapter on the base as it was published, "
+            f"and there is no room in memory for that; use {DEQUANTISED}, or a larger machine"
+        )
+    announce("asking the trained model on the base as it was published")
+    config = _unquantised(trained.config)
+    return likeness(ask_trained(config, trained.place, trained, questions).sheet, again)
 
 
 def _unquantised(config: RunConfig) -> RunConfig:
@@ -155,40 +184,41 @@ def _freed(work: Callable[..., _Found], *arguments: object) -> _Found:
             torch.cuda.empty_cache()
 
 
-def _write(trained: Trained, method: Method, folder: Path, known: _Known) -> None:
+def _write(trained: Trained, method: Method, folder: Path, known: Known) -> None:
     """Write all that a program needs to load and serve the model."""
     folder.mkdir()
     method.write(folder, known.quantised)
     tokenizer = trained.tokenizer
-    stops = tuple(map(str, tokenizer.convert_ids_to_tokens(known.ends)))
+    stops = known.stops(tokenizer)
     write_configs(folder, method.source.folder, tokenizer, known.ends, method.dtype)
     end = Endings(tokenizer).own
     write_tokenizer(folder, tokenizer, end)
     (folder / OLLAMA_FILE).write_text(modelfile(tokenizer, stops, end), encoding="utf-8")
     served = Served(
-        name=trained.whole.name.replace("/", "-"),
+        name=trained.served_name,
         stops=stops,
         dtype=str(method.dtype).removeprefix("torch."),
         positions=trained.positions,
     )
     (folder / SERVE_FILE).write_text(serve_page(served), encoding="utf-8")
-    _let_all_read(folder)
+    let_all_read(folder, SERVE_FILE)
 
 
-def _let_all_read(folder: Path) -> None:
-    """Give weights the mode of the other files: safetensors lets only their owner read them."""
+def let_all_read(folder: Path, like: str) -> None:
+    """Give weights the mode of another file: safetensors lets only their owner read them."""
     for file in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", file)
+        shutil.copymode(folder / like, file)
 
 
-def _write_about(trained: Trained, folder: Path, exported: Exported) -> None:
+def write_about(trained: Trained, folder: Path, exported: Exported) -> None:
+    """Write export.json and the card."""
     written = exported.to_json()
     del written["folder"]
     write_json(folder / EXPORT_FILE, written)
     write_export_card(folder, trained.whole, trained.summary, trained.result, exported)
 
 
-def _fault(trained: Trained, folder: Path, found: Likeness, allowed: float) -> str | None:
+def fault_of(trained: Trained, folder: Path, found: Likeness, allowed: float) -> str | None:
     """What is wrong with a folder that was written; None if it is as it should be."""
     if not found.max_log_prob_difference <= allowed:
         return (
@@ -201,7 +231,7 @@ def _fault(trained: Trained, folder: Path, found: Likeness, allowed: float) -> s
     return None
 
 
-def _keep(made: Path, folder: Path, fault: str | None) -> None:
+def keep(made: Path, folder: Path, fault: str | None) -> None:
     """Give the folder its name. Raises RunError if there is a fault."""
     kept = folder if fault is None else rejected(folder)
     made.rename(kept)

@@ -1,5 +1,6 @@
 """How much one model behaves like another: log-probs of held-out pairs, and greedy answers."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,16 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import RunError, on_one_line
 from orpo_ray.models.hardware import DTYPES
+from orpo_ray.models.placement import placement
 from orpo_ray.runs.results import Likeness
 from orpo_ray.runs.scores import PairScores
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import autocast_dtype
 from orpo_ray.training.metrics import score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
+
+_OFFLOADED = ".offloaded"
+"""Where transformers keeps weights that it cannot read from the files as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,20 +56,27 @@ def ask(model: PairModel, questions: Questions, ends: Sequence[int] | None = Non
 
 
 def ask_folder(folder: Path, questions: Questions) -> Sheet:
-    """The sheet of a folder, which is loaded as any program that uses transformers loads it."""
+    """The sheet of a folder, which is loaded as any program that uses transformers loads it.
+
+    What does not fit into memory stays on disk.
+    """
     decisions = questions.decisions
+    dtype = DTYPES[decisions.dtype]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
-            dtype=DTYPES[decisions.dtype],
+            dtype=dtype,
             attn_implementation=decisions.attention,
-            device_map={"": decisions.device},
+            device_map=placement(folder, dtype, decisions.device),
+            offload_folder=str(folder / _OFFLOADED),
             trust_remote_code=False,
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{folder}: does not load again: {on_one_line(error)}") from error
-    return ask(PairModel(model, autocast_dtype(decisions)), questions)
+    sheet = ask(PairModel(model, autocast_dtype(decisions)), questions)
+    shutil.rmtree(folder / _OFFLOADED, ignore_errors=True)
+    return sheet
 
 
 def likeness(trained: Sheet, written: Sheet) -> Likeness:

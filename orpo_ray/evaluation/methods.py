@@ -23,7 +23,7 @@ _STORED = {torch.float32: 0.0005, torch.float16: 0.005, torch.bfloat16: 0.03}
 """The largest difference of a log-prob per token that rounding the merged weights explains."""
 _COMPUTED = {torch.float32: 0.0005, torch.float16: 0.02, torch.bfloat16: 0.1}
 """The same for rounding what is computed: an adapter beside its base adds up in another order."""
-_ROUNDED_ACTIVATIONS = 0.5
+_ROUNDED_ACTIVATIONS = 0.05
 """The same, if training rounds activations to 8 bits, which no written model does."""
 
 Write = Callable[[Path, frozenset[str]], None]

@@ -4,15 +4,14 @@ A tensor that is read stays on disk until it is used: safetensors maps the file.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from orpo_ray.errors import ConfigError
@@ -36,11 +35,13 @@ class Weights:
             for name, shape in _shapes(file).items():
                 self.shapes[name] = shape
                 self._home[name] = file
-        self._opened = cache(_opened)
 
     def read(self, name: str) -> Tensor:
-        """A tensor. Its numbers come from the disk when they are used."""
-        tensor: Tensor = self._opened(self._home[name]).get_tensor(name)
+        """A tensor. Its numbers come from the disk when they are used.
+
+        The file is opened each time: what is read of an open file counts as this process's memory.
+        """
+        tensor: Tensor = _opened(self._home[name]).get_tensor(name)
         return tensor
 
     @property
@@ -63,11 +64,34 @@ def write_weights(
     """
     split = split_torch_state_dict_into_shards(dict(shapes), max_shard_size=most)
     for file, names in split.filename_to_tensors.items():
-        tensors = {name: read(name).contiguous() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        _write_file(folder / file, {name: shapes[name] for name in names}, read)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_file(file: Path, shapes: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file tensor by tensor; the library's own writer wants all at once.
+
+    The format is a length, a header of JSON, and the bytes of the tensors one after the other.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + _bytes(shape)
+        dtype = _NAMES[shape.dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape.shape), "data_offsets": [begin, end]}
+    written = json.dumps(header).encode()
+    written += b" " * (-len(written) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(written).to_bytes(8, "little") + written)
+        for name, shape in shapes.items():
+            tensor = read(name)
+            assert (tensor.dtype, tensor.shape) == (shape.dtype, shape.shape), name
+            numbers: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+            stream.write(numbers)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def shape_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -121,6 +145,7 @@ _DTYPES = {
     "I32": torch.int32,
     "BOOL": torch.bool,
 }
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def _opened(file: Path) -> Any:

@@ -18,9 +18,9 @@ def write_model_card(
     folder: Path, config: RunConfig, summary: Summary, result: TrainResult
 ) -> None:
     """Write README.md into an adapter folder."""
-    header = _header(config, summary, is_adapter=config.adapter.kind == "lora")
-    about = [_method(config, result), *_made(config, summary, result)]
-    _write(folder, config.name, header, about)
+    is_adapter = config.adapter.kind == "lora"
+    about = [_method(config, result, is_adapter=is_adapter), *_made(config, summary, result)]
+    _write(folder, config.name, _header(config, summary, is_adapter=is_adapter), about)
 
 
 def write_export_card(
@@ -35,10 +35,12 @@ def write_export_card(
     `result` is None for a model that the run did not make.
     """
     is_adapter = exported.merge == NO_MERGE and config.adapter.kind == "lora"
-    about = [] if result is None else [_method(config, result), *_chain(config, result)]
-    made = [] if result is None else _made(config, summary, result)
+    about, made = [], []
+    if result is not None:
+        about = [_method(config, result, is_adapter=is_adapter), *_chain(config, result), ""]
+        made = _made(config, summary, result)
     header = _header(config, summary, is_adapter=is_adapter)
-    _write(folder, config.name, header, [*about, "", "## Export", *_export(exported), *made])
+    _write(folder, config.name, header, [*about, "## Export", *_export(exported), *made])
 
 
 def _write(folder: Path, name: str, header: dict[str, Any], lines: Sequence[str]) -> None:
@@ -143,14 +145,16 @@ def _header(config: RunConfig, summary: Summary, *, is_adapter: bool) -> dict[st
     return {**header, "tags": ["orpo-ray", config.objective.kind]}
 
 
-def _method(config: RunConfig, result: TrainResult) -> str:
-    how = "LoRA adapter for" if config.adapter.kind == "lora" else "Fine-tuned from"
+def _method(config: RunConfig, result: TrainResult, *, is_adapter: bool) -> str:
+    how = "LoRA adapter for" if is_adapter else "Fine-tuned from"
     place = config.model.base
     base = hub_name(place) or (Path(place).name if Path(place).exists() else place)
     quantised = config.model.quantization
     held = "" if quantised == "none" else f", held in {quantised}"
+    runs = stage_configs(config) or [config]
+    methods = ", then ".join(run.objective.kind.upper() for run in runs)
     return (
-        f"{how} `{base}`{held}, trained with {config.objective.kind.upper()} by orpo-ray in "
+        f"{how} `{base}`{held}, trained with {methods} by orpo-ray in "
         f"{result.steps} steps of {config.training.pairs_per_step} pairs; the weights are those of "
         f"step {result.adapter_step}."
     )
