@@ -91,6 +91,7 @@ def export_adapter(
             merge=NO_MERGE,
             candidates={NO_MERGE: reloaded},
             reloaded=reloaded,
+            merge_error=reloaded.max_log_prob_difference,
             tolerance=tolerance(dtype, questions.decisions, trained.config),
             pairs=len(questions.table),
             greedy_answers=len(questions.prompts),
@@ -106,5 +107,5 @@ def export_adapter(
         )
         (made / SERVE_FILE).write_text(serve_page(served), encoding="utf-8")
         write_about(trained, made, exported)
-        keep(made, folder, fault_of(trained, made, reloaded, exported.tolerance))
+        keep(made, folder, fault_of(trained, made, exported))
     return exported

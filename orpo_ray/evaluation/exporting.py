@@ -85,20 +85,21 @@ def export_model(
         announce("loading again what was written")
         again = _freed(ask_folder, building / chosen.name, questions)
         reloaded = likeness(known.sheet, again)
+        explained = reloaded
+        if not chosen.keeps_weights:
+            explained = _explained(trained, chosen, questions, again, announce)
         exported = Exported(
             folder=str(folder),
             merge=chosen.name,
             candidates=candidates or {chosen.name: reloaded},
             reloaded=reloaded,
+            merge_error=explained.max_log_prob_difference,
             tolerance=tolerance(chosen.dtype, questions.decisions, trained.config),
             pairs=len(questions.table),
             greedy_answers=len(questions.prompts),
         )
-        explained = reloaded
-        if not chosen.keeps_weights:
-            explained = _explained(trained, chosen, questions, again, announce)
         write_about(trained, building / chosen.name, exported)
-        fault = fault_of(trained, building / chosen.name, explained, exported.tolerance)
+        fault = fault_of(trained, building / chosen.name, exported)
         keep(building / chosen.name, folder, fault)
     return exported
 
@@ -218,12 +219,12 @@ def write_about(trained: Trained, folder: Path, exported: Exported) -> None:
     write_export_card(folder, trained.whole, trained.summary, trained.result, exported)
 
 
-def fault_of(trained: Trained, folder: Path, found: Likeness, allowed: float) -> str | None:
+def fault_of(trained: Trained, folder: Path, exported: Exported) -> str | None:
     """What is wrong with a folder that was written; None if it is as it should be."""
-    if not found.max_log_prob_difference <= allowed:
+    if not exported.merge_error <= exported.tolerance:
         return (
-            f"its log-probs per token differ from the trained model's by "
-            f"{found.max_log_prob_difference:.3g}, and rounding explains {allowed:g}"
+            f"its log-probs per token differ from the unmerged model's by "
+            f"{exported.merge_error:.3g}, and rounding explains {exported.tolerance:g}"
         )
     again = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     if rendered_ids(again) != rendered_ids(trained.tokenizer):

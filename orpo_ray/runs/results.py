@@ -138,8 +138,14 @@ class Exported:
     """By the same names: what was written to choose from."""
     reloaded: Likeness
     """The folder as other programs load it."""
+    merge_error: float
+    """The largest difference per token from the unmerged adapter on the same weights of the base.
+
+    For the original weights under an adapter that was trained on quantised ones, `reloaded` is
+    larger than this by what the quantisation changed.
+    """
     tolerance: float
-    """The largest `max_log_prob_difference` of `reloaded` that rounding explains."""
+    """The largest `merge_error` that rounding explains."""
     pairs: int
     greedy_answers: int
 
