@@ -35,6 +35,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "generate",
+    "chat",
     "cluster",
     "slurm",
     "submit",
