@@ -86,8 +86,9 @@ def printable(text: str) -> str:
 
 def _answer_once(talk: Chat, text: str, json: bool) -> dict[str, Any]:
     from orpo_ray.evaluation.generate import Listener
+    from orpo_ray.runs.console import SILENT
 
-    reply = talk.ask(text, Listener(lambda piece: None, lambda: False))
+    reply = talk.ask(text, Listener(SILENT.announce, lambda: False))
     if not json:
         print(printable(reply.text))
         _tell_end(talk, reply)

@@ -17,6 +17,7 @@ from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.evaluation.generate import Listener, Speaker
 from orpo_ray.evaluation.orders import Sampling
+from orpo_ray.runs.console import SILENT
 
 COMMANDS = {
     "/reset": "forget the conversation; the system text stays",
@@ -152,7 +153,7 @@ class Chat:
             raise ConfigError("/base: nothing was asked yet; ask a question first")
         prompt, sampling, trained = self._last
         with self._as_base() as base:
-            listener = Listener(lambda piece: None, has_enough)
+            listener = Listener(SILENT.announce, has_enough)
             return _reply(base, prompt, sampling, listener), trained
 
     def reset(self) -> None:

@@ -18,6 +18,7 @@ from orpo_ray.errors import ResourceError
 from orpo_ray.evaluation.batches import Room, cut_batches
 from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.tokenizer import padding_id
+from orpo_ray.runs.console import Announce
 from orpo_ray.training.pair_model import PairModel
 
 TOKENS_PER_BATCH = 8192
@@ -44,7 +45,7 @@ class Listener:
     the token at which `has_enough` says so.
     """
 
-    hears: Callable[[str], None]
+    hears: Announce
     has_enough: Callable[[], bool]
 
 
@@ -138,7 +139,7 @@ class Speaker:
 class _Words(TextStreamer):
     """Tells the words of an answer, without its end token and without white space around it."""
 
-    def __init__(self, speaker: Speaker, tell: Callable[[str], None]) -> None:
+    def __init__(self, speaker: Speaker, tell: Announce) -> None:
         super().__init__(speaker.tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._ends = speaker.ends
         self._tell = tell
