@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -113,9 +114,10 @@ def _converse(talk: Chat) -> None:
             import readline  # noqa: F401 - from now on `input` edits lines and keeps a history
         announce("/help shows what else can be typed; Ctrl-C ends an answer, and Ctrl-D the chat")
     while (line := _next_line("> " if is_terminal else "")) is not None:
-        with _ctrl_c() as was_pressed:
+        pressed: list[bool] = []
+        with _on_ctrl_c(partial(pressed.append, True)):
             try:
-                if not _take(talk, line, was_pressed):
+                if not _take(talk, line, partial(bool, pressed)):
                     return
             except (UserError, ResourceError) as error:
                 announce(printable(" ".join(str(error).split())))
@@ -125,10 +127,11 @@ def _next_line(prompt: str) -> str | None:
     """The next line that is typed; None if the chat ends. Ctrl-C drops what a line has so far."""
     while True:
         try:
-            return input(prompt)
+            with _on_ctrl_c(_drop_line):
+                return input(prompt)
         except EOFError:
             break
-        except KeyboardInterrupt:
+        except _Dropped:
             if not (prompt and _has_begun_line()):
                 break
             print()
@@ -143,15 +146,22 @@ def _has_begun_line() -> bool:
     return readline is not None and bool(readline.get_line_buffer())
 
 
+class _Dropped(KeyboardInterrupt):
+    """Ctrl-C at a prompt. SIGTERM, which ends the command, is a plain KeyboardInterrupt."""
+
+
+def _drop_line() -> None:
+    raise _Dropped
+
+
 @contextmanager
-def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is only remembered inside; gives a function that says whether it was pressed."""
-    pressed: list[int] = []
+def _on_ctrl_c(do: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C calls a function, and nothing else."""
     former = signal.getsignal(signal.SIGINT)
     if former is not signal.SIG_IGN:  # as a script's background commands have it
-        signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+        signal.signal(signal.SIGINT, lambda number, frame: do())
     try:
-        yield lambda: bool(pressed)
+        yield
     finally:
         signal.signal(signal.SIGINT, former)
 

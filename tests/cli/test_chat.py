@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pexpect
 import pytest
 from safetensors.torch import load_file, save_file
 from support import BASE, HANG_S
-from terminal import ENVIRONMENT, WRONG, Command, Finished, one_line
+from terminal import ENVIRONMENT, STOPPED, WRONG, Command, Finished, one_line
 
 COW = "What sound does a cow make?"
 END_TOKEN = 2
@@ -128,15 +129,20 @@ def test_a_conversation_in_a_terminal(command: Command, finished: Finished, tmp_
     assert command("generate", finished.run_dir, *asks).code == 0
 
 
-def test_a_narrow_terminal_shows_one_answer_below_the_other(
+def test_a_narrow_terminal_shows_one_answer_below_the_other_and_sigterm_ends_the_chat(
     finished: Finished, tmp_path: Path
 ) -> None:
     with terminal(tmp_path, finished.run_dir, columns=60) as child:
         say(child, COW)
         both = say(child, "/base")
         assert "base:\r\n" in both and "trained:\r\n" in both and "│" not in both
-        child.sendline("/exit")
-        ends_well(child)
+        child.send("half a line")
+        child.expect_exact("half a line")
+        child.kill(signal.SIGTERM)
+        child.expect("interrupted")
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == STOPPED
 
 
 def test_lines_of_a_pipe_are_answered_one_by_one(
@@ -147,7 +153,7 @@ def test_lines_of_a_pipe_are_answered_one_by_one(
     assert alone.said[
         -1
     ] == "tiny, with the chat template: the base's own; an answer ends with " + ("<|im_end|>")
-    lines = [COW, "", "/rest", "[INST]", "/reset", COW, "/base"]
+    lines = [COW, "", "/rest", "[INST]", "/reset", COW, "/base", "/quit", "never"]
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
     done = command("chat", finished.run_dir)
     assert done.code == 0, done.err
