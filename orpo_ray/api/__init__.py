@@ -5,10 +5,11 @@ before torch is loaded.
 """
 
 from orpo_ray.api.exporting import export
-from orpo_ray.api.trained import evaluate, generate, load
+from orpo_ray.api.trained import chat, evaluate, generate, load
 from orpo_ray.api.training import load_config, plan, plan_search, prepare, train, tune
 
 __all__ = [
+    "chat",
     "evaluate",
     "export",
     "generate",

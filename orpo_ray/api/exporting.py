@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 from orpo_ray.api.ground import (
     PRINTING,
     prepare_run,
-    refuse_missing_base,
-    refuse_missing_template,
     refuse_others,
     tokenizer_of,
 )
-from orpo_ray.api.trained import decide_for_one, last_stage, named_adapter, trained_by
+from orpo_ray.api.trained import decide_for_one, to_load
 from orpo_ray.config import RunConfig
 from orpo_ray.errors import ConfigError
 from orpo_ray.evaluation.export_place import free_place
@@ -54,11 +52,8 @@ def export(
     is_adapter = _is_adapter_wanted(config, merge, adapter_only, base_name)
     if answers < 0:
         raise ConfigError(f"answers: must be 0 or more, not {answers}")
-    whole = Run(config)
-    trained = named_adapter(config, adapter) or trained_by(whole)
-    run = Run(last_stage(config))
-    refuse_missing_template(run.config)
-    refuse_missing_base(run.config)
+    run, trained = to_load(config, adapter)
+    assert trained is not None, "the base alone is not exported"
     with without_collections():
         from orpo_ray.evaluation.export_adapter import base_on_hub, export_adapter
         from orpo_ray.evaluation.exporting import Trained, export_model
@@ -78,7 +73,7 @@ def export(
         place=trained,
         tokenizer=tokenizer,
         summary=artifact.summary,
-        result=whole.result() if adapter is None else None,
+        result=Run(config).result() if adapter is None else None,
         positions=positions,
     )
     questions = Questions(

@@ -1,4 +1,4 @@
-"""Evaluate, generate and load: what is done with a model that a run made."""
+"""Evaluate, generate, load and chat: what is done with a model that a run made."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from orpo_ray.data.pairs import Message
     from orpo_ray.data.store import Artifact
     from orpo_ray.evaluation.answering import By
+    from orpo_ray.evaluation.chat import Chat
     from orpo_ray.models.hardware import Hardware
     from orpo_ray.training.decisions import Decisions
+    from orpo_ray.training.pair_model import PairModel
 
 
 def evaluate(
@@ -52,16 +54,16 @@ def evaluate(
     """Compare the base with what the run made of it, on data.eval.
 
     `base_only` judges the base alone. `adapter` names another adapter or run to judge. Both models
-    answer the first `samples` evaluation prompts, or `conversations` if they are given. A run in
-    stages is judged with the settings of its last stage. The result is kept in the run's folder, as
-    evaluation.json or evaluation-base.json.
+    answer the first `samples` different evaluation prompts, or `conversations` if they are given.
+    A run in stages is judged with the settings of its last stage. The result is kept in the run's
+    folder, as evaluation.json or evaluation-base.json.
     """
     refuse_others(config, console)
     if base_only and adapter is not None:
         raise ConfigError("--base-only judges the base alone; leave out --adapter")
     whole = Run(config)
-    trained = None if base_only else named_adapter(config, adapter) or trained_by(whole)
-    config = last_stage(config)
+    trained = None if base_only else _named_adapter(config, adapter) or _trained_by(config)
+    config = _last_stage(config)
     refuse_missing_inputs(config)
     from orpo_ray.evaluation.evaluate import Questions, evaluation_of, judge_model
     from orpo_ray.models.hardware import probe_hardware
@@ -96,7 +98,12 @@ def _prompts(
 
     if conversations:
         return PairTokeniser(tokenizer).prompts(conversations)
-    return [artifact.eval[i].prompt.tolist() for i in range(min(samples, len(artifact.eval)))]
+    found: dict[tuple[int, ...], None] = {}  # several pairs may share a prompt
+    for number in range(len(artifact.eval)):
+        if len(found) == samples:
+            break
+        found[tuple(artifact.eval[number].prompt.tolist())] = None
+    return [list(prompt) for prompt in found]
 
 
 def generate(
@@ -128,10 +135,7 @@ def generate(
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
-    trained = None if model == "base" else named_adapter(config, adapter) or trained_by(Run(config))
-    run = Run(last_stage(config))
-    refuse_missing_template(run.config)
-    refuse_missing_base(run.config)
+    run, trained = to_load(config, adapter, base_only=model == "base")
     with without_collections():
         from orpo_ray.data.prompts import read_prompts
         from orpo_ray.evaluation.answerer import Work, prompt_lengths
@@ -177,25 +181,80 @@ def load(
 
     config = run if isinstance(run, RunConfig) else named_config(run)
     refuse_others(config, console)
-    trained = named_adapter(config, adapter) or trained_by(Run(config))
-    last = Run(last_stage(config))
-    refuse_missing_template(last.config)
-    refuse_missing_base(last.config)
+    model, tokenizer = _loaded(*to_load(config, adapter), console)
+    from orpo_ray.data.endings import end_ids
+    from orpo_ray.models.tokenizer import padding_id
+
+    own = model.model.eval()
+    own.generation_config.eos_token_id = end_ids(tokenizer, own.generation_config)
+    own.generation_config.pad_token_id = padding_id(tokenizer)
+    return own, tokenizer
+
+
+def chat(
+    config: RunConfig,
+    *,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    adapter: str | PathLike[str] | None = None,
+    console: Console = PRINTING,
+) -> Chat:
+    """A conversation with the model that the run made, which the `chat` command shows.
+
+    A temperature of 0 takes the likeliest token each time. `adapter` names another adapter or run.
+    """
+    refuse_others(config, console)
+    from orpo_ray.evaluation.orders import Sampling
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
+    run, trained = to_load(config, adapter)
+    model, tokenizer = _loaded(run, trained, console)
+    from orpo_ray.evaluation.chat import Chat
+    from orpo_ray.evaluation.generate import Speaker
+    from orpo_ray.models.templates import template_name
+
+    def load_base() -> Speaker:
+        console.announce(f"loading the base, {run.config.model.base}")
+        return Speaker(*_loaded(run, None, SILENT))
+
+    template = template_name(run.config.model.chat_template, str(tokenizer.chat_template))
+    title = f"{adapter or config.name}, with the chat template: {template}"
+    return Chat(Speaker(model, tokenizer), sampling, load_base, title)
+
+
+def to_load(
+    config: RunConfig, adapter: str | PathLike[str] | None, base_only: bool = False
+) -> tuple[Run, str | None]:
+    """The run that knows how to load a model, and what it made; None if the base alone is wanted.
+
+    Of a run in stages it is the last one. Refuses a run that is not finished, and an adapter, a
+    template or a base that is not there.
+    """
+    trained = None if base_only else _named_adapter(config, adapter) or _trained_by(config)
+    run = Run(_last_stage(config))
+    refuse_missing_template(run.config)
+    refuse_missing_base(run.config)
+    return run, trained
+
+
+def _loaded(
+    run: Run, trained: str | None, console: Console
+) -> tuple[PairModel, PreTrainedTokenizerBase]:
+    """The model, and the tokenizer with its chat template."""
     with without_collections():
-        from orpo_ray.data.endings import end_ids
         from orpo_ray.evaluation.evaluate import load_trained
         from orpo_ray.models.hardware import probe_hardware
-        from orpo_ray.models.tokenizer import padding_id
 
-    tokenizer = tokenizer_of(last.config, console)
-    decisions = decide_for_one(last, None, probe_hardware(), console)
-    model = load_trained(last.config, decisions, trained).model.eval()
-    model.generation_config.eos_token_id = end_ids(tokenizer, model.generation_config)
-    model.generation_config.pad_token_id = padding_id(tokenizer)
-    return model, tokenizer
+    tokenizer = tokenizer_of(run.config, console)
+    decisions = decide_for_one(run, None, probe_hardware(), console)
+    return load_trained(run.config, decisions, trained), tokenizer
 
 
-def named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> str | None:
+def _named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> str | None:
     """The adapter that was asked for. A wrong one is refused here, before the base is judged."""
     if adapter is None:
         return None
@@ -208,7 +267,8 @@ def named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> str
     return place
 
 
-def trained_by(run: Run) -> str:
+def _trained_by(config: RunConfig) -> str:
+    run = Run(config)
     run.refresh()
     if run.result() is None:
         state = "is not finished" if run.path(CONFIG_FILE).exists() else "does not exist"
@@ -218,7 +278,7 @@ def trained_by(run: Run) -> str:
     return run.adapter
 
 
-def last_stage(config: RunConfig) -> RunConfig:
+def _last_stage(config: RunConfig) -> RunConfig:
     """The settings with which the last stage's model is loaded: those of a run without stages."""
     return before_training(config, stage_configs(config)[-1]) if config.stages else config
 

@@ -35,6 +35,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "generate",
+    "chat",
     "export",
     "cluster",
     "slurm",

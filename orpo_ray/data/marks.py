@@ -69,6 +69,15 @@ class Marks:
         found = self._pattern.search(text)
         return found and found.group()
 
+    def split_by(self, sign: str, text: str) -> str:
+        """A text with a sign after the first character of each mark, so that it has no mark.
+
+        A mark of one character gives its place to the sign.
+        """
+        while (mark := self.first_in(text)) is not None:
+            text = text.replace(mark, mark[0] + sign + mark[1:] if mark[1:] else sign)
+        return text
+
     def first_of(self, value: Any) -> str | None:
         """The first mark in any text of a message or of what comes with it, however deep."""
         for text in texts_of(value):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from orpo_ray.data.endings import Endings
+from orpo_ray.data.marks import texts_of
 from orpo_ray.data.messages import THOUGHTS, first_of
 from orpo_ray.data.pairs import Context, Message, Pair, Refusal
 from orpo_ray.data.template import ChatTemplate
@@ -21,6 +22,7 @@ _OPEN, _CLOSED = "<think>", "</think>"
 _OPENED_THOUGHTS = re.compile(r"<(think|thinking|reasoning)>\s*$")
 
 _ALWAYS = ("role", "content")
+_PRIVATE_USE = (0xF0000, 0xFFFFE)
 _ASKED: list[Message] = [{"role": "user", "content": "xAsked"}]
 _DATE = datetime(2024, 7, 26, tzinfo=UTC)
 _DIRECTIVES = ("-d", "-m", "-H", "-I", *"aAbBcdHIjmMpSuUwWxXyYzZ")
@@ -122,6 +124,15 @@ class Renderer:
                 text = self.endings.as_written(text.removesuffix(opening) + self._opening)
                 return text if isinstance(text, Refusal) else Prompt(text, rendered_before=True)
         return Refusal("template-inside", f"the prompt has {marked}")
+
+    def without_marks(self, generated: list[Message], sign: str) -> list[Message]:
+        """Generated turns, with a sign inside each mark that an answer of the model spells."""
+        return [
+            {**message, "content": self.endings.in_text.split_by(sign, message["content"])}
+            if message["role"] == "assistant"
+            else message
+            for message in generated
+        ]
 
     def _without_start(self, messages: list[Message]) -> list[Message]:
         """The messages without a start token at the start: it counts once if nothing precedes it.
@@ -296,6 +307,12 @@ def _without_field(pair: Pair, name: str) -> Pair:
         before_chosen=[without(message) for message in pair.before_chosen],
         before_rejected=[without(message) for message in pair.before_rejected],
     )
+
+
+def unused_sign(messages: list[Message]) -> str:
+    """A character for private use that no text of a conversation has."""
+    used = set("".join(texts_of(messages)))
+    return next(sign for sign in map(chr, range(*_PRIVATE_USE)) if sign not in used)
 
 
 def fixed_date(tokenizer: Any) -> str | None:

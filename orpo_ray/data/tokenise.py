@@ -6,6 +6,7 @@ ends with exactly one end token.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from orpo_ray.data.pairs import (
     Trained,
     ranges_of,
 )
-from orpo_ray.data.rendering import Answer, Rendered, Renderer
+from orpo_ray.data.rendering import Answer, Rendered, Renderer, unused_sign
 from orpo_ray.data.turns import Bounds, turn_bounds
 from orpo_ray.data.words import words_of
 from orpo_ray.errors import DataError
@@ -90,21 +91,40 @@ class PairTokeniser:
         return self._bos
 
     def prompts(
-        self, conversations: Sequence[list[Message]], contexts: Sequence[Context] = ()
+        self,
+        conversations: Sequence[list[Message]],
+        contexts: Sequence[Context] = (),
+        given: Sequence[int] = (),
     ) -> list[list[int]]:
         """Token ids from which generation starts, one list for each conversation.
 
-        Without `contexts` no conversation has tools or documents. Raises DataError if the template
-        refuses a conversation.
+        Without `contexts` no conversation has tools or documents. `given` counts the messages of
+        each that come from the user; without it all do. Assistant turns after them were generated:
+        a mark in one is ordinary text, because nobody could correct it. Raises DataError if the
+        template refuses a conversation.
         """
         texts = []
         contexts = contexts or [Context()] * len(conversations)
-        for messages, context in zip(conversations, contexts, strict=True):
-            found = self._renderer.prompt(messages, context)
+        given = given or [len(messages) for messages in conversations]
+        for messages, context, count in zip(conversations, contexts, given, strict=True):
+            sign = unused_sign(messages)
+            found = self._renderer.prompt(
+                [*messages[:count], *self._renderer.without_marks(messages[count:], sign)], context
+            )
             if isinstance(found, Refusal):
                 raise DataError(f"the chat template refuses a conversation: {found.detail}")
-            texts.append(found.text)
-        return [self._with_bos(ids) for ids in self._encode(texts)]
+            texts.append(found.text.split(sign))
+        first = self._encode([text for text, *_ in texts])
+        # A mark whose two parts are tokenised apart cannot become a control token.
+        after = iter(self._encode_apart([part for _, *parts in texts for part in parts]))
+        return [
+            self._with_bos([*ids, *chain.from_iterable(islice(after, len(text) - 1))])
+            for ids, text in zip(first, texts, strict=True)
+        ]
+
+    def mark_in(self, text: str) -> str | None:
+        """The first mark of a turn, or special token, that a user's text spells; None without."""
+        return self._renderer.endings.in_text.first_in(text)
 
     def pairs(self, pairs: Sequence[Pair], pair_ids: Sequence[str]) -> list[TokenPair | Refusal]:
         """Token ids of each pair, or why there are none, in order."""

@@ -17,12 +17,11 @@ from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import DataError
 from orpo_ray.evaluation.batches import Batch, Room, cut_batches
 from orpo_ray.evaluation.evaluate import load_trained
-from orpo_ray.evaluation.generate import Answer, answer_batch
+from orpo_ray.evaluation.generate import Answer, Speaker
 from orpo_ray.evaluation.orders import TRAINED, Sampling
 from orpo_ray.models.tokenizer import load_tokenizer
 from orpo_ray.runs.console import SILENT
 from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.setup import fetch_inputs
 
 STOPPED = "stopped; the same command goes on where it was"
@@ -47,7 +46,7 @@ class Work:
         fetch_inputs(self.config)
         model = load_trained(self.config, self.decisions, self.trained if who == TRAINED else None)
         tokenizer = load_tokenizer(self.config.model, SILENT.announce)
-        return Answerer(model, tokenizer, self, who)
+        return Answerer(Speaker(model, tokenizer), self, who)
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,9 @@ def _unpacked(text: str) -> tuple[Batch, list[Asked]]:
 class Answerer:
     """A loaded model that answers batches of rows."""
 
-    def __init__(
-        self, model: PairModel, tokenizer: PreTrainedTokenizerBase, work: Work, who: str
-    ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._tokeniser = PairTokeniser(tokenizer)
+    def __init__(self, speaker: Speaker, work: Work, who: str) -> None:
+        self._speaker = speaker
+        self._tokeniser = PairTokeniser(speaker.tokenizer)
         self._work = work
         self._who = who
 
@@ -124,7 +120,8 @@ class Answerer:
     ) -> list[Answer]:
         """The answers to one turn of some rows."""
         contexts = [asked[place].context for place in places]
-        prompts = self._tokeniser.prompts(conversations, contexts)
+        given = [len(asked[place].messages) for place in places]
+        prompts = self._tokeniser.prompts(conversations, contexts, given)
         sampling = self._work.sampling
         lengths = [len(prompt) for prompt in prompts]
         found: dict[int, Answer] = {}
@@ -132,11 +129,8 @@ class Answerer:
             batch, turn = when
             first = batch.rows[places[numbers[0]]]
             seed = Random(f"{sampling.seed}:{first}:{turn}").getrandbits(_SEED_BITS)
-            some = answer_batch(
-                self._model,
-                self._tokenizer,
-                [prompts[number] for number in numbers],
-                replace(sampling, seed=seed),
+            some = self._speaker.answer(
+                [prompts[number] for number in numbers], replace(sampling, seed=seed)
             )
             found.update(zip(numbers, some, strict=True))
         return [found[number] for number in range(len(prompts))]

@@ -1,18 +1,24 @@
 """Answers of a model to prompts: the likeliest ones, or drawn ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
 
 from orpo_ray.data.endings import end_ids
 from orpo_ray.errors import ResourceError
 from orpo_ray.evaluation.batches import Room, cut_batches
 from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.tokenizer import padding_id
+from orpo_ray.runs.console import Announce
 from orpo_ray.training.pair_model import PairModel
 
 TOKENS_PER_BATCH = 8192
@@ -31,6 +37,18 @@ class Answer:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Hears one answer piece by piece, and may end it.
+
+    `hears` gets whole words, which together are the text of the answer. The answer ends, cut, after
+    the token at which `has_enough` says so.
+    """
+
+    hears: Announce
+    has_enough: Callable[[], bool]
+
+
 def answers_of(
     model: PairModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -46,57 +64,123 @@ def answers_of(
     found: dict[int, Answer] = {}
     lengths = [len(prompt) for prompt in prompts]
     room = Room(sampling.max_new_tokens, tokens_per_batch, model.positions)
+    speaker = Speaker(model, tokenizer)
     for batch in cut_batches(lengths, room):
-        some = answer_batch(model, tokenizer, [prompts[number] for number in batch], sampling)
+        some = speaker.answer([prompts[number] for number in batch], sampling)
         found.update(zip(batch, some, strict=True))
     return [found[number] for number in range(len(prompts))]
 
 
-@torch.no_grad()
-def answer_batch(
-    model: PairModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-) -> list[Answer]:
-    """Answers to prompts that are padded on the left to one width.
+class Speaker:
+    """A loaded model that answers, and the tokens that end its answers."""
 
-    Drawn answers depend on the seed and on the batch alone. Raises ResourceError if there is not
-    enough memory.
-    """
-    model.eval()
+    def __init__(self, model: PairModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.ends = end_ids(tokenizer, model.model.generation_config)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        listener: Listener | None = None,
+    ) -> list[Answer]:
+        """Answers to prompts that are padded on the left to one width.
+
+        Drawn answers depend on the seed and on the batch alone. A listener hears the answer to a
+        single prompt. Raises ResourceError if there is not enough memory.
+        """
+        self.model.eval()
+        width = max(map(len, prompts))
+        room = _room(self.model, width, sampling.max_new_tokens)
+        if room < 1:
+            return [Answer("", is_cut=True, tokens=0) for _ in prompts]
+        pad_id = padding_id(self.tokenizer)
+        ids, mask = _padded(prompts, pad_id)
+        device, autocast = self.model.device, self.model.autocast
+        generate: Any = self.model.model.generate
+        torch.manual_seed(sampling.seed)
+        try:
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                out = generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=room,
+                    pad_token_id=pad_id,
+                    eos_token_id=self.ends,
+                    use_cache=True,
+                    **_choice(sampling),
+                    **({} if listener is None else self._heard_by(listener)),
+                )
+        except torch.OutOfMemoryError as error:
+            lower = "--max-new-tokens" if listener else "--batch-tokens or --max-new-tokens"
+            raise ResourceError(
+                f"no room in memory for {len(prompts)} answers of {room} tokens to prompts of "
+                f"{width}; lower {lower}"
+            ) from error
+        return [self._answer(said) for said in out[:, width:].cpu()]
+
+    def _heard_by(self, listener: Listener) -> dict[str, Any]:
+        return {
+            "streamer": _Words(self, listener.hears),
+            "stopping_criteria": StoppingCriteriaList([_Enough(listener.has_enough)]),
+            "num_beams": 1,  # a base may ask for more, but only one can be heard
+        }
+
+    def _answer(self, said: Tensor) -> Answer:
+        """What was said up to its end token. Padding follows that token."""
+        ended = torch.isin(said, torch.tensor(self.ends)).nonzero()
+        stop = int(ended[0]) if len(ended) else len(said)
+        text: Any = self.tokenizer.decode(said[:stop], skip_special_tokens=True)
+        return Answer(text.strip(), is_cut=not len(ended), tokens=stop)
+
+
+class _Words(TextStreamer):
+    """Tells the words of an answer, without its end token and without white space around it."""
+
+    def __init__(self, speaker: Speaker, tell: Announce) -> None:
+        super().__init__(speaker.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._ends = speaker.ends
+        self._tell = tell
+        self._has_told = False
+        self._space = ""
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, or the next token. An end token need not be a special one."""
+        if self.next_tokens_are_prompt or int(value) not in self._ends:
+            super().put(value)  # type: ignore[no-untyped-call]
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Tell the text. White space waits for what follows it."""
+        text = self._space + text if self._has_told else text.lstrip()
+        words = text.rstrip()
+        self._space = text[len(words) :]
+        if words:
+            self._has_told = True
+            self._tell(words)
+
+
+class _Enough(StoppingCriteria):
+    """Ends an answer when somebody says so."""
+
+    def __init__(self, has_enough: Callable[[], bool]) -> None:
+        self._has_enough = has_enough
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Whether each row ends here, [rows]."""
+        return torch.full((len(input_ids),), self._has_enough(), device=input_ids.device)
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask of prompts, each [prompts, longest prompt]."""
     width = max(map(len, prompts))
-    ends = end_ids(tokenizer, model.model.generation_config)
-    pad_id = padding_id(tokenizer)
     ids = torch.full((len(prompts), width), pad_id)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    room = _room(model, width, sampling.max_new_tokens)
-    if room < 1:
-        return [Answer("", is_cut=True, tokens=0) for _ in prompts]
-    generate: Any = model.model.generate
-    torch.manual_seed(sampling.seed)
-    try:
-        with torch.autocast(
-            model.device.type, dtype=model.autocast, enabled=model.autocast is not None
-        ):
-            out = generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=room,
-                pad_token_id=pad_id,
-                eos_token_id=ends,
-                use_cache=True,
-                **_choice(sampling),
-            )
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"no room in memory for {len(prompts)} answers of {room} tokens to prompts of {width}; "
-            "lower --batch-tokens or --max-new-tokens"
-        ) from error
-    return [_answer(tokenizer, said, ends) for said in out[:, width:].cpu()]
+    return ids, mask
 
 
 def _room(model: PairModel, width: int, wanted: int) -> int:
@@ -114,11 +198,3 @@ def _choice(sampling: Sampling) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "top_k": 0,
     }
-
-
-def _answer(tokenizer: PreTrainedTokenizerBase, said: Tensor, ends: Sequence[int]) -> Answer:
-    """What was said up to its end token. Padding follows that token."""
-    ended = torch.isin(said, torch.tensor(ends)).nonzero()
-    stop = int(ended[0]) if len(ended) else len(said)
-    text: Any = tokenizer.decode(said[:stop], skip_special_tokens=True)
-    return Answer(text.strip(), is_cut=not len(ended), tokens=stop)

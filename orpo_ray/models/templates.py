@@ -135,6 +135,15 @@ def template_text(wanted: str) -> str:
     return _read_template(path)
 
 
+def template_name(wanted: str | None, text: str) -> str:
+    """How a user may call the chat template of a run: its name, its file, or the base's own.
+
+    `wanted` is `model.chat_template`; `text` is the template's.
+    """
+    named = (name for name, template in TEMPLATES.items() if template.text == text)
+    return wanted or next(named, "the base's own")
+
+
 def _read_template(path: Path) -> str:
     import jinja2
 

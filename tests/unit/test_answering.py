@@ -1,18 +1,23 @@
 """Which prompts are answered together, and a file of answers that any process can go on with."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from orpo_ray.data.prompts import Asked, prompt_of
 from orpo_ray.errors import ConfigError
 from orpo_ray.evaluation.answer_formats import FORMATS
+from orpo_ray.evaluation.answerer import Answerer, Work
 from orpo_ray.evaluation.answers_file import AnswersFile
-from orpo_ray.evaluation.batches import Room, in_order, plan_batches, whole_windows
+from orpo_ray.evaluation.batches import Batch, Room, in_order, plan_batches, whole_windows
+from orpo_ray.evaluation.generate import Answer, Listener, Speaker
 from orpo_ray.evaluation.orders import Sampling, order_of
+from tests.support import BASE, decided, run_config
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200)
 
@@ -44,6 +49,45 @@ def test_answers_come_in_order_whatever_batch_is_done_first(
     found = [answer for rows in in_order(left, answered) for answer in rows]
     whole = [(who, row) for who in ("base", "trained") for row in range(len(lengths))]
     assert found == whole[kept:]
+
+
+class Says(Speaker):
+    """A model that gives one answer to everything, and keeps what it was asked."""
+
+    def __init__(self, answer: str) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(BASE)
+        self.says = Answer(answer, is_cut=False, tokens=5)
+        self.asked: list[Sequence[int]] = []
+
+    def answer(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        listener: Listener | None = None,
+    ) -> list[Answer]:
+        self.asked += prompts
+        return [self.says for _ in prompts]
+
+
+@pytest.mark.parametrize("said", ["[INST] one </s>", "<|im_end|>\n<|im_start|>user\nMore?"])
+def test_marks_in_a_first_answer_do_not_end_the_command(tmp_path: Path, said: str) -> None:
+    speaker = Says(said)
+    sampling = Sampling(max_new_tokens=8)
+    work = Work(
+        config=run_config(tmp_path),
+        decisions=decided(512),
+        trained=None,
+        sampling=sampling,
+        room=Room(8, 100),
+        tokenizer="",
+    )
+    asked = Asked(messages=[{"role": "user", "content": "Why?"}], later=["And?"])
+    batch = Batch(number=0, window=0, model="base", rows=(0,))
+    [row] = Answerer(speaker, work, "base").answer([asked], batch)
+    assert [turn["content"] for turn in row["messages"]] == ["Why?", said, "And?"]
+    assert f"assistant\n{said}<|im_end|>\n" in speaker.tokenizer.decode(speaker.asked[-1])
+    end = speaker.tokenizer.eos_token_id
+    assert speaker.asked[-1].count(end) == 3, "the ends of the turns alone"
 
 
 SETTINGS = {"prompts": "1", "seed": 0}

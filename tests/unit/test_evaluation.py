@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from orpo_ray.api.trained import _prompts
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.evaluate import Judged, Questions, evaluation_of, judge_model, load_trained
 from orpo_ray.evaluation.generate import Answer, answers_of
@@ -94,6 +95,15 @@ def test_an_answer_that_comes_to_the_limit_is_cut(model: PairModel, tokenizer):
     (whole,) = answers_of(model, tokenizer, [prompt], Sampling(max_new_tokens=40))
     (cut,) = answers_of(model, tokenizer, [prompt], Sampling(max_new_tokens=3))
     assert cut.is_cut and whole.text.startswith(cut.text) and cut.text != whole.text
+
+
+def test_samples_have_different_prompts(tmp_path: Path, tokenizer):
+    first, second = demo_pairs("h1", 2)
+    pairs = [first, replace(first, pair_id="again"), second]
+    artifact = write_pairs(tmp_path, demo_pairs("train", 2), pairs)
+    both = [first.prompt.tolist(), second.prompt.tolist()]
+    for samples, expected in ((0, []), (1, both[:1]), (2, both), (5, both)):
+        assert _prompts(tokenizer, artifact, (), samples) == expected
 
 
 def test_no_prompts_give_no_answers(model: PairModel, tokenizer):

@@ -352,6 +352,34 @@ def test_signs_that_are_no_single_tokens_are_marks_too(shared_tokenizer: Load) -
     assert found == Refusal("template-inside", "the prompt has [INST]")
 
 
+@pytest.mark.parametrize("said", ["a<|im_end|>b", "<|im_start|>user\nMe", "<<|im_end|>|im_end|>"])
+def test_marks_that_the_model_wrote_are_ordinary_text(plain_chatml: Any, said: str) -> None:
+    turns: list[Message] = [*HI, {"role": "assistant", "content": said}, *HI]
+    tokeniser = PairTokeniser(plain_chatml)
+    with pytest.raises(DataError, match="the prompt has"):
+        tokeniser.prompts([turns])
+    [plain, prompt] = tokeniser.prompts([HI, turns], given=[1, 1])
+    assert [plain] == tokeniser.prompts([HI])
+    assert plain_chatml.decode(prompt) == (
+        f"<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n{said}<|im_end|>\n"
+        "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n"
+    )
+    start, end = plain_chatml.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert (prompt.count(start), prompt.count(end)) == (4, 3), "the template's own alone"
+    asks: list[Message] = [*turns[:-1], {"role": "user", "content": "[INST]"}]
+    with pytest.raises(DataError, match=r"has \[INST\]"):
+        tokeniser.prompts([asks], given=[1])
+
+
+def test_marks_that_the_model_wrote_get_no_start_marker(marking: Any) -> None:
+    turns: list[Message] = [*HI, {"role": "assistant", "content": "so</s>[INST] x"}, *HI]
+    tokeniser = PairTokeniser(marking)
+    [prompt] = tokeniser.prompts([turns], given=[1])
+    ends = marking.decode(prompt).count("</s>")
+    assert "so</s>[INST] x" in marking.decode(prompt)
+    assert ends - prompt.count(marking.eos_token_id) == 1, "the one that the model spelled"
+
+
 @pytest.fixture
 def minimind(chatml_tokenizer: Any) -> Any:
     """Its template writes tool calls, and its vocabulary has special tokens that no turn has."""
