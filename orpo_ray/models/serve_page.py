@@ -41,7 +41,7 @@ def serve_page(served: Served) -> str:
     )
 
 
-def _code(language: str, *lines: str) -> str:
+def _code(language: str, lines: list[str]) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
@@ -52,7 +52,7 @@ def _length(served: Served) -> str:
 def _vllm(served: Served) -> str:
     return "## vLLM\n" + _code(
         "bash",
-        f"vllm serve . --served-model-name {served.name} --dtype {served.dtype}{_length(served)}",
+        [f"vllm serve . --served-model-name {served.name} --dtype {served.dtype}{_length(served)}"],
     )
 
 
@@ -60,9 +60,11 @@ def _vllm_adapter(served: Served) -> str:
     revision = f" --revision {served.revision}" if served.revision else ""
     return "## vLLM\n" + _code(
         "bash",
-        f"vllm serve {served.base}{revision} --dtype {served.dtype}{_length(served)} \\",
-        f"  --enable-lora --max-lora-rank {served.rank} \\",
-        f"  --lora-modules {served.name}=. --chat-template chat_template.jinja",
+        [
+            f"vllm serve {served.base}{revision} --dtype {served.dtype}{_length(served)} \\",
+            f"  --enable-lora --max-lora-rank {served.rank} \\",
+            f"  --lora-modules {served.name}=. --chat-template chat_template.jinja",
+        ],
     )
 
 
@@ -70,12 +72,14 @@ def _peft(served: Served) -> str:
     revision = f', revision="{served.revision}"' if served.revision else ""
     return "## PEFT\n" + _code(
         "python",
-        "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f'base = AutoModelForCausalLM.from_pretrained("{served.base}"{revision})',
-        'model = PeftModel.from_pretrained(base, ".")',
-        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f'base = AutoModelForCausalLM.from_pretrained("{served.base}"{revision})',
+            'model = PeftModel.from_pretrained(base, ".")',
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
+        ],
     )
 
 
@@ -83,19 +87,21 @@ def _ray_serve(served: Served) -> str:
     length = f"max_model_len={served.positions}, " if served.positions else ""
     return "## Ray Serve LLM\n" + _code(
         "python",
-        "from pathlib import Path",
-        "",
-        "from ray import serve",
-        "from ray.serve.llm import LLMConfig, build_openai_app",
-        "",
-        "config = LLMConfig(",
-        "    model_loading_config={",
-        f'        "model_id": "{served.name}",',
-        '        "model_source": str(Path.cwd()),',
-        "    },",
-        f'    engine_kwargs=dict({length}dtype="{served.dtype}"),',
-        ")",
-        'serve.run(build_openai_app({"llm_configs": [config]}), blocking=True)',
+        [
+            "from pathlib import Path",
+            "",
+            "from ray import serve",
+            "from ray.serve.llm import LLMConfig, build_openai_app",
+            "",
+            "config = LLMConfig(",
+            "    model_loading_config={",
+            f'        "model_id": "{served.name}",',
+            '        "model_source": str(Path.cwd()),',
+            "    },",
+            f'    engine_kwargs=dict({length}dtype="{served.dtype}"),',
+            ")",
+            'serve.run(build_openai_app({"llm_configs": [config]}), blocking=True)',
+        ],
     )
 
 
@@ -104,15 +110,17 @@ def _llama_cpp(served: Served) -> str:
     file = f"{served.name}-{kind}.gguf"
     return "## llama.cpp\n" + _code(
         "bash",
-        f"python convert_hf_to_gguf.py . --outfile {file} --outtype {kind}",
-        f"llama-quantize {file} {served.name}-q4_k_m.gguf Q4_K_M",
-        f"llama-server -m {served.name}-q4_k_m.gguf --jinja --port {_PORT}",
+        [
+            f"python convert_hf_to_gguf.py . --outfile {file} --outtype {kind}",
+            f"llama-quantize {file} {served.name}-q4_k_m.gguf Q4_K_M",
+            f"llama-server -m {served.name}-q4_k_m.gguf --jinja --port {_PORT}",
+        ],
     )
 
 
 def _ollama(served: Served) -> str:
     return "## Ollama\n" + _code(
-        "bash", f"ollama create {served.name} -f Modelfile", f"ollama run {served.name}"
+        "bash", [f"ollama create {served.name} -f Modelfile", f"ollama run {served.name}"]
     )
 
 
@@ -122,9 +130,11 @@ def _asked(served: Served) -> str:
         "## Ask it\n"
         + _code(
             "bash",
-            f"curl http://localhost:{_PORT}/v1/chat/completions \\",
-            "  -H 'Content-Type: application/json' \\",
-            f"  -d '{asked}'",
+            [
+                f"curl http://localhost:{_PORT}/v1/chat/completions \\",
+                "  -H 'Content-Type: application/json' \\",
+                f"  -d '{asked}'",
+            ],
         )
         + "\n"
     )

@@ -81,6 +81,7 @@ def test_functions_say_what_they_return() -> None:
     }
     assert returned == {
         "evaluate": "Evaluation",
+        "export": "Exported",
         "load": "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]",
         "load_config": "RunConfig",
         "plan": "TrainPlan",
