@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from text_pairs import text_pair
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from orpo_ray.config import RunConfig, build
 from orpo_ray.data.formats import Reading, read_pairs
@@ -159,6 +159,26 @@ def turn_pairs(name: str, count: int) -> list[TokenPair]:
     tokenised = tokeniser.pairs(pairs, [f"{name}:{number}" for number in range(count)])
     assert all(isinstance(pair, TokenPair) for pair in tokenised)
     return tokenised  # type: ignore[return-value]
+
+
+def random_base(folder: Path, kind: str, padded: int = 0, **own: Any) -> Path:
+    """A small base of a kind, with random weights and the demo's tokenizer.
+
+    Its embeddings have `padded` rows more than the tokenizer has tokens.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    vocabulary = {"num_key_value_heads": 2, "vocab_size": len(tokenizer) + padded}
+    config = AutoConfig.for_model(kind, **{**sizes, **vocabulary, **own})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def layout_of(config: RunConfig) -> Layout:

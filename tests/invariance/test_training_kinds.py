@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import BASE, EVAL_PAIRS, Trained, remember_trainers, run_config, train_locally
+from support import (
+    EVAL_PAIRS,
+    Trained,
+    random_base,
+    remember_trainers,
+    run_config,
+    train_locally,
+)
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
@@ -208,24 +215,6 @@ def test_warmup_may_be_a_fraction(artifact: Artifact, tmp_path: Path) -> None:
 
 
 # --- layouts --------------------------------------------------------------------------------------
-
-
-def random_base(folder: Path, kind: str, **own: Any) -> Path:
-    """A small base of a kind, with random weights and the demo's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    config = AutoConfig.for_model(
-        kind, **sizes, num_key_value_heads=2, vocab_size=len(tokenizer), **own
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
