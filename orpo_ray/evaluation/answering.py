@@ -81,8 +81,15 @@ def write_answers(order: Order, by: By, lengths: Sequence[int], said: Console) -
     `lengths` are those of the prompts in tokens. Raises ConfigError for a file that cannot be
     written or that other settings began, and StoppedError if the console asks to stop.
     """
-    work, asked = by.work, by.asked
     file = AnswersFile(order.out)
+    with file.held():
+        return _write(file, order, by, lengths, said)
+
+
+def _write(
+    file: AnswersFile, order: Order, by: By, lengths: Sequence[int], said: Console
+) -> Generated:
+    work, asked = by.work, by.asked
     settings = _settings(order, by)
     plan = plan_batches(lengths, order.models, work.room)
     kept = file.begin(settings)
