@@ -5,8 +5,8 @@
     print(result.adapter, result.metrics["eval/accuracy"])
 
 `prepare`, `train`, `tune`, `evaluate`, `generate`, `plan` and `plan_search` take a config and
-return a frozen result. What a user can mend is raised as an OrpoRayError. docs/python.md has
-examples of each.
+return a frozen result; `judge` takes two files of answers. What a user can mend is raised as an
+OrpoRayError. docs/python.md and docs/after-training.md have examples.
 """
 
 import importlib
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orpo_ray.api import (
         evaluate,
         generate,
+        judge,
         load,
         load_config,
         plan,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         SearchPlan,
         TrainPlan,
         TrainResult,
+        WinRate,
     )
     from orpo_ray.runs.search import SearchResult
 
@@ -72,9 +74,11 @@ __all__ = [
     "TrainPlan",
     "TrainResult",
     "UserError",
+    "WinRate",
     "__version__",
     "evaluate",
     "generate",
+    "judge",
     "load",
     "load_config",
     "plan",
@@ -106,6 +110,7 @@ _HOMES = {
         "SearchPlan",
         "TrainPlan",
         "TrainResult",
+        "WinRate",
     ),
     "runs.search": ("SearchResult",),
 }

@@ -4,12 +4,14 @@ Heavy modules are imported in the functions that use them. So a cluster that is 
 before torch is loaded.
 """
 
+from orpo_ray.api.judging import judge
 from orpo_ray.api.trained import evaluate, generate, load
 from orpo_ray.api.training import load_config, plan, plan_search, prepare, train, tune
 
 __all__ = [
     "evaluate",
     "generate",
+    "judge",
     "load",
     "load_config",
     "plan",

@@ -60,15 +60,15 @@ def evaluate(
     if base_only and adapter is not None:
         raise ConfigError("--base-only judges the base alone; leave out --adapter")
     whole = Run(config)
-    trained = None if base_only else _named_adapter(config, adapter) or _trained_by(whole)
-    config = _last_stage(config)
+    trained = None if base_only else _named_adapter(config, adapter) or trained_by(whole)
+    config = last_stage(config)
     refuse_missing_inputs(config)
     from orpo_ray.evaluation.evaluate import Questions, evaluation_of, judge_model
     from orpo_ray.models.hardware import probe_hardware
 
     run, tokenizer = Run(config), tokenizer_of(config, console)
     artifact = prepare_run(run, console)
-    decisions = _decide_for_one(run, artifact, probe_hardware(), console)
+    decisions = decide_for_one(run, artifact, probe_hardware(), console)
     prompts = _prompts(tokenizer, artifact, conversations, samples)
     questions = Questions(prompts, max_new_tokens)
     judged = []
@@ -129,9 +129,9 @@ def generate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
     trained = (
-        None if model == "base" else _named_adapter(config, adapter) or _trained_by(Run(config))
+        None if model == "base" else _named_adapter(config, adapter) or trained_by(Run(config))
     )
-    run = Run(_last_stage(config))
+    run = Run(last_stage(config))
     refuse_missing_template(run.config)
     refuse_missing_base(run.config)
     with without_collections():
@@ -149,7 +149,7 @@ def generate(
     lengths = prompt_lengths(tokenizer, asked, room.positions, fspath(prompts))
     work = Work(
         config=run.config,
-        decisions=_decide_for_one(run, None, hardware_of(config.scale, placement), console),
+        decisions=decide_for_one(run, None, hardware_of(config.scale, placement), console),
         trained=trained,
         sampling=sampling,
         room=room,
@@ -179,8 +179,8 @@ def load(
 
     config = run if isinstance(run, RunConfig) else named_config(run)
     refuse_others(config, console)
-    trained = _named_adapter(config, adapter) or _trained_by(Run(config))
-    last = Run(_last_stage(config))
+    trained = _named_adapter(config, adapter) or trained_by(Run(config))
+    last = Run(last_stage(config))
     refuse_missing_template(last.config)
     refuse_missing_base(last.config)
     with without_collections():
@@ -190,7 +190,7 @@ def load(
         from orpo_ray.models.tokenizer import padding_id
 
     tokenizer = tokenizer_of(last.config, console)
-    decisions = _decide_for_one(last, None, probe_hardware(), console)
+    decisions = decide_for_one(last, None, probe_hardware(), console)
     model = load_trained(last.config, decisions, trained).model.eval()
     model.generation_config.eos_token_id = end_ids(tokenizer, model.generation_config)
     model.generation_config.pad_token_id = padding_id(tokenizer)
@@ -210,7 +210,7 @@ def _named_adapter(config: RunConfig, adapter: str | PathLike[str] | None) -> st
     return place
 
 
-def _trained_by(run: Run) -> str:
+def trained_by(run: Run) -> str:
     run.refresh()
     if run.result() is None:
         state = "is not finished" if run.path(CONFIG_FILE).exists() else "does not exist"
@@ -220,12 +220,12 @@ def _trained_by(run: Run) -> str:
     return run.adapter
 
 
-def _last_stage(config: RunConfig) -> RunConfig:
+def last_stage(config: RunConfig) -> RunConfig:
     """The settings with which the last stage's model is loaded: those of a run without stages."""
     return before_training(config, stage_configs(config)[-1]) if config.stages else config
 
 
-def _decide_for_one(
+def decide_for_one(
     run: Run, artifact: Artifact | None, hardware: Hardware, console: Console
 ) -> Decisions:
     """The run's own number format and attention, or the best that this machine has.

@@ -35,6 +35,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "generate",
+    "judge",
     "cluster",
     "slurm",
     "submit",

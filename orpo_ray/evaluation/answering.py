@@ -15,9 +15,7 @@ from orpo_ray.evaluation.answerer import STOPPED, Loading, Work, packed
 from orpo_ray.evaluation.answers_file import AnswersFile
 from orpo_ray.evaluation.batches import Batch, in_order, plan_batches, whole_windows
 from orpo_ray.evaluation.orders import BASE, Order
-from orpo_ray.models.fingerprint import folder_fingerprint
-from orpo_ray.models.identity import base_fingerprint
-from orpo_ray.models.trained import fetch_trained, trained_folder
+from orpo_ray.models.identity import base_fingerprint, trained_fingerprint
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.results import Generated
 
@@ -138,17 +136,10 @@ def _settings(order: Order, by: By) -> Row:
         "prompts": hashlib.sha256(questions.encode()).hexdigest(),
         "model": " and ".join(order.models),
         "base": base_fingerprint(model),
-        "adapter": _trained_fingerprint(work.trained),
+        "adapter": work.trained and trained_fingerprint(work.trained),
         "quantization": model.quantization,
         "tokenizer or chat template": by.work.tokenizer,
         "number format": f"{work.decisions.dtype} on {work.decisions.device}",
         **asdict(work.sampling),
         "batch_tokens": work.room.batch_tokens,
     }
-
-
-def _trained_fingerprint(trained: str | None) -> str | None:
-    if trained is None:
-        return None
-    fetch_trained(trained)
-    return folder_fingerprint(trained_folder(trained), ("*.safetensors", "*config.json"))

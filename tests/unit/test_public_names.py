@@ -19,6 +19,7 @@ from orpo_ray.config import dump
 FUNCTIONS = {
     "evaluate",
     "generate",
+    "judge",
     "load",
     "load_config",
     "plan",
@@ -46,6 +47,7 @@ RESULTS = {
     "SearchResult",
     "TrainPlan",
     "TrainResult",
+    "WinRate",
 }
 OTHERS = {"Console", "RunConfig", "__version__"}
 
@@ -84,6 +86,7 @@ def test_functions_say_what_they_return() -> None:
         "plan_search": "SearchPlan",
         "prepare": "Artifact",
         "generate": "Generated",
+        "judge": "WinRate",
         "train": "TrainResult",
         "tune": "SearchResult",
     }
