@@ -280,9 +280,9 @@ def test_a_limit_of_requests_stops_and_a_larger_one_goes_on(
     assert out.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", ["killed", "stopped", "stopped twice"])
 def test_a_command_that_was_ended_goes_on_and_gives_the_same_file(
-    number: signal.Signals,
+    how: str,
     command: Command,
     server: JudgeServer,
     sides: tuple[Path, Path],
@@ -296,16 +296,20 @@ def test_a_command_that_was_ended_goes_on_and_gives_the_same_file(
     running = start(*asked)
     part = tmp_path / "out.jsonl.part"
     wait_until(lambda: part.exists() and part.read_bytes().count(b"\n") == 1 + 3, "three verdicts")
-    running.send_signal(number)
-    if number == signal.SIGINT:
-        wait_until(lambda: running.said("SIGINT: stopping"), "it heard the signal")
+    running.send_signal(signal.SIGKILL if how == "killed" else signal.SIGINT)
+    if how != "killed":
+        wait_until(lambda: "SIGINT: stopping" in running.said(), "it heard the signal")
+    if how == "stopped":
         server.goes_on.set()
         one_line(running.end(), STOPPED, "stopped; the same command goes on where it was")
-    else:
+    if how == "stopped twice":
+        running.send_signal(signal.SIGINT)
+        one_line(running.end(), STOPPED, "interrupted; run the same command again")
+    if how == "killed":
         assert running.end().code == -signal.SIGKILL
-        server.goes_on.set()
         with part.open("ab") as file:
             file.write(b'{"row": 2, "ord')
+    server.goes_on.set()
     done = command(*asked)
     assert done.code == 0 and any("going on after" in line for line in done.said), done.err
     assert out.read_bytes() == whole.read_bytes()
@@ -532,13 +536,14 @@ def test_answers_that_a_run_cannot_score_are_left_out(
     command: Command, finished: Finished, tmp_path: Path
 ) -> None:
     a = write_rows(tmp_path / "a.jsonl", ["word " * 3000, "", "Moo."])
-    b = write_rows(tmp_path / "b.jsonl", ["Moo.", "Moo.", ""])
+    b = write_rows(tmp_path / "b.jsonl", ["Moo.", "Moo.", "Baa."])
     out = tmp_path / "v.jsonl"
     done = command("judge", a, b, "--judge", "reward", finished.config, "--out", out, "--json")
     assert done.code == 0, done.err
-    assert any("1 rows cannot be scored and are left out" in line for line in done.said)
-    assert done.result["unreadable"] == 1
-    assert "but the base reads" in lines_of(out)[0]["text"]
+    assert "2 rows cannot be scored and are left out; the file says why" in done.said
+    assert done.result["unreadable"] == 2
+    texts = [line["text"] for line in lines_of(out)]
+    assert "but the base reads" in texts[0] and "nothing but the end token" in texts[1]
 
 
 def test_a_run_that_is_not_finished_judges_nothing(
