@@ -70,14 +70,13 @@ class ByReward:
         rewards = self._rewards(list(usable.values()), said)
         out = 0
         for place in left.places:
-            names = [f"{place.row}:{side}" for side in _SIDES]
-            reasons = [why for name in names if isinstance(why := found[name], str)]
-            out += bool(reasons)
-            yield (
-                _left_out(place, reasons[0])
-                if reasons
-                else _verdict(place, *(rewards[name] for name in names))
-            )
+            sides = [f"{place.row}:{side}" for side in _SIDES]
+            reasons = [found[side] for side in sides if side not in rewards]
+            if reasons:
+                out += 1
+                yield _left_out(place, str(reasons[0]))
+            else:
+                yield _verdict(place, *(rewards[side] for side in sides))
         if out:
             said.announce(f"{out} rows cannot be scored and are left out; the file says why")
 
