@@ -68,6 +68,7 @@ def asks(sides: tuple[Path, Path], server: JudgeServer, out: Path) -> list[objec
     return ["judge", *sides, "--endpoint", server.url, "--model", MODEL, "--out", out]
 
 
+@pytest.mark.slow
 def test_published_answers_by_a_rule_that_is_known(
     command: Command, server: JudgeServer, shared_data: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_a_fault_costs_requests_and_changes_nothing(
     done = command(*asks(sides, server, out), "--json")
     assert done.code == 0, done.err
     assert done.result["requests"] == 6 + 3
+    assert sum("it is asked again" in line for line in done.said) == 1
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -204,8 +206,8 @@ def test_an_endpoint_that_never_answers_ends_the_command_and_keeps_the_verdicts(
     [
         ("403", WRONG, "does not take the key: 403"),
         ("404", WRONG, f"has no model {MODEL}, or is no endpoint: 404"),
-        ("400", FAILED, "refuses the question on row 1: 400"),
-        ("redirect", FAILED, "refuses the question on row 1: 307"),
+        ("402", FAILED, "takes no questions: 402"),
+        ("redirect", FAILED, "takes no questions: 307"),
     ],
 )
 def test_what_no_other_try_would_change_ends_the_command_at_once(
@@ -221,6 +223,30 @@ def test_what_no_other_try_would_change_ends_the_command_at_once(
     asked = [*asks(sides, server, tmp_path / "v.jsonl"), "--parallel", "1"]
     assert "\x1b" not in one_line(command(*asked), code, told)
     assert len(server.asked) == 1
+
+
+def test_a_question_that_the_endpoint_refuses_is_left_out(
+    command: Command, server: JudgeServer, sides: tuple[Path, Path], tmp_path: Path
+) -> None:
+    server.faults = ["400"]
+    out = tmp_path / "v.jsonl"
+    found = command(*asks(sides, server, out), "--parallel", "1", "--json").result
+    assert (found["unreadable"], found["requests"]) == (1, 6)
+    assert lines_of(out)[0]["text"] == "refused: 400 a fault [31m of 400"
+
+
+def test_an_endpoint_that_refuses_every_question_ends_the_command(
+    command: Command, server: JudgeServer, tmp_path: Path
+) -> None:
+    server.faults = ["422"] * 40
+    a, b = (write_rows(tmp_path / f"{name}.jsonl", [name] * 20) for name in ("a", "b"))
+    asked = asks((a, b), server, tmp_path / "v.jsonl")
+    one_line(command(*asked), FAILED, "refuses every question: 422")
+    refused = len(server.asked)
+    assert refused < 20
+    server.faults = []
+    found = command(*asked, "--json").result
+    assert (found["unreadable"], found["requests"]) == (0, 40 + refused)
 
 
 def test_the_key_is_sent_and_shown_nowhere(

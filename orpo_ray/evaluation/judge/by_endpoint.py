@@ -25,6 +25,8 @@ from orpo_ray.evaluation.judge.judging import Left, Place, Row
 from orpo_ray.runs.console import Console
 
 STOPPED = "stopped; the same command goes on where it was"
+_REFUSALS = 10
+"""After so many refusals and no answer, the endpoint takes no question at all."""
 _LOOK_S = 0.2
 """How often a pause looks for a request to stop."""
 
@@ -72,12 +74,19 @@ class ByEndpoint:
         """
         said.announce(self._needed(left))
         asking = _Asking(self, left, said)
+        waiting: list[Row] = []
         with ThreadPool(self.parallel) as pool:
             for row in pool.imap_unordered(asking.settle, left.places):
-                if row is not None:
-                    yield row
-        if asking.failure is not None:
-            raise asking.failure
+                waiting += [] if row is None else [row]
+                # Refusals of an endpoint that answers nothing say nothing of the questions.
+                if asking.answers:
+                    yield from waiting
+                    waiting = []
+        if asking.failure is None:
+            yield from waiting
+            return
+        yield from ({**_at(row), "requests": row["requests"]} for row in waiting)
+        raise asking.failure
 
     def _needed(self, left: Left) -> str:
         count = len(left.places)
@@ -88,6 +97,10 @@ class ByEndpoint:
         return line
 
 
+def _at(row: Row) -> Row:
+    return {"row": row["row"], "order": row["order"]}
+
+
 class _Asking:
     """What the threads of a command share."""
 
@@ -96,19 +109,25 @@ class _Asking:
         self._left = left
         self._said = said
         self._made = left.requests
+        self._refusals = 0
+        self._has_failed = False
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self.failure: OrpoRayError | None = None
         """The first error. After it nothing new is asked."""
+        self.answers = 0
+        """How often the endpoint has answered."""
 
     def settle(self, place: Place) -> Row | None:
         """The verdict of a place; only the requests if there is none, or nothing without any."""
-        asked = _Question(self, self._by, place.row)
+        asked = _Question(self, self._by)
         row = {"row": place.row, "order": place.order}
         assert place.order is not None, "an endpoint is asked in both orders"
         messages = question(self._left.rows[place.row], place.order)
         try:
             found, text = asked.verdict(messages, place.order)
+        except Refused as refused:
+            found, text = UNREADABLE, f"refused: {refused}"
         except OrpoRayError as error:
             with self._lock:
                 self.failure = self.failure or error
@@ -128,8 +147,21 @@ class _Asking:
                 )
             self._made += 1
 
-    def pause(self, seconds: float) -> None:
-        """Wait, but not when the command ends."""
+    def tell(self, refusal: Refused | None) -> None:
+        """Count an answer, or a refusal. Raises RunError if there is nothing but refusals."""
+        with self._lock:
+            self.answers += refusal is None
+            self._refusals += refusal is not None
+            is_hopeless = not self.answers and self._refusals == _REFUSALS
+        if is_hopeless:
+            raise RunError(f"{self._by.endpoint.url} refuses every question: {refusal}")
+
+    def wait(self, seconds: float, failed: Failed) -> None:
+        """Pause after a failure, but not when the command ends. The first one is announced."""
+        with self._lock:
+            is_first, self._has_failed = not self._has_failed, True
+        if is_first:
+            self._said.announce(f"{self._by.endpoint.url}: {failed}; it is asked again")
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 and not self._said.stop_requested():
             if self._ending.wait(min(left, _LOOK_S)):
@@ -139,14 +171,16 @@ class _Asking:
 class _Question:
     """One question on its way to a verdict."""
 
-    def __init__(self, asking: _Asking, by: ByEndpoint, row: int) -> None:
+    def __init__(self, asking: _Asking, by: ByEndpoint) -> None:
         self._asking = asking
         self._by = by
-        self._row = row
         self.requests = 0
 
     def verdict(self, messages: list[Message], order: str) -> tuple[str, str]:
-        """The winner, or "unreadable" after several answers without a verdict; the last answer."""
+        """The winner, or "unreadable" after several answers without a verdict; the last answer.
+
+        Raises Refused if the endpoint does not take the question.
+        """
         asks, answer = messages, ""
         for _ in range(self._by.patience.readings):
             answer = self._answer(asks)
@@ -163,7 +197,7 @@ class _Question:
             self._asking.take()
             self.requests += 1
             try:
-                return self._by.chat.say(messages)
+                answer = self._by.chat.say(messages)
             except Failed as failed:
                 failures += 1
                 if failures == patience.tries:
@@ -171,9 +205,10 @@ class _Question:
                         f"{url} has not answered {failures} times: {failed}; the verdicts so far "
                         "are kept, and the same command goes on"
                     ) from failed
-                self._asking.pause(patience.pause(failures, failed.wait))
+                self._asking.wait(patience.pause(failures, failed.wait), failed)
             except Refused as refused:
-                raise RunError(
-                    f"{url} refuses the question on row {self._row + 1}: {refused}; leave that row "
-                    "out of both files, or name another judge"
-                ) from refused
+                self._asking.tell(refused)
+                raise
+            else:
+                self._asking.tell(None)
+                return answer

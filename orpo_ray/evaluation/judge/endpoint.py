@@ -10,13 +10,15 @@ from urllib.parse import urlsplit
 
 from orpo_ray.config.storage import expanded
 from orpo_ray.data.pairs import Message
-from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.errors import ConfigError, ResourceError, RunError
 
 _CHAT = "/chat/completions"
 _LONGEST_ANSWER = 2048
 """Tokens. A judge that does not end costs no more than these."""
 _PASSING = (408, 409, 425, 429)
 """Besides 5xx, the statuses that may be others a little later."""
+_OF_ONE_QUESTION = (400, 413, 422)
+"""Statuses for a question that is too long, or that a filter does not let through."""
 _SHOWN = 200
 
 
@@ -28,7 +30,7 @@ class Patience:
     verdict in them.
     """
 
-    tries: int = 6
+    tries: int = 7
     first_pause: float = 1.0
     longest_pause: float = 60.0
     answer: float = 300.0
@@ -36,8 +38,8 @@ class Patience:
 
     def pause(self, failures: int, asked_for: float | None) -> float:
         """How long to wait after so many failures; the endpoint may have asked for a time."""
-        wanted = self.first_pause * 2 ** (failures - 1) if asked_for is None else asked_for
-        return min(wanted, self.longest_pause)
+        wanted = self.first_pause * 2.0 ** (failures - 1)
+        return min(max(wanted, asked_for or 0.0), self.longest_pause)
 
 
 PATIENCE = Patience()
@@ -51,8 +53,8 @@ class Failed(Exception):  # noqa: N818 - what comes next is another try
         self.wait = wait
 
 
-class Refused(Exception):  # noqa: N818 - it is one question that is refused
-    """A request that will never be answered, such as one that is too long for the judge."""
+class Refused(Exception):  # noqa: N818 - the next question may be answered
+    """A question that will never be answered, such as one that is too long for the judge."""
 
 
 class Chat(Protocol):
@@ -61,8 +63,8 @@ class Chat(Protocol):
     def say(self, messages: Sequence[Message]) -> str:
         """The answer to a conversation, by one request.
 
-        Raises Failed if another may succeed, Refused if none will, and ConfigError if no question
-        will be answered.
+        Raises Failed if another may succeed, Refused if none will, and ConfigError or RunError if
+        no question will be answered.
         """
 
 
@@ -166,7 +168,8 @@ class _Client:
 
     def _refusal(self, error: Any) -> Exception:
         status: int = error.status_code
-        why = f"{status} {self._shown(error.message)}"
+        said = error.message.removeprefix(f"Error code: {status}").removeprefix(" - ")
+        why = f"{status} {self._shown(said)}".rstrip()
         if status in _PASSING or status >= 500:
             return Failed(why, _wait(error.response.headers))
         if status in (401, 403):
@@ -176,7 +179,9 @@ class _Client:
                 f"endpoint: {self._endpoint.url} has no model {self._endpoint.model}, or is no "
                 f"endpoint: {why}"
             )
-        return Refused(why)
+        if status in _OF_ONE_QUESTION:
+            return Refused(why)
+        return RunError(f"{self._endpoint.url} takes no questions: {why}")
 
     def _shown(self, what: object) -> str:
         """What a server says, fit for a terminal: one short line without the key."""

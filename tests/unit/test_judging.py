@@ -322,7 +322,7 @@ def test_a_request_to_stop_makes_no_request(tmp_path: Path) -> None:
 def test_a_pause_doubles_and_follows_the_endpoint() -> None:
     patience = Patience(first_pause=1.0, longest_pause=10.0)
     assert [patience.pause(n, None) for n in (1, 2, 3, 9)] == [1, 2, 4, 10]
-    assert [patience.pause(1, asked) for asked in (0.0, 5.0, 3600.0)] == [0, 5, 10]
+    assert [patience.pause(1, asked) for asked in (0.0, 5.0, 3600.0)] == [1, 5, 10]
 
 
 def test_a_time_to_wait_is_seconds_or_a_date() -> None:
