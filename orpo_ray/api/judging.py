@@ -15,7 +15,6 @@ from orpo_ray.api.ground import (
 )
 from orpo_ray.api.trained import decide_for_one, last_stage, trained_by
 from orpo_ray.config import RunConfig
-from orpo_ray.config.storage import is_url
 from orpo_ray.errors import ConfigError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import Console
@@ -84,7 +83,7 @@ def _beside(a: str, b: str | None) -> Path:
     """The file of the verdicts if none is named: beside A, or here if that is a URL."""
     names = [PurePath(file).name.partition(".")[0] for file in (a, b) if file is not None]
     name = "-vs-".join(names) + _ENDING
-    return Path(name) if is_url(a) else Path(a).with_name(name)
+    return Path(name) if "://" in a else Path(a).with_name(name)
 
 
 def _by_endpoint(

@@ -149,7 +149,7 @@ def test_both_models_of_one_file_are_compared(
     assert (found["a"], found["b"]) == (f"{both} (trained)", f"{both} (base)")
     assert found["win_rate"] == 1
     one_line(command("judge", base, *asked[2:]), WRONG, "name a second file")
-    one_line(command("judge", both, base, *asked[2:]), WRONG, "2 models", "name this file alone")
+    one_line(command("judge", both, base, *asked[2:]), WRONG, "both models", "name this file alone")
 
 
 @pytest.mark.usefixtures("quick")
@@ -489,7 +489,7 @@ def test_the_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     out = tmp_path / "v.jsonl"
-    one_line(command(*asks(sides, server, out)), LACKING, "pip install 'orpo_ray[judge]'")
+    one_line(command(*asks(sides, server, out)), LACKING, "pip install openai")
 
 
 def test_a_judge_at_an_endpoint_loads_no_torch(

@@ -35,7 +35,9 @@ class Answered:
     @property
     def asked(self) -> str:
         """All turns but the model's own: equal for answers to the same questions."""
-        turns = [(m["role"], m["content"]) for m in self.messages if m["role"] != "assistant"]
+        turns = [
+            (turn["role"], turn["content"]) for turn in self.messages if turn["role"] != "assistant"
+        ]
         return json.dumps(turns)
 
 
@@ -69,9 +71,10 @@ class Sides:
     @property
     def settings(self) -> dict[str, str]:
         """What tells these answers from others."""
-        sides = {"answers of A": [row.a for row in self.rows]}
-        sides["answers of B"] = [row.b for row in self.rows]
-        return {name: _hash(answers) for name, answers in sides.items()}
+        return {
+            "answers of A": _hash([row.a for row in self.rows]),
+            "answers of B": _hash([row.b for row in self.rows]),
+        }
 
 
 def _hash(answers: Sequence[Answered]) -> str:
@@ -103,12 +106,12 @@ def read_sides(a: str, b: str | None) -> Sides:
 
 
 def _refuse_several(file: str, answers: Sequence[Answered]) -> None:
-    models = sorted({one.model for one in answers})
+    models = {one.model for one in answers}
+    if models == {BASE, TRAINED}:
+        raise DataError(f"{file}: has the answers of both models; name this file alone")
     if len(models) > 1:
-        alone = " or name this file alone" if models == [BASE, TRAINED] else ""
         raise DataError(
             f"{file}: has the answers of {len(models)} models; write each into a file of its own"
-            f"{',' * bool(alone)}{alone}"
         )
 
 

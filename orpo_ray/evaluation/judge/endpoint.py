@@ -76,7 +76,7 @@ class Endpoint:
     model: str
     key: str = field(default="", repr=False)
 
-    def connect(self, seconds: float = PATIENCE.answer) -> Chat:
+    def connect(self, seconds: float) -> Chat:
         """A client, whose requests may take so long. Raises ResourceError without the package."""
         return _Client(self, seconds)
 
@@ -127,7 +127,7 @@ class _Client:
             import openai
         except ImportError as error:
             raise ResourceError(
-                "endpoint: needs the package openai; pip install 'orpo_ray[judge]'"
+                "endpoint: needs the package openai (the extra judge); pip install openai"
             ) from error
         self._openai: Any = openai
         self._endpoint = endpoint

@@ -25,7 +25,7 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Counts of rows; ties include the disagreements, and rows the unreadable ones."""
+    """Counts of rows. The ties include the disagreements."""
 
     wins: int
     losses: int
