@@ -5,8 +5,8 @@
     print(result.adapter, result.metrics["eval/accuracy"])
 
 `prepare`, `train`, `tune`, `evaluate`, `generate`, `export`, `plan` and `plan_search` take a config
-and return a frozen result. What a user can mend is raised as an OrpoRayError. docs/python.md has
-examples of each.
+and return a frozen result; `judge` takes two files of answers. What a user can mend is raised as an
+OrpoRayError. docs/python.md and docs/after-training.md have examples.
 """
 
 import importlib
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         generate,
+        judge,
         load,
         load_config,
         plan,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         SearchPlan,
         TrainPlan,
         TrainResult,
+        WinRate,
     )
     from orpo_ray.runs.search import SearchResult
 
@@ -77,10 +79,12 @@ __all__ = [
     "TrainPlan",
     "TrainResult",
     "UserError",
+    "WinRate",
     "__version__",
     "evaluate",
     "export",
     "generate",
+    "judge",
     "load",
     "load_config",
     "plan",
@@ -114,6 +118,7 @@ _HOMES = {
         "SearchPlan",
         "TrainPlan",
         "TrainResult",
+        "WinRate",
     ),
     "runs.search": ("SearchResult",),
 }

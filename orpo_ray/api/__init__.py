@@ -5,6 +5,7 @@ before torch is loaded.
 """
 
 from orpo_ray.api.exporting import export
+from orpo_ray.api.judging import judge
 from orpo_ray.api.trained import chat, evaluate, generate, load
 from orpo_ray.api.training import load_config, plan, plan_search, prepare, train, tune
 
@@ -13,6 +14,7 @@ __all__ = [
     "evaluate",
     "export",
     "generate",
+    "judge",
     "load",
     "load_config",
     "plan",

@@ -30,6 +30,11 @@ def refuse_others(config: object, console: object) -> None:
     """Raise ConfigError for a wrong type of config or console, before anything begins."""
     if not isinstance(config, RunConfig):
         raise ConfigError(f"config: must be what load_config returns, not {type(config).__name__}")
+    refuse_other_console(console)
+
+
+def refuse_other_console(console: object) -> None:
+    """Raise ConfigError for a wrong type of console."""
     if not isinstance(console, Console):
         raise ConfigError(f"console: must be an orpo_ray.Console, not {_kind(console)}")
 

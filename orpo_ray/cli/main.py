@@ -37,6 +37,7 @@ COMMANDS = (
     "generate",
     "chat",
     "export",
+    "judge",
     "cluster",
     "slurm",
     "submit",

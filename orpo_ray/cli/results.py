@@ -13,7 +13,7 @@ _LENGTH = ("training.max_steps=", "training.epochs=")
 
 
 def print_result(command: str, result: dict[str, Any]) -> None:
-    """Print the result of train, tune, evaluate or prepare."""
+    """Print the result of train, tune, evaluate, judge or prepare."""
     match command:
         case "train":
             from orpo_ray.cli.tables import print_summary
@@ -32,8 +32,27 @@ def print_result(command: str, result: dict[str, Any]) -> None:
             from orpo_ray.cli.tables import print_evaluation
 
             print_evaluation(result, Console())
+        case "judge":
+            _print_win_rate(result)
         case _:
             raise AssertionError(f"{command} has no result to print")
+
+
+def _print_win_rate(found: dict[str, Any]) -> None:
+    print(f"A: {found['a']}, {found['a_length']:,.0f} characters an answer")
+    print(f"B: {found['b']}, {found['b_length']:,.0f} characters an answer")
+    low, high = 100 * found["low"], 100 * found["high"]
+    print(f"A wins {100 * found['win_rate']:.1f} % [{low:.1f}, {high:.1f}], by {found['judge']}")
+    low, high = (100 * found[f"length_controlled_{end}"] for end in ("low", "high"))
+    controlled = 100 * found["length_controlled"]
+    print(f"       {controlled:.1f} % [{low:.1f}, {high:.1f}] at equal length of the answers")
+    counts = f"{found['wins']} wins, {found['losses']} losses, {found['ties']} ties"
+    print(f"rows: {found['rows']}, of which {counts}, {found['unreadable']} without a verdict")
+    print(
+        f"ties: {found['identical']} with identical answers, {found['disagreements']} on which the "
+        "two orders disagree"
+    )
+    print(f"verdicts: {found['file']}, after {found['requests']} requests")
 
 
 def print_next(run: Run, file: str, overrides: Sequence[str], steps: int) -> None:

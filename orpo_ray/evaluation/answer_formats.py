@@ -13,7 +13,7 @@ Format = Callable[[Sequence[Asked], Sequence[Row], str], Iterator[str]]
 
 
 def _jsonl(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iterator[str]:
-    return (_line(row) for row in answers)
+    return (line_of(row) for row in answers)
 
 
 def _alpaca_eval(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iterator[str]:
@@ -35,7 +35,7 @@ def _mt_bench(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iter
         turns = [each["content"] for each in earlier if each["role"] == "assistant"]
         question = one.row.get("question_id", number + 1)
         text = json.dumps([name, question, turns, answer["answer"]])
-        yield _line(
+        yield line_of(
             {
                 "question_id": question,
                 "answer_id": hashlib.sha256(text.encode()).hexdigest()[:22],
@@ -50,7 +50,7 @@ def _openai(asked: Sequence[Asked], answers: Sequence[Row], name: str) -> Iterat
     """Chat messages with the answer as their last, as OpenAI's files for fine-tuning."""
     for answer in answers:
         said = {"role": "assistant", "content": answer["answer"]}
-        yield _line({"messages": [*answer["messages"], said]})
+        yield line_of({"messages": [*answer["messages"], said]})
 
 
 FORMATS: dict[str, Format] = {
@@ -63,7 +63,8 @@ OF_ONE_MODEL = frozenset({"alpaca-eval", "mt-bench", "openai"})
 """Formats that have no place for a second model's answers."""
 
 
-def _line(row: Row) -> str:
+def line_of(row: Row) -> str:
+    """A row as one line of a file."""
     return _json(row) + "\n"
 
 

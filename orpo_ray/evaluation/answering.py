@@ -15,9 +15,7 @@ from orpo_ray.evaluation.answerer import STOPPED, Loading, Work, packed
 from orpo_ray.evaluation.answers_file import AnswersFile
 from orpo_ray.evaluation.batches import Batch, in_order, plan_batches, whole_windows
 from orpo_ray.evaluation.orders import BASE, Order
-from orpo_ray.models.fingerprint import folder_fingerprint
-from orpo_ray.models.identity import base_fingerprint
-from orpo_ray.models.trained import fetch_trained, trained_folder
+from orpo_ray.models.identity import base_fingerprint, trained_fingerprint
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.results import Generated
 
@@ -81,8 +79,15 @@ def write_answers(order: Order, by: By, lengths: Sequence[int], said: Console) -
     `lengths` are those of the prompts in tokens. Raises ConfigError for a file that cannot be
     written or that other settings began, and StoppedError if the console asks to stop.
     """
-    work, asked = by.work, by.asked
     file = AnswersFile(order.out)
+    with file.held():
+        return _write(file, order, by, lengths, said)
+
+
+def _write(
+    file: AnswersFile, order: Order, by: By, lengths: Sequence[int], said: Console
+) -> Generated:
+    work, asked = by.work, by.asked
     settings = _settings(order, by)
     plan = plan_batches(lengths, order.models, work.room)
     kept = file.begin(settings)
@@ -131,17 +136,10 @@ def _settings(order: Order, by: By) -> Row:
         "prompts": hashlib.sha256(questions.encode()).hexdigest(),
         "model": " and ".join(order.models),
         "base": base_fingerprint(model),
-        "adapter": _trained_fingerprint(work.trained),
+        "adapter": work.trained and trained_fingerprint(work.trained),
         "quantization": model.quantization,
         "tokenizer or chat template": by.work.tokenizer,
         "number format": f"{work.decisions.dtype} on {work.decisions.device}",
         **asdict(work.sampling),
         "batch_tokens": work.room.batch_tokens,
     }
-
-
-def _trained_fingerprint(trained: str | None) -> str | None:
-    if trained is None:
-        return None
-    fetch_trained(trained)
-    return folder_fingerprint(trained_folder(trained), ("*.safetensors", "*config.json"))

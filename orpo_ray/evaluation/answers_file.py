@@ -1,19 +1,30 @@
 """Answers on their way to a file. A command that was killed goes on with those that are there.
 
 They are collected in OUT.part: one line with the settings, then one line for each answer. OUT
-itself is written at the end, in one step.
+itself is written at the end, in one step. The verdicts of a judge are collected in the same way.
 """
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from orpo_ray.errors import ConfigError, RunError
+from orpo_ray.evaluation.answer_formats import line_of
 from orpo_ray.runs.files import written_whole
+from orpo_ray.runs.lock import LockedError, locked_meanwhile
 
 Row = dict[str, Any]
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Raise ConfigError for a file that is there already, or whose folder is not."""
+    if not out.parent.is_dir():
+        raise ConfigError(f"out: no folder {out.parent}")
+    if out.exists():
+        raise ConfigError(f"out: {out} exists; name another file, or remove it")
 
 
 class AnswersFile:
@@ -22,6 +33,26 @@ class AnswersFile:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._part = out.with_name(f"{out.name}.part")
+        self._lock = out.with_name(f".{out.name}.lock")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other commands away from the file.
+
+        Raises ConfigError if one is at work on it, or has finished it meanwhile.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked_meanwhile(self._lock))
+            except LockedError as error:
+                raise ConfigError(
+                    f"out: another command is writing {self._out}; wait for it, or name another "
+                    "file"
+                ) from error
+            except OSError as error:
+                raise ConfigError(f"out: {self._lock}: {error.strerror}") from error
+            refuse_unwritable(self._out)
+            yield
 
     def begin(self, settings: Row) -> list[Row]:
         """The answers of an earlier command with the same settings; none for a new file.
@@ -65,7 +96,7 @@ class AnswersFile:
         """
         try:
             with written_whole(self._part) as file:
-                file.writelines(map(_line, [settings, *rows]))
+                file.writelines(map(line_of, [settings, *rows]))
         except OSError as error:
             raise ConfigError(f"out: {self._part}: {error.strerror}") from error
 
@@ -73,7 +104,7 @@ class AnswersFile:
         """Add answers, which are on disk when this returns. Raises RunError if they are not."""
         try:
             with self._part.open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, rows))
+                file.writelines(map(line_of, rows))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -87,7 +118,3 @@ class AnswersFile:
             self._part.unlink()
         except OSError as error:
             raise RunError(f"{self._out}: cannot be written: {error.strerror}") from error
-
-
-def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orpo_ray.errors import ConfigError
 from orpo_ray.evaluation.answer_formats import FORMATS, OF_ONE_MODEL
+from orpo_ray.evaluation.answers_file import refuse_unwritable
 
 BASE, TRAINED = "base", "trained"
 _MODELS = {TRAINED: (TRAINED,), BASE: (BASE,), "both": (BASE, TRAINED)}
@@ -55,10 +56,7 @@ def order_of(out: Path, form: str, model: str, batch_tokens: int) -> Order:
         )
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens: must be 1 or more, not {batch_tokens}")
-    if not out.parent.is_dir():
-        raise ConfigError(f"out: no folder {out.parent}")
-    if out.exists():
-        raise ConfigError(f"out: {out} exists; name another file, or remove it")
+    refuse_unwritable(out)
     return Order(out=out, format=form, models=_MODELS[model])
 
 

@@ -13,7 +13,12 @@ from orpo_ray.config.storage import is_url
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.fingerprint import folder_fingerprint
 from orpo_ray.models.tokenizer import base_location, explain_load_error
-from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
+from orpo_ray.models.trained import (
+    ADAPTER_CONFIG,
+    fetch_trained,
+    find_adapter,
+    trained_folder,
+)
 
 _IN_THE_CACHE = re.compile(r"/models--([^/]+?)--([^/]+)/snapshots/([^/]+)")
 """A folder of the hub's local cache: owner, name and commit."""
@@ -61,3 +66,9 @@ def base_fingerprint(config: ModelConfig) -> str:
 def adapter_fingerprint(path: str) -> str:
     """Content hash of an adapter's weights and shape."""
     return folder_fingerprint(find_adapter(path), ("adapter_model.safetensors", ADAPTER_CONFIG))
+
+
+def trained_fingerprint(place: str) -> str:
+    """Content hash of what a run made: an adapter, or a whole model. A URL is fetched first."""
+    fetch_trained(place)
+    return folder_fingerprint(trained_folder(place), ("*.safetensors", "*config.json"))

@@ -1,6 +1,7 @@
 """Locks that keep a second process away from a run. A lock ends with its process."""
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,33 @@ def locked(path: Path, patience_s: float = 0.0) -> Iterator[None]:
             yield
         finally:
             _held.remove(path.absolute())
+
+
+@contextmanager
+def locked_meanwhile(path: Path) -> Iterator[None]:
+    """Hold a lock whose file is gone afterwards.
+
+    Raises LockedError if somebody else holds it, also if that is this process.
+    """
+    while True:
+        with path.open("w") as file:
+            if not _lock_within(file.fileno(), 0.0):
+                raise LockedError
+            if not _is_at(path, file.fileno()):
+                continue  # its last holder has removed it since it was opened
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a path still names the file that was opened there."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _lock_within(descriptor: int, patience_s: float) -> bool:

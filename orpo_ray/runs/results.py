@@ -155,6 +155,47 @@ class Exported:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WinRate:
+    """How often a judge finds the answers of A better than those of B."""
+
+    a: str
+    b: str
+    """The files of the answers; if both are in one, the model as well."""
+    judge: str
+    file: str
+    """Where the verdicts are kept, one on each line."""
+    rows: int
+    """All rows: wins, losses, ties and unreadable ones."""
+    identical: int
+    """Rows with the same answer twice. They are ties."""
+    wins: int
+    losses: int
+    ties: int
+    disagreements: int
+    """Rows on which the two orders did not agree. They are ties."""
+    unreadable: int
+    """Rows without a verdict. They are in no rate."""
+    win_rate: float
+    """The share of wins, ties as one half, from 0 to 1."""
+    low: float
+    high: float
+    """The 95 % interval of `win_rate`."""
+    length_controlled: float
+    """The win rate that is left for answers of equal length."""
+    length_controlled_low: float
+    length_controlled_high: float
+    a_length: float
+    b_length: float
+    """The mean length of an answer, in characters."""
+    requests: int
+    """Requests to the endpoint, those of earlier commands for the same file included."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The base compared with the model that a run trained, or the base alone."""
 

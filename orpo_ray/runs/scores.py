@@ -5,7 +5,7 @@ how much the means would differ on other pairs of the same kind.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,17 @@ def intervals(scores: PairScores) -> dict[str, Mean]:
     scores = scores.comparable
     found = dict(zip(INTERVAL_METRICS, _with_intervals(*_bootstrapped(scores)), strict=True))
     return {**found, "accuracy": _never_certain(found["accuracy"], scores.comparisons)}
+
+
+def interval_of(statistic: Callable[[NDArray[np.int64]], float], count: int) -> Mean:
+    """A share over `count` rows with its interval.
+
+    `statistic` computes it from the number of times that each row counts.
+    """
+    drawn = np.array([[statistic(weights)] for weights in _resamples(count)])
+    value = np.array([statistic(np.ones(count, dtype=np.int64))])
+    (found,) = _with_intervals(value, drawn)
+    return _never_certain(found, count)
 
 
 def _bootstrapped(scores: PairScores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from orpo_ray.data.store import PairTable
+from orpo_ray.data.held import Pairs
 from orpo_ray.errors import StoppedError
 from orpo_ray.objectives import LossParts, Objective, PairLogps, log_odds, log_odds_ratio
 from orpo_ray.runs.scores import INTERVAL_METRICS, PairScores
@@ -112,7 +112,7 @@ class StepMetrics:
 
 def score_pairs(
     model: PairModel,
-    table: PairTable,
+    table: Pairs,
     pad_id: int,
     token_budget: int,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -141,7 +141,7 @@ def score_pairs(
 
 
 def score_pack(
-    model: PairModel, table: PairTable, pairs: NDArray[np.int64], pad_id: int
+    model: PairModel, table: Pairs, pairs: NDArray[np.int64], pad_id: int
 ) -> NDArray[np.float64]:
     """Summed log-probs [n, 2] of the pairs of one pack, in one forward pass.
 

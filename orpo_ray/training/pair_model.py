@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from orpo_ray.data.store import PairTable
+from orpo_ray.data.held import Pairs
 from orpo_ray.errors import ConfigError
 from orpo_ray.training.attention import RUNS_ATTENTION, attention_path
 from orpo_ray.training.layout import PairBatch
@@ -110,7 +110,7 @@ class PairModel(nn.Module):
         """How many tokens the base reads, or None if its configuration does not say it."""
         return getattr(self.causal_model.config.get_text_config(), "max_position_embeddings", None)
 
-    def check_reads(self, table: PairTable) -> None:
+    def check_reads(self, table: Pairs) -> None:
         """Raise ConfigError if a pair is too long for the base, or has tokens that it lacks."""
         longest = int(longer_side(table.lengths).max())
         if self.positions is not None and longest > self.positions:

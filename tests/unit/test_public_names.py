@@ -20,6 +20,7 @@ FUNCTIONS = {
     "evaluate",
     "export",
     "generate",
+    "judge",
     "load",
     "load_config",
     "plan",
@@ -49,6 +50,7 @@ RESULTS = {
     "SearchResult",
     "TrainPlan",
     "TrainResult",
+    "WinRate",
 }
 OTHERS = {"Console", "RunConfig", "__version__"}
 
@@ -88,6 +90,7 @@ def test_functions_say_what_they_return() -> None:
         "plan_search": "SearchPlan",
         "prepare": "Artifact",
         "generate": "Generated",
+        "judge": "WinRate",
         "train": "TrainResult",
         "tune": "SearchResult",
     }
