@@ -130,10 +130,15 @@ def _fitting(pair: TokenPair | Refusal, positions: int | None) -> TokenPair | st
 
 
 def _left_out(place: Place, why: str) -> Row:
-    return {**place._asdict(), "winner": UNREADABLE, "text": why, "requests": 0}
+    return _kept(place, UNREADABLE, why)
 
 
 def _verdict(place: Place, a: float, b: float) -> Row:
     better = "A" if a > b else "B"
     text = f"reward of A {a:+.6f}, of B {b:+.6f}"
-    return {**place._asdict(), "winner": TIE if a == b else better, "text": text, "requests": 0}
+    return _kept(place, TIE if a == b else better, text)
+
+
+def _kept(place: Place, winner: str, text: str) -> Row:
+    at = {"row": place.row, "order": place.order}
+    return {**at, "winner": winner, "text": text, "requests": 0}
