@@ -38,7 +38,9 @@ def print_result(command: str, result: dict[str, Any]) -> None:
 
 def print_next(run: Run, file: str, overrides: Sequence[str], steps: int) -> None:
     """Print the usual next commands. `file` has the config of the run, which trained `steps`."""
-    print(f"next:    orpo-ray evaluate {shlex.join([file, *overrides])}")
+    named = shlex.join([file, *overrides])
+    print(f"next:    orpo-ray evaluate {named}")
+    print(f"         orpo-ray chat {named}")
     if not run.can_be_extended:
         return
     given = [override for override in overrides if not override.startswith(_LENGTH)]
