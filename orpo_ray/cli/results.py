@@ -57,7 +57,9 @@ def _print_win_rate(found: dict[str, Any]) -> None:
 
 def print_next(run: Run, file: str, overrides: Sequence[str], steps: int) -> None:
     """Print the usual next commands. `file` has the config of the run, which trained `steps`."""
-    print(f"next:    orpo-ray evaluate {shlex.join([file, *overrides])}")
+    named = shlex.join([file, *overrides])
+    print(f"next:    orpo-ray evaluate {named}")
+    print(f"         orpo-ray chat {named}")
     if not run.can_be_extended:
         return
     given = [override for override in overrides if not override.startswith(_LENGTH)]

@@ -12,6 +12,8 @@ from orpo_ray.runs.search_run import FOLDER, find_search
 from orpo_ray.storage import file_at, storage_at
 
 _YAML = (".yaml", ".yml")
+_MODELS_OWN = "model_type"
+"""A key of every model's config.json, and of no run's."""
 
 
 def named_config(place: str | PathLike[str], overrides: Iterable[str] = ()) -> RunConfig:
@@ -33,6 +35,8 @@ def named_config(place: str | PathLike[str], overrides: Iterable[str] = ()) -> R
         raise ConfigError(f"{named}: no {CONFIG_FILE} in it; name the folder of a run, or its YAML")
     settings = read_json(local_path(named) / CONFIG_FILE)
     assert settings is not None, "the file is there"
+    if _MODELS_OWN in settings:
+        raise ConfigError(f"{named}: a model lies there, not a run; name the run's folder or YAML")
     storage, name = _where_it_is(load_config(settings), named)
     return load_config({**settings, "storage": storage, "name": name}, overrides)
 

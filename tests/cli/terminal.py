@@ -1,6 +1,8 @@
 """What the tests of the command line share: a small config, a command's outcome, a real process."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,6 +73,14 @@ def fresh_shell(*arguments: object) -> Done:
     command = [sys.executable, "-m", "orpo_ray.cli.main", *map(str, arguments)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def shown_commands(readme: Path) -> list[list[str]]:
+    """The command lines of a README, in order: those of its `sh` blocks, or its indented ones."""
+    text = readme.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).splitlines() or re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
 def one_line(done: Done, code: int, *told: str) -> str:

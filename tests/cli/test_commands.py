@@ -235,6 +235,7 @@ def test_a_finished_run_is_told_and_not_trained_again(command: Command, finished
     adapter = f"adapter: {finished.run_dir / 'adapter'}\n"
     assert adapter in done.out and "16 held-out pairs (95 % intervals)" in done.out
     assert "next:    orpo-ray evaluate" in done.out and "training.max_steps=8 --extend" in done.out
+    assert f"orpo-ray chat {finished.config}\n" in done.out
     assert command("train", finished.config, "--json").result == finished.done.result
     dry = command("train", finished.config, "--dry-run")
     assert dry.said[0] == done.said[0]

@@ -1,13 +1,12 @@
 """What the READMEs tell people to type works as it stands there."""
 
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from terminal import Command
+from terminal import Command, shown_commands
 
 import orpo_ray
 from orpo_ray.cli.main import COMMANDS
@@ -21,6 +20,8 @@ READMES = [*TRAINS, *SEARCHES]
 NEEDS_A_DOWNLOAD = ["examples/mistral-7b-orpo/README.md", "examples/smollm2-cpu/README.md"]
 SCRIPTS = ["examples/paper-curves/README.md"]
 """Their scripts train for minutes; tests of their own run what the scripts call."""
+WALKS = ["examples/own-data/README.md"]
+"""Their script types what they show; a test of its own runs it."""
 
 IN_SHORT = {
     "train": ["training.max_steps=2", "training.eval_every=2", "scale={workers: 1}"],
@@ -30,14 +31,6 @@ IN_SHORT = {
 
 The quickstart's workers are the demo's, which is tested as a whole.
 """
-
-
-def shown_commands(readme: Path) -> list[list[str]]:
-    """The command lines of a README, in order: those of its `sh` blocks, or its indented ones."""
-    text = readme.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).splitlines() or re.findall(r"^    (\S.*)$", text, re.MULTILINE)
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +56,12 @@ def test_every_readme_shows_commands() -> None:
     readmes = {
         str(path.relative_to(ROOT)) for path in [README, *(ROOT / "examples").rglob("README.md")]
     }
-    assert readmes == {*READMES, *NEEDS_A_DOWNLOAD, *SCRIPTS}
+    assert readmes == {*READMES, *NEEDS_A_DOWNLOAD, *SCRIPTS, *WALKS}
+    others = {name: {"python"} for name in SCRIPTS}
+    others |= {name: {"bash", "orpo-ray", "python"} for name in WALKS}
     for name in readmes:
         words = {words[0] for words in shown_commands(ROOT / name)}
-        assert words and words <= ({"python"} if name in SCRIPTS else {"make", "orpo-ray"}), name
+        assert words and words <= others.get(name, {"make", "orpo-ray"}), name
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import run_config, settings
+from support import BASE, run_config, settings
 
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.files import RESULT_FILE, write_json
@@ -115,3 +115,8 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"foo": 1}')
     with pytest.raises(ConfigError, match="foo"):
         named_config(tmp_path)
+
+
+def test_a_models_folder_is_not_taken_for_a_run() -> None:
+    with pytest.raises(ConfigError, match="a model lies there, not a run"):
+        named_config(BASE)
