@@ -31,6 +31,7 @@ from orpo_ray.models.serve_page import Served, serve_page
 from orpo_ray.runs.console import Announce
 from orpo_ray.runs.files import write_json
 from orpo_ray.runs.results import DEQUANTISED, NO_MERGE, ORIGINAL, Exported, Likeness, TrainResult
+from orpo_ray.training.memory import give_back_freed_memory
 from orpo_ray.training.model_card import write_export_card
 
 EXPORT_FILE, SERVE_FILE, OLLAMA_FILE = "export.json", "SERVE.md", "Modelfile"
@@ -68,6 +69,7 @@ def export_model(
     Raises RunError if the folder, as it loads again, behaves otherwise than its merge explains; it
     is then named `.rejected`. Raises ResourceError without enough room on disk or in memory.
     """
+    give_back_freed_memory()
     methods = methods_of(trained.config, trained.place, merge, questions.decisions)
     refuse_full_disk(folder, sum(method.source.bytes for method in methods))
     with built(folder) as building:
