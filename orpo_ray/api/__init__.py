@@ -5,12 +5,14 @@ before torch is loaded.
 """
 
 from orpo_ray.api.exporting import export
+from orpo_ray.api.harness import evaluate_by_harness
 from orpo_ray.api.trained import chat, evaluate, generate, load
 from orpo_ray.api.training import load_config, plan, plan_search, prepare, train, tune
 
 __all__ = [
     "chat",
     "evaluate",
+    "evaluate_by_harness",
     "export",
     "generate",
     "load",
