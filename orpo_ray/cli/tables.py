@@ -27,8 +27,9 @@ def print_benchmarks(result: dict[str, Any], console: Console) -> None:
     metrics, settings = result["metrics"], result["settings"]
     rows = "all rows" if settings["limit"] is None else f"at most {settings['limit']} rows a task"
     asked = "as a chat" if settings["chat_template"] else "as plain text"
-    title = f"lm-eval {settings['versions']['lm_eval']}: {rows}, asked {asked}"
-    table = Table(title=title, title_justify="left")
+    told = f"lm-eval {settings['versions']['lm_eval']}: {rows}, asked {asked}"
+    console.print(Text(told), soft_wrap=True)
+    table = Table()
     for column in ("", "", *metrics):
         table.add_column(column, justify="right" if column else "left")
     first = next(iter(metrics.values()))

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from orpo_ray.config import RunConfig
 from orpo_ray.config.storage import expanded
 from orpo_ray.data.endings import end_ids
-from orpo_ray.errors import ConfigError, DataError, on_one_line
+from orpo_ray.errors import ConfigError, DataError, RunError, on_one_line
 from orpo_ray.evaluation.evaluate import load_trained
 from orpo_ray.evaluation.exporting import EXPORT_FILE
 from orpo_ray.evaluation.likeness import loaded_folder
@@ -128,9 +128,13 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
     Raises ConfigError without the extra `lm-eval`, for a task that it does not know, and for one
     that runs what a model writes; DataError for a task whose parts cannot be fetched.
     """
-    manager = _manager(names)
+    files = [name for name in names if _is_file(name)]
+    for name in files:
+        _refuse_unreadable(name)
+    manager = _manager(with_own_tasks=len(files) < len(names))
     for name in names:
-        _refuse_unknown(name, manager.task_index)
+        if name not in files:
+            _refuse_unknown(name, manager.task_index)
     loaded = []
     for name in names:
         found = _load(name, manager)
@@ -140,11 +144,8 @@ def load_tasks(names: Sequence[str]) -> list[Any]:
     return loaded
 
 
-def _manager(names: Sequence[str]) -> Any:
-    """lm-eval's index of tasks.
-
-    Its own tasks are listed, which takes seconds, only if one may be asked for.
-    """
+def _manager(with_own_tasks: bool) -> Any:
+    """lm-eval's index of tasks. It takes seconds to list its own."""
     # Metrics that lm-eval lacks would be fetched from the hub as code. This variable is read when
     # the package of metrics is imported.
     os.environ["HF_EVALUATE_OFFLINE"] = "1"
@@ -154,30 +155,33 @@ def _manager(names: Sequence[str]) -> Any:
         raise ConfigError(
             "--lm-eval: it needs the package lm-eval; pip install 'orpo_ray[lm-eval]'"
         ) from error
-    return TaskManager(include_defaults=not all(map(_stands_alone, names)))
+    return TaskManager(include_defaults=with_own_tasks)
 
 
-def _stands_alone(name: str) -> bool:
-    """Whether this is a file of one task. That of a group may name tasks of lm-eval."""
-    if Path(name).suffix not in _YAML:
-        return False
+def _is_file(name: str) -> bool:
+    """Whether this names the YAML file of a task, and not a task of lm-eval."""
+    return Path(name).suffix in _YAML
+
+
+def _refuse_unreadable(name: str) -> None:
+    """Raise ConfigError for a file that lm-eval does not read: none, or that of a group."""
     try:
         text = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return re.search(r"^group\s*:", text, re.MULTILINE) is None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--lm-eval: {name} cannot be read: {on_one_line(error)}") from error
+    if re.search(r"^group\s*:", text, re.MULTILINE):
+        raise ConfigError(
+            f"--lm-eval: {name} describes a group, and lm-eval reads files of single tasks only; "
+            "name those of its tasks"
+        )
 
 
 def _refuse_unknown(name: str, known: Mapping[str, Any]) -> None:
-    """Raise ConfigError for what is neither a task nor a file, or runs what a model writes."""
+    """Raise ConfigError for a task that lm-eval does not know, or that runs what a model writes."""
     if name not in known:
-        if Path(name).is_file():
-            return
-        if Path(name).suffix in _YAML:
-            raise ConfigError(f"--lm-eval: no file {name}")
         near = get_close_matches(name, known, _NEAR_NAMES)
         told = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
-        raise ConfigError(f"--lm-eval: there is no task and no file {name}; {told}")
+        raise ConfigError(f"--lm-eval: there is no task {name}; {told}")
     if (known[name].cfg or {}).get("unsafe_code"):
         raise _runs_answers(name)
 
@@ -235,31 +239,46 @@ def _outermost(found: Mapping[str, Any]) -> list[Any]:
 
 
 def measure(candidate: Candidate, tasks: Tasks) -> Mapping[str, Any]:
-    """What lm-eval says of one model, in its own form."""
+    """What lm-eval says of one model, in its own form.
+
+    Raises RunError if a metric would have to be fetched as code.
+    """
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
     with candidate.model() as model, redirect_stdout(sys.stderr):
-        own: Any = model.model
-        handed = HFLM(
-            pretrained=own,
-            tokenizer=candidate.tokenizer,
-            mixed_precision_dtype=model.autocast,
-            batch_size=tasks.batch_size or _batch_size(candidate.decisions.device),
-            trust_remote_code=False,
-        )
-        found: Mapping[str, Any] = simple_evaluate(
-            model=handed,
-            tasks=list(tasks.loaded),
-            num_fewshot=tasks.fewshot,
-            limit=tasks.limit,
-            apply_chat_template=tasks.chat_template,
-            fewshot_as_multiturn=tasks.chat_template,
-            batch_size=handed.batch_size,
-            log_samples=False,
-            confirm_run_unsafe_code=False,
-        )
+        handed = _handed(model, candidate, tasks)
+        try:
+            found: Mapping[str, Any] = simple_evaluate(
+                model=handed,
+                tasks=list(tasks.loaded),
+                num_fewshot=tasks.fewshot,
+                limit=tasks.limit,
+                apply_chat_template=tasks.chat_template,
+                fewshot_as_multiturn=tasks.chat_template,
+                batch_size=handed.batch_size,
+                log_samples=False,
+                confirm_run_unsafe_code=False,
+            )
+        except FileNotFoundError as error:
+            raise RunError(
+                "--lm-eval: a metric of these tasks is missing, and those that the hub keeps as "
+                f"code are not fetched: {on_one_line(error)}"
+            ) from error
     return found
+
+
+def _handed(model: PairModel, candidate: Candidate, tasks: Tasks) -> Any:
+    """The model as lm-eval takes it."""
+    from lm_eval.models.huggingface import HFLM
+
+    own: Any = model.model
+    return HFLM(
+        pretrained=own,
+        tokenizer=candidate.tokenizer,
+        mixed_precision_dtype=model.autocast,
+        batch_size=tasks.batch_size or _batch_size(candidate.decisions.device),
+        trust_remote_code=False,
+    )
 
 
 def _batch_size(device: str) -> str | int:
