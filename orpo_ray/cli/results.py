@@ -29,9 +29,10 @@ def print_result(command: str, result: dict[str, Any]) -> None:
         case "evaluate":
             from rich.console import Console
 
-            from orpo_ray.cli.tables import print_evaluation
+            from orpo_ray.cli.tables import print_benchmarks, print_evaluation
 
-            print_evaluation(result, Console())
+            is_lm_eval = "models" in result
+            (print_benchmarks if is_lm_eval else print_evaluation)(result, Console())
         case "judge":
             _print_win_rate(result)
         case _:

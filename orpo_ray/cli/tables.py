@@ -22,6 +22,32 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     print_changes(result["changes"], result["remarks"], pairs, console)
 
 
+def print_benchmarks(result: dict[str, Any], console: Console) -> None:
+    """Print what lm-evaluation-harness found: each metric with its standard error."""
+    metrics, settings = result["metrics"], result["settings"]
+    rows = "all rows" if settings["limit"] is None else f"at most {settings['limit']} rows a task"
+    asked = "as a chat" if settings["chat_template"] else "as plain text"
+    told = f"lm-eval {settings['versions']['lm_eval']}: {rows}, asked {asked}"
+    console.print(Text(told), soft_wrap=True)
+    table = Table()
+    for column in ("", "", *metrics):
+        table.add_column(column, justify="right" if column else "left")
+    first = next(iter(metrics.values()))
+    for task, names in first.items():
+        for name in names:
+            cells = [_with_stderr(by_task[task][name]) for by_task in metrics.values()]
+            table.add_row(task, name.removesuffix(",none"), *cells)
+    console.print(table)
+
+
+def _with_stderr(number: dict[str, float | None]) -> str:
+    """A value and its standard error, if there are any."""
+    if number["value"] is None:
+        return ""
+    error = "" if number["stderr"] is None else f" ± {number['stderr']:.3f}"
+    return f"{number['value']:.3f}{error}"
+
+
 def print_comparison(
     metrics: dict[str, dict[str, dict[str, float]]], console: Console | None = None
 ) -> None:

@@ -4,14 +4,10 @@ All is written into a folder beside the one that was asked for, and gets its nam
 command that fails or is killed leaves nothing that looks like a model.
 """
 
-import gc
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.config import RunConfig
@@ -21,6 +17,7 @@ from orpo_ray.errors import ResourceError, RunError
 from orpo_ray.evaluation.evaluate import load_trained
 from orpo_ray.evaluation.export_place import built, refuse_full_disk, rejected
 from orpo_ray.evaluation.likeness import Questions, Sheet, ask, ask_folder, likeness
+from orpo_ray.evaluation.memory import freed
 from orpo_ray.evaluation.methods import Method, methods_of, nearest, tolerance
 from orpo_ray.models.finishing import rendered_ids, write_configs, write_tokenizer
 from orpo_ray.models.hardware import DTYPES
@@ -35,7 +32,6 @@ from orpo_ray.training.memory import give_back_freed_memory
 from orpo_ray.training.model_card import write_export_card
 
 EXPORT_FILE, SERVE_FILE, OLLAMA_FILE = "export.json", "SERVE.md", "Modelfile"
-_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +76,12 @@ def export_model(
             announce(f"writing {_WRITING[method.name]}")
             _write(trained, method, building / method.name, known)
             if len(methods) > 1:
-                found = likeness(known.sheet, _freed(ask_folder, building / method.name, questions))
+                found = likeness(known.sheet, freed(ask_folder, building / method.name, questions))
                 announce(f"{method.name}: {told(found)}")
                 candidates[method.name] = found
         chosen = nearest(methods, candidates)
         announce("loading again what was written")
-        again = _freed(ask_folder, building / chosen.name, questions)
+        again = freed(ask_folder, building / chosen.name, questions)
         reloaded = likeness(known.sheet, again)
         explained = reloaded
         if not chosen.keeps_weights:
@@ -147,7 +143,7 @@ def ask_trained(config: RunConfig, place: str, trained: Trained, questions: Ques
         sheet = ask(model, questions, ends)
         return Known(sheet, quantised_names(model.causal_model), ends)
 
-    return _freed(asked)
+    return freed(asked)
 
 
 def _explained(
@@ -171,20 +167,6 @@ def _explained(
 def _unquantised(config: RunConfig) -> RunConfig:
     model = config.model.model_copy(update={"quantization": "none"})
     return config.model_copy(update={"model": model})
-
-
-def _freed(work: Callable[..., _Found], *arguments: object) -> _Found:
-    """What a function returns. The memory of the model that it loaded is free afterwards."""
-    try:
-        return work(*arguments)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            "no room in memory to compare the models; close what else uses the GPU"
-        ) from error
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def _write(trained: Trained, method: Method, folder: Path, known: Known) -> None:

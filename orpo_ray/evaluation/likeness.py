@@ -1,7 +1,8 @@
 """How much one model behaves like another: log-probs of held-out pairs, and greedy answers."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,17 @@ def ask(model: PairModel, questions: Questions, ends: Sequence[int] | None = Non
 
 
 def ask_folder(folder: Path, questions: Questions) -> Sheet:
-    """The sheet of a folder, which is loaded as any program that uses transformers loads it.
+    """The sheet of a folder, which is loaded as any program that uses transformers loads it."""
+    with loaded_folder(folder, questions.decisions) as model:
+        return ask(model, questions)
 
-    What does not fit into memory stays on disk.
+
+@contextmanager
+def loaded_folder(folder: Path, decisions: Decisions) -> Iterator[PairModel]:
+    """The model of a folder, loaded as any program that uses transformers loads it.
+
+    What does not fit into memory stays on disk. Raises RunError for a folder that does not load.
     """
-    decisions = questions.decisions
     dtype = DTYPES[decisions.dtype]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -74,9 +81,10 @@ def ask_folder(folder: Path, questions: Questions) -> Sheet:
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(f"{folder}: does not load again: {on_one_line(error)}") from error
-    sheet = ask(PairModel(model, autocast_dtype(decisions)), questions)
-    shutil.rmtree(folder / _OFFLOADED, ignore_errors=True)
-    return sheet
+    try:
+        yield PairModel(model, autocast_dtype(decisions))
+    finally:
+        shutil.rmtree(folder / _OFFLOADED, ignore_errors=True)
 
 
 def likeness(trained: Sheet, written: Sheet) -> Likeness:

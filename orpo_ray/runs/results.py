@@ -220,6 +220,23 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Benchmarks:
+    """What lm-evaluation-harness found for a base and for the model that a run trained."""
+
+    name: str
+    models: dict[str, dict[str, Any]]
+    """For `base` and `trained`: what was loaded, and how."""
+    metrics: dict[str, dict[str, dict[str, dict[str, float | None]]]]
+    """For the same: by task and metric, as lm-eval calls them, `value` and `stderr`."""
+    settings: dict[str, Any]
+    """What else the numbers depend on: of the tasks, of lm-eval, and versions of software."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainPlan:
     """What `train` would do: the steps of a run, and what was decided.
 

@@ -22,7 +22,7 @@ from orpo_ray.runs.lock import (
     is_ours,
     locked,
 )
-from orpo_ray.runs.results import Evaluation, TrainResult
+from orpo_ray.runs.results import Benchmarks, Evaluation, TrainResult
 from orpo_ray.runs.scores import PairScores, read_scores, scores_file
 from orpo_ray.storage import Storage, storage_at
 
@@ -291,6 +291,21 @@ class Run(RunFolder[TrainResult]):
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_json(self.path(name), evaluation.to_json())
         self.store(name)
+
+    def benchmarks(self) -> list[dict[str, Any]]:
+        """What was kept of earlier benchmarks, the oldest first.
+
+        Raises ConfigError for a file that is damaged.
+        """
+        written = files.read_json(self.fetch(files.LM_EVAL_FILE)) or {}
+        return list(written.get("evaluations", []))
+
+    def keep_benchmarks(self, found: Benchmarks) -> None:
+        """Keep what lm-evaluation-harness found, after what it found before."""
+        kept = {"evaluations": [*self.benchmarks(), found.to_json()]}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.path(files.LM_EVAL_FILE), kept)
+        self.store(files.LM_EVAL_FILE)
 
     def lay_adapter(self, adapter: Path) -> Path:
         """Copy an adapter's folder to this run's place for it."""
