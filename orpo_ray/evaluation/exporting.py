@@ -25,6 +25,7 @@ from orpo_ray.models.merge import quantised_names
 from orpo_ray.models.ollama import modelfile
 from orpo_ray.models.placement import fits
 from orpo_ray.models.serve_page import Served, serve_page
+from orpo_ray.models.trained import fetch_trained
 from orpo_ray.runs.console import Announce
 from orpo_ray.runs.files import write_json
 from orpo_ray.runs.results import DEQUANTISED, NO_MERGE, ORIGINAL, Exported, Likeness, TrainResult
@@ -66,6 +67,7 @@ def export_model(
     is then named `.rejected`. Raises ResourceError without enough room on disk or in memory.
     """
     give_back_freed_memory()
+    fetch_trained(trained.place)
     methods = methods_of(trained.config, trained.place, merge, questions.decisions)
     refuse_full_disk(folder, sum(method.source.bytes for method in methods))
     with built(folder) as building:

@@ -25,6 +25,7 @@ from orpo_ray import api
 from orpo_ray.cli import config_file
 from orpo_ray.config import RunConfig, load_config
 from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.named import named_config
 from orpo_ray.runs.search_run import find_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -171,6 +172,20 @@ def test_another_server_sees_that_the_run_is_finished_and_evaluates_it(
     after = site.kept("trained")
     assert json.loads(after.pop("evaluation.json")) == by_url.to_json()
     assert after == before
+
+
+def test_a_run_is_named_by_its_url_on_a_server_that_has_nothing_of_it(
+    site: Site, trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("What sound does a cow make?\n", encoding="utf-8")
+    with site.on("ninth"):
+        named = named_config("s3://bucket/runs/trained/")
+        exported = api.export(named, tmp_path / "out", answers=1, console=SILENT)
+        written = api.generate(
+            named, tmp_path / "prompts.txt", tmp_path / "a.jsonl", max_new_tokens=8, console=SILENT
+        )
+    assert exported.merge_error <= exported.tolerance
+    assert written.answers == 1 and (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_pairs_that_one_server_prepared_are_found_by_another(site: Site, trained: Trained) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,6 +223,17 @@ def test_layers_stay_on_disk_if_they_do_not_fit_into_memory(
     with pytest.raises(ResourceError, match="no room in memory for that; use dequantised"):
         orpo_ray.export(config, tmp_path / "out", merge="original", console=SILENT)
     assert {entry.name for entry in tmp_path.iterdir()} == {"whole", "layers"}
+
+
+def test_experts_that_do_not_fit_into_memory_are_told(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trained(storage, "experts")
+    nothing_free = SimpleNamespace(available=1000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: nothing_free)
+    with pytest.raises(ResourceError, match=r"no room in memory: .* stores its experts one by one"):
+        orpo_ray.export(config, tmp_path / "out", console=SILENT)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_lost_its_training_is_rejected(

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from support import BASE
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from orpo_ray.data.endings import Endings, end_ids
-from orpo_ray.errors import ConfigError
+from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.finishing import rendered, write_configs, write_tokenizer
 from orpo_ray.models.ollama import GO_TEMPLATES, family_of, modelfile
 from orpo_ray.models.serve_page import Served, serve_page
@@ -63,6 +63,48 @@ def test_every_token_that_ends_an_answer_is_where_programs_look(name: str, tmp_p
     assert settings["chat_template"] == file == tokenizer.chat_template
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_plain_transformers_stop_at_the_end_of_an_answer(name: str, tmp_path: Path) -> None:
+    """The model says nothing but the token that the template writes after an answer."""
+    tokenizer = tokenizer_with(name)
+    end = tokenizer.convert_tokens_to_ids(Endings(tokenizer).own)
+    model = saying(end, len(tokenizer))
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(tmp_path)
+    write_configs(tmp_path, tmp_path, tokenizer, end_ids(tokenizer, None), torch.float32)
+    write_tokenizer(tmp_path, tokenizer, Endings(tokenizer).own)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    asked = again.apply_chat_template(
+        [{"role": "user", "content": "Who?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    out = plain.generate(**asked, max_new_tokens=8, do_sample=False)
+    assert out[0, asked["input_ids"].shape[1] :].tolist() == [end]
+
+
+def saying(token: int, vocabulary: int) -> Any:
+    """A model that says one token, whatever it reads: all hidden states are the same."""
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=vocabulary,
+        tie_word_embeddings=False,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(0.0 if "proj" in name or "head" in name else 1.0)
+        model.lm_head.weight[token] = 1.0
+    return model
+
+
 def test_a_template_that_writes_eos_token_otherwise_keeps_it(tmp_path: Path) -> None:
     """It begins each prompt with the token, which the end of a turn must not replace."""
     tokenizer = tokenizer_with("llama3")
@@ -71,6 +113,15 @@ def test_a_template_that_writes_eos_token_otherwise_keeps_it(tmp_path: Path) -> 
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.eos_token == tokenizer.eos_token
     assert rendered(again) == rendered(tokenizer)
+
+
+def test_a_template_whose_answers_do_not_end_is_refused() -> None:
+    tokenizer = tokenizer_with("chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    )
+    with pytest.raises(DataError, match="ends an answer with no end token"):
+        Endings(tokenizer)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
