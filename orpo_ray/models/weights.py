@@ -114,11 +114,10 @@ def _files(folder: Path) -> list[Path]:
         )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ConfigError(f"{index}: cannot be read: {error}") from error
-    files = [folder / name for name in names]
-    for file in files:
-        if not file.is_file():
-            raise ConfigError(f"{folder}: no {file.name} in it, so its weights cannot be read")
-    return files
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ConfigError(f"{folder}: no {name} in it, so its weights cannot be read")
+    return [folder / name for name in names]
 
 
 def _shapes(file: Path) -> dict[str, Tensor]:

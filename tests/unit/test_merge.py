@@ -135,6 +135,7 @@ def test_files_are_cut_by_size_and_read_as_the_library_reads_them(tmp_path: Path
         ({"model.safetensors": b"{}"}, "cannot be read"),
         ({INDEX: b"{"}, "cannot be read"),
         ({INDEX: b'{"weight_map": {"a": "one.safetensors"}}'}, "no one.safetensors in it"),
+        ({INDEX: b'{"weight_map": {"a": "../x.safetensors"}}'}, "no ../x.safetensors in it"),
     ],
 )
 def test_a_folder_without_whole_weights_is_refused(
