@@ -49,11 +49,13 @@ def export(
     """
     refuse_others(config, console)
     folder = free_place(fspath(to))
-    is_adapter = _is_adapter_wanted(config, merge, adapter_only, base_name)
+    if merge not in _MERGES:
+        raise ConfigError(f"merge: must be {', '.join(_MERGES)}, not {merge}")
     if answers < 0:
         raise ConfigError(f"answers: must be 0 or more, not {answers}")
     run, trained = to_load(config, adapter)
     assert trained is not None, "the base alone is not exported"
+    is_adapter = _is_adapter_wanted(run.config, merge, adapter_only, base_name)
     with without_collections():
         from orpo_ray.evaluation.export_adapter import base_on_hub, export_adapter
         from orpo_ray.evaluation.exporting import Trained, export_model
@@ -93,8 +95,6 @@ def _is_adapter_wanted(
     config: RunConfig, merge: str, adapter_only: bool, base_name: str | None
 ) -> bool:
     """Whether the adapter alone is written. Raises ConfigError for wishes that do not fit."""
-    if merge not in _MERGES:
-        raise ConfigError(f"merge: must be {', '.join(_MERGES)}, not {merge}")
     if adapter_only and merge not in ("auto", NO_MERGE):
         raise ConfigError(f"--adapter-only merges nothing; leave out --merge {merge}")
     is_whole = config.adapter.kind == "none"

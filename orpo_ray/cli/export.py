@@ -16,7 +16,10 @@ def export(
     overrides: Overrides = None,
     merge: Annotated[
         Literal["auto", "original", "dequantised", "none"],
-        typer.Option(help="The base to merge into; auto measures both and keeps the nearer one."),
+        typer.Option(
+            help="The base to merge into; auto measures both and keeps the nearer one. With none, "
+            "the adapter alone is written."
+        ),
     ] = "auto",
     adapter_only: Annotated[
         bool, typer.Option("--adapter-only", help="Write the adapter alone, as vLLM serves it.")

@@ -1,6 +1,7 @@
 """`export --adapter-only`: the adapter alone, for servers that load it beside its base."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,30 +9,30 @@ from typing import Any
 
 from safetensors import safe_open
 
-from orpo_ray.data.endings import Endings
+from orpo_ray.data.endings import end_texts
 from orpo_ray.errors import ConfigError
 from orpo_ray.evaluation.export_place import built
 from orpo_ray.evaluation.exporting import (
-    SERVE_FILE,
+    Comparison,
     Trained,
+    Written,
     ask_trained,
-    fault_of,
-    keep,
-    let_all_read,
-    write_about,
+    finish,
+    write_beside,
+    write_serve_page,
 )
-from orpo_ray.evaluation.likeness import Questions, likeness
-from orpo_ray.evaluation.methods import tolerance
-from orpo_ray.models.finishing import write_tokenizer
+from orpo_ray.evaluation.likeness import Questions
+from orpo_ray.models.base import fetch_base
 from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.identity import hub_name, hub_revision
-from orpo_ray.models.serve_page import Served, serve_page
+from orpo_ray.models.serve_page import Served, served_name
 from orpo_ray.models.trained import ADAPTER_CONFIG, fetch_trained, find_adapter
 from orpo_ray.models.vllm import max_rank, refuse_unservable
 from orpo_ray.runs.console import Announce
 from orpo_ray.runs.results import NO_MERGE, Exported
 
 _WEIGHTS = "adapter_model.safetensors"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,15 @@ def base_on_hub(trained: Trained, given: str | None) -> Base:
     """The base's name on the hub. Raises ConfigError for a folder, unless a name is given."""
     model = trained.config.model
     known = hub_name(model.base)
+    if given is not None and not _HUB_NAME.fullmatch(given):
+        raise ConfigError(f"--base-name: must be OWNER/NAME, as on the hub, not {given}")
     if given is not None and known is not None and given != known:
-        raise ConfigError(f"base_name: {given} here, but the run's base is {known}")
+        raise ConfigError(f"--base-name: {given} here, but the run's base is {known}")
     if known is not None:
         return Base(known, hub_revision(model))
     if given is None:
         raise ConfigError(
-            f"--adapter-only: the base {model.base} is a folder of this machine, which means "
+            f"an adapter names its base, but {model.base} is a folder of this machine, which means "
             "nothing on another one; name it as the hub does with --base-name OWNER/NAME"
         )
     return Base(given, None)
@@ -76,36 +79,22 @@ def export_adapter(
         announce("writing the adapter")
         shutil.copyfile(source / _WEIGHTS, made / _WEIGHTS)
         named = {"base_model_name_or_path": base.name, "revision": base.revision}
-        (made / ADAPTER_CONFIG).write_text(
-            json.dumps({**settings, **named}, indent=2) + "\n", encoding="utf-8"
-        )
-        let_all_read(made, ADAPTER_CONFIG)
+        text = json.dumps({**settings, **named}, indent=2) + "\n"
+        (made / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
         announce("asking the model as it was trained, and with the adapter as it loads again")
         known = ask_trained(trained.config, trained.place, trained, questions)
         again = ask_trained(trained.config, str(made), trained, questions)
-        write_tokenizer(made, trained.tokenizer, Endings(trained.tokenizer).own)
-        reloaded = likeness(known.sheet, again.sheet)
-        dtype = DTYPES[questions.decisions.dtype]
-        exported = Exported(
-            folder=str(folder),
-            merge=NO_MERGE,
-            candidates={NO_MERGE: reloaded},
-            reloaded=reloaded,
-            merge_error=reloaded.max_log_prob_difference,
-            tolerance=tolerance(dtype, questions.decisions, trained.config),
-            pairs=len(questions.table),
-            greedy_answers=len(questions.prompts),
-        )
+        write_beside(trained, made, known, fetch_base(trained.config.model))
         served = Served(
-            name=trained.served_name,
-            stops=known.stops(trained.tokenizer),
+            name=served_name(trained.name),
+            stops=end_texts(trained.tokenizer, known.ends),
             dtype="auto",
             positions=trained.positions,
             base=base.name,
             revision=base.revision,
             rank=max_rank(settings["r"]),
         )
-        (made / SERVE_FILE).write_text(serve_page(served), encoding="utf-8")
-        write_about(trained, made, exported)
-        keep(made, folder, fault_of(trained, made, exported))
-    return exported
+        write_serve_page(made, served)
+        computed = DTYPES[questions.decisions.dtype]
+        written = Written(made, NO_MERGE, computed, again.sheet, known)
+        return finish(trained, written, Comparison(questions, known, {}), folder, base.name)

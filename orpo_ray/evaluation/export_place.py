@@ -1,5 +1,6 @@
 """Where an export goes: a folder that is free, and a folder beside it while it is written."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +10,21 @@ from safetensors import SafetensorError
 
 from orpo_ray.config.storage import expanded, is_url
 from orpo_ray.errors import ConfigError, ResourceError, on_one_line
-from orpo_ray.runs.lock import LockedError, locked
+from orpo_ray.runs.lock import LockedError, locked_meanwhile
 
-_LOCK = ".lock"
+_REJECTED = ".rejected"
 _ROOM = 1.02
 """What a folder takes on disk, as a multiple of its weights."""
+_OF_THE_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
+"""Errors that say that a disk takes nothing more."""
 
 
 def free_place(to: str) -> Path:
@@ -21,17 +32,30 @@ def free_place(to: str) -> Path:
     if is_url(to):
         raise ConfigError(f"to: {to} is a URL; export to a folder, and copy that")
     folder = expanded(to, "to").absolute()
-    for taken in (folder, rejected(folder)):
+    try:
+        refuse_taken(folder)
+        _lock_of(folder).exists()  # its name is the longest that is made
+        if not folder.parent.is_dir():
+            raise ConfigError(f"to: no folder {folder.parent}")
+    except OSError as error:
+        raise ConfigError(f"to: {to}: {error.strerror}") from error
+    return folder
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise ConfigError if something is where the folder would be, accepted or rejected."""
+    for taken in (folder, folder.parent / f"{folder.name}{_REJECTED}"):
         if taken.exists() or taken.is_symlink():
             raise ConfigError(f"to: {taken} exists; name another folder, or remove it")
-    if not folder.parent.is_dir():
-        raise ConfigError(f"to: no folder {folder.parent}")
-    return folder
 
 
 def rejected(folder: Path) -> Path:
     """Where a model lies that does not behave like the one that was trained."""
-    return folder.with_name(f"{folder.name}.rejected")
+    return folder.with_name(f"{folder.name}{_REJECTED}")
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.exporting.lock"
 
 
 def refuse_full_disk(folder: Path, size: int) -> None:
@@ -45,14 +69,17 @@ def refuse_full_disk(folder: Path, size: int) -> None:
 
 @contextmanager
 def built(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which is gone at the end. Remains of a killed command are removed."""
+    """A folder to write in, which is gone at the end. Remains of a killed command are removed.
+
+    Raises ConfigError if another command writes the same folder, or has written it meanwhile, and
+    ResourceError if the disk takes nothing more.
+    """
     building = folder.with_name(f".{folder.name}.exporting")
     try:
-        building.mkdir(exist_ok=True)
-        with locked(building / _LOCK):
-            for left in building.iterdir():
-                if left.is_dir():
-                    shutil.rmtree(left)
+        with locked_meanwhile(_lock_of(folder)):
+            refuse_taken(folder)
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
             try:
                 yield building
             finally:
@@ -60,6 +87,6 @@ def built(folder: Path) -> Iterator[Path]:
     except LockedError:
         raise ConfigError(f"to: another process is exporting to {folder}; wait for it") from None
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_THE_DISK:
+            raise
         raise ResourceError(f"{folder}: cannot be written: {on_one_line(error)}") from error
-    except MemoryError as error:
-        raise ResourceError("no room in memory for a shard of the weights") from error

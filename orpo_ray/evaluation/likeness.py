@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +21,7 @@ from orpo_ray.runs.results import Likeness
 from orpo_ray.runs.scores import PairScores
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import autocast_dtype
+from orpo_ray.training.memory import is_out_of_memory
 from orpo_ray.training.metrics import score_pairs, summarise
 from orpo_ray.training.pair_model import PairModel
 
@@ -48,12 +50,17 @@ class Sheet:
 
 def ask(model: PairModel, questions: Questions, ends: Sequence[int] | None = None) -> Sheet:
     """The sheet of a model. Its answers end with `ends`, or as its generation_config says."""
-    budget = questions.decisions.tokens_per_microbatch
-    scores = score_pairs(model, questions.table, questions.padding_id, budget)
+    scores = score(model, questions)
     model.eval()
     return Sheet(
         scores, tuple(_answer(model, prompt, questions, ends) for prompt in questions.prompts)
     )
+
+
+def score(model: PairModel, questions: Questions) -> PairScores:
+    """The scores of all pairs."""
+    budget = questions.decisions.tokens_per_microbatch
+    return score_pairs(model, questions.table, questions.padding_id, budget)
 
 
 def ask_folder(folder: Path, questions: Questions) -> Sheet:
@@ -80,6 +87,8 @@ def loaded_folder(folder: Path, decisions: Decisions) -> Iterator[PairModel]:
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"{folder}: does not load again: {on_one_line(error)}") from error
     try:
         yield PairModel(model, autocast_dtype(decisions))
@@ -91,17 +100,19 @@ def likeness(trained: Sheet, written: Sheet) -> Likeness:
     """How near the second is to the first. Both were asked the same."""
     same = [one == other for one, other in zip(trained.answers, written.answers, strict=True)]
     return Likeness(
-        max_log_prob_difference=_largest_difference(trained.scores, written.scores),
+        max_log_prob_difference=float(differences(trained.scores, written.scores).max()),
         accuracy=summarise(written.scores).get("accuracy"),
-        greedy_agreement=sum(same) / len(same) if same else 1.0,
+        greedy_agreement=sum(same) / len(same) if same else None,
     )
 
 
-def _largest_difference(one: PairScores, other: PairScores) -> float:
+def differences(one: PairScores, other: PairScores) -> NDArray[np.float64]:
+    """By how much two models' mean log-probs differ, for each answer that is there."""
     counts = np.concatenate([one.chosen_tokens, one.rejected_tokens])
     there = counts > 0
     sums = [np.concatenate([each.chosen, each.rejected])[there] for each in (one, other)]
-    return float(np.max(np.abs(sums[0] - sums[1]) / counts[there]))
+    found: NDArray[np.float64] = np.abs(sums[0] - sums[1]) / counts[there]
+    return found
 
 
 @torch.no_grad()

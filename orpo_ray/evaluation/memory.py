@@ -7,17 +7,24 @@ from typing import TypeVar
 import torch
 
 from orpo_ray.errors import ResourceError
+from orpo_ray.training.memory import is_out_of_memory
 
 _Found = TypeVar("_Found")
 
 
 def freed(work: Callable[..., _Found], *arguments: object) -> _Found:
-    """What a function returns. The memory of the model that it loaded is free afterwards."""
+    """What a function returns. The memory of the model that it loaded is free afterwards.
+
+    Raises ResourceError if there is not enough of it.
+    """
     try:
         return work(*arguments)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ResourceError(
-            "no room in memory to compare the models; close what else uses the GPU"
+            "no room in memory for the model and what it computes; close what else uses it, or "
+            "take a larger machine"
         ) from error
     finally:
         gc.collect()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import nn
@@ -13,10 +12,10 @@ from transformers import PreTrainedModel
 
 from orpo_ray.config.model import AdapterConfig
 from orpo_ray.errors import ConfigError
+from orpo_ray.models.base import QUANTISED
 from orpo_ray.models.trained import ADAPTER_CONFIG, find_adapter
 from orpo_ray.runs.console import Announce
 
-_QUANTISED = (Linear4bit, Linear8bitLt)
 _STATE_SPACE = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 _STATE_OUTPUT = ".out_proj"
 """The kernels of these models use this layer's weight themselves, so PEFT refuses it."""
@@ -80,7 +79,7 @@ def _unfit_layers(base: PreTrainedModel, announce: Announce) -> list[str]:
 
 def _is_plain(module: nn.Linear) -> bool:
     """Whether a linear layer computes what its name says: bitsandbytes' layers do."""
-    return type(module).forward is nn.Linear.forward or isinstance(module, _QUANTISED)
+    return type(module).forward is nn.Linear.forward or isinstance(module, QUANTISED)
 
 
 def load_adapter(

@@ -21,6 +21,9 @@ from orpo_ray.models.hardware import DTYPES
 from orpo_ray.models.tokenizer import base_location, explain_load_error
 from orpo_ray.runs.console import SILENT, Announce
 
+QUANTISED = (Linear4bit, Linear8bitLt)
+"""The layers that hold quantised weights."""
+
 # Files with the same weights once more, in another layout or for other programs.
 _NOT_FILES = ["consolidated*", "*/*"]
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -146,7 +149,7 @@ def fetch_base(config: ModelConfig) -> Path:
 
 def count_quantized(model: torch.nn.Module) -> int:
     """How many modules of a model hold quantised weights."""
-    return sum(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules())
+    return sum(isinstance(module, QUANTISED) for module in model.modules())
 
 
 def _keep_training_format(model: torch.nn.Module) -> None:

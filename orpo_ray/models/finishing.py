@@ -5,6 +5,7 @@ lies in a file of its own and in tokenizer_config.json, because some programs re
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +22,11 @@ _CONFIG, _GENERATION, _TOKENIZER = (
     "generation_config.json",
     "tokenizer_config.json",
 )
+_PROCESSORS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 _PROBES: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "xAsked"}],
     [
@@ -33,24 +39,32 @@ _PROBES: tuple[list[dict[str, str]], ...] = (
 """Conversations that show what a template writes."""
 
 
-def write_configs(
-    folder: Path,
-    source: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    ends: Sequence[int],
-    dtype: torch.dtype,
-) -> None:
-    """Write config.json and generation_config.json as in the source, but with all end tokens."""
-    stops = list(ends) if len(ends) > 1 else ends[0]
+def write_model_config(folder: Path, source: Path, ends: Sequence[int], dtype: torch.dtype) -> None:
+    """Write config.json as in the source, but with all end tokens and the number format."""
     named = str(dtype).removeprefix("torch.")
-    config = {**_read(source / _CONFIG), "eos_token_id": stops, "dtype": named}
+    config = {**_read(source / _CONFIG), "eos_token_id": _one_or_all(ends), "dtype": named}
     config.pop("torch_dtype", None)  # the older name of the same key
     _write(folder / _CONFIG, config)
-    generation = _read(source / _GENERATION) if (source / _GENERATION).is_file() else {}
-    _write(
-        folder / _GENERATION,
-        {**generation, "eos_token_id": stops, "pad_token_id": padding_id(tokenizer)},
-    )
+
+
+def write_generation_config(
+    folder: Path, source: Path, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> None:
+    """Write generation_config.json as in the source, if it has one, but with all end tokens."""
+    own = _read(source / _GENERATION) if (source / _GENERATION).is_file() else {}
+    stops = {"eos_token_id": _one_or_all(ends), "pad_token_id": padding_id(tokenizer)}
+    _write(folder / _GENERATION, {**own, **stops})
+
+
+def _one_or_all(ends: Sequence[int]) -> int | list[int]:
+    return list(ends) if len(ends) > 1 else ends[0]
+
+
+def copy_processors(folder: Path, source: Path) -> None:
+    """Copy what a base of text and images needs to be loaded as its config.json says."""
+    for name in _PROCESSORS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, end: str) -> None:

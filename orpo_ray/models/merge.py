@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes.functional as bnb
-import psutil
 import torch
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,10 +20,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, rename_source_key
+from transformers.pytorch_utils import Conv1D
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.models.adapter import load_adapter
+from orpo_ray.models.base import QUANTISED
+from orpo_ray.models.placement import free_memory
 from orpo_ray.models.size import model_without_numbers
 from orpo_ray.models.trained import find_adapter
 from orpo_ray.models.weights import SHARD_BYTES, Weights, shape_like, write_weights
@@ -37,17 +38,19 @@ _INT8_STEPS = 127
 class AsTrained:
     """Weights as they are in training: rounded to 4 or 8 bits, and computed with in 16 or 32."""
 
-    names: frozenset[str]
-    """The weights that are quantised, as the model names them."""
+    quantised: "Quantised"
     quantization: str
     dtype: torch.dtype
     device: str
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
         """The weight that training computed with."""
-        if name not in self.names:
-            return weight
-        given = weight.to(self.device, self.dtype)
+        if name in self.quantised.turned:
+            return self._rounded(weight.T).T
+        return self._rounded(weight) if name in self.quantised.names else weight
+
+    def _rounded(self, weight: Tensor) -> Tensor:
+        given = weight.to(self.device, self.dtype).contiguous()
         if self.quantization == "nf4":
             packed, state = bnb.quantize_4bit(given, quant_type="nf4", compress_statistics=True)
             restored: Tensor = bnb.dequantize_4bit(packed, state)
@@ -66,13 +69,31 @@ Into = Callable[[str, Tensor], Tensor]
 """What becomes of a weight before the adapter is merged into it: `as_published` or AsTrained."""
 
 
-def quantised_names(model: PreTrainedModel) -> frozenset[str]:
-    """The names of a loaded model's quantised weights, without those of an adapter around them."""
-    return frozenset(
-        f"{name.removesuffix('.base_layer')}.weight"
+@dataclass(frozen=True)
+class Quantised:
+    """Which weights of a loaded model are quantised, by the names that the model has for them."""
+
+    names: frozenset[str]
+    turned: frozenset[str]
+    """Those that are stored [in, out], as GPT-2's, and quantised [out, in]."""
+
+
+def quantised_in(model: PreTrainedModel) -> Quantised:
+    """The quantised weights of a loaded model. An adapter around a layer is left out of its name.
+
+    transformers notes in `source_cls` which kind of layer it has replaced.
+    """
+    found = {
+        f"{name.removesuffix('.base_layer')}.weight": module
         for name, module in model.named_modules()
-        if isinstance(module, Linear4bit | Linear8bitLt)
-    )
+        if isinstance(module, QUANTISED)
+    }
+    turned = {
+        name
+        for name, module in found.items()
+        if issubclass(getattr(module, "source_cls", nn.Linear), Conv1D)
+    }
+    return Quantised(frozenset(found), frozenset(turned))
 
 
 def write_copy(source: Weights, folder: Path, dtype: torch.dtype) -> None:
@@ -200,11 +221,12 @@ def _write_whole(
     config: ModelConfig, base: Weights, adapter: str, into: Into, folder: Path
 ) -> None:
     """Merge with the whole base in memory."""
-    free = psutil.virtual_memory().available
+    free = free_memory("cpu")
     if base.bytes > free:
         raise ResourceError(
-            f"no room in memory: {config.base} stores its experts one by one, so it is merged as a "
-            f"whole, which takes {base.bytes / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
+            f"no room in memory: the files of {config.base} hold the weights in other parts than "
+            f"the model, as experts one by one, so it is merged as a whole, which takes "
+            f"{base.bytes / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
         )
     dtype = max((each.dtype for each in base.shapes.values()), key=lambda each: each.itemsize)
     model = AutoModelForCausalLM.from_pretrained(

@@ -4,6 +4,7 @@ Ollama reads templates in Go's syntax. Those here write what the chat templates 
 write; the start token is left out, because Ollama's engine adds it.
 """
 
+import json
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -62,7 +63,7 @@ def modelfile(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], end: str
     else:
         text = GO_TEMPLATES[family].replace("END", end)
         lines.append(f'TEMPLATE """{text}"""')
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     return "\n".join(lines) + "\n"
 
 

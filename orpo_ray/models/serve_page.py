@@ -1,5 +1,6 @@
 """SERVE.md: how other programs serve an exported model, as commands that are ready to use."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _PORT = 8000
@@ -11,7 +12,7 @@ class Served:
 
     name: str
     """The name under which clients ask for the model."""
-    stops: tuple[str, ...]
+    stops: Sequence[str]
     dtype: str
     positions: int | None
     """How many tokens the model reads."""
@@ -22,10 +23,15 @@ class Served:
     """vLLM's --max-lora-rank, for an adapter."""
 
 
+def served_name(run: str) -> str:
+    """The name under which clients ask for a run's model, which is also part of file names."""
+    return run.replace("/", "-")
+
+
 def serve_page(served: Served) -> str:
     """The text of SERVE.md. Nothing in it was run."""
     sections = (
-        [_vllm_adapter(served), _peft(served)]
+        [_vllm_adapter(served), _peft(served), _llama_cpp_adapter(served)]
         if served.base
         else [_vllm(served), _ray_serve(served), _llama_cpp(served), _ollama(served)]
     )
@@ -63,7 +69,8 @@ def _vllm_adapter(served: Served) -> str:
         [
             f"vllm serve {served.base}{revision} --dtype {served.dtype}{_length(served)} \\",
             f"  --enable-lora --max-lora-rank {served.rank} \\",
-            f"  --lora-modules {served.name}=. --chat-template chat_template.jinja",
+            f"  --lora-modules {served.name}=. --tokenizer . --generation-config . \\",
+            "  --chat-template chat_template.jinja",
         ],
     )
 
@@ -74,10 +81,11 @@ def _peft(served: Served) -> str:
         "python",
         [
             "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
             "",
             f'base = AutoModelForCausalLM.from_pretrained("{served.base}"{revision})',
             'model = PeftModel.from_pretrained(base, ".")',
+            'model.generation_config = GenerationConfig.from_pretrained(".")',
             'tokenizer = AutoTokenizer.from_pretrained(".")',
         ],
     )
@@ -114,6 +122,18 @@ def _llama_cpp(served: Served) -> str:
             f"python convert_hf_to_gguf.py . --outfile {file} --outtype {kind}",
             f"llama-quantize {file} {served.name}-q4_k_m.gguf Q4_K_M",
             f"llama-server -m {served.name}-q4_k_m.gguf --jinja --port {_PORT}",
+        ],
+    )
+
+
+def _llama_cpp_adapter(served: Served) -> str:
+    return "## llama.cpp\n" + _code(
+        "bash",
+        [
+            f"python convert_lora_to_gguf.py . --base-model-id {served.base} \\",
+            f"  --outfile {served.name}-lora.gguf",
+            f"llama-server -m BASE.gguf --lora {served.name}-lora.gguf --jinja --port {_PORT} \\",
+            "  --chat-template-file chat_template.jinja",
         ],
     )
 

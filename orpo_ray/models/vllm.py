@@ -25,8 +25,11 @@ def max_rank(rank: int) -> int:
 def refuse_unservable(adapter: dict[str, Any], tensors: list[str]) -> None:
     """Raise ConfigError for an adapter that vLLM does not load. `tensors` are those of its file."""
     max_rank(adapter["r"])
-    ends = [name for name in tensors if ".embed" in name or "lm_head" in name]
+    ends = [name for name in tensors if "lora_embedding" in name or "lm_head" in name]
     reasons = {
+        "its layers have ranks of their own (rank_pattern)": adapter.get("rank_pattern"),
+        "its layers have an alpha of their own (alpha_pattern)": adapter.get("alpha_pattern"),
+        "it has biases": adapter.get("bias", "none") != "none",
         "it is a DoRA adapter": adapter.get("use_dora"),
         "it adapts the weights of experts": adapter.get("target_parameters"),
         "it holds whole layers (modules_to_save)": adapter.get("modules_to_save"),

@@ -112,7 +112,7 @@ def _files(folder: Path) -> list[Path]:
             if index.is_file()
             else [_WHOLE]
         )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{index}: cannot be read: {error}") from error
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
@@ -128,8 +128,8 @@ def _shapes(file: Path) -> dict[str, Tensor]:
         dtype = _DTYPES.get(part.get_dtype())
         if dtype is None:
             raise ConfigError(
-                f"{file}: {name} is stored as {part.get_dtype()}, which is no number format of 16 "
-                "or 32 bits; name the base as it was published in 16 bits"
+                f"{file}: {name} is stored as {part.get_dtype()}; name the base as it was "
+                "published in 16 bits"
             )
         found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     return found
@@ -142,6 +142,9 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}

@@ -119,18 +119,20 @@ class Likeness:
 
     `max_log_prob_difference` is the largest over all answers of the held-out pairs, per token.
     `accuracy` is the written model's; None if no pair can be compared. `greedy_agreement` is the
-    share of greedy answers that are the same, token by token.
+    share of greedy answers that are the same, token by token; None if nothing was asked.
     """
 
     max_log_prob_difference: float
     accuracy: float | None
-    greedy_agreement: float
+    greedy_agreement: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """A folder that other programs load, and how it was compared with the trained model."""
 
+    run: str
+    """The name of the run, or of the adapter that was named in its place."""
     folder: str
     merge: str
     """`original` or `dequantised`: the base that the adapter was merged into; `none` without."""

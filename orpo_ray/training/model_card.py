@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +11,62 @@ import yaml
 from orpo_ray.config import RunConfig, dump, stage_configs
 from orpo_ray.data.store import Summary
 from orpo_ray.models.identity import hub_name, is_hub_name
-from orpo_ray.runs.results import NO_MERGE, Exported, TrainResult
+from orpo_ray.runs.results import DEQUANTISED, NO_MERGE, ORIGINAL, Exported, TrainResult
 from orpo_ray.runs.summary import METRIC_LABELS
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card is written of."""
+
+    config: RunConfig
+    summary: Summary
+    result: TrainResult | None
+    """None for an adapter that the run did not make."""
+    is_adapter: bool
+    base_name: str | None = None
+    """The base's name on the hub, if the config has another one."""
+
+    @property
+    def base(self) -> str | None:
+        """The base's name on the hub; None for a folder of this machine."""
+        return self.base_name or hub_name(self.config.model.base)
+
+    @property
+    def shown_base(self) -> str:
+        """The base for a reader: the last part of a folder's path means nothing elsewhere, too."""
+        place = self.config.model.base
+        return self.base or (Path(place).name if Path(place).exists() else place)
 
 
 def write_model_card(
     folder: Path, config: RunConfig, summary: Summary, result: TrainResult
 ) -> None:
     """Write README.md into an adapter folder."""
-    is_adapter = config.adapter.kind == "lora"
-    about = [_method(config, result, is_adapter=is_adapter), *_made(config, summary, result)]
-    _write(folder, config.name, _header(config, summary, is_adapter=is_adapter), about)
+    card = Card(config, summary, result, is_adapter=config.adapter.kind == "lora")
+    settings = json.loads(json.dumps(dump(config)))
+    about = [_method(card, result), *_made(card, result, settings)]
+    _write(folder, config.name, _header(card), about)
 
 
-def write_export_card(
-    folder: Path,
-    config: RunConfig,
-    summary: Summary,
-    result: TrainResult | None,
-    exported: Exported,
-) -> None:
-    """Write README.md into an exported folder: how it was merged, and what it was made from.
-
-    `result` is None for a model that the run did not make.
-    """
-    is_adapter = exported.merge == NO_MERGE and config.adapter.kind == "lora"
+def write_export_card(folder: Path, card: Card, exported: Exported) -> None:
+    """Write README.md into an exported folder: how it was merged, and what it was made from."""
+    alone = Card(
+        card.config,
+        card.summary,
+        card.result,
+        is_adapter=card.is_adapter and exported.merge == NO_MERGE,
+        base_name=card.base_name,
+    )
     about, made = [], []
-    if result is not None:
-        about = [_method(config, result, is_adapter=is_adapter), *_chain(config, result), ""]
-        made = _made(config, summary, result)
-    header = _header(config, summary, is_adapter=is_adapter)
-    _write(folder, config.name, header, [*about, "## Export", *_export(exported), *made])
+    if card.result is not None:
+        about = [_method(alone, card.result), *_chain(card.config, card.result), ""]
+        settings = json.loads(json.dumps(dump(card.config)))
+        # Where the run lies means nothing elsewhere.
+        del settings["storage"]
+        settings["model"]["base"] = card.shown_base
+        made = _made(alone, card.result, settings)
+    _write(folder, exported.run, _header(alone), [*about, "## Export", *_export(exported), *made])
 
 
 def _write(folder: Path, name: str, header: dict[str, Any], lines: Sequence[str]) -> None:
@@ -48,8 +74,9 @@ def _write(folder: Path, name: str, header: dict[str, Any], lines: Sequence[str]
     (folder / "README.md").write_text("\n".join([*top, *lines, ""]), encoding="utf-8")
 
 
-def _made(config: RunConfig, summary: Summary, result: TrainResult) -> list[str]:
+def _made(card: Card, result: TrainResult, settings: dict[str, Any]) -> list[str]:
     """The data, the evaluation and the settings."""
+    summary = card.summary
     dropped = sum(summary.bad.values())
     versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
     return [
@@ -67,7 +94,7 @@ def _made(config: RunConfig, summary: Summary, result: TrainResult) -> list[str]
         "",
         "## Settings",
         "```yaml",
-        yaml.safe_dump(json.loads(json.dumps(dump(config))), sort_keys=False).strip(),
+        yaml.safe_dump(settings, sort_keys=False).strip(),
         "```",
         "",
         f"Made with {versions}.",
@@ -92,8 +119,8 @@ def _chain(config: RunConfig, result: TrainResult) -> list[str]:
 
 _MERGED = {
     NO_MERGE: "The folder holds what was trained, and nothing was merged.",
-    "original": "The adapter is merged into the base as it was published.",
-    "dequantised": "The adapter is merged into the dequantised base that it was trained on.",
+    ORIGINAL: "The adapter is merged into the base as it was published.",
+    DEQUANTISED: "The adapter is merged into the dequantised base that it was trained on.",
 }
 
 
@@ -132,29 +159,35 @@ def _single_answers(summary: Summary) -> list[str]:
     ]
 
 
-def _header(config: RunConfig, summary: Summary, *, is_adapter: bool) -> dict[str, Any]:
+def _header(card: Card) -> dict[str, Any]:
     """The fields that the hub reads. A local base is left out: its path means nothing elsewhere."""
     header: dict[str, Any] = {}
-    if base := hub_name(config.model.base):
-        header["base_model"] = base
-    datasets = [source["source"] for source in summary.sources if is_hub_name(source["source"])]
-    if datasets:
-        header["datasets"] = list(dict.fromkeys(datasets))
-    if is_adapter:
+    if card.base:
+        header["base_model"] = card.base
+    if card.is_adapter:
         header["library_name"] = "peft"
-    return {**header, "tags": ["orpo-ray", config.objective.kind]}
+    if card.result is None:
+        return {**header, "tags": ["orpo-ray"]}
+    sources = [source["source"] for source in card.summary.sources]
+    datasets = list(dict.fromkeys(source for source in sources if is_hub_name(source)))
+    if datasets:
+        header["datasets"] = datasets
+    return {**header, "tags": ["orpo-ray", *dict.fromkeys(_kinds(card.config))]}
 
 
-def _method(config: RunConfig, result: TrainResult, *, is_adapter: bool) -> str:
-    how = "LoRA adapter for" if is_adapter else "Fine-tuned from"
-    place = config.model.base
-    base = hub_name(place) or (Path(place).name if Path(place).exists() else place)
+def _kinds(config: RunConfig) -> list[str]:
+    """The objectives that were trained, one after the other."""
+    return [run.objective.kind for run in stage_configs(config) or [config]]
+
+
+def _method(card: Card, result: TrainResult) -> str:
+    config = card.config
+    how = "LoRA adapter for" if card.is_adapter else "Fine-tuned from"
     quantised = config.model.quantization
     held = "" if quantised == "none" else f", held in {quantised}"
-    runs = stage_configs(config) or [config]
-    methods = ", then ".join(run.objective.kind.upper() for run in runs)
+    methods = ", then ".join(kind.upper() for kind in _kinds(config))
     return (
-        f"{how} `{base}`{held}, trained with {methods} by orpo-ray in "
+        f"{how} `{card.shown_base}`{held}, trained with {methods} by orpo-ray in "
         f"{result.steps} steps of {config.training.pairs_per_step} pairs; the weights are those of "
         f"step {result.adapter_step}."
     )

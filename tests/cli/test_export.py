@@ -58,7 +58,9 @@ def test_a_run_is_exported_and_told(command: Command, finished: Finished, tmp_pa
     [
         (("--to", "s3://bucket/out"), "to: s3://bucket/out is a URL; export to a folder"),
         (("--to", "nowhere/out"), "to: no folder "),
-        (("--to", "out", "--merge", "none"), "--adapter-only: the base "),
+        (("--to", "/"), "to: / exists"),
+        (("--to", "x" * 245), "File name too long"),
+        (("--to", "out", "--merge", "none"), "an adapter names its base, but "),
         (("--to", "out", "--adapter-only", "--merge", "original"), "leave out --merge original"),
         (("--to", "out", "--base-name", "a/b"), "add --adapter-only"),
         (("--to", "out", "--adapter", "gone"), "gone: no adapter_config.json"),
@@ -129,12 +131,10 @@ def test_a_disk_that_gets_full_leaves_nothing(
 def test_two_commands_do_not_write_one_folder(
     command: Command, finished: Finished, tmp_path: Path
 ) -> None:
-    building = tmp_path / ".out.exporting"
-    building.mkdir()
-    with locked(building / ".lock"):
+    with locked(tmp_path / ".out.exporting.lock"):
         done = command("export", finished.run_dir, "--to", tmp_path / "out")
     one_line(done, WRONG, "another process is exporting to ")
-    assert entries(tmp_path) == {".out.exporting"}
+    assert entries(tmp_path) == {".out.exporting.lock"}
 
 
 def test_a_killed_command_is_given_again(
@@ -145,7 +145,7 @@ def test_a_killed_command_is_given_again(
     wait_until(lambda: list(building.glob("*/model.safetensors")), "weights that are written")
     killed.send_signal(signal.SIGKILL)
     assert killed.end().code != 0
-    assert entries(tmp_path) == {".out.exporting"}
+    assert entries(tmp_path) == {".out.exporting", ".out.exporting.lock"}
     (building / "left").mkdir(exist_ok=True)
     done = command("export", finished.run_dir, "--to", out, "--answers", "1")
     assert done.code == 0 and entries(tmp_path) == {"out"}, done.err
@@ -154,7 +154,7 @@ def test_a_killed_command_is_given_again(
 def test_what_does_not_load_as_it_was_is_rejected(
     command: Command, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "rendered_ids", lambda tokenizer: id(tokenizer))
+    monkeypatch.setattr(exporting, "rendered_ids", lambda tokenizer: object())
     done = command("export", finished.run_dir, "--to", tmp_path / "out", "--answers", "0")
     told = one_line(done, FAILED, "out.rejected: not fit for use: its tokenizer or template")
     assert "full log" in told and entries(tmp_path) == {"out.rejected"}

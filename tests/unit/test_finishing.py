@@ -11,9 +11,14 @@ import torch
 from support import BASE
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from orpo_ray.data.endings import Endings, end_ids
+from orpo_ray.data.endings import Endings, end_ids, end_texts
 from orpo_ray.errors import ConfigError, DataError
-from orpo_ray.models.finishing import rendered, write_configs, write_tokenizer
+from orpo_ray.models.finishing import (
+    rendered,
+    write_generation_config,
+    write_model_config,
+    write_tokenizer,
+)
 from orpo_ray.models.ollama import GO_TEMPLATES, family_of, modelfile
 from orpo_ray.models.serve_page import Served, serve_page
 from orpo_ray.models.templates import TEMPLATES
@@ -46,7 +51,8 @@ def test_every_token_that_ends_an_answer_is_where_programs_look(name: str, tmp_p
     tokenizer = tokenizer_with(name)
     ends, own = end_ids(tokenizer, None), Endings(tokenizer).own
     assert own == ENDS[name]
-    write_configs(tmp_path, BASE, tokenizer, ends, torch.bfloat16)
+    write_model_config(tmp_path, BASE, ends, torch.bfloat16)
+    write_generation_config(tmp_path, BASE, tokenizer, ends)
     write_tokenizer(tmp_path, tokenizer, own)
     generation = GenerationConfig.from_pretrained(tmp_path)
     listed = generation.eos_token_id
@@ -71,7 +77,7 @@ def test_plain_transformers_stop_at_the_end_of_an_answer(name: str, tmp_path: Pa
     model = saying(end, len(tokenizer))
     model.generation_config.eos_token_id = None
     model.save_pretrained(tmp_path)
-    write_configs(tmp_path, tmp_path, tokenizer, end_ids(tokenizer, None), torch.float32)
+    write_generation_config(tmp_path, tmp_path, tokenizer, end_ids(tokenizer, None))
     write_tokenizer(tmp_path, tokenizer, Endings(tokenizer).own)
     again = AutoTokenizer.from_pretrained(tmp_path)
     asked = again.apply_chat_template(
@@ -103,6 +109,14 @@ def saying(token: int, vocabulary: int) -> Any:
             weight.fill_(0.0 if "proj" in name or "head" in name else 1.0)
         model.lm_head.weight[token] = 1.0
     return model
+
+
+def test_an_end_without_a_token_and_one_that_is_no_special_token_become_no_odd_stops() -> None:
+    tokenizer = tokenizer_with("chatml")
+    newline = tokenizer.encode("\n", add_special_tokens=False)[0]
+    texts = end_texts(tokenizer, [newline, len(tokenizer) + 5])
+    assert texts == ["\n"]
+    assert 'PARAMETER stop "\\n"\n' in modelfile(tokenizer, texts, "<|im_end|>")
 
 
 def test_a_template_that_writes_eos_token_otherwise_keeps_it(tmp_path: Path) -> None:
@@ -223,6 +237,10 @@ def test_vllm_takes_the_next_rank_that_it_knows() -> None:
         ({"target_parameters": ["experts.gate_up_proj"]}, [], "it adapts the weights of experts"),
         ({"modules_to_save": ["lm_head"]}, [], r"it holds whole layers \(modules_to_save\)"),
         ({}, ["base_model.model.lm_head.lora_A.weight"], "it adapts embeddings or the head"),
+        ({}, ["base_model.model.wte.lora_embedding_A"], "it adapts embeddings or the head"),
+        ({"rank_pattern": {"q_proj": 4}}, [], "its layers have ranks of their own"),
+        ({"alpha_pattern": {"q_proj": 4}}, [], "its layers have an alpha of their own"),
+        ({"bias": "all"}, [], "it has biases"),
     ],
 )
 def test_an_adapter_that_vllm_does_not_load_is_refused(

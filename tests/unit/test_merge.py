@@ -1,6 +1,7 @@
 """An adapter merged into its base, against the formula; files of weights against the library."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from support import random_base
+from support import decided, random_base, run_config
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ConfigError
+from orpo_ray.evaluation.methods import methods_of
 from orpo_ray.models.base import load_base
-from orpo_ray.models.merge import AsTrained, Merging, as_published, quantised_names, write_merged
+from orpo_ray.models.merge import AsTrained, Merging, as_published, quantised_in, write_merged
 from orpo_ray.models.weights import INDEX, Weights, write_weights
 
 RANK, ALPHA = 4, 6.0
@@ -84,11 +86,11 @@ def test_weights_as_trained_are_those_that_a_quantised_base_holds(
 ) -> None:
     config = ModelConfig(base=str(base), quantization=quantization)
     model = load_base(config, "cpu", "bfloat16", "eager", trainable=False)
-    names = quantised_names(model)
-    assert len(names) == 14 and "lm_head.weight" not in names
-    as_trained = AsTrained(names, quantization, torch.bfloat16, "cpu")
+    quantised = quantised_in(model)
+    assert len(quantised.names) == 14 and not quantised.turned
+    as_trained = AsTrained(quantised, quantization, torch.bfloat16, "cpu")
     stored = Weights(base)
-    for name in names:
+    for name in quantised.names:
         held = model.get_submodule(name.removesuffix(".weight")).weight
         if quantization == "nf4":
             expected = dequantize_4bit(held.data, held.quant_state)
@@ -147,7 +149,19 @@ def test_a_folder_without_whole_weights_is_refused(
         Weights(tmp_path)
 
 
-def test_a_base_that_was_published_in_4_bits_is_refused(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(4, dtype=torch.uint8)}, tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match="a is stored as U8, which is no number format of 16"):
+def test_a_number_format_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(4).to(torch.float8_e5m2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="a is stored as F8_E5M2; name the base as it was"):
         Weights(tmp_path)
+
+
+def test_a_base_that_was_published_in_a_quantised_form_is_refused(
+    base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "quantization_config": {}}), encoding="utf-8")
+    run = run_config(tmp_path, model={"base": str(tmp_path / "base")})
+    with pytest.raises(ConfigError, match="was published in a quantised form"):
+        methods_of(run, "adapter", "auto", decided(run))
