@@ -1,7 +1,7 @@
 """The one truth about where an answer ends: for training, for evaluation and for generation."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from orpo_ray.data.marks import END_MARKS, FAMILIES, START_MARKS, TURN_MARKS, Marks
@@ -169,6 +169,17 @@ def end_ids(tokenizer: Any, generation_config: Any) -> list[int]:
     own = getattr(generation_config, "eos_token_id", None)
     listed = own if isinstance(own, list | tuple) else [own]
     return sorted({*Endings(tokenizer).ids, *(int(each) for each in listed if each is not None)})
+
+
+def end_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The texts of end tokens, as they would be read; none for an id that the tokenizer lacks."""
+    added = tokenizer.added_tokens_decoder
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    return [
+        added[each].content if each in added else str(tokenizer.decode([each]))
+        for each, token in zip(ids, tokens, strict=True)
+        if token is not None
+    ]
 
 
 def _rendered(tokenizer: Any, messages: list[Message]) -> str | None:
