@@ -26,7 +26,7 @@ _INSTEAD: dict[str, dict[str, Any]] = {
     "max_tokens": {"max_completion_tokens": _LONGEST_THOUGHT},
 }
 """What a judge is asked with in place of a setting that it does not take."""
-_UNSUPPORTED = re.compile(r"unsupported|n[o'’]t support|deprecated", re.IGNORECASE)
+_UNSUPPORTED = re.compile(r"unsupported|n[o']t support|deprecated", re.IGNORECASE)
 """How servers say so. A question that is too long names `max_tokens`, too, but not like this."""
 _PASSING = (408, 409, 425, 429)
 """Besides 5xx, the statuses that may be others a little later."""
