@@ -68,6 +68,8 @@ class JudgeServer:
     url: str = ""
     rule: Rule = longer
     key: str | None = None
+    thinks: bool = False
+    """Whether it refuses what the reasoning models of OpenAI refuse, in their words."""
     faults: list[str] = field(default_factory=list)
     held_after: int | None = None
     """After so many requests no other is answered before `goes_on` is set."""
@@ -122,14 +124,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(401, {"error": {"message": said}})
         if fault and fault != "slow":
             return self._fail(fault)
+        if judge.thinks and (unfit := _unfit(body)):
+            return self._answer(400, {"error": {"message": unfit}})
         content = judge.rule(Question.of(body["messages"]))
         return self._answer(200, completion(content))
 
     def _fail(self, fault: str) -> None:
         match fault:
             case "429":
-                said = {"error": {"message": "slower"}}
-                self._answer(429, said, **{"Retry-After": "0"})
+                slower = {"error": {"message": "slower"}}
+                self._answer(429, slower, **{"Retry-After": "0"})
             case "cut":
                 self.send_response(200)
                 self.send_header("Content-Length", "1000")
@@ -146,6 +150,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, {"choices": []})
             case "number":
                 self._answer(200, completion(5))
+            case "too long":  # in the words of vLLM
+                said = (
+                    "'max_tokens' or 'max_completion_tokens' is too large: 2048. This model's "
+                    "maximum context length is 4096 tokens and your request has 3000 input tokens"
+                )
+                self._answer(400, {"error": {"message": said}})
             case "redirect":
                 self._answer(307, {}, Location=f"{self._judge.url}/elsewhere")
             case status:
@@ -167,6 +177,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
         except OSError:
             self.close_connection = True  # the command was ended meanwhile
+
+
+def _unfit(body: dict[str, Any]) -> str | None:
+    """The first thing in a request that a model that thinks does not take."""
+    if "max_tokens" in body:
+        return (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            "'max_completion_tokens' instead."
+        )
+    if body.get("temperature", 1) != 1:
+        return (
+            "Unsupported value: 'temperature' does not support 0 with this model. Only the default "
+            "(1) value is supported."
+        )
+    return None
 
 
 def completion(content: Any) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from orpo_ray.api.ground import (
     refuse_others,
     tokenizer_of,
 )
-from orpo_ray.api.trained import decide_for_one, to_load
+from orpo_ray.api.trained import config_of, decide_for_one, distinct_prompts, to_load
 from orpo_ray.config import RunConfig
-from orpo_ray.errors import ConfigError
+from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.evaluation.export_place import free_place
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import Console
@@ -21,7 +21,9 @@ from orpo_ray.runs.results import DEQUANTISED, NO_MERGE, ORIGINAL, Exported
 from orpo_ray.runs.run import Run
 
 if TYPE_CHECKING:
-    from orpo_ray.data.store import PairTable
+    from orpo_ray.data.store import Artifact
+    from orpo_ray.evaluation.exporting import Trained
+    from orpo_ray.evaluation.likeness import Questions
 
 _MERGES = ("auto", ORIGINAL, DEQUANTISED, NO_MERGE)
 _ANSWER_TOKENS = 64
@@ -29,7 +31,7 @@ _ANSWER_TOKENS = 64
 
 
 def export(
-    config: RunConfig,
+    run: RunConfig | str | PathLike[str],
     to: str | PathLike[str],
     *,
     merge: str = "auto",
@@ -41,54 +43,65 @@ def export(
 ) -> Exported:
     """Write what a run trained as a folder that transformers, vLLM and llama.cpp load.
 
+    The run is a config, or the YAML, folder or URL that names it.
     `merge` is `original`, `dequantised`, or `auto`: both are written, compared with the trained
     model on the held-out pairs and on `answers` greedy answers, and the nearer one is kept.
     `adapter_only`, or a merge of `none`, writes the adapter alone as vLLM loads it; `base_name` is
     its base on the hub, if the run took it from a folder. `adapter` names another adapter or run.
     Raises RunError if what was written behaves otherwise; the folder is then named `.rejected`.
     """
+    config = config_of(run)
     refuse_others(config, console)
     folder = free_place(fspath(to))
     if merge not in _MERGES:
         raise ConfigError(f"merge: must be {', '.join(_MERGES)}, not {merge}")
     if answers < 0:
         raise ConfigError(f"answers: must be 0 or more, not {answers}")
-    run, trained = to_load(config, adapter)
+    last, trained = to_load(config, adapter)
     assert trained is not None, "the base alone is not exported"
-    is_adapter = _is_adapter_wanted(run.config, merge, adapter_only, base_name)
+    is_adapter = _is_adapter_wanted(last.config, merge, adapter_only, base_name)
     with without_collections():
         from orpo_ray.evaluation.export_adapter import base_on_hub, export_adapter
         from orpo_ray.evaluation.exporting import Trained, export_model
-        from orpo_ray.evaluation.likeness import Questions
-        from orpo_ray.models.hardware import probe_hardware
-        from orpo_ray.models.tokenizer import padding_id
         from orpo_ray.models.traits import read_positions
 
-    tokenizer = tokenizer_of(run.config, console)
-    _refuse_other_base(run)
-    artifact = prepare_run(run, console)
-    decisions = decide_for_one(run, None, probe_hardware(), console)
-    positions = read_positions(run.config.model)
+    tokenizer = tokenizer_of(last.config, console)
+    _refuse_other_base(last)
+    artifact = prepare_run(last, console)
     made = Trained(
         whole=config,
-        config=run.config,
+        config=last.config,
         place=trained,
         tokenizer=tokenizer,
         summary=artifact.summary,
         result=Run(config).result() if adapter is None else None,
-        positions=positions,
+        positions=read_positions(last.config.model),
     )
-    questions = Questions(
-        table=artifact.eval,
-        prompts=_distinct_prompts(artifact.eval, answers, positions),
-        max_new_tokens=_ANSWER_TOKENS,
-        decisions=decisions,
-        padding_id=padding_id(tokenizer),
-    )
+    questions = _questions(last, artifact, made, answers, console)
     if is_adapter:
         base = base_on_hub(made, base_name)
         return export_adapter(made, questions, folder, base, console.announce)
     return export_model(made, questions, folder, merge, console.announce)
+
+
+def _questions(
+    run: Run, artifact: Artifact, made: Trained, answers: int, console: Console
+) -> Questions:
+    """What the models are asked: the held-out pairs, and the first prompts with room to answer."""
+    from orpo_ray.evaluation.likeness import Questions
+    from orpo_ray.models.hardware import probe_hardware
+    from orpo_ray.models.tokenizer import padding_id
+
+    if not len(artifact.eval):
+        raise DataError("data.eval: no pairs are left to compare the models on")
+    most = None if made.positions is None else made.positions - _ANSWER_TOKENS
+    return Questions(
+        table=artifact.eval,
+        prompts=distinct_prompts(artifact.eval, answers, most),
+        max_new_tokens=_ANSWER_TOKENS,
+        decisions=decide_for_one(run, None, probe_hardware(), console),
+        padding_id=padding_id(made.tokenizer),
+    )
 
 
 def _is_adapter_wanted(
@@ -121,14 +134,3 @@ def _refuse_other_base(run: Run) -> None:
             f"model.base: {run.config.model.base} is not the base that run {run.name} was trained "
             "on; name that one"
         )
-
-
-def _distinct_prompts(table: PairTable, wanted: int, positions: int | None) -> list[list[int]]:
-    """The first prompts that leave room for an answer, each once."""
-    found: dict[tuple[int, ...], None] = {}
-    for pair in table:
-        if len(found) == wanted:
-            break
-        if positions is None or len(pair.prompt) + _ANSWER_TOKENS <= positions:
-            found[tuple(pair.prompt.tolist())] = None
-    return [list(prompt) for prompt in found]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orpo_ray.api.ground import PRINTING, refuse_others, tokenizer_of
 from orpo_ray.api.trained import decide_for_one, to_load
@@ -18,7 +18,7 @@ from orpo_ray.runs.results import Benchmarks
 from orpo_ray.runs.run import Run
 
 if TYPE_CHECKING:
-    from orpo_ray.evaluation.harness import Candidate
+    from orpo_ray.evaluation.harness import Candidate, Tasks
 
 
 def evaluate_by_harness(
@@ -48,10 +48,8 @@ def evaluate_by_harness(
     whole.benchmarks()  # A damaged file is refused before hours of work.
     with without_collections():
         from orpo_ray.evaluation import harness
-        from orpo_ray.evaluation.memory import freed
-        from orpo_ray.models.hardware import probe_hardware
 
-    folder = None if merged is None else harness.merged_folder(fspath(merged))
+    folder = None if merged is None else harness.merged_folder(fspath(merged), whole.name)
     asked = harness.Tasks(
         names=tasks,
         loaded=harness.load_tasks(tasks),
@@ -60,19 +58,11 @@ def evaluate_by_harness(
         chat_template=chat_template,
         batch_size=batch_size,
     )
-    base = harness.Candidate(
-        config=run.config,
-        decisions=decide_for_one(run, None, probe_hardware(), console),
-        tokenizer=tokenizer_of(run.config, console),
-    )
+    base = _base(run, console)
     candidates = {"base": base}
     if not base_only:
         candidates["trained"] = _trained(base, trained, folder)
-    found = {}
-    for who, candidate in candidates.items():
-        place = candidate.merged or candidate.trained or run.config.model.base
-        console.announce(f"lm-eval measures {place} on {', '.join(tasks)}")
-        found[who] = freed(harness.measure, candidate, asked)
+    found = {who: _measured(each, asked, console) for who, each in candidates.items()}
     models = {who: candidate.told(chat_template) for who, candidate in candidates.items()}
     benchmarks = harness.benchmarks_of(whole.name, models, asked, found)
     try:
@@ -98,6 +88,18 @@ def _refuse_contradictions(
         raise ConfigError("--merged and --adapter each name the model to judge; give one of them")
 
 
+def _base(run: Run, console: Console) -> Candidate:
+    """What the run began with."""
+    from orpo_ray.evaluation.harness import Candidate
+    from orpo_ray.models.hardware import probe_hardware
+
+    return Candidate(
+        config=run.config,
+        decisions=decide_for_one(run, None, probe_hardware(), console),
+        tokenizer=tokenizer_of(run.config, console),
+    )
+
+
 def _trained(base: Candidate, trained: str | None, merged: Path | None) -> Candidate:
     """The trained model, which has the base's settings, or a folder with a tokenizer of its own."""
     from orpo_ray.evaluation.harness import merged_tokenizer
@@ -105,3 +107,13 @@ def _trained(base: Candidate, trained: str | None, merged: Path | None) -> Candi
     if merged is None:
         return replace(base, trained=trained)
     return replace(base, merged=merged, tokenizer=merged_tokenizer(merged))
+
+
+def _measured(candidate: Candidate, asked: Tasks, console: Console) -> Mapping[str, Any]:
+    """What lm-eval says of a model, whose memory is free again afterwards."""
+    from orpo_ray.evaluation.harness import measure
+    from orpo_ray.evaluation.memory import freed
+
+    place = candidate.merged or candidate.trained or candidate.config.model.base
+    console.announce(f"lm-eval measures {place} on {', '.join(asked.names)}")
+    return freed(measure, candidate, asked)

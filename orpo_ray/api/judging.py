@@ -11,7 +11,7 @@ from orpo_ray.api.ground import (
     refuse_other_console,
     tokenizer_of,
 )
-from orpo_ray.api.trained import decide_for_one, to_load
+from orpo_ray.api.trained import config_of, decide_for_one, to_load
 from orpo_ray.config import RunConfig
 from orpo_ray.errors import ConfigError
 from orpo_ray.lean_imports import without_collections
@@ -104,10 +104,7 @@ def _by_endpoint(
 
 
 def _by_reward(run: RunConfig | str | PathLike[str], console: Console) -> ByReward:
-    from orpo_ray.runs.named import named_config
-
-    config = run if isinstance(run, RunConfig) else named_config(run)
-    last, trained = to_load(config, None)
+    last, trained = to_load(config_of(run), None)
     assert trained is not None, "a run judges by what it trained"
     with without_collections():
         from orpo_ray.evaluation.judge.by_reward import ByReward

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from orpo_ray.data.pairs import Message
-    from orpo_ray.data.store import Artifact
+    from orpo_ray.data.prompts import Asked
+    from orpo_ray.data.store import Artifact, PairTable
+    from orpo_ray.distributed.preflight import Placement
+    from orpo_ray.evaluation.answerer import Work
     from orpo_ray.evaluation.answering import By
     from orpo_ray.evaluation.chat import Chat
     from orpo_ray.models.hardware import Hardware
@@ -98,16 +101,27 @@ def _prompts(
 
     if conversations:
         return PairTokeniser(tokenizer).prompts(conversations)
-    found: dict[tuple[int, ...], None] = {}  # several pairs may share a prompt
-    for number in range(len(artifact.eval)):
-        if len(found) == samples:
+    return distinct_prompts(artifact.eval, samples)
+
+
+def distinct_prompts(
+    table: PairTable, wanted: int, most_tokens: int | None = None
+) -> list[list[int]]:
+    """The first `wanted` prompts of a table, each once, without those of more than `most_tokens`.
+
+    Several pairs may share a prompt.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for pair in table:
+        if len(found) == wanted:
             break
-        found[tuple(artifact.eval[number].prompt.tolist())] = None
+        if most_tokens is None or len(pair.prompt) <= most_tokens:
+            found[tuple(pair.prompt.tolist())] = None
     return [list(prompt) for prompt in found]
 
 
 def generate(
-    config: RunConfig,
+    run: RunConfig | str | PathLike[str],
     prompts: str | PathLike[str],
     out: str | PathLike[str],
     *,
@@ -123,11 +137,13 @@ def generate(
 ) -> Generated:
     """Write the answers of the trained model, the base, or both to the prompts of a file.
 
-    `prompts` holds rows with prompts in any shape that `prepare` reads, with or without answers, or
-    text with one prompt on each line. Answers are kept in `out` with `.part` after its name as they
-    come, so the same call goes on after it was ended. As many workers answer as `config.scale` has,
-    and their number changes nothing. A temperature of 0 takes the likeliest token each time.
+    The run is a config, or the YAML, folder or URL that names it. `prompts` holds rows with prompts
+    in any shape that `prepare` reads, with or without answers, or text with one prompt on each
+    line. Answers are kept in `out` with `.part` after its name as they come, so the same call goes
+    on after it was ended. As many workers answer as the run's `scale` has, and their number changes
+    nothing. A temperature of 0 takes the likeliest token each time.
     """
+    config = config_of(run)
     refuse_others(config, console)
     from orpo_ray.evaluation.orders import Sampling, order_of
 
@@ -135,36 +151,42 @@ def generate(
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
-    run, trained = to_load(config, adapter, base_only=model == "base")
+    last, trained = to_load(config, adapter, base_only=model == "base")
     with without_collections():
         from orpo_ray.data.prompts import read_prompts
         from orpo_ray.evaluation.answerer import Work, prompt_lengths
-        from orpo_ray.evaluation.answering import Elsewhere, Here, write_answers
+        from orpo_ray.evaluation.answering import write_answers
         from orpo_ray.evaluation.batches import Room
         from orpo_ray.models.tokenizer import tokenizer_fingerprint
         from orpo_ray.models.traits import read_positions
 
     asked = read_prompts(fspath(prompts))
     placement = place_workers(config.scale, console)
-    tokenizer = tokenizer_of(run.config, console)
-    room = Room(max_new_tokens, batch_tokens, read_positions(run.config.model))
+    tokenizer = tokenizer_of(last.config, console)
+    room = Room(max_new_tokens, batch_tokens, read_positions(last.config.model))
     lengths = prompt_lengths(tokenizer, asked, room.positions, fspath(prompts))
     work = Work(
-        config=run.config,
-        decisions=decide_for_one(run, None, hardware_of(config.scale, placement), console),
+        config=last.config,
+        decisions=decide_for_one(last, None, hardware_of(config.scale, placement), console),
         trained=trained,
         sampling=sampling,
         room=room,
         tokenizer=tokenizer_fingerprint(tokenizer),
     )
-    if placement.uses_ray:
-        from orpo_ray.distributed.generation import answers_by_actors
-
-        by: By = Elsewhere(work, asked, partial(answers_by_actors, placement))
-    else:
-        by = Here(work, asked)
+    by = _answering(work, asked, placement)
     with StopSignal(console, "stopping; the same command goes on where it was") as heard:
         return write_answers(order, by, lengths, heard)
+
+
+def _answering(work: Work, asked: Sequence[Asked], placement: Placement) -> By:
+    """Who answers: this process, or the workers of a placement."""
+    from orpo_ray.evaluation.answering import Elsewhere, Here
+
+    if not placement.uses_ray:
+        return Here(work, asked)
+    from orpo_ray.distributed.generation import answers_by_actors
+
+    return Elsewhere(work, asked, partial(answers_by_actors, placement))
 
 
 def load(
@@ -177,9 +199,7 @@ def load(
     The run is a config, or the YAML, folder or URL that names it. `adapter` names another adapter
     or run. The model's generation_config holds every token that ends an answer.
     """
-    from orpo_ray.runs.named import named_config
-
-    config = run if isinstance(run, RunConfig) else named_config(run)
+    config = config_of(run)
     refuse_others(config, console)
     model, tokenizer = _loaded(*to_load(config, adapter), console)
     from orpo_ray.data.endings import end_ids
@@ -224,6 +244,13 @@ def chat(
     template = template_name(run.config.model.chat_template, str(tokenizer.chat_template))
     title = f"{adapter or config.name}, with the chat template: {template}"
     return Chat(Speaker(model, tokenizer), sampling, load_base, title)
+
+
+def config_of(run: RunConfig | str | PathLike[str]) -> RunConfig:
+    """The settings of a run that is named by them, or by its YAML, folder or URL."""
+    from orpo_ray.runs.named import named_config
+
+    return run if isinstance(run, RunConfig) else named_config(run)
 
 
 def to_load(

@@ -24,7 +24,13 @@ app = typer.Typer(add_completion=False)
 
 _WIDE = 80
 """Columns of a terminal that has room for two answers beside each other."""
-_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}, "\ufffd")
+_OF_TERMINALS = {*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}
+_OF_ORDER = {*range(0x202A, 0x202F), *range(0x2066, 0x2070)}
+"""Unicode's embeddings, overrides and isolates, which show text in another order, and the
+deprecated controls after them. The marks and joiners that scripts and emoji need are not here."""
+_OF_NOTES = {*range(0xFFF9, 0xFFFC)}
+"""A program may hide what stands between these."""
+_CONTROLS = dict.fromkeys(_OF_TERMINALS | _OF_ORDER | _OF_NOTES, "\ufffd")
 
 
 @app.command("chat")
@@ -70,7 +76,8 @@ def chat(
     )
     if system:
         talk.set_system(system)
-    announce(printable(f"{talk.title}; an answer ends with {' or '.join(talk.ends)}"))
+    ends = " or ".join(each if each.strip() else repr(each) for each in talk.ends)
+    announce(printable(f"{talk.title}; an answer ends with {ends}"))
     for stream in (sys.stdin, sys.stdout):  # no character that is typed or said ends the chat
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
@@ -81,7 +88,10 @@ def chat(
 
 
 def printable(text: str) -> str:
-    """A text of a model without characters that control a terminal, but for line ends and tabs."""
+    """A text of a model without characters that control a terminal, or reorder or hide text there.
+
+    Line ends and tabs stay.
+    """
     return text.translate(_CONTROLS)
 
 

@@ -12,6 +12,40 @@ _OF_PAIRS = ("samples", "max_new_tokens")
 _OF_LM_EVAL = ("limit", "fewshot", "apply_chat_template", "batch_size", "merged")
 """Options that only make sense with --lm-eval; the others only without it."""
 
+BaseOnly = Annotated[
+    bool, typer.Option("--base-only", help="Judge the base alone, before training.")
+]
+Samples = Annotated[int, typer.Option(min=0, help="Prompts to answer with both models.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer in tokens.")]
+LmEval = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK,...",
+        help="Measure benchmarks in place of held-out pairs: names or YAML files of lm-eval.",
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="With --lm-eval: the first rows of each task only.")
+]
+Fewshot = Annotated[
+    int | None, typer.Option(min=0, help="With --lm-eval: solved examples before a question.")
+]
+ApplyChatTemplate = Annotated[
+    bool,
+    typer.Option(
+        "--apply-chat-template", help="With --lm-eval: ask as in a chat, not as plain text."
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="With --lm-eval: rows at once; what fits, if not given.")
+]
+Merged = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER", help="With --lm-eval: what `export` wrote, as the trained model."
+    ),
+]
+
 
 @app.command("evaluate")
 def evaluate(
@@ -19,42 +53,15 @@ def evaluate(
     run: NamedRun,
     overrides: Overrides = None,
     adapter: Adapter = None,
-    base_only: Annotated[
-        bool, typer.Option("--base-only", help="Judge the base alone, before training.")
-    ] = False,
-    samples: Annotated[int, typer.Option(min=0, help="Prompts to answer with both models.")] = 3,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of an answer in tokens.")
-    ] = 128,
-    lm_eval: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TASK,...",
-            help="Measure benchmarks in place of held-out pairs: names or YAML files of lm-eval.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="With --lm-eval: the first rows of each task only.")
-    ] = None,
-    fewshot: Annotated[
-        int | None, typer.Option(min=0, help="With --lm-eval: solved examples before a question.")
-    ] = None,
-    apply_chat_template: Annotated[
-        bool,
-        typer.Option(
-            "--apply-chat-template", help="With --lm-eval: ask as in a chat, not as plain text."
-        ),
-    ] = False,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="With --lm-eval: rows at once; what fits, if not given."),
-    ] = None,
-    merged: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER", help="With --lm-eval: what `export` wrote, as the trained model."
-        ),
-    ] = None,
+    base_only: BaseOnly = False,
+    samples: Samples = 3,
+    max_new_tokens: MaxNewTokens = 128,
+    lm_eval: LmEval = None,
+    limit: Limit = None,
+    fewshot: Fewshot = None,
+    apply_chat_template: ApplyChatTemplate = False,
+    batch_size: BatchSize = None,
+    merged: Merged = None,
     json: Json = False,
 ) -> dict[str, Any]:
     """Compare base and trained model on held-out pairs, or on the usual benchmarks."""

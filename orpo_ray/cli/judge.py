@@ -10,42 +10,51 @@ app = typer.Typer(add_completion=False)
 
 _REWARD = "reward"
 
+First = Annotated[str, typer.Argument(metavar="A.jsonl", help="The answers of one model.")]
+Second = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="B.jsonl",
+        help="Those of the other; left out if A has both, as generate --model both writes.",
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, as http://HOST:8000/v1."),
+]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The model that judges at the endpoint.")
+]
+KeyFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="A file that holds the endpoint's key.")
+]
+ByRun = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        metavar="reward RUN",
+        help="Judge by the log-probs of the model that a run trained, without an endpoint.",
+    ),
+]
+Out = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The file of verdicts; beside A if not given.")
+]
+Parallel = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
+MaxRequests = Annotated[
+    int | None, typer.Option(min=1, help="The most requests, tries after failures included.")
+]
+
 
 @app.command("judge")
 def judge(
-    a: Annotated[str, typer.Argument(metavar="A.jsonl", help="The answers of one model.")],
-    b: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="B.jsonl",
-            help="Those of the other; left out if A has both, as generate --model both writes.",
-        ),
-    ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="An OpenAI-compatible endpoint, as http://HOST:8000/v1."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The model that judges at the endpoint.")
-    ] = None,
-    key_file: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A file that holds the endpoint's key.")
-    ] = None,
-    judge: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            metavar="reward RUN",
-            help="Judge by the log-probs of the model that a run trained, without an endpoint.",
-        ),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="The file of verdicts; beside A if not given."),
-    ] = None,
-    parallel: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
-    max_requests: Annotated[
-        int | None, typer.Option(min=1, help="The most requests, tries after failures included.")
-    ] = None,
+    a: First,
+    b: Second = None,
+    endpoint: Url = None,
+    model: Model = None,
+    key_file: KeyFile = None,
+    judge: ByRun = None,
+    out: Out = None,
+    parallel: Parallel = 4,
+    max_requests: MaxRequests = None,
     json: Json = False,
 ) -> dict[str, Any]:
     """Compare two models' answers to the same prompts: how often A's are better than B's."""

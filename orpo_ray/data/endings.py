@@ -172,9 +172,14 @@ def end_ids(tokenizer: Any, generation_config: Any) -> list[int]:
 
 
 def end_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The texts of end tokens. An id that the tokenizer lacks has none, and is left out."""
-    known = [each for each in ids if tokenizer.convert_ids_to_tokens(each) is not None]
-    return [str(tokenizer.decode([each])) for each in known]
+    """The texts of end tokens, as they would be read; none for an id that the tokenizer lacks."""
+    added = tokenizer.added_tokens_decoder
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    return [
+        added[each].content if each in added else str(tokenizer.decode([each]))
+        for each, token in zip(ids, tokens, strict=True)
+        if token is not None
+    ]
 
 
 def _rendered(tokenizer: Any, messages: list[Message]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Literal
 from peft import PeftModel
 
 from orpo_ray.config.storage import expanded
+from orpo_ray.data.endings import end_texts
 from orpo_ray.data.pairs import Message
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import ConfigError, DataError
@@ -114,10 +115,8 @@ class Chat:
 
     @property
     def ends(self) -> list[str]:
-        """The tokens that end an answer, as texts; a number for one that the tokenizer lacks."""
-        tokens = self._speaker.tokenizer.convert_ids_to_tokens(self._speaker.ends)
-        found = zip(self._speaker.ends, tokens, strict=True)
-        return [str(number if token is None else token) for number, token in found]
+        """The tokens that end an answer, as texts."""
+        return end_texts(self._speaker.tokenizer, self._speaker.ends)
 
     def ask(self, text: str, listener: Listener) -> Reply:
         """The answer to a question; both are remembered unless nothing was answered.

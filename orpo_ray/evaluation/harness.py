@@ -36,6 +36,8 @@ from orpo_ray.training.pair_model import PairModel
 _NEAR_NAMES = 3
 _YAML = (".yaml", ".yml")
 _SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+_REJECTED = ".rejected"
+"""The end of a folder's name that `export` did not let through."""
 _STDERR = "_stderr"
 """What lm-eval adds to the name of a metric for its standard error."""
 
@@ -98,8 +100,11 @@ class Candidate:
         return {**plain, "quantization": "none", "merged": str(self.merged), "merge": merge}
 
 
-def merged_folder(place: str) -> Path:
-    """The folder of a whole model that `export` wrote. Raises ConfigError for any other."""
+def merged_folder(place: str, run: str) -> Path:
+    """The folder of a whole model that `export` wrote of a run. Raises ConfigError for any other.
+
+    Folders of earlier versions do not say their run.
+    """
     folder = expanded(place, "--merged").absolute()
     if not (folder / EXPORT_FILE).is_file():
         raise ConfigError(
@@ -109,6 +114,14 @@ def merged_folder(place: str) -> Path:
         raise ConfigError(
             f"--merged: {place} holds an adapter alone; leave out --merged to evaluate it"
         )
+    if folder.resolve().name.endswith(_REJECTED):
+        raise ConfigError(
+            f"--merged: {place} was rejected by `orpo-ray export`, because it behaves otherwise "
+            "than the trained model"
+        )
+    exported = (read_json(folder / EXPORT_FILE) or {}).get("run", run)
+    if exported != run:
+        raise ConfigError(f"--merged: {place} holds run {exported}, not {run}; evaluate that run")
     return folder
 
 

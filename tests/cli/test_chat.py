@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pexpect
@@ -51,6 +52,8 @@ def terminal(folder: Path, *arguments: object, columns: int = 100) -> Iterator[p
         env={**variables, "TERM": "xterm"},
         encoding="utf-8",
         dimensions=(40, columns),
+        # As in a terminal of a person: tests that run in the background have Ctrl-C ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         timeout=HANG_S,
     )
     try:

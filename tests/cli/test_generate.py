@@ -79,6 +79,18 @@ def test_a_loaded_model_says_what_the_command_says(finished: Finished, whole: Pa
         orpo_ray.load(finished.run_dir / "none")
 
 
+def test_a_folder_names_the_run_in_python_too(
+    finished: Finished, few: Path, tmp_path: Path
+) -> None:
+    config = orpo_ray.load_config(finished.config)
+    files = [tmp_path / name for name in ("named", "given")]
+    for run, out in zip((finished.run_dir, config), files, strict=True):
+        assert orpo_ray.generate(run, few, out, max_new_tokens=4).answers == 3
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(orpo_ray.ConfigError, match="no run is there"):
+        orpo_ray.generate(tmp_path / "none", few, tmp_path / "out")
+
+
 def test_both_models_answer_one_after_the_other(whole: Path) -> None:
     rows = rows_of(whole)
     half = len(rows) // 2

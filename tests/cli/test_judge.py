@@ -235,6 +235,40 @@ def test_a_question_that_the_endpoint_refuses_is_left_out(
     assert lines_of(out)[0]["text"] == "refused: 400 a fault [31m of 400"
 
 
+def test_a_judge_that_thinks_is_asked_as_it_takes_it_which_is_said_once(
+    command: Command, server: JudgeServer, sides: tuple[Path, Path], tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert command(*asks(sides, server, whole)).code == 0
+    server.asked.clear()
+    server.thinks = True
+    done = command(*asks(sides, server, out), "--json")
+    assert done.code == 0, done.err
+    assert [line for line in done.said if "does not take" in line] == [
+        f"{server.url}: {MODEL} does not take max_tokens=2048; it is asked with "
+        "max_completion_tokens=25000",
+        f"{server.url}: {MODEL} does not take temperature=0; it is asked without it",
+    ]
+    assert out.read_bytes() == whole.read_bytes()
+    assert done.result["requests"] == len(server.asked)
+    how = [body.keys() - {"model", "messages"} for body in server.asked]
+    assert how.count({"max_completion_tokens"}) == 6, "one that is answered for each verdict"
+    server.asked.clear()
+    asked = [*asks(sides, server, tmp_path / "one.jsonl"), "--parallel", "1", "--max-requests", "8"]
+    assert command(*asked).code == 0
+    assert len(server.asked) == 2 + 6, "each change costs one request"
+
+
+def test_a_question_that_is_too_long_changes_nothing(
+    command: Command, server: JudgeServer, sides: tuple[Path, Path], tmp_path: Path
+) -> None:
+    server.faults = ["too long"]
+    out = tmp_path / "v.jsonl"
+    found = command(*asks(sides, server, out), "--parallel", "1", "--json").result
+    assert (found["unreadable"], found["requests"]) == (1, 6)
+    assert all(body["max_tokens"] == 2048 for body in server.asked)
+
+
 def test_an_endpoint_that_refuses_every_question_ends_the_command(
     command: Command, server: JudgeServer, tmp_path: Path
 ) -> None:

@@ -316,6 +316,32 @@ def test_an_adapter_alone_is_no_merged_model(
     one_line(done, WRONG, "holds an adapter alone")
 
 
+def test_a_rejected_folder_is_no_merged_model(
+    command: Command, finished: Finished, choices: Path, tmp_path: Path
+) -> None:
+    folder, link = tmp_path / "merged.rejected", tmp_path / "merged"
+    folder.mkdir()
+    (folder / "export.json").write_text("{}")
+    link.symlink_to(folder)
+    for place in (folder, f"{folder}/", link):
+        done = command("evaluate", finished.run_dir, "--lm-eval", choices, "--merged", place)
+        one_line(done, WRONG, "was rejected by `orpo-ray export`")
+
+
+def test_the_model_of_another_run_does_not_stand_in_for_this_one(
+    command: Command, finished: Finished, choices: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "export.json").write_text('{"run": "another"}')
+    done = command("evaluate", finished.run_dir, "--lm-eval", choices, "--merged", tmp_path)
+    one_line(done, WRONG, f"holds run another, not {finished.run_dir.name}; evaluate that run")
+
+
+@pytest.mark.parametrize("written", ["{}", '{"run": "mine"}'])
+def test_a_folder_of_this_run_or_of_no_known_one_is_taken(written: str, tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text(written)
+    assert harness.merged_folder(str(tmp_path), "mine") == tmp_path
+
+
 def test_a_run_that_is_not_there_is_named(command: Command, config: Path, choices: Path) -> None:
     one_line(command("evaluate", config, "--lm-eval", choices), WRONG, "does not exist; train it")
 

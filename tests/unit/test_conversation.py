@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orpo_ray.cli.chat import printable
+from orpo_ray.data.endings import end_texts
 from orpo_ray.data.pairs import Message
 from orpo_ray.data.prompts import read_prompts
 from orpo_ray.data.tokenise import PairTokeniser
@@ -147,6 +148,16 @@ def test_no_control_character_of_a_model_reaches_the_terminal() -> None:
     assert printable("a\x1b]0;x\x07\r\x9b31mb\n\tü") == "a\ufffd]0;x\ufffd\ufffd\ufffd31mb\n\tü"
 
 
+@pytest.mark.parametrize("control", [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFF9])
+def test_no_character_that_reorders_or_hides_text_is_shown(control: int) -> None:
+    assert printable(f"a{chr(control)}b") == "a\ufffdb"
+
+
+@pytest.mark.parametrize("text", ["👩\u200d🔬", "a\u200cb", "\u200fa!\u200e", "e\u0301"])
+def test_what_scripts_and_emoji_need_is_shown(text: str) -> None:
+    assert printable(text) == text
+
+
 def test_a_template_has_the_name_that_a_user_may_know() -> None:
     assert template_name(None, TEMPLATES["gemma"].text) == "gemma"
     assert template_name(None, "{{ messages }}") == "the base's own"
@@ -165,6 +176,13 @@ def test_an_answer_comes_in_pieces_that_are_its_text(chat: Chat) -> None:
         {"role": "assistant", "content": reply.text},
     ]
     assert chat.ends == ["<|im_end|>"]
+
+
+def test_end_tokens_are_told_as_they_are_read(tokenizer: PreTrainedTokenizerBase) -> None:
+    [line_end] = tokenizer("\n")["input_ids"]
+    end = tokenizer.eos_token_id
+    assert tokenizer.convert_ids_to_tokens(line_end) == "Ċ"
+    assert end_texts(tokenizer, [line_end, end, len(tokenizer) + 5]) == ["\n", tokenizer.eos_token]
 
 
 def test_no_piece_ends_inside_a_character(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from orpo_ray.api.trained import _prompts
+from orpo_ray.api.trained import _prompts, distinct_prompts
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.evaluate import Judged, Questions, evaluation_of, judge_model, load_trained
 from orpo_ray.evaluation.generate import Answer, answers_of
@@ -150,3 +150,16 @@ def test_an_evaluation_tells_what_changed_and_which_answers_were_cut(
     alone = evaluation_of("run", None, ["a", "b"], [base], limit=8)
     assert (alone.adapter, alone.changes, list(alone.metrics)) == (None, {}, ["base"])
     assert [sample.trained for sample in alone.samples] == [None, None]
+
+
+def test_long_prompts_are_left_out_and_others_take_their_place(tmp_path: Path):
+    pairs = demo_pairs("h1", 8)
+    table = write_pairs(tmp_path, demo_pairs("train", 2), [*pairs[:4], *pairs]).eval
+    prompts = [pair.prompt.tolist() for pair in pairs]
+    most = sorted(len(prompt) for prompt in prompts)[4]
+    short = [prompt for prompt in prompts if len(prompt) <= most]
+    assert 3 < len(short) < len(prompts)
+    assert distinct_prompts(table, 3, most) == short[:3]
+    assert distinct_prompts(table, 100, most) == short
+    assert distinct_prompts(table, 100) == prompts
+    assert distinct_prompts(table, 0) == []

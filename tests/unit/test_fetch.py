@@ -1,5 +1,6 @@
 """The base's files are fetched from the hub once; if that fails, one line says why."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,23 +18,25 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 
     def download(
         name: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
-    ) -> None:
+    ) -> str:
         asked.append((name, revision))
         assert "*.safetensors" in allow_patterns and not any(
             "bin" in pattern for pattern in allow_patterns
         )
+        return "fetched"
 
     monkeypatch.setattr(base, "snapshot_download", download)
     return asked
 
 
 def test_a_hub_name_is_fetched_at_its_revision(asked: list[Any]) -> None:
-    base.fetch_base(ModelConfig(base="someone/model", revision="v2"))
+    found = base.fetch_base(ModelConfig(base="someone/model", revision="v2"))
+    assert found == Path("fetched")
     assert asked == [("someone/model", "v2")]
 
 
 def test_a_folder_is_not_fetched(asked: list[Any]) -> None:
-    base.fetch_base(ModelConfig(base=str(BASE)))
+    assert base.fetch_base(ModelConfig(base=str(BASE))) == BASE
     assert asked == []
 
 

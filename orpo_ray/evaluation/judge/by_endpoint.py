@@ -20,7 +20,7 @@ from orpo_ray.evaluation.judge.asking import (
     question,
     winner,
 )
-from orpo_ray.evaluation.judge.endpoint import Chat, Endpoint, Failed, Patience, Refused
+from orpo_ray.evaluation.judge.endpoint import Changed, Chat, Endpoint, Failed, Patience, Refused
 from orpo_ray.evaluation.judge.judging import Left, Place, Row
 from orpo_ray.runs.console import Console
 
@@ -111,6 +111,7 @@ class _Asking:
         self._made = left.requests
         self._refusals = 0
         self._has_failed = False
+        self._changes: set[str] = set()
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self.failure: OrpoRayError | None = None
@@ -155,6 +156,15 @@ class _Asking:
             is_hopeless = not self.answers and self._refusals == _REFUSALS
         if is_hopeless:
             raise RunError(f"{self._by.endpoint.url} refuses every question: {refusal}")
+
+    def change(self, changed: Changed) -> None:
+        """Announce that questions are asked in another way. Several requests may learn of it."""
+        line = str(changed)
+        with self._lock:
+            is_new = line not in self._changes
+            self._changes.add(line)
+        if is_new:
+            self._said.announce(f"{self._by.endpoint.url}: {line}")
 
     def wait(self, seconds: float, failed: Failed) -> None:
         """Pause after a failure, but not when the command ends. The first one is announced."""
@@ -206,6 +216,8 @@ class _Question:
                         "are kept, and the same command goes on"
                     ) from failed
                 self._asking.wait(patience.pause(failures, failed.wait), failed)
+            except Changed as changed:
+                self._asking.change(changed)
             except Refused as refused:
                 self._asking.tell(refused)
                 raise

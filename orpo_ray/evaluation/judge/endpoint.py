@@ -2,6 +2,8 @@
 
 import email.utils
 import json
+import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,17 @@ from orpo_ray.errors import ConfigError, ResourceError, RunError
 _CHAT = "/chat/completions"
 _LONGEST_ANSWER = 2048
 """Tokens. A judge that does not end costs no more than these."""
+_LONGEST_THOUGHT = 25_000
+"""Tokens of a judge that thinks first. OpenAI advises to leave so many for thought and answer."""
+_ASKED: dict[str, Any] = {"temperature": 0, "max_tokens": _LONGEST_ANSWER}
+"""How a judge is asked."""
+_INSTEAD: dict[str, dict[str, Any]] = {
+    "temperature": {},
+    "max_tokens": {"max_completion_tokens": _LONGEST_THOUGHT},
+}
+"""What a judge is asked with in place of a setting that it does not take."""
+_UNSUPPORTED = re.compile(r"unsupported|n[o']t support|deprecated", re.IGNORECASE)
+"""How servers say so. A question that is too long names `max_tokens`, too, but not like this."""
 _PASSING = (408, 409, 425, 429)
 """Besides 5xx, the statuses that may be others a little later."""
 _OF_ONE_QUESTION = (400, 413, 422)
@@ -57,14 +70,18 @@ class Refused(Exception):  # noqa: N818 - the next question may be answered
     """A question that will never be answered, such as one that is too long for the judge."""
 
 
+class Changed(Exception):  # noqa: N818 - the next request may be answered
+    """A request that was refused for how it was made. From now on others are made as it says."""
+
+
 class Chat(Protocol):
     """A model that answers."""
 
     def say(self, messages: Sequence[Message]) -> str:
         """The answer to a conversation, by one request.
 
-        Raises Failed if another may succeed, Refused if none will, and ConfigError or RunError if
-        no question will be answered.
+        Raises Failed if another may succeed, Changed if another is made in another way, Refused if
+        none will succeed, and ConfigError or RunError if no question will be answered.
         """
 
 
@@ -134,6 +151,8 @@ class _Client:
         # What the environment says of other accounts is not for this endpoint.
         unsent = ["OpenAI-Organization", "OpenAI-Project"]
         unsent += [] if endpoint.key else ["Authorization"]
+        self._settings = _ASKED
+        self._lock = threading.Lock()
         self._headers: Any = {name: openai.Omit() for name in unsent}
         self._client = openai.OpenAI(
             api_key=endpoint.key or "none",
@@ -146,12 +165,12 @@ class _Client:
     def say(self, messages: Sequence[Message]) -> str:
         """The answer to a conversation, by one request."""
         asked: Any = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+        settings = self._settings
         try:
             reply = self._client.chat.completions.with_raw_response.create(
                 model=self._endpoint.model,
                 messages=asked,
-                temperature=0,
-                max_tokens=_LONGEST_ANSWER,
+                **settings,
                 extra_headers=self._headers,
             )
             content = _content(reply.http_response.content)
@@ -161,10 +180,26 @@ class _Client:
             raise Failed(f"no connection, or it was cut ({self._shown(error.__cause__)})") from None
         except self._openai.APIStatusError as error:
             # The server's words may repeat the key, so this error does not go on to the log.
-            raise self._refusal(error) from None
+            raise self._changed(error, settings) or self._refusal(error) from None
         if content is None:
             raise Failed("its reply is no chat completion")
         return self._without_key(content.encode(errors="backslashreplace").decode())
+
+    def _changed(self, error: Any, settings: Mapping[str, Any]) -> Changed | None:
+        """Leave out the settings that a refusal names; None if it was for something else."""
+        if error.status_code != 400 or not _UNSUPPORTED.search(error.message):
+            return None
+        named = [name for name in _INSTEAD if name in settings and name in error.message]
+        if not named:
+            return None
+        instead = {key: value for name in named for key, value in _INSTEAD[name].items()}
+        with self._lock:  # requests at the same time may each learn of another setting
+            kept = {name: value for name, value in self._settings.items() if name not in named}
+            self._settings = {**kept, **instead}
+        told = " and ".join(f"{name}={settings[name]}" for name in named)
+        into = " ".join(f"{name}={value}" for name, value in instead.items())
+        how = f"with {into}" if into else "without it"
+        return Changed(f"{self._endpoint.model} does not take {told}; it is asked {how}")
 
     def _refusal(self, error: Any) -> Exception:
         status: int = error.status_code

@@ -106,7 +106,7 @@ def test_plain_transformers_answer_as_the_unmerged_adapter(
     kind: str, storage: Path, tmp_path: Path
 ) -> None:
     config = trained(storage, kind)
-    exported = orpo_ray.export(config, tmp_path / "out", answers=2, console=SILENT)
+    exported = orpo_ray.export(Run(config).folder, tmp_path / "out", answers=2, console=SILENT)
     is_quantised = config.model.quantization != "none"
     assert exported.merge == {
         "full": "none",
