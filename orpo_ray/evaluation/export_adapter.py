@@ -96,5 +96,7 @@ def export_adapter(
         )
         write_serve_page(made, served)
         computed = DTYPES[questions.decisions.dtype]
-        written = Written(made, NO_MERGE, computed, again.sheet, known)
+        written = Written(
+            folder=made, merge=NO_MERGE, dtype=computed, again=again.sheet, explained_by=known
+        )
         return finish(trained, written, Comparison(questions, known, {}), folder, base.name)

@@ -107,7 +107,7 @@ class Comparison:
     """By the way in which each was written, if there were several."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Written:
     """A folder that was written, and what it is compared with."""
 
@@ -153,7 +153,13 @@ def export_model(
             announce("asking the trained model on the base as it was published")
             config = _unquantised(trained.config)
             explained_by = ask_trained(config, trained.place, trained, questions)
-        written = Written(made, chosen.name, chosen.dtype, again, explained_by)
+        written = Written(
+            folder=made,
+            merge=chosen.name,
+            dtype=chosen.dtype,
+            again=again,
+            explained_by=explained_by,
+        )
         comparison = Comparison(questions, known, candidates)
         return finish(trained, written, comparison, folder)
 
@@ -287,7 +293,13 @@ def finish(
     record = exported.to_json()
     del record["folder"]
     write_json(written.folder / EXPORT_FILE, record)
-    card = Card(trained.whole, trained.summary, trained.result, trained.is_adapter, base_name)
+    card = Card(
+        config=trained.whole,
+        summary=trained.summary,
+        result=trained.result,
+        is_adapter=trained.is_adapter and written.merge == NO_MERGE,
+        base_name=base_name,
+    )
     write_export_card(written.folder, card, exported)
     fault = _fault(trained, written, exported)
     kept = to if fault is None else rejected(to)

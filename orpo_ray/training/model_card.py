@@ -15,7 +15,7 @@ from orpo_ray.runs.results import DEQUANTISED, NO_MERGE, ORIGINAL, Exported, Tra
 from orpo_ray.runs.summary import METRIC_LABELS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """What a card is written of."""
 
@@ -24,6 +24,7 @@ class Card:
     result: TrainResult | None
     """None for an adapter that the run did not make."""
     is_adapter: bool
+    """Whether the folder holds an adapter alone."""
     base_name: str | None = None
     """The base's name on the hub, if the config has another one."""
 
@@ -43,7 +44,8 @@ def write_model_card(
     folder: Path, config: RunConfig, summary: Summary, result: TrainResult
 ) -> None:
     """Write README.md into an adapter folder."""
-    card = Card(config, summary, result, is_adapter=config.adapter.kind == "lora")
+    is_adapter = config.adapter.kind == "lora"
+    card = Card(config=config, summary=summary, result=result, is_adapter=is_adapter)
     settings = json.loads(json.dumps(dump(config)))
     about = [_method(card, result), *_made(card, result, settings)]
     _write(folder, config.name, _header(card), about)
@@ -51,22 +53,15 @@ def write_model_card(
 
 def write_export_card(folder: Path, card: Card, exported: Exported) -> None:
     """Write README.md into an exported folder: how it was merged, and what it was made from."""
-    alone = Card(
-        card.config,
-        card.summary,
-        card.result,
-        is_adapter=card.is_adapter and exported.merge == NO_MERGE,
-        base_name=card.base_name,
-    )
     about, made = [], []
     if card.result is not None:
-        about = [_method(alone, card.result), *_chain(card.config, card.result), ""]
+        about = [_method(card, card.result), *_chain(card.config, card.result), ""]
         settings = json.loads(json.dumps(dump(card.config)))
         # Where the run lies means nothing elsewhere.
         del settings["storage"]
         settings["model"]["base"] = card.shown_base
-        made = _made(alone, card.result, settings)
-    _write(folder, exported.run, _header(alone), [*about, "## Export", *_export(exported), *made])
+        made = _made(card, card.result, settings)
+    _write(folder, exported.run, _header(card), [*about, "## Export", *_export(exported), *made])
 
 
 def _write(folder: Path, name: str, header: dict[str, Any], lines: Sequence[str]) -> None:
