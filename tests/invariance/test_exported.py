@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -155,12 +157,16 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def in_stages(storage: Path, name: str, **sections: Any) -> RunConfig:
+def in_stages(
+    storage: Path, name: str, stage: Mapping[str, Any] = MappingProxyType({}), **sections: Any
+) -> RunConfig:
+    """SFT, then DPO. Each stage has the settings of `stage` as well."""
     config = short(storage, name, **sections)
     tree = json.loads(config.model_dump_json(by_alias=True))
     if tree["adapter"]["kind"] == "none":
         tree["adapter"] = {"kind": "none"}
-    tree["stages"] = [{"objective": {"kind": "sft"}}, {"objective": {"kind": "dpo", "beta": 0.3}}]
+    objectives = ({"kind": "sft"}, {"kind": "dpo", "beta": 0.3})
+    tree["stages"] = [{**stage, "objective": objective} for objective in objectives]
     return build(RunConfig, tree, {(): "tests"})
 
 
@@ -179,6 +185,21 @@ def test_a_chain_is_exported_whole_and_the_card_names_it(
     assert greedy(plain, again, question) == greedy(ours, tokenizer, question)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "1. SFT in 4 steps\n2. DPO in 4 steps\n" in card
+
+
+def test_the_last_stage_says_whether_there_is_an_adapter(storage: Path, tmp_path: Path) -> None:
+    """The stages train every weight, and the settings above them name an adapter."""
+    whole = {"adapter": {"kind": "none"}}
+    config = in_stages(storage, "chain-of-kinds", stage=whole, model=PLAIN)
+    orpo_ray.train(config, console=SILENT)
+    with pytest.raises(ConfigError, match="the run trained every weight, so it has no adapter"):
+        orpo_ray.export(config, tmp_path / "out", adapter_only=True, console=SILENT)
+    for way in ("auto", "none"):
+        out = tmp_path / way
+        exported = orpo_ray.export(config, out, merge=way, answers=0, console=SILENT)
+        assert (exported.merge, exported.reloaded.greedy_agreement) == ("none", None)
+        card = (out / "README.md").read_text(encoding="utf-8")
+        assert "Fine-tuned from `base`" in card and "library_name" not in card
 
 
 def test_an_adapter_alone_loads_in_peft_and_names_no_folder_of_this_machine(
