@@ -19,6 +19,7 @@ from orpo_ray.config.storage import without_secrets
 from orpo_ray.errors import ConfigError
 
 _DEEPEST = 32
+_OF_DATA = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow")
 _A_CONFIG = "a config is a YAML mapping of sections such as model, data and training"
 
 
@@ -35,6 +36,7 @@ def load_config(
         tree: dict[str, Any] = _copied(source)
         places: dict[Key, str] = {(): "config"}
     elif isinstance(source, str | PathLike):
+        _refuse_data(Path(source))
         tree, places = read_yaml(Path(source))
     else:
         raise ConfigError(
@@ -56,6 +58,15 @@ def load_config(
     config = build(RunConfig, tree, places)
     stage_configs(config, places)
     return config
+
+
+def _refuse_data(file: Path) -> None:
+    """Raise ConfigError for a file of pairs in place of a config."""
+    if file.suffix.lower() in _OF_DATA:
+        raise ConfigError(
+            f"{file}: a file of pairs is no config; name it in one, as "
+            f"data: {{train: [{{source: {file}}}]}} beside model: {{base: ...}}"
+        )
 
 
 def _refuse_foreign(tree: Mapping[str, Any], file: str) -> None:

@@ -727,6 +727,14 @@ def test_a_config_is_frozen(path):
 # Files that are no config
 
 
+@pytest.mark.parametrize("ending", [".csv", ".JSONL", ".parquet"])
+def test_a_file_of_pairs_is_no_config(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"pairs{ending}"
+    file.write_text("prompt,chosen,rejected\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="a file of pairs is no config; name it in one, as data:"):
+        load_config(file)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
