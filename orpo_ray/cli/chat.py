@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orpo_ray.cli.options import Adapter, Json, NamedRun, Overrides
+from orpo_ray.cli.options import (
+    Adapter,
+    Json,
+    MaxNewTokens,
+    NamedRun,
+    Overrides,
+    Seed,
+    Temperature,
+    TopP,
+)
 
 if TYPE_CHECKING:
     from orpo_ray.evaluation.chat import Chat, Reply
@@ -41,16 +50,10 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="Answer this question, and end.")
     ] = None,
     system: Annotated[str, typer.Option(metavar="TEXT", help="The system text.")] = "",
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of an answer in tokens.")
-    ] = 512,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="Above 0, answers are drawn; 0 takes the likeliest.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens to draw from.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Other seeds draw other answers.")] = 0,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
     adapter: Adapter = None,
     json: Json = False,
 ) -> dict[str, Any] | None:

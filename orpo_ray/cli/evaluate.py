@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orpo_ray.cli.options import Adapter, Json, NamedRun, Overrides
+from orpo_ray.cli.options import Adapter, Json, MaxNewTokens, NamedRun, Overrides
 
 app = typer.Typer(add_completion=False)
 
@@ -16,7 +16,6 @@ BaseOnly = Annotated[
     bool, typer.Option("--base-only", help="Judge the base alone, before training.")
 ]
 Samples = Annotated[int, typer.Option(min=0, help="Prompts to answer with both models.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length of an answer in tokens.")]
 LmEval = Annotated[
     str | None,
     typer.Option(

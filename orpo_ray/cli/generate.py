@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from orpo_ray.cli.options import Adapter, Json, NamedRun, Overrides
+from orpo_ray.cli.options import (
+    Adapter,
+    Json,
+    MaxNewTokens,
+    NamedRun,
+    Overrides,
+    Seed,
+    Temperature,
+    TopP,
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -25,16 +34,10 @@ def generate(
         Literal["jsonl", "alpaca-eval", "mt-bench", "openai"],
         typer.Option(help="The form of the file."),
     ] = "jsonl",
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of an answer in tokens.")
-    ] = 512,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="Above 0, answers are drawn; 0 takes the likeliest.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of the likeliest tokens to draw from.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Other seeds draw other answers.")] = 0,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
     batch_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of a batch, padding and full answers included.")
     ] = 8192,

@@ -76,7 +76,7 @@ def _copy(trained: str, decisions: Decisions) -> Method:
         name=NO_MERGE,
         source=whole,
         dtype=dtype,
-        bytes=sum(shape.numel() for shape in whole.shapes.values()) * dtype.itemsize,
+        bytes=whole.numbers * dtype.itemsize,
         write=lambda folder, _: write_copy(whole, folder, dtype),
         keeps_weights=True,
     )

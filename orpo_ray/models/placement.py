@@ -25,8 +25,7 @@ def free_memory(device: str) -> int:
 
 def fits(weights: Weights, dtype: torch.dtype, device: str) -> bool:
     """Whether a model fits into the memory of a device in a number format."""
-    numbers = sum(shape.numel() for shape in weights.shapes.values())
-    return numbers * dtype.itemsize <= free_memory(device) * _USABLE
+    return weights.numbers * dtype.itemsize <= free_memory(device) * _USABLE
 
 
 def placement(folder: Path, dtype: torch.dtype, device: str) -> dict[str, str]:

@@ -45,6 +45,11 @@ class Weights:
         return tensor
 
     @property
+    def numbers(self) -> int:
+        """How many numbers all tensors have."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    @property
     def bytes(self) -> int:
         """The size of all tensors."""
         return sum(map(_bytes, self.shapes.values()))
@@ -94,9 +99,9 @@ def _write_file(file: Path, shapes: Mapping[str, Tensor], read: Callable[[str], 
         os.fsync(stream.fileno())
 
 
-def shape_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of the same shape without numbers."""
-    return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta")
+def shape_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of the same shape without numbers, in a number format."""
+    return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
 
 def _bytes(tensor: Tensor) -> int:

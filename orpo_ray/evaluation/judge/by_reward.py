@@ -74,7 +74,7 @@ class ByReward:
             reasons = [found[side] for side in sides if side not in rewards]
             if reasons:
                 out += 1
-                yield _left_out(place, str(reasons[0]))
+                yield _kept(place, UNREADABLE, str(reasons[0]))
             else:
                 yield _verdict(place, *(rewards[side] for side in sides))
         if out:
@@ -127,10 +127,6 @@ def _fitting(pair: TokenPair | Refusal, positions: int | None) -> TokenPair | st
     if positions is not None and length > positions:
         return f"prompt and answer have {length} tokens, but the base reads {positions}"
     return pair
-
-
-def _left_out(place: Place, why: str) -> Row:
-    return _kept(place, UNREADABLE, why)
 
 
 def _verdict(place: Place, a: float, b: float) -> Row:
