@@ -120,19 +120,8 @@ class _FrozenHead(torch.autograd.Function):
         kept = head.buffer(hidden, min(rows_per_chunk, len(hidden)))
         for start in range(0, len(hidden), rows_per_chunk):
             rows = slice(start, start + rows_per_chunk)
-            logits, y = head.logits(hidden[rows], kept), targets[rows, None]
-            of_target, largest = logits.gather(-1, y), logits.amax(-1, keepdim=True)
-            slope = None
-            if head.soft_cap is not None and gradient is not None:
-                slope = 1 - (logits / head.soft_cap).square_()
-            unscaled = logits.sub_(largest).exp_()
-            total = unscaled.sum(-1, keepdim=True)
-            log_probs[rows] = (of_target - largest - total.log()).squeeze(-1)
-            if gradient is not None:
-                of_logits = unscaled.div_(-total).scatter_add_(-1, y, torch.ones_like(total))
-                if slope is not None:
-                    of_logits.mul_(slope)
-                gradient[rows] = (of_logits.to(head.weight.dtype) @ head.weight) * head.scale
+            into = None if gradient is None else gradient[rows]
+            log_probs[rows] = _score_chunk(hidden[rows], targets[rows, None], head, kept, into)
         ctx.save_for_backward(gradient)
         return log_probs
 
@@ -141,6 +130,28 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return (above[:, None] * gradient).to(gradient.dtype), None, None, None
+
+
+def _score_chunk(
+    hidden: Tensor, targets: Tensor, head: _Head, kept: Tensor | None, gradient: Tensor | None
+) -> Tensor:
+    """Log-probs [n] of a chunk's `targets` [n, 1]; their gradient in `hidden` fills `gradient`.
+
+    It is a function of its own so that its logits are gone before the next chunk's are computed.
+    """
+    logits = head.logits(hidden, kept)
+    of_target, largest = logits.gather(-1, targets), logits.amax(-1, keepdim=True)
+    slope = None
+    if head.soft_cap is not None and gradient is not None:
+        slope = 1 - (logits / head.soft_cap).square_()
+    unscaled = logits.sub_(largest).exp_()
+    total = unscaled.sum(-1, keepdim=True)
+    if gradient is not None:
+        of_logits = unscaled.div_(-total).scatter_add_(-1, targets, torch.ones_like(total))
+        if slope is not None:
+            of_logits.mul_(slope)
+        gradient.copy_((of_logits.to(head.weight.dtype) @ head.weight) * head.scale)
+    return (of_target - largest - total.log()).squeeze(-1)
 
 
 def pair_logps(log_probs: Tensor, batch: PairBatch) -> PairLogps:
