@@ -10,8 +10,8 @@ from datetime import date
 from typing import Any
 
 from orpo_ray.errors import CannotTellError, ConfigError
-from orpo_ray.planner.bases import Base, base_of_size, find_base, make_base
 from orpo_ray.planner.hardware import Gpu, load_gpus
+from orpo_ray.planner.published import Base, base_of_size, find_base, make_base
 from orpo_ray.planner.shapes import known_shape
 from orpo_ray.planner.stock import (
     FLOAT,

@@ -10,7 +10,7 @@ of them.
 
 from dataclasses import dataclass
 
-from orpo_ray.planner.bases import Base, Matrix
+from orpo_ray.planner.published import Base, Matrix
 
 HALF, FLOAT = 2, 4
 _GIB, _MIB, _KIB = 2**30, 2**20, 2**10

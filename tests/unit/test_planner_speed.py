@@ -16,8 +16,8 @@ from test_planner_stock import (
     training,
 )
 
-from orpo_ray.planner.bases import find_base, make_base
 from orpo_ray.planner.hardware import load_gpus
+from orpo_ray.planner.published import find_base, make_base
 from orpo_ray.planner.speed import Speed, Work, count_work, predict_speed
 from orpo_ray.planner.stock import NF4, Training
 

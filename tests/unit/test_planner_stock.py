@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orpo_ray.errors import ConfigError
-from orpo_ray.planner.bases import base_of_size, find_base, make_base
+from orpo_ray.planner.published import base_of_size, find_base, make_base
 from orpo_ray.planner.stock import (
     CUBLAS_WORKSPACE,
     GPTQ,
