@@ -347,13 +347,10 @@ def norm(family: Family, width: int) -> int:
 
 def _norms(family: Family, settings: Settings) -> int:
     """The numbers of all norms of a layer."""
-    head, heads = settings["head_dim"], settings["num_attention_heads"]
-    spans = {
-        "": 0,
-        "head": 2 * head,
-        "all": head * (heads + settings["num_key_value_heads"]),
-    }
-    return family.norms * norm(family, settings["hidden_size"]) + spans[family.query_norms]
+    hidden, head = int(settings["hidden_size"]), int(settings["head_dim"])
+    heads = int(settings["num_attention_heads"]) + int(settings["num_key_value_heads"])
+    spans = {"": 0, "head": 2 * head, "all": heads * head}
+    return family.norms * norm(family, hidden) + spans[family.query_norms]
 
 
 def _is_sparse(family: Family, settings: Settings, index: int) -> bool:

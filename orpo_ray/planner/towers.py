@@ -43,9 +43,9 @@ def tower_others(vision: Mapping[str, Any], text_hidden: int) -> int:
             "model.base: its vision tower has a head of its own (vision_use_head), whose layers "
             "the planner does not know"
         )
-    hidden, patch = settings["hidden_size"], settings["patch_size"]
-    patches = (settings["image_size"] // patch) ** 2
-    embeddings = hidden * (settings["num_channels"] * patch**2 + 1 + patches)
+    hidden, patch = int(settings["hidden_size"]), int(settings["patch_size"])
+    patches = (int(settings["image_size"]) // patch) ** 2
+    embeddings = hidden * (int(settings["num_channels"]) * patch**2 + 1 + patches)
     biases = sum(each.outputs * each.copies for each in tower_linears(vision))
-    norms = 2 * hidden * (2 * settings["num_hidden_layers"] + 1)
+    norms = 2 * hidden * (2 * int(settings["num_hidden_layers"]) + 1)
     return embeddings + biases + norms + hidden * text_hidden + hidden
