@@ -29,7 +29,8 @@ class Result:
     """One row, predicted and measured.
 
     `figure` says what: allocated, reserved, device or tokens a second. The figures are None where
-    nothing can be told, and `why` says why, or why the row is not scored.
+    nothing can be told, and `why` says why, or why the row is not scored. `reason` is that of the
+    interval.
     """
 
     row: Row
@@ -39,6 +40,7 @@ class Result:
     measured: float | None = None
     low: float | None = None
     high: float | None = None
+    reason: str = ""
     why: str = ""
 
     @property
@@ -139,13 +141,14 @@ def _limit(result: Result) -> float:
 def _check_speed(rows: list[Row]) -> dict[str, Any]:
     results = [_predict_speed(row) for row in rows]
     scored = [each for each in results if each.scored]
-    factors = [each.high / each.low for each in scored if each.high and each.low]
+    widths = [each.high / each.low for each in scored if each.high and each.low]
     return {
         "rows": len(rows),
         **_score(scored, None),
         "interval": {
-            "high_over_low": median(factors) if factors else None,
-            "reason": "what published rows of a GPU scatter by",
+            "high_over_low": median(widths) if widths else None,
+            "widest": max(widths, default=None),
+            "reasons": sorted({each.reason for each in scored}),
         },
         "by_source": _by(scored, lambda each: each.source, None),
         "by_method": _by(scored, lambda each: each.method, None),
@@ -212,6 +215,7 @@ def _predict_speed(row: Row) -> Result:
         measured=measured,
         low=speed.low,
         high=speed.high,
+        reason=speed.reason,
         why=why,
     )
 

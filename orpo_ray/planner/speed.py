@@ -46,8 +46,9 @@ _DEQUANTISATION_SHARE = {"bitsandbytes": 0.19, "gptq": 0.11, "torch": 1.0}
 # Python, PEFT and the CUDA launches of one pass of one layer. Qwen's README has 0.12 s for 24
 # layers and four passes where the GPU has next to nothing to do.
 _LAUNCH_SECONDS = 1.6e-3
-# FSDP waits for a layer's weights: part of a link's rate, at most this.
-_LINK_SHARE, _MOST_GATHERED = 0.7, 62e9
+# FSDP waits for a layer's weights: part of a link's rate, at most this. The rows scatter from all
+# hidden behind computing (fms, GPTQ on L40) to twice as long and more (fsdp_qlora, RTX 3090).
+_LINK_SHARE, _MOST_GATHERED, _GATHER_SPREAD = 0.7, 62e9, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,8 @@ def count_work(training: Training) -> Work:
 def predict_speed(work: Work, gpu: Gpu, link_rate: float) -> Speed:
     """The throughput of a GPU, whose link to the other GPUs has `link_rate` bytes a second."""
     rate, spread, reason = _sustained(gpu)
+    if work.gathered:
+        reason += f"; gathering may hide behind computing, or take {_GATHER_SPREAD:g} times as long"
     share = min(rate / gpu.half_flops, 0.9)
     bandwidth = gpu.bandwidth
     seconds = {
@@ -122,11 +125,10 @@ def predict_speed(work: Work, gpu: Gpu, link_rate: float) -> Speed:
     }
     computing = sum(seconds[part] for part in ("matrices", "attention", "between"))
     busy = max(computing + seconds["dequantisation"], seconds["launch"])
-    middle = work.tokens / (busy + seconds["gather"])
     return Speed(
-        low=middle / spread,
-        middle=middle,
-        high=middle * spread,
+        low=work.tokens / (spread * busy + _GATHER_SPREAD * seconds["gather"]),
+        middle=work.tokens / (busy + seconds["gather"]),
+        high=work.tokens / (busy / spread),
         seconds=seconds,
         reason=reason,
         is_uncertain=spread == _SPREAD_UNKNOWN,

@@ -107,11 +107,12 @@ def test_throughput_lies_in_the_interval_for_80_percent_of_grade_a(
 ) -> None:
     assert (throughput["rows"], throughput["scored"]) == (241, 54)
     assert throughput["share_within_interval"] >= 0.8
-    assert throughput["interval"]["high_over_low"] == pytest.approx(1.44)
     assert throughput["mean_abs_error"] < 0.1
+    assert throughput["interval"]["high_over_low"] < 1.6
+    assert throughput["interval"]["widest"] < 3
     missed = [row for row in throughput["others"] if row["why"] == "outside the limit"]
-    # Mixtral in GPTQ under FSDP, whose gathering L40s hid behind computing; NF4's did not.
-    assert {row["row"] for row in missed} == {"TL09", "TL10"}
+    # Mixtral in GPTQ on L40s: dequantising all experts is counted too slow for so few tokens.
+    assert {row["row"] for row in missed} == {"TL09"}
 
 
 def test_memory_holds_for_versions_and_a_base_that_the_table_does_not_have() -> None:
