@@ -5,6 +5,7 @@ OrpoRayError
 │   ├── ConfigError         a key, a value, or two settings that do not go together
 │   └── DataError           a file, a row, or too many bad rows
 ├── ResourceError        3  the machine lacks what the run asks for
+├── CannotTellError      3  the planner lacks what a figure needs; it does not guess
 └── RunError             1  the run itself failed
     └── NonFiniteError      a loss or gradient that is not a number
 StoppedError             4  stopped on request; the same command resumes the run
@@ -39,6 +40,12 @@ class DataError(UserError):
 
 class ResourceError(OrpoRayError):
     """The hardware or package that the run needs is missing."""
+
+    exit_code = 3
+
+
+class CannotTellError(OrpoRayError):
+    """A plan lacks what it needs to know about a base or a GPU; nothing is wrong with the run."""
 
     exit_code = 3
 

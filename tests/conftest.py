@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SHARED_DATA = SHARED / "data"
 SHARED_SCHEMAS = SHARED / "schemas"
+SHARED_PLANNER = SHARED / "planner"
 
 
 class TellAtOnce:
@@ -87,6 +88,14 @@ def shared_schemas() -> Path:
     if not SHARED_SCHEMAS.is_dir():
         pytest.skip(f"KubeRay's schemas are not on this machine ({SHARED_SCHEMAS})")
     return SHARED_SCHEMAS
+
+
+@pytest.fixture(scope="session")
+def shared_planner() -> Path:
+    """Published measurements, which are no part of the project; see README.md in their folder."""
+    if not SHARED_PLANNER.is_dir():
+        pytest.skip(f"the published measurements are not on this machine ({SHARED_PLANNER})")
+    return SHARED_PLANNER
 
 
 @pytest.fixture(scope="session")

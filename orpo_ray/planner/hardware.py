@@ -1,7 +1,7 @@
 """What GPUs and networks can do by their makers' papers: hardware.yaml, read and looked up."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -63,7 +63,7 @@ def find_gpus(names: str) -> list[Gpu]:
     known = load_gpus()
     found: dict[str, Gpu] = {}
     for written in names.split(","):
-        found |= {gpu.name: gpu for gpu in _named(written.strip().lower(), known)}
+        found |= {gpu.name: gpu for gpu in _named(written.strip(), known)}
     return list(found.values())
 
 
@@ -87,8 +87,8 @@ def find_network(name: str) -> Link:
     if written in fixed:
         return _network(written, _number(fixed[written]["rate_gbit"]), fixed[written])
     raise ConfigError(
-        f"network: {name} is unknown; write the rate, such as 1gbit or 25gbit, or one of "
-        f"{', '.join(fixed)}"
+        f"--network: no network {name!r}; write its rate, such as 1gbit or 25gbit, or "
+        f"{' or '.join(fixed)}"
     )
 
 
@@ -113,17 +113,27 @@ def _gpu(name: str, entry: dict[str, Any]) -> Gpu:
     )
 
 
-def _named(written: str, known: dict[str, Gpu]) -> Iterable[Gpu]:
+def _named(written: str, known: Mapping[str, Gpu]) -> Iterable[Gpu]:
     """The GPUs that one name means."""
     if written == "all":
         return known.values()
-    if written in known:
-        return [known[written]]
-    if family := [gpu for name, gpu in known.items() if name.startswith(f"{written}-")]:
-        return family
+    plain = _plain(written)
+    exact = [
+        known[name]
+        for name, entry in _table()["gpus"].items()
+        if plain in map(_plain, (name, *entry.get("also", ())))
+    ]
+    family = [gpu for name, gpu in known.items() if _plain(name.partition("-")[0]) == plain]
+    if exact or family:
+        return exact or family
     near = near_name(written, known)
-    hint = f"did you mean {near}?" if near else "known:"
-    raise ConfigError(f"--gpu: {written} is unknown; {hint} {', '.join(known)}")
+    hint = f"did you mean {near}? The planner knows" if near else "the planner knows"
+    raise ConfigError(f"--gpu: no GPU {written!r}; {hint} {', '.join(known)}")
+
+
+def _plain(name: str) -> str:
+    """A name without what people write in different ways: `RTX 4090`, `rtx-4090`."""
+    return re.sub(r"[\s_-]", "", name).lower()
 
 
 def _network(name: str, gbit: float, entry: dict[str, Any]) -> Link:

@@ -98,7 +98,7 @@ def test_functions_say_what_they_return() -> None:
 
 def test_every_error_of_a_run_is_public() -> None:
     ours = {name for name, item in vars(errors).items() if isinstance(item, type)}
-    assert ours - ERRORS == {"JobError"}, "which only commands on a cluster raise"
+    assert ours - ERRORS == {"JobError", "CannotTellError"}, "which only commands raise"
 
 
 def test_a_config_comes_from_plain_data_as_from_a_file(tmp_path: Path) -> None:
