@@ -3,61 +3,15 @@
 A test builds every family on torch's meta device and compares.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from orpo_ray.errors import CannotTellError
 
 Settings = Mapping[str, Any]
 
 _QKV = ("query", "key", "value")
 _ATTENTION = (*_QKV, "out")
-_MLP = ("gate", "up", "down")
-_NEEDED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """A matrix that hidden states are multiplied with.
-
-    `copies` counts it, `active_copies` those that one token of text passes: experts share one
-    parameter, and no text passes a vision tower. `is_module` says whether it is a linear layer of
-    its own: experts and their router are none, so they are not quantised. `ranks` is how many times
-    an adapter's rank its LoRA matrices have; 0 if PEFT puts no adapter on it.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
-    bias: bool = False
-    copies: int = 1
-    active_copies: int = 1
-    is_module: bool = True
-    ranks: int = 1
-
-    @property
-    def weights(self) -> int:
-        """The numbers of its matrix, or of all experts' matrices."""
-        return self.inputs * self.outputs * self.copies
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """One layer of the body: its matrices, the numbers beside them, and how far back it sees.
-
-    `window` is None if the layer sees all tokens before.
-    """
-
-    linears: tuple[Linear, ...]
-    others: int
-    window: int | None
+MLP_ROLES = ("gate", "up", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +24,13 @@ class Experts:
     adapted: bool = True
 
 
-def _never(settings: Settings, index: int) -> bool:
+def never(settings: Settings, index: int) -> bool:
+    """No layer has a window."""
     return False
 
 
-def _always(settings: Settings, index: int) -> bool:
+def always(settings: Settings, index: int) -> bool:
+    """Every layer has one, whatever `layer_types` says."""
     return True
 
 
@@ -135,7 +91,7 @@ class Family:
     head_bias: bool = False
     has_positions: bool = False
     experts: Experts | None = None
-    slides: Callable[[Settings, int], bool] = _never
+    slides: Callable[[Settings, int], bool] = never
     defaults: Settings = field(default_factory=dict)
     fixed: Settings = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -146,11 +102,11 @@ class Family:
 _WINDOW_ON_REQUEST = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(biased={"attention_bias": _ATTENTION, "mlp_bias": _MLP}),
-    "mistral": Family(slides=_always, defaults={"num_key_value_heads": 8, "sliding_window": 4096}),
+    "llama": Family(biased={"attention_bias": _ATTENTION, "mlp_bias": MLP_ROLES}),
+    "mistral": Family(slides=always, defaults={"num_key_value_heads": 8, "sliding_window": 4096}),
     "mixtral": Family(
         experts=Experts(number="num_local_experts", size="intermediate_size"),
-        slides=_always,
+        slides=always,
         defaults={"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2},
     ),
     "qwen2": Family(
@@ -187,7 +143,7 @@ FAMILIES: dict[str, Family] = {
         biased={"attention_bias": _ATTENTION},
         query_norms="head",
         experts=Experts(number="num_experts", size="moe_intermediate_size"),
-        slides=_always,
+        slides=always,
         defaults={
             "num_key_value_heads": 4,
             "num_experts": 128,
@@ -233,7 +189,7 @@ FAMILIES: dict[str, Family] = {
     "phi": Family(
         attention={**_SEPARATE, "out": "self_attn.dense"},
         mlp={"up": "mlp.fc1", "down": "mlp.fc2"},
-        biased={"": (*_ATTENTION, *_MLP)},
+        biased={"": (*_ATTENTION, *MLP_ROLES)},
         norms=1,
         norm_bias=True,
         head_bias=True,
@@ -242,7 +198,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": Family(
         attention={"qkv": "self_attn.qkv_proj", "out": "self_attn.o_proj"},
         mlp={"gate_up": "mlp.gate_up_proj", "down": "mlp.down_proj"},
-        slides=_always,
+        slides=always,
     ),
     "olmo": Family(biased={"attention_bias": _ATTENTION}, norms=0),
     "olmo2": Family(biased={"attention_bias": _ATTENTION}, query_norms="all"),
@@ -253,7 +209,7 @@ FAMILIES: dict[str, Family] = {
         defaults={"sliding_window": 4096},
     ),
     "smollm3": Family(
-        biased={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
+        biased={"attention_bias": _ATTENTION, "mlp_bias": MLP_ROLES},
         slides=_without_rotation,
         defaults={
             "num_key_value_heads": 4,
@@ -261,18 +217,18 @@ FAMILIES: dict[str, Family] = {
             "use_sliding_window": False,
         },
     ),
-    "granite": Family(biased={"attention_bias": _ATTENTION, "mlp_bias": _MLP}),
+    "granite": Family(biased={"attention_bias": _ATTENTION, "mlp_bias": MLP_ROLES}),
     "starcoder2": Family(
         mlp=_TWO_LAYERS,
-        biased={"use_bias": (*_ATTENTION, *_MLP)},
+        biased={"use_bias": (*_ATTENTION, *MLP_ROLES)},
         norm_bias=True,
-        slides=_always,
+        slides=always,
         defaults={"num_key_value_heads": 2, "use_bias": True, "tie_word_embeddings": True},
     ),
     "gpt2": Family(
         attention={"qkv": "attn.c_attn", "out": "attn.c_proj"},
         mlp=_TWO_LAYERS,
-        biased={"": ("qkv", "out", *_MLP)},
+        biased={"": ("qkv", "out", *MLP_ROLES)},
         norm_bias=True,
         has_positions=True,
         defaults={"tie_word_embeddings": True},
@@ -291,7 +247,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family(
         attention={"qkv": "attention.query_key_value", "out": "attention.dense"},
         mlp={"up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
-        biased={"attention_bias": ("qkv", "out"), "": _MLP},
+        biased={"attention_bias": ("qkv", "out"), "": MLP_ROLES},
         norm_bias=True,
         defaults={"attention_bias": True},
         keys={"num_key_value_heads": "num_attention_heads"},
@@ -299,145 +255,3 @@ FAMILIES: dict[str, Family] = {
         embedding="gpt_neox.embed_in",
     ),
 }
-
-
-def read_settings(family: Family, config: Settings, name: str) -> dict[str, Any]:
-    """The settings that decide over a base's layers, each with a value.
-
-    Raises CannotTellError if one is missing, or has a value for which the layers are not known.
-    """
-    found = {**family.defaults, **config}
-    found |= {ours: config[own] for ours, own in family.keys.items() if own in config}
-    if "n_inner" in family.keys.values() and not found.get("intermediate_size"):
-        found["intermediate_size"] = 4 * int(found.get("hidden_size", 0))
-    for key in _NEEDED:
-        if not found.get(key):
-            raise CannotTellError(
-                f"model.base: the config.json of {name} has no {family.keys.get(key, key)}, so "
-                "the planner cannot tell its size"
-            )
-    for key, value in family.fixed.items():
-        if found.get(key, value) != value:
-            raise CannotTellError(
-                f"model.base: {name} has {key}: {found[key]}, and the planner does not know its "
-                "layers then"
-            )
-    found["num_key_value_heads"] = found.get("num_key_value_heads") or found["num_attention_heads"]
-    found["head_dim"] = (
-        found.get("head_dim") or found["hidden_size"] // found["num_attention_heads"]
-    )
-    return found
-
-
-def layers_of(family: Family, settings: Settings) -> Iterator[Layer]:
-    """The layers of the body, the first one first."""
-    sparse = [_is_sparse(family, settings, i) for i in range(settings["num_hidden_layers"])]
-    windows = _windows(family, settings)
-    kinds = {kind: tuple(_linears(family, settings, kind)) for kind in set(sparse)}
-    for kind, window in zip(sparse, windows, strict=True):
-        linears = kinds[kind]
-        biases = sum(each.outputs for each in linears if each.bias)
-        yield Layer(linears=linears, others=biases + _norms(family, settings), window=window)
-
-
-def norm(family: Family, width: int) -> int:
-    """The numbers of one norm."""
-    return width * 2 if family.norm_bias else width
-
-
-def _norms(family: Family, settings: Settings) -> int:
-    """The numbers of all norms of a layer."""
-    hidden, head = int(settings["hidden_size"]), int(settings["head_dim"])
-    heads = int(settings["num_attention_heads"]) + int(settings["num_key_value_heads"])
-    spans = {"": 0, "head": 2 * head, "all": heads * head}
-    return family.norms * norm(family, hidden) + spans[family.query_norms]
-
-
-def _is_sparse(family: Family, settings: Settings, index: int) -> bool:
-    """Whether a layer has experts in place of one MLP."""
-    if family.experts is None or settings[family.experts.number] == 0:
-        return False
-    step = settings.get("decoder_sparse_step", 1)
-    return index not in (settings.get("mlp_only_layers") or ()) and (index + 1) % step == 0
-
-
-def _linears(family: Family, settings: Settings, sparse: bool) -> Iterator[Linear]:
-    """The matrices of a layer with experts, or of one without."""
-    biased = {
-        role
-        for setting, roles in family.biased.items()
-        if not setting or settings.get(setting)
-        for role in roles
-    }
-    roles = {**family.attention} if sparse else {**family.attention, **family.mlp}
-    sizes = _sizes(settings, settings["intermediate_size"])
-    # PEFT takes the names of an MLP as those of experts, in layers without experts, too.
-    adapts_experts = family.experts is not None and family.experts.adapted
-    for role, name in roles.items():
-        inputs, outputs = sizes[role]
-        ranks = 0 if adapts_experts and role in family.mlp else 1
-        yield Linear(name=name, inputs=inputs, outputs=outputs, bias=role in biased, ranks=ranks)
-    if sparse and family.experts is not None:
-        yield from _expert_matrices(family.experts, settings)
-
-
-def _sizes(settings: Settings, inner: int) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of a linear layer by its role."""
-    hidden, head = settings["hidden_size"], settings["head_dim"]
-    queries, keys = head * settings["num_attention_heads"], head * settings["num_key_value_heads"]
-    return {
-        "query": (hidden, queries),
-        "key": (hidden, keys),
-        "value": (hidden, keys),
-        "qkv": (hidden, queries + 2 * keys),
-        "out": (queries, hidden),
-        "gate": (hidden, inner),
-        "up": (hidden, inner),
-        "gate_up": (hidden, 2 * inner),
-        "down": (inner, hidden),
-    }
-
-
-def _expert_matrices(experts: Experts, settings: Settings) -> Iterator[Linear]:
-    """The router, the experts, which are one parameter a role, and what all tokens share."""
-    number, hidden = settings[experts.number], settings["hidden_size"]
-    yield Linear(
-        name="mlp.gate",
-        inputs=hidden,
-        outputs=number,
-        is_module=False,
-        ranks=int(experts.adapted),
-    )
-    sizes = _sizes(settings, settings[experts.size])
-    # PEFT gives the joined matrix of gate and up twice the rank: once for each.
-    for role, name, ranks in (("gate_up", "gate_up_proj", 2), ("down", "down_proj", 1)):
-        inputs, outputs = sizes[role]
-        yield Linear(
-            name=f"mlp.experts.{name}",
-            inputs=inputs,
-            outputs=outputs,
-            copies=number,
-            active_copies=settings["num_experts_per_tok"],
-            is_module=False,
-            ranks=ranks * number if experts.adapted else 0,
-        )
-    if experts.shared_size:
-        sizes = _sizes(settings, settings[experts.shared_size])
-        for role in _MLP:
-            inputs, outputs = sizes[role]
-            yield Linear(name=f"mlp.shared_expert.{role}_proj", inputs=inputs, outputs=outputs)
-        yield Linear(name="mlp.shared_expert_gate", inputs=hidden, outputs=1)
-
-
-def _windows(family: Family, settings: Settings) -> list[int | None]:
-    """How far back each layer sees."""
-    count = settings["num_hidden_layers"]
-    window = settings.get("sliding_window") if settings.get("use_sliding_window", True) else None
-    if not window or family.slides is _never:
-        return [None] * count
-    kinds = settings.get("layer_types")
-    if kinds is not None and family.slides is not _always:
-        slides = [kind == "sliding_attention" for kind in kinds]
-    else:
-        slides = [family.slides(settings, index) for index in range(count)]
-    return [int(window) if each else None for each in slides]

@@ -14,14 +14,8 @@ import yaml
 
 from orpo_ray.config.near import near_name
 from orpo_ray.errors import CannotTellError, ConfigError
-from orpo_ray.planner.families import (
-    FAMILIES,
-    Layer,
-    Linear,
-    layers_of,
-    norm,
-    read_settings,
-)
+from orpo_ray.planner.families import FAMILIES
+from orpo_ray.planner.layers import Layer, Linear, layers_of, norm, read_settings
 from orpo_ray.planner.towers import tower_linears, tower_others
 
 ALL_LINEAR = "all-linear"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orpo_ray.errors import CannotTellError
-from orpo_ray.planner.families import Linear
+from orpo_ray.planner.layers import Linear
 
 _DEFAULTS = {
     "hidden_size": 768,

@@ -1,11 +1,14 @@
 """The command line answers at once: help loads no torch, no Ray and no transformers."""
 
 import importlib.util
+import pkgutil
 import resource
 import subprocess
 import sys
 
 import pytest
+
+import orpo_ray.planner
 
 HEAVY = {"torch", "ray", "transformers"}
 LIGHT_MODULES = [
@@ -21,7 +24,7 @@ LIGHT_MODULES = [
 ]
 COMPUTING = {"peft", "bitsandbytes", "datasets"}
 """What is loaded only with the trainer."""
-LIGHT_WHEN_THERE = ["orpo_ray.planner", "orpo_ray.report"]
+LIGHT_WHEN_THERE = ["orpo_ray.report"]
 HELP = [sys.executable, "-m", "orpo_ray.cli.main", "--help"]
 
 REPORT = "import sys; print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
@@ -62,6 +65,13 @@ def exists(module: str) -> bool:
 @pytest.mark.parametrize("module", [*LIGHT_MODULES, *filter(exists, LIGHT_WHEN_THERE)])
 def test_importing_loads_nothing_heavy(module):
     assert loaded_by(f"import {module}") & HEAVY == set()
+
+
+def test_the_whole_planner_loads_nothing_heavy_and_nothing_to_compute_with():
+    modules = [each.name for each in pkgutil.iter_modules(orpo_ray.planner.__path__)]
+    assert {"bases", "hardware", "shapes"} <= set(modules)
+    code = "\n".join(f"import orpo_ray.planner.{name}" for name in modules)
+    assert loaded_by(code) & (HEAVY | COMPUTING) == set()
 
 
 def test_what_each_process_of_a_run_is_told_loads_nothing_heavy():

@@ -1,6 +1,7 @@
 """What the planner counts from a config.json is what transformers and PEFT build from it."""
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.pytorch_utils import Conv1D
 
 import orpo_ray.planner
-from orpo_ray.config.model import AdapterConfig
+from orpo_ray.config.model import AdapterConfig, ModelConfig
 from orpo_ray.errors import CannotTellError, ConfigError
 from orpo_ray.models.adapter import attach_adapter
+from orpo_ray.models.size import count_parameters
 from orpo_ray.planner.families import FAMILIES
 from orpo_ray.planner.shapes import Shape, known_shape, read_shape
 
@@ -162,6 +164,16 @@ def test_a_family_is_counted_with_and_without_a_tied_head(family, tied):
 )
 def test_what_a_family_can_switch_is_counted(family, settings):
     check_adapter(*check(small(family, **settings)))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
+def test_it_counts_what_a_run_counts_of_a_folder(family, tmp_path):
+    """A run counts GPT-2's layers as no linear ones, and adapters on experts not at all."""
+    config = small(family)
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shape, counted = read_shape(config), count_parameters(ModelConfig(base=str(tmp_path)))
+    assert (shape.linear, shape.others) == (counted.linear, counted.others)
+    assert shape.adapts_experts or shape.lora(RANK) == counted.adapter(RANK)
 
 
 def with_images(**settings: Any) -> dict[str, Any]:
