@@ -11,6 +11,7 @@ from orpo_ray.config.extends import read_config, standalone
 from orpo_ray.config.schema import schema
 from orpo_ray.config.storage import mirrors
 from orpo_ray.errors import ConfigError
+from orpo_ray.jobs.package import pack, sort_luggage
 
 BASE = """\
 storage: kept
@@ -153,6 +154,14 @@ def test_the_resolved_config_names_no_other_file(folder: Path) -> None:
     config = load(folder, OWN)
     assert "extends" not in dump(config)
     assert load_config(dump(config)) == config
+
+
+def test_what_is_submitted_needs_no_other_file(folder: Path) -> None:
+    config, package = load(folder, OWN, "storage=/data"), folder / "package"
+    package.mkdir()
+    pack(config, sort_luggage(config, folder), folder, package)
+    (folder / "base.yaml").unlink()
+    assert load_config(package / "run.yaml") == config
 
 
 def test_the_settings_as_written_are_there_without_the_defaults(folder: Path) -> None:
