@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.config import RunConfig
+from orpo_ray.config.keys import EXTENDS
 from orpo_ray.config.objectives import OBJECTIVES
+from orpo_ray.config.schema import EXTENDS_FIELD
 from orpo_ray.config.suited import SMALL_BASE, Suited, suited_rates
 
 DOCS = Path(__file__).resolve().parent
@@ -25,6 +27,34 @@ A config is a YAML file of sections. Every setting can also be given on the comm
 `section.key=value`, after the file; `orpo-ray config show CONFIG.yaml` prints all of them with
 their defaults. A single value stands for a list of one. This page is written from the schema by
 `make docs`; `orpo-ray config schema` prints the schema for editors.
+
+## A config that changes another one: `extends`
+
+```yaml
+extends: ../bases/mistral-7b.yaml
+name: lower-rate
+training: {learning_rate: 5.0e-5}
+```
+
+`extends`, at the top of a file, names one other config. The run has the settings of that config,
+changed by those of this file:
+
+- A setting of a section replaces that setting alone, as an override does. The other settings of the
+  section stay.
+- A list, and anything else inside a setting (`data.train`, `search.space`, `scale.deepspeed`), is
+  replaced as a whole. `null` takes a setting or a section back.
+- An `objective` of another `kind` replaces the whole section: `lambda` of orpo does not become a
+  setting of dpo. The settings of all other sections stay, `training.learning_rate` too: what suits
+  orpo is much too high for dpo, so a base for several objectives names no rate.
+- The other config may extend a third one. It needs no `name`, and no other setting either.
+
+The path of `extends` starts in the folder of the file that names it; it may be absolute, or begin
+with `~`. Paths in settings, such as those of pairs and of a base, start in the folder where the
+command is given, no matter which file holds them. Files in a bucket extend nothing.
+
+`orpo-ray config show` prints what comes out. That is also what a run keeps as `config.json`, and
+what `orpo-ray submit` sends: a cluster needs only that. A mistake is told with the file and the
+line that has it.
 """
 _OBJECTIVE = """## The objective: `objective`
 
@@ -49,6 +79,7 @@ def configuration() -> str:
     """The whole page."""
     schema = RunConfig.model_json_schema(by_alias=True)
     models = {"RunConfig": schema, **schema["$defs"]}
+    schema["properties"] = {EXTENDS: EXTENDS_FIELD, **schema["properties"]}
     parts = [_HEAD]
     for section, (model, title) in _SECTIONS.items():
         skipped = _NESTED if not section else ()

@@ -57,6 +57,7 @@ def kuberay(
 ) -> dict[str, Any]:
     """Write manifests for KubeRay: a RayJob that trains CONFIG, and a RayCluster that stays."""
     from orpo_ray.config import load_config
+    from orpo_ray.config.extends import standalone
     from orpo_ray.jobs.kuberay import Pods, manifests
     from orpo_ray.jobs.nodes import nodes_for
     from orpo_ray.storage import file_at
@@ -64,10 +65,8 @@ def kuberay(
     file = file_at(config)
     settings = load_config(file, overrides or ())
     asked = nodes_for(settings.scale, nodes, gpus_per_node, cpus_per_node, memory_per_node)
-    text = file.read_text(encoding="utf-8-sig")
-    return write_files(
-        manifests(settings, text, overrides or (), Pods(asked, image, claim)), out, json
-    )
+    pods = Pods(asked, image, claim)
+    return write_files(manifests(settings, standalone(file), overrides or (), pods), out, json)
 
 
 @app.command("up")

@@ -36,9 +36,9 @@ def schema(
     json: Annotated[bool, typer.Option("--json", help="The schema is JSON in any case.")] = False,
 ) -> dict[str, Any]:
     """Print the JSON Schema of a config, for editors that complete and check YAML."""
-    from orpo_ray.config import RunConfig
+    from orpo_ray.config.schema import schema as schema_of_a_file
 
-    described = RunConfig.model_json_schema(by_alias=True)
+    described = schema_of_a_file()
     if not json:
         print(json_module.dumps(described, indent=2))
     return described

@@ -82,16 +82,18 @@ def _kind_override(key: Key, places: Mapping[Key, str]) -> str | None:
 def _place(key: Key, detail: Any, places: Mapping[Key, str]) -> str:
     """Where the user should look.
 
-    For a broken rule it is the place of a setting that the message names. If an override sets one
-    of these, it is the override. For other mistakes it is the place of the key.
+    For a broken rule it is the place of a setting that the message names: that of an override if
+    one sets any of these, else that in the file rather than in one that the file extends. For other
+    mistakes it is the place of the key.
     """
     if detail["type"] == "value_error":
+        file = places[()]
         named = [
             (*key, *word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)*", detail["msg"])
         ]
         found = sorted(
             (places[k] for k in named if k in places),
-            key=lambda place: not place.startswith(_OVERRIDE),
+            key=lambda place: (not place.startswith(_OVERRIDE), not place.startswith(f"{file}:")),
         )
         if found:
             return found[0]

@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 from orpo_ray.config.plain_yaml import Key
 
 Tree = Mapping[str, Any]
+EXTENDS = "extends"
+"""A key at the top of a file, and of no config: it is gone when the file has been read."""
 
 
 def dotted(key: Sequence[str | int]) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.config.build import build
-from orpo_ray.config.foreign.recognise import project_of
-from orpo_ray.config.keys import dotted
+from orpo_ray.config.extends import extended, read_config
+from orpo_ray.config.keys import EXTENDS, dotted
 from orpo_ray.config.plain_yaml import Key, NotPlainYamlError, parse, shown
 from orpo_ray.config.run import RunConfig
 from orpo_ray.config.stages import stage_configs
@@ -19,8 +19,6 @@ from orpo_ray.config.storage import without_secrets
 from orpo_ray.errors import ConfigError
 
 _DEEPEST = 32
-_OF_DATA = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow")
-_A_CONFIG = "a config is a YAML mapping of sections such as model, data and training"
 
 
 def load_config(
@@ -28,24 +26,23 @@ def load_config(
 ) -> RunConfig:
     """A run's settings from its YAML file, or from plain data of the same shape.
 
-    `overrides` are texts such as `training.seed=7`. Raises ConfigError with one line on any
-    mistake.
+    What either of them extends is read, too. `overrides` are texts such as `training.seed=7`.
+    Raises ConfigError with one line on any mistake.
     """
     overrides = _listed(overrides)
     if isinstance(source, Mapping):
-        tree: dict[str, Any] = _copied(source)
-        places: dict[Key, str] = {(): "config"}
+        tree, places = extended(_copied(source), {(): "config"}, Path())
     elif isinstance(source, str | PathLike):
-        _refuse_data(Path(source))
-        tree, places = read_yaml(Path(source))
+        tree, places = read_config(Path(source))
     else:
         raise ConfigError(
             f"config: must be a YAML file's path or a dict of sections, not {type(source).__name__}"
         )
-    _refuse_foreign(tree, places[()])
     for override in overrides:
         key, value = parse_override(override)
         place = f"override {shown(without_secrets(override))}"
+        if key == (EXTENDS,):
+            raise ConfigError(f"{place}: only a file extends another one; write extends into it")
         if not override.partition("=")[2].strip():
             raise ConfigError(f"{place}: has no value; write it after the =, or null to unset it")
         try:
@@ -58,27 +55,6 @@ def load_config(
     config = build(RunConfig, tree, places)
     stage_configs(config, places)
     return config
-
-
-def _refuse_data(file: Path) -> None:
-    """Raise ConfigError for a file of pairs in place of a config."""
-    if file.suffix.lower() in _OF_DATA:
-        raise ConfigError(
-            f"{file}: a file of pairs is no config; name it in one, as "
-            f"data: {{train: [{{source: {file}}}]}} beside model: {{base: ...}}"
-        )
-
-
-def _refuse_foreign(tree: Mapping[str, Any], file: str) -> None:
-    """Raise ConfigError for a config of another project, whose keys are all unknown here."""
-    project = project_of(tree)
-    if project is None:
-        return
-    named = "FILE" if file == "config" else file
-    raise ConfigError(
-        f"{file}: looks like a config of {project}; write ours with: "
-        f"orpo-ray config from {named} > run.yaml"
-    )
 
 
 def _listed(overrides: Any) -> list[str]:
@@ -115,33 +91,6 @@ def load_resolved(path: Path) -> RunConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a resolved config: {error}") from error
     return build(RunConfig, tree, {(): str(path)})
-
-
-def read_yaml(path: Path, expected: str = _A_CONFIG) -> tuple[dict[str, Any], dict[Key, str]]:
-    """The YAML as plain data, and for each key its `file:line`.
-
-    `expected` is the message for a file that holds no mapping.
-    """
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path}: is a folder; name a YAML file") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    try:
-        tree, lines = parse(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path}:{line}: not UTF-8 text: byte 0x{raw[error.start]:02x}"
-        ) from error
-    except NotPlainYamlError as error:
-        raise ConfigError(f"{path}:{error.line or 1}: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}:1: {expected}")
-    return tree, {(): str(path)} | {key: f"{path}:{line}" for key, line in lines.items()}
 
 
 def parse_override(text: str) -> tuple[Key, Any]:

@@ -5,11 +5,12 @@ from typing import Any
 
 from orpo_ray.config.build import build, dump
 from orpo_ray.config.load import parse_override, set_dotted
+from orpo_ray.config.merge import merged
 from orpo_ray.config.plain_yaml import Key
 from orpo_ray.config.run import RunConfig
 from orpo_ray.config.search import TRIALS, SearchConfig
 from orpo_ray.config.space import Domain, Options
-from orpo_ray.config.stages import merged, stage_configs
+from orpo_ray.config.stages import stage_configs
 from orpo_ray.errors import ConfigError
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orpo_ray.config.build import build, dump
+from orpo_ray.config.merge import merged
 from orpo_ray.config.plain_yaml import Key
 from orpo_ray.config.run import RunConfig
 from orpo_ray.config.storage import inside
@@ -34,20 +35,6 @@ def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) ->
             _refuse_other_shape(number, stages[-1], stage)
         stages.append(stage)
     return stages
-
-
-def merged(common: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections with single settings replaced.
-
-    An objective of another kind is replaced as a whole.
-    """
-    tree = dict(common)
-    for section, content in changes.items():
-        before = tree.get(section, {})
-        if section == "objective" and content.get("kind", before.get("kind")) != before.get("kind"):
-            before = {}
-        tree[section] = {**before, **content}
-    return tree
 
 
 def _places_of(

@@ -7,7 +7,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from orpo_ray.config.foreign.words import Word, word_of
-from orpo_ray.config.keys import all_keys, dotted, fields_at, kind_at, names_of, without_numbers
+from orpo_ray.config.keys import (
+    EXTENDS,
+    all_keys,
+    dotted,
+    fields_at,
+    kind_at,
+    names_of,
+    without_numbers,
+)
 from orpo_ray.config.near import near_name
 from orpo_ray.config.plain_yaml import Key
 
@@ -23,8 +31,8 @@ class Hint:
 
 def hint(model: type[BaseModel], key: Key, tree: Mapping[str, Any]) -> Hint:
     """Our key with that meaning, the key that was misspelt, or the keys that may stand there."""
-    *section, wrong = key
-    known = fields_at(model, section, tree)
+    section, wrong = key[:-1], key[-1]
+    known = _known(model, section, tree)
     kind = kind_at(model, "objective", tree.get("objective"))
     word = _foreign(model, key, kind)
     if word is not None:
@@ -40,13 +48,23 @@ def hint(model: type[BaseModel], key: Key, tree: Mapping[str, Any]) -> Hint:
     return Hint(f"unknown key; known here: {', '.join(sorted(known))}" if known else "unknown key")
 
 
+def _known(model: type[BaseModel], section: Key, tree: Mapping[str, Any]) -> list[str]:
+    """Names that may stand in a section of a file."""
+    of_the_file = [EXTENDS] if not section and _is_run(model) else []
+    return sorted([*fields_at(model, section, tree), *of_the_file])
+
+
+def _is_run(model: type[BaseModel]) -> bool:
+    return "objective" in names_of(model)
+
+
 def _did_you_mean(ours: str) -> Hint:
     return Hint(f"unknown key; did you mean {ours}?", f"here {ours}")
 
 
 def _foreign(model: type[BaseModel], key: Key, kind: str) -> Word | None:
     """The key as a name of another project. Only a run's config has such names."""
-    if "objective" not in names_of(model):
+    if not _is_run(model):
         return None
     return word_of(dotted(without_numbers(key[:-1])), str(key[-1]), kind)
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from orpo_ray.config.build import build
-from orpo_ray.config.load import read_yaml
 from orpo_ray.config.section import Section
 from orpo_ray.config.storage import expanded
+from orpo_ray.config.yaml_file import read_yaml
 from orpo_ray.jobs.token import DEFAULT_FILE
 
 # The values are put into shell commands, so only letters that need no quotes are allowed.

@@ -67,9 +67,9 @@ class Pods:
 def manifests(config: RunConfig, text: str, overrides: Sequence[str], pods: Pods) -> dict[str, str]:
     """Manifests by file name: a RayJob that trains a config, and a RayCluster that stays.
 
-    `text` is the content of the config's file. Raises ConfigError if the run's name, its storage
-    or a path cannot be used on Kubernetes. Raises ConfigError for secrets too, since everybody who
-    may look at the cluster can read the config.
+    `text` is the config as a file that extends no other. Raises ConfigError if the run's name, its
+    storage or a path cannot be used on Kubernetes. Raises ConfigError for secrets too, since
+    everybody who may look at the cluster can read the config.
     """
     refuse_secrets(dump(config), {})
     # An override may hide a secret of the file or of an earlier override, but all are written out.

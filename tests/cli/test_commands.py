@@ -70,6 +70,15 @@ def test_config_show_prints_every_setting_as_yaml_that_loads_again(
     assert command("config", "show", again, "--json").result == shown
 
 
+def test_config_show_prints_one_config_of_all_that_extend_one_another(
+    command: Command, config: Path
+) -> None:
+    own = config.with_name("own.yaml")
+    own.write_text(f"extends: {config.name}\nname: own\n", encoding="utf-8")
+    assert command("config", "show", own).out == command("config", "show", config, "name=own").out
+    assert "extends" not in command("config", "show", own, "--json").result
+
+
 def test_config_schema_is_a_json_schema_that_describes_every_setting(
     command: Command, config: Path
 ) -> None:

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from terminal import Command
 
+from orpo_ray.config import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "quickstart-cpu" / "orpo.yaml"
 ON_THE_HUB = (
@@ -47,6 +49,21 @@ def test_the_manifests_hold_the_config_as_it_was_written(command: Command, tmp_p
     assert job["spec"]["entrypoint"].endswith(
         f"config.yaml {' '.join(['storage=/runs', *ON_THE_HUB])}"
     )
+
+
+def test_the_manifests_of_a_config_that_extends_another_hold_both(
+    command: Command, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: {CONFIG}\nobjective: {{kind: sft}}\n", encoding="utf-8")
+    settings = ["storage=/runs", *ON_THE_HUB]
+    done = command(*KUBERAY[:2], own, *KUBERAY[3:], *settings, "--claim", "runs", "--out", tmp_path)
+    assert done.code == 0, done.err
+    manifest = (tmp_path / "quickstart-orpo.rayjob.yaml").read_text(encoding="utf-8")
+    mounted = tmp_path / "elsewhere" / "config.yaml"
+    mounted.parent.mkdir()
+    mounted.write_text(next(yaml.safe_load_all(manifest))["data"]["config.yaml"], encoding="utf-8")
+    assert load_config(mounted, settings) == load_config(own, settings)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,27 @@
 """The examples that the project ships can be loaded, and they agree with one another."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from orpo_ray.cli.demo_run import demo_config
-from orpo_ray.config import RunConfig, load_config, stage_configs
+from orpo_ray.config import RunConfig, dump, load_config, stage_configs
+from orpo_ray.config.extends import read_config
 from orpo_ray.config.objectives import OBJECTIVES
+from orpo_ray.jobs.hosts import load_hosts
 from orpo_ray.search.space import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-CONFIGS = sorted(EXAMPLES.rglob("*.yaml"))
+BASES = sorted((EXAMPLES / "bases").glob("*.yaml"))
+HOSTS = sorted(EXAMPLES.rglob("hosts.yaml"))
+CONFIGS = sorted(set(EXAMPLES.rglob("*.yaml")) - {*BASES, *HOSTS})
+ON_THE_HUB = [
+    path for path in CONFIGS if not load_config(path).model.base.startswith((".real", "orpo_ray/"))
+]
+"""Those that their authors could not run."""
 FOLDERS = sorted(
     path for path in EXAMPLES.iterdir() if path.is_dir() and path.name != "__pycache__"
 )
@@ -25,7 +34,7 @@ def relative(path: Path) -> str:
 
 
 def test_there_are_examples() -> None:
-    assert len(CONFIGS) >= 3 and len(FOLDERS) >= 3
+    assert len(CONFIGS) >= 3 and len(FOLDERS) >= 3 and BASES and HOSTS and ON_THE_HUB
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
@@ -45,6 +54,60 @@ def test_every_example_has_a_readme_that_names_its_configs(folder: Path) -> None
     assert readme.startswith("# ")
     for config in folder.glob("*.yaml"):
         assert config.relative_to(ROOT).as_posix() in readme
+
+
+def test_the_page_of_all_examples_leads_to_each() -> None:
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert [f for f in FOLDERS if f"({f.name}/README.md" not in page] == []
+
+
+@pytest.mark.parametrize("page", sorted(EXAMPLES.rglob("README.md")), ids=relative)
+def test_links_of_an_example_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", BASES, ids=relative)
+def test_a_base_becomes_a_run_by_what_extends_it(path: Path) -> None:
+    tree, _ = read_config(path)
+    assert "name" not in tree and "learning_rate" not in tree["training"]
+    names = "|".join(re.escape(form) for form in (path.name, f"../bases/{path.name}"))
+    extending = re.compile(rf"^extends: ({names})$", re.MULTILINE)
+    texts = [other.read_text(encoding="utf-8") for other in (*CONFIGS, *BASES)]
+    assert sum(extending.search(text) is not None for text in texts) >= 2, "or it saves nothing"
+
+
+@pytest.mark.parametrize("path", HOSTS, ids=relative)
+def test_servers_that_are_shown_are_servers(path: Path) -> None:
+    hosts = load_hosts(path)
+    run = load_config(path.with_name("orpo.yaml"))
+    assert isinstance(run.scale.workers, int) and run.scale.workers % len(hosts.addresses) == 0
+
+
+@pytest.mark.parametrize("path", ON_THE_HUB, ids=relative)
+def test_an_example_for_gpus_says_what_it_takes(path: Path) -> None:
+    """How many pairs; and at one marked place memory and hours, as planned for a machine."""
+    readme = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^\*\*(Pairs|Rows):\*\* .*\d", readme, re.MULTILINE)
+    assert re.search(r"^\*\*Needs:\*\* ", readme, re.MULTILINE)
+    name = re.escape(path.relative_to(ROOT).as_posix())
+    begin = rf"<!-- planned: {name} --gpu [\w-]+(?: --\w+ \w+)* -->"
+    end = "<!-- end of planned -->"
+    assert len(re.findall(rf"^{begin}\n(?:.*\n)*?{end}$", readme, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "changed"),
+    [
+        ("four-rtx-4090", {"scale"}),
+        ("two-servers", {"scale", "storage"}),
+        ("mistral-7b-dora", {"adapter", "training"}),
+    ],
+)
+def test_an_example_changes_what_it_says(folder: str, changed: set[str]) -> None:
+    one = dump(load_config(EXAMPLES / "mistral-7b-orpo" / "orpo.yaml"))
+    other = dump(load_config(EXAMPLES / folder / "orpo.yaml"))
+    assert {section for section in one if one[section] != other[section]} == {"name", *changed}
 
 
 def test_examples_go_to_runs_of_their_own() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from orpo_ray.config import RunConfig, load_config
 from orpo_ray.config.foreign.words import WORDS, instead_of, word_of
-from orpo_ray.config.keys import all_keys, fields_at, names_of
+from orpo_ray.config.keys import EXTENDS, all_keys, fields_at, names_of
 from orpo_ray.config.near import near_name
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.errors import ConfigError
@@ -186,7 +186,7 @@ def test_a_name_that_stands_in_two_sections_is_told_with_both(path: Path) -> Non
 
 
 def test_every_answer_names_a_key_that_is_there() -> None:
-    known = set(all_keys(RunConfig))
+    known = {*all_keys(RunConfig), EXTENDS}
     wrong = {
         name: word.here for name, word in WORDS.items() if word.here and word.here not in known
     }

@@ -5,8 +5,8 @@ from pathlib import Path
 from orpo_ray.config.build import build
 from orpo_ray.config.foreign import Draft, read_foreign
 from orpo_ray.config.foreign.written import tree_of
-from orpo_ray.config.load import read_yaml
 from orpo_ray.config.run import RunConfig
+from orpo_ray.config.yaml_file import read_yaml
 from orpo_ray.errors import ConfigError
 
 

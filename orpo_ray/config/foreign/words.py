@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orpo_ray.config.keys import EXTENDS
+
 _NO_COUNTERPART = "orpo_ray has no such setting"
 
 
@@ -329,6 +331,10 @@ WORDS = _merged(
         _all("use_wandb", _WANDB),
         _all("output_dir", Word("storage", "a run is kept in <storage>/<name>")),
         _all("run_name", Word("name")),
+        _all(
+            "_base_ base_config defaults extends include inherit inherit_from inherits",
+            Word(EXTENDS, "at the top of a file it names the one config that this one changes"),
+        ),
         _all("resume_from_checkpoint auto_resume_from_checkpoints ignore_data_skip", _RESUME),
         _all("overwrite_output_dir", Word(differs="a run is never overwritten; give another name")),
         _all(
