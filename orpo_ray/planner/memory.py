@@ -1,28 +1,22 @@
 """How many bytes a run of our own engine takes on each worker, part by part.
 
-What a layer keeps for its backward pass is counted tensor by tensor, as autograd does for a Llama
-with PEFT's LoRA: each count below was read from autograd's saved tensors, and a test measures the
-sums. `stock.py` has the law of other engines.
+What a layer keeps for its backward pass is counted tensor by tensor, as autograd's saved tensors of
+a Llama with PEFT's LoRA show it, and a test measures the sums. `stock.py` has the law of other
+engines.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from orpo_ray.planner.layers import Layer, Linear
 from orpo_ray.planner.shapes import Shape
+from orpo_ray.planner.stock import FLOAT, HALF, NF4_DOUBLE
 from orpo_ray.training.plan import Indices, Layout, longer_side
+from orpo_ray.training.strategy import ModelSize, bytes_of_stage
 
-FLOAT, HALF = 4, 2
-"""Bytes of a number in float32, and in bfloat16 or float16."""
-
-_NF4 = 0.5 + 1 / 64 + FLOAT / (64 * 256)
-"""bitsandbytes: half a byte, an 8-bit scale for 64 numbers, a float32 scale for 256 of those."""
-
-_WEIGHT_BYTES = {"nf4": _NF4, "int8": 1.0}
-_MOMENTS = 2 * FLOAT
-_LOGITS_PER_CHUNK = 2**24
-"""The head's logits of one chunk, as `training/logprobs.py` has them; a test compares both."""
+_WEIGHT_BYTES = {"nf4": NF4_DOUBLE.packed + NF4_DOUBLE.scales, "int8": 1.0}
+LOGITS_PER_CHUNK = 2**24
+"""Logits that exist at the same time, as `training/logprobs.py` has them."""
+_GRADIENT = FLOAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +25,21 @@ class Method:
 
     `rank` is that of LoRA, None if every weight is trained. `half` says whether it computes in 16
     bits, `flash` whether attention over a row is one kernel (flash varlen) or one call for each
-    run of tokens. `spread` is the number of workers that share the trained state, by ZeRO stage.
+    run of tokens. `workers` share the trained state by ZeRO's `stage`; None is no DeepSpeed.
     """
 
     quantization: str = "nf4"
     half: bool = True
     rank: int | None = 16
     targets: str | tuple[str, ...] = "all-linear"
+    dora: bool = False
     dropout: float = 0.0
     checkpointing: bool = True
     on_gpu: bool = True
     flash: bool = True
     layout: Layout = Layout.SHARED_PREFIX
+    workers: int = 1
+    stage: int | None = None
 
     @property
     def number(self) -> int:
@@ -68,17 +65,18 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What memory depends on in a micro-batch.
+    """What memory and time depend on in a micro-batch.
 
     `tokens` are those of all rows, padding included. `scored` tokens reach the head. `repeated`
-    counts the tokens of prompts that an answer sees beside its own row. `masked` counts the values
-    of attention masks of one layer.
+    counts the tokens of prompts that answers see beside their own row. `masked` counts the values
+    of attention masks of one layer, `seen` the pairs of tokens of which one sees the other.
     """
 
     tokens: int
     scored: int
     repeated: int = 0
     masked: int = 0
+    seen: int = 0
 
 
 def micro_batch(
@@ -86,129 +84,186 @@ def micro_batch(
 ) -> MicroBatch:
     """The micro-batch of pairs with (prompt, chosen, rejected) lengths [n, 3]."""
     prompt, chosen, rejected = lengths.T
-    answers = chosen + (rejected if with_rejected else 0)
-    scored = int(answers.sum() + (prompt - 1).sum() * score_prompt)
+    if not with_rejected:
+        rejected = 0 * rejected
+    scored = int((chosen + rejected).sum() + (prompt - 1).sum() * score_prompt)
+    sides = 2 if with_rejected else 1
+    first, second = prompt + chosen, (prompt + rejected) * (sides - 1)
+    seen = int((first**2 + second**2).sum()) // 2
     if layout.pads:
-        width = int(longer_side(lengths).max() if with_rejected else (prompt + chosen).max())
-        tokens = len(lengths) * width * (2 if with_rejected else 1)
-        return MicroBatch(tokens=tokens, scored=scored, masked=tokens * width)
+        width = int(longer_side(lengths).max() if with_rejected else first.max())
+        tokens = sides * len(lengths) * width
+        return MicroBatch(tokens=tokens, scored=scored, masked=tokens * width, seen=seen)
     if not with_rejected or not layout.shares_prompts:
-        sides = 2 if with_rejected else 1
-        return MicroBatch(tokens=int((sides * prompt).sum() + answers.sum()), scored=scored)
+        return MicroBatch(tokens=int((first + second).sum()), scored=scored, seen=seen)
     return MicroBatch(
-        tokens=int((prompt + answers).sum()),
+        tokens=int((prompt + chosen + rejected).sum()),
         scored=scored,
         repeated=int(prompt.sum()),
         masked=int((rejected * (prompt + rejected)).sum()),
+        seen=seen - int((prompt**2).sum()) // 2,
     )
 
 
-def held(shape: Shape, method: Method) -> dict[str, float]:
-    """Bytes of the weights, and of what is trained with its gradients and optimizer state."""
-    number = method.number
+def trained_numbers(shape: Shape, method: Method) -> int:
+    """How many numbers a run trains."""
     if method.rank is None:
-        trained, weights = shape.total, 0.0
-    else:
-        trained = shape.lora(method.rank, method.targets)
-        quantised = _WEIGHT_BYTES.get(method.quantization, float(number))
-        weights = shape.linear * quantised + shape.others * number
+        return shape.total
+    return shape.lora(method.rank, method.targets, dora=method.dora)
+
+
+def held(shape: Shape, method: Method) -> dict[str, float]:
+    """Bytes on one worker of the weights, and of the trained state that ZeRO shares out."""
+    trained, stage = trained_numbers(shape, method), method.stage or 0
+    weights = 0.0
+    if method.rank is not None:
+        quantised = _WEIGHT_BYTES.get(method.quantization, float(method.number))
+        weights = shape.linear * quantised + shape.others * method.number
+    share = method.workers if stage == 3 else 1
+    state = bytes_of_stage(ModelSize(0, trained), method.workers, stage)
+    own, gradients = FLOAT * trained / share, _GRADIENT * trained
+    gradients /= method.workers if stage >= 2 else 1
+    buckets = _GRADIENT * trained if method.stage is None and method.workers > 1 else 0
     return {
-        "weights": weights,
-        "trained": float(FLOAT * trained),
-        "gradients": float(FLOAT * trained),
-        "optimizer": float(_MOMENTS * trained),
+        "weights": weights / share,
+        "adapter": own,
+        "gradients": gradients + buckets,
+        "optimizer": state - own - gradients,
     }
 
 
 def computed(shape: Shape, method: Method, batch: MicroBatch) -> dict[str, float]:
-    """Bytes that a micro-batch adds: what layers keep, the work in one layer, and the head."""
-    kept = kept_by_layer(shape, method, batch)
+    """Bytes that a micro-batch adds.
+
+    `activations` is what layers keep, `layer` and `head` is the work in the largest layer and in
+    the head, which never meet.
+    """
     stream = shape.hidden * batch.tokens * method.stream
-    layer = _work_in_layer(shape, method, batch)
+    kept = [
+        _kept_by_layer(shape, method, batch, index) for index in _kinds(shape)
+    ]
+    work = max(_work_in_layer(shape, method, batch, layer) for layer in _kinds(shape).values())
     if method.checkpointing:
-        below = shape.layers * stream
-        layer += kept - (stream if method.stream == FLOAT else 0.0)
+        below = float(shape.layers * stream)
+        work += max(kept) - (stream if method.stream == FLOAT else 0)
     else:
-        below = shape.layers * kept
+        counts = _count_kinds(shape)
+        below = sum(each * count for each, count in zip(kept, counts, strict=True))
+        if method.rank is None and method.half:
+            below += HALF * (shape.linear + shape.head)  # autocast's copies of the weights
     head = _work_in_head(shape, method, batch) + 3 * stream  # before, in and after the last norm
-    copies = 0
-    if method.rank is None and method.half and not method.checkpointing:
-        copies = HALF * (shape.linear + shape.head)  # autocast's, kept for the backward pass
-    return {"activations": below + copies, "layer": max(layer, 0.0), "head": head}
+    return {"activations": below, "layer": max(work, 0.0), "head": head}
 
 
-def peak(shape: Shape, method: Method, batch: MicroBatch) -> float:
-    """Bytes of tensors at the worst moment of a step."""
+def bytes_of_batch(shape: Shape, method: Method, batch: MicroBatch) -> float:
+    """Bytes that a micro-batch takes at its worst moment."""
     parts = computed(shape, method, batch)
-    work = parts["activations"] + max(parts["layer"], parts["head"])
-    return sum(held(shape, method).values()) + work
+    return parts["activations"] + max(parts["layer"], parts["head"])
 
 
-def kept_by_layer(shape: Shape, method: Method, batch: MicroBatch) -> float:
+def _kinds(shape: Shape) -> dict[int, Layer]:
+    """The different layers of a base, by the index of the first of each kind."""
+    found: dict[tuple[Linear, ...], int] = {}
+    for index, layer in enumerate(shape.body):
+        found.setdefault(layer.linears, index)
+    return {index: shape.body[index] for index in found.values()}
+
+
+def _count_kinds(shape: Shape) -> list[int]:
+    return [
+        sum(layer.linears == kind.linears for layer in shape.body)
+        for kind in _kinds(shape).values()
+    ]
+
+
+def _kept_by_layer(shape: Shape, method: Method, batch: MicroBatch, index: int) -> float:
     """Bytes that one layer keeps for its backward pass."""
-    tokens, number = batch.tokens, method.number
-    inner, queries = shape.intermediate, shape.heads * shape.head_size
     # A norm keeps its input in float32; if its weight is trained, what it multiplies as well.
     of_norm = FLOAT * (1 if method.rank else 2)
-    norms = 2 * tokens * (of_norm * shape.hidden + FLOAT)
-    gated = 3 * tokens * inner * number  # the gate, its activation, and what it multiplies
-    return norms + gated + _kept_by_adapters(shape, method, tokens) + _kept_by_attention(
-        method, batch, queries, shape.kv_heads * shape.head_size, shape.heads
+    norms = 2 * batch.tokens * (of_norm * shape.hidden + FLOAT)
+    linears = shape.body[index].linears
+    return (
+        norms
+        + _kept_by_mlp(linears, shape.hidden) * batch.tokens * method.number
+        + _kept_by_trained(shape, method, batch.tokens, index)
+        + _kept_by_attention(shape, method, batch)
     )
 
 
-def _kept_by_adapters(shape: Shape, method: Method, tokens: int) -> float:
+def _kept_by_mlp(linears: tuple[Linear, ...], hidden: int) -> float:
+    """Numbers a token: the input of the activation and, with a gate, what it is multiplied by."""
+    inner = _inner(linears)
+    written = sum(
+        each.outputs * each.active_copies
+        for each in linears
+        if each.inputs == hidden and each.outputs in (inner, 2 * inner) and "mlp" in each.name
+    )
+    experts = max(each.active_copies for each in linears)
+    return written + (inner * experts if written > inner * experts else 0)
+
+
+def _inner(linears: tuple[Linear, ...]) -> int:
+    """The width inside of the MLP: the input size of its last matrix."""
+    return linears[-1].inputs
+
+
+def _kept_by_trained(shape: Shape, method: Method, tokens: int, index: int) -> float:
     """Inputs of the layers that are trained, and what LoRA computes in between."""
+    layer = shape.body[index]
     if method.rank is None:
-        targeted = shape.linears
+        targeted = list(layer.linears)
     else:
-        targeted = shape.targeted(method.targets)
+        targeted = shape.adapted(index, method.targets)
     dropped = method.rank is not None and method.dropout > 0
-    own = dropped or method.converts_inputs
-    inputs: Mapping[str, int] = {
-        each.name if own else f"{each.name.partition('.')[0]} {each.inputs}": each.inputs
-        for each in targeted
-    }
+    inputs: dict[str, int] = {}
+    for each in targeted:
+        shared = f"{each.name.partition('.')[0]} {each.inputs}"
+        inputs[each.name if dropped or method.converts_inputs else shared] = (
+            each.inputs * each.active_copies
+        )
     count = sum(inputs.values()) * method.number
     if dropped:
-        count += sum(each.inputs for each in targeted) * (1 if method.on_gpu else FLOAT)
-    between = (method.rank or 0) * len(targeted) * method.number
+        mask = 1 if method.on_gpu else FLOAT
+        count += mask * sum(each.inputs * each.active_copies for each in targeted)
+    between = (method.rank or 0) * sum(each.ranks > 0 for each in targeted) * method.number
     return tokens * (count + between)
 
 
-def _kept_by_attention(
-    method: Method, batch: MicroBatch, queries: int, keys: int, heads: int
-) -> float:
+def _kept_by_attention(shape: Shape, method: Method, batch: MicroBatch) -> float:
     """Queries, keys, values and output of a layer's attention, and its masks."""
     tokens, number = batch.tokens, method.number
-    sums = tokens * heads * FLOAT
+    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    sums = tokens * shape.heads * FLOAT
     if method.layout.pads:
         return (4 * tokens * queries + batch.masked) * number + sums
     if method.flash and method.on_gpu:
         return (2 * tokens * queries + 2 * (tokens + batch.repeated) * keys) * number + sums
-    shared = 2 * (batch.repeated * 2) * keys + batch.masked
+    shared = 4 * batch.repeated * keys + batch.masked
     return (3 * tokens * queries + 2 * tokens * keys + shared) * number + sums
 
 
-def _work_in_layer(shape: Shape, method: Method, batch: MicroBatch) -> float:
-    """What the backward pass of the last linear layer of a block takes besides what is kept."""
+def _work_in_layer(shape: Shape, method: Method, batch: MicroBatch, layer: Layer) -> float:
+    """What the backward pass of a layer's last matrix takes besides what is kept."""
     of_inputs = 2 * method.number
-    if method.converts_inputs:
+    if method.rank is not None and method.converts_inputs:
         of_inputs = HALF + FLOAT + (FLOAT if method.dropout else 0)
     of_stream = HALF + HALF + FLOAT if method.half else FLOAT
-    gradients = (shape.intermediate * of_inputs + shape.hidden * of_stream) * batch.tokens
-    largest = max(each.weights for each in shape.linears)
-    unpacked = largest * method.number if method.quantization != "none" else 0
-    return gradients + unpacked
+    inner = _inner(layer.linears) * layer.linears[-1].active_copies
+    work = float((inner * of_inputs + shape.hidden * of_stream) * batch.tokens)
+    modules = [each.weights for each in layer.linears if each.is_module]
+    if method.quantization != "none":
+        work += max(modules) * method.number  # the weights, made numbers again
+    elif method.stage == 3:
+        work += shape.largest_layer * method.number  # gathered from the other workers
+    return work
 
 
 def _work_in_head(shape: Shape, method: Method, batch: MicroBatch) -> float:
     """Hidden states of scored tokens, their gradients, and the logits of one chunk."""
-    rows = min(batch.scored, max(1, _LOGITS_PER_CHUNK // shape.vocabulary))
-    of_value = FLOAT + HALF if method.half else FLOAT
-    weight = 0
+    rows = min(batch.scored, max(1, LOGITS_PER_CHUNK // shape.vocabulary))
+    of_value, weight = FLOAT + HALF if method.half else FLOAT, 0
     if method.rank is None:
-        of_value = 4 * FLOAT  # autograd's own: logits, their log-probs' parts and gradients
-        weight = FLOAT * shape.head
+        # Autograd's own: logits, what it makes of them, and the gradients of both.
+        of_value, weight = 4 * FLOAT, FLOAT * shape.head
     logits = rows * shape.vocabulary * of_value
-    return 2 * batch.scored * shape.hidden * method.number + logits + weight
+    return float(2 * batch.scored * shape.hidden * method.number + logits + weight)

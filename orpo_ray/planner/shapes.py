@@ -124,6 +124,16 @@ class Shape:
             for each in self._targeted(targets)
         )
 
+    def adapted(self, index: int, targets: str | Sequence[str] = ALL_LINEAR) -> list[Linear]:
+        """The matrices of one layer that an adapter sits on."""
+        linears = [each for each in self.body[index].linears if each.ranks]
+        if isinstance(targets, str):
+            return linears
+        names = {id(each): f"{self.prefix}.{index}.{each.name}" for each in linears}
+        return [
+            each for each in linears if any(_is_named(names[id(each)], one) for one in targets)
+        ]
+
     def _targeted(self, targets: str | Sequence[str]) -> list[Linear]:
         """The matrices that an adapter sits on."""
         if isinstance(targets, str):
