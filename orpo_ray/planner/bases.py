@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Protocol
 from orpo_ray.config.storage import expanded, inside, is_gguf, is_url
 from orpo_ray.errors import CannotTellError, ConfigError, on_one_line
 from orpo_ray.planner.shapes import Shape, known_shape, read_shape
+from orpo_ray.runs.console import SILENT, Announce
 from orpo_ray.storage import fetched
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
@@ -51,11 +52,17 @@ class Found:
     source: str
 
 
-def find_shape(base: str, revision: str | None = None, hub: Hub | None = None) -> Found:
+def find_shape(
+    base: str,
+    revision: str | None = None,
+    hub: Hub | None = None,
+    announce: Announce = SILENT.announce,
+) -> Found:
     """The shape of a base as `model.base` writes it.
 
-    A common base needs no network: the table is asked before the hub. Raises ConfigError if there
-    is no such base, and CannotTellError if its layers are not known.
+    A common base needs no network: the table is asked before the hub, whose client tries for half a
+    minute where there is no network. Raises ConfigError if there is no such base, and
+    CannotTellError if its layers are not known.
     """
     if is_gguf(base):
         _refuse_gguf(base)
@@ -66,7 +73,13 @@ def find_shape(base: str, revision: str | None = None, hub: Hub | None = None) -
         return _read(folder / _CONFIG, base, f"{_CONFIG} in {base}")
     if base.startswith((".", "/", "~")):
         raise ConfigError(f"model.base: no folder {base}")
-    return _on_hub(base, revision, hub or HuggingFace())
+    hub = hub or HuggingFace()
+    if cached := hub.cached(base, revision):
+        return _read(cached, base, "config.json in the hub's local cache")
+    if known := known_shape(base):
+        return Found(known, "the planner's table of common bases")
+    announce(f"looking for {base} on the Hugging Face hub")
+    return _on_hub(base, revision, hub)
 
 
 def _refuse_gguf(base: str) -> NoReturn:
@@ -79,11 +92,6 @@ def _refuse_gguf(base: str) -> NoReturn:
 
 
 def _on_hub(base: str, revision: str | None, hub: Hub) -> Found:
-    """The shape of a base of the hub, from the nearest place that has it."""
-    if cached := hub.cached(base, revision):
-        return _read(cached, base, "config.json in the hub's local cache")
-    if known := known_shape(base):
-        return Found(known, "the planner's table of common bases")
     try:
         path = hub.download(base, revision)
     except (OSError, ValueError) as error:

@@ -97,7 +97,9 @@ def test_a_common_base_needs_no_network():
 
 def test_any_other_base_is_asked_of_the_hub_at_its_revision(tmp_path):
     hub = StandInHub({}, {"owner/new": written(tmp_path, LLAMA)})
-    found = find_shape("owner/new", "abc123", hub)
+    said: list[str] = []
+    found = find_shape("owner/new", "abc123", hub, said.append)
+    assert said == ["looking for owner/new on the Hugging Face hub"]
     assert (found.shape.name, found.source) == ("owner/new", "config.json on the hub")
     assert hub.fetched == [("owner/new", "abc123")]
 
