@@ -7,11 +7,13 @@ before torch is loaded.
 from orpo_ray.api.exporting import export
 from orpo_ray.api.harness import evaluate_by_harness
 from orpo_ray.api.judging import judge
+from orpo_ray.api.planning import estimate, scaling
 from orpo_ray.api.trained import chat, evaluate, generate, load
 from orpo_ray.api.training import load_config, plan, plan_search, prepare, train, tune
 
 __all__ = [
     "chat",
+    "estimate",
     "evaluate",
     "evaluate_by_harness",
     "export",
@@ -22,6 +24,7 @@ __all__ = [
     "plan",
     "plan_search",
     "prepare",
+    "scaling",
     "train",
     "tune",
 ]

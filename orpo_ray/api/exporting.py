@@ -63,7 +63,7 @@ def export(
     with without_collections():
         from orpo_ray.evaluation.export_adapter import base_on_hub, export_adapter
         from orpo_ray.evaluation.exporting import Trained, export_model
-        from orpo_ray.models.traits import read_positions
+        from orpo_ray.models.read_traits import read_positions
 
     tokenizer = tokenizer_of(last.config, console)
     _refuse_other_base(last)

@@ -158,7 +158,7 @@ def generate(
         from orpo_ray.evaluation.answering import write_answers
         from orpo_ray.evaluation.batches import Room
         from orpo_ray.models.tokenizer import tokenizer_fingerprint
-        from orpo_ray.models.traits import read_positions
+        from orpo_ray.models.read_traits import read_positions
 
     asked = read_prompts(fspath(prompts))
     placement = place_workers(config.scale, console)

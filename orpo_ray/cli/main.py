@@ -30,6 +30,7 @@ from orpo_ray.runs.stop import SIGNALS, interrupt
 
 COMMANDS = (
     "demo",
+    "plan",
     "prepare",
     "train",
     "tune",
@@ -100,8 +101,8 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code.
 
-    A command returns its JSON object. With --json, stdout holds one object only: the result, or the
-    error.
+    A command returns its JSON object; one with an `exit_code` ends with that. With --json, stdout
+    holds one object only: the result, or the error.
     """
     as_json = "--json" in arguments and not set(_HELP) & set(arguments)
     with stdout_for_result(as_json) as stdout:
@@ -129,7 +130,9 @@ def _finite(value: Any) -> Any:
 def _invoke(arguments: list[str]) -> tuple[int, Any]:
     try:
         result = app(args=arguments, prog_name="orpo-ray", standalone_mode=False)
-        return _interrupted(arguments[0]) if result == _INTERRUPTED else (0, result)
+        if result == _INTERRUPTED:
+            return _interrupted(arguments[0])
+        return (result.get("exit_code", 0) if isinstance(result, dict) else 0), result
     except typer.TyperException as error:
         return _fail(_usage(error, arguments[0]), WRONG_USAGE)
     except OrpoRayError as error:

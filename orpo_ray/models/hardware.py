@@ -8,12 +8,10 @@ import torch
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.errors import ResourceError
+from orpo_ray.models.traits import ATTENTIONS
 
 # Compute capability that flash-attn 2 needs: Ampere and later.
 _FLASH_ATTENTION_FROM = (8, 0)
-
-ATTENTIONS = ("flash_attention_2", "sdpa", "eager")
-"""Ways in which transformers computes attention, the best first."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -36,13 +36,13 @@ _BANDWIDTH_SHARE = 0.8
 # hidden number and each number of the MLP of a token. Two norms of seven kernels each, rotary
 # positions, two residual sums, and LoRA's scaling and sum on the projections; silu and product. A
 # float32 stream doubles them, and converts before and after each 16-bit layer.
-_TRAFFIC = {HALF: (150, 10), FLOAT: (260, 38)}
+TRAFFIC = {HALF: (150, 10), FLOAT: (260, 38)}
 # Mask, softmax, its 16-bit copy and their gradients: 20 bytes a score. The loss: 40 a logit.
-_SCORE_TRAFFIC, _LOGIT_TRAFFIC = 20, 40
+_SCORE_TRAFFIC, LOGIT_TRAFFIC = 20, 40
 # Dequantisation reads half a byte and writes two. bitsandbytes' kernel and its two levels of scales
 # reach a fifth of the bandwidth, GPTQ's a tenth.
-_DEQUANTISED_BYTES = 2.5
-_DEQUANTISATION_SHARE = {"bitsandbytes": 0.19, "gptq": 0.11, "torch": 1.0}
+DEQUANTISED_BYTES = 2.5
+DEQUANTISATION_SHARE = {"bitsandbytes": 0.19, "gptq": 0.11, "torch": 1.0}
 # Python, PEFT and the CUDA launches of one pass of one layer. Qwen's README has 0.12 s for 24
 # layers and four passes where the GPU has next to nothing to do.
 _LAUNCH_SECONDS = 1.6e-3
@@ -102,7 +102,7 @@ def count_work(training: Training) -> Work:
         attention_flops=_attention_flops(training),
         traffic=_traffic(training, passes),
         dequantised=_dequantised(training, passes),
-        dequantisation=_DEQUANTISATION_SHARE[training.weights.kind],
+        dequantisation=DEQUANTISATION_SHARE[training.weights.kind],
         launches=passes * base.layers,
         gathered=_gathered(training, passes),
     )
@@ -184,10 +184,10 @@ def _attention_flops(training: Training) -> float:
 def _traffic(training: Training, passes: int) -> float:
     """Bytes that kernels between matrix products read and write."""
     base = training.base
-    hidden, inner = _TRAFFIC[training.stream]
+    hidden, inner = TRAFFIC[training.stream]
     width = hidden * base.hidden + inner * base.intermediate * base.active_experts
     traffic = passes * base.layers * training.tokens * width
-    traffic += _LOGIT_TRAFFIC * training.tokens * base.vocabulary
+    traffic += LOGIT_TRAFFIC * training.tokens * base.vocabulary
     if training.attention == "eager":
         scores = training.batch * base.heads * training.sequence**2
         traffic += passes * base.layers * scores * _SCORE_TRAFFIC
@@ -198,7 +198,7 @@ def _dequantised(training: Training, passes: int) -> float:
     """Bytes for making 16 bits of all weights: in each pass, and once in the backward pass."""
     if not training.weights.is_quantised:
         return 0.0
-    return (passes - 1) * training.base.linear * _DEQUANTISED_BYTES
+    return (passes - 1) * training.base.linear * DEQUANTISED_BYTES
 
 
 def _gathered(training: Training, passes: int) -> float:

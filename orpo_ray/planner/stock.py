@@ -209,8 +209,13 @@ def reserved_bytes(training: Training, peak: Peak) -> float:
 
 def device_bytes(training: Training, peak: Peak, gpu: str, memory: float) -> float:
     """What the process takes of a GPU of so much memory, in bytes."""
-    context = _CONTEXT.get(gpu, _USUAL_CONTEXT) + (_NCCL if training.gpus > 1 else 0)
+    context = context_bytes(gpu, training.gpus)
     return min(reserved_bytes(training, peak) + context, memory)
+
+
+def context_bytes(gpu: str, workers: int) -> int:
+    """What a process takes besides torch's blocks, in bytes."""
+    return _CONTEXT.get(gpu, _USUAL_CONTEXT) + (_NCCL if workers > 1 else 0)
 
 
 def weight_bytes(training: Training) -> float:

@@ -10,10 +10,11 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.hardware import Hardware, choose_numerics
 from orpo_ray.models.identity import adapter_fingerprint, base_fingerprint
+from orpo_ray.models.read_traits import read_traits
 from orpo_ray.models.size import count_parameters
 from orpo_ray.models.tokenizer import load_tokenizer, make_local, tokenizer_fingerprint
 from orpo_ray.models.trained import fetch_trained
-from orpo_ray.models.traits import Traits, read_traits
+from orpo_ray.models.traits import Traits
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.changes import refuse_changed_identity
 from orpo_ray.runs.console import SILENT, Announce

@@ -18,9 +18,9 @@ LEVELS = (
     {"bucket"},
     {"storage"},
     {"runs"},
-    {"objectives", "data", "models", "planner", "report"},
+    {"objectives", "data", "models", "report"},
     {"training"},
-    {"evaluation", "distributed"},
+    {"evaluation", "distributed", "planner"},
     {"search"},
     {"bench", "cli", "api", "__init__"},
 )

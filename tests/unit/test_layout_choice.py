@@ -10,7 +10,8 @@ from support import BASE
 
 from orpo_ray.config import ModelConfig
 from orpo_ray.errors import ConfigError
-from orpo_ray.models.traits import Traits, read_traits
+from orpo_ray.models.read_traits import read_traits
+from orpo_ray.models.traits import Traits
 from orpo_ray.training.layout_choice import choose_layout
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 

@@ -42,6 +42,10 @@ class ObjectiveConfig(Section):
     kind: str
     search_space: ClassVar[Mapping[str, Suited]] = {}
     """Ranges that suit it, by dotted field."""
+    needs_reference: ClassVar[bool] = False
+    """Whether the loss compares with the log-probs of a frozen model."""
+    needs_rejected: ClassVar[bool] = True
+    """Whether the rejected answers take part in the loss."""
     only_in_trl: ClassVar[bool] = False
     """Whether our own engine has no such loss."""
     compares_below_adapter: ClassVar[bool] = False
@@ -49,6 +53,11 @@ class ObjectiveConfig(Section):
 
     reads_single_answers: ClassVar[bool] = False
     """Whether it trains on rows with one answer that is labelled good or bad, too."""
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the likelihood runs over the tokens of the prompt, too."""
+        return self.has_likelihood and getattr(self, "nll_on", "response") == "full"
 
     @property
     def has_likelihood(self) -> bool:

@@ -26,6 +26,7 @@ class DpoConfig(ObjectiveConfig):
         "response", description="tokens the likelihood runs over; full: the prompt's too"
     )
 
+    needs_reference = True
     more_preference = "lower objective.nll_weight"
     trl_reward_weight = "beta"
     trl_rewards = "gains"

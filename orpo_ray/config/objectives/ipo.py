@@ -19,6 +19,7 @@ class IpoConfig(ObjectiveConfig):
         "sum", description="sum: the paper; token-mean: TRL's choice"
     )
 
+    needs_reference = True
     trl_reward_weight = "beta"
     trl_rewards = "gains"
     search_space: ClassVar = {

@@ -22,6 +22,7 @@ class KtoConfig(ObjectiveConfig):
             "TRL's default 0.1; alignment-handbook, recipes/pref_align_scan, from 0.01",
         )
     }
+    needs_reference = True
     only_in_trl = True
     compares_below_adapter = True
     reads_single_answers = True

@@ -15,6 +15,8 @@ class SftConfig(ObjectiveConfig):
         "response", description="tokens the likelihood runs over; full: the prompt's too"
     )
 
+    needs_rejected = False
+
     @property
     def has_likelihood(self) -> bool:
         """Yes, always."""

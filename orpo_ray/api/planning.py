@@ -1,0 +1,195 @@
+"""What a run needs, before anything is rented: `plan` of the command line, as Python functions.
+
+Nothing here loads torch or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpo_ray.api.ground import PRINTING, refuse_others
+from orpo_ray.config import RunConfig
+from orpo_ray.errors import ConfigError
+from orpo_ray.runs.console import Console
+
+if TYPE_CHECKING:
+    from orpo_ray.planner.advice import Advice
+    from orpo_ray.planner.interval import Interval
+    from orpo_ray.planner.plan import GpuPlan, Paper, Place
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What `estimate` found: the run on each GPU, and what it was planned from."""
+
+    paper: Paper
+    base_source: str
+    gpus: tuple[GpuPlan, ...]
+    advice: Advice
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run fits into one of the GPUs."""
+        return any(plan.fits for plan in self.gpus)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: sizes in GiB, times in hours."""
+        paper = self.paper
+        return {
+            "name": paper.config.name,
+            "base": {"name": paper.shape.name, "source": self.base_source},
+            "pairs": {
+                "train": paper.lengths.pairs,
+                "held_out": paper.lengths.held_out,
+                "source": paper.lengths.source,
+            },
+            "workers": {
+                "count": paper.place.count,
+                "nodes": paper.place.nodes,
+                "network": paper.place.network.name,
+            },
+            "fits": self.fits,
+            "gpus": [_gpu_json(paper, plan) for plan in self.gpus],
+            "advice": asdict(self.advice),
+        }
+
+
+def estimate(
+    config: RunConfig,
+    gpu: str = "all",
+    *,
+    count: int | None = None,
+    nodes: int = 1,
+    network: str = "1gbit",
+    prices: str | Path | None = None,
+    console: Console = PRINTING,
+) -> Estimate:
+    """Whether a run fits into GPUs, how long it takes on them, and what it costs.
+
+    `gpu` is a list of names such as `l4,h100`, or `all`. `count` is the number of GPUs of a server;
+    without it, that of `scale.workers`, or one. Raises ConfigError for a wrong name, and
+    CannotTellError for a base whose layers are not known.
+    """
+    from orpo_ray.planner.advice import advise, is_chat_model
+    from orpo_ray.planner.bases import find_shape
+    from orpo_ray.planner.cost import read_prices
+    from orpo_ray.planner.hardware import find_gpus
+    from orpo_ray.planner.lengths import find_lengths
+    from orpo_ray.planner.plan import Paper
+
+    refuse_others(config, console)
+    gpus = find_gpus(gpu)
+    place = _place(config, count, nodes, network)
+    paid = None if prices is None else read_prices(Path(prices))
+    found = find_shape(config.model.base, config.model.revision)
+    paper = Paper(
+        config=config,
+        shape=found.shape,
+        lengths=find_lengths(config),
+        place=place,
+        prices=paid,
+    )
+    plans = _ranked([paper.on(each) for each in gpus])
+    hours = next((plan.hours for plan in plans if plan.hours), None)
+    is_chat = is_chat_model(config.model.base, None)
+    return Estimate(
+        paper=paper,
+        base_source=found.source,
+        gpus=tuple(plans),
+        advice=advise(paper.lengths.pairs, is_chat, hours, None),
+    )
+
+
+def scaling(found: Estimate, most: int) -> dict[str, Any]:
+    """How the run grows from the planned number of servers to `most`, on the first GPU that fits.
+
+    For the gradients that the run has, and for those of every weight of the base.
+    """
+    from orpo_ray.planner.scaled import scaled
+
+    plan = next((plan for plan in found.gpus if plan.fits), None)
+    if plan is None:
+        return {}
+    return scaled(found.paper, plan, most)
+
+
+def _place(config: RunConfig, count: int | None, nodes: int, network: str) -> Place:
+    """The servers; `scale.workers` says how many GPUs they have together if `count` does not."""
+    from orpo_ray.planner.hardware import find_network
+    from orpo_ray.planner.plan import Place
+
+    link = find_network(network)
+    workers = config.scale.workers
+    if count is None and workers != "auto":
+        if workers % nodes:
+            raise ConfigError(
+                f"--nodes: scale.workers={workers} cannot be shared equally by {nodes} servers; "
+                "set scale.workers, or name the GPUs of a server with --count"
+            )
+        count = workers // nodes
+    return Place(count=count or 1, nodes=nodes, network=link)
+
+
+def _ranked(plans: Sequence[GpuPlan]) -> list[GpuPlan]:
+    """Those that fit first: the cheapest, and the fastest where there is no price."""
+
+    def rank(plan: GpuPlan) -> tuple[bool, float, float]:
+        cost = plan.cost.middle if plan.cost else float("inf")
+        hours = plan.hours.middle if plan.hours else float("inf")
+        return (not plan.fits, cost, hours)
+
+    return sorted(plans, key=rank)
+
+
+def _gpu_json(paper: Paper, plan: GpuPlan) -> dict[str, Any]:
+    from orpo_ray.planner.plan import disk_bytes
+
+    worst = plan.worst
+    peak = worst.fit.peak.times(1 / _GIB)
+    return {
+        "gpu": plan.gpu.name,
+        "title": plan.gpu.title,
+        "memory_gib": plan.gpu.memory / _GIB,
+        "fits": plan.fits,
+        "uncertain": plan.is_uncertain,
+        "peak_gib": peak.middle,
+        "low": peak.low,
+        "high": peak.high,
+        "missing_gib": worst.fit.missing / _GIB,
+        "change": plan.change,
+        "tokens_per_microbatch": worst.fit.tokens,
+        "gradient_checkpointing": worst.fit.method.checkpointing,
+        "layout": str(worst.layout.layout),
+        "strategy": str(worst.strategy.strategy),
+        **_interval("pairs_per_second", plan.pairs_per_second),
+        **_interval("hours", plan.hours),
+        **_interval("search_hours", plan.search),
+        **_interval("cost", plan.cost),
+        "currency": paper.prices.currency if paper.prices else None,
+        "parts": {name: size / _GIB for name, size in worst.fit.parts.items()},
+        "disk": {name: size / _GIB for name, size in disk_bytes(paper, plan).items()},
+        "stages": [_stage_json(stage) for stage in plan.stages],
+        "reason": plan.reason,
+    }
+
+
+def _stage_json(stage: Any) -> dict[str, Any]:
+    took = stage.duration
+    return {
+        "name": stage.name,
+        "objective": stage.objective,
+        "peak_gib": stage.fit.peak.middle / _GIB,
+        "steps": took.steps if took else None,
+        "seconds": {name: part.to_json() for name, part in took.parts.items()} if took else None,
+    }
+
+
+def _interval(name: str, found: Interval | None) -> dict[str, float | None]:
+    if found is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: found.middle, f"{name}_low": found.low, f"{name}_high": found.high}

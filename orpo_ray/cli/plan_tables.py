@@ -1,0 +1,172 @@
+"""The tables of `orpo-ray plan`: GPUs side by side, one GPU in parts, servers, and checked rows."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from orpo_ray.api.planning import Estimate
+    from orpo_ray.planner.plan import GpuPlan
+
+_GIB = 2**30
+_PARTS = {
+    "weights": "weights of the base",
+    "adapter": "trained weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "activations that layers keep",
+    "layer": "work in the largest layer",
+    "head": "work in the head",
+    "workspace": "workspace of matrix products",
+    "slack": "torch's free blocks",
+    "context": "CUDA",
+}
+
+
+def print_estimate(found: "Estimate") -> None:
+    """Print the run on each GPU; a single GPU with its memory and time by part."""
+    console, paper = Console(), found.paper
+    place = paper.place
+    servers = "" if place.nodes == 1 else f", {place.nodes} servers, {place.network.name}"
+    for line in (
+        f"base: {paper.shape.name}, {paper.shape.total / 1e9:.2f} billion numbers "
+        f"({found.base_source})",
+        f"pairs: {_count(paper.lengths.pairs)} trained, {paper.lengths.held_out:,} held out "
+        f"({paper.lengths.source})",
+        f"GPUs of a server: {place.count}{servers}",
+    ):
+        console.print(Text(line), soft_wrap=True)
+    console.print(_gpus(found.gpus))
+    if len(found.gpus) == 1:
+        _print_one(found, found.gpus[0], console)
+    advice = found.advice
+    console.print(Text(f"advice: {advice.method}: {advice.reason} ({advice.source})"), soft_wrap=True)
+    console.print(Text(f"        {advice.check}"), soft_wrap=True)
+
+
+def _count(pairs: int | None) -> str:
+    return "an unknown number" if pairs is None else f"{pairs:,}"
+
+
+def _gpus(plans: "tuple[GpuPlan, ...]") -> Table:
+    table = Table()
+    for column in ("", "fits", "GiB a GPU", "of", "tokens", "pairs/s", "hours", "cost"):
+        table.add_column(column, justify="right" if column else "left")
+    for plan in plans:
+        worst = plan.worst
+        peak = worst.fit.peak.times(1 / _GIB)
+        hours = plan.search or plan.hours
+        table.add_row(
+            plan.gpu.name,
+            _fits(plan),
+            f"{peak.low:.1f} to {peak.high:.1f}",
+            f"{plan.gpu.memory / _GIB:.1f}",
+            "" if worst.fit.tokens is None else f"{worst.fit.tokens:,}",
+            _between(plan.pairs_per_second),
+            _between(hours) if plan.fits else plan.change,
+            _between(plan.cost),
+        )
+    return table
+
+
+def _fits(plan: "GpuPlan") -> str:
+    if not plan.fits:
+        return f"no: {plan.worst.fit.missing / _GIB:.1f} GiB"
+    return "yes, uncertain" if plan.is_uncertain else "yes"
+
+
+def _between(found: Any) -> str:
+    return "" if found is None else f"{_short(found.low)} to {_short(found.high)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def _print_one(found: "Estimate", plan: "GpuPlan", console: Console) -> None:
+    """Print the memory and the time of one GPU by part, and why figures are intervals."""
+    worst = plan.worst
+    table = Table(title="memory at the worst moment, GiB", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, label in _PARTS.items():
+        table.add_row(label, f"{worst.fit.parts[name] / _GIB:.2f}")
+    console.print(table)
+    checkpointing = "recomputed" if worst.fit.method.checkpointing else "kept"
+    notes = [
+        f"layout {worst.layout.layout}: {worst.layout.reason}",
+        f"strategy {worst.strategy.strategy}: {worst.strategy.reason}",
+        f"activations {checkpointing}; either the layer or the head is at work",
+        f"time: {plan.reason}",
+    ]
+    for stage in plan.stages:
+        if stage.duration is not None:
+            parts = ", ".join(
+                f"{name} {part.low / 60:.0f} to {part.high / 60:.0f} min"
+                for name, part in stage.duration.parts.items()
+            )
+            notes.append(f"{stage.objective}, {stage.duration.steps} steps: {parts}")
+    for line in notes:
+        console.print(Text(line), soft_wrap=True)
+
+
+def print_scaling(found: dict[str, Any]) -> None:
+    """Print how a run grows with its servers."""
+    console = Console()
+    if not found:
+        console.print(Text("the run fits into none of these GPUs, so it is not scaled"))
+        return
+    for name, title in (("trained", "what is trained"), ("every_weight", "every weight")):
+        table = Table(
+            title=f"gradients of {title}, {found['gpu']}, {found['network']}", title_justify="left"
+        )
+        for column in ("servers", "workers", "pairs/s", "efficiency", "exchange", "limit"):
+            table.add_column(column, justify="right")
+        for row in found[name]["nodes"]:
+            table.add_row(
+                str(row["nodes"]),
+                str(row["workers"]),
+                f"{_short(row['low'])} to {_short(row['high'])}",
+                f"{row['efficiency']:.0%}",
+                f"{row['exchanged']:.0%}",
+                row["limit"],
+            )
+        console.print(table)
+        for key in ("faster_network", "larger_step"):
+            if paid := found[name][key]:
+                console.print(
+                    Text(
+                        f"from {paid['nodes']} servers {paid['change']} pays: "
+                        f"{paid['gain']:.2f} times the pairs a second"
+                    )
+                )
+
+
+def print_check(found: dict[str, Any]) -> None:
+    """Print how far predictions are from measured rows."""
+    console = Console()
+    table = Table(title=f"{found['file']}: {found['rows']} rows", title_justify="left")
+    for column in ("", "rows", "mean error", "mean of sizes", "worst", "held"):
+        table.add_column(column, justify="right" if column else "left")
+    groups = {"grade a": found, **found["by_source"]}
+    if found["kind"] == "memory":
+        groups = {"grade a": found, "grade a, device": found["device"], **found["by_source"]}
+    for name, score in groups.items():
+        held = next(value for key, value in score.items() if key.startswith("share_within"))
+        worst = score["worst"]
+        table.add_row(
+            name,
+            str(score["scored"]),
+            _percent(score["mean_error"]),
+            _percent(score["mean_abs_error"]),
+            "" if worst is None else f"{worst['row']} {_percent(worst['error'])}",
+            "" if held is None else f"{held:.0%}",
+        )
+    console.print(table)
+    console.print(Text(f"{len(found['others'])} rows are not scored or not held; --json lists them"))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1%}"

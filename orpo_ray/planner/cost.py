@@ -1,0 +1,53 @@
+"""What a run costs, by the prices in a file of the user's own. No price travels with the package."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orpo_ray.config.near import near_name
+from orpo_ray.errors import ConfigError
+from orpo_ray.planner.hardware import find_gpus, load_gpus
+from orpo_ray.planner.interval import Interval
+
+_FORM = "write `currency: EUR` and `gpus: {rtx4090: 0.45}`, the price of one GPU for an hour"
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The price of one GPU for an hour, by its name, all in one currency."""
+
+    currency: str
+    gpus: dict[str, float]
+
+    def of(self, gpu: str, count: int, hours: Interval) -> Interval | None:
+        """What that many GPUs cost for those hours, or None if the file has no price."""
+        price = self.gpus.get(gpu)
+        return None if price is None else hours.times(price * count)
+
+
+def read_prices(path: Path) -> Prices:
+    """The prices of a YAML file. Raises ConfigError for a file that is not of the form."""
+    try:
+        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--prices: {path} cannot be read: {' '.join(str(error).split())}") from (
+            error
+        )
+    if not isinstance(found, dict) or not isinstance(found.get("gpus"), dict):
+        raise ConfigError(f"--prices: {path} has no prices; {_FORM}")
+    if others := set(found) - {"currency", "gpus"}:
+        near = near_name(str(min(map(str, others))), ["currency", "gpus"])
+        hint = f"did you mean {near}?" if near else _FORM
+        raise ConfigError(f"--prices: {path}: {min(map(str, others))} is unknown; {hint}")
+    currency = found.get("currency", "")
+    if not isinstance(currency, str):
+        raise ConfigError(f"--prices: {path}: currency must be a word such as EUR, not {currency}")
+    prices: dict[str, float] = {}
+    for name, price in found["gpus"].items():
+        if isinstance(price, bool) or not isinstance(price, int | float) or price < 0:
+            raise ConfigError(f"--prices: {path}: gpus.{name}: must be a number, not {price!r}")
+        meant = [str(name)] if str(name) in load_gpus() else [gpu.name for gpu in find_gpus(name)]
+        prices |= dict.fromkeys(meant, float(price))
+    return Prices(currency, prices)

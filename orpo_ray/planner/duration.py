@@ -1,0 +1,183 @@
+"""How long a run takes: its steps pack by pack, and all that happens beside them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orpo_ray.config import RunConfig
+from orpo_ray.config.search import TRIALS, SearchConfig
+from orpo_ray.config.training import every_to_steps
+from orpo_ray.planner.engine import Engine
+from orpo_ray.planner.fit import Request
+from orpo_ray.planner.hardware import Gpu
+from orpo_ray.planner.interval import Interval
+from orpo_ray.planner.lengths import Lengths
+from orpo_ray.planner.memory import trained_numbers
+from orpo_ray.planner.network import Weights, Workers, exchanges, step_cost
+from orpo_ray.training.plan import Indices, cut_step
+
+_SAMPLED_STEPS = 8
+_BACKWARD = 0.5
+"""The share of a pack's time that is its backward pass; with recomputing it is a little more."""
+_DISK = (2e8, 2e9)
+"""Bytes a second of a disk, from a network disk to an NVMe."""
+_START = Interval(20.0, 60.0, 180.0)
+"""Seconds for Python, torch, CUDA and the first micro-batches that are tried."""
+_START_OF_RAY = Interval(10.0, 20.0, 60.0)
+_CHECKPOINT = Interval(1.0, 3.0, 10.0)
+"""Seconds of a checkpoint besides writing its bytes: reports, and the storage's answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duration:
+    """Seconds of a run, in all and by part, and the pairs a second while it trains."""
+
+    seconds: Interval
+    parts: dict[str, Interval]
+    pairs_per_second: Interval
+    steps: int
+
+
+class Steps:
+    """How long the steps of a run take on one kind of GPU."""
+
+    def __init__(
+        self, request: Request, engine: Engine, gpu: Gpu, workers: Workers, pairs_per_step: int
+    ) -> None:
+        self._request, self._engine, self._gpu = request, engine, gpu
+        self._workers, self._pairs_per_step = workers, pairs_per_step
+        self._parts = exchanges(engine.method.stage, trained_weights(engine))
+
+    def step(self, tokens: int) -> Interval:
+        """Seconds of a step, on average, with that many tokens in a micro-batch."""
+        rng = np.random.default_rng(0)
+        count = len(self._request.lengths)
+        size = self._pairs_per_step
+        drawn = [rng.choice(count, size, replace=count < size) for _ in range(_SAMPLED_STEPS)]
+        return _mean([self._one(pairs.astype(np.int64), tokens) for pairs in drawn])
+
+    def _one(self, pairs: Indices, tokens: int) -> Interval:
+        step = cut_step(pairs, self._request.costs, self._workers.count, tokens)
+        ranks = [
+            [self._pack(tuple(pack.pairs.tolist())) for pack in rank if pack.weight]
+            for rank in step.packs
+        ]
+        times = [_sum(packs) for packs in ranks if packs]
+        slowest = max(times, key=lambda time: time.middle)
+        packs = len(step.packs[0])
+        last = slowest.times(_BACKWARD / packs)
+        rate = self._workers.rate if self._workers.count > 1 else None
+        waits = [
+            step_cost(self._parts, self._workers, packs, backward, speed).exposed if rate else 0.0
+            for backward, speed in zip(
+                (last.low, last.middle, last.high),
+                (rate.high, rate.middle, rate.low) if rate else (1.0, 1.0, 1.0),
+                strict=True,
+            )
+        ]
+        own = Interval.sure(self._engine.step_seconds(self._gpu))
+        return slowest + Interval(*waits) + own
+
+    def _pack(self, pairs: tuple[int, ...]) -> Interval:
+        batch = self._request.batch(np.array(pairs, dtype=np.int64))
+        return self._engine.seconds(batch, self._gpu)
+
+    def forward(self, pairs: int, tokens: int) -> Interval:
+        """Seconds of the forward passes of so many pairs, shared by all workers."""
+        costs = self._request.costs
+        mean = float(costs.tokens.mean())
+        sample = np.arange(min(len(costs.tokens), max(1, int(tokens // mean))))
+        batch = self._request.batch(sample)
+        one = self._engine.seconds(batch, self._gpu, training=False)
+        return one.times(pairs / len(sample) / self._workers.count)
+
+
+def trained_weights(engine: Engine) -> Weights:
+    """What the workers of a run exchange of its weights."""
+    shape, method = engine.shape, engine.method
+    frozen = 0 if method.rank is None else shape.total
+    return Weights(
+        trained=trained_numbers(shape, method),
+        frozen=frozen,
+        frozen_bytes=frozen * method.number,
+        layers=shape.layers,
+    )
+
+
+def duration(
+    config: RunConfig, lengths: Lengths, steps: Steps, engine: Engine, tokens: int, workers: int
+) -> Duration | None:
+    """How long a run takes; None if nobody knows how many pairs it has."""
+    step = steps.step(tokens)
+    settings = config.training
+    speed = step.under(settings.pairs_per_step)
+    if lengths.pairs is None and settings.max_steps is None:
+        return None
+    pairs = lengths.pairs or settings.pairs_per_step
+    per_epoch = math.ceil(pairs / settings.pairs_per_step)
+    count = settings.max_steps or max(1, round((settings.epochs or 1) * per_epoch))
+    share = pairs / (per_epoch * settings.pairs_per_step)
+    evaluations = count // every_to_steps(settings.eval_every, count) + 1
+    checkpoints = max(1, count // every_to_steps(settings.checkpoint_every, count))
+    parts = {
+        "start": _start(engine, workers),
+        "steps": step.times(count * share),
+        "evaluation": steps.forward(lengths.held_out, tokens).times(evaluations),
+        "checkpoints": (_written(checkpoint_bytes(engine)) + _CHECKPOINT).times(checkpoints),
+    }
+    if config.objective.needs_reference:
+        passes = steps.forward(pairs + lengths.held_out, tokens)
+        parts["reference"] = passes + _start(engine, workers)
+    return Duration(seconds=_sum(list(parts.values())), parts=parts, pairs_per_second=speed, steps=count)
+
+
+def _start(engine: Engine, workers: int) -> Interval:
+    """Seconds until the first step: programs start, and the base is read from the disk."""
+    start = _START if workers == 1 else _START + _START_OF_RAY
+    return start + _written(2 * engine.shape.total)
+
+
+def _written(size: float) -> Interval:
+    slow, fast = _DISK
+    return Interval(size / fast, size / math.sqrt(fast * slow), size / slow)
+
+
+def checkpoint_bytes(engine: Engine) -> float:
+    """Bytes of a checkpoint: float32 weights that are trained, their moments, and the adapter."""
+    return 4.0 * trained_numbers(engine.shape, engine.method) * 4
+
+
+def search_share(search: SearchConfig) -> Interval:
+    """How much of all trials' full length a search computes, on average.
+
+    ASHA runs each trial for `grace`; the best 1/eta of them go on to eta times grace, and so on.
+    The high end is for searches whose early trials go further, because there are none to compare
+    with yet: `orpo-ray bench search` measured 1.2 of the middle (docs/benchmarks.md).
+    """
+    if search.scheduler == "none":
+        return Interval.sure(1.0)
+    share, reached, alive = search.grace, search.grace, 1.0
+    while reached < 1:
+        alive /= search.eta
+        further = min(1.0, reached * search.eta)
+        share += alive * (further - reached)
+        reached = further
+    return Interval(share, min(1.0, 1.2 * share), min(1.0, 1.4 * share))
+
+
+def trials_of(search: SearchConfig) -> int:
+    """How many trials a search makes, as far as the config says it."""
+    return search.trials or TRIALS
+
+
+def _sum(intervals: Sequence[Interval]) -> Interval:
+    total = Interval.sure(0.0)
+    for interval in intervals:
+        total += interval
+    return total
+
+
+def _mean(intervals: Sequence[Interval]) -> Interval:
+    return _sum(intervals).times(1 / len(intervals))

@@ -1,0 +1,289 @@
+"""A run on paper: does it fit, how long does it take, and what does it cost, for each GPU."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orpo_ray.config import RunConfig, stage_configs
+from orpo_ray.config.searched import settings_of, trial_count, with_values
+from orpo_ray.errors import ConfigError
+from orpo_ray.models.traits import Traits
+from orpo_ray.planner.cost import Prices
+from orpo_ray.planner.duration import Duration, Steps, checkpoint_bytes, duration, search_share
+from orpo_ray.planner.engine import Engine
+from orpo_ray.planner.fit import Fit, Request, fit
+from orpo_ray.planner.hardware import Gpu, Link, find_server_link, load_gpus
+from orpo_ray.planner.interval import Interval
+from orpo_ray.planner.lengths import Lengths
+from orpo_ray.planner.memory import Method, held, trained_numbers
+from orpo_ray.planner.network import Workers as Linked
+from orpo_ray.planner.shapes import Shape
+from orpo_ray.training.layout_choice import LayoutChoice, choose_layout
+from orpo_ray.training.plan import PADDED
+from orpo_ray.training.strategy import ModelSize, StrategyChoice, Workers, choose_strategy
+
+_SHORTER = 128
+"""A shorter `data.max_length` is a multiple of this."""
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a run may go: so many servers with so many GPUs each, and the network between them."""
+
+    count: int = 1
+    nodes: int = 1
+    network: Link
+
+    @property
+    def workers(self) -> int:
+        """One worker for each GPU."""
+        return self.count * self.nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One run, or one stage of a run, on one kind of GPU."""
+
+    name: str
+    objective: str
+    fit: Fit
+    layout: LayoutChoice
+    strategy: StrategyChoice
+    duration: Duration | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuPlan:
+    """A run on one kind of GPU.
+
+    `hours` is None if nobody knows how many pairs there are, or if the run does not fit. `change`
+    is the cheapest one with which it fits. `search` is the hours of a whole search, if the config
+    has one. `reason` says why figures of time are intervals.
+    """
+
+    gpu: Gpu
+    stages: tuple[StagePlan, ...]
+    hours: Interval | None
+    search: Interval | None
+    cost: Interval | None
+    change: str
+    reason: str
+    is_uncertain: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage fits."""
+        return all(stage.fit.tokens is not None for stage in self.stages)
+
+    @property
+    def worst(self) -> StagePlan:
+        """The stage that takes the most memory."""
+        return max(self.stages, key=lambda stage: stage.fit.peak.middle)
+
+    @property
+    def pairs_per_second(self) -> Interval | None:
+        """Of the stage that trains slowest."""
+        speeds = [stage.duration.pairs_per_second for stage in self.stages if stage.duration]
+        return min(speeds, key=lambda speed: speed.middle, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """What is known of a run before it starts."""
+
+    config: RunConfig
+    shape: Shape
+    lengths: Lengths
+    place: Place
+    prices: Prices | None = None
+
+    def on(self, gpu: Gpu) -> GpuPlan:
+        """The run on one kind of GPU."""
+        config = self.config
+        stages = tuple(
+            self.stage(stage, gpu) for stage in (stage_configs(config) if config.stages else [config])
+        )
+        fits = all(stage.fit.tokens is not None for stage in stages)
+        hours = _hours(stages) if fits else None
+        search = None
+        if hours is not None and config.search is not None:
+            share = search_share(settings_of(config)).times(trial_count(config))
+            search = Interval(
+                hours.low * share.low, hours.middle * share.middle, hours.high * share.high
+            )
+        paid = search or hours
+        cost = None
+        if self.prices and paid is not None:
+            cost = self.prices.of(gpu.name, self.place.workers, paid)
+        engine = Engine(self.shape, stages[-1].fit.method)
+        reason, is_unmeasured = engine.reason(gpu)
+        return GpuPlan(
+            gpu=gpu,
+            stages=stages,
+            hours=hours,
+            search=search,
+            cost=cost,
+            change="" if fits else self._change(gpu),
+            reason=reason,
+            is_uncertain=is_unmeasured or any(stage.fit.is_uncertain for stage in stages),
+        )
+
+    def stage(self, config: RunConfig, gpu: Gpu) -> StagePlan:
+        """One run without stages, or one stage."""
+        layout, strategy, request = self._request(config, gpu)
+        found = fit(request, gpu)
+        return StagePlan(
+            name=config.name,
+            objective=config.objective.kind,
+            fit=found,
+            layout=layout,
+            strategy=strategy,
+            duration=self._duration(config, request, found, gpu),
+        )
+
+    def _duration(
+        self, config: RunConfig, request: Request, found: Fit, gpu: Gpu
+    ) -> Duration | None:
+        if found.tokens is None:
+            return None
+        engine = Engine(self.shape, found.method)
+        workers = Linked(
+            servers=self.place.nodes,
+            per_server=self.place.count,
+            inside=find_server_link(gpu.link) if self.place.count > 1 else None,
+            network=self.place.network,
+        )
+        steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
+        return duration(config, self.lengths, steps, engine, found.tokens, workers.count)
+
+    def _request(
+        self, config: RunConfig, gpu: Gpu
+    ) -> tuple[LayoutChoice, StrategyChoice, Request]:
+        objective, training = config.objective, config.training
+        layout = self._layout(config)
+        half = config.model.dtype != "float32"
+        method = Method(
+            quantization=config.model.quantization,
+            half=half,
+            rank=config.adapter.r if config.adapter.kind == "lora" else None,
+            targets=config.adapter.targets,
+            dora=config.adapter.dora,
+            dropout=config.adapter.dropout if config.adapter.kind == "lora" else 0.0,
+            flash=gpu.bf16 and half,
+            layout=layout.layout,
+            workers=self.place.workers,
+        )
+        size = ModelSize(int(held(self.shape, method)["weights"]), trained_numbers(self.shape, method))
+        workers = Workers(self.place.workers, self.place.nodes, gpu.memory)
+        dtype = _dtype(config, gpu)
+        strategy = choose_strategy(config, workers, dtype, size)
+        costs_step = training.pairs_per_step
+        tokens, asked = training.tokens_per_microbatch, training.gradient_checkpointing
+        request = Request(
+            shape=self.shape,
+            method=replace(method, stage=strategy.strategy.stage),
+            strategy=strategy.strategy,
+            lengths=self.lengths.lengths,
+            step=0,
+            tokens=None if tokens == "auto" else tokens,
+            checkpointing=None if asked == "auto" else asked,
+            with_rejected=objective.needs_rejected,
+            scores_prompt=objective.scores_prompt,
+        )
+        step = math.ceil(float(request.costs.tokens.mean()) * costs_step)
+        return layout, strategy, replace(request, step=step)
+
+    def _layout(self, config: RunConfig) -> LayoutChoice:
+        if config.training.engine == "trl":
+            return LayoutChoice(PADDED, "engine trl pads")
+        windows = [window for window in self.shape.windows if window is not None]
+        traits = Traits(
+            soft_cap=self.shape.family == "gemma2", window=min(windows, default=None)
+        )
+        return choose_layout(
+            config.training.layout,
+            traits,
+            self.lengths.lengths,
+            with_rejected=config.objective.needs_rejected,
+        )
+
+    def _change(self, gpu: Gpu) -> str:
+        """The cheapest change with which the run fits, in words."""
+        for text, values in _changes(self.config):
+            try:
+                config = with_values(self.config, values)
+            except ConfigError:
+                continue
+            if replace(self, config=config, prices=None)._fits(gpu):
+                return text
+        if length := self._shorter(gpu):
+            return f"data.max_length={length} (longer pairs are dropped)"
+        larger = sorted(load_gpus().values(), key=lambda each: each.memory)
+        for other in larger:
+            if other.memory > gpu.memory and self._fits(other):
+                return f"--gpu {other.name}: the smallest known GPU that it fits into"
+        return "no single change is enough"
+
+    def _fits(self, gpu: Gpu) -> bool:
+        configs = stage_configs(self.config) if self.config.stages else [self.config]
+        return all(
+            fit(self._request(config, gpu)[2], gpu).tokens is not None for config in configs
+        )
+
+    def _shorter(self, gpu: Gpu) -> int | None:
+        """The longest `data.max_length` with which the run fits, or None."""
+        sides = self.lengths.lengths[:, 0] + self.lengths.lengths[:, 1:].max(axis=1)
+        for length in range(self.config.data.max_length - _SHORTER, 0, -_SHORTER):
+            left = self.lengths.lengths[sides <= length]
+            if not len(left):
+                return None
+            if replace(self, lengths=replace(self.lengths, lengths=left))._fits(gpu):
+                return length
+        return None
+
+
+def _dtype(config: RunConfig, gpu: Gpu) -> str:
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "bfloat16" if gpu.bf16 else "float16"
+
+
+def _hours(stages: Sequence[StagePlan]) -> Interval | None:
+    total = Interval.sure(0.0)
+    for stage in stages:
+        if stage.duration is None:
+            return None
+        total += stage.duration.seconds
+    return total.times(1 / _HOUR)
+
+
+def _changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Changes that save memory, the cheapest first: what it costs in time and in quality."""
+    wanted: list[dict[str, Any]] = []
+    if config.training.gradient_checkpointing is False:
+        wanted.append({"training.gradient_checkpointing": True})
+    if config.training.tokens_per_microbatch != "auto":
+        wanted.append({"training.tokens_per_microbatch": "auto"})
+    if config.model.dtype == "float32":
+        wanted.append({"model.dtype": "auto"})
+    if config.adapter.kind == "lora" and config.model.quantization != "nf4":
+        wanted.append({"model.quantization": "nf4"})
+    if config.adapter.kind == "none":
+        wanted.append({"adapter.kind": "lora"})
+        wanted.append({"adapter.kind": "lora", "model.quantization": "nf4"})
+    for values in wanted:
+        yield " ".join(f"{key}={_written(value)}" for key, value in values.items()), values
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def disk_bytes(paper: Paper, plan: GpuPlan) -> dict[str, float]:
+    """Bytes on disk: the base as it is downloaded, the checkpoints that stay, and an export."""
+    engine = Engine(paper.shape, plan.stages[-1].fit.method)
+    whole = 2.0 * paper.shape.total
+    kept = paper.config.training.keep + 1  # the next one is written before an old one goes
+    return {"base": whole, "checkpoints": kept * checkpoint_bytes(engine), "export": whole}
