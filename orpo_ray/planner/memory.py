@@ -180,10 +180,9 @@ def _kept_by_layer(shape: Shape, method: Method, batch: MicroBatch, index: int) 
     """Bytes that one layer keeps for its backward pass."""
     # A norm keeps its input in float32; if its weight is trained, what it multiplies as well.
     of_norm = FLOAT * (1 if method.rank else 2)
-    norms = 2 * batch.tokens * (of_norm * shape.hidden + FLOAT)
     linears = shape.body[index].linears
     return (
-        norms
+        of_norm * batch.tokens * shape.normed
         + _kept_by_mlp(linears, shape.hidden) * batch.tokens * method.number
         + _kept_by_trained(shape, method, batch.tokens, index)
         + _kept_by_attention(shape, method, batch)

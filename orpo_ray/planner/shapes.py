@@ -100,6 +100,13 @@ class Shape:
         )
 
     @property
+    def normed(self) -> int:
+        """The numbers of a token that go through the norms of a layer."""
+        family = FAMILIES[_WITH_TOWER.get(self.family, self.family)]
+        of_heads = (self.heads + self.kv_heads) * self.head_size if family.query_norms else 0
+        return family.norms * self.hidden + of_heads
+
+    @property
     def largest_layer(self) -> int:
         """The numbers of the largest layer of the body."""
         return max(
