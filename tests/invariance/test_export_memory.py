@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 SHARD = "160MB"
 MEASURE = """
 import gc, json, sys, threading
+from pathlib import Path
 
 def held():  # kB that this process alone holds; pages of files can be dropped at any time
     with open("/proc/self/status") as file:
@@ -22,10 +23,12 @@ def held():  # kB that this process alone holds; pages of files can be dropped a
 
 import orpo_ray
 from orpo_ray.models import placement
+from orpo_ray.models.weights import Weights
 from orpo_ray.runs.console import SILENT
 
 settings, adapter, small, out = json.loads(sys.argv[1])
-placement.free_memory = lambda device: 0  # the base does not fit whole
+# Room for the quantised base, but not for its weights in float32.
+placement.free_memory = lambda device: 4 * Weights(Path(base)).numbers
 for base, trained in ((small, small + "-adapter"), (settings["model"]["base"], adapter)):
     config = orpo_ray.load_config({**settings, "model": {**settings["model"], "base": base}})
     gc.collect()
@@ -37,7 +40,7 @@ for base, trained in ((small, small + "-adapter"), (settings["model"]["base"], a
         while not done.wait(0.002):
             most = max(most, held())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)  # an error must end this program
     watcher.start()
     orpo_ray.export(config, f"{out}-{base == small}", adapter=trained, answers=1, console=SILENT)
     done.set()
