@@ -129,6 +129,10 @@ class System:
     has_infiniband: bool
     variables: dict[str, str]
     """Variables of NCCL and gloo that are set."""
+    address: str = ""
+    """The address by which other servers reach this one; empty if there are none."""
+    under_ray: bool = False
+    """Whether the limits are those of a process of a running Ray."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +204,8 @@ class RayState:
     """Where a token is: a file or a variable's name; empty if there is none."""
     token_problem: str = ""
     dashboard: str = ""
+    is_running: bool = False
+    """Whether this server belongs to the cluster that was asked."""
     answer: str = ""
     """"open", "asks for a token", "other", or empty if nothing answers."""
 

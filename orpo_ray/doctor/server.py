@@ -57,7 +57,7 @@ class Probe:
 
 PROBES = (
     Probe("software", Software, 10, lambda asked, facts: software.look()),
-    Probe("system", System, 10, lambda asked, facts: system.look()),
+    Probe("system", System, 10, lambda asked, facts: system.look(asked)),
     Probe("ray", RayState, 10, lambda asked, facts: ray_state.look(asked)),
     Probe("cards", Cards, 15, lambda asked, facts: gpus.look_at_cards()),
     Probe("disks", tuple[Disk, ...], 30, lambda asked, facts: disks.look(asked)),

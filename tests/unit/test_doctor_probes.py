@@ -21,7 +21,7 @@ from s3_server import serve
 from support import BASE
 
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.doctor.facts import Asked, Cards, Facts, System
+from orpo_ray.doctor.facts import Asked, Cards, Facts
 from orpo_ray.doctor.limited import limited
 from orpo_ray.doctor.marker import holds, leave_marker, nearest, remove_marker
 from orpo_ray.doctor.probes import base, disks, gpus, kernels, ray_state, software, storage, system
@@ -130,12 +130,12 @@ def test_the_system_is_read_below_its_root(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
     for name in ("dev/shm", "sys/class/infiniband/mlx5_0"):
         (tmp_path / name).mkdir(parents=True)
-    plain = system.look(tmp_path)
+    plain = system.look(Asked(), tmp_path)
     (tmp_path / ".dockerenv").touch()
-    shut = system.look(tmp_path)
+    shut = system.look(Asked(), tmp_path)
     assert (plain.in_container, shut.in_container, shut.has_infiniband) == (False, True, True)
     assert shut.variables["NCCL_P2P_DISABLE"] == "1" and "127.0.0.1" in shut.interfaces["lo"]
-    assert isinstance(system.look(), System)
+    assert system.look(Asked(address="10.0.0.1")).address == "10.0.0.1"
 
 
 # --- GPUs -----------------------------------------------------------------------------------------

@@ -308,8 +308,8 @@ def test_an_interface_that_is_not_there_stops_a_run() -> None:
 
 
 def test_a_server_whose_address_no_interface_has_guesses_one() -> None:
-    assert not found(Asked(address="10.0.0.1"))
-    level, what, fix = the_one(Asked(address="203.0.113.9"))
+    assert not found(system=replace(SYSTEM, address="10.0.0.1"))
+    level, what, fix = the_one(system=replace(SYSTEM, address="203.0.113.9"))
     assert level == WARNING and what.endswith("so gloo and NCCL guess among eno1")
     assert fix.startswith("export NCCL_SOCKET_IFNAME=eno1 GLOO_SOCKET_IFNAME=eno1")
 
@@ -333,7 +333,7 @@ def test_a_limit_of_1024_files_is_named_where_nothing_may_raise_it() -> None:
     assert "--ulimit" in the_one(system=replace(low, in_container=True))[2]
     may_rise = replace(low, open_files_hard=65536)
     assert not found(system=may_rise), "a driver raises it"
-    assert "ulimit -n 8192 before ray start" in the_one(Asked(under_ray=True), system=may_rise)[2]
+    assert "ulimit -n 8192 before ray start" in the_one(system=replace(may_rise, under_ray=True))[2]
     assert not found(system=replace(low, open_files=-1, open_files_hard=-1)), "no limit"
 
 
@@ -463,7 +463,8 @@ def test_what_is_wrong_with_ray(ray: RayState, level: str, what: str, fix: str) 
 
 
 def test_a_ray_that_runs_already_has_a_folder_that_is_short_enough() -> None:
-    assert not found(Asked(under_ray=True), ray=replace(RAY, folder="/scratch/" + "long/" * 12))
+    long = replace(RAY, folder="/scratch/" + "long/" * 12)
+    assert the_one(ray=long)[0] == STOPS and not found(ray=replace(long, is_running=True))
 
 
 # --- probes without an answer ---------------------------------------------------------------------

@@ -26,6 +26,7 @@ def look(asked: Asked) -> RayState:
         token=token,
         token_problem=problem,
         dashboard=asked.dashboard,
+        is_running=asked.under_ray,
         answer=_answer(asked.dashboard) if asked.dashboard else "",
     )
 

@@ -5,7 +5,7 @@ import resource
 from pathlib import Path
 
 from orpo_ray.distributed.servers import own_interfaces
-from orpo_ray.doctor.facts import System
+from orpo_ray.doctor.facts import Asked, System
 
 _VARIABLES = (
     "NCCL_SOCKET_IFNAME",
@@ -17,7 +17,7 @@ _VARIABLES = (
 _OF_CONTAINERS = (".dockerenv", "run/.containerenv", "var/run/secrets/kubernetes.io")
 
 
-def look(root: Path = Path("/")) -> System:
+def look(asked: Asked, root: Path = Path("/")) -> System:
     """The facts of this server, whose files lie below `root`."""
     shared = os.statvfs(root / "dev/shm")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -29,4 +29,6 @@ def look(root: Path = Path("/")) -> System:
         interfaces=own_interfaces(),
         has_infiniband=any((root / "sys/class/infiniband").glob("*")),
         variables={name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        address=asked.address,
+        under_ray=asked.under_ray,
     )

@@ -9,7 +9,7 @@ from orpo_ray.doctor.findings import Finding, Level
 SERVER = "server"
 
 _NO_PACKAGE = re.compile(
-    r"No module named '?orpo_ray|cannot load orpo_ray|/bin/python: .*not found"
+    r"No module named '?orpo_ray|cannot load orpo_ray|/bin/python: (No such file|not found)"
 )
 _INSTALL = "pip install orpo-ray there, as on the other servers (cluster/README.md says how)"
 _REINSTALL = "pip install --force-reinstall {}, with the constraints.txt of this release"

@@ -74,8 +74,8 @@ def judge_network(asked: Asked, system: System) -> Iterator[Finding]:
         return
     if named:
         yield ok(NETWORK, ", ".join(f"{name}={value}" for name, value in named.items()))
-    elif asked.address:
-        yield from _among_peers(asked.address, system)
+    elif system.address:
+        yield from _among_peers(system.address, system)
     else:
         yield ok(NETWORK, f"{', '.join(usable(system))}; a run on one machine needs none")
 

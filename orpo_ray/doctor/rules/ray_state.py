@@ -17,11 +17,11 @@ _BELOW_FOLDER = len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_
 
 def judge(asked: Asked, found: RayState) -> Iterator[Finding]:
     """Whether Ray can start here, and whether a cluster lets us in and keeps others out."""
-    complaints = [*_token(found), *_dashboard(asked, found), *_folder(asked, found)]
+    complaints = [*_token(found), *_dashboard(found), *_folder(found)]
     yield from complaints
     if not complaints:
         token = f"token in {found.token}" if found.token else "no token"
-        yield ok(SUBJECT, f"{found.version}, {token}, {_said(asked, found)}")
+        yield ok(SUBJECT, f"{found.version}, {token}, {_said(found)}")
 
 
 def _token(found: RayState) -> Iterator[Finding]:
@@ -42,7 +42,7 @@ def _token(found: RayState) -> Iterator[Finding]:
         )
 
 
-def _dashboard(asked: Asked, found: RayState) -> Iterator[Finding]:
+def _dashboard(found: RayState) -> Iterator[Finding]:
     if found.answer == OPEN:
         yield warning(
             SUBJECT,
@@ -64,10 +64,10 @@ def _dashboard(asked: Asked, found: RayState) -> Iterator[Finding]:
         )
 
 
-def _folder(asked: Asked, found: RayState) -> Iterator[Finding]:
+def _folder(found: RayState) -> Iterator[Finding]:
     """A running Ray has its folder already, whose name was short enough."""
     longest = len(str(Path(found.folder).absolute())) + _BELOW_FOLDER
-    if not asked.under_ray and longest > _SOCKET_LETTERS:
+    if not found.is_running and longest > _SOCKET_LETTERS:
         yield stops(
             SUBJECT,
             f"the name of its folder {found.folder} is too long for its sockets",
@@ -75,8 +75,8 @@ def _folder(asked: Asked, found: RayState) -> Iterator[Finding]:
         )
 
 
-def _said(asked: Asked, found: RayState) -> str:
-    if asked.under_ray:
+def _said(found: RayState) -> str:
+    if found.is_running:
         return "a server of the cluster"
     if not found.answer:
         return "no dashboard answers; a run starts its own Ray"

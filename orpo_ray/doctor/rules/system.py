@@ -37,7 +37,7 @@ def judge_files(asked: Asked, found: System) -> Iterator[Finding]:
 
     A driver raises the limit as far as it may. Processes of a running Ray have that of `ray start`.
     """
-    limit = found.open_files if asked.under_ray else max(found.open_files, found.open_files_hard)
+    limit = found.open_files if found.under_ray else max(found.open_files, found.open_files_hard)
     if limit >= _FILES or limit < 0:
         yield ok(FILES, "no limit" if limit < 0 else str(limit))
         return
