@@ -49,9 +49,8 @@ def test_servers_over_ssh_before_ray_runs(quiet: Path, tmp_path: Path) -> None:
     assert list(shared.iterdir()) == []
 
 
-def test_servers_stand_side_by_side(quiet: Path, tmp_path: Path) -> None:
+def test_servers_stand_side_by_side(quiet: Path) -> None:
     done = Given("doctor", "--hosts", quiet, COLUMNS="120").end()
-    (tmp_path / "screen").write_text(done.out, encoding="utf-8")
     assert done.out.split()[: len(ADDRESSES)] == ADDRESSES
     assert done.out.rstrip().endswith("a run on 3 servers")
 
