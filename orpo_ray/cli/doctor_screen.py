@@ -20,7 +20,7 @@ def print_checkup(result: Mapping[str, Any], console: Console | None = None) -> 
     if several:
         for first in range(0, len(servers), _SIDE_BY_SIDE):
             console.print(_side_by_side(servers[first : first + _SIDE_BY_SIDE]))
-    console.print(_table(list(_together(result)), shows_well=not several))
+    console.print(_table(list(_together(result)), len(servers)))
     console.print(Text(_summary(result, several)), soft_wrap=True)
 
 
@@ -39,7 +39,7 @@ def _together(result: Mapping[str, Any]) -> Iterator[tuple[dict[str, str], list[
     yield from sorted(found, key=lambda pair: list(_STYLES).index(pair[0]["level"]))
 
 
-def _table(found: Sequence[tuple[dict[str, str], list[str]]], *, shows_well: bool) -> Table:
+def _table(found: Sequence[tuple[dict[str, str], list[str]]], servers: int) -> Table:
     """Findings by severity. What is well is left out where servers stand side by side."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
@@ -47,11 +47,12 @@ def _table(found: Sequence[tuple[dict[str, str], list[str]]], *, shows_well: boo
     table.add_column(overflow="fold")
     for finding, names in found:
         level = finding["level"]
-        if level == "ok" and names and not shows_well:
+        if level == "ok" and names and servers > 1:
             continue
         what = Text()
-        if names and not shows_well:
-            what.append(f"{', '.join(names)}: ")
+        if names and servers > 1:
+            who = "every server" if len(names) == servers else ", ".join(names)
+            what.append(f"{who}: ")
         what.append(finding["what"])
         if finding["fix"]:
             what.append(f"\nfix: {finding['fix']}", style="bold")
@@ -66,7 +67,7 @@ def _side_by_side(servers: Sequence[Mapping[str, Any]]) -> Table:
     for server in servers:
         table.add_column(server["name"], overflow="fold", ratio=1)
     subjects = dict.fromkeys(
-        finding["subject"] for server in servers for finding in reversed(server["findings"])
+        finding["subject"] for server in servers for finding in server["findings"]
     )
     for subject in subjects:
         table.add_row(subject, *(_cell(server["findings"], subject) for server in servers))

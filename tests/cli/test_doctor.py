@@ -275,7 +275,7 @@ def test_servers_stand_side_by_side_and_a_finding_that_they_share_comes_once(
     assert lines[0] == "10.0.0.1 10.0.0.2"
     assert "GPU 1 x H100 1 x H100" in lines and "open files warning warning" in lines
     assert lines[lines.index("stops disk 10.0.0.1: /data has 0.1 GB free") + 1] == "fix: make room"
-    assert "warning open files 10.0.0.1, 10.0.0.2: at most 1024" in lines
+    assert "warning open files every server: at most 1024" in lines
     assert "ok clock apart by at most 0.1 s" in lines
     assert lines[-1] == "1 finding would stop a run on 2 servers"
 
