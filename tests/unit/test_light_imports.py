@@ -64,6 +64,11 @@ def test_importing_loads_nothing_heavy(module):
     assert loaded_by(f"import {module}") & HEAVY == set()
 
 
+def test_the_process_that_forks_for_probes_has_loaded_nothing_with_threads_or_settings():
+    loaded = loaded_by("import orpo_ray.doctor.server")
+    assert loaded & (HEAVY | COMPUTING | {"huggingface_hub", "pyarrow"}) == set()
+
+
 def test_what_each_process_of_a_run_is_told_loads_nothing_heavy():
     assert loaded_by("import orpo_ray.distributed.task") & (HEAVY | COMPUTING) == set()
 
