@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         OrpoRayError,
         ResourceError,
         RunError,
+        SetupError,
         StoppedError,
         UserError,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "Sample",
     "SearchPlan",
     "SearchResult",
+    "SetupError",
     "StoppedError",
     "TrainPlan",
     "TrainResult",
@@ -105,6 +107,7 @@ _HOMES = {
         "OrpoRayError",
         "ResourceError",
         "RunError",
+        "SetupError",
         "StoppedError",
         "UserError",
     ),

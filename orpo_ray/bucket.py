@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orpo_ray.config.storage import SCHEME, WHAT_WORKS, expanded, mirrors
-from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
+from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, SetupError, on_one_line
 
 _CONNECT_S, _SILENCE_S = 3, 30
 _FIRST_ATTEMPTS, _ATTEMPTS = 2, 8
@@ -55,7 +55,7 @@ class Bucket:
     def _files(self) -> Any:
         """The connection, made when it is first needed.
 
-        Raises ResourceError if there is no such bucket.
+        Raises SetupError if there is no such bucket.
         """
         from pyarrow import fs
 
@@ -64,7 +64,7 @@ class Bucket:
         with self._explaining():
             found = _connect(self._endpoint, _FIRST_ATTEMPTS).get_file_info(self._name)
         if found.type == fs.FileType.NotFound:
-            raise ResourceError(
+            raise SetupError(
                 f"storage: there is no bucket {self._name} at {self._server}; make it, or name "
                 "another"
             )
@@ -226,7 +226,7 @@ class Bucket:
 
     def _explained(self, error: OSError) -> OrpoRayError:
         if error.errno is not None:
-            return ResourceError(
+            return SetupError(
                 f"storage: the copy of {self._name} in {mirrors()}: {error.strerror or error}"
             )
         said = on_one_line(error)
@@ -237,7 +237,7 @@ class Bucket:
                 "those of the AWS SDK (~/.aws/credentials, AWS_PROFILE, "
                 f"AWS_SHARED_CREDENTIALS_FILE): {said}"
             )
-        return ResourceError(
+        return SetupError(
             f"storage: {SCHEME}{self._name} at {self._server} cannot be used (AWS_ENDPOINT_URL and "
             f"AWS_REGION say where it is): {said}"
         )

@@ -5,6 +5,7 @@ OrpoRayError
 │   ├── ConfigError         a key, a value, or two settings that do not go together
 │   └── DataError           a file, a row, or too many bad rows
 ├── ResourceError        3  the machine lacks what the run asks for
+│   └── SetupError          in its drivers, disks, storage or cluster: `orpo-ray doctor` looks there
 ├── CannotTellError      3  the planner lacks what a figure needs; it does not guess
 └── RunError             1  the run itself failed
     └── NonFiniteError      a loss or gradient that is not a number
@@ -42,6 +43,13 @@ class ResourceError(OrpoRayError):
     """The hardware or package that the run needs is missing."""
 
     exit_code = 3
+
+
+class SetupError(ResourceError):
+    """A driver, a disk, the storage or the cluster is not as a run needs it.
+
+    The command line adds that `orpo-ray doctor` looks for the cause.
+    """
 
 
 class CannotTellError(OrpoRayError):

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from orpo_ray.errors import ResourceError
+from orpo_ray.errors import SetupError
 
 ROOM_S = 120
 """The longest wait for CPUs or GPUs that others hold; the start of a process there counts too."""
@@ -67,7 +67,7 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
             with _signals_kept():
                 ray.init(**quiet)
         except ConnectionError as error:
-            raise ResourceError(
+            raise SetupError(
                 f"the Ray cluster of RAY_ADDRESS ({address}) cannot be joined: {error}"
             ) from error
         return
@@ -87,7 +87,7 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     except OSError as error:
         if "AF_UNIX" not in str(error):
             raise
-        raise ResourceError(
+        raise SetupError(
             f"Ray's sockets do not fit into the folder for temporary files, whose name is too long "
             f"({tempfile.gettempdir()}); set RAY_TMPDIR to a shorter one, such as /tmp"
         ) from error
@@ -149,12 +149,12 @@ def owns_ray() -> bool:
 
 
 def refuse_unreachable(address: str) -> None:
-    """Raise ResourceError if nothing listens at HOST:PORT.
+    """Raise SetupError if nothing listens at HOST:PORT.
 
     Ray itself would try for minutes, and would ignore signals meanwhile.
     """
     if address.startswith(("http://", "https://")):
-        raise ResourceError(
+        raise SetupError(
             f"RAY_ADDRESS: {address} is a dashboard's address, to which jobs are submitted "
             "(orpo-ray submit --address); to run in a cluster, set HOST:PORT as ray start prints "
             "it (6379), or unset it"
@@ -165,7 +165,7 @@ def refuse_unreachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
     except OSError as error:
-        raise ResourceError(
+        raise SetupError(
             f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start it, or unset "
             "RAY_ADDRESS to use this machine alone"
         ) from error

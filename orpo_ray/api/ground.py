@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from orpo_ray.config import RunConfig, ScaleConfig, stage_configs
 from orpo_ray.config.storage import is_url
-from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.errors import ConfigError, SetupError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import Console, Printing
 from orpo_ray.runs.run import Run
@@ -179,7 +179,7 @@ def hardware_of(scale: ScaleConfig, placement: Placement) -> Hardware:
             if placement.uses_ray
             else "torch finds none here"
         )
-        raise ResourceError(
+        raise SetupError(
             f"scale.gpus_per_worker: a GPU is wanted, and {where}; set scale.gpus_per_worker=0 for "
             "CPUs"
         )

@@ -25,7 +25,7 @@ from orpo_ray.cli.console import (
     log_failure,
     stdout_for_result,
 )
-from orpo_ray.errors import OrpoRayError, ResourceError, RunError, StoppedError
+from orpo_ray.errors import OrpoRayError, ResourceError, RunError, SetupError, StoppedError
 from orpo_ray.runs.stop import SIGNALS, interrupt
 
 COMMANDS = (
@@ -45,12 +45,14 @@ COMMANDS = (
     "status",
     "logs",
     "stop",
+    "doctor",
     "bench",
     "config",
 )
 UNEXPECTED, WRONG_USAGE = 1, 2
 _NAMES_LOG = (RunError.exit_code, ResourceError.exit_code)
 """Exit codes of errors whose message may name the log."""
+_LOOKS_ITSELF = "doctor"
 _TRAINING = ("demo", "train", "tune")
 _HELP = ("-h", "--help")
 
@@ -137,9 +139,8 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
         return _fail(_usage(error, arguments[0]), WRONG_USAGE)
     except OrpoRayError as error:
         log_failure(error)
-        return _fail(
-            str(error), error.exit_code, keep_log() if isinstance(error, RunError) else None
-        )
+        log = keep_log() if isinstance(error, RunError) else None
+        return _fail(f"{error}{_who_helps(error, arguments[0])}", error.exit_code, log)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(arguments[0])
     except SystemExit as stop:
@@ -150,6 +151,13 @@ def _invoke(arguments: list[str]) -> tuple[int, Any]:
     except Exception as error:  # noqa: BLE001 - the last resort: the traceback goes to the log, its path to the user
         log_failure(error)
         return _fail(f"unexpected {type(error).__name__}: {error}", UNEXPECTED, keep_log())
+
+
+def _who_helps(error: OrpoRayError, command: str) -> str:
+    """The command that looks for the cause of an error, if there is one."""
+    if not isinstance(error, SetupError) or command == _LOOKS_ITSELF:
+        return ""
+    return f"; `orpo-ray {_LOOKS_ITSELF}` looks for the cause"
 
 
 def _interrupted(command: str) -> tuple[int, dict[str, Any]]:

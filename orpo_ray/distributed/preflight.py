@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from orpo_ray.config import ScaleConfig
 from orpo_ray.config.training import DeepSpeedConfig
-from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.errors import ConfigError, ResourceError, SetupError
 from orpo_ray.ray_runtime import has_ray, joins_cluster, owns_ray, start_ray
 from orpo_ray.runs.console import Announce
 
@@ -127,7 +127,9 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
     if wanted > sum(room):
         asked = _asked(wanted, cpus, gpus)
         has = "; ".join(f"{node.address}: {node.cpus:g} CPU, {node.gpus:g} GPU" for node in nodes)
-        raise ResourceError(
+        # A GPU that its driver does not show is none for Ray.
+        kind = SetupError if gpus else ResourceError
+        raise kind(
             f"scale.workers: {asked} were asked for, but there is room for {sum(room)} ({has}); "
             "lower scale.workers, scale.cpus_per_worker or scale.gpus_per_worker"
         )

@@ -4,8 +4,7 @@ The check holds no CPU or GPU.
 """
 
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,13 @@ from typing import Any
 import psutil
 
 from orpo_ray.config.storage import local_path
-from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, on_one_line
+from orpo_ray.distributed.marker import leave_marker, remove_marker
+from orpo_ray.errors import ConfigError, OrpoRayError, SetupError, on_one_line
 from orpo_ray.runs.console import Announce
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.versions import versions
 from orpo_ray.storage import storage_at
 
-_MARKER = "marker"
 _ANSWER_S = 60.0
 _LEAST_FREE_BYTES = 2**30
 """With less there is no room for a first checkpoint and what Ray writes beside it."""
@@ -41,7 +40,7 @@ class Report:
 def check_servers(run: Run, announce: Announce) -> None:
     """Ask every server of the cluster, unless there is only one.
 
-    Raises ConfigError if versions differ or the storage is not shared. Raises ResourceError if a
+    Raises ConfigError if versions differ or the storage is not shared. Raises SetupError if a
     server does not answer or its disk is full.
     """
     import ray
@@ -72,7 +71,7 @@ def refuse_unfit(reports: Sequence[Report], ours: Mapping[str, str], storage: st
         )
     for report in reports:
         if report.free_bytes < _LEAST_FREE_BYTES:
-            raise ResourceError(
+            raise SetupError(
                 f"server {report.address} has {report.free_bytes / 2**20:.0f} MB free on Ray's "
                 f"disk; make room for {_LEAST_FREE_BYTES / 2**20:.0f} MB"
             )
@@ -104,48 +103,92 @@ def own_interfaces() -> dict[str, list[str]]:
 
 @contextmanager
 def _marker(run: Run) -> Iterator[str]:
-    """The place of a folder in the storage; a server that can read it shares the storage."""
-    storage, folder = run.storage, run.root / f"_seen-{uuid.uuid4().hex}"
+    """The place of a file in the storage; a server that can read it shares the storage."""
     try:
-        folder.mkdir(parents=True)
-        (folder / _MARKER).touch()
+        marker = leave_marker(run.storage, run.root)
     except OSError as error:
         raise ConfigError(
             f"storage: {run.config.storage} cannot be written: {error.strerror}"
         ) from error
     try:
-        storage.store(folder / _MARKER)
-        yield storage.place_of(folder / _MARKER)
+        yield run.storage.place_of(marker)
     finally:
-        storage.remove_folder(folder, _MARKER)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_marker(run.storage, marker)
 
 
 def _ask(nodes: Sequence[Mapping[str, Any]], marker: str) -> list[Report]:
+    asked = _on_each(nodes, _report, marker)
+    _wait(asked, _ANSWER_S)
+    return [_answer(address, reference, _ANSWER_S) for address, reference in asked.items()]
+
+
+def ask_each_server(
+    function: Callable[..., Any], *arguments: Any, seconds: float
+) -> dict[str, Any]:
+    """What a function returns on every living server, by the server's address.
+
+    In place of an answer that does not come stands the error that says why.
+    """
+    import ray
+
+    asked = _on_each([node for node in ray.nodes() if node["Alive"]], function, *arguments)
+    _wait(asked, seconds)
+    answers: dict[str, Any] = {}
+    for address, reference in asked.items():
+        try:
+            answers[address] = _answer(address, reference, seconds)
+        except OrpoRayError as error:
+            answers[address] = error
+    return answers
+
+
+def own_address() -> str:
+    """The address that Ray gives to the server on which this function runs."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def rays_folder() -> str:
+    """Where Ray keeps its files on the server on which this function runs."""
+    import ray
+
+    node = ray._private.worker._global_node
+    assert node is not None, "it runs on a server of the cluster"
+    return str(node.get_session_dir_path())
+
+
+def _on_each(
+    nodes: Sequence[Mapping[str, Any]], function: Callable[..., Any], *arguments: Any
+) -> dict[str, Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = {
-        node["NodeManagerAddress"]: ray.remote(_report)
+    return {
+        node["NodeManagerAddress"]: ray.remote(function)
         .options(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         )
-        .remote(marker)
+        .remote(*arguments)
         for node in nodes
     }
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=_ANSWER_S)
-    return [_answer(address, reference) for address, reference in asked.items()]
 
 
-def _answer(address: str, reference: Any) -> Report:
+def _wait(asked: Mapping[str, Any], seconds: float) -> None:
+    import ray
+
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
+
+
+def _answer(address: str, reference: Any, seconds: float) -> Any:
     import ray
 
     try:
-        report: Report = ray.get(reference, timeout=0)
+        return ray.get(reference, timeout=0)
     except ray.exceptions.GetTimeoutError as error:
-        raise ResourceError(f"server {address} did not answer within {_ANSWER_S:.0f} s") from error
+        raise SetupError(f"server {address} did not answer within {seconds:.0f} s") from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OrpoRayError):
             raise type(error.cause)(f"server {address}: {error.cause}") from error
@@ -153,23 +196,18 @@ def _answer(address: str, reference: Any) -> Report:
             f"server {address} cannot load orpo_ray: {on_one_line(error.cause)[:200]}"
         ) from error
     except ray.exceptions.RayError as error:
-        raise ResourceError(
+        raise SetupError(
             f"server {address} was lost while it was asked: {on_one_line(error)[:200]}"
         ) from error
-    return report
 
 
 def _report(marker: str) -> Report:
     """The report of the server on which this function runs."""
-    import ray
-
-    address = ray.util.get_node_ip_address()
-    node = ray._private.worker._global_node
-    assert node is not None, "it runs on a server of the cluster"
+    address = own_address()
     return Report(
         address=address,
         versions=versions(),
         sees_storage=storage_at(marker).holds(local_path(marker)),
-        free_bytes=shutil.disk_usage(node.get_session_dir_path()).free,
+        free_bytes=shutil.disk_usage(rays_folder()).free,
         interface=interface_of(address, own_interfaces()),
     )

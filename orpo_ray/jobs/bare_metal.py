@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orpo_ray.errors import ConfigError, ResourceError, on_one_line
+from orpo_ray.errors import ConfigError, ResourceError, SetupError, on_one_line
 from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig
 from orpo_ray.jobs.render import TOKEN_FILE, bare_metal
@@ -51,7 +51,7 @@ class Server:
 class Launcher(Protocol):
     """Starts Ray on all servers, from the launcher's YAML.
 
-    Raises ResourceError if it cannot.
+    Raises SetupError if it cannot.
     """
 
     def __call__(self, text: str, *, keep_head: bool) -> None:
@@ -64,7 +64,7 @@ def up(
     """Give every server the token, start Ray on all of them, and wait until each has joined.
 
     If the head is up, it and its jobs are left alone. Only the missing servers are started then.
-    Raises ResourceError for a server that cannot be reached or does not join. Raises ConfigError
+    Raises SetupError for a server that cannot be reached or does not join. Raises ConfigError
     if the servers do not have the same versions.
     """
     found = status(hosts, shell, lambda why: None)
@@ -180,7 +180,7 @@ def _wait_until_joined(hosts: HostsConfig, shell: Shell) -> list[Server]:
         if not missing:
             return found
         if time.monotonic() > deadline:
-            raise ResourceError(
+            raise SetupError(
                 f"{', '.join(missing)} did not join within {_JOIN_S:.0f} s; the reason is in "
                 "/tmp/ray/session_latest/logs/monitor.log on the head"
             )
@@ -217,8 +217,8 @@ class RayLauncher:
                     timeout=_LAUNCH_S,
                 ).returncode
             except subprocess.TimeoutExpired as error:
-                raise ResourceError(
+                raise SetupError(
                     f"Ray's launcher did not end within {_LAUNCH_S} s (its log: {self.log})"
                 ) from error
         if code:
-            raise ResourceError(f"Ray's launcher ended with exit code {code} (its log: {self.log})")
+            raise SetupError(f"Ray's launcher ended with exit code {code} (its log: {self.log})")

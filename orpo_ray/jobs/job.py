@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from orpo_ray.config import RunConfig, dump
-from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.errors import ConfigError, SetupError
 
 State = Literal["pending", "running", "stopped", "succeeded", "failed"]
 
 
-class UnreachableError(ResourceError):
+class UnreachableError(SetupError):
     """The cluster does not answer at the moment; a later attempt may succeed."""
 
 

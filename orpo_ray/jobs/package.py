@@ -37,7 +37,7 @@ def sort_luggage(config: RunConfig, here: Path) -> Luggage:
     Raises ConfigError for a relative path that leads out of `here`, for too many bytes, and for a
     relative storage.
     """
-    _refuse_relative_storage(config.storage)
+    refuse_relative_storage(config.storage)
     carried, left = [], []
     for key, path in dict.fromkeys(named_paths(config)):
         at = Path(path)
@@ -65,12 +65,17 @@ def pack(config: RunConfig, luggage: Luggage, here: Path, folder: Path) -> None:
     (folder / CONFIG_FILE).write_text(
         yaml.safe_dump(dump(config), sort_keys=False), encoding="utf-8"
     )
-    shutil.copyfile(Path(__file__).with_name("entry.py"), folder / ENTRY_FILE)
+    pack_entry(folder)
     for path in luggage.carried:
         for file in _files(here / path):
             target = folder / file.relative_to(here)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
+
+
+def pack_entry(folder: Path) -> None:
+    """Put the job's script into its working directory."""
+    shutil.copyfile(Path(__file__).with_name("entry.py"), folder / ENTRY_FILE)
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -79,7 +84,8 @@ def sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _refuse_relative_storage(storage: str) -> None:
+def refuse_relative_storage(storage: str) -> None:
+    """Raise ConfigError for a storage whose place depends on the folder of a command."""
     if "://" not in storage and not storage.startswith(("/", "~")):
         raise ConfigError(
             f"storage: {storage} is relative, and would be lost with the job's own folder; name "

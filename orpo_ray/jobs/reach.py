@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from orpo_ray.config.storage import expanded
-from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.errors import ConfigError, SetupError
 from orpo_ray.jobs import ports
 from orpo_ray.jobs.hosts import HostsConfig, load_hosts
 from orpo_ray.jobs.job import UnreachableError
@@ -28,7 +28,7 @@ _REFUSED = re.compile(
     r"Permission denied|Host key verification failed|Too many authentication failures"
 )
 """What ssh says if the server answers and refuses; another attempt would fail as well."""
-_LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
+LOOPBACK = f"http://127.0.0.1:{ports.DASHBOARD}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def way_to(
     Raises ConfigError if the token or the key for SSH cannot be read.
     """
     if hosts is None:
-        url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _LOOPBACK
+        url = address or os.environ.get("RAY_API_SERVER_ADDRESS") or LOOPBACK
         file = token or expanded(
             os.environ.get("RAY_AUTH_TOKEN_PATH") or DEFAULT_FILE, "RAY_AUTH_TOKEN_PATH"
         )
@@ -96,7 +96,7 @@ class _Tunnel:
     def open(self) -> None:
         """Connect, unless the connection still works.
 
-        Raises UnreachableError if that fails at the moment, ResourceError if the server refuses.
+        Raises UnreachableError if that fails at the moment, SetupError if the server refuses.
         """
         if self._process is not None and self._process.poll() is None:
             return
@@ -107,7 +107,7 @@ class _Tunnel:
             except subprocess.TimeoutExpired:
                 continue
             why = (said.strip().splitlines() or ["the connection ended"])[-1]
-            kind = ResourceError if _REFUSED.search(why) else UnreachableError
+            kind = SetupError if _REFUSED.search(why) else UnreachableError
             raise kind(f"{self._hosts.head}: cannot be reached as {self._hosts.ssh.user}: {why}")
 
 

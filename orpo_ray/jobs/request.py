@@ -3,6 +3,7 @@
 import platform
 import shlex
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from orpo_ray.config import RunConfig, dump
 from orpo_ray.errors import ConfigError
 from orpo_ray.jobs.entry import ANY
 from orpo_ray.jobs.job import Submission, describe
-from orpo_ray.jobs.package import CONFIG_FILE, ENTRY_FILE, pack, sort_luggage
+from orpo_ray.jobs.package import CONFIG_FILE, ENTRY_FILE, pack, pack_entry, sort_luggage
 from orpo_ray.jobs.secrets import refuse_secrets
 
 STOP = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
@@ -48,7 +49,7 @@ def request(
         pack(config, luggage, here, Path(folder))
         yield Submission(
             run=config.name,
-            entrypoint=_entrypoint(command, options, ship_code),
+            entrypoint=_entrypoint(command, [CONFIG_FILE, *options], ship_code),
             environment={
                 "working_dir": folder,
                 "env_vars": {**environment, **STOP},
@@ -58,16 +59,41 @@ def request(
         )
 
 
+@contextmanager
+def checkup(
+    config: RunConfig | None, options: Sequence[str], announce: Callable[[str], None]
+) -> Iterator[Submission]:
+    """The job that looks at every server of the cluster: `orpo-ray doctor`, with its options.
+
+    Raises ConfigError for secrets in the config.
+    """
+    run = f"doctor-{uuid.uuid4().hex[:8]}"
+    if config is not None:
+        config = config.model_copy(update={"name": run})
+        with request(_DOCTOR, options, config, {}, ship_code=False, announce=announce) as asked:
+            yield asked
+        return
+    with tempfile.TemporaryDirectory(prefix="orpo-ray-") as folder:
+        pack_entry(Path(folder))
+        yield Submission(
+            run=run,
+            entrypoint=_entrypoint(_DOCTOR, options, ship_code=False),
+            environment={"working_dir": folder, "env_vars": STOP},
+            metadata={"command": _DOCTOR},
+        )
+
+
+_DOCTOR = "doctor"
 _OUR_CODE: dict[str, Any] = {
     "py_modules": [str(Path(__file__).parents[1])],
     "excludes": ["__pycache__"],
 }
 
 
-def _entrypoint(command: str, options: Sequence[str], ship_code: bool) -> str:
+def _entrypoint(command: str, words: Sequence[str], ship_code: bool) -> str:
     python = ".".join(platform.python_version_tuple()[:2])
     made_for = [python, version("ray"), ANY if ship_code else version("orpo-ray")]
-    return shlex.join(["python", ENTRY_FILE, *made_for, command, CONFIG_FILE, *options, "--json"])
+    return shlex.join(["python", ENTRY_FILE, *made_for, command, *words, "--json"])
 
 
 def parse_environment(words: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.errors import ConfigError, SetupError
 from orpo_ray.jobs.hosts import HostsConfig
 
 _CONNECT_S = 10
@@ -24,7 +24,7 @@ class Shell(Protocol):
     def run(self, address: str, command: str, stdin: str = "") -> str:
         """What a command of the server's shell writes to stdout.
 
-        Raises ResourceError, naming the server.
+        Raises SetupError, naming the server.
         """
 
 
@@ -42,7 +42,7 @@ class Ssh:
     def run(self, address: str, command: str, stdin: str = "") -> str:
         """What a command of the server's shell writes to stdout.
 
-        Raises ResourceError, naming the server.
+        Raises SetupError, naming the server.
         """
         words = [*self._words(), f"{self.user}@{address}", command]
         try:
@@ -56,9 +56,9 @@ class Ssh:
                 timeout=_COMMAND_S,
             )
         except FileNotFoundError as error:
-            raise ResourceError(_NO_SSH) from error
+            raise SetupError(_NO_SSH) from error
         except subprocess.TimeoutExpired as error:
-            raise ResourceError(f"{address}: no answer within {_COMMAND_S} s") from error
+            raise SetupError(f"{address}: no answer within {_COMMAND_S} s") from error
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             what = (
@@ -66,7 +66,7 @@ class Ssh:
                 if done.returncode == _NOT_REACHED
                 else "a command failed"
             )
-            raise ResourceError(f"{address}: {what}: {said}")
+            raise SetupError(f"{address}: {what}: {said}")
         return done.stdout
 
     def forward(self, address: str, port: int, remote_port: int) -> "subprocess.Popen[str]":
@@ -94,7 +94,7 @@ class Ssh:
                 errors="replace",
             )
         except FileNotFoundError as error:
-            raise ResourceError(_NO_SSH) from error
+            raise SetupError(_NO_SSH) from error
 
     def _words(self) -> list[str]:
         folder = self.known_hosts.parent

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from orpo_ray.errors import ResourceError, StoppedError
+from orpo_ray.errors import ResourceError, SetupError, StoppedError
 from orpo_ray.jobs.job import (
     Job,
     Jobs,
@@ -56,7 +56,7 @@ class Patience:
             self._since = self.clock()
             self.announce(f"{error}; asking again until it answers")
         elif self.clock() - self._since > _PATIENCE_S:
-            raise ResourceError(f"{error}; gave up after {_PATIENCE_S / 60:.0f} minutes") from error
+            raise SetupError(f"{error}; gave up after {_PATIENCE_S / 60:.0f} minutes") from error
         self.sleep(_PAUSE_S)
 
     def answered(self) -> None:

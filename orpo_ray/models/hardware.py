@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.errors import ResourceError
+from orpo_ray.errors import ResourceError, SetupError
 from orpo_ray.models.traits import ATTENTIONS
 
 # Compute capability that flash-attn 2 needs: Ampere and later.
@@ -75,7 +75,7 @@ def choose_numerics(
             "model.dtype: float16 trains only on a GPU, and there is none here; use float32 or auto"
         )
     if dtype == "bfloat16" and on_gpu and not hardware.bfloat16:
-        raise ResourceError(f"model.dtype: {hardware.name} has no bfloat16; use float16 or auto")
+        raise SetupError(f"model.dtype: {hardware.name} has no bfloat16; use float16 or auto")
     attention: str = config.attention
     why_attention = "as configured"
     flash_fits = hardware.flash_attention and dtype != "float32"

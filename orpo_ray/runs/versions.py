@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 
-_PACKAGES = (
+PACKAGES = (
     "orpo-ray",
     "torch",
     "transformers",
@@ -19,7 +19,7 @@ _PACKAGES = (
 def versions() -> dict[str, str]:
     """Versions of Python and of those packages that change a run's numbers, if installed."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -225,7 +225,12 @@ SETTINGS: dict[str, tuple[Make, int, tuple[str, ...]]] = {
     "GPUs where there is none": (
         setting("scale.workers=2", "scale.gpus_per_worker=1"),
         LACKING,
-        ("2 workers with 1 CPU and 1 GPU each were asked for", "room for 0", " CPU, 0 GPU)"),
+        (
+            "2 workers with 1 CPU and 1 GPU each were asked for",
+            "room for 0",
+            " CPU, 0 GPU)",
+            "; `orpo-ray doctor` looks for the cause",
+        ),
     ),
     "flash attention on a CPU": (
         setting("model.attention=flash_attention_2"),

@@ -142,6 +142,21 @@ def test_the_code_of_this_machine_is_sent_where_asked(command: Command, cluster:
     assert_nowhere_to_be_read(cluster)
 
 
+def test_doctor_asks_every_server_by_a_job_that_it_deletes(command: Command, cluster: Head) -> None:
+    done = command("doctor", "tiny.yaml", *way(cluster), "--json")
+    (server,) = done.result["servers"]
+    assert server["facts"]["failures"] == {}, done.err
+    found = {finding["subject"]: finding for finding in reversed(server["findings"])}
+    assert "a server of the cluster" in found["Ray"]["what"]
+    assert found["base"]["what"].startswith("demo/base: template the base's own")
+    assert found["storage"]["what"].startswith(f"{cluster.folder}/storage: there and back")
+    assert done.code == (LACKING if done.result["stops"] else 0)
+    assert "clock" in {finding["subject"] for finding in done.result["findings"]}
+    left = command("status", *way(cluster), "--json").result["runs"]
+    assert not [run for run in left if run["run"].startswith("doctor")]
+    assert not list((cluster.folder / "storage").glob("_seen-*"))
+
+
 def test_without_the_token_there_is_one_line_at_once(
     command: Command, cluster: Head, tmp_path: Path
 ) -> None:

@@ -55,6 +55,8 @@ class Lan:
 
     folder: Path
     running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    is_ours: bool = False
+    """Whether this process made the bridge; another test run may have one of the same name."""
 
     @property
     def key(self) -> Path:
@@ -85,6 +87,7 @@ class Lan:
         for name in ("key", "host_key"):
             _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name))
         _do("ip", "link", "add", _BRIDGE, "type", "bridge")
+        self.is_ours = True
         _do("ip", "addr", "add", f"{GATEWAY}/24", "dev", _BRIDGE)
         _do("ip", "link", "set", _BRIDGE, "up")
         Path("/run/sshd").mkdir(exist_ok=True)
@@ -153,7 +156,8 @@ class Lan:
             self.kill(number)
         for folder in self.folder.glob("[0-9]*"):
             _do("ip", "netns", "delete", namespace(int(folder.name)))
-        _do("ip", "link", "delete", _BRIDGE)
+        if self.is_ours:
+            _do("ip", "link", "delete", _BRIDGE)
 
     def _wire(self, number: int) -> None:
         (self.folder / str(number)).mkdir()

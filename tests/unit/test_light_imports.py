@@ -74,6 +74,11 @@ def test_the_whole_planner_loads_nothing_heavy_and_nothing_to_compute_with():
     assert loaded_by(code) & (HEAVY | COMPUTING) == set()
 
 
+def test_the_process_that_forks_for_probes_has_loaded_nothing_with_threads_or_settings():
+    loaded = loaded_by("import orpo_ray.doctor.server")
+    assert loaded & (HEAVY | COMPUTING | {"huggingface_hub", "pyarrow"}) == set()
+
+
 def test_what_each_process_of_a_run_is_told_loads_nothing_heavy():
     assert loaded_by("import orpo_ray.distributed.task") & (HEAVY | COMPUTING) == set()
 

@@ -36,6 +36,7 @@ ERRORS = {
     "OrpoRayError",
     "ResourceError",
     "RunError",
+    "SetupError",
     "StoppedError",
     "UserError",
 }

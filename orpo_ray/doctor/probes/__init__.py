@@ -1,0 +1,1 @@
+"""What is looked at on one server. Probes tell facts, and change nothing that stays."""

@@ -1,0 +1,402 @@
+"""Probes of `orpo-ray doctor`: what they see, that they end in time, and leave nothing."""
+
+import http.server
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+from s3_server import serve
+from support import BASE
+
+from orpo_ray.config.model import ModelConfig
+from orpo_ray.doctor.facts import Asked, Cards, Facts
+from orpo_ray.doctor.limited import limited
+from orpo_ray.doctor.marker import holds, leave_marker, nearest, remove_marker
+from orpo_ray.doctor.probes import base, disks, gpus, kernels, ray_state, software, storage, system
+from orpo_ray.doctor.server import Probe, gather
+
+SOON_S = 0.5
+
+
+def everything(folder: Path) -> list[tuple[str, int]]:
+    """All folders below a folder, and all files with the time of their last change."""
+    return sorted(
+        (str(path), path.stat().st_mtime_ns if path.is_file() else 0) for path in folder.rglob("*")
+    )
+
+
+# --- limits of time -------------------------------------------------------------------------------
+
+
+def hang() -> bytes:
+    signal.pause()
+    return b"never"
+
+
+def die() -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return b"never"
+
+
+def fail() -> bytes:
+    raise RuntimeError("CUDA error:\n  no kernel image")
+
+
+def litter() -> bytes:
+    os.write(1, b"a library says something")
+    Path(tempfile.mkdtemp(), "left").touch()
+    return hang()
+
+
+def test_what_a_probe_answers_comes_back() -> None:
+    assert limited(lambda: b'{"a": 1}', 60).answer == b'{"a": 1}'
+    assert limited(lambda: b"x" * 2**20, 60).answer == b"x" * 2**20
+
+
+def test_a_probe_that_hangs_is_killed_and_its_temporary_files_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    began = time.monotonic()
+    outcome = limited(litter, SOON_S)
+    assert (outcome.answer, outcome.problem) == (b"", "no answer within 0.5 s")
+    assert SOON_S <= time.monotonic() - began < 60
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("work", "problem"),
+    [
+        (die, "its process died (exit code -9)"),
+        (fail, "RuntimeError: CUDA error: no kernel image"),
+    ],
+)
+def test_a_probe_that_crashes_or_fails_says_so(work: Any, problem: str) -> None:
+    assert limited(work, 60).problem == problem
+
+
+def test_one_probe_that_hangs_costs_the_others_nothing() -> None:
+    cards = Cards(on_bus=3)
+    probes = [
+        Probe("storage", Any, SOON_S, lambda asked, facts: hang()),
+        Probe("cards", Cards, 60, lambda asked, facts: cards),
+        Probe("hub", Any, 60, lambda asked, facts: fail()),
+    ]
+    facts = gather(Asked(), probes)
+    assert facts.cards == cards
+    assert facts.failures == {
+        "storage": "no answer within 0.5 s",
+        "hub": "RuntimeError: CUDA error: no kernel image",
+    }
+
+
+def test_all_probes_together_end_in_time() -> None:
+    probes = [Probe("storage", Any, 60, lambda asked, facts: hang()) for _ in range(3)]
+    began = time.monotonic()
+    gather(Asked(), probes, total_s=SOON_S)
+    assert time.monotonic() - began < 60
+
+
+def test_a_probe_knows_what_those_before_it_found() -> None:
+    cards = Cards(on_bus=2)
+    seen = Probe("ray", Any, 60, lambda asked, facts: {"cards": facts.cards.on_bus})
+    assert gather(Asked(), [Probe("cards", Cards, 60, lambda *_: cards), seen]).ray == {"cards": 2}
+
+
+# --- software and system --------------------------------------------------------------------------
+
+
+def test_what_is_supported_is_what_the_package_requires() -> None:
+    seen = software.look()
+    assert seen.packages["torch"] == importlib.metadata.version("torch")
+    assert seen.supported["torch"] == ">=2.11" and seen.supported["python"] == "<3.14,>=3.11"
+    assert "ray" in seen.supported and "gguf" not in seen.supported, "that is an extra"
+
+
+def test_the_system_is_read_below_its_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    for name in ("dev/shm", "sys/class/infiniband/mlx5_0"):
+        (tmp_path / name).mkdir(parents=True)
+    plain = system.look(Asked(), tmp_path)
+    (tmp_path / ".dockerenv").touch()
+    shut = system.look(Asked(), tmp_path)
+    assert (plain.in_container, shut.in_container, shut.has_infiniband) == (False, True, True)
+    assert shut.variables["NCCL_P2P_DISABLE"] == "1" and "127.0.0.1" in shut.interfaces["lo"]
+    assert system.look(Asked(address="10.0.0.1")).address == "10.0.0.1"
+
+
+# --- GPUs -----------------------------------------------------------------------------------------
+
+
+def pci(root: Path, *cards: tuple[str, str]) -> Path:
+    for number, (vendor, kind) in enumerate(cards):
+        folder = root / "sys/bus/pci/devices" / f"0000:0{number}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(f"{vendor}\n")
+        (folder / "class").write_text(f"{kind}\n")
+    return root
+
+
+TWO = (("0x10de", "0x030000"), ("0x10de", "0x030200"), ("0x10de", "0x040300"), ("0x8086", "0x0300"))
+"""A display card, one without a display, the first one's sound, and another maker's card."""
+
+
+def says(code: int, out: str, err: str = "") -> gpus.Run:
+    def run(words: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        return subprocess.CompletedProcess(words, code, out, err)
+
+    return run
+
+
+def test_cards_are_counted_on_the_bus_and_named_by_the_driver(tmp_path: Path) -> None:
+    out = "580.95.05, NVIDIA GeForce RTX 4090\n580.95.05, NVIDIA GeForce RTX 4090\n"
+    names = ("NVIDIA GeForce RTX 4090",) * 2
+    seen = gpus.look_at_cards(pci(tmp_path, *TWO), says(0, out))
+    assert seen == Cards(on_bus=2, driver="580.95.05", names=names)
+
+
+def test_a_driver_that_does_not_work_is_quoted(tmp_path: Path) -> None:
+    told = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
+    seen = gpus.look_at_cards(pci(tmp_path, *TWO), says(9, told))
+    assert (seen.on_bus, seen.problem) == (2, told.strip())
+    assert gpus.look_at_cards(tmp_path, says(0, "")).problem == "nvidia-smi lists no card"
+
+
+def test_a_driver_that_is_not_there_or_hangs(tmp_path: Path) -> None:
+    def absent(words: Sequence[str]) -> Any:
+        raise FileNotFoundError(words[0])
+
+    def hangs(words: Sequence[str]) -> Any:
+        raise subprocess.TimeoutExpired(list(words), 10)
+
+    assert gpus.look_at_cards(pci(tmp_path, *TWO), absent) == Cards(on_bus=2)
+    assert "does not answer" in gpus.look_at_cards(tmp_path, hangs).problem
+
+
+# --- kernels --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+def test_four_bits_compute_what_their_weights_say(on_cpu: None) -> None:
+    seen = kernels.try_nf4()
+    assert (seen.device, seen.dtype) == ("cpu", "float32")
+    assert 0 < max(seen.forward, seen.backward) < seen.bound < 1e-5
+    assert 0.14 < seen.rounding < seen.rounding_bound, "half of NF4's widest gap is 0.152"
+
+
+def test_a_kernel_that_is_wrong_is_seen(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bitsandbytes.nn.Linear4bit.forward
+    monkeypatch.setattr(
+        bitsandbytes.nn.Linear4bit, "forward", lambda self, rows: right(self, rows) * 1.001
+    )
+    seen = kernels.try_nf4()
+    assert min(seen.forward, seen.backward) == pytest.approx(1e-3, rel=0.01)
+    assert min(seen.forward, seen.backward) > seen.bound
+
+
+def test_a_cpu_has_no_flash_attention(on_cpu: None) -> None:
+    seen = kernels.try_attention()
+    assert (seen.device, seen.is_flash) == ("cpu", False)
+
+
+# --- disks and storage ----------------------------------------------------------------------------
+
+
+def test_a_disk_is_timed_and_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    before = everything(tmp_path)
+    kept, cache, rays = disks.look(
+        Asked(storage=str(tmp_path / "not/yet"), ray_folder=str(tmp_path / "ray"))
+    )
+    assert everything(tmp_path) == before
+    assert (kept.what, kept.path, kept.problem) == ("storage", str(tmp_path), "")
+    assert kept.write_bytes_per_s and kept.read_bytes_per_s
+    assert (rays.path, rays.write_bytes_per_s) == (str(tmp_path / "ray"), None), "one disk, once"
+    assert cache.what == "hub cache" and kept.free_bytes > 0
+
+
+def test_a_bucket_is_no_disk_of_this_machine(tmp_path: Path) -> None:
+    asked = Asked(storage="s3://bucket/runs", ray_folder=str(tmp_path))
+    assert [disk.what for disk in disks.look(asked)] == ["hub cache", "Ray's files"]
+
+
+def test_a_storage_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    for place in ("runs", "runs/not/yet"):
+        before = everything(tmp_path / "runs")
+        seen = storage.look(Asked(storage=str(tmp_path / place)))
+        assert seen is not None and seen.problem == "" and seen.sees_marker is None
+        assert everything(tmp_path / "runs") == before
+    assert storage.look(Asked()) is None
+
+
+def test_a_storage_that_is_a_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    seen = storage.look(Asked(storage=str(tmp_path / "runs")))
+    assert seen is not None
+    assert seen.problem.startswith(f"{tmp_path}/runs/_seen-")
+    assert seen.problem.endswith(": Not a directory")
+
+
+def test_a_marker_is_seen_by_those_who_share_the_storage(tmp_path: Path) -> None:
+    shared, other = str(tmp_path / "shared"), str(tmp_path / "other")
+    (tmp_path / "shared").mkdir()
+    marker = leave_marker(shared)
+    assert holds(shared, marker) and not holds(shared, marker.replace("shared", "other"))
+    seen = storage.look(Asked(storage=shared, marker=marker))
+    assert seen is not None and seen.sees_marker
+    remove_marker(shared, marker)
+    assert not holds(shared, marker)
+    remove_marker(shared, marker)
+    assert list((tmp_path / "shared").iterdir()) == []
+    (tmp_path / "other").touch()
+    assert leave_marker(other) == "", "why is for the probe of the storage to say"
+
+
+def test_the_nearest_folder_is_one_that_exists(tmp_path: Path) -> None:
+    assert nearest(tmp_path / "a" / "b") == tmp_path
+    assert nearest(Path("not/here")) == Path.cwd()
+
+
+def test_a_bucket_is_tried_and_neither_it_nor_the_cache_keeps_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with serve() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        place = "s3://bucket/runs"
+        marker = leave_marker(place)
+        assert marker.startswith(place) and len(server.bucket.under("")) == 1
+        seen = storage.look(Asked(storage=place, marker=marker))
+        assert seen is not None and (seen.problem, seen.sees_marker) == ("", True)
+        remove_marker(place, marker)
+        assert server.bucket.under("") == {}
+        methods = [method for method, _ in server.bucket.requests]
+        assert {"PUT", "GET"} <= set(methods)
+        missing = storage.look(Asked(storage="s3://nowhere/runs"))
+        assert missing is not None and "there is no bucket nowhere" in missing.problem
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- bases ----------------------------------------------------------------------------------------
+
+
+def base_of(place: str | Path, **settings: Any) -> Any:
+    return base.look(Asked(model=ModelConfig(base=str(place), **settings)), None)
+
+
+def test_the_template_and_the_end_of_a_base() -> None:
+    seen = base_of(BASE)
+    assert (seen.problem, seen.has_own_template, seen.end) == ("", True, "<|im_end|>")
+    other = base_of(BASE, chat_template="llama3")
+    assert other.template == "llama3" and other.said[-1].startswith("model.chat_template: llama3")
+    assert base.look(Asked(), None) is None
+
+
+def test_a_base_without_a_template_and_one_that_is_none(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(BASE, bare)
+    (bare / "chat_template.jinja").unlink()
+    seen = base_of(bare)
+    assert (seen.template, seen.has_own_template) == ("plain", False)
+    (tmp_path / "none").mkdir()
+    assert base_of(tmp_path / "none").problem.startswith("model.base: ")
+    (tmp_path / "x.gguf").touch()
+    assert "converts" in base_of(tmp_path / "x.gguf").skipped
+    assert "bucket" in base_of("s3://bucket/base").skipped
+
+
+# --- Ray ------------------------------------------------------------------------------------------
+
+SECRET = "0123456789abcdef"
+
+
+@contextmanager
+def dashboard(code: int, told: bytes) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(told)
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing is logged."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without a token, and no variable that names one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / ".ray").mkdir()
+    return tmp_path
+
+
+def test_the_token_is_found_where_ray_and_we_look_and_its_text_is_not_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(token_file="~/.ray/orpo-ray.token")
+    assert ray_state.look(asked).token == ""
+    rays, ours, named = home / ".ray/auth_token", home / ".ray/orpo-ray.token", home / "named"
+    seen = []
+    for file in (rays, ours, named):
+        file.write_text(SECRET)
+        file.chmod(0o600)
+        if file == named:
+            monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(named))
+        seen.append(ray_state.look(asked))
+    assert [state.token for state in seen] == [str(rays), str(ours), str(named)]
+    assert {state.token_problem for state in seen} == {""}
+    named.chmod(0o644)
+    assert ray_state.look(asked).token_problem == "others may read it"
+    named.write_text("\n")
+    assert ray_state.look(asked).token_problem == "it is empty"
+    named.unlink()
+    assert ray_state.look(asked).token_problem == "it cannot be read: No such file or directory"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", SECRET)
+    last = ray_state.look(asked)
+    assert (last.token, last.token_problem) == ("RAY_AUTH_TOKEN", "")
+    assert SECRET not in "".join(map(repr, [*seen, last]))
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "answer"),
+    [
+        (200, json.dumps({"ray_version": "2.60.0"}).encode(), "open"),
+        (401, b"", "asks for a token"),
+        (200, b"<html>", "other"),
+        (404, b"", "other"),
+    ],
+)
+def test_what_a_dashboard_answers(home: Path, code: int, told: bytes, answer: str) -> None:
+    with dashboard(code, told) as url:
+        assert ray_state.look(Asked(dashboard=url)).answer == answer
+    assert ray_state.look(Asked(dashboard=url)).answer == ""
+
+
+def test_facts_of_no_probe_are_empty() -> None:
+    assert gather(Asked(), []) == Facts()
