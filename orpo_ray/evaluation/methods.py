@@ -66,7 +66,19 @@ def methods_of(config: RunConfig, trained: str, merge: str, decisions: Decisions
             "merge: the run held its base in no quantised form, so there is nothing to dequantise; "
             f"use {ORIGINAL}"
         )
+    if config.adapter.init == "loftq":
+        merge = _for_loftq(merge)
     return _merges(config.model, trained, merge, decisions)
+
+
+def _for_loftq(merge: str) -> str:
+    """The way to merge an adapter that makes up for rounding: into the base that was rounded."""
+    if merge == ORIGINAL:
+        raise ConfigError(
+            f"merge: the adapter makes up for the rounding to 4 bits (adapter.init: loftq), and "
+            f"the base as it was published is not rounded; use {DEQUANTISED}"
+        )
+    return DEQUANTISED
 
 
 def _copy(trained: str, decisions: Decisions) -> Method:
