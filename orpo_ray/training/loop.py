@@ -40,6 +40,7 @@ from orpo_ray.training.load import load_pair_model, size_on_disk
 from orpo_ray.training.memory import keep_freed_memory
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
+from orpo_ray.training.packages import refuse_missing_optimizer
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Layout, Step
 from orpo_ray.training.probe import Probe, memory_of, set_checkpointing, settle_budget
@@ -135,6 +136,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     """
     run, decisions, steps = session.run, session.setup.decisions, session.steps
     config = run.config
+    refuse_missing_optimizer(config, decisions.device)  # this may be another server
     if decisions.device == "cpu":
         keep_freed_memory()
     if session.world.local_rank == 0:
