@@ -68,7 +68,7 @@ def export_adapter(
 
     Raises ConfigError for an adapter that vLLM does not serve, and RunError as `export_model`.
     """
-    if trained.config.adapter.init == "loftq":
+    if trained.makes_up_for_rounding:
         raise ConfigError(
             "--adapter-only: the adapter makes up for the rounding of its 4-bit base "
             "(adapter.init: loftq), so it fits no other form of the base; export the merged model"

@@ -66,12 +66,10 @@ def methods_of(config: RunConfig, trained: str, merge: str, decisions: Decisions
             "merge: the run held its base in no quantised form, so there is nothing to dequantise; "
             f"use {ORIGINAL}"
         )
-    if config.adapter.init == "loftq":
-        merge = _for_loftq(merge)
     return _merges(config.model, trained, merge, decisions)
 
 
-def _for_loftq(merge: str) -> str:
+def for_rounded_base(merge: str) -> str:
     """The way to merge an adapter that makes up for rounding: into the base that was rounded."""
     if merge == ORIGINAL:
         raise ConfigError(

@@ -467,6 +467,27 @@ def test_the_reference_is_the_model_that_training_starts_from(
     assert abs(trained.losses[-1] - expected) > 1e-4
 
 
+def test_trl_computes_the_loss_of_a_schedule_free_run_with_lora_plus(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    """The engines have one curve, because optimizers and rates are ours under both."""
+    kind = {
+        "adapter": {"lora_plus_ratio": 4, "dropout": 0.0},
+        "objective": {"kind": "dpo"},
+        "model": PLAIN,
+    }
+    own = {"optimizer": "schedule-free-adamw", "schedule": "constant"}
+    ours, theirs = (
+        train_locally(
+            kind_config(tmp_path, engine, kind, engine=engine, tokens_per_microbatch=4096, **own),
+            artifact,
+        )
+        for engine in ("fast", "trl")
+    )
+    assert theirs.losses == pytest.approx(ours.losses, abs=1e-5)
+    assert ours.losses[0] - ours.losses[-1] > 1e-3
+
+
 def test_lora_plus_is_in_the_log_and_holds_after_a_resume(
     artifact: Artifact, tmp_path: Path
 ) -> None:
