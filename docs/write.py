@@ -68,6 +68,7 @@ _SECTIONS = {
     "data.train, data.eval": ("Source", "One source of pairs"),
     "data.columns": ("Columns", "Columns of a format that is not recognised"),
     "training": ("TrainingConfig", "Optimisation, evaluation, checkpoints"),
+    "training.galore": ("GaloreConfig", "GaLore's optimizers"),
     "scale": ("ScaleConfig", "Workers"),
     "scale.deepspeed": ("DeepSpeedConfig", "A ZeRO stage"),
     "search": ("SearchConfig", "A search"),

@@ -9,15 +9,16 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 from orpo_ray.config.data import DataConfig
 from orpo_ray.config.engine import refuse_engine, refuse_turns
 from orpo_ray.config.keys import all_keys
-from orpo_ray.config.model import AdapterConfig, ModelConfig
+from orpo_ray.config.model import AdapterConfig, ModelConfig, refuse_start
 from orpo_ray.config.near import near_name
 from orpo_ray.config.objectives import AnyObjective
 from orpo_ray.config.objectives.orpo import OrpoConfig
+from orpo_ray.config.optimizers import refuse_optimizer
 from orpo_ray.config.search import SearchConfig, refuse_field
 from orpo_ray.config.section import Section
 from orpo_ray.config.storage import checked_place, inside, is_url, local_path
 from orpo_ray.config.suited import default_rate
-from orpo_ray.config.training import DeepSpeedConfig, ScaleConfig, TrainingConfig
+from orpo_ray.config.training import ScaleConfig, TrainingConfig
 
 _FOLDERS_OF_THE_STORAGE = ("artifacts", "references")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -118,14 +119,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _sharded_state_is_not_8_bit(self) -> Self:
-        deepspeed, optimizer = self.scale.deepspeed, self.training.optimizer
-        if isinstance(deepspeed, DeepSpeedConfig) and deepspeed.stage > 0 and optimizer != "adamw":
-            raise ValueError(
-                f"training.optimizer: {optimizer} keeps its state in 8-bit blocks, which ZeRO "
-                f"stage {deepspeed.stage} cannot split; set scale.deepspeed=none, or "
-                "training.optimizer=adamw"
-            )
+    def _adapter_starts_on_the_base(self) -> Self:
+        if problem := refuse_start(self.adapter, self.model):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> Self:
+        if problem := refuse_optimizer(self.training, self.adapter, self.scale):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from orpo_ray.config.run import RunConfig
 from orpo_ray.config.storage import inside
 from orpo_ray.errors import ConfigError
 
-_SHAPE = ("kind", "r", "alpha", "targets", "dora")
+_SHAPE = ("kind", "r", "alpha", "targets", "dora", "rslora")
 
 
 def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) -> list[RunConfig]:
@@ -27,7 +27,7 @@ def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) ->
         tree["name"] = f"{config.name}/{number + 1}-{tree['objective'].get('kind', 'orpo')}"
         _refuse_other_base(number, common["model"], tree["model"])
         if stages and not changes.get("adapter", {}).get("init_from"):
-            _start_from(tree, stages[-1])
+            _start_from(tree, stages[-1], changes.get("adapter", {}))
         stage = build(
             RunConfig, tree, _places_of(number, changes, {(): config.name, **(places or {})})
         )
@@ -64,11 +64,13 @@ def _refuse_other_base(number: int, common: Mapping[str, Any], model: Mapping[st
             )
 
 
-def _start_from(tree: dict[str, Any], former: RunConfig) -> None:
+def _start_from(tree: dict[str, Any], former: RunConfig, own: Mapping[str, Any]) -> None:
+    """Name the result of the stage before. Only the first stage makes a new adapter."""
     if tree["adapter"]["kind"] == "none":
         tree["model"] = {**tree["model"], "base": inside(former.place, "adapter"), "revision": None}
     else:
-        tree["adapter"] = {**tree["adapter"], "init_from": former.place}
+        start = {"init": "default", **own, "init_from": former.place}
+        tree["adapter"] = {**tree["adapter"], **start}
 
 
 def _refuse_other_shape(number: int, former: RunConfig, stage: RunConfig) -> None:
@@ -78,10 +80,14 @@ def _refuse_other_shape(number: int, former: RunConfig, stage: RunConfig) -> Non
     """
     if stage.adapter.init_from not in (None, former.place):
         return
+    saved = former.adapter.saved_shape
     for key in _SHAPE:
-        before, here = getattr(former.adapter, key), getattr(stage.adapter, key)
+        before, here = saved.get(key, getattr(former.adapter, key)), getattr(stage.adapter, key)
         if before != here:
+            why = ""
+            if key in saved and before != getattr(former.adapter, key):
+                why = f" (init: {former.adapter.init} doubles the rank at the same scale)"
             raise ConfigError(
-                f"stages.{number}.adapter.{key}: {here}, but the stage before it trains an adapter "
-                f"with {before}; use the same value"
+                f"stages.{number}.adapter.{key}: {here}, but the stage before it saves an adapter "
+                f"with {before}{why}; use the same value"
             )

@@ -41,6 +41,16 @@ def warmup_steps(warmup: int | float, total_steps: int) -> int:
     return warmup if isinstance(warmup, int) else int(warmup * total_steps)
 
 
+class GaloreConfig(Section):
+    """GaLore (arXiv:2403.03507): gradients of the body's linear layers, projected to a low rank."""
+
+    rank: PositiveInt = Field(128, description="of the projected gradients")
+    update_every: PositiveInt = Field(
+        200, description="steps between two projections, which are found anew from a gradient"
+    )
+    scale: PositiveFloat = Field(0.25, description="what the update of such a layer is scaled by")
+
+
 class TrainingConfig(Section):
     """Optimisation, evaluation and checkpoints of a run."""
 
@@ -66,10 +76,31 @@ class TrainingConfig(Section):
     warmup: (
         Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, lt=1, strict=True)]
     ) = Field(0.1, description="steps if whole, else a fraction of the run")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's")
+    weight_decay: float = Field(0.0, ge=0, description="the optimizer's, apart from the gradient")
     max_grad_norm: float = Field(1.0, ge=0, description="0: no clipping")
-    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = Field(
-        "adamw", description="8bit: bitsandbytes; paged: its state may leave the GPU"
+    optimizer: Literal[
+        "adamw",
+        "adamw-8bit",
+        "paged-adamw",
+        "paged-adamw-8bit",
+        "lion",
+        "lion-8bit",
+        "paged-lion",
+        "paged-lion-8bit",
+        "ademamix",
+        "ademamix-8bit",
+        "paged-ademamix",
+        "paged-ademamix-8bit",
+        "schedule-free-adamw",
+        "galore-adamw",
+        "galore-adamw-8bit",
+    ] = Field(
+        "adamw",
+        description="8bit: state in 8 bits; paged: its state may leave the GPU; galore: gradients "
+        "of low rank, for `adapter.kind: none`",
+    )
+    galore: GaloreConfig = Field(
+        GaloreConfig(), description="settings of the galore optimizers; others read none of them"
     )
     gradient_checkpointing: Literal["auto"] | bool = Field(
         "auto",

@@ -68,6 +68,11 @@ def export_adapter(
 
     Raises ConfigError for an adapter that vLLM does not serve, and RunError as `export_model`.
     """
+    if trained.makes_up_for_rounding:
+        raise ConfigError(
+            "--adapter-only: the adapter makes up for the rounding of its 4-bit base "
+            "(adapter.init: loftq), so it fits no other form of the base; export the merged model"
+        )
     fetch_trained(trained.place)
     source = find_adapter(trained.place)
     settings: dict[str, Any] = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))

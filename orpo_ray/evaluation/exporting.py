@@ -29,7 +29,7 @@ from orpo_ray.evaluation.likeness import (
     score,
 )
 from orpo_ray.evaluation.memory import freed
-from orpo_ray.evaluation.methods import Method, methods_of, nearest, tolerance
+from orpo_ray.evaluation.methods import Method, for_rounded_base, methods_of, nearest, tolerance
 from orpo_ray.models.finishing import (
     copy_processors,
     rendered_ids,
@@ -78,6 +78,11 @@ class Trained:
         if self.result is not None:
             return self.whole.name
         return PurePath(self.place.removesuffix("/adapter")).name
+
+    @property
+    def makes_up_for_rounding(self) -> bool:
+        """Whether an adapter started by LoftQ, in this run or in its first stage."""
+        return "loftq" in (self.whole.adapter.init, self.config.adapter.init)
 
     @property
     def is_adapter(self) -> bool:
@@ -130,6 +135,8 @@ def export_model(
     """
     give_back_freed_memory()
     fetch_trained(trained.place)
+    if trained.makes_up_for_rounding:
+        merge = for_rounded_base(merge)
     methods = methods_of(trained.config, trained.place, merge, questions.decisions)
     checkable = _checkable(methods, questions.decisions)
     refuse_full_disk(folder, sum(method.bytes for method in methods))

@@ -69,6 +69,16 @@ def methods_of(config: RunConfig, trained: str, merge: str, decisions: Decisions
     return _merges(config.model, trained, merge, decisions)
 
 
+def for_rounded_base(merge: str) -> str:
+    """The way to merge an adapter that makes up for rounding: into the base that was rounded."""
+    if merge == ORIGINAL:
+        raise ConfigError(
+            f"merge: the adapter makes up for the rounding to 4 bits (adapter.init: loftq), and "
+            f"the base as it was published is not rounded; use {DEQUANTISED}"
+        )
+    return DEQUANTISED
+
+
 def _copy(trained: str, decisions: Decisions) -> Method:
     """A whole model, in the number format in which training computed."""
     whole, dtype = Weights(trained_folder(trained)), DTYPES[decisions.dtype]

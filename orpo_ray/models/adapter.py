@@ -37,6 +37,7 @@ def attach_adapter(
         target_modules=config.targets if isinstance(config.targets, str) else list(config.targets),
         exclude_modules=_unfit_layers(base, announce) or None,
         use_dora=config.dora,
+        use_rslora=config.rslora,
     )
     try:
         return get_peft_model(base, lora)
@@ -140,6 +141,7 @@ def _refuse_other_shape(config: AdapterConfig, found: dict[str, Any], folder: Pa
     """
     asked = {"r": (config.r, found.get("r")), "alpha": (config.alpha, found.get("lora_alpha"))}
     asked["dora"] = (config.dora, found.get("use_dora", False))
+    asked["rslora"] = (config.rslora, found.get("use_rslora", False))
     for key, (wanted, stored) in asked.items():
         if wanted != stored:
             raise ConfigError(

@@ -140,7 +140,7 @@ class Merging:
     def __init__(self, config: ModelConfig, adapter: str) -> None:
         self._folder = find_adapter(adapter)
         model = model_without_numbers(config)
-        self._names = _Names(model)
+        self._names = StoredNames(model)
         lora = LoraConfig.from_pretrained(str(self._folder))
         lora.inference_mode = True
         try:
@@ -193,7 +193,7 @@ class Merging:
         return ConfigError(f"{self._folder}: this adapter does not fit the base: {why}")
 
 
-class _Names:
+class StoredNames:
     """The names that a model gives to the tensors of its files."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -142,8 +142,16 @@ def _reference_variants(config: RunConfig, space: Space) -> list[Run]:
     for values in probes(config, space):
         run = trial_config(config, space, values, f"{config.name}/references")
         if build_objective(run.objective).needs_reference:
-            found.setdefault(repr((run.model, run.adapter.kind, run.adapter.init_from)), run)
+            found.setdefault(repr((run.model, *_start(run))), run)
     return [Run(variant) for variant in found.values()]
+
+
+def _start(run: RunConfig) -> tuple[Any, ...]:
+    """What the model that a run starts from depends on besides its base."""
+    adapter = run.adapter
+    if adapter.starts_elsewhere:
+        return adapter, run.training.seed
+    return adapter.kind, adapter.init_from
 
 
 def _best(search: Search) -> Trial:

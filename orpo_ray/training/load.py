@@ -4,12 +4,14 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
+from peft import PeftModel
 from transformers import set_seed
 
 from orpo_ray.config import ModelConfig, RunConfig
 from orpo_ray.models.adapter import attach_adapter
 from orpo_ray.models.base import load_base
 from orpo_ray.models.hardware import DTYPES
+from orpo_ray.models.start import Start, start_adapter
 from orpo_ray.models.tokenizer import base_location
 from orpo_ray.runs.console import Announce
 from orpo_ray.training.decisions import Decisions
@@ -19,10 +21,13 @@ from orpo_ray.training.pair_model import PairModel
 _NOTICED_BYTES = 50_000_000
 
 
-def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce) -> PairModel:
+def load_pair_model(
+    config: RunConfig, decisions: Decisions, announce: Announce, resumed: Path | None = None
+) -> PairModel:
     """Base and adapter as they are when training starts.
 
-    New weights are seeded, and all that is not trained is frozen.
+    New weights are seeded, and all that is not trained is frozen. `resumed` is the adapter of the
+    checkpoint from which the run resumes.
     """
     full = config.adapter.kind == "none"
     # If workers share the weights, each moves only its part to its GPU, and the whole need not fit
@@ -39,7 +44,12 @@ def load_pair_model(config: RunConfig, decisions: Decisions, announce: Announce)
     )
     set_seed(config.training.seed)
     model = attach_adapter(base, config.adapter, announce)
-    return engine_of(config).model(model, config, autocast_dtype(decisions))
+    start: Start = {}
+    if isinstance(model, PeftModel):
+        start = start_adapter(model, config.adapter, config.model, announce, resumed)
+    made = engine_of(config).model(model, config, autocast_dtype(decisions))
+    made.start = start
+    return made
 
 
 def size_on_disk(config: ModelConfig) -> str:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from orpo_ray.config import AdapterConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.base import fetch_base
+from orpo_ray.models.start import for_the_whole_base, start_from_inputs, write_saved_shape
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import Objective, build_objective
 from orpo_ray.runs.console import SILENT, Announce, Metrics
@@ -33,10 +35,12 @@ from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, best_whole, read_position
 from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.engine import engine_of
+from orpo_ray.training.layout import collate
 from orpo_ray.training.load import load_pair_model, size_on_disk
 from orpo_ray.training.memory import keep_freed_memory
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
+from orpo_ray.training.packages import refuse_missing_optimizer
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Layout, Step
 from orpo_ray.training.probe import Probe, memory_of, set_checkpointing, settle_budget
@@ -50,6 +54,8 @@ from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.world import World, current_world
 
 _SCORER_TOKENS = 32
+_EVA_PAIRS, _EVA_ROWS = 64, 8
+"""How many pairs EVA reads, and how many at once. It reads them until its directions settle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +136,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     """
     run, decisions, steps = session.run, session.setup.decisions, session.steps
     config = run.config
+    refuse_missing_optimizer(config, decisions.device)  # this may be another server
     if decisions.device == "cpu":
         keep_freed_memory()
     if session.world.local_rank == 0:
@@ -137,9 +144,12 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         fetch_base(config.model)
     session.world.wait()
     session.announce(f"loading the base{size_on_disk(config.model)}")
-    model = load_pair_model(config, decisions, session.announce)
+    resumed = resume[0] / "adapter" if resume else None
+    model = load_pair_model(config, decisions, session.announce, resumed)
     tokenizer = load_tokenizer(config.model, SILENT.announce)
     pad_id = padding_id(tokenizer)
+    if config.adapter.init == "eva" and resume is None:
+        _start_from_inputs(session, model, pad_id)
     _check(model, session, pad_id)
     objective = build_objective(config.objective)
     # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
@@ -181,12 +191,15 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
             config.training, run.folder, len(steps), decisions, work.schedule_from
         ),
         reporter=session.reporter,
-        write_model=lambda folder, weights: _write_model(model, tokenizer, folder, weights),
+        write_model=lambda folder, weights: _write_model(
+            model, config.adapter, tokenizer, folder, weights
+        ),
         resume=resume,
         on_ready=lambda strategy: _note_workers(run, strategy, model.layout, session.world),
         announce=session.announce,
         trl_metrics=config.objective.trl_metrics if config.training.trl_metric_names else None,
         scores_at_start=_scores_at_start(session, objective) if resume else None,
+        lora_plus_ratio=config.adapter.lora_plus_ratio,
         callbacks=callbacks,
     )
     if resume is None:
@@ -330,18 +343,48 @@ def _reference(session: _Session, model: PairModel, pad_id: int) -> np.ndarray:
     return log_probs
 
 
+def _start_from_inputs(session: _Session, model: PairModel, pad_id: int) -> None:
+    """Start a new adapter from what its layers read of the first pairs that training will see."""
+    table = session.artifact.train
+    first = np.unique(np.concatenate(session.steps)[:_EVA_PAIRS])
+    session.announce(f"the adapter starts from what its layers read of {len(first)} pairs")
+    pairs = [table[i] for i in first]
+    packs = [
+        collate(
+            pairs[begin : begin + _EVA_ROWS],
+            Layout.PADDED,
+            pad_id,
+            score_prompt=False,
+            with_rejected=False,
+        )
+        for begin in range(0, len(pairs), _EVA_ROWS)
+    ]
+    batches: list[dict[str, Any]] = [
+        {"input_ids": pack.input_ids, "attention_mask": pack.attention_mask} for pack in packs
+    ]
+    adapted: Any = model.model
+    start_from_inputs(adapted, session.run.config.adapter, batches, model.read)
+
+
 def _write_model(
-    model: PairModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Tensor]
+    model: PairModel,
+    adapter: AdapterConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Tensor],
 ) -> None:
     """Write the adapter, or the whole model if every weight is trained, ready for use.
 
     `weights` are the whole trained weights by name. The model itself may have only shards of them.
     """
     inner = {name.removeprefix("model."): weight for name, weight in weights.items()}
+    inner = for_the_whole_base(inner, model.start)
     options: dict[str, Any] = {}
     if model.model is not model.causal_model:  # PEFT's wrapper
         options = {"save_embedding_layers": False, "selected_adapters": ["default"]}
     model.model.save_pretrained(str(folder), state_dict=inner, **options)
+    if model.start:
+        write_saved_shape(folder, adapter)
     tokenizer.save_pretrained(folder)
     # safetensors lets nobody else read its files, whatever the umask is.
     usual = (folder / "tokenizer_config.json").stat().st_mode

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from orpo_ray.data.held import Pairs
 from orpo_ray.errors import ConfigError
+from orpo_ray.models.start import Start
 from orpo_ray.training.attention import RUNS_ATTENTION, attention_path
 from orpo_ray.training.layout import PairBatch
 from orpo_ray.training.logprobs import SelectedLogProbs
@@ -30,6 +31,8 @@ class PairModel(nn.Module):
         text_config = causal.config.get_text_config()
         self.autocast = autocast
         self.layout = Layout.PADDED
+        self.start: Start = {}
+        """What the adapter took out of the base at its start."""
         self._own_attention = causal.config._attn_implementation
         self.scorer = SelectedLogProbs(
             causal.get_output_embeddings(),
@@ -104,6 +107,16 @@ class PairModel(nn.Module):
             )
             hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
             return self.scorer(hidden, batch.targets)
+
+    def read(self, batch: dict[str, Tensor]) -> None:
+        """Run the body on padded rows. Nothing is returned: hooks on its layers see what they read.
+
+        The model still takes padded batches.
+        """
+        with torch.autocast(
+            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
+        ):
+            self.body(**batch, use_cache=False)
 
     @property
     def positions(self) -> int | None:

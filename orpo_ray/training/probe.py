@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.config.training import TrainingConfig
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import ResourceError
@@ -28,7 +29,7 @@ from orpo_ray.training.memory import CpuMemory, GpuMemory
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Step, pack_costs
 from orpo_ray.training.steps import pack_loss, step_of_one_pack
-from orpo_ray.training.strategy import Strategy
+from orpo_ray.training.strategy import ModelSize, Strategy
 from orpo_ray.training.world import World
 
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
@@ -48,12 +49,13 @@ class Probe:
         self._memory = memory
         self.costs = pack_costs(table.lengths, model.layout, with_rejected=objective.needs_rejected)
 
-    def room(self, workers: int, strategy: Strategy) -> int:
+    def room(self, workers: int, strategy: Strategy, optimizer: str = "adamw") -> int:
         """Bytes that packs may take if `workers` workers train with a strategy."""
         trained = sum(
             parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad
         )
-        return usable(self._memory.free(), trained, workers, strategy)
+        size = ModelSize(0, trained, OPTIMIZERS[optimizer].state_bytes)
+        return usable(self._memory.free(), size, workers, strategy)
 
     def measure(self, tokens: int, checkpointing: bool) -> int | None:
         """Bytes that the worst pack of `tokens` tokens takes; None if memory runs out."""
@@ -110,7 +112,7 @@ def settle_budget(
             longest, probe.costs.of(sample_pack(probe.costs, 2 * longest)), largest_step, most
         )
         asked = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
-        room = probe.room(world.size, decisions.strategy)
+        room = probe.room(world.size, decisions.strategy, config.optimizer)
         found = _least(world.gather(find_budget(probe.measure, room, sizes, asked)), longest)
         budget = found if may_shrink else replace(found, tokens=budget.tokens)
     announce("trying the largest micro-batch")

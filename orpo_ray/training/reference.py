@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from orpo_ray.config import RunConfig
 from orpo_ray.runs.console import Announce
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.versions import versions
@@ -73,6 +74,14 @@ def reference_cache(run: Run, setup: Setup) -> ReferenceCache:
         "layout": decisions.layout,
         "device": decisions.device,
         "full_training": config.adapter.kind == "none",
+        **_start(config),
         "versions": {name: version for name, version in versions().items() if name in _LIBRARIES},
     }
     return ReferenceCache(run.root / "references", inputs, run.storage)
+
+
+def _start(config: RunConfig) -> dict[str, Any]:
+    """What the start depends on besides the base: an adapter that changes it, if only a little."""
+    if not config.adapter.starts_elsewhere:
+        return {}
+    return {"adapter": config.adapter.model_dump(mode="json"), "seed": config.training.seed}

@@ -25,6 +25,7 @@ from orpo_ray.runs.versions import versions
 from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.engine import engine_of
 from orpo_ray.training.layout_choice import choose_layout
+from orpo_ray.training.packages import refuse_missing_optimizer
 from orpo_ray.training.plan import Indices, Layout, pack_costs
 from orpo_ray.training.strategy import ModelSize, Strategy, Workers, choose_strategy
 from orpo_ray.training.trackers import refuse_missing_trackers
@@ -52,6 +53,7 @@ def settle(
         )
     _announce_not_compared(artifact, announce)
     refuse_missing_trackers(config)
+    refuse_missing_optimizer(config, hardware.device)
     stored = run.facts()
     fetch_inputs(config)
     identity = _identity(config, artifact)
@@ -183,6 +185,11 @@ def _strategy(config: RunConfig, workers: Workers, dtype: str, announce: Announc
         raise ConfigError(
             "scale.deepspeed: float16 works only without DeepSpeed; set scale.deepspeed=none, or "
             "model.dtype=bfloat16"
+        )
+    if choice.strategy.shares_weights and config.adapter.init == "eva":
+        raise ConfigError(
+            "adapter.init: eva reads pairs with the whole base, which ZeRO stage 3 holds in parts; "
+            "set adapter.init=default, or scale.deepspeed.stage=2"
         )
     if choice.strategy is not Strategy.SINGLE:
         who = f"{workers.count} workers" if workers.count > 1 else "one worker"

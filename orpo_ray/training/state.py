@@ -20,15 +20,24 @@ from orpo_ray.training.world import World
 
 STATE_FILE = "state.safetensors"
 _MASTER = "master"
+_COUNTED_BY_GROUP = ("k", "weight_sum", "lr_max")
+"""What schedule-free AdamW counts once for a group of parameters."""
+_OF_GROUP = "group."
+_PROJECTOR, _STRIDES = "projector", "projector.strides"
+"""GaLore's object with the matrix that projects a gradient, and the order of it in memory.
+
+A product of the same matrix in another order is added up otherwise, so its last bits differ.
+"""
 
 
 def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Tensor]:
     """Every trained parameter and its optimizer state by name, whole and on the CPU.
 
-    `optimizer` is torch's, bitsandbytes' or one of ZeRO's. Every rank must call this. Without
-    `keep` a rank gets {}.
+    `optimizer` is torch's, that of another library, or one of ZeRO's. Every rank must call this.
+    Without `keep` a rank gets {}.
     """
     tensors: dict[str, Tensor] = {}
+    places = _places(optimizer)
     sharded = zero.is_sharded(optimizer)
     if sharded:
         zero.link_state(optimizer)
@@ -36,7 +45,8 @@ def collect_state(model: nn.Module, optimizer: Any, keep: bool) -> dict[str, Ten
         if sharded:
             whole, state = zero.full_parameter(parameter), zero.full_state(optimizer, parameter)
         else:
-            whole, state = parameter.detach(), optimizer.state[parameter]
+            group = optimizer.param_groups[places[parameter][0]]
+            whole, state = parameter.detach(), _plain(optimizer.state[parameter], group)
         if keep:
             tensors[f"{name}/{_MASTER}"] = _to_cpu(whole)
             tensors |= {f"{name}/{key}": _to_cpu(value) for key, value in state.items()}
@@ -79,11 +89,7 @@ def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, world: World)
     sharded = zero.is_sharded(optimizer)
     if hasattr(optimizer, "check_overrides"):
         optimizer.check_overrides()  # bitsandbytes decides here which parameters keep 32-bit state
-    place = {
-        parameter: (group_number, index)
-        for group_number, group in enumerate(optimizer.param_groups)
-        for index, parameter in enumerate(group["params"])
-    }
+    places = _places(optimizer)
     with safe_open(folder / STATE_FILE, framework="pt") as file:
         keys: dict[str, list[str]] = {}
         for full_name in file.keys():  # noqa: SIM118 - the file is no dictionary
@@ -96,11 +102,32 @@ def load_optimizer(model: nn.Module, optimizer: Any, folder: Path, world: World)
             if sharded:
                 zero.fill_state(parameter, stored, world.rank, world.size)
             else:
-                _fill(optimizer, parameter, place[parameter], stored)
+                _fill(optimizer, parameter, places[parameter], stored)
 
 
 def _to_cpu(value: Any) -> Tensor:
+    if isinstance(value, float):
+        value = torch.tensor(value, dtype=torch.float64)  # a float of Python has 64 bits
     return torch.as_tensor(value).detach().cpu().contiguous().clone()
+
+
+def _places(optimizer: Any) -> dict[Tensor, tuple[int, int]]:
+    """The group of each parameter, and its place in the group."""
+    return {
+        parameter: (group_number, index)
+        for group_number, group in enumerate(optimizer.param_groups)
+        for index, parameter in enumerate(group["params"])
+    }
+
+
+def _plain(state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's state as tensors and numbers, with what its group counts for it."""
+    counted = {f"{_OF_GROUP}{key}": group[key] for key in _COUNTED_BY_GROUP if key in group}
+    found = {**state, **(counted if state else {})}
+    if _PROJECTOR in found:
+        matrix = found[_PROJECTOR].ortho_matrix
+        found |= {_PROJECTOR: matrix, _STRIDES: torch.tensor(matrix.stride())}
+    return found
 
 
 def _fill(
@@ -111,20 +138,37 @@ def _fill(
 ) -> None:
     """Give one parameter its state.
 
-    bitsandbytes first makes its own buffers, which may be paged.
+    bitsandbytes first makes its own buffers, which may be paged. GaLore's have a lower rank than
+    it would make here.
     """
-    state = optimizer.state[parameter]
-    if stored and hasattr(optimizer, "init_state"):
-        optimizer.init_state(optimizer.param_groups[place[0]], parameter, *place)
+    state, group = optimizer.state[parameter], optimizer.param_groups[place[0]]
+    if _PROJECTOR in stored:
+        strides, matrix = stored.pop(_STRIDES).tolist(), stored.pop(_PROJECTOR)
+        matrix = matrix.to(parameter.device)
+        placed = matrix.new_empty_strided(matrix.shape, strides).copy_(matrix)
+        state[_PROJECTOR] = _projector(group, placed)
+    elif stored and hasattr(optimizer, "init_state"):
+        optimizer.init_state(group, parameter, *place)
     for key, value in stored.items():
         made = state.get(key)
-        if isinstance(made, Tensor):
+        if key.startswith(_OF_GROUP):
+            group[key.removeprefix(_OF_GROUP)] = value.item()
+        elif isinstance(made, Tensor):
             made.copy_(value)
-        elif made is not None:
-            state[key] = type(made)(value.item())
+        elif not value.ndim and not value.is_floating_point():
+            state[key] = value.item()
         else:
             # torch keeps the step counter on the CPU, whatever the device of the parameter.
             state[key] = value if key == "step" else value.to(parameter.device)
+
+
+def _projector(group: dict[str, Any], matrix: Tensor) -> Any:
+    from galore_torch.galore_projector import GaLoreProjector
+
+    settings = {key: group[key] for key in ("rank", "update_proj_gap", "scale", "proj_type")}
+    made = GaLoreProjector(**settings)
+    made.ortho_matrix = matrix
+    return made
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Self
 
 from orpo_ray.config import RunConfig
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.config.training import DeepSpeedConfig
 
 
@@ -41,7 +42,7 @@ class Strategy(StrEnum):
         return self.stage == 3
 
 
-# Bytes for each trained parameter: float32 weight, gradient, and the two moments of Adam.
+# Bytes for each trained parameter: float32 weight, gradient, and the two moments of AdamW.
 _WEIGHT, _GRADIENT, _MOMENTS = 4, 4, 8
 _MEMORY_FOR_STATE = 0.7
 """The share of a worker's memory for weights and optimizer state; activations take the rest."""
@@ -61,10 +62,14 @@ class Workers:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The bytes of the frozen weights on one worker, and the number of trained parameters."""
+    """The bytes of the frozen weights on one worker, and the number of trained parameters.
+
+    `state` is the bytes of optimizer state for each of them.
+    """
 
     frozen_bytes: int
     trained: int
+    state: int = _MOMENTS
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,9 @@ def choose_strategy(
         return StrategyChoice(Strategy.SINGLE, "one worker has nothing to share")
     if asked == "none":
         return StrategyChoice(Strategy.DDP, "as configured")
-    if config.training.optimizer != "adamw":
-        return StrategyChoice(
-            Strategy.DDP,
-            f"{config.training.optimizer} keeps 8-bit blocks, which DeepSpeed cannot cut",
-        )
+    optimizer = config.training.optimizer
+    if unsharded := OPTIMIZERS[optimizer].unsharded:
+        return StrategyChoice(Strategy.DDP, f"{optimizer} {unsharded}, which ZeRO cannot split")
     if dtype == "float16":
         return StrategyChoice(
             Strategy.DDP,
@@ -145,15 +148,15 @@ def _for_full_training(workers: Workers, size: ModelSize, room: float | None) ->
 
 
 def bytes_of_stage(size: ModelSize, workers: int, stage: int) -> float:
-    """Bytes of weights, gradients and moments on each worker with a ZeRO stage.
+    """Bytes of weights, gradients and optimizer state on each worker with a ZeRO stage.
 
     In stage 0 each worker holds everything.
     """
-    moments = _MOMENTS / (workers if stage >= 1 else 1)
+    state = size.state / (workers if stage >= 1 else 1)
     gradient = _GRADIENT / (workers if stage >= 2 else 1)
     holders = workers if stage >= 3 else 1
     weight, frozen = _WEIGHT / holders, size.frozen_bytes / holders
-    return frozen + size.trained * (weight + gradient + moments)
+    return frozen + size.trained * (weight + gradient + state)
 
 
 def _size(count: float) -> str:

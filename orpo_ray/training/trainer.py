@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import rewrite_logs
 
 from orpo_ray.config import TrainingConfig, every_to_steps
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.data.store import PairTable
 from orpo_ray.errors import NonFiniteError, RunError
 from orpo_ray.objectives import Objective
@@ -27,6 +28,7 @@ from orpo_ray.runs.console import Announce, Metrics
 from orpo_ray.runs.scores import PairScores
 from orpo_ray.training.checkpoint import Position
 from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise, summarise_sums
+from orpo_ray.training.optimizers import averaged_weights, galore, is_averaging, lora_plus
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.reporter import Reporter
 from orpo_ray.training.state import (
@@ -68,6 +70,7 @@ class PreferenceTrainer(Trainer):
         announce: Announce,
         trl_metrics: Callable[[Metrics], Metrics] | None = None,
         scores_at_start: PairScores | None = None,
+        lora_plus_ratio: float | None = None,
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
         self._world = current_world()
@@ -77,6 +80,7 @@ class PreferenceTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_Flow(config, len(work.steps), self._on_start, lambda: self._stop))
         self._seed = config.seed
+        self._is_galore = OPTIMIZERS[config.optimizer].is_galore
         self._max_grad_norm = config.max_grad_norm
         self._stop = False
         self._objective = objective
@@ -88,6 +92,8 @@ class PreferenceTrainer(Trainer):
         self._announce = announce
         self._trl_metrics = trl_metrics
         self._scores_at_start = scores_at_start
+        self._lora_plus_ratio = lora_plus_ratio
+        self._rate_of_b = 0.0
         self._evaluation_s = 0.0
         self._start = resume[1].step if resume else 0
         self._step_metrics: dict[str, float] = {}
@@ -153,6 +159,7 @@ class PreferenceTrainer(Trainer):
         Returns the step's loss on this rank.
         """
         model.train()
+        self._rate_of_b = self._inner_optimizer.param_groups[-1]["lr"]
         self._current = inputs
         metrics = self._new_metrics()
         total = torch.zeros((), device=self.args.device)
@@ -247,10 +254,18 @@ class PreferenceTrainer(Trainer):
         if "loss" not in logs and not any(name.startswith("eval_") for name in logs):
             return
         if "loss" in logs:
-            logs |= self._step_metrics | self._speed()
+            logs |= self._rates() | self._step_metrics | self._speed()
         numbers = {name: float(value) for name, value in logs.items() if name != "epoch"}
         super().log(logs | self._in_trl_names(logs), start_time)
         self._reporter.report(self.state.global_step, len(self._work.steps), rewrite_logs(numbers))
+
+    def _rates(self) -> dict[str, float]:
+        """Learning rates that the Trainer does not log: that of B, that of an own warm-up."""
+        group = self._inner_optimizer.param_groups[0]
+        rates = {"learning_rate": group["scheduled_lr"]} if "scheduled_lr" in group else {}
+        if self._lora_plus_ratio is not None:
+            rates["learning_rate_b"] = self._rate_of_b
+        return rates
 
     def _in_trl_names(self, logs: dict[str, float]) -> dict[str, float]:
         """The same numbers under TRL's names, for TensorBoard and trackers; empty unless asked."""
@@ -298,7 +313,7 @@ class PreferenceTrainer(Trainer):
             seconds = f"about {self._evaluation_s:.0f} s"
             self._announce(f"evaluating {len(work.evaluation)} held-out pairs ({seconds})")
         began = time.perf_counter()
-        with self._not_counted():
+        with self._not_counted(), averaged_weights(self._inner_optimizer):
             scores = score_pairs(
                 model,
                 work.evaluation,
@@ -353,14 +368,20 @@ class PreferenceTrainer(Trainer):
             metrics=metrics if evaluated_at == self.state.global_step else {},
         )
         with self._not_counted():
-            tensors = collect_state(
-                self._whole_model, self._inner_optimizer, keep=self._world.is_first
-            )
-            self._reporter.save(position, lambda folder: self._write_checkpoint(folder, tensors))
+            tensors = self._state()
+            weights = masters(tensors)
+            if is_averaging(self._inner_optimizer):
+                with averaged_weights(self._inner_optimizer):
+                    weights = masters(self._state())
 
-    def _write_checkpoint(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        self._write_model(folder / "adapter", masters(tensors))
-        save_state(tensors, folder)
+            def write(folder: Path) -> None:
+                self._write_model(folder / "adapter", weights)
+                save_state(tensors, folder)
+
+            self._reporter.save(position, write)
+
+    def _state(self) -> dict[str, Tensor]:
+        return collect_state(self._whole_model, self._inner_optimizer, keep=self._world.is_first)
 
     def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The learning rate's schedule. After an extension it covers only the added steps."""
@@ -368,14 +389,31 @@ class PreferenceTrainer(Trainer):
             num_training_steps - self._work.schedule_from, *args, **kwargs
         )
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, without what bitsandbytes remembers of other runs.
 
         bitsandbytes remembers which parameters have 32-bit state, by their position, until the
         process ends.
         """
         GlobalOptimManager.get_instance().initialize()
-        return super().create_optimizer(*args, **kwargs)
+        if self._lora_plus_ratio is not None:
+            chosen = self.get_optimizer_cls_and_kwargs(self.args, model)
+            ratio = self._lora_plus_ratio
+            self.optimizer = lora_plus(self._whole_model, self.args, chosen, ratio)
+        elif self._is_galore:
+            whole: Any = self._whole_model
+
+            def make() -> torch.optim.Optimizer:
+                return super(PreferenceTrainer, self).create_optimizer(model)
+
+            self.optimizer = galore(make, self.args, whole.body, whole)
+        else:
+            super().create_optimizer(model)
+        made: Any = self.optimizer
+        if is_averaging(made):
+            made.train()
+        optimizer: torch.optim.Optimizer = made
+        return optimizer
 
     # Exact resume.
 

@@ -42,7 +42,7 @@ _FUSED = ("DPO", "KTO")
 """Trainers that ask their model for log-probs, not for logits."""
 _FUSED_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 REFERENCE_ADAPTER = "ref"
-"""TRL's name for the adapter that KTO compares with, if a run starts from an earlier adapter."""
+"""TRL's name for the adapter that KTO compares with, if a run does not start from its base."""
 
 Rows = list[dict[str, Any]]
 TrlBatch = dict[str, Any]
@@ -329,11 +329,9 @@ def trl_model(
     Raises ConfigError if TRL would leave out the adapter of the head.
     """
     objective = config.objective
-    if (
-        isinstance(model, PeftModel)
-        and objective.compares_below_adapter
-        and config.adapter.init_from is not None
-    ):
+    adapter = config.adapter
+    starts_below = adapter.init_from is None and not adapter.starts_elsewhere
+    if isinstance(model, PeftModel) and objective.compares_below_adapter and not starts_below:
         keep_start_as_reference(model)
     made = TrlModel(model, autocast)
     _refuse_adapted_head(made, objective)
@@ -359,7 +357,7 @@ def _fuse_head(model: TrlModel) -> None:
 
 
 def keep_start_as_reference(model: PeftModel) -> None:
-    """Add a frozen copy of the adapter from which a run starts.
+    """Add a frozen copy of the adapter with which a run starts.
 
     KTO compares with this copy, not with the base.
     """

@@ -17,6 +17,7 @@ from support import Done, Listener, read_metrics, settings
 
 from orpo_ray import api
 from orpo_ray.config import load_config
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.runs.console import SILENT
 
 pytestmark = pytest.mark.slow
@@ -49,9 +50,17 @@ KILLS = {
     "deleting-a-checkpoint": Kill(at="prune", step=2, reported=6, whole=(4, 6)),
     "writing-the-result": Kill(at="finish", step=STEPS, reported=10, whole=(8, 10)),
     "8-bit-adamw": Kill(at="report", step=7, reported=7, whole=(4, 6), optimizer="adamw-8bit"),
+    "schedule-free": Kill(
+        at="report", step=7, reported=7, whole=(4, 6), optimizer="schedule-free-adamw"
+    ),
 }
 LIKE_OTHERS = {"first-step", "middle-before-its-checkpoint", "first-step-of-an-epoch", "last-step"}
 """These kills lose the same, and are resumed from the same, as one of the others."""
+
+
+def has_schedule(training: dict[str, Any]) -> bool:
+    """Whether the optimizer of a run does without a schedule of ours."""
+    return OPTIMIZERS[training.get("optimizer", "adamw")].has_schedule
 
 
 def write_config(storage: Path, name: str, **training: Any) -> Path:
@@ -67,6 +76,7 @@ def write_config(storage: Path, name: str, **training: Any) -> Path:
             "checkpoint_every": CHECKPOINT_EVERY,
             "keep": 2,
             "eval_every": STEPS_AN_EPOCH,
+            **({"schedule": "constant"} if has_schedule(training) else {}),
             **training,
         },
     )
@@ -79,7 +89,7 @@ def write_config(storage: Path, name: str, **training: Any) -> Path:
 def unbroken(prepared_storage: Path) -> dict[str, Path]:
     """Folders of unbroken runs, by optimizer."""
     folders = {}
-    for optimizer in ("adamw", "adamw-8bit"):
+    for optimizer in ("adamw", "adamw-8bit", "schedule-free-adamw"):
         config = load_config(
             write_config(prepared_storage, f"unbroken-{optimizer}", optimizer=optimizer)
         )

@@ -335,3 +335,29 @@ def test_an_adapter_of_another_run_is_exported(storage: Path, tmp_path: Path) ->
         assert exported.merge == "dequantised" and exported.reloaded.greedy_agreement == 1.0
     one, two = (tensors(tmp_path / name) for name in "01")
     assert all(torch.equal(one[name], two[name]) for name in one | two)
+
+
+def test_an_adapter_that_makes_up_for_rounding_fits_the_rounded_base_only(
+    storage: Path, tmp_path: Path
+) -> None:
+    """LoftQ starts the first stage, and the second goes on with it."""
+    config = in_stages(storage, "loftq", adapter={"init": "loftq"})
+    orpo_ray.train(config, console=SILENT)
+    with pytest.raises(ConfigError, match=r"^merge: the adapter makes up for the rounding to 4 "):
+        orpo_ray.export(config, tmp_path / "out", merge="original", console=SILENT)
+    with pytest.raises(ConfigError, match=r"^--adapter-only: the adapter makes up for the round"):
+        orpo_ray.export(
+            config, tmp_path / "out", adapter_only=True, base_name="a/b", console=SILENT
+        )
+    exported = orpo_ray.export(config, tmp_path / "out", answers=0, console=SILENT)
+    assert exported.merge == "dequantised" and list(exported.candidates) == ["dequantised"]
+
+
+def test_an_adapter_of_pissa_is_merged_into_the_base_as_it_is(
+    storage: Path, tmp_path: Path
+) -> None:
+    started = {"init": "pissa", "dropout": 0.0}
+    config = short(storage, "pissa", model=PLAIN, adapter=started)
+    orpo_ray.train(config, console=SILENT)
+    exported = orpo_ray.export(config, tmp_path / "out", answers=2, console=SILENT)
+    assert exported.merge == "original" and exported.reloaded.greedy_agreement == 1.0

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from support import (
     EVAL_PAIRS,
+    StopsAfter,
     Trained,
+    decided,
     random_base,
     remember_trainers,
     run_config,
@@ -22,14 +24,18 @@ from transformers import AutoTokenizer
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
-from orpo_ray.errors import ConfigError
+from orpo_ray.errors import ConfigError, StoppedError
+from orpo_ray.evaluation.evaluate import load_trained
 from orpo_ray.models.base import count_quantized
 from orpo_ray.models.hardware import CPU
 from orpo_ray.models.traits import Traits
 from orpo_ray.runs.console import SILENT
 from orpo_ray.runs.run import Run
-from orpo_ray.training import setup
+from orpo_ray.training import loop, setup
+from orpo_ray.training.metrics import score_pairs, summarise
+from orpo_ray.training.reporter import LocalReporter
 from orpo_ray.training.setup import settle
+from orpo_ray.training.world import ALONE
 
 STEPS = 3
 PLAIN = {"quantization": "none"}
@@ -42,6 +48,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora-nf4": {"adapter": {"dora": True}},
     "lora-int8": {"model": {"quantization": "int8"}},
     "lora-bfloat16": {"model": {"dtype": "bfloat16"}},
+    "lora-pissa": {"model": PLAIN, "adapter": {"init": "pissa", "dropout": 0.0}},
+    "dora-olora": {"model": PLAIN, "adapter": {"init": "olora", "dropout": 0.0, "dora": True}},
+    "lora-loftq-nf4": {"adapter": {"init": "loftq"}},
+    "lora-eva-nf4": {"adapter": {"init": "eva", "rslora": True}},
     "full": FULL,
     "full-bfloat16": {
         "model": {"quantization": "none", "dtype": "bfloat16"},
@@ -118,21 +128,46 @@ def test_every_kind_of_training_moves_its_own_weights_and_no_others(
         assert any("magnitude" in name for name in moved) == kind.startswith("dora")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "paged-adamw-8bit"])
-def test_optimizers_keep_the_state_they_promise(
+STATE = {
+    "adamw": {"step", "exp_avg", "exp_avg_sq"},
+    "paged-adamw": {"step", "state1", "state2"},
+    "lion": {"step", "state1"},
+    "paged-lion": {"step", "state1"},
+    "ademamix": {"step", "state1", "state2"},
+    "paged-ademamix": {"step", "state1", "state2"},
+    "schedule-free-adamw": {"z", "exp_avg_sq", "group.k", "group.weight_sum", "group.lr_max"},
+}
+"""What is kept for a parameter; of the 8-bit ones it is the same, in 8 bits, with its scales."""
+EIGHT_BIT = [f"{name}-8bit" for name in STATE if name not in ("adamw", "schedule-free-adamw")]
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(name, marks=pytest.mark.long if name.startswith("paged") else ())
+        for name in [*STATE, "adamw-8bit", *EIGHT_BIT]
+    ],
+)
+def test_optimizers_lower_the_loss_and_keep_the_state_they_promise(
     optimizer: str, artifact: Artifact, tmp_path: Path
 ) -> None:
-    config = kind_config(tmp_path, optimizer, {"adapter": {"r": 32}}, optimizer=optimizer)
+    schedule = "constant" if optimizer.startswith("schedule-free") else "cosine"
+    settings = {"learning_rate": 1e-3, "schedule": schedule, "max_steps": 5, "eval_every": 5}
+    config = kind_config(
+        tmp_path,
+        optimizer,
+        {"adapter": {"r": 32, "dropout": 0.0}},
+        optimizer=optimizer,
+        checkpoint_every=5,
+        **settings,
+    )
     trained = train_locally(config, artifact)
-    assert all(math.isfinite(loss) for loss in trained.losses)
+    held_out = [line["eval/nll"] for line in trained.metrics if "eval/nll" in line]
+    assert held_out[-1] < held_out[0] - 0.005
     state = load_state_file(trained)
-    if optimizer == "adamw":
-        assert {key.rpartition("/")[2] for key in state} == {
-            "master",
-            "step",
-            "exp_avg",
-            "exp_avg_sq",
-        }
+    if optimizer in STATE:
+        assert {key.rpartition("/")[2] for key in state} == {"master", *STATE[optimizer]}
     else:
         assert {t.dtype for name, t in state.items() if name.endswith(("/state1", "/state2"))} == {
             torch.uint8
@@ -299,22 +334,37 @@ def fail_at(step: int) -> Callable[[int, int, Mapping[str, float]], None]:
     return watch
 
 
-RESUMED: dict[str, tuple[dict[str, Any], str]] = {
-    "full": (FULL, "adamw"),
-    "full-8bit": (FULL, "adamw-8bit"),
-    "dora-nf4": ({"adapter": {"dora": True}}, "adamw"),
+RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "full": (FULL, {}),
+    "full-8bit": (FULL, {"optimizer": "adamw-8bit"}),
+    "dora-nf4": ({"adapter": {"dora": True}}, {}),
     "lora-int8-paged-8bit": (
         {"model": {"quantization": "int8"}, "adapter": {"r": 32}},
-        "paged-adamw-8bit",
+        {"optimizer": "paged-adamw-8bit"},
     ),
+    "pissa": ({"model": PLAIN, "adapter": {"init": "pissa", "dropout": 0.0}}, {}),
+    "olora-dora": (
+        {"model": PLAIN, "adapter": {"init": "olora", "dropout": 0.0, "dora": True}},
+        {},
+    ),
+    "loftq": ({"adapter": {"init": "loftq"}}, {}),
+    "eva": ({"adapter": {"init": "eva"}}, {}),
+    "lora-plus-rslora": ({"adapter": {"lora_plus_ratio": 16, "rslora": True}}, {}),
+    "lion-8bit": ({"adapter": {"r": 32}}, {"optimizer": "lion-8bit"}),
+    "paged-ademamix-8bit": ({"adapter": {"r": 32}}, {"optimizer": "paged-ademamix-8bit"}),
+    "schedule-free": (
+        {"adapter": {"lora_plus_ratio": 4}},
+        {"optimizer": "schedule-free-adamw", "schedule": "constant"},
+    ),
+    "galore": (FULL, {"optimizer": "galore-adamw", "galore": {"rank": 8, "update_every": 3}}),
 }
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_every_kind_resumes_exactly(name: str, artifact: Artifact, tmp_path: Path) -> None:
     """The failure is an exception here, which is faster than a kill. tests/faults has the kills."""
-    kind, optimizer = RESUMED[name]
-    settings = {"optimizer": optimizer, "max_steps": 4, "checkpoint_every": 2, "eval_every": 4}
+    kind, own = RESUMED[name]
+    settings = {"max_steps": 4, "checkpoint_every": 2, "eval_every": 4, **own}
     unbroken = train_locally(kind_config(tmp_path, "unbroken", kind, **settings), artifact)
     config = kind_config(tmp_path, "broken", kind, **settings)
     with pytest.raises(PlannedError):
@@ -325,6 +375,27 @@ def test_every_kind_resumes_exactly(name: str, artifact: Artifact, tmp_path: Pat
     (weights,) = (path.name for path in (resumed.run_dir / "adapter").glob("*.safetensors"))
     for file in (f"adapter/{weights}", "checkpoints/step-000004/state.safetensors"):
         assert (resumed.run_dir / file).read_bytes() == (unbroken.run_dir / file).read_bytes(), file
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_a_checkpoint_that_no_unbroken_run_has_changes_nothing(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    """A schedule-free run that was stopped has put its averages into the model once more."""
+    kind: dict[str, Any] = {}
+    own = {"optimizer": "schedule-free-adamw", "schedule": "constant"}
+    settings = {"max_steps": 4, "checkpoint_every": 4, "eval_every": 4, **own}
+    unbroken = train_locally(kind_config(tmp_path, "unbroken", kind, **settings), artifact)
+    config = kind_config(tmp_path, "stopped", kind, **settings)
+    config.run_dir.mkdir()
+    run = Run(config)
+    setup_ = settle(run, artifact, SILENT.announce, CPU)
+    with pytest.raises(StoppedError, match="stopped at step 2 of 4"):
+        stops = StopsAfter(2)
+        loop.train(run, artifact, setup_, LocalReporter(run, stops), stops.announce)
+    resumed = train_locally(config, artifact)
+    assert resumed.losses == unbroken.losses
+    assert all(torch.equal(resumed.adapter[key], unbroken.adapter[key]) for key in unbroken.adapter)
 
 
 def test_a_resumed_run_keeps_the_decisions_of_its_first_start(
@@ -344,6 +415,91 @@ def test_a_resumed_run_keeps_the_decisions_of_its_first_start(
     assert (
         settle(Run(config), artifact, SILENT.announce, CPU).decisions.tokens_per_microbatch == 333
     )
+
+
+# --- where an adapter starts ----------------------------------------------------------------------
+
+STARTS = {
+    "pissa": {"model": PLAIN, "adapter": {"init": "pissa", "dropout": 0.0}},
+    "olora": {"model": PLAIN, "adapter": {"init": "olora", "dropout": 0.0}},
+    "loftq": {"adapter": {"init": "loftq", "dropout": 0.0}},
+    "eva": {"adapter": {"init": "eva", "dropout": 0.0}},
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_the_saved_adapter_on_the_base_as_it_is_has_the_reported_log_probs(
+    name: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    trained = train_locally(kind_config(tmp_path, name, STARTS[name]), artifact)
+    config = run_config(tmp_path, name, **STARTS[name])
+    model = load_trained(config, decided(256), str(trained.run_dir))
+    scores = score_pairs(
+        model,
+        artifact.eval,
+        pad_id=0,
+        token_budget=256,
+        stop_requested=lambda: False,
+        world=ALONE,
+    )
+    found = summarise(scores)
+    for metric in ("chosen_logp", "rejected_logp", "margin"):
+        reported = trained.result["metrics"][f"eval/{metric}"]
+        assert found[metric] == pytest.approx(reported, abs=2e-5)
+        assert abs(reported - trained.result["start"][f"eval/{metric}"]) > 1e-3, "nothing moved"
+
+
+@pytest.mark.parametrize(
+    ("objective", "name"), [*(("dpo", name) for name in STARTS), ("kto", "pissa"), ("kto", "loftq")]
+)
+def test_the_reference_is_the_model_that_training_starts_from(
+    objective: str, name: str, artifact: Artifact, tmp_path: Path
+) -> None:
+    """So the implicit rewards at step 0 are 0, wherever the adapter starts.
+
+    DPO's loss is then log 2, KTO's the mean of 1 - sigmoid(0).
+    """
+    settings: dict[str, Any] = {"objective": {"kind": objective}, **STARTS[name]}
+    engine = {"engine": "trl"} if objective == "kto" else {}
+    trained = train_locally(kind_config(tmp_path, name, settings, **engine), artifact)
+    expected = math.log(2) if objective == "dpo" else 0.5
+    assert trained.losses[0] == pytest.approx(expected, abs=1e-4)
+    assert abs(trained.losses[-1] - expected) > 1e-4
+
+
+def test_trl_computes_the_loss_of_a_schedule_free_run_with_lora_plus(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    """The engines have one curve, because optimizers and rates are ours under both."""
+    kind = {
+        "adapter": {"lora_plus_ratio": 4, "dropout": 0.0},
+        "objective": {"kind": "dpo"},
+        "model": PLAIN,
+    }
+    own = {"optimizer": "schedule-free-adamw", "schedule": "constant"}
+    ours, theirs = (
+        train_locally(
+            kind_config(tmp_path, engine, kind, engine=engine, tokens_per_microbatch=4096, **own),
+            artifact,
+        )
+        for engine in ("fast", "trl")
+    )
+    assert theirs.losses == pytest.approx(ours.losses, abs=1e-5)
+    assert ours.losses[0] - ours.losses[-1] > 1e-3
+
+
+def test_lora_plus_is_in_the_log_and_holds_after_a_resume(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    kind = {"adapter": {"lora_plus_ratio": 16}}
+    settings = {"max_steps": 4, "checkpoint_every": 2, "eval_every": 4}
+    config = kind_config(tmp_path, "plus", kind, **settings)
+    with pytest.raises(PlannedError):
+        train_locally(config, artifact, fail_at(3))
+    lines = [line for line in train_locally(config, artifact).metrics if "train/loss" in line]
+    rates = [(line["train/learning_rate"], line["train/learning_rate_b"]) for line in lines]
+    assert len(rates) == 4 and max(rates)[0] > 0
+    assert all(b == pytest.approx(16 * a) for a, b in rates)
 
 
 # --- what a finished run leaves -------------------------------------------------------------------

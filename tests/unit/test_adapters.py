@@ -217,6 +217,7 @@ def test_a_finished_run_may_be_named_instead_of_its_adapter(saved: Path) -> None
         ({"r": 8}, "adapter.r: 8 here, but init_from {folder} has 4"),
         ({"alpha": 4}, "adapter.alpha: 4.0 here, but init_from {folder} has 8.0"),
         ({"dora": True}, "adapter.dora: True here, but init_from {folder} has False"),
+        ({"rslora": True}, "adapter.rslora: True here, but init_from {folder} has False"),
         (
             {"targets": ("q_proj",)},
             r"adapter.targets: \['q_proj'\] here, but init_from {folder} has others",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import decided, make_artifact, run_config
 
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ResourceError
 from orpo_ray.objectives import build_objective
@@ -20,7 +21,7 @@ from orpo_ray.training.memory import CpuMemory
 from orpo_ray.training.plan import SHARED_PREFIX, PackCosts
 from orpo_ray.training.probe import Probe, settle_budget
 from orpo_ray.training.run_plan import plan_run
-from orpo_ray.training.strategy import Strategy
+from orpo_ray.training.strategy import ModelSize, Strategy
 from orpo_ray.training.world import ALONE, World
 
 KEPT, RECOMPUTED = 100, 20
@@ -78,8 +79,14 @@ def test_a_step_that_is_small_needs_no_more_than_its_own_tokens_to_keep_activati
 def test_optimizer_state_is_kept_room_for_as_the_strategy_shares_it_out(
     workers: int, strategy: Strategy, held: int
 ) -> None:
-    assert usable(1000, 0, workers, strategy) == 900
-    assert usable(1000, 10, workers, strategy) == 900 - 10 * held
+    assert usable(1000, ModelSize(0, 0), workers, strategy) == 900
+    assert usable(1000, ModelSize(0, 10), workers, strategy) == 900 - 10 * held
+
+
+def test_an_optimizer_with_more_state_is_kept_more_room_for() -> None:
+    """AdEMAMix has three moments, and its gradient."""
+    size = ModelSize(0, 10, OPTIMIZERS["ademamix"].state_bytes)
+    assert usable(1000, size, 1, Strategy.SINGLE) == 900 - 10 * 16
 
 
 def test_after_a_failure_less_is_tried_down_to_the_longest_pair() -> None:

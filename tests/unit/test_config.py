@@ -2,14 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from orpo_ray.config import RunConfig, Source, dump, every_to_steps, load_config, load_resolved
+from orpo_ray.config import (
+    RunConfig,
+    Source,
+    TrainingConfig,
+    dump,
+    every_to_steps,
+    load_config,
+    load_resolved,
+    stage_configs,
+)
 from orpo_ray.config.objectives.dpo import DpoConfig
 from orpo_ray.config.objectives.orpo import OrpoConfig
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.errors import ConfigError
+from orpo_ray.training import arguments
 
 MINIMAL = """\
 name: tiny
@@ -321,8 +333,8 @@ def test_an_override_of_one_alias_leaves_the_other_alone(path):
         ),
         (
             "adapter.rnk=8",
-            "adapter.rnk: unknown key; known here: alpha, dora, dropout, init_from, kind, r, "
-            "targets",
+            "adapter.rnk: unknown key; known here: alpha, dora, dropout, init, init_from, kind, "
+            "lora_plus_ratio, r, rslora, targets",
         ),
         (
             "name=artifacts",
@@ -666,7 +678,7 @@ def test_the_place_is_that_of_the_value_that_the_message_names(path):
             MINIMAL,
             ["model.quantization=none", "adapter.kind=none", "adapter.dora=true"],
             "override 'adapter.kind=none': adapter: "
-            "kind: none trains the base itself, so dora and init_from have no meaning; remove them",
+            "kind: none trains the base itself, so dora has no meaning; remove it",
         ),
         (
             MINIMAL + "adapter: {targets: []}\n",
@@ -691,6 +703,122 @@ def test_8_bit_optimizers_are_refused_where_zero_would_cut_their_blocks(path, op
         f"{stage} cannot split" in says
     )
     assert says.endswith("set scale.deepspeed=none, or training.optimizer=adamw")
+
+
+def test_every_optimizer_has_its_kind_and_its_name_in_the_trainer(path):
+    names = set(get_args(TrainingConfig.model_fields["optimizer"].annotation))
+    assert set(OPTIMIZERS) == names == set(arguments._OPTIMIZERS)
+
+
+WHOLE = ["model.quantization=none", "adapter.kind=none"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["training.optimizer=schedule-free-adamw"],
+            "training.schedule: schedule-free-adamw averages the weights in place of a schedule; "
+            "set training.schedule=constant (training.warmup is its own)",
+        ),
+        (
+            [
+                "training.optimizer=schedule-free-adamw",
+                "training.schedule=constant",
+                "scale.deepspeed={stage: 2}",
+            ],
+            "training.optimizer: schedule-free-adamw averages whole weights, which ZeRO stage 2 "
+            "cannot split; set scale.deepspeed=none, or training.optimizer=adamw",
+        ),
+        (
+            ["training.optimizer=galore-adamw"],
+            "training.optimizer: galore-adamw trains whole weights through gradients of low rank, "
+            "and an adapter has a low rank already; set adapter.kind=none with "
+            "model.quantization=none, or training.optimizer=adamw",
+        ),
+        (
+            ["training.optimizer=galore-adamw-8bit", "scale.deepspeed={stage: 1}", *WHOLE],
+            "training.optimizer: galore-adamw-8bit projects the gradients of whole matrices, which "
+            "ZeRO stage 1 cannot split; set scale.deepspeed=none, or training.optimizer=adamw",
+        ),
+        (
+            ["training.optimizer=galore-adamw", "training.weight_decay=0.1", *WHOLE],
+            "training.weight_decay: galore-adamw decays no weights here; set it to 0",
+        ),
+        (
+            ["training.galore.rank=8", *WHOLE],
+            "training.galore: adamw reads none of it; set training.optimizer=galore-adamw",
+        ),
+        (
+            ["adapter.init=pissa", "adapter.dropout=0"],
+            "adapter.init: pissa takes a part out of the weights, and model.quantization=nf4 would "
+            "round what is left anew; set model.quantization=none, or adapter.init=default",
+        ),
+        (
+            ["adapter.init=olora", "adapter.dropout=0", "model.quantization=int8"],
+            "adapter.init: olora takes a part out of the weights, and model.quantization=int8 "
+            "would round what is left anew; set model.quantization=none, or adapter.init=default",
+        ),
+        (
+            ["adapter.init=loftq", "model.quantization=none"],
+            "adapter.init: loftq makes up for the rounding to 4 bits; set "
+            "model.quantization=nf4, or adapter.init=default",
+        ),
+    ],
+)
+def test_a_switch_that_does_not_fit_the_run_is_refused(path, overrides, says):
+    assert complaint(path, MINIMAL, *overrides).endswith(says)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["adapter.init=eva", "adapter.init_from=runs/first"],
+            "adapter: init: eva is the start of a new adapter, but init_from names an earlier one; "
+            "remove one of them",
+        ),
+        (
+            ["adapter.init=loftq", "adapter.dora=true"],
+            "adapter: dora: its magnitudes are those of the base, and init: loftq starts beside "
+            "it; set dora=false, or init=default",
+        ),
+        (
+            ["adapter.init=pissa", "model.quantization=none"],
+            "adapter: dropout: with init: pissa the adapter holds a part of the weights, which "
+            "dropout would leave out at random; set dropout=0, or init=default",
+        ),
+        (
+            [*WHOLE, "adapter.lora_plus_ratio=16", "adapter.rslora=true"],
+            "adapter: kind: none trains the base itself, so rslora and lora_plus_ratio have no "
+            "meaning; remove them",
+        ),
+        (["adapter.lora_plus_ratio=0.5"], "must be greater than or equal to 1, not 0.5"),
+    ],
+)
+def test_an_adapter_that_contradicts_itself_is_refused(path, overrides, says):
+    assert complaint(path, MINIMAL, *overrides).endswith(says)
+
+
+def test_a_stage_starts_from_what_the_stage_before_saves(path):
+    """An adapter of PiSSA is saved with twice the rank, at the same scale."""
+    stages = "stages: [{objective: {kind: sft}}, {objective: {kind: dpo}}]\n"
+    text = MINIMAL.replace("base: some/model", "base: some/model, quantization: none") + stages
+    (first, second) = stage_configs(load(path, text, "adapter.init=eva"))
+    assert (first.adapter.init, second.adapter.init) == ("eva", "default")
+    with pytest.raises(ConfigError) as caught:
+        stage_configs(load(path, text, "adapter.init=pissa", "adapter.dropout=0"))
+    assert str(caught.value) == (
+        "stages.1.adapter.r: 16, but the stage before it saves an adapter with 32 (init: pissa "
+        "doubles the rank at the same scale); use the same value"
+    )
+    doubled = stages.replace("{kind: dpo}", "{kind: dpo}, adapter: {r: 32, alpha: 32}")
+    started = load(path, text.replace(stages, doubled), "adapter.init=pissa", "adapter.dropout=0")
+    (_, second) = stage_configs(started)
+    assert (second.adapter.r, second.adapter.alpha) == (32, 32)
+    with pytest.raises(ConfigError, match="init: eva is the start of a new adapter, but init_from"):
+        named = stages.replace("{kind: dpo}", "{kind: dpo}, adapter: {init: eva}")
+        stage_configs(load(path, text.replace(stages, named)))
 
 
 @pytest.mark.parametrize("deepspeed", ["auto", "none", "{stage: 0}"])

@@ -500,8 +500,72 @@ def test_a_quantised_base_without_an_adapter_is_not_trained_in_silence(
 
 
 def test_a_rank_stabilised_scale_is_kept(read: Callable[..., Draft]) -> None:
-    draft = read(TRL_FILE, lora_r=64, lora_alpha=16, use_rslora=True)
-    assert draft.settings["adapter.alpha"] / 64 == pytest.approx(16 / 64**0.5)
+    adapter = config_of(read(TRL_FILE, lora_r=64, lora_alpha=16, use_rslora=True)).adapter
+    assert (adapter.alpha, adapter.r, adapter.rslora) == (16, 64, True)
+
+
+@pytest.mark.parametrize(
+    ("lines", "init", "is_told"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa", False),
+        ({"init_lora_weights": "olora"}, "olora", False),
+        ({"init_lora_weights": "eva", "load_in_4bit": True}, "eva", False),
+        ({"init_lora_weights": "loftq", "load_in_4bit": True}, "loftq", False),
+        ({"init_lora_weights": "loftq"}, "default", True),
+        ({"init_lora_weights": "pissa", "load_in_4bit": True}, "default", True),
+        ({"init_lora_weights": "corda"}, "default", True),
+        ({"init_lora_weights": True}, "default", False),
+    ],
+)
+def test_the_start_of_an_adapter_is_kept_or_its_loss_is_told(
+    read: Callable[..., Draft], lines: dict[str, Any], init: str, is_told: bool
+) -> None:
+    draft = read(TRL_FILE, **{"load_in_4bit": False, "lora_dropout": 0.1, **lines})
+    adapter = config_of(draft).adapter
+    assert adapter.init == init
+    assert (f"the start {lines['init_lora_weights']}" in said(draft, "adapter.kind")) == is_told
+    assert (adapter.dropout == 0) == (init in ("pissa", "olora"))
+
+
+def test_lora_plus_is_kept(read: Callable[..., Draft]) -> None:
+    assert config_of(read(TRL_FILE, loraplus_lr_ratio=16)).adapter.lora_plus_ratio == 16
+    draft = read(TRL_FILE, loraplus_lr_ratio=0.5)
+    assert config_of(draft).adapter.lora_plus_ratio is None
+    assert "loraplus_lr_ratio: 0.5: not here" in said(draft, "adapter.kind")
+
+
+def test_galore_is_kept_with_its_settings(read: Callable[..., Draft]) -> None:
+    lines = {
+        "use_peft": False,
+        "optim": "galore_adamw",
+        "optim_args": "rank=64, update_proj_gap=100, scale=0.10",
+        "optim_target_modules": ["attn", "mlp"],
+        "weight_decay": 0.1,
+    }
+    draft = read(TRL_FILE, **lines)
+    training = config_of(draft).training
+    assert (training.optimizer, training.weight_decay) == ("galore-adamw", 0)
+    assert training.galore.model_dump() == {"rank": 64, "update_every": 100, "scale": 0.1}
+    assert "every linear layer of the body" in said(draft, "training.optimizer")
+    assert "transformers leaves it out" in said(draft, "training.weight_decay")
+    with_adapter = read(TRL_FILE, optim="galore_adamw")
+    assert config_of(with_adapter).training.optimizer == "adamw"
+    assert "GaLore trains whole weights here" in said(with_adapter, "training.optimizer")
+
+
+def test_galore_of_llama_factory_has_its_own_defaults(read: Callable[..., Draft]) -> None:
+    lines = {"finetuning_type": "full", "use_galore": True, "galore_rank": 32}
+    training = config_of(read(LLAMA_FACTORY_FILE, **lines)).training
+    assert training.optimizer == "galore-adamw"
+    assert training.galore.model_dump() == {"rank": 32, "update_every": 200, "scale": 2.0}
+    started = read(LLAMA_FACTORY_FILE, pissa_init=True, loraplus_lr_ratio=16)
+    adapter = config_of(started).adapter
+    assert (adapter.init, adapter.lora_plus_ratio) == ("pissa", 16)
+
+
+def test_schedule_free_has_no_other_schedule(read: Callable[..., Draft]) -> None:
+    training = config_of(read(TRL_FILE, optim="schedule_free_adamw")).training
+    assert (training.optimizer, training.schedule) == ("schedule-free-adamw", "constant")
 
 
 def test_dropout_is_what_the_trainer_uses(read: Callable[..., Draft]) -> None:
@@ -584,8 +648,10 @@ def test_a_schedule_that_is_not_here_is_never_replaced_in_silence(
         ("adamw_torch_fused", "adamw", False),
         ("adamw_bnb_8bit", "adamw-8bit", False),
         ("paged_adamw_8bit", "paged-adamw-8bit", False),
-        ("paged_adamw_32bit", "adamw", True),
-        ("lion_8bit", "adamw-8bit", True),
+        ("paged_adamw_32bit", "paged-adamw", False),
+        ("lion_8bit", "lion-8bit", True),
+        ("paged_ademamix_8bit", "paged-ademamix-8bit", True),
+        ("grokadamw", "adamw", True),
         ("rmsprop", "adamw", True),
     ],
 )

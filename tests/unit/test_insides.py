@@ -336,6 +336,47 @@ INSIDES = [
         ("group", "p", "gindex", "pindex"),
     ),
     Inside(
+        "bitsandbytes.optim.optimizer.Optimizer8bit.get_config",
+        BNB,
+        "settings that galore-torch means otherwise",
+        reads=("self.args.max_unorm", "self.args.skip_zeros"),
+    ),
+    # Weights that are averaged, gradients that are projected (training/state.py, optimizers.py).
+    Inside(
+        "schedulefree.AdamWScheduleFree",
+        "1.4.1",
+        "what it counts by group, and its two sets of weights",
+        reads=("k=0", "train_mode=False", "weight_sum=0.0", "lr_max=-1.0", "scheduled_lr=0.0"),
+    ),
+    Inside(
+        "galore_torch.galore_projector.GaLoreProjector",
+        "1.0",
+        "the matrix that projects",
+        ("rank", "update_proj_gap", "scale", "proj_type"),
+        reads=("self.ortho_matrix = None",),
+    ),
+    Inside(
+        "galore_torch.adamw8bit.AdamW8bit",
+        "1.0",
+        "needs a GPU, and passes two settings by position",
+        reads=("torch.cuda.synchronize()", "min_8bit_size, percentile_clipping, block_wise"),
+    ),
+    # What PiSSA and OLoRA take out of a weight, which a resume takes out again (models/start.py).
+    Inside(
+        "peft.tuners.lora.layer.LoraLayer.pissa_init",
+        "0.21.2",
+        "the largest part",
+        ("adapter_name", "init_lora_weights"),
+        reads=("weight.data - self.scaling[adapter_name] * lora_B @ lora_A",),
+    ),
+    Inside(
+        "peft.tuners.lora.layer.LoraLayer.olora_init",
+        "0.21.2",
+        "an orthonormal part",
+        ("adapter_name",),
+        reads=("self.lora_B[adapter_name].weight @ self.lora_A[adapter_name].weight",),
+    ),
+    Inside(
         "bitsandbytes.nn.Linear4bit",
         BNB,
         "keeps its training format",

@@ -329,7 +329,7 @@ def test_full_training_hands_the_whole_model_on(path: Path) -> None:
         ("stages.2.training.max_steps=1", "stages has 2 items, its keys are 0 to 1"),
         (
             "stages.1.adapter={r: 4}",
-            "stages.1.adapter.r: 4, but the stage before it trains an adapter with 16; use the "
+            "stages.1.adapter.r: 4, but the stage before it saves an adapter with 16; use the "
             "same value",
         ),
     ],

@@ -124,9 +124,15 @@ def chosen(
             ADAPTER_OF_7B,
             EIGHT_BIT,
             DDP,
-            "adamw-8bit keeps 8-bit blocks, which DeepSpeed cannot cut",
+            "adamw-8bit keeps its state in 8-bit blocks, which ZeRO cannot split",
         ),
-        (workers(2, 11), ALL_OF_1B, {**FULL, **EIGHT_BIT}, DDP, "adamw-8bit keeps 8-bit blocks"),
+        (
+            workers(2, 11),
+            ALL_OF_1B,
+            {**FULL, **EIGHT_BIT},
+            DDP,
+            "adamw-8bit keeps its state in 8-bit",
+        ),
     ],
 )
 def test_auto_shares_what_does_not_fit_and_says_why(

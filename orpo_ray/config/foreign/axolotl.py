@@ -115,6 +115,7 @@ def _put_adapter(draft: Draft) -> None:
     lora.put_targets(draft, "all-linear" if linear else named, unset)
     if linear and named:
         draft.remark("adapter.targets", "lora_target_modules: lora_target_linear has them all")
+    lora.put_init(draft, draft.take("peft_init_lora_weights"))
     if draft.flag("peft_use_dora"):
         draft.put("adapter.dora", True)
     if draft.is_set("lora_model_dir"):

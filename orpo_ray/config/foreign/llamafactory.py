@@ -18,6 +18,12 @@ _CUTS = "LLaMA-Factory cuts prompt and answers that are too long; here the pair 
 _REGISTER = "look this name up in dataset_info.json, and write its file or its name on the hub"
 _LIKELIHOOD = "its likelihood is the mean over pairs there, over tokens here"
 _ONLINE = ("ONLINE", "REMOTE")
+_GALORE = {
+    "rank": ("galore_rank", 16),
+    "update_every": ("galore_update_interval", 200),
+    "scale": ("galore_scale", 2.0),
+}
+"""Our settings of GaLore, with its own names and defaults for them."""
 
 
 def read_llamafactory(foreign: Mapping[str, Any], stem: str) -> Draft:
@@ -29,6 +35,9 @@ def read_llamafactory(foreign: Mapping[str, Any], stem: str) -> Draft:
     _put_adapter(draft)
     _put_data(draft)
     trainer.put_training(draft, default_rate=5.0e-5)
+    if draft.flag("use_galore"):
+        named = {ours: draft.number(key, default) for ours, (key, default) in _GALORE.items()}
+        trainer.put_galore(draft, "use_galore", "galore-adamw", named)
     return draft
 
 
@@ -82,6 +91,8 @@ def _put_adapter(draft: Draft) -> None:
         draft.remark("adapter.kind", f"finetuning_type: {tuning}: not here; lora or none")
     lora.put_dropout(draft, draft.number("lora_dropout", 0))
     lora.put_targets(draft, draft.take("lora_target"), "")
+    if draft.flag("pissa_init"):
+        lora.put_init(draft, "pissa")
     if draft.flag("use_dora"):
         draft.put("adapter.dora", True)
     start = as_names(draft.take("adapter_name_or_path"))

@@ -1,6 +1,5 @@
 """What is trained, and in which format the frozen base is held."""
 
-import math
 from typing import Any
 
 from orpo_ray.config.foreign.draft import Draft, as_names
@@ -15,14 +14,35 @@ def put_full(draft: Draft, *remarks: str) -> None:
 
 
 def put_lora(draft: Draft, rank: Any, alpha: Any, rank_stabilised: bool) -> None:
-    """The adapter's size; its scale is alpha / r here, alpha / sqrt(r) with rank stabilisation."""
+    """The adapter's size, its scale, and the learning rate of its B (LoRA+)."""
     draft.put("adapter.kind", "lora")
     draft.put("adapter.r", rank)
+    draft.put("adapter.alpha", alpha)
     if rank_stabilised:
-        scaled = round(alpha * math.sqrt(rank), 4)
-        draft.put("adapter.alpha", scaled, f"{alpha} x sqrt(r): the scale of rank-stabilised LoRA")
+        draft.put("adapter.rslora", True)
+    ratio = draft.number("loraplus_lr_ratio")
+    if ratio is not None and ratio >= 1:
+        draft.put("adapter.lora_plus_ratio", ratio)
+    elif ratio is not None:
+        draft.remark("adapter.kind", f"loraplus_lr_ratio: {ratio}: not here below 1; left out")
+
+
+def put_init(draft: Draft, written: Any) -> None:
+    """How the adapter starts, after its format and dropout were put."""
+    if written is None or str(written).lower() in ("true", "false"):
+        return
+    name = str(written).lower().partition("_")[0]
+    held = draft.settings["model.quantization"]
+    fits = {"eva": True, "loftq": held == "nf4"} | dict.fromkeys(("olora", "pissa"), held == "none")
+    if name not in fits:
+        draft.remark("adapter.kind", f"the start {written}: not here; A is random and B zero")
+    elif not fits[name]:
+        draft.remark("adapter.kind", f"the start {written}: not here on a base held in {held}")
     else:
-        draft.put("adapter.alpha", alpha)
+        draft.put("adapter.init", name)
+        if name in ("olora", "pissa") and draft.settings.get("adapter.dropout"):
+            told = f"the start {written}: dropout would leave out a part of the weights"
+            draft.put("adapter.dropout", 0.0, told)
 
 
 def put_dropout(draft: Draft, rate: float) -> None:

@@ -28,8 +28,33 @@ _OPTIMIZERS = {
     "adamw_torch_fused": "adamw",
     "adamw_8bit": "adamw-8bit",
     "adamw_bnb_8bit": "adamw-8bit",
+    "paged_adamw": "paged-adamw",
+    "paged_adamw_32bit": "paged-adamw",
     "paged_adamw_8bit": "paged-adamw-8bit",
+    "lion_32bit": "lion",
+    "lion_8bit": "lion-8bit",
+    "paged_lion_32bit": "paged-lion",
+    "paged_lion_8bit": "paged-lion-8bit",
+    "ademamix": "ademamix",
+    "ademamix_8bit": "ademamix-8bit",
+    "paged_ademamix_32bit": "paged-ademamix",
+    "paged_ademamix_8bit": "paged-ademamix-8bit",
+    "schedule_free_adamw": "schedule-free-adamw",
+    "galore_adamw": "galore-adamw",
+    "galore_adamw_8bit": "galore-adamw-8bit",
 }
+_DIFFERS = {
+    "lion": "beta2 is 0.99 here, as in Lion's paper; transformers takes AdamW's 0.999",
+    "ademamix": "its slow average comes in over the whole run here, as in its paper",
+    "schedule-free": "it has a warm-up of its own and no other schedule here",
+}
+"""What differs for a family of optimizers."""
+_OF_GALORE = {
+    "rank": ("rank", 128),
+    "update_every": ("update_proj_gap", 200),
+    "scale": ("scale", 0.25),
+}
+"""Our settings of GaLore, with transformers' names and defaults for them."""
 OF_ONE_GPU = "the batch of one GPU; multiply by the number of GPUs it was written for"
 _GPUS = ("ray_num_workers", "num_processes", "num_gpus", "n_gpu", "nproc_per_node", "world_size")
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]+")
@@ -182,26 +207,54 @@ def put_warmup(draft: Draft, schedule_key: str) -> None:
 
 
 def put_optimizer(draft: Draft, key: str) -> None:
-    """The optimizer; each of ours is AdamW."""
+    """The optimizer, after the adapter and the schedule were put."""
     written = str(draft.take(key, "adamw_torch"))
     ours = _OPTIMIZERS.get(written)
-    if ours is not None:
-        draft.put("training.optimizer", ours)
-    elif written in ("paged_adamw_32bit", "paged_adamw"):
-        remark = (
-            f"{key}: {written}: adamw is the same without paging; paged-adamw-8bit saves memory"
-        )
-        draft.put("training.optimizer", "adamw", remark)
-    else:
+    if ours is None:
         nearest = "adamw-8bit" if "8bit" in written else "adamw"
         remark = f"{key}: {written}: not here; with AdamW choose the learning rate anew"
         draft.put("training.optimizer", nearest, remark)
+    elif ours.startswith("galore"):
+        given = _settings(str(draft.take("optim_args", "")))
+        named = {
+            name: as_number(theirs, given.get(theirs, default))
+            for name, (theirs, default) in _OF_GALORE.items()
+        }
+        put_galore(draft, f"{key}: {written}", ours, named)
+    else:
+        differs = next((told for part, told in _DIFFERS.items() if part in ours), "")
+        draft.put("training.optimizer", ours, f"{key}: {written}: {differs}" if differs else "")
+        if ours.startswith("schedule-free"):
+            draft.put("training.schedule", "constant")
+
+
+def put_galore(draft: Draft, told: str, ours: str, settings: dict[str, Any]) -> None:
+    """GaLore, which trains whole weights here. `told` is what the file says of it."""
+    if draft.settings.get("adapter.kind") != "none":
+        remark = f"{told}: GaLore trains whole weights here, and the file trains an adapter"
+        draft.put("training.optimizer", "adamw", remark)
+        return
+    targets = draft.take_first("optim_target_modules", "galore_target")
+    remark = f"{targets}: here GaLore takes every linear layer of the body" if targets else ""
+    draft.put("training.optimizer", ours, remark)
+    draft.put("training.galore", settings)
+    if draft.settings.get("training.weight_decay"):
+        draft.put("training.weight_decay", 0.0, "GaLore decays no weights here")
+
+
+def _settings(written: str) -> dict[str, str]:
+    """Transformers' optim_args, such as `rank=64, scale=0.1`."""
+    parts = (part.partition("=") for part in written.split(","))
+    return {name.strip(): value.strip() for name, _, value in parts if value}
 
 
 def put_regularisation(draft: Draft) -> None:
     """Weight decay, clipping and the seed, if they are set: the defaults are the same."""
     if draft.is_set("weight_decay"):
-        draft.put("training.weight_decay", draft.number("weight_decay"))
+        decay = draft.number("weight_decay")
+        galore = str(draft.settings.get("training.optimizer", "")).startswith("galore")
+        told = f"weight_decay: {decay}: transformers leaves it out for GaLore" if galore else ""
+        draft.put("training.weight_decay", 0.0 if galore else decay, told if decay else "")
     if draft.is_set("max_grad_norm"):
         draft.put("training.max_grad_norm", draft.number("max_grad_norm"))
     if draft.is_set("seed"):
@@ -308,7 +361,8 @@ def put_deepspeed(draft: Draft) -> None:
     if not stage:
         draft.put("scale.deepspeed", "auto", f"{told}, and it names none; auto chooses a stage")
     elif stage != "0" and draft.settings.get("training.optimizer", "adamw") != "adamw":
-        remark = f"deepspeed: {written}: ZeRO cannot share out the state of an 8-bit optimizer"
+        optimizer = draft.settings["training.optimizer"]
+        remark = f"deepspeed: {written}: ZeRO cannot share out the state of {optimizer}"
         draft.put("scale.deepspeed", "auto", remark)
     else:
         draft.put("scale.deepspeed", {"stage": int(stage)}, told)

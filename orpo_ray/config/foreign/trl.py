@@ -127,6 +127,7 @@ def _put_adapter(draft: Draft) -> None:
     lora.put_lora(draft, rank, alpha, draft.flag("use_rslora"))
     lora.put_dropout(draft, draft.number("lora_dropout", 0.05))
     lora.put_targets(draft, draft.take("lora_target_modules"), _PEFT_CHOOSES)
+    lora.put_init(draft, draft.take("init_lora_weights"))
     if draft.flag("use_dora"):
         draft.put("adapter.dora", True)
 

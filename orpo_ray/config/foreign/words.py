@@ -67,6 +67,7 @@ _TOKENIZER = Word(differs="the tokenizer is the base's own, with its special tok
 _ARCHITECTURE = Word(differs="the base's own config.json names its architecture")
 _BODY_ONLY = Word(differs="LoRA's own weights are all that an adapter trains")
 _ADAMW = Word(differs="AdamW keeps PyTorch's betas and epsilon")
+_GALORES_LAYERS = Word(differs="GaLore projects every linear layer of the body")
 _LOGS = Word(differs="every step is logged, to metrics.jsonl and TensorBoard")
 _LOG_LEVEL = Word(differs="`orpo-ray train --verbose` shows what the libraries log")
 _SHARDS = Word("scale.deepspeed", "auto chooses; weights are shared out by DeepSpeed's stage 3")
@@ -149,10 +150,14 @@ WORDS = _merged(
         _all("finetuning_type", Word("adapter.kind", "write lora, or none to train all weights")),
         _all("adapter.type adapter.peft_type", Word("adapter.kind")),
         _all("lora_model_dir adapter_name_or_path adapter_path", Word("adapter.init_from")),
+        _all("use_rslora peft_use_rslora", Word("adapter.rslora")),
+        _all("loraplus_lr_ratio", Word("adapter.lora_plus_ratio")),
         _all(
-            "use_rslora peft_use_rslora rslora",
-            Word("adapter.alpha", "multiply it by the square root of r for the same scale"),
+            "init_lora_weights peft_init_lora_weights",
+            Word("adapter.init", "default, loftq, eva, olora or pissa"),
         ),
+        _all("pissa_init", Word("adapter.init", "write pissa")),
+        _all("loftq_config", Word("adapter.init", "write loftq")),
         _all("disable_dropout", Word("adapter.dropout", "write 0")),
         _all(
             "lora_modules_to_save additional_target modules_to_save lora_target_parameters "
@@ -307,8 +312,17 @@ WORDS = _merged(
             "warmup_ratio warmup_steps",
             Word("training.warmup", "steps if whole, else a fraction of the run"),
         ),
-        _all("optim", Word("training.optimizer", "adamw, adamw-8bit or paged-adamw-8bit")),
-        _all("optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon", _ADAMW),
+        _all(
+            "optim",
+            Word("training.optimizer", "such as adamw, adamw-8bit, lion-8bit or galore-adamw"),
+        ),
+        _all("use_galore", Word("training.optimizer", "write galore-adamw")),
+        _all(
+            "optim_args galore_rank galore_update_interval galore_scale",
+            Word("training.galore", "it has rank, update_every and scale"),
+        ),
+        _all("optim_target_modules galore_target", _GALORES_LAYERS),
+        _all("adam_beta1 adam_beta2 adam_epsilon", _ADAMW),
         _all("gradient_clipping clip_grad_norm grad_clip", Word("training.max_grad_norm")),
         _all(
             "save_steps saves_per_epoch save_strategy",
@@ -404,8 +418,10 @@ _FAMILIES = {
     "dataloader_": _CPUS,
     "ppo_": Word(differs="there is no PPO"),
     "vllm_": Word(differs="training generates nothing"),
-    "loraplus_": Word(differs="both matrices of LoRA have one learning rate"),
-    "loraplus": Word(differs="both matrices of LoRA have one learning rate"),
+    "loraplus_lr_embedding": Word(differs="an adapter of an embedding has the rate of A"),
+    "loraplus": Word("adapter.lora_plus_ratio"),
+    "pissa_": Word("adapter.init", "write pissa; 16 iterations are taken"),
+    "galore_": _GALORES_LAYERS,
     "liger_": _KERNELS,
     "lora_mlp_": _KERNELS,
     "lora_qkv_": _KERNELS,
