@@ -157,8 +157,8 @@ def generate(
         from orpo_ray.evaluation.answerer import Work, prompt_lengths
         from orpo_ray.evaluation.answering import write_answers
         from orpo_ray.evaluation.batches import Room
-        from orpo_ray.models.tokenizer import tokenizer_fingerprint
         from orpo_ray.models.read_traits import read_positions
+        from orpo_ray.models.tokenizer import tokenizer_fingerprint
 
     asked = read_prompts(fspath(prompts))
     placement = place_workers(config.scale, console)

@@ -1,4 +1,4 @@
-"""`orpo-ray plan`: does a run fit, how long does it take, what does it cost, before it is rented."""
+"""`orpo-ray plan`: does a run fit, how long does it take, what does it cost, before one rents."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,7 +81,9 @@ def _nodes(written: str) -> tuple[int, int]:
     first, dots, last = written.partition("..")
     ends = (first, last if dots else first)
     if not all(end.isdecimal() and int(end) > 0 for end in ends) or int(ends[0]) > int(ends[1]):
-        raise ConfigError(f"--nodes: write a number such as 4, or a range such as 1..64, not {written}")
+        raise ConfigError(
+            f"--nodes: write a number such as 4, or a range such as 1..64, not {written}"
+        )
     return int(ends[0]), int(ends[1])
 
 

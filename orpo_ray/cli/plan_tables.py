@@ -42,7 +42,9 @@ def print_estimate(found: "Estimate") -> None:
     if len(found.gpus) == 1:
         _print_one(found, found.gpus[0], console)
     advice = found.advice
-    console.print(Text(f"advice: {advice.method}: {advice.reason} ({advice.source})"), soft_wrap=True)
+    console.print(
+        Text(f"advice: {advice.method}: {advice.reason} ({advice.source})"), soft_wrap=True
+    )
     console.print(Text(f"        {advice.check}"), soft_wrap=True)
 
 
@@ -165,7 +167,9 @@ def print_check(found: dict[str, Any]) -> None:
             "" if held is None else f"{held:.0%}",
         )
     console.print(table)
-    console.print(Text(f"{len(found['others'])} rows are not scored or not held; --json lists them"))
+    console.print(
+        Text(f"{len(found['others'])} rows are not scored or not held; --json lists them")
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -7,6 +7,8 @@ from orpo_ray.config.training import DeepSpeedConfig, GaloreConfig, ScaleConfig,
 
 _BLOCKS = "keeps its state in 8-bit blocks"
 _WHOLE = "keeps its state by whole parameters"
+_EIGHT_BITS = 1 + 4 / 256
+"""bitsandbytes: a byte for each number, and a float32 scale for a block of 256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +17,8 @@ class OptimizerKind:
 
     unsharded: str = ""
     """What it does that ZeRO cannot share out, as a clause; empty if ZeRO can."""
-    state_bytes: int = 8
-    """The most bytes of state for each trained parameter."""
+    state_bytes: float = 8
+    """Bytes of state for each trained parameter; with GaLore, for those that it does not project."""
     package: str = ""
     """The package that it needs, if that is not always installed."""
     has_schedule: bool = False
@@ -27,17 +29,17 @@ class OptimizerKind:
 
 OPTIMIZERS = {
     "adamw": OptimizerKind(),
-    "adamw-8bit": OptimizerKind(unsharded=_BLOCKS),
+    "adamw-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=2 * _EIGHT_BITS),
     "paged-adamw": OptimizerKind(unsharded=_WHOLE),
-    "paged-adamw-8bit": OptimizerKind(unsharded=_BLOCKS),
-    "lion": OptimizerKind(unsharded=_WHOLE),
-    "lion-8bit": OptimizerKind(unsharded=_BLOCKS),
-    "paged-lion": OptimizerKind(unsharded=_WHOLE),
-    "paged-lion-8bit": OptimizerKind(unsharded=_BLOCKS),
+    "paged-adamw-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=2 * _EIGHT_BITS),
+    "lion": OptimizerKind(unsharded=_WHOLE, state_bytes=4),
+    "lion-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=_EIGHT_BITS),
+    "paged-lion": OptimizerKind(unsharded=_WHOLE, state_bytes=4),
+    "paged-lion-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=_EIGHT_BITS),
     "ademamix": OptimizerKind(unsharded=_WHOLE, state_bytes=12),
-    "ademamix-8bit": OptimizerKind(unsharded=_BLOCKS),
+    "ademamix-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=3 * _EIGHT_BITS),
     "paged-ademamix": OptimizerKind(unsharded=_WHOLE, state_bytes=12),
-    "paged-ademamix-8bit": OptimizerKind(unsharded=_BLOCKS),
+    "paged-ademamix-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=3 * _EIGHT_BITS),
     "schedule-free-adamw": OptimizerKind(
         unsharded="averages whole weights", package="schedulefree", has_schedule=True
     ),

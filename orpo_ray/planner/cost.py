@@ -1,4 +1,4 @@
-"""What a run costs, by the prices in a file of the user's own. No price travels with the package."""
+"""What a run costs, by the prices in a file of the user's own: none travels with the package."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -130,7 +130,9 @@ def duration(
     if config.objective.needs_reference:
         passes = steps.forward(pairs + lengths.held_out, tokens)
         parts["reference"] = passes + _start(engine, workers)
-    return Duration(seconds=_sum(list(parts.values())), parts=parts, pairs_per_second=speed, steps=count)
+    return Duration(
+        seconds=_sum(list(parts.values())), parts=parts, pairs_per_second=speed, steps=count
+    )
 
 
 def _start(engine: Engine, workers: int) -> Interval:

@@ -1,4 +1,4 @@
-"""Whether a run fits into a GPU, and with which micro-batch: the decision that the run itself makes.
+"""Whether a run fits into a GPU, and with which micro-batch: the decision that the run makes.
 
 `training/budget.py` decides from measured packs. Here the same function gets predicted ones.
 """
@@ -21,7 +21,7 @@ from orpo_ray.planner.shapes import Shape
 from orpo_ray.planner.stock import CUBLAS_WORKSPACE, FLOAT, context_bytes
 from orpo_ray.training.budget import Sizes, find_budget, sample_pack, usable
 from orpo_ray.training.plan import Indices, PackCosts, pack_costs
-from orpo_ray.training.strategy import Strategy
+from orpo_ray.training.strategy import ModelSize, Strategy
 
 MOST_TOKENS = 65536
 """The largest micro-batch that `auto` takes on a GPU (training/probe.py; a test compares both)."""
@@ -116,7 +116,8 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     free = gpu.memory - context_bytes(gpu.name, method.workers) - CUBLAS_WORKSPACE
     free -= int(parts["weights"] + parts["adapter"])
     trained = trained_numbers(shape, method)
-    room = usable(max(0, free), trained, method.workers, request.strategy)
+    size = ModelSize(0, trained, method.state)
+    room = usable(max(0, free), size, method.workers, request.strategy)
     another = request.costs.of(sample_pack(request.costs, 2 * longest))
     found = find_budget(
         _measure(request, law, FLOAT * trained),
@@ -150,9 +151,7 @@ def _parts(shape: Shape, method: Method, batch: MicroBatch, gpu: Gpu) -> dict[st
     }
 
 
-def _device(
-    parts: dict[str, float], work: dict[str, float], gpu: Gpu, *, fits: bool
-) -> Interval:
+def _device(parts: dict[str, float], work: dict[str, float], gpu: Gpu, *, fits: bool) -> Interval:
     """Bytes of the whole device. torch gives its slack back before memory runs out."""
     moving = work["activations"] + max(work["layer"], work["head"])
     fixed = sum(parts.values()) - sum(work.values()) - parts["slack"]

@@ -214,7 +214,8 @@ def _count(pairs: Sequence[Pair], tokens: Tokens) -> Indices:
     ]
     counts = tokens.count([_text(turns) for side in sides for turns in side])
     marks = [_MARKS * len(turns) for side in sides for turns in side]
-    return np.array(counts, dtype=np.int64).reshape(-1, 3) + np.array(marks).reshape(-1, 3)
+    lengths: Indices = np.array(counts, dtype=np.int64) + np.array(marks, dtype=np.int64)
+    return lengths.reshape(-1, 3)
 
 
 def _text(turns: Sequence[Message]) -> str:

@@ -11,7 +11,6 @@ from orpo_ray.planner.layers import Layer, Linear
 from orpo_ray.planner.shapes import Shape
 from orpo_ray.planner.stock import FLOAT, HALF, NF4_DOUBLE
 from orpo_ray.training.plan import Indices, Layout, longer_side
-from orpo_ray.training.strategy import ModelSize, bytes_of_stage
 
 _WEIGHT_BYTES = {"nf4": NF4_DOUBLE.packed + NF4_DOUBLE.scales, "int8": 1.0}
 LOGITS_PER_CHUNK = 2**24
@@ -25,7 +24,9 @@ class Method:
 
     `rank` is that of LoRA, None if every weight is trained. `half` says whether it computes in 16
     bits, `flash` whether attention over a row is one kernel (flash varlen) or one call for each
-    run of tokens. `workers` share the trained state by ZeRO's `stage`; None is no DeepSpeed.
+    run of tokens. `workers` share the trained state by ZeRO's `stage`; None is no DeepSpeed. `state`
+    is the optimizer's bytes for each trained number; `galore` is the rank to which GaLore projects
+    the body's matrices.
     """
 
     quantization: str = "nf4"
@@ -40,6 +41,8 @@ class Method:
     layout: Layout = Layout.SHARED_PREFIX
     workers: int = 1
     stage: int | None = None
+    state: float = 2 * FLOAT
+    galore: int | None = None
 
     @property
     def number(self) -> int:
@@ -120,16 +123,29 @@ def held(shape: Shape, method: Method) -> dict[str, float]:
         quantised = _WEIGHT_BYTES.get(method.quantization, float(method.number))
         weights = shape.linear * quantised + shape.others * method.number
     share = method.workers if stage == 3 else 1
-    state = bytes_of_stage(ModelSize(0, trained), method.workers, stage)
-    own, gradients = FLOAT * trained / share, _GRADIENT * trained
-    gradients /= method.workers if stage >= 2 else 1
+    optimizer = _state_bytes(shape, method, trained) / (method.workers if stage >= 1 else 1)
+    gradients = _GRADIENT * trained / (method.workers if stage >= 2 else 1)
     buckets = _GRADIENT * trained if method.stage is None and method.workers > 1 else 0
     return {
         "weights": weights / share,
-        "adapter": own,
+        "adapter": FLOAT * trained / share,
         "gradients": gradients + buckets,
-        "optimizer": state - own - gradients,
+        "optimizer": optimizer,
     }
+
+
+def _state_bytes(shape: Shape, method: Method, trained: int) -> float:
+    """Bytes of the optimizer's state on all workers together."""
+    if method.galore is None:
+        return method.state * trained
+    rank, projected, state = method.galore, 0, 0.0
+    for layer in shape.body:
+        for each in layer.linears:
+            shorter, longer = sorted((each.inputs, each.outputs))
+            projected += each.weights
+            # The moments of the projected gradient, and the projection itself in float32.
+            state += min(rank, shorter) * (method.state * longer + FLOAT * shorter) * each.copies
+    return state + method.state * (trained - projected)
 
 
 def computed(shape: Shape, method: Method, batch: MicroBatch) -> dict[str, float]:
@@ -139,9 +155,7 @@ def computed(shape: Shape, method: Method, batch: MicroBatch) -> dict[str, float
     the head, which never meet.
     """
     stream = shape.hidden * batch.tokens * method.stream
-    kept = [
-        _kept_by_layer(shape, method, batch, index) for index in _kinds(shape)
-    ]
+    kept = [_kept_by_layer(shape, method, batch, index) for index in _kinds(shape)]
     work = max(_work_in_layer(shape, method, batch, layer) for layer in _kinds(shape).values())
     if method.checkpointing:
         below = float(shape.layers * stream)
@@ -209,10 +223,8 @@ def _inner(linears: tuple[Linear, ...]) -> int:
 def _kept_by_trained(shape: Shape, method: Method, tokens: int, index: int) -> float:
     """Inputs of the layers that are trained, and what LoRA computes in between."""
     layer = shape.body[index]
-    if method.rank is None:
-        targeted = list(layer.linears)
-    else:
-        targeted = shape.adapted(index, method.targets)
+    trains_all = method.rank is None
+    targeted = list(layer.linears) if trains_all else shape.adapted(index, method.targets)
     dropped = method.rank is not None and method.dropout > 0
     inputs: dict[str, int] = {}
     for each in targeted:

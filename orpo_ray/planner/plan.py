@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orpo_ray.config import RunConfig, stage_configs
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.config.searched import settings_of, trial_count, with_values
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
@@ -103,7 +104,8 @@ class Paper:
         """The run on one kind of GPU."""
         config = self.config
         stages = tuple(
-            self.stage(stage, gpu) for stage in (stage_configs(config) if config.stages else [config])
+            self.stage(stage, gpu)
+            for stage in (stage_configs(config) if config.stages else [config])
         )
         fits = all(stage.fit.tokens is not None for stage in stages)
         hours = _hours(stages) if fits else None
@@ -158,12 +160,11 @@ class Paper:
         steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
         return duration(config, self.lengths, steps, engine, found.tokens, workers.count)
 
-    def _request(
-        self, config: RunConfig, gpu: Gpu
-    ) -> tuple[LayoutChoice, StrategyChoice, Request]:
+    def _request(self, config: RunConfig, gpu: Gpu) -> tuple[LayoutChoice, StrategyChoice, Request]:
         objective, training = config.objective, config.training
         layout = self._layout(config)
         half = config.model.dtype != "float32"
+        optimizer = OPTIMIZERS[training.optimizer]
         method = Method(
             quantization=config.model.quantization,
             half=half,
@@ -174,8 +175,12 @@ class Paper:
             flash=gpu.bf16 and half,
             layout=layout.layout,
             workers=self.place.workers,
+            state=optimizer.state_bytes,
+            galore=training.galore.rank if optimizer.is_galore else None,
         )
-        size = ModelSize(int(held(self.shape, method)["weights"]), trained_numbers(self.shape, method))
+        size = ModelSize(
+            int(held(self.shape, method)["weights"]), trained_numbers(self.shape, method)
+        )
         workers = Workers(self.place.workers, self.place.nodes, gpu.memory)
         dtype = _dtype(config, gpu)
         strategy = choose_strategy(config, workers, dtype, size)
@@ -199,9 +204,7 @@ class Paper:
         if config.training.engine == "trl":
             return LayoutChoice(PADDED, "engine trl pads")
         windows = [window for window in self.shape.windows if window is not None]
-        traits = Traits(
-            soft_cap=self.shape.family == "gemma2", window=min(windows, default=None)
-        )
+        traits = Traits(soft_cap=self.shape.family == "gemma2", window=min(windows, default=None))
         return choose_layout(
             config.training.layout,
             traits,
@@ -228,9 +231,7 @@ class Paper:
 
     def _fits(self, gpu: Gpu) -> bool:
         configs = stage_configs(self.config) if self.config.stages else [self.config]
-        return all(
-            fit(self._request(config, gpu)[2], gpu).tokens is not None for config in configs
-        )
+        return all(fit(self._request(config, gpu)[2], gpu).tokens is not None for config in configs)
 
     def _shorter(self, gpu: Gpu) -> int | None:
         """The longest `data.max_length` with which the run fits, or None."""
@@ -270,6 +271,8 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         wanted.append({"model.dtype": "auto"})
     if config.adapter.kind == "lora" and config.model.quantization != "nf4":
         wanted.append({"model.quantization": "nf4"})
+    if config.training.optimizer == "adamw":
+        wanted.append({"training.optimizer": "adamw-8bit"})
     if config.adapter.kind == "none":
         wanted.append({"adapter.kind": "lora"})
         wanted.append({"adapter.kind": "lora", "model.quantization": "nf4"})

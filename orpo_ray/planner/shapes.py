@@ -137,9 +137,7 @@ class Shape:
         if isinstance(targets, str):
             return linears
         names = {id(each): f"{self.prefix}.{index}.{each.name}" for each in linears}
-        return [
-            each for each in linears if any(_is_named(names[id(each)], one) for one in targets)
-        ]
+        return [each for each in linears if any(_is_named(names[id(each)], one) for one in targets)]
 
     def _targeted(self, targets: str | Sequence[str]) -> list[Linear]:
         """The matrices that an adapter sits on."""

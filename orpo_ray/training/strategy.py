@@ -69,7 +69,7 @@ class ModelSize:
 
     frozen_bytes: int
     trained: int
-    state: int = _MOMENTS
+    state: float = _MOMENTS
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ NEEDS_A_DOWNLOAD = [
             "kto-thumbs",
             "llama-3-8b",
             "mistral-7b-dora",
+            "mistral-7b-galore",
             "mistral-7b-notebook",
             "mistral-7b-orpo",
             "mistral-7b-paper",

@@ -62,10 +62,24 @@ CASES = {
         layout=PADDED,
         checkpointing=False,
     ),
-    "128k": Case(changes={"vocab_size": 128256, "hidden_size": 128, "num_attention_heads": 2,
-                          "num_key_value_heads": 1}, layout=PACKED),
-    "262k": Case(changes={"vocab_size": 262144, "hidden_size": 128, "num_attention_heads": 2,
-                          "num_key_value_heads": 1}, checkpointing=False),
+    "128k": Case(
+        changes={
+            "vocab_size": 128256,
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+        layout=PACKED,
+    ),
+    "262k": Case(
+        changes={
+            "vocab_size": 262144,
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+        checkpointing=False,
+    ),
     "wide": Case(changes={"hidden_size": 512, "intermediate_size": 2752, "vocab_size": 2000}),
     "dropout": Case(changes={"vocab_size": 2000}, dropout=0.05),
     "dropout, kept": Case(

@@ -22,8 +22,8 @@ from orpo_ray.evaluation.judge.answers import Answered
 from orpo_ray.evaluation.judge.asking import TIE, UNREADABLE
 from orpo_ray.evaluation.judge.judging import Left, Place, Row
 from orpo_ray.models.identity import base_fingerprint, trained_fingerprint
-from orpo_ray.models.tokenizer import padding_id, tokenizer_fingerprint
 from orpo_ray.models.read_traits import read_positions
+from orpo_ray.models.tokenizer import padding_id, tokenizer_fingerprint
 from orpo_ray.runs.console import Console
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.metrics import score_pairs
