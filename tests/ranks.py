@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -48,10 +49,12 @@ class Job:
 class Ranks:
     """A process that has everything imported and runs jobs one after the other in forks of
     itself.
+
+    `where` is a command that starts it somewhere, such as in a network namespace.
     """
 
-    def __init__(self) -> None:
-        command = [sys.executable, __file__]
+    def __init__(self, where: Sequence[str] = ()) -> None:
+        command = [*where, sys.executable, __file__]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             command, env=ENVIRONMENT, stdin=pipe, stdout=pipe, text=True

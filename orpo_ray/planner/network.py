@@ -22,12 +22,6 @@ _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
 """Bytes of DDP's buckets: torch's defaults."""
 _ZERO_BUCKET = 500_000_000 * _FLOAT
 """Bytes that DeepSpeed reduces at once: its default `reduce_bucket_size`."""
-_KEPT_NUMBERS = 500_000_000
-"""ZeRO-3 keeps a gathered weight if it is used again within 1e9 numbers (`max_reuse_distance`).
-
-Forward and backward pass count each of the later layers twice, so this many numbers at the end of
-the model are gathered once a pack, and all others twice.
-"""
 _TREE_SHARE = 0.9
 """A tree reaches this share of a ring's rate: NCCL's own model, src/graph/tuning.cc."""
 _GIGA, _GIGABIT = 1e9, 1e9 / 8
@@ -66,12 +60,11 @@ def usable_rate(link: Link) -> Rate:
 class Weights:
     """A model as its workers exchange it.
 
-    `trained` and `frozen` count numbers; `frozen_bytes` are those of the frozen ones. `layers`
-    counts the blocks that ZeRO-3 gathers one by one.
+    `trained` counts numbers; `frozen_bytes` are the bytes of all others. `layers` counts the blocks
+    that ZeRO-3 gathers one by one.
     """
 
     trained: int
-    frozen: int = 0
     frozen_bytes: int = 0
     layers: int = 1
 
@@ -141,19 +134,15 @@ def _updated(size: float) -> Exchange:
 
 
 def _zero_3(weights: Weights, gradients: float) -> tuple[Exchange, ...]:
-    numbers = weights.trained + weights.frozen
-    size = gradients + weights.frozen_bytes
-    again = max(0, numbers - _KEPT_NUMBERS) / max(1, numbers)
-    layer = size / weights.layers
-    calls = (layer,) * weights.layers
+    layer = (gradients + weights.frozen_bytes) / weights.layers
     gathered = Exchange(
         what="weights",
-        calls=calls + (layer,) * round(again * weights.layers),
+        calls=(layer,) * (2 * weights.layers),
         passes=1,
         every_pack=True,
         overlaps=False,
-        reason="ZeRO-3 gathers weights in the forward pass of every pack, and again in the "
-        "backward pass those that were used more than 1e9 numbers before; overlap_comm is off",
+        reason="ZeRO-3 gathers all weights in the forward and again in the backward pass of every "
+        "pack; overlap_comm is off",
     )
     scattered = Exchange(
         what="gradients",

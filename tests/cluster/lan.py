@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,12 @@ NETWORK = "10.77.0"
 SERVERS, STRANGER = (1, 2, 3), 4
 """Numbers of the cluster's servers, the head first, and of the stranger."""
 GATEWAY = f"{NETWORK}.254"
-TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare", "sshfs", "curl")
+TOOLS = ("ip", "tc", "sshd", "ssh", "ssh-keygen", "rsync", "nft", "unshare", "sshfs", "curl")
 _BRIDGE = "orpo-br"
+# A limiter of the kernel counts no preamble, checksum and gap: 1514 bytes of each 1538 on the wire.
+_COUNTED = 1514 / 1538
+_BURST = "256kb"
+"""Enough for the largest piece that the kernel sends at once, and for a timer that is late."""
 _SSHD = """\
 ListenAddress {address}
 HostKey {folder}/host_key
@@ -77,6 +83,19 @@ class Lan:
     def cut(self, number: int, *, off: bool) -> None:
         """Cut a server's network connection, or restore it."""
         _do("ip", "link", "set", _cable(number), "down" if off else "up")
+
+    @contextmanager
+    def slow(self, numbers: Sequence[int], mbit: float) -> Iterator[None]:
+        """Limit what these servers send, as an Ethernet of that nominal rate does."""
+        rate = f"{int(mbit * 1e6 * _COUNTED)}bit"
+        limit = ("root", "tbf", "rate", rate, "burst", _BURST, "latency", "100ms")
+        for number in numbers:
+            _do("tc", "-n", namespace(number), "qdisc", "replace", "dev", "eth0", *limit)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                _do("tc", "-n", namespace(number), "qdisc", "delete", "dev", "eth0", "root")
 
     def wait(self, seconds: float) -> None:
         """Let time pass on the servers; nothing else is needed while a connection is cut."""
