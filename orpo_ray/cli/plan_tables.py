@@ -39,6 +39,8 @@ def print_estimate(found: "Estimate") -> None:
     ):
         console.print(Text(line), soft_wrap=True)
     console.print(_gpus(found.gpus))
+    for line in _remarks(found):
+        console.print(Text(line), soft_wrap=True)
     if len(found.gpus) == 1:
         _print_one(found, found.gpus[0], console)
     advice = found.advice
@@ -48,35 +50,60 @@ def print_estimate(found: "Estimate") -> None:
     console.print(Text(f"        {advice.check}"), soft_wrap=True)
 
 
+def _remarks(found: "Estimate") -> list[str]:
+    """What the table cannot hold: missing memory, unmeasured GPUs, what hours count, no hours."""
+    lines = [
+        f"{plan.gpu.name}: {plan.worst.fit.missing / _GIB:.1f} GiB are missing; "
+        f"the cheapest change: {plan.change}"
+        for plan in found.gpus
+        if not plan.fits
+    ]
+    fitting = [plan for plan in found.gpus if plan.fits]
+    if unmeasured := [plan.gpu.name for plan in fitting if plan.is_unmeasured]:
+        lines.append(
+            f"uncertain in time: {', '.join(unmeasured)}; nobody has published a measurement of "
+            "them, so the interval is wide"
+        )
+    if any(plan.search for plan in fitting):
+        lines.append("hours and cost are those of the whole search")
+    if fitting and not any(plan.hours for plan in fitting):
+        lines.append(
+            "hours are uncertain: nobody knows how many pairs there are; set data.train.0.limit or "
+            "training.max_steps, or run orpo-ray prepare"
+        )
+    return lines
+
+
 def _count(pairs: int | None) -> str:
     return "an unknown number" if pairs is None else f"{pairs:,}"
 
 
 def _gpus(plans: "tuple[GpuPlan, ...]") -> Table:
+    has_prices = any(plan.cost for plan in plans)
     table = Table()
-    for column in ("", "fits", "GiB a GPU", "of", "tokens", "pairs/s", "hours", "cost"):
-        table.add_column(column, justify="right" if column else "left")
+    columns = ["", "fits", "GiB", "of", "tokens", "pairs/s", "hours"]
+    for column in [*columns, "cost"] if has_prices else columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for plan in plans:
         worst = plan.worst
         peak = worst.fit.peak.times(1 / _GIB)
-        hours = plan.search or plan.hours
-        table.add_row(
+        cells = [
             plan.gpu.name,
             _fits(plan),
             f"{peak.low:.1f} to {peak.high:.1f}",
             f"{plan.gpu.memory / _GIB:.1f}",
             "" if worst.fit.tokens is None else f"{worst.fit.tokens:,}",
             _between(plan.pairs_per_second),
-            _between(hours) if plan.fits else plan.change,
-            _between(plan.cost),
-        )
+            _between(plan.search or plan.hours),
+        ]
+        table.add_row(*cells, *([_between(plan.cost)] if has_prices else []))
     return table
 
 
 def _fits(plan: "GpuPlan") -> str:
-    if not plan.fits:
-        return f"no: {plan.worst.fit.missing / _GIB:.1f} GiB"
-    return "yes, uncertain" if plan.is_uncertain else "yes"
+    if plan.is_memory_uncertain:
+        return "uncertain"
+    return "yes" if plan.fits else "no"
 
 
 def _between(found: Any) -> str:

@@ -18,13 +18,21 @@ class OptimizerKind:
     unsharded: str = ""
     """What it does that ZeRO cannot share out, as a clause; empty if ZeRO can."""
     state_bytes: float = 8
-    """Bytes of state for each trained parameter; with GaLore, for those that it does not project."""
+    """Bytes of state for each trained parameter, but for those that GaLore projects."""
     package: str = ""
     """The package that it needs, if that is not always installed."""
     has_schedule: bool = False
     """Whether it does without a schedule of the learning rate."""
     is_galore: bool = False
     needs_gpu: bool = False
+
+    def projected_bytes(self, rows: int, columns: int, rank: int) -> float:
+        """Bytes of state for a matrix that GaLore projects to a rank.
+
+        They are the moments of the projected gradient, and the projection itself in float32.
+        """
+        shorter, longer = sorted((rows, columns))
+        return min(rank, shorter) * (self.state_bytes * longer + 4 * shorter)
 
 
 OPTIMIZERS = {

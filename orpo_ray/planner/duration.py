@@ -100,7 +100,6 @@ def trained_weights(engine: Engine) -> Weights:
     frozen = 0 if method.rank is None else shape.total
     return Weights(
         trained=trained_numbers(shape, method),
-        frozen=frozen,
         frozen_bytes=frozen * method.number,
         layers=shape.layers,
     )

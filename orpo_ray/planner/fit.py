@@ -15,10 +15,11 @@ from orpo_ray.planner.memory import (
     computed,
     held,
     micro_batch,
+    state_bytes,
     trained_numbers,
 )
 from orpo_ray.planner.shapes import Shape
-from orpo_ray.planner.stock import CUBLAS_WORKSPACE, FLOAT, context_bytes
+from orpo_ray.planner.stock import CUBLAS_WORKSPACE, context_bytes
 from orpo_ray.training.budget import Sizes, find_budget, sample_pack, usable
 from orpo_ray.training.plan import Indices, PackCosts, pack_costs
 from orpo_ray.training.strategy import ModelSize, Strategy
@@ -116,11 +117,11 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     free = gpu.memory - context_bytes(gpu.name, method.workers) - CUBLAS_WORKSPACE
     free -= int(parts["weights"] + parts["adapter"])
     trained = trained_numbers(shape, method)
-    size = ModelSize(0, trained, method.state)
+    size = ModelSize(0, trained, state_bytes(shape, method, trained) / trained)
     room = usable(max(0, free), size, method.workers, request.strategy)
     another = request.costs.of(sample_pack(request.costs, 2 * longest))
     found = find_budget(
-        _measure(request, law, FLOAT * trained),
+        _measure(request, law),
         room,
         Sizes(longest, another, request.step, most),
         request.checkpointing,
@@ -130,11 +131,11 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     return request.tokens or found.tokens, found.checkpointing
 
 
-def _measure(request: Request, law: float, gradients: int) -> Callable[[int, bool], int | None]:
+def _measure(request: Request, law: float) -> Callable[[int, bool], int | None]:
     def measure(tokens: int, checkpointing: bool) -> int | None:
         method = replace(request.method, checkpointing=checkpointing)
         taken = bytes_of_batch(request.shape, method, request.worst(tokens))
-        return int(law * taken + gradients)
+        return int(law * taken)
 
     return measure
 

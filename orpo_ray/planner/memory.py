@@ -7,6 +7,7 @@ engines.
 
 from dataclasses import dataclass
 
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.planner.layers import Layer, Linear
 from orpo_ray.planner.shapes import Shape
 from orpo_ray.planner.stock import FLOAT, HALF, NF4_DOUBLE
@@ -24,9 +25,8 @@ class Method:
 
     `rank` is that of LoRA, None if every weight is trained. `half` says whether it computes in 16
     bits, `flash` whether attention over a row is one kernel (flash varlen) or one call for each
-    run of tokens. `workers` share the trained state by ZeRO's `stage`; None is no DeepSpeed. `state`
-    is the optimizer's bytes for each trained number; `galore` is the rank to which GaLore projects
-    the body's matrices.
+    run of tokens. `workers` share the trained state by ZeRO's `stage`; None is no DeepSpeed.
+    `optimizer` names one of OPTIMIZERS; `galore` is the rank to which GaLore projects the body.
     """
 
     quantization: str = "nf4"
@@ -41,8 +41,8 @@ class Method:
     layout: Layout = Layout.SHARED_PREFIX
     workers: int = 1
     stage: int | None = None
-    state: float = 2 * FLOAT
-    galore: int | None = None
+    optimizer: str = "adamw"
+    galore: int = 128
 
     @property
     def number(self) -> int:
@@ -123,7 +123,7 @@ def held(shape: Shape, method: Method) -> dict[str, float]:
         quantised = _WEIGHT_BYTES.get(method.quantization, float(method.number))
         weights = shape.linear * quantised + shape.others * method.number
     share = method.workers if stage == 3 else 1
-    optimizer = _state_bytes(shape, method, trained) / (method.workers if stage >= 1 else 1)
+    optimizer = state_bytes(shape, method, trained) / (method.workers if stage >= 1 else 1)
     gradients = _GRADIENT * trained / (method.workers if stage >= 2 else 1)
     buckets = _GRADIENT * trained if method.stage is None and method.workers > 1 else 0
     return {
@@ -134,18 +134,17 @@ def held(shape: Shape, method: Method) -> dict[str, float]:
     }
 
 
-def _state_bytes(shape: Shape, method: Method, trained: int) -> float:
+def state_bytes(shape: Shape, method: Method, trained: int) -> float:
     """Bytes of the optimizer's state on all workers together."""
-    if method.galore is None:
-        return method.state * trained
-    rank, projected, state = method.galore, 0, 0.0
+    kind = OPTIMIZERS[method.optimizer]
+    if not kind.is_galore:
+        return kind.state_bytes * trained
+    projected, state = 0, 0.0
     for layer in shape.body:
         for each in layer.linears:
-            shorter, longer = sorted((each.inputs, each.outputs))
             projected += each.weights
-            # The moments of the projected gradient, and the projection itself in float32.
-            state += min(rank, shorter) * (method.state * longer + FLOAT * shorter) * each.copies
-    return state + method.state * (trained - projected)
+            state += each.copies * kind.projected_bytes(each.inputs, each.outputs, method.galore)
+    return state + kind.state_bytes * (trained - projected)
 
 
 def computed(shape: Shape, method: Method, batch: MicroBatch) -> dict[str, float]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orpo_ray.config import RunConfig, stage_configs
-from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.config.searched import settings_of, trial_count, with_values
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
@@ -61,7 +60,7 @@ class GpuPlan:
 
     `hours` is None if nobody knows how many pairs there are, or if the run does not fit. `change`
     is the cheapest one with which it fits. `search` is the hours of a whole search, if the config
-    has one. `reason` says why figures of time are intervals.
+    has one. `is_unmeasured`: nobody has published the speed of this GPU. `reason` says why figures of time are intervals.
     """
 
     gpu: Gpu
@@ -71,12 +70,22 @@ class GpuPlan:
     cost: Interval | None
     change: str
     reason: str
-    is_uncertain: bool
+    is_unmeasured: bool
 
     @property
     def fits(self) -> bool:
         """Whether every stage fits."""
         return all(stage.fit.tokens is not None for stage in self.stages)
+
+    @property
+    def is_memory_uncertain(self) -> bool:
+        """Whether an error that the law of memory may have decides if it fits."""
+        return any(stage.fit.is_uncertain for stage in self.stages)
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether fitting is in doubt, or nobody has measured the GPU."""
+        return self.is_unmeasured or self.is_memory_uncertain
 
     @property
     def worst(self) -> StagePlan:
@@ -129,7 +138,7 @@ class Paper:
             cost=cost,
             change="" if fits else self._change(gpu),
             reason=reason,
-            is_uncertain=is_unmeasured or any(stage.fit.is_uncertain for stage in stages),
+            is_unmeasured=is_unmeasured,
         )
 
     def stage(self, config: RunConfig, gpu: Gpu) -> StagePlan:
@@ -164,7 +173,6 @@ class Paper:
         objective, training = config.objective, config.training
         layout = self._layout(config)
         half = config.model.dtype != "float32"
-        optimizer = OPTIMIZERS[training.optimizer]
         method = Method(
             quantization=config.model.quantization,
             half=half,
@@ -175,8 +183,8 @@ class Paper:
             flash=gpu.bf16 and half,
             layout=layout.layout,
             workers=self.place.workers,
-            state=optimizer.state_bytes,
-            galore=training.galore.rank if optimizer.is_galore else None,
+            optimizer=training.optimizer,
+            galore=training.galore.rank,
         )
         size = ModelSize(
             int(held(self.shape, method)["weights"]), trained_numbers(self.shape, method)

@@ -104,10 +104,9 @@ def smaller(tokens: int, longest: int) -> int | None:
 def usable(free: int, trained: ModelSize, workers: int, strategy: Strategy) -> int:
     """Bytes that packs may take, of the `free` ones.
 
-    The trained float32 parameters have no gradient and no optimizer state yet. Their memory is
-    left free. How much of it a worker holds depends on the strategy. DDP also has a copy of the
-    gradients, to exchange them. The pack that is tried makes its own gradients. In a step, each
-    pack after the first also finds the gradients of the packs before it.
+    The trained float32 parameters have no gradient and no optimizer state yet. Their memory is left
+    free. How much of it a worker holds depends on the strategy. DDP also has a copy of the
+    gradients, to exchange them.
     """
     weights = gradients = 4 * trained.trained
     reserved = bytes_of_stage(trained, workers, strategy.stage or 0) - weights

@@ -42,7 +42,7 @@ def galore(
     make: Callable[[], Optimizer], args: TrainingArguments, body: nn.Module, model: nn.Module
 ) -> Optimizer:
     """GaLore on every linear layer of the body, as AdapterConfig's `all-linear` means it."""
-    linear = {module for module in body.modules() if isinstance(module, nn.Linear)}
+    linear = set(projected_layers(body))
     args.optim_target_modules = [name for name, module in model.named_modules() if module in linear]
     if not linear:
         raise ConfigError(
@@ -53,6 +53,11 @@ def galore(
         # Its AdamW calls itself deprecated, as that of transformers from which it was copied.
         warnings.filterwarnings("ignore", "This implementation of AdamW", FutureWarning)
         return mended(make())
+
+
+def projected_layers(body: nn.Module) -> list[nn.Linear]:
+    """The layers whose gradients GaLore projects."""
+    return [module for module in body.modules() if isinstance(module, nn.Linear)]
 
 
 def mended(optimizer: Any) -> Optimizer:

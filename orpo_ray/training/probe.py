@@ -26,6 +26,7 @@ from orpo_ray.training.budget import (
 )
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.memory import CpuMemory, GpuMemory
+from orpo_ray.training.optimizers import projected_layers
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Step, pack_costs
 from orpo_ray.training.steps import pack_loss, step_of_one_pack
@@ -49,27 +50,49 @@ class Probe:
         self._memory = memory
         self.costs = pack_costs(table.lengths, model.layout, with_rejected=objective.needs_rejected)
 
-    def room(self, workers: int, strategy: Strategy, optimizer: str = "adamw") -> int:
+    def room(self, workers: int, strategy: Strategy, training: TrainingConfig) -> int:
         """Bytes that packs may take if `workers` workers train with a strategy."""
-        trained = sum(
-            parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad
-        )
-        size = ModelSize(0, trained, OPTIMIZERS[optimizer].state_bytes)
+        trained = sum(each.numel() for each in self._trained)
+        size = ModelSize(0, trained, self._state_bytes(training) / trained)
         return usable(self._memory.free(), size, workers, strategy)
+
+    @property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [each for each in self._model.parameters() if each.requires_grad]
+
+    def _state_bytes(self, training: TrainingConfig) -> float:
+        """Bytes of the optimizer's state for everything that is trained."""
+        kind = OPTIMIZERS[training.optimizer]
+        projected = projected_layers(self._model.body) if kind.is_galore else []
+        others = sum(each.numel() for each in self._trained)
+        others -= sum(layer.weight.numel() for layer in projected)
+        return others * kind.state_bytes + sum(
+            kind.projected_bytes(layer.in_features, layer.out_features, training.galore.rank)
+            for layer in projected
+        )
 
     def measure(self, tokens: int, checkpointing: bool) -> int | None:
         """Bytes that the worst pack of `tokens` tokens takes; None if memory runs out."""
         return self.measure_pack(sample_pack(self.costs, tokens), checkpointing)
 
     def measure_pack(self, pairs: Indices, checkpointing: bool) -> int | None:
-        """Bytes that one pack takes, forward and backward; None if memory runs out."""
+        """Bytes that one pack takes, forward and backward; None if memory runs out.
+
+        Gradients exist before it, as they do for all but the first pack of a step.
+        """
         set_checkpointing(self._model, checkpointing)
         device = self._model.device
         devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            peak = self._memory.peak_of(lambda: self._run(pairs))
+        peak = self._memory.peak_of(self._make_gradients)
+        if peak is not None:
+            with torch.random.fork_rng(devices=devices):
+                peak = self._memory.peak_of(lambda: self._run(pairs))
         self._model.zero_grad(set_to_none=True)
         return peak
+
+    def _make_gradients(self) -> None:
+        for parameter in self._trained:
+            parameter.grad = torch.zeros_like(parameter)
 
     def _run(self, pairs: Indices) -> None:
         model, objective = self._model, self._objective
@@ -112,7 +135,7 @@ def settle_budget(
             longest, probe.costs.of(sample_pack(probe.costs, 2 * longest)), largest_step, most
         )
         asked = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
-        room = probe.room(world.size, decisions.strategy, config.optimizer)
+        room = probe.room(world.size, decisions.strategy, config)
         found = _least(world.gather(find_budget(probe.measure, room, sizes, asked)), longest)
         budget = found if may_shrink else replace(found, tokens=budget.tokens)
     announce("trying the largest micro-batch")

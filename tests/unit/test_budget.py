@@ -11,6 +11,7 @@ import torch
 from support import decided, make_artifact, run_config
 
 from orpo_ray.config.optimizers import OPTIMIZERS
+from orpo_ray.config.training import GaloreConfig, TrainingConfig
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ResourceError
 from orpo_ray.objectives import build_objective
@@ -114,12 +115,12 @@ def test_the_sample_holds_the_longest_pairs() -> None:
 
 @dataclass
 class FakeMemory:
-    """A memory that runs packs and records what they took.
+    """A memory that runs packs and records what they took. `packs` has the tokens of each.
 
     In the calls `fails`, counted from 0, memory runs out.
     """
 
-    tokens: Callable[[], int]
+    packs: list[int]
     fails: tuple[int, ...] = ()
     size: int = 10**9
     seen: list[int] = field(default_factory=list)
@@ -128,9 +129,12 @@ class FakeMemory:
         return self.size
 
     def peak_of(self, run: Callable[[], object]) -> int | None:
+        before = len(self.packs)
         run()
-        self.seen.append(self.tokens())
-        return None if len(self.seen) - 1 in self.fails else 1000 * self.tokens()
+        if len(self.packs) == before:
+            return 0
+        self.seen.append(self.packs[-1])
+        return None if len(self.seen) - 1 in self.fails else 1000 * self.packs[-1]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +160,7 @@ class Ground:
         self.model.register_forward_pre_hook(
             lambda module, given: self.seen.append(given[0].input_ids.numel())
         )
-        self.memory = FakeMemory(lambda: self.seen[-1], fails, size)
+        self.memory = FakeMemory(self.seen, fails, size)
         self.probe = Probe(
             self.model, build_objective(self.config.objective), artifact.train, 0, self.memory
         )
@@ -240,6 +244,39 @@ def test_a_probe_leaves_everything_as_it_was(artifact: Artifact) -> None:
         torch.equal(parameter, before[name]) for name, parameter in ground.model.named_parameters()
     )
     assert all(parameter.grad is None for parameter in ground.model.parameters())
+
+
+def test_a_pack_is_measured_beside_the_gradients_of_those_before_it(artifact: Artifact) -> None:
+    ground = Ground(artifact)
+    trained = [each for each in ground.model.parameters() if each.requires_grad]
+    seen: list[bool] = []
+    ground.model.register_forward_pre_hook(
+        lambda module, given: seen.append(all(each.grad is not None for each in trained))
+    )
+    ground.probe.measure(100, False)
+    assert seen == [True]
+
+
+def test_galore_leaves_more_room_than_adamw(artifact: Artifact) -> None:
+    settings = {"adapter": {"kind": "none"}, "model": {"quantization": "none"}}
+    config = run_config(Path("unused"), **settings)
+    model = load_pair_model(config, DECISIONS, lambda line: None)
+    probe = Probe(
+        model, build_objective(config.objective), artifact.train, 0, FakeMemory([], size=10**9)
+    )
+    room = {
+        name: probe.room(
+            1, Strategy.SINGLE, TrainingConfig(optimizer=name, galore=GaloreConfig(rank=8))
+        )
+        for name in ("adamw", "galore-adamw")
+    }
+    saved = 0
+    for module in model.body.modules():
+        if isinstance(module, torch.nn.Linear):
+            shorter, longer = sorted(module.weight.shape)
+            saved += 8 * shorter * longer - 8 * (8 * longer + 4 * shorter)
+    assert saved > 10**6
+    assert room["galore-adamw"] - room["adamw"] == pytest.approx(saved, abs=2)
 
 
 def test_memory_on_a_cpu_grows_with_tokens_and_shrinks_with_checkpointing(
