@@ -7,6 +7,7 @@ from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from orpo_ray.api.foretold import foretell, look_back
 from orpo_ray.api.ground import (
     ONLOOKER_S,
     PRINTING,
@@ -39,6 +40,7 @@ from orpo_ray.storage import file_at
 if TYPE_CHECKING:
     from orpo_ray.data.store import Artifact
     from orpo_ray.distributed.preflight import Placement
+    from orpo_ray.models.hardware import Hardware
     from orpo_ray.search.space import Space
 
 
@@ -102,8 +104,11 @@ def train(
         if finished is not None:
             return finished
         wait_for_free_room(config.scale, placement, console)
-        _train(run, artifact, placement, console)
-    run.fetch(RESULT_FILE)
+        hardware = hardware_of(config.scale, placement)
+        planned = foretell(run, artifact, placement, hardware, console)
+        _train(run, artifact, placement, hardware, console)
+        run.fetch(RESULT_FILE)
+        look_back(run, planned, console)
     result = run.result()
     assert result is not None, "a run that ends without an error has a result"
     return result
@@ -129,9 +134,10 @@ def _extend(run: Run, console: Console) -> None:
     console.announce(described(run))
 
 
-def _train(run: Run, artifact: Artifact, placement: Placement, console: Console) -> None:
+def _train(
+    run: Run, artifact: Artifact, placement: Placement, hardware: Hardware, console: Console
+) -> None:
     """Decide what the settings leave open, then train in this process or in Ray's workers."""
-    hardware = hardware_of(run.config.scale, placement)
     if placement.uses_ray:
         with without_collections():
             from orpo_ray.distributed.run import Ground, train_on

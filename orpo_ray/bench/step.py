@@ -12,6 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -22,7 +23,10 @@ from orpo_ray.bench.pairs import Shape, pairs_of_file, pairs_of_shape
 from orpo_ray.bench.sides import Ours, Side, Stock, TrlTrainer
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.planner.memory import Method, bytes_of_batch, micro_batch
+from orpo_ray.planner.shapes import read_shape
 from orpo_ray.runs.console import Announce
+from orpo_ray.training.attention import VARLEN
 from orpo_ray.training.logprobs import SelectedLogProbs
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Layout
@@ -124,6 +128,29 @@ class Bench:
         ]
         return [Measured(seconds, peak) for seconds, peak in zip(taken, memory, strict=True)]
 
+    def planned_memory(self) -> float:
+        """What the planner says that our costliest step takes, in bytes."""
+        case = self._case
+        base: Any = self._model.get_base_model()
+        on_gpu = case.device == "cuda"
+        method = Method(
+            quantization="nf4" if case.base else "none",
+            half=on_gpu,
+            on_gpu=on_gpu,
+            flash=PairModel(self._model, torch.bfloat16 if on_gpu else None).attention_path
+            == VARLEN,
+        )
+        shape = read_shape(base.config.to_dict())
+        lengths = (
+            np.array([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in pairs])
+            for pairs in self.steps
+        )
+        batches = (
+            micro_batch(each, SHARED_PREFIX, score_prompt=case.objective == "orpo")
+            for each in lengths
+        )
+        return max(bytes_of_batch(shape, method, batch) for batch in batches)
+
     def _run_all(self, side: Side) -> None:
         for number in range(STEPS):
             self.run(side, number)
@@ -207,6 +234,7 @@ def bench_step(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
         "memory_ratio": mine.memory / theirs.memory,
         "memory_ours": mine.memory,
         "memory_stock": theirs.memory,
+        "memory_planned": bench.planned_memory(),
         "max_rel_loss_diff": loss,
         "max_rel_grad_diff": gradient,
         "turns": turns,

@@ -35,6 +35,10 @@ def plan(
         Path | None,
         typer.Option(metavar="FILE.csv", help="Predict measured rows, and say the errors."),
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Learn from a finished run how wrong plans are here."),
+    ] = None,
     json: Json = False,
 ) -> dict[str, Any]:
     """Say whether a run fits into GPUs, how long it takes, and what it costs. Nothing is loaded.
@@ -43,10 +47,15 @@ def plan(
     """
     from orpo_ray.errors import ConfigError
 
-    if (config is None) == (check is None):
-        raise ConfigError("plan: name a config, or a file of measured rows with --check")
+    if sum(named is not None for named in (config, check, calibrate)) != 1:
+        raise ConfigError(
+            "plan: name one thing: a config, --check with a file of measured rows, or --calibrate "
+            "with a finished run"
+        )
     if check is not None:
         return _check(check, json)
+    if calibrate is not None:
+        return _calibrate(calibrate, json)
     assert config is not None
     from orpo_ray import api
     from orpo_ray.cli.config_file import load
@@ -95,3 +104,14 @@ def _check(file: Path, json: bool) -> dict[str, Any]:
     if not json:
         print_check(result)
     return result
+
+
+def _calibrate(run: str, json: bool) -> dict[str, Any]:
+    from orpo_ray import api
+    from orpo_ray.runs.named import named_config
+
+    learnt = api.calibrate(named_config(run, ()))
+    if not json:
+        for line in learnt["changes"]:
+            print(line)
+    return learnt

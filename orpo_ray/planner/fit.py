@@ -24,8 +24,8 @@ from orpo_ray.training.budget import Sizes, find_budget, sample_pack, usable
 from orpo_ray.training.plan import Indices, PackCosts, pack_costs
 from orpo_ray.training.strategy import ModelSize, Strategy
 
-MOST_TOKENS = 65536
-"""The largest micro-batch that `auto` takes on a GPU (training/probe.py; a test compares both)."""
+MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
+"""The largest micro-batch that `auto` takes (training/probe.py; a test compares both)."""
 _LAW = (0.95, 1.0, 1.1)
 """What the law of memory may be off by: the measured tests allow 5 % either way.
 
@@ -95,7 +95,7 @@ def fit(request: Request, gpu: Gpu) -> Fit:
     longest = int(request.costs.tokens.max())
     tokens, checkpointing = middle or (longest, request.checkpointing is not False)
     method = replace(request.method, checkpointing=checkpointing)
-    batch = request.worst(tokens)
+    batch = request.worst(max(longest, min(tokens, request.step)))
     parts = _parts(request.shape, method, batch, gpu)
     peak = _device(parts, computed(request.shape, method, batch), gpu, fits=middle is not None)
     return Fit(
@@ -112,7 +112,8 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     """Tokens of a micro-batch and checkpointing, if the law of memory is off by a factor."""
     shape, method = request.shape, request.method
     longest = int(request.costs.tokens.max())
-    most = request.tokens or max(longest, MOST_TOKENS)
+    device = "cuda" if method.on_gpu else "cpu"
+    most = request.tokens or max(longest, MOST_TOKENS[device])
     parts = held(shape, method)
     free = gpu.memory - context_bytes(gpu.name, method.workers) - CUBLAS_WORKSPACE
     free -= int(parts["weights"] + parts["adapter"])

@@ -13,7 +13,8 @@ from orpo_ray.planner.cost import Prices
 from orpo_ray.planner.duration import Duration, Steps, checkpoint_bytes, duration, search_share
 from orpo_ray.planner.engine import Engine
 from orpo_ray.planner.fit import Fit, Request, fit
-from orpo_ray.planner.hardware import Gpu, Link, find_server_link, load_gpus
+from orpo_ray.planner.hardware import Gpu, Link, find_network, find_server_link, load_gpus
+from orpo_ray.planner.here import CPU
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.lengths import Lengths
 from orpo_ray.planner.memory import Method, held, trained_numbers
@@ -26,6 +27,8 @@ from orpo_ray.training.strategy import ModelSize, StrategyChoice, Workers, choos
 _SHORTER = 128
 """A shorter `data.max_length` is a multiple of this."""
 _HOUR = 3600.0
+_BETWEEN_PROCESSES = "10gbit"
+"""What gloo moves between processes of one server is nearest to this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,8 @@ class GpuPlan:
 
     `hours` is None if nobody knows how many pairs there are, or if the run does not fit. `change`
     is the cheapest one with which it fits. `search` is the hours of a whole search, if the config
-    has one. `is_unmeasured`: nobody has published the speed of this GPU. `reason` says why figures of time are intervals.
+    has one. `is_unmeasured`: nobody has published the speed of this GPU. `reason` says why figures
+    of time are intervals.
     """
 
     gpu: Gpu
@@ -163,7 +167,7 @@ class Paper:
         workers = Linked(
             servers=self.place.nodes,
             per_server=self.place.count,
-            inside=find_server_link(gpu.link) if self.place.count > 1 else None,
+            inside=_inside(gpu) if self.place.count > 1 else None,
             network=self.place.network,
         )
         steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
@@ -172,7 +176,9 @@ class Paper:
     def _request(self, config: RunConfig, gpu: Gpu) -> tuple[LayoutChoice, StrategyChoice, Request]:
         objective, training = config.objective, config.training
         layout = self._layout(config)
-        half = config.model.dtype != "float32"
+        on_gpu = gpu.name != CPU
+        dtype = _dtype(config, gpu)
+        half = dtype != "float32"
         method = Method(
             quantization=config.model.quantization,
             half=half,
@@ -180,6 +186,7 @@ class Paper:
             targets=config.adapter.targets,
             dora=config.adapter.dora,
             dropout=config.adapter.dropout if config.adapter.kind == "lora" else 0.0,
+            on_gpu=on_gpu,
             flash=gpu.bf16 and half,
             layout=layout.layout,
             workers=self.place.workers,
@@ -189,8 +196,8 @@ class Paper:
         size = ModelSize(
             int(held(self.shape, method)["weights"]), trained_numbers(self.shape, method)
         )
-        workers = Workers(self.place.workers, self.place.nodes, gpu.memory)
-        dtype = _dtype(config, gpu)
+        memory = gpu.memory if on_gpu else None
+        workers = Workers(self.place.workers, self.place.nodes, memory)
         strategy = choose_strategy(config, workers, dtype, size)
         costs_step = training.pairs_per_step
         tokens, asked = training.tokens_per_microbatch, training.gradient_checkpointing
@@ -256,7 +263,14 @@ class Paper:
 def _dtype(config: RunConfig, gpu: Gpu) -> str:
     if config.model.dtype != "auto":
         return config.model.dtype
+    if gpu.name == CPU:
+        return "float32"
     return "bfloat16" if gpu.bf16 else "float16"
+
+
+def _inside(gpu: Gpu) -> Link:
+    """What joins the workers of one server."""
+    return find_network(_BETWEEN_PROCESSES) if gpu.name == CPU else find_server_link(gpu.link)
 
 
 def _hours(stages: Sequence[StagePlan]) -> Interval | None:

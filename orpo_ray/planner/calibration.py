@@ -1,0 +1,78 @@
+"""What runs on a machine have taught the planner: how far its figures were off, by device."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orpo_ray.errors import ConfigError
+from orpo_ray.planner.interval import Interval
+
+_FILE = "orpo-ray/calibration.json"
+_SPREAD = 1.25
+"""An interval of calibrated time goes this factor up and down: runs of one machine scatter so."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Factors from predicted to measured, for one device: of time, of memory, from so many runs."""
+
+    seconds: float
+    memory: float
+    runs: int
+
+    def of_time(self, predicted: Interval) -> Interval:
+        """What this device takes where `predicted` was computed without it."""
+        middle = self.seconds * predicted.middle
+        return Interval(middle / _SPREAD, middle, middle * _SPREAD)
+
+
+def learn(
+    before: Calibration | None, predicted: dict[str, Any], measured: dict[str, Any]
+) -> Calibration:
+    """The calibration after one more run: the geometric mean over all runs.
+
+    Raises ConfigError for a run that did not measure both.
+    """
+    if not measured.get("pairs_per_second") or not measured.get("peak_bytes"):
+        raise ConfigError("--calibrate: the run has measured no step, so there is nothing to learn")
+    seconds = predicted["pairs_per_second"][1] / measured["pairs_per_second"]
+    memory = measured["peak_bytes"] / predicted["peak_bytes"][1]
+    if before is None:
+        return Calibration(seconds, memory, 1)
+    runs = before.runs + 1
+    return Calibration(
+        _mean(before.seconds, seconds, runs), _mean(before.memory, memory, runs), runs
+    )
+
+
+def _mean(before: float, new: float, runs: int) -> float:
+    return math.exp(((runs - 1) * math.log(before) + math.log(new)) / runs)
+
+
+def calibration_file() -> Path:
+    """Where this user's calibrations are kept."""
+    configured = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(configured) / _FILE
+
+
+def read_calibrations(path: Path) -> dict[str, Calibration]:
+    """The calibrations by device; none if there is no file. Raises ConfigError for a broken one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {device: Calibration(**entry) for device, entry in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read; remove it, and calibrate again") from error
+
+
+def write_calibrations(path: Path, calibrations: dict[str, Calibration]) -> None:
+    """Keep them, in place of those before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    text = json.dumps({device: asdict(each) for device, each in calibrations.items()}, indent=1)
+    new.write_text(text + "\n", encoding="utf-8")
+    new.replace(path)
