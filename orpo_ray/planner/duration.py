@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orpo_ray.config import RunConfig
-from orpo_ray.config.search import TRIALS, SearchConfig
+from orpo_ray.config.search import SearchConfig
 from orpo_ray.config.training import every_to_steps
 from orpo_ray.planner.engine import Engine
 from orpo_ray.planner.fit import Request
@@ -118,8 +118,9 @@ def duration(
     per_epoch = math.ceil(pairs / settings.pairs_per_step)
     count = settings.max_steps or max(1, round((settings.epochs or 1) * per_epoch))
     share = pairs / (per_epoch * settings.pairs_per_step)
-    evaluations = count // every_to_steps(settings.eval_every, count) + 1
-    checkpoints = max(1, count // every_to_steps(settings.checkpoint_every, count))
+    # The last step counts, whatever its number; before the first one a run evaluates, too.
+    evaluations = math.ceil(count / every_to_steps(settings.eval_every, count)) + 1
+    checkpoints = math.ceil(count / every_to_steps(settings.checkpoint_every, count))
     parts = {
         "start": _start(engine, workers),
         "steps": step.times(count * share),
@@ -166,11 +167,6 @@ def search_share(search: SearchConfig) -> Interval:
         share += alive * (further - reached)
         reached = further
     return Interval(share, min(1.0, 1.2 * share), min(1.0, 1.4 * share))
-
-
-def trials_of(search: SearchConfig) -> int:
-    """How many trials a search makes, as far as the config says it."""
-    return search.trials or TRIALS
 
 
 def _sum(intervals: Sequence[Interval]) -> Interval:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orpo_ray.config import RunConfig, stage_configs
-from orpo_ray.config.searched import settings_of, trial_count, with_values
+from orpo_ray.config.searched import trial_count, with_values
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
 from orpo_ray.planner.cost import Prices
@@ -124,7 +124,7 @@ class Paper:
         hours = _hours(stages) if fits else None
         search = None
         if hours is not None and config.search is not None:
-            share = search_share(settings_of(config)).times(trial_count(config))
+            share = search_share(config.search).times(trial_count(config))
             search = Interval(
                 hours.low * share.low, hours.middle * share.middle, hours.high * share.high
             )
@@ -285,7 +285,7 @@ def _hours(stages: Sequence[StagePlan]) -> Interval | None:
 def _changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """Changes that save memory, the cheapest first: what it costs in time and in quality."""
     wanted: list[dict[str, Any]] = []
-    if config.training.gradient_checkpointing is False:
+    if config.training.gradient_checkpointing is not True:
         wanted.append({"training.gradient_checkpointing": True})
     if config.training.tokens_per_microbatch != "auto":
         wanted.append({"training.tokens_per_microbatch": "auto"})
