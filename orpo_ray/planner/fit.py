@@ -40,7 +40,8 @@ class Request:
     """What must fit: a base, a method, its pairs, and what the config sets.
 
     `lengths` [n, 3] are those of all pairs. `tokens` and `checkpointing` are None if the run
-    decides them. `step` is the number of tokens of the largest step.
+    decides them. `step` is the number of tokens of the largest step. `untried`: no micro-batch is
+    tried before the first step, so memory may run out in it.
     """
 
     shape: Shape
@@ -52,6 +53,7 @@ class Request:
     checkpointing: bool | None
     with_rejected: bool = True
     scores_prompt: bool = False
+    untried: bool = False
 
     @property
     def costs(self) -> PackCosts:
@@ -112,6 +114,8 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     """Tokens of a micro-batch and checkpointing, if the law of memory is off by a factor."""
     shape, method = request.shape, request.method
     longest = int(request.costs.tokens.max())
+    if request.untried:
+        return _given(request, gpu, law)
     device = "cuda" if method.on_gpu else "cpu"
     most = request.tokens or max(longest, MOST_TOKENS[device])
     parts = held(shape, method)
@@ -130,6 +134,17 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     if found is None:
         return None
     return request.tokens or found.tokens, found.checkpointing
+
+
+def _given(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
+    """The micro-batch that a run takes untried, if the memory is enough for it."""
+    assert request.tokens is not None and request.checkpointing is not None
+    method = replace(request.method, checkpointing=request.checkpointing)
+    parts = _parts(request.shape, method, request.worst(request.tokens), gpu)
+    moving = parts["activations"] + max(parts["layer"], parts["head"])
+    fixed = sum(parts.values()) - parts["activations"] - parts["layer"] - parts["head"]
+    needed = fixed - parts["slack"] + law * moving
+    return (request.tokens, request.checkpointing) if needed <= gpu.memory else None
 
 
 def _measure(request: Request, law: float) -> Callable[[int, bool], int | None]:
