@@ -75,7 +75,7 @@ def estimate(
     without it, that of `scale.workers`, or one. Raises ConfigError for a wrong name, and
     CannotTellError for a base whose layers are not known.
     """
-    from orpo_ray.planner.advice import advise, is_chat_model
+    from orpo_ray.planner.advice import advise, has_template, is_chat_model
     from orpo_ray.planner.bases import find_shape
     from orpo_ray.planner.cost import read_prices
     from orpo_ray.planner.hardware import find_gpus
@@ -96,7 +96,7 @@ def estimate(
     )
     plans = _ranked([paper.on(each) for each in gpus])
     hours = next((plan.hours for plan in plans if plan.hours), None)
-    is_chat = is_chat_model(config.model.base, None)
+    is_chat = is_chat_model(config.model.base, has_template(found.folder))
     return Estimate(
         paper=paper,
         base_source=found.source,
@@ -147,7 +147,7 @@ def _ranked(plans: Sequence[GpuPlan]) -> list[GpuPlan]:
 
 
 def _gpu_json(paper: Paper, plan: GpuPlan) -> dict[str, Any]:
-    from orpo_ray.planner.plan import disk_bytes
+    from orpo_ray.planner.plan import disk_bytes, host_bytes
 
     worst = plan.worst
     peak = worst.fit.peak.times(1 / _GIB)
@@ -173,6 +173,7 @@ def _gpu_json(paper: Paper, plan: GpuPlan) -> dict[str, Any]:
         "currency": paper.prices.currency if paper.prices else None,
         "parts": {name: size / _GIB for name, size in worst.fit.parts.items()},
         "disk": {name: size / _GIB for name, size in disk_bytes(paper, plan).items()},
+        "host": host_bytes(paper, plan).times(1 / _GIB).to_json(),
         "stages": [_stage_json(stage) for stage in plan.stages],
         "reason": plan.reason,
     }

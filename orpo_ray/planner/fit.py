@@ -40,7 +40,8 @@ class Request:
     """What must fit: a base, a method, its pairs, and what the config sets.
 
     `lengths` [n, 3] are those of all pairs. `tokens` and `checkpointing` are None if the run
-    decides them. `step` is the number of tokens of the largest step.
+    decides them. `step` is the number of tokens of the largest step. `untried`: no micro-batch is
+    tried before the first step, so memory may run out in it.
     """
 
     shape: Shape
@@ -52,11 +53,18 @@ class Request:
     checkpointing: bool | None
     with_rejected: bool = True
     scores_prompt: bool = False
+    untried: bool = False
 
     @property
     def costs(self) -> PackCosts:
         """The tokens that pairs take in the layout."""
         return pack_costs(self.lengths, self.method.layout, with_rejected=self.with_rejected)
+
+    @property
+    def given(self) -> tuple[int, bool]:
+        """Tokens of a micro-batch and checkpointing, where the run decides neither."""
+        assert self.tokens is not None and self.checkpointing is not None
+        return self.tokens, self.checkpointing
 
     def largest(self, tokens: int) -> int:
         """Tokens of the largest pack, if a micro-batch may have so many."""
@@ -118,6 +126,9 @@ def fit(request: Request, gpu: Gpu) -> Fit:
 
 def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     """Tokens of a micro-batch and checkpointing, if the law of memory is off by a factor."""
+    if request.untried:
+        needed = _needed(request, gpu, law)
+        return None if needed > gpu.memory else request.given
     longest = request.largest(0)
     device = "cuda" if request.method.on_gpu else "cpu"
     most = max(longest, request.tokens or MOST_TOKENS[device])
@@ -153,9 +164,21 @@ def _room(request: Request, free: int) -> int:
 
 def _missing(request: Request, gpu: Gpu, taken: int) -> float:
     """How many bytes more the GPU must have for a pack that takes so many."""
+    if request.untried:
+        return _needed(request, gpu, 1.0) - gpu.memory
     nothing = _room(request, 0)  # below 0 by what is left for gradients and optimizer
     share = (_room(request, gpu.memory) - nothing) / gpu.memory
     return (taken - nothing) / share - _free(request, gpu)
+
+
+def _needed(request: Request, gpu: Gpu, law: float) -> float:
+    """Bytes of the whole device for the micro-batch that a run takes untried."""
+    tokens, checkpointing = request.given
+    method = replace(request.method, checkpointing=checkpointing)
+    parts = _parts(request.shape, method, request.worst(request.largest(tokens)), gpu)
+    moving = parts["activations"] + max(parts["layer"], parts["head"])
+    fixed = sum(parts.values()) - parts["activations"] - parts["layer"] - parts["head"]
+    return fixed - parts["slack"] + law * moving
 
 
 def _measure(request: Request, law: float) -> Callable[[int, bool], int]:

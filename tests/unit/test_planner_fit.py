@@ -118,6 +118,7 @@ def test_a_larger_base_never_fits_where_a_smaller_one_does_not():
         {"tokens": 8000, "checkpointing": True},
         {"checkpointing": False},
         {"method": Method(quantization="none")},
+        {"untried": True, "tokens": 8000, "checkpointing": True},
     ],
 )
 @pytest.mark.parametrize("gib", [1, 4, 6.5])
@@ -125,6 +126,7 @@ def test_the_run_fits_once_the_missing_memory_is_there_and_not_before(changes, g
     asked, gpu = request(**changes), with_memory(gib)
     found = fit(asked, gpu)
     assert found.tokens is None and found.missing > 0
+    assert fit(asked, with_memory(200)).missing == 0
     enough = replace(gpu, memory=gpu.memory + int(found.missing) + 2**20)
     assert fit(asked, enough).tokens is not None
     assert fit(asked, enough).missing == 0
