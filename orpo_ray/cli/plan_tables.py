@@ -31,8 +31,7 @@ def print_estimate(found: "Estimate") -> None:
     place = paper.place
     servers = "" if place.nodes == 1 else f", {place.nodes} servers, {place.network.name}"
     for line in (
-        f"base: {paper.shape.name}, {paper.shape.total / 1e9:.2f} billion numbers "
-        f"({found.base_source})",
+        f"base: {paper.shape.name}, {_size(paper.shape.total)} numbers ({found.base_source})",
         f"pairs: {_count(paper.lengths.pairs)} trained, {paper.lengths.held_out:,} held out "
         f"({paper.lengths.source})",
         f"GPUs of a server: {place.count}{servers}",
@@ -72,6 +71,10 @@ def _remarks(found: "Estimate") -> list[str]:
             "training.max_steps, or run orpo-ray prepare"
         )
     return lines
+
+
+def _size(numbers: int) -> str:
+    return f"{numbers / 1e9:.2f} billion" if numbers >= 1e8 else f"{numbers / 1e6:.2f} million"
 
 
 def _count(pairs: int | None) -> str:
