@@ -23,6 +23,7 @@ from orpo_ray.data.readers import RawRow
 from orpo_ray.data.sources import local_file, one_by_one, read_by_share, refuse_missing, stated_rows
 from orpo_ray.data.store import MANIFEST, open_artifact
 from orpo_ray.errors import ConfigError, DataError, on_one_line
+from orpo_ray.runs.run import Run
 from orpo_ray.training.plan import Indices, longer_side
 
 _SAMPLE = 2000
@@ -80,7 +81,7 @@ def find_lengths(config: RunConfig) -> Lengths:
 
 def _prepared(config: RunConfig) -> Lengths | None:
     """From prepared pairs with the same sources and limits, those that were prepared last."""
-    found = config.storage_dir.glob(f"artifacts/*/{MANIFEST}")
+    found = Run(config).root.glob(f"artifacts/*/{MANIFEST}")
     for path in sorted(found, key=lambda each: each.stat().st_mtime, reverse=True):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))

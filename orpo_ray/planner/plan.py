@@ -181,7 +181,7 @@ class Paper:
             network=self.place.network,
         )
         steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
-        return duration(config, self.lengths, steps, engine, found.tokens, workers.count)
+        return duration(config, self.lengths, steps, found.tokens)
 
     def _request(self, config: RunConfig, gpu: Gpu) -> tuple[LayoutChoice, StrategyChoice, Request]:
         objective, training = config.objective, config.training
