@@ -31,8 +31,7 @@ def print_estimate(found: "Estimate") -> None:
     place = paper.place
     servers = "" if place.nodes == 1 else f", {place.nodes} servers, {place.network.name}"
     for line in (
-        f"base: {paper.shape.name}, {paper.shape.total / 1e9:.2f} billion numbers "
-        f"({found.base_source})",
+        f"base: {paper.shape.name}, {_numbers(paper.shape.total)} ({found.base_source})",
         f"pairs: {_count(paper.lengths.pairs)} trained, {paper.lengths.held_out:,} held out "
         f"({paper.lengths.source})",
         f"GPUs of a server: {place.count}{servers}",
@@ -61,8 +60,8 @@ def _remarks(found: "Estimate") -> list[str]:
     fitting = [plan for plan in found.gpus if plan.fits]
     if unmeasured := [plan.gpu.name for plan in fitting if plan.is_unmeasured]:
         lines.append(
-            f"uncertain in time: {', '.join(unmeasured)}; nobody has published a measurement of "
-            "them, so the interval is wide"
+            f"uncertain in time: {', '.join(unmeasured)}: no measurement is published, so the "
+            "interval is wide"
         )
     if any(plan.search for plan in fitting):
         lines.append("hours and cost are those of the whole search")
@@ -72,6 +71,13 @@ def _remarks(found: "Estimate") -> list[str]:
             "training.max_steps, or run orpo-ray prepare"
         )
     return lines
+
+
+def _numbers(count: int) -> str:
+    """How many numbers a base has."""
+    if count >= 1e8:
+        return f"{count / 1e9:.2f} billion numbers"
+    return f"{count / 1e6:.2f} million numbers"
 
 
 def _count(pairs: int | None) -> str:
@@ -133,12 +139,17 @@ def _print_one(found: "Estimate", plan: "GpuPlan", console: Console) -> None:
     for stage in plan.stages:
         if stage.duration is not None:
             parts = ", ".join(
-                f"{name} {part.low / 60:.0f} to {part.high / 60:.0f} min"
+                f"{name} {_minutes(part.low, part.high)}"
                 for name, part in stage.duration.parts.items()
             )
             notes.append(f"{stage.objective}, {stage.duration.steps} steps: {parts}")
     for line in notes:
         console.print(Text(line), soft_wrap=True)
+
+
+def _minutes(low: float, high: float) -> str:
+    first, last = f"{low / 60:.0f}", f"{high / 60:.0f}"
+    return f"{first} min" if first == last else f"{first} to {last} min"
 
 
 def print_scaling(found: dict[str, Any]) -> None:
@@ -167,8 +178,8 @@ def print_scaling(found: dict[str, Any]) -> None:
             if paid := found[name][key]:
                 console.print(
                     Text(
-                        f"from {paid['nodes']} servers {paid['change']} pays: "
-                        f"{paid['gain']:.2f} times the pairs a second"
+                        f"from {paid['nodes']} server{'s' * (paid['nodes'] > 1)} on, "
+                        f"{paid['change']} pays: {paid['gain']:.2f} times the pairs a second"
                     )
                 )
 
@@ -189,7 +200,7 @@ def print_check(found: dict[str, Any]) -> None:
             name,
             str(score["scored"]),
             _percent(score["mean_error"]),
-            _percent(score["mean_abs_error"]),
+            "" if score["mean_abs_error"] is None else f"{score['mean_abs_error']:.1%}",
             "" if worst is None else f"{worst['row']} {_percent(worst['error'])}",
             "" if held is None else f"{held:.0%}",
         )

@@ -15,17 +15,17 @@ from orpo_ray.planner.memory import (
     computed,
     held,
     micro_batch,
-    state_bytes,
-    trained_numbers,
 )
 from orpo_ray.planner.shapes import Shape
 from orpo_ray.planner.stock import CUBLAS_WORKSPACE, context_bytes
-from orpo_ray.training.budget import Sizes, find_budget, sample_pack, usable
+from orpo_ray.training.budget import USABLE, Sizes, find_budget, sample_pack
 from orpo_ray.training.plan import Indices, PackCosts, pack_costs
-from orpo_ray.training.strategy import ModelSize, Strategy
+from orpo_ray.training.strategy import Strategy
 
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
 """The largest micro-batch that `auto` takes (training/probe.py; a test compares both)."""
+UNTRIED_TOKENS = {"cpu": 8192, "cuda": 4096}
+"""A micro-batch of a run that tries none (training/setup.py; a test compares both)."""
 _LAW = (0.95, 1.0, 1.1)
 """What the law of memory may be off by: the measured tests allow 5 % either way.
 
@@ -93,7 +93,10 @@ def fit(request: Request, gpu: Gpu) -> Fit:
     found = {law: _budget(request, gpu, law) for law in _LAW}
     low, middle, high = (found[law] for law in _LAW)
     longest = int(request.costs.tokens.max())
-    tokens, checkpointing = middle or (longest, request.checkpointing is not False)
+    tokens, checkpointing = middle or (
+        request.tokens or longest,
+        request.checkpointing is not False,
+    )
     method = replace(request.method, checkpointing=checkpointing)
     batch = request.worst(max(longest, min(tokens, request.step)))
     parts = _parts(request.shape, method, batch, gpu)
@@ -113,27 +116,31 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     shape, method = request.shape, request.method
     longest = int(request.costs.tokens.max())
     device = "cuda" if method.on_gpu else "cpu"
-    most = request.tokens or max(longest, MOST_TOKENS[device])
+    most = max(longest, request.tokens or MOST_TOKENS[device])
     parts = held(shape, method)
     free = gpu.memory - context_bytes(gpu.name, method.workers) - CUBLAS_WORKSPACE
-    free -= int(parts["weights"] + parts["adapter"])
-    trained = trained_numbers(shape, method)
-    size = ModelSize(0, trained, state_bytes(shape, method, trained) / trained)
-    room = usable(max(0, free), size, method.workers, request.strategy)
+    free = max(0, free - int(parts["weights"] + parts["adapter"]))
+    reserved = parts["gradients"] + parts["optimizer"]
     another = request.costs.of(sample_pack(request.costs, 2 * longest))
+    measure = _measure(request, law)
     found = find_budget(
-        _measure(request, law),
-        room,
+        measure,
+        int(USABLE * free - reserved),
         Sizes(longest, another, request.step, most),
         request.checkpointing,
     )
     if found is None:
         return None
-    return request.tokens or found.tokens, found.checkpointing
+    if request.tokens is None:
+        return found.tokens, found.checkpointing
+    # What is set is tried as it is, with all of the memory.
+    largest = max(longest, min(request.tokens, request.step))
+    fits = measure(largest, found.checkpointing) <= free - reserved
+    return (request.tokens, found.checkpointing) if fits else None
 
 
-def _measure(request: Request, law: float) -> Callable[[int, bool], int | None]:
-    def measure(tokens: int, checkpointing: bool) -> int | None:
+def _measure(request: Request, law: float) -> Callable[[int, bool], int]:
+    def measure(tokens: int, checkpointing: bool) -> int:
         method = replace(request.method, checkpointing=checkpointing)
         taken = bytes_of_batch(request.shape, method, request.worst(tokens))
         return int(law * taken)

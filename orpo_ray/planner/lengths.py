@@ -238,7 +238,7 @@ def _within(found: Lengths, data: DataConfig) -> Lengths:
         found,
         lengths=lengths,
         pairs=max(1, round(kept * found.pairs)),
-        held_out=max(1, round(kept * found.held_out)),
+        held_out=round(kept * found.held_out),
     )
 
 
@@ -256,29 +256,30 @@ def _assumed(data: DataConfig) -> Lengths:
     lengths = np.column_stack([np.round(usual[side] * shares) for side in usual]).astype(np.int64)
     # The longest pair that the run allows may come: memory follows it.
     longest = [data.max_prompt_length, *2 * [data.max_length - data.max_prompt_length]]
+    rows = _sum([_rows(each) for each in data.train])
+    evaluated = _sum([_rows(each) for each in data.eval])
     found = _within(
-        Lengths(
-            lengths=lengths,
-            pairs=_sum([_rows(each) for each in data.train]),
-            held_out=_sum([_rows(each) for each in data.eval]) or 0,
-            source="",
-            is_assumed=True,
-        ),
+        Lengths(lengths=lengths, pairs=rows, held_out=evaluated or 0, source="", is_assumed=True),
         data,
     )
     pairs, held_out = found.pairs, found.held_out
     if pairs is not None and not data.eval:
         held_out = round(pairs * data.eval_fraction)
         pairs -= held_out
-    known = "" if pairs is None else f", {pairs:,} pairs by the data set's card"
-    means = "/".join(str(usual[side]) for side in usual)
+    short = len(found.lengths) / len(lengths)
+    said = ["/".join(str(usual[side]) for side in usual) + " tokens of prompt, chosen and rejected"]
+    said[0] += f" on average, and one pair of {data.max_length}"
+    if rows is not None:
+        left = f", {short:.0%} of them short enough" if short < 1 else ""
+        said.append(f"{rows:,} rows by what the config and the card of the data set say{left}")
+    if evaluated is None:
+        said.append("none held out, because nobody knows how many there are")
     return replace(
         found,
         lengths=np.vstack([found.lengths, longest]),
         pairs=pairs,
         held_out=held_out,
-        source=f"assumed: {means} tokens of prompt, chosen and rejected answer on average, and "
-        f"one pair of {data.max_length}{known}; run orpo-ray prepare to know",
+        source=f"assumed: {'; '.join(said)}; orpo-ray prepare tells",
     )
 
 

@@ -12,7 +12,7 @@ from orpo_ray.models.traits import Traits
 from orpo_ray.planner.cost import Prices
 from orpo_ray.planner.duration import Duration, Steps, checkpoint_bytes, duration, search_share
 from orpo_ray.planner.engine import Engine
-from orpo_ray.planner.fit import Fit, Request, fit
+from orpo_ray.planner.fit import UNTRIED_TOKENS, Fit, Request, fit
 from orpo_ray.planner.hardware import Gpu, Link, find_network, find_server_link, load_gpus
 from orpo_ray.planner.here import CPU
 from orpo_ray.planner.interval import Interval
@@ -22,7 +22,13 @@ from orpo_ray.planner.network import Workers as Linked
 from orpo_ray.planner.shapes import Shape
 from orpo_ray.training.layout_choice import LayoutChoice, choose_layout
 from orpo_ray.training.plan import PADDED
-from orpo_ray.training.strategy import ModelSize, StrategyChoice, Workers, choose_strategy
+from orpo_ray.training.strategy import (
+    ModelSize,
+    Strategy,
+    StrategyChoice,
+    Workers,
+    choose_strategy,
+)
 
 _SHORTER = 128
 """A shorter `data.max_length` is a multiple of this."""
@@ -199,7 +205,6 @@ class Paper:
         memory = gpu.memory if on_gpu else None
         workers = Workers(self.place.workers, self.place.nodes, memory)
         strategy = choose_strategy(config, workers, dtype, size)
-        costs_step = training.pairs_per_step
         tokens, asked = training.tokens_per_microbatch, training.gradient_checkpointing
         request = Request(
             shape=self.shape,
@@ -212,8 +217,16 @@ class Paper:
             with_rejected=objective.needs_rejected,
             scores_prompt=objective.scores_prompt,
         )
-        step = math.ceil(float(request.costs.tokens.mean()) * costs_step)
-        return layout, strategy, replace(request, step=step)
+        costs = request.costs.tokens
+        request = replace(request, step=math.ceil(float(costs.mean()) * training.pairs_per_step))
+        if _tries_none(config, strategy.strategy):
+            usual = max(int(costs.max()), UNTRIED_TOKENS["cuda" if on_gpu else "cpu"])
+            request = replace(
+                request,
+                tokens=request.tokens or usual,
+                checkpointing=on_gpu if request.checkpointing is None else request.checkpointing,
+            )
+        return layout, strategy, request
 
     def _layout(self, config: RunConfig) -> LayoutChoice:
         if config.training.engine == "trl":
@@ -266,6 +279,12 @@ def _dtype(config: RunConfig, gpu: Gpu) -> str:
     if gpu.name == CPU:
         return "float32"
     return "bfloat16" if gpu.bf16 else "float16"
+
+
+def _tries_none(config: RunConfig, strategy: Strategy) -> bool:
+    """Whether the run takes the usual micro-batch, because it cannot try any for its memory."""
+    is_divided_first = strategy.shares_weights and config.model.quantization == "none"
+    return config.training.engine == "trl" or is_divided_first
 
 
 def _inside(gpu: Gpu) -> Link:

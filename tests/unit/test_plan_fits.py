@@ -1,0 +1,105 @@
+"""What fits by the planner: it decides as a run does, with predicted memory."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orpo_ray
+from orpo_ray.api.planning import Estimate
+from orpo_ray.planner import fit
+from orpo_ray.planner.advice import advise
+from orpo_ray.planner.memory import Method, held, trained_numbers
+from orpo_ray.planner.shapes import known_shape
+from orpo_ray.training import probe, setup
+from orpo_ray.training.budget import USABLE, usable
+from orpo_ray.training.strategy import ModelSize, Strategy
+
+ROOT = Path(__file__).resolve().parents[2]
+MISTRAL = "mistralai/Mistral-7B-v0.1"
+
+
+def planned(storage: Path, example: str, *overrides: str, **options: Any) -> Estimate:
+    config = orpo_ray.load_config(ROOT / "examples" / example, [f"storage={storage}", *overrides])
+    return orpo_ray.estimate(config, console=orpo_ray.Console(), **options)
+
+
+def test_sizes_of_micro_batches_are_those_of_a_run() -> None:
+    assert fit.MOST_TOKENS == probe.MOST_TOKENS
+    assert fit.UNTRIED_TOKENS == {"cpu": setup._AUTO_TOKENS_CPU, "cuda": setup._AUTO_TOKENS_GPU}
+
+
+@pytest.mark.parametrize(
+    ("workers", "strategy"),
+    [(1, Strategy.SINGLE), (2, Strategy.DDP), (4, Strategy.ZERO_1), (4, Strategy.ZERO_2)],
+)
+def test_what_is_kept_free_for_state_is_what_a_run_keeps_free(
+    workers: int, strategy: Strategy
+) -> None:
+    shape, room = known_shape(MISTRAL), 80 * 2**30
+    assert shape is not None
+    method = Method(workers=workers, stage=strategy.stage)
+    parts = held(shape, method)
+    mine = USABLE * room - parts["gradients"] - parts["optimizer"]
+    size = ModelSize(0, trained_numbers(shape, method))
+    assert usable(room, size, workers, strategy) == pytest.approx(mine, rel=1e-9)
+
+
+def test_shared_weights_leave_room_only_beside_gradients_and_moments(tmp_path: Path) -> None:
+    """Of 16 bytes a parameter each of four workers has 27 GiB, more than an RTX 4090."""
+    (small,) = planned(tmp_path, "mistral-7b-paper/orpo.yaml", gpu="rtx4090").gpus
+    state = sum(small.worst.fit.parts[part] for part in ("adapter", "gradients", "optimizer"))
+    assert state == pytest.approx(16 * 7.24e9 / 4, rel=0.001)
+    assert not small.fits and small.worst.fit.missing > state - small.gpu.memory
+    (large,) = planned(tmp_path, "mistral-7b-paper/orpo.yaml", gpu="a100-80").gpus
+    assert large.fits
+
+
+def test_a_micro_batch_that_is_set_must_fit(tmp_path: Path) -> None:
+    example, tokens = "mistral-7b-orpo/orpo.yaml", "training.tokens_per_microbatch"
+    (fitting,) = planned(tmp_path, example, f"{tokens}=20000", gpu="rtx4090").gpus
+    assert fitting.fits and fitting.worst.fit.tokens == 20_000
+    (large,) = planned(tmp_path, example, f"{tokens}=60000", gpu="rtx4090").gpus
+    assert not large.fits and large.worst.fit.missing > 0
+    assert large.change == f"{tokens}=auto"
+
+
+@pytest.mark.parametrize(
+    ("example", "overrides"),
+    [
+        ("kto-thumbs/kto.yaml", []),
+        ("mistral-7b-paper/orpo.yaml", ["scale={deepspeed: {stage: 3}, workers: 4}"]),
+    ],
+)
+def test_a_run_that_tries_no_micro_batch_takes_the_usual_one(
+    tmp_path: Path, example: str, overrides: list[str]
+) -> None:
+    (plan,) = planned(tmp_path, example, *overrides, gpu="h200").gpus
+    assert plan.fits and plan.worst.fit.tokens == 4096 and plan.worst.fit.method.checkpointing
+
+
+def test_pairs_that_are_too_long_are_not_counted(tmp_path: Path) -> None:
+    """Five of six assumed lengths are below 1,024 tokens, of a seeded fifth of 61,135 rows."""
+    lengths = planned(tmp_path, "qwen-0.5b-rtx3050/orpo.yaml", gpu="rtx3050").paper.lengths
+    assert lengths.pairs == round(12_227 * 5 / 6) and lengths.held_out == round(512 * 5 / 6)
+    assert "; 12,227 rows by what the config and the card of the data set say, 83% of them " in (
+        lengths.source
+    )
+
+
+def test_held_out_pairs_that_nobody_counts_are_said(tmp_path: Path) -> None:
+    example, overrides = "mistral-7b-orpo/orpo.yaml", "data.eval=someone/unknown"
+    lengths = planned(tmp_path, example, overrides, gpu="l4").paper.lengths
+    assert lengths.held_out == 0 and "none held out, because nobody knows" in lengths.source
+
+
+def test_single_answers_are_advised_what_reads_them(tmp_path: Path) -> None:
+    assert planned(tmp_path, "kto-thumbs/kto.yaml", gpu="l4").advice.method == "KTO"
+    assert advise(60_000, False, None, None).method == "ORPO"
+
+
+def test_a_base_that_is_not_known_cannot_be_planned(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "unheard-of"}', "utf-8")
+    with pytest.raises(orpo_ray.CannotTellError):
+        planned(tmp_path, "mistral-7b-orpo/orpo.yaml", f"model.base={tmp_path / 'base'}", gpu="l4")
