@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from orpo_ray.planner.plan import GpuPlan
 
 _GIB = 2**30
+_WIDTH = 100
+"""Columns at least: a narrow terminal wraps lines, and no figure is cut."""
 _PARTS = {
     "weights": "weights of the base",
     "adapter": "trained weights",
@@ -25,9 +27,13 @@ _PARTS = {
 }
 
 
+def _console() -> Console:
+    return Console(width=max(_WIDTH, Console().width))
+
+
 def print_estimate(found: "Estimate") -> None:
     """Print the run on each GPU; a single GPU with its memory and time by part."""
-    console, paper = Console(), found.paper
+    console, paper = _console(), found.paper
     place = paper.place
     servers = "" if place.nodes == 1 else f", {place.nodes} servers, {place.network.name}"
     for line in (
@@ -154,7 +160,7 @@ def _minutes(low: float, high: float) -> str:
 
 def print_scaling(found: dict[str, Any]) -> None:
     """Print how a run grows with its servers."""
-    console = Console()
+    console = _console()
     if not found:
         console.print(Text("the run fits into none of these GPUs, so it is not scaled"))
         return
@@ -186,7 +192,7 @@ def print_scaling(found: dict[str, Any]) -> None:
 
 def print_check(found: dict[str, Any]) -> None:
     """Print how far predictions are from measured rows."""
-    console = Console()
+    console = _console()
     table = Table(title=f"{found['file']}: {found['rows']} rows", title_justify="left")
     for column in ("", "rows", "mean error", "mean of sizes", "worst", "held"):
         table.add_column(column, justify="right" if column else "left")
