@@ -83,6 +83,7 @@ def look_back(run: Run, foretold: Foretold | None, console: Console) -> None:
         "pairs_per_second": result.pairs_per_second,
         "peak_bytes": result.peak_memory_bytes,
     }
+    run.fetch(RUN_FILE)  # a worker on another server has written to it
     run.add_facts({_KEY: {"predicted": foretold.raw.to_json(), "measured": measured}})
     run.store(RUN_FILE)
     console.announce(compare(foretold.shown.to_json(), measured))

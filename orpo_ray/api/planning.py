@@ -153,7 +153,7 @@ def _ranked(plans: Sequence[GpuPlan]) -> list[GpuPlan]:
 
 
 def _gpu_json(paper: Paper, plan: GpuPlan) -> dict[str, Any]:
-    from orpo_ray.planner.plan import disk_bytes
+    from orpo_ray.planner.plan import disk_bytes, host_bytes
 
     worst = plan.worst
     peak = worst.fit.peak.times(1 / _GIB)
@@ -179,6 +179,7 @@ def _gpu_json(paper: Paper, plan: GpuPlan) -> dict[str, Any]:
         "currency": paper.prices.currency if paper.prices else None,
         "parts": {name: size / _GIB for name, size in worst.fit.parts.items()},
         "disk": {name: size / _GIB for name, size in disk_bytes(paper, plan).items()},
+        "host": host_bytes(paper, plan).times(1 / _GIB).to_json(),
         "stages": [_stage_json(stage) for stage in plan.stages],
         "reason": plan.reason,
     }

@@ -142,6 +142,7 @@ def _print_one(found: "Estimate", plan: "GpuPlan", console: Console) -> None:
         f"activations {checkpointing}; either the layer or the head is at work",
         f"time: {plan.reason}",
     ]
+    notes.append(_beside(found, plan))
     for stage in plan.stages:
         if stage.duration is not None:
             parts = ", ".join(
@@ -156,6 +157,17 @@ def _print_one(found: "Estimate", plan: "GpuPlan", console: Console) -> None:
 def _minutes(low: float, high: float) -> str:
     first, last = f"{low / 60:.0f}", f"{high / 60:.0f}"
     return f"{first} min" if first == last else f"{first} to {last} min"
+
+
+def _beside(found: "Estimate", plan: "GpuPlan") -> str:
+    """What a run takes of a server besides its GPUs."""
+    from orpo_ray.planner.plan import disk_bytes, host_bytes
+
+    host = host_bytes(found.paper, plan).times(1 / _GIB)
+    disk = ", ".join(
+        f"{name} {size / _GIB:.1f}" for name, size in disk_bytes(found.paper, plan).items()
+    )
+    return f"a server's own memory: {host.low:.1f} to {host.high:.1f} GiB; disk, GiB: {disk}"
 
 
 def print_scaling(found: dict[str, Any]) -> None:

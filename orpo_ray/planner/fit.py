@@ -15,17 +15,17 @@ from orpo_ray.planner.memory import (
     computed,
     held,
     micro_batch,
+    state_bytes,
+    trained_numbers,
 )
 from orpo_ray.planner.shapes import Shape
 from orpo_ray.planner.stock import CUBLAS_WORKSPACE, context_bytes
-from orpo_ray.training.budget import USABLE, Sizes, find_budget, sample_pack
+from orpo_ray.training.budget import Sizes, find_budget, sample_pack, usable
 from orpo_ray.training.plan import Indices, PackCosts, pack_costs
-from orpo_ray.training.strategy import Strategy
+from orpo_ray.training.strategy import ModelSize, Strategy
 
 MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
 """The largest micro-batch that `auto` takes (training/probe.py; a test compares both)."""
-UNTRIED_TOKENS = {"cpu": 8192, "cuda": 4096}
-"""A micro-batch of a run that tries none (training/setup.py; a test compares both)."""
 _LAW = (0.95, 1.0, 1.1)
 """What the law of memory may be off by: the measured tests allow 5 % either way.
 
@@ -40,7 +40,8 @@ class Request:
     """What must fit: a base, a method, its pairs, and what the config sets.
 
     `lengths` [n, 3] are those of all pairs. `tokens` and `checkpointing` are None if the run
-    decides them. `step` is the number of tokens of the largest step.
+    decides them. `step` is the number of tokens of the largest step. `untried`: no micro-batch is
+    tried before the first step, so memory may run out in it.
     """
 
     shape: Shape
@@ -52,6 +53,7 @@ class Request:
     checkpointing: bool | None
     with_rejected: bool = True
     scores_prompt: bool = False
+    untried: bool = False
 
     @property
     def costs(self) -> PackCosts:
@@ -115,17 +117,20 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     """Tokens of a micro-batch and checkpointing, if the law of memory is off by a factor."""
     shape, method = request.shape, request.method
     longest = int(request.costs.tokens.max())
+    if request.untried:
+        return _given(request, gpu, law)
     device = "cuda" if method.on_gpu else "cpu"
     most = max(longest, request.tokens or MOST_TOKENS[device])
     parts = held(shape, method)
     free = gpu.memory - context_bytes(gpu.name, method.workers) - CUBLAS_WORKSPACE
-    free = max(0, free - int(parts["weights"] + parts["adapter"]))
-    reserved = parts["gradients"] + parts["optimizer"]
+    free -= int(parts["weights"] + parts["adapter"])
+    trained = trained_numbers(shape, method)
+    size = ModelSize(0, trained, state_bytes(shape, method, trained) / trained)
+    room = usable(max(0, free), size, method.workers, request.strategy)
     another = request.costs.of(sample_pack(request.costs, 2 * longest))
-    measure = _measure(request, law)
     found = find_budget(
-        measure,
-        int(USABLE * free - reserved),
+        _measure(request, law),
+        room,
         Sizes(longest, another, request.step, most),
         request.checkpointing,
     )
@@ -133,14 +138,23 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
         return None
     if request.tokens is None:
         return found.tokens, found.checkpointing
-    # What is set is tried as it is, with all of the memory.
-    largest = max(longest, min(request.tokens, request.step))
-    fits = measure(largest, found.checkpointing) <= free - reserved
-    return (request.tokens, found.checkpointing) if fits else None
+    return _given(replace(request, checkpointing=found.checkpointing), gpu, law)
 
 
-def _measure(request: Request, law: float) -> Callable[[int, bool], int]:
-    def measure(tokens: int, checkpointing: bool) -> int:
+def _given(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
+    """The micro-batch that is set, or that a run takes untried, if the memory is enough for it."""
+    assert request.tokens is not None and request.checkpointing is not None
+    method = replace(request.method, checkpointing=request.checkpointing)
+    largest = max(int(request.costs.tokens.max()), min(request.tokens, request.step))
+    parts = _parts(request.shape, method, request.worst(largest), gpu)
+    moving = parts["activations"] + max(parts["layer"], parts["head"])
+    fixed = sum(parts.values()) - parts["activations"] - parts["layer"] - parts["head"]
+    needed = fixed - parts["slack"] + law * moving
+    return (request.tokens, request.checkpointing) if needed <= gpu.memory else None
+
+
+def _measure(request: Request, law: float) -> Callable[[int, bool], int | None]:
+    def measure(tokens: int, checkpointing: bool) -> int | None:
         method = replace(request.method, checkpointing=checkpointing)
         taken = bytes_of_batch(request.shape, method, request.worst(tokens))
         return int(law * taken)

@@ -27,6 +27,7 @@ class Method:
     bits, `flash` whether attention over a row is one kernel (flash varlen) or one call for each
     run of tokens. `workers` share the trained state by ZeRO's `stage`; None is no DeepSpeed.
     `optimizer` names one of OPTIMIZERS; `galore` is the rank to which GaLore projects the body.
+    `full_logits` is the bytes that TRL's trainers hold for each logit; 0 is our own head.
     """
 
     quantization: str = "nf4"
@@ -43,6 +44,7 @@ class Method:
     stage: int | None = None
     optimizer: str = "adamw"
     galore: int = 128
+    full_logits: float = 0.0
 
     @property
     def number(self) -> int:
@@ -270,6 +272,8 @@ def _work_in_layer(shape: Shape, method: Method, batch: MicroBatch, layer: Layer
 
 def _work_in_head(shape: Shape, method: Method, batch: MicroBatch) -> float:
     """Hidden states of scored tokens, their gradients, and the logits of one chunk."""
+    if method.full_logits:
+        return method.full_logits * batch.tokens * shape.vocabulary
     rows = min(batch.scored, max(1, LOGITS_PER_CHUNK // shape.vocabulary))
     of_value, weight = FLOAT + HALF if method.half else FLOAT, 0
     if method.rank is None:

@@ -12,7 +12,7 @@ from orpo_ray.models.traits import Traits
 from orpo_ray.planner.cost import Prices
 from orpo_ray.planner.duration import Duration, Steps, checkpoint_bytes, duration, search_share
 from orpo_ray.planner.engine import Engine
-from orpo_ray.planner.fit import UNTRIED_TOKENS, Fit, Request, fit
+from orpo_ray.planner.fit import Fit, Request, fit
 from orpo_ray.planner.hardware import Gpu, Link, find_network, find_server_link, load_gpus
 from orpo_ray.planner.here import CPU
 from orpo_ray.planner.interval import Interval
@@ -22,17 +22,21 @@ from orpo_ray.planner.network import Workers as Linked
 from orpo_ray.planner.shapes import Shape
 from orpo_ray.training.layout_choice import LayoutChoice, choose_layout
 from orpo_ray.training.plan import PADDED
-from orpo_ray.training.strategy import (
-    ModelSize,
-    Strategy,
-    StrategyChoice,
-    Workers,
-    choose_strategy,
-)
+from orpo_ray.training.strategy import ModelSize, StrategyChoice, Workers, choose_strategy
 
 _SHORTER = 128
 """A shorter `data.max_length` is a multiple of this."""
 _HOUR = 3600.0
+_LOGIT_BYTES = {"ORPO": 14.0, "CPO": 14.0, "DPO": 29.0, "KTO": 14.0}
+"""Bytes that each of TRL's trainers holds for a logit of a micro-batch.
+
+`orpo-ray bench step` measured it in float32 from vocabularies of 8,000 and 32,000 ids, with ORPO
+and DPO. CPO computes its logits as ORPO does; KTO is taken to do so, too.
+"""
+_HOST = Interval(0.9e9, 2.0e9, 4.0e9)
+"""Bytes of a worker's process. On a CPU 0.86e9 were measured; CUDA's libraries were not."""
+_UNTRIED_TOKENS = {"cpu": 8192, "cuda": 4096}
+"""Tokens of a micro-batch that is not tried before the first step (training/setup.py)."""
 _BETWEEN_PROCESSES = "10gbit"
 """What gloo moves between processes of one server is nearest to this."""
 
@@ -198,6 +202,7 @@ class Paper:
             workers=self.place.workers,
             optimizer=training.optimizer,
             galore=training.galore.rank,
+            full_logits=_logit_bytes(config),
         )
         size = ModelSize(
             int(held(self.shape, method)["weights"]), trained_numbers(self.shape, method)
@@ -205,32 +210,32 @@ class Paper:
         memory = gpu.memory if on_gpu else None
         workers = Workers(self.place.workers, self.place.nodes, memory)
         strategy = choose_strategy(config, workers, dtype, size)
-        tokens, asked = training.tokens_per_microbatch, training.gradient_checkpointing
         request = Request(
             shape=self.shape,
             method=replace(method, stage=strategy.strategy.stage),
             strategy=strategy.strategy,
             lengths=self.lengths.lengths,
             step=0,
-            tokens=None if tokens == "auto" else tokens,
-            checkpointing=None if asked == "auto" else asked,
+            tokens=_unless_auto(training.tokens_per_microbatch),
+            checkpointing=_unless_auto(training.gradient_checkpointing),
             with_rejected=objective.needs_rejected,
             scores_prompt=objective.scores_prompt,
         )
-        costs = request.costs.tokens
-        request = replace(request, step=math.ceil(float(costs.mean()) * training.pairs_per_step))
-        if _tries_none(config, strategy.strategy):
-            usual = max(int(costs.max()), UNTRIED_TOKENS["cuda" if on_gpu else "cpu"])
+        tokens = request.costs.tokens
+        if training.engine == "trl" or strategy.strategy.shares_weights:
+            device = "cuda" if on_gpu else "cpu"
             request = replace(
                 request,
-                tokens=request.tokens or usual,
+                tokens=request.tokens or max(_UNTRIED_TOKENS[device], int(tokens.max())),
                 checkpointing=on_gpu if request.checkpointing is None else request.checkpointing,
+                untried=True,
             )
-        return layout, strategy, request
+        step = math.ceil(float(tokens.mean()) * training.pairs_per_step)
+        return layout, strategy, replace(request, step=step)
 
     def _layout(self, config: RunConfig) -> LayoutChoice:
         if config.training.engine == "trl":
-            return LayoutChoice(PADDED, "engine trl pads")
+            return LayoutChoice(PADDED, "TRL's trainers pad")
         windows = [window for window in self.shape.windows if window is not None]
         traits = Traits(soft_cap=self.shape.family == "gemma2", window=min(windows, default=None))
         return choose_layout(
@@ -273,18 +278,24 @@ class Paper:
         return None
 
 
+def _unless_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _logit_bytes(config: RunConfig) -> float:
+    """Bytes for each logit of a micro-batch, 0 with our own engine."""
+    in_trl = config.objective.in_trl()
+    if config.training.engine != "trl" or isinstance(in_trl, str):
+        return 0.0
+    return _LOGIT_BYTES[in_trl.trainer]
+
+
 def _dtype(config: RunConfig, gpu: Gpu) -> str:
     if config.model.dtype != "auto":
         return config.model.dtype
     if gpu.name == CPU:
         return "float32"
     return "bfloat16" if gpu.bf16 else "float16"
-
-
-def _tries_none(config: RunConfig, strategy: Strategy) -> bool:
-    """Whether the run takes the usual micro-batch, because it cannot try any for its memory."""
-    is_divided_first = strategy.shares_weights and config.model.quantization == "none"
-    return config.training.engine == "trl" or is_divided_first
 
 
 def _inside(gpu: Gpu) -> Link:
@@ -331,3 +342,17 @@ def disk_bytes(paper: Paper, plan: GpuPlan) -> dict[str, float]:
     whole = 2.0 * paper.shape.total
     kept = paper.config.training.keep + 1  # the next one is written before an old one goes
     return {"base": whole, "checkpoints": kept * checkpoint_bytes(engine), "export": whole}
+
+
+def host_bytes(paper: Paper, plan: GpuPlan) -> Interval:
+    """Bytes of a server's own memory, for all of its workers.
+
+    ZeRO-3 has every worker load the whole base there before it is shared out.
+    """
+    workers = paper.place.count
+    method = plan.worst.fit.method
+    found = _HOST.times(workers)
+    if plan.worst.strategy.strategy.shares_weights:
+        number = 4 if method.rank is None else method.number
+        found += Interval.sure(float(workers * number * paper.shape.total))
+    return found

@@ -26,7 +26,7 @@ A larger one is not worth recomputing activations for: that costs more time than
 """
 _SMALLER = 0.75
 """What a size that did not fit is multiplied by."""
-USABLE = 0.9
+_USABLE = 0.9
 """The share of the free memory that is used: there are gaps between blocks."""
 
 
@@ -112,7 +112,7 @@ def usable(free: int, trained: ModelSize, workers: int, strategy: Strategy) -> i
     reserved = bytes_of_stage(trained, workers, strategy.stage or 0) - weights
     if strategy is Strategy.DDP:
         reserved += gradients
-    return int(USABLE * free - max(0.0, reserved))
+    return int(_USABLE * free - max(0.0, reserved))
 
 
 def sample_pack(costs: PackCosts, tokens: int) -> Indices:

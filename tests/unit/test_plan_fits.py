@@ -7,16 +7,11 @@ import pytest
 
 import orpo_ray
 from orpo_ray.api.planning import Estimate
-from orpo_ray.planner import fit
+from orpo_ray.planner import fit, plan
 from orpo_ray.planner.advice import advise
-from orpo_ray.planner.memory import Method, held, trained_numbers
-from orpo_ray.planner.shapes import known_shape
 from orpo_ray.training import probe, setup
-from orpo_ray.training.budget import USABLE, usable
-from orpo_ray.training.strategy import ModelSize, Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
-MISTRAL = "mistralai/Mistral-7B-v0.1"
 
 
 def planned(storage: Path, example: str, *overrides: str, **options: Any) -> Estimate:
@@ -26,23 +21,8 @@ def planned(storage: Path, example: str, *overrides: str, **options: Any) -> Est
 
 def test_sizes_of_micro_batches_are_those_of_a_run() -> None:
     assert fit.MOST_TOKENS == probe.MOST_TOKENS
-    assert fit.UNTRIED_TOKENS == {"cpu": setup._AUTO_TOKENS_CPU, "cuda": setup._AUTO_TOKENS_GPU}
-
-
-@pytest.mark.parametrize(
-    ("workers", "strategy"),
-    [(1, Strategy.SINGLE), (2, Strategy.DDP), (4, Strategy.ZERO_1), (4, Strategy.ZERO_2)],
-)
-def test_what_is_kept_free_for_state_is_what_a_run_keeps_free(
-    workers: int, strategy: Strategy
-) -> None:
-    shape, room = known_shape(MISTRAL), 80 * 2**30
-    assert shape is not None
-    method = Method(workers=workers, stage=strategy.stage)
-    parts = held(shape, method)
-    mine = USABLE * room - parts["gradients"] - parts["optimizer"]
-    size = ModelSize(0, trained_numbers(shape, method))
-    assert usable(room, size, workers, strategy) == pytest.approx(mine, rel=1e-9)
+    untried = {"cpu": setup._AUTO_TOKENS_CPU, "cuda": setup._AUTO_TOKENS_GPU}
+    assert untried == plan._UNTRIED_TOKENS
 
 
 def test_shared_weights_leave_room_only_beside_gradients_and_moments(tmp_path: Path) -> None:
@@ -74,8 +54,8 @@ def test_a_micro_batch_that_is_set_must_fit(tmp_path: Path) -> None:
 def test_a_run_that_tries_no_micro_batch_takes_the_usual_one(
     tmp_path: Path, example: str, overrides: list[str]
 ) -> None:
-    (plan,) = planned(tmp_path, example, *overrides, gpu="h200").gpus
-    assert plan.fits and plan.worst.fit.tokens == 4096 and plan.worst.fit.method.checkpointing
+    (found,) = planned(tmp_path, example, *overrides, gpu="h200").gpus
+    assert found.fits and found.worst.fit.tokens == 4096 and found.worst.fit.method.checkpointing
 
 
 def test_pairs_that_are_too_long_are_not_counted(tmp_path: Path) -> None:
