@@ -183,14 +183,15 @@ def print_scaling(found: dict[str, Any]) -> None:
         for column in ("servers", "workers", "pairs/s", "efficiency", "exchange", "limit"):
             table.add_column(column, justify="right")
         for row in found[name]["nodes"]:
-            table.add_row(
+            cells = [
                 str(row["nodes"]),
                 str(row["workers"]),
                 f"{_short(row['low'])} to {_short(row['high'])}",
                 f"{row['efficiency']:.0%}",
                 f"{row['exchanged']:.0%}",
                 row["limit"],
-            )
+            ]
+            table.add_row(*cells)
         console.print(table)
         for key in ("faster_network", "larger_step"):
             if paid := found[name][key]:
@@ -214,14 +215,15 @@ def print_check(found: dict[str, Any]) -> None:
     for name, score in groups.items():
         held = next(value for key, value in score.items() if key.startswith("share_within"))
         worst = score["worst"]
-        table.add_row(
+        cells = [
             name,
             str(score["scored"]),
             _percent(score["mean_error"]),
             "" if score["mean_abs_error"] is None else f"{score['mean_abs_error']:.1%}",
             "" if worst is None else f"{worst['row']} {_percent(worst['error'])}",
             "" if held is None else f"{held:.0%}",
-        )
+        ]
+        table.add_row(*cells)
     console.print(table)
     console.print(
         Text(f"{len(found['others'])} rows are not scored or not held; --json lists them")

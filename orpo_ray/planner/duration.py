@@ -106,7 +106,13 @@ def trained_weights(engine: Engine) -> Weights:
 
 
 def duration(
-    config: RunConfig, lengths: Lengths, steps: Steps, engine: Engine, tokens: int, workers: int
+    config: RunConfig,
+    lengths: Lengths,
+    steps: Steps,
+    engine: Engine,
+    *,
+    tokens: int,
+    workers: int,
 ) -> Duration | None:
     """How long a run takes; None if nobody knows how many pairs it has."""
     step = steps.step(tokens)

@@ -181,7 +181,9 @@ class Paper:
             network=self.place.network,
         )
         steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
-        return duration(config, self.lengths, steps, engine, found.tokens, workers.count)
+        return duration(
+            config, self.lengths, steps, engine, tokens=found.tokens, workers=workers.count
+        )
 
     def _request(self, config: RunConfig, gpu: Gpu) -> tuple[LayoutChoice, StrategyChoice, Request]:
         objective, training = config.objective, config.training
