@@ -1,16 +1,21 @@
 """Write the generated parts of the documentation: `make docs`.
 
 docs/configuration.md comes from the schema of a config. In docs/methods.md the table of search
-ranges is replaced. A test compares both with what this script would write.
+ranges is replaced, and in the READMEs of examples what the planner says of them. Tests compare all
+of it with what this script would write.
 """
 
+import argparse
 import json
+import re
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orpo_ray
 from orpo_ray.config import RunConfig
 from orpo_ray.config.keys import EXTENDS
 from orpo_ray.config.objectives import OBJECTIVES
@@ -20,6 +25,13 @@ from orpo_ray.config.suited import SMALL_BASE, Suited, suited_rates
 DOCS = Path(__file__).resolve().parent
 CONFIGURATION, METHODS = DOCS / "configuration.md", DOCS / "methods.md"
 BEGIN, END = "<!-- ranges: written by make docs -->", "<!-- end of ranges -->"
+EXAMPLES = DOCS.parent / "examples"
+PLANNED = re.compile(
+    r"^(<!-- planned: (.+) -->\n)(?:.*\n)*?(<!-- end of planned -->)$", re.MULTILINE
+)
+"""A place for what `orpo-ray plan` says, with the words after that command."""
+
+_GIB = 2**30
 
 _HEAD = """# Configuration
 
@@ -199,10 +211,69 @@ def _row(what: str, suited: Suited) -> str:
     return f"| {what} | {low:g} to {high:g}{drawn} | {_cell(suited.source)} |"
 
 
+def example(page: str) -> str:
+    """The page of an example, with what the planner says of its configs now."""
+    return PLANNED.sub(lambda found: found[1] + _planned(found[2].split()) + found[3], page)
+
+
+def _planned(words: list[str]) -> str:
+    """One sentence on the run that these words of `orpo-ray plan` name, wrapped."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("--gpu")
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--network", default="1gbit")
+    options = vars(parser.parse_args(words))
+    path = DOCS.parent / options.pop("config")
+    with tempfile.TemporaryDirectory() as empty:  # or prepared pairs of this machine would tell
+        config = orpo_ray.load_config(path, [f"storage={empty}"])
+        found = orpo_ray.estimate(config, console=orpo_ray.Console(), **options)
+    return (
+        textwrap.fill(_sentence(found), 100, break_on_hyphens=False, break_long_words=False) + "\n"
+    )
+
+
+def _sentence(found: orpo_ray.Estimate) -> str:
+    (plan,), lengths, place = found.gpus, found.paper.lengths, found.paper.place
+    title = plan.gpu.title.removeprefix("NVIDIA ").removeprefix("GeForce ")
+    if not plan.fits:
+        missing = plan.worst.fit.missing / _GIB
+        return f"**Planned:** it does not fit into {title}: {missing:.1f} GiB are missing."
+    hours, tokens, peak = plan.search or plan.hours, plan.worst.fit.tokens, plan.worst.fit.peak
+    assert hours is not None and tokens is not None
+    training = found.paper.config.training
+    rows = "rows" if found.paper.config.objective.reads_single_answers else "pairs"
+    amount = f"{lengths.pairs:,} {rows}"
+    if training.max_steps is not None:
+        amount = f"{training.max_steps} steps of {training.pairs_per_step} {rows}"
+    where = f"{place.workers} x {title}" if place.workers > 1 else f"one {title}"
+    if place.nodes > 1:
+        where += f" in {place.nodes} servers over {place.network.name}"
+    what = "the whole search takes" if plan.search else "the run takes"
+    each = "a trial has " if plan.search else ""
+    kinds = "assumed lengths" if lengths.is_assumed else "known lengths"
+    return (
+        f"**Planned, not measured:** on {where} {what} {_time(hours.low, hours.high)} ({each}"
+        f"{amount} of {kinds}). A GPU needs {peak.low / _GIB:.1f} to {peak.high / _GIB:.1f} of its "
+        f"{plan.gpu.memory / _GIB:.1f} GiB, with up to {tokens:,} tokens in a micro-batch "
+        "([docs/planning.md](../../docs/planning.md))."
+    )
+
+
+def _time(low: float, high: float) -> str:
+    """Hours, or minutes where these read better."""
+    if high < 2:
+        return f"{60 * low:.0f} to {60 * high:.0f} minutes"
+    return f"{low:.1f} to {high:.1f} hours"
+
+
 def main() -> None:
-    """Write both pages."""
+    """Write the pages, and what is generated in others."""
     CONFIGURATION.write_text(configuration(), encoding="utf-8")
     METHODS.write_text(methods(METHODS.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in EXAMPLES.rglob("README.md"):
+        page.write_text(example(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
     result = orpo_ray.train(config)
     print(result.adapter, result.metrics["eval/accuracy"])
 
-`prepare`, `train`, `tune`, `evaluate`, `generate`, `export`, `plan` and `plan_search` take a config
-and return a frozen result; `judge` takes two files of answers. What a user can mend is raised as an
-OrpoRayError. docs/python.md and docs/after-training.md have examples.
+`estimate`, `prepare`, `train`, `tune`, `evaluate`, `generate`, `export`, `plan` and `plan_search`
+take a config and return a frozen result; `judge` takes two files of answers. What a user can mend
+is raised as an OrpoRayError. docs/python.md and docs/after-training.md have examples.
 """
 
 import importlib
@@ -16,6 +16,7 @@ from orpo_ray import lean_imports as _lean_imports
 
 if TYPE_CHECKING:
     from orpo_ray.api import (
+        estimate,
         evaluate,
         export,
         generate,
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
         train,
         tune,
     )
+    from orpo_ray.api.planning import Estimate
     from orpo_ray.config import RunConfig
     from orpo_ray.data.store import Artifact
     from orpo_ray.errors import (
+        CannotTellError,
         ConfigError,
         DataError,
         NonFiniteError,
@@ -61,9 +64,11 @@ _lean_imports.install()
 
 __all__ = [
     "Artifact",
+    "CannotTellError",
     "ConfigError",
     "Console",
     "DataError",
+    "Estimate",
     "Evaluation",
     "Exported",
     "Generated",
@@ -83,6 +88,7 @@ __all__ = [
     "UserError",
     "WinRate",
     "__version__",
+    "estimate",
     "evaluate",
     "export",
     "generate",
@@ -98,9 +104,11 @@ __all__ = [
 
 # The modules of public names that `api` does not define. Most are imported only when they are used.
 _HOMES = {
+    "api.planning": ("Estimate",),
     "config": ("RunConfig",),
     "data.store": ("Artifact",),
     "errors": (
+        "CannotTellError",
         "ConfigError",
         "DataError",
         "NonFiniteError",

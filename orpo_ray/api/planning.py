@@ -101,7 +101,13 @@ def estimate(
         paper=paper,
         base_source=found.source,
         gpus=tuple(plans),
-        advice=advise(paper.lengths.pairs, is_chat, hours, None),
+        advice=advise(
+            paper.lengths.pairs,
+            is_chat,
+            hours,
+            None,
+            has_pairs=not config.objective.reads_single_answers,
+        ),
     )
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from orpo_ray.planner.plan import GpuPlan
 
 _GIB = 2**30
+_WIDTH = 100
+"""Columns at least: a narrow terminal wraps lines, and no figure is cut."""
 _PARTS = {
     "weights": "weights of the base",
     "adapter": "trained weights",
@@ -25,13 +27,17 @@ _PARTS = {
 }
 
 
+def _console() -> Console:
+    return Console(width=max(_WIDTH, Console().width))
+
+
 def print_estimate(found: "Estimate") -> None:
     """Print the run on each GPU; a single GPU with its memory and time by part."""
-    console, paper = Console(), found.paper
+    console, paper = _console(), found.paper
     place = paper.place
     servers = "" if place.nodes == 1 else f", {place.nodes} servers, {place.network.name}"
     for line in (
-        f"base: {paper.shape.name}, {_size(paper.shape.total)} numbers ({found.base_source})",
+        f"base: {paper.shape.name}, {_numbers(paper.shape.total)} ({found.base_source})",
         f"pairs: {_count(paper.lengths.pairs)} trained, {paper.lengths.held_out:,} held out "
         f"({paper.lengths.source})",
         f"GPUs of a server: {place.count}{servers}",
@@ -60,8 +66,8 @@ def _remarks(found: "Estimate") -> list[str]:
     fitting = [plan for plan in found.gpus if plan.fits]
     if unmeasured := [plan.gpu.name for plan in fitting if plan.is_unmeasured]:
         lines.append(
-            f"uncertain in time: {', '.join(unmeasured)}; nobody has published a measurement of "
-            "them, so the interval is wide"
+            f"uncertain in time: {', '.join(unmeasured)}: no measurement is published, so the "
+            "interval is wide"
         )
     if any(plan.search for plan in fitting):
         lines.append("hours and cost are those of the whole search")
@@ -73,8 +79,11 @@ def _remarks(found: "Estimate") -> list[str]:
     return lines
 
 
-def _size(numbers: int) -> str:
-    return f"{numbers / 1e9:.2f} billion" if numbers >= 1e8 else f"{numbers / 1e6:.2f} million"
+def _numbers(count: int) -> str:
+    """How many numbers a base has."""
+    if count >= 1e8:
+        return f"{count / 1e9:.2f} billion numbers"
+    return f"{count / 1e6:.2f} million numbers"
 
 
 def _count(pairs: int | None) -> str:
@@ -137,12 +146,17 @@ def _print_one(found: "Estimate", plan: "GpuPlan", console: Console) -> None:
     for stage in plan.stages:
         if stage.duration is not None:
             parts = ", ".join(
-                f"{name} {part.low / 60:.0f} to {part.high / 60:.0f} min"
+                f"{name} {_minutes(part.low, part.high)}"
                 for name, part in stage.duration.parts.items()
             )
             notes.append(f"{stage.objective}, {stage.duration.steps} steps: {parts}")
     for line in notes:
         console.print(Text(line), soft_wrap=True)
+
+
+def _minutes(low: float, high: float) -> str:
+    first, last = f"{low / 60:.0f}", f"{high / 60:.0f}"
+    return f"{first} min" if first == last else f"{first} to {last} min"
 
 
 def _beside(found: "Estimate", plan: "GpuPlan") -> str:
@@ -158,7 +172,7 @@ def _beside(found: "Estimate", plan: "GpuPlan") -> str:
 
 def print_scaling(found: dict[str, Any]) -> None:
     """Print how a run grows with its servers."""
-    console = Console()
+    console = _console()
     if not found:
         console.print(Text("the run fits into none of these GPUs, so it is not scaled"))
         return
@@ -169,29 +183,29 @@ def print_scaling(found: dict[str, Any]) -> None:
         for column in ("servers", "workers", "pairs/s", "efficiency", "exchange", "limit"):
             table.add_column(column, justify="right")
         for row in found[name]["nodes"]:
-            cells = (
+            cells = [
                 str(row["nodes"]),
                 str(row["workers"]),
                 f"{_short(row['low'])} to {_short(row['high'])}",
                 f"{row['efficiency']:.0%}",
                 f"{row['exchanged']:.0%}",
                 row["limit"],
-            )
+            ]
             table.add_row(*cells)
         console.print(table)
         for key in ("faster_network", "larger_step"):
             if paid := found[name][key]:
                 console.print(
                     Text(
-                        f"from {paid['nodes']} servers {paid['change']} pays: "
-                        f"{paid['gain']:.2f} times the pairs a second"
+                        f"from {paid['nodes']} server{'s' * (paid['nodes'] > 1)} on, "
+                        f"{paid['change']} pays: {paid['gain']:.2f} times the pairs a second"
                     )
                 )
 
 
 def print_check(found: dict[str, Any]) -> None:
     """Print how far predictions are from measured rows."""
-    console = Console()
+    console = _console()
     table = Table(title=f"{found['file']}: {found['rows']} rows", title_justify="left")
     for column in ("", "rows", "mean error", "mean of sizes", "worst", "held"):
         table.add_column(column, justify="right" if column else "left")
@@ -201,14 +215,14 @@ def print_check(found: dict[str, Any]) -> None:
     for name, score in groups.items():
         held = next(value for key, value in score.items() if key.startswith("share_within"))
         worst = score["worst"]
-        cells = (
+        cells = [
             name,
             str(score["scored"]),
             _percent(score["mean_error"]),
-            _percent(score["mean_abs_error"]),
+            "" if score["mean_abs_error"] is None else f"{score['mean_abs_error']:.1%}",
             "" if worst is None else f"{worst['row']} {_percent(worst['error'])}",
             "" if held is None else f"{held:.0%}",
-        )
+        ]
         table.add_row(*cells)
     console.print(table)
     console.print(

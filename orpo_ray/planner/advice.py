@@ -17,6 +17,7 @@ _BASE_WORDS = frozenset({"base", "pt", "pretrained"})
 _SOURCES = {
     "orpo": "arXiv:2403.07691 aligns bases in one stage with 61,135 pairs of UltraFeedback",
     "sft": "arXiv:2305.18290 starts DPO from a model that SFT has trained on the chosen answers",
+    "kto": "arXiv:2402.01306 aligns with answers that have a label each, and no counterpart",
     "few": "arXiv:2305.11206 (LIMA) makes a base chat with 1,000 careful answers, by SFT alone",
 }
 
@@ -59,13 +60,25 @@ def has_template(folder: Path | None) -> bool | None:
 
 
 def advise(
-    pairs: int | None, is_chat: bool | None, hours: Interval | None, budget: float | None
+    pairs: int | None,
+    is_chat: bool | None,
+    hours: Interval | None,
+    budget: float | None,
+    *,
+    has_pairs: bool = True,
 ) -> Advice:
     """What suits this data and this base, for a budget in hours if there is one."""
     check = (
         "to know for your data, train both (examples/sft-then-dpo) and compare them: "
         "orpo-ray evaluate on the same held-out pairs"
     )
+    if not has_pairs:
+        return Advice(
+            "KTO",
+            "it alone reads single answers with a label",
+            _SOURCES["kto"],
+            "to know what it gained: orpo-ray evaluate compares the held-out answers with the base",
+        )
     if is_chat:
         return Advice(
             "DPO alone, at a low rate; ORPO as a second try",

@@ -113,7 +113,7 @@ def fit(request: Request, gpu: Gpu) -> Fit:
     peak = _device(parts, computed(request.shape, method, batch), gpu, fits=middle is not None)
     missing = 0.0
     if middle is None:
-        missing = _missing(request, gpu, _measure(request, 1.0)(size, checkpointing))
+        missing = _missing(replace(request, checkpointing=checkpointing), gpu)
     return Fit(
         tokens=None if middle is None else tokens,
         method=method,
@@ -127,8 +127,7 @@ def fit(request: Request, gpu: Gpu) -> Fit:
 def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     """Tokens of a micro-batch and checkpointing, if the law of memory is off by a factor."""
     if request.untried:
-        needed = _needed(request, gpu, law)
-        return None if needed > gpu.memory else request.given
+        return _given(request, gpu, law)
     longest = request.largest(0)
     device = "cuda" if request.method.on_gpu else "cpu"
     most = max(longest, request.tokens or MOST_TOKENS[device])
@@ -141,10 +140,12 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
         return None
     if request.tokens is None:
         return found.tokens, found.checkpointing
-    # The run takes the tokens that are set, or ends if they do not fit.
-    if measure(request.largest(request.tokens), found.checkpointing) > room:
-        return None
-    return request.tokens, found.checkpointing
+    return _given(replace(request, checkpointing=found.checkpointing), gpu, law)
+
+
+def _given(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
+    """The micro-batch that is set, or that a run takes untried, if the memory is enough for it."""
+    return request.given if _needed(request, gpu, law) <= gpu.memory else None
 
 
 def _free(request: Request, gpu: Gpu) -> int:
@@ -162,17 +163,21 @@ def _room(request: Request, free: int) -> int:
     return usable(max(0, free), size, method.workers, request.strategy)
 
 
-def _missing(request: Request, gpu: Gpu, taken: int) -> float:
-    """How many bytes more the GPU must have for a pack that takes so many."""
+def _missing(request: Request, gpu: Gpu) -> float:
+    """How many bytes more the GPU must have for the run, whose `checkpointing` is decided."""
+    missing = 0.0
+    if request.tokens is not None:
+        missing = _needed(request, gpu, 1.0) - gpu.memory
     if request.untried:
-        return _needed(request, gpu, 1.0) - gpu.memory
+        return missing
+    taken = _measure(request, 1.0)(request.largest(0), bool(request.checkpointing))
     nothing = _room(request, 0)  # below 0 by what is left for gradients and optimizer
     share = (_room(request, gpu.memory) - nothing) / gpu.memory
-    return (taken - nothing) / share - _free(request, gpu)
+    return max(missing, (taken - nothing) / share - _free(request, gpu))
 
 
 def _needed(request: Request, gpu: Gpu, law: float) -> float:
-    """Bytes of the whole device for the micro-batch that a run takes untried."""
+    """Bytes of the whole device for a micro-batch that is given."""
     tokens, checkpointing = request.given
     method = replace(request.method, checkpointing=checkpointing)
     parts = _parts(request.shape, method, request.worst(request.largest(tokens)), gpu)

@@ -23,7 +23,6 @@ from orpo_ray.data.readers import RawRow
 from orpo_ray.data.sources import local_file, one_by_one, read_by_share, refuse_missing, stated_rows
 from orpo_ray.data.store import MANIFEST, open_artifact
 from orpo_ray.errors import ConfigError, DataError, on_one_line
-from orpo_ray.runs.run import Run
 from orpo_ray.training.plan import Indices, longer_side
 
 _SAMPLE = 2000
@@ -81,7 +80,7 @@ def find_lengths(config: RunConfig) -> Lengths:
 
 def _prepared(config: RunConfig) -> Lengths | None:
     """From prepared pairs with the same sources and limits, those that were prepared last."""
-    found = Run(config).root.glob(f"artifacts/*/{MANIFEST}")
+    found = config.storage_dir.glob(f"artifacts/*/{MANIFEST}")
     for path in sorted(found, key=lambda each: each.stat().st_mtime, reverse=True):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +164,7 @@ def _sampled(config: RunConfig) -> Lengths | None:
         source=f"the first {len(found)} pairs, {how}",
     )
     left = _within(every, data)
-    if not left.pairs:
+    if not len(left.lengths):
         raise DataError(
             f"data.max_length: no pair has at most {data.max_length} tokens, and "
             f"{data.max_prompt_length} of them in its prompt ({every.source}); raise it"
@@ -283,7 +282,7 @@ def _within(found: Lengths, data: DataConfig) -> Lengths:
     return replace(
         found,
         lengths=lengths,
-        pairs=None if found.pairs is None else round(kept * found.pairs),
+        pairs=None if found.pairs is None else max(1, round(kept * found.pairs)),
         held_out=round(kept * found.held_out),
     )
 
@@ -302,26 +301,30 @@ def _assumed(data: DataConfig) -> Lengths:
     lengths = np.column_stack([np.round(usual[side] * shares) for side in usual]).astype(np.int64)
     # The longest pair that the run allows may come: memory follows it.
     longest = [data.max_prompt_length, *2 * [data.max_length - data.max_prompt_length]]
-    every = Lengths(
-        lengths=np.vstack([lengths, longest]),
-        pairs=_sum([_rows(each) for each in data.train]),
-        held_out=_sum([_rows(each) for each in data.eval]) or 0,
-        source="",
-        is_assumed=True,
+    rows = _sum([_rows(each) for each in data.train])
+    evaluated = _sum([_rows(each) for each in data.eval])
+    found = _within(
+        Lengths(lengths=lengths, pairs=rows, held_out=evaluated or 0, source="", is_assumed=True),
+        data,
     )
-    found = _within(every, data)
     pairs, held_out = found.pairs, found.held_out
     if pairs is not None and not data.eval:
         held_out = round(pairs * data.eval_fraction)
         pairs -= held_out
-    known = "" if pairs is None else f", {pairs:,} pairs by the data set's card"
-    means = "/".join(str(usual[side]) for side in usual)
+    short = len(found.lengths) / len(lengths)
+    said = ["/".join(str(usual[side]) for side in usual) + " tokens of prompt, chosen and rejected"]
+    said[0] += f" on average, and one pair of {data.max_length}"
+    if rows is not None:
+        left = f", {short:.0%} of them short enough" if short < 1 else ""
+        said.append(f"{rows:,} rows by what the config and the card of the data set say{left}")
+    if evaluated is None:
+        said.append("none held out, because nobody knows how many there are")
     return replace(
         found,
+        lengths=np.vstack([found.lengths, longest]),
         pairs=pairs,
         held_out=held_out,
-        source=f"assumed: {means} tokens of prompt, chosen and rejected answer on average, and "
-        f"one pair of {data.max_length}{known}; run orpo-ray prepare to know",
+        source=f"assumed: {'; '.join(said)}; orpo-ray prepare tells",
     )
 
 

@@ -57,7 +57,7 @@ def test_a_run_that_fits_is_planned(command: Command, large: Path) -> None:
     done = command("plan", large, "--gpu", "rtx4090")
     assert done.code == 0, done.err
     assert "base: meta-llama/Llama-3.1-8B, 8.03 billion numbers" in done.out
-    assert "(assumed: " in done.out and "run orpo-ray prepare to know" in done.out
+    assert "(assumed: " in done.out and "orpo-ray prepare tells" in done.out
     for part in ("memory at the worst moment", "weights of the base", "time: published rows"):
         assert part in done.out
     assert "advice: ORPO: one stage" in done.out

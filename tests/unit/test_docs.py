@@ -1,4 +1,4 @@
-"""The generated pages are as the schema and the ranges are now."""
+"""The generated pages are as the schema, the ranges and the planner are now."""
 
 import importlib.util
 import re
@@ -36,6 +36,17 @@ def test_the_table_of_ranges_is_that_of_the_code(write: ModuleType) -> None:
     page = write.METHODS.read_text(encoding="utf-8")
     assert page == write.methods(page), "run make docs"
     assert "| `objective.lambda` of orpo | 0.1 to 2, on a log scale |" in page
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("examples/**/README.md")))
+def test_what_a_readme_says_is_planned_is_what_the_planner_says(
+    write: ModuleType, page: Path
+) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == write.example(text), "run make docs"
+    for _, words, _ in write.PLANNED.findall(text):
+        planned = text.partition(f"<!-- planned: {words} -->\n")[2].partition("<!-- end")[0]
+        assert planned.startswith("**Planned, not measured:** "), "it fits into what it names"
 
 
 @pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"])

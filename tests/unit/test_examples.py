@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import orpo_ray
 from orpo_ray.cli.demo_run import demo_config
 from orpo_ray.config import RunConfig, dump, load_config, stage_configs
 from orpo_ray.config.extends import read_config
@@ -94,6 +95,27 @@ def test_an_example_for_gpus_says_what_it_takes(path: Path) -> None:
     begin = rf"<!-- planned: {name} --gpu [\w-]+(?: --\w+ \w+)* -->"
     end = "<!-- end of planned -->"
     assert len(re.findall(rf"^{begin}\n(?:.*\n)*?{end}$", readme, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_every_example_is_planned(path: Path, tmp_path: Path) -> None:
+    """It fits or needs a change that is named; for a GGUF file the planner says what it takes."""
+    config = orpo_ray.load_config(path, [f"storage={tmp_path}"])
+    if config.model.base.endswith(".gguf"):
+        (tmp_path / "base.gguf").touch()
+        config = orpo_ray.load_config(
+            path, [f"storage={tmp_path}", f"model.base={tmp_path / 'base.gguf'}"]
+        )
+        with pytest.raises(orpo_ray.CannotTellError, match="plan with the hub name or the folder"):
+            orpo_ray.estimate(config, "t4", console=orpo_ray.Console())
+        return
+    found = orpo_ray.estimate(config, "t4,h200", console=orpo_ray.Console())
+    assert found.fits, "the largest GPU holds every example"
+    for plan in found.gpus:
+        assert plan.fits or (plan.worst.fit.missing > 0 and plan.change)
+        assert plan.worst.fit.peak.low <= plan.worst.fit.peak.middle <= plan.worst.fit.peak.high
+        if plan.hours is not None:
+            assert 0 < plan.hours.low < plan.hours.middle < plan.hours.high
 
 
 @pytest.mark.parametrize(

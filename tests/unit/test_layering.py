@@ -142,8 +142,13 @@ def test_imports_go_one_way_and_nothing_unpickles():
 
 
 # Places of files that are no run's: a base or an adapter that a config names, a marker that servers
-# look for.
-OTHER_PLACES = {"models/trained.py": 1, "distributed/servers.py": 1, "doctor/marker.py": 1}
+# look for, pairs that any run prepared.
+OTHER_PLACES = {
+    "models/trained.py": 1,
+    "distributed/servers.py": 1,
+    "doctor/marker.py": 1,
+    "planner/lengths.py": 1,
+}
 # They see no run: a config says where a run will be, a job's script where its result is.
 SAY_WHERE = {"config/run.py", "jobs/slurm.py"}
 

@@ -284,7 +284,7 @@ def test_a_known_data_set_has_its_rows_and_usual_lengths(tmp_path):
     known = assumed(tmp_path, "HuggingFaceH4/ultrafeedback_binarized", "train_prefs")
     assert known.is_assumed and known.pairs is not None
     assert 0.9 * 61135 < known.pairs + known.held_out <= 61135
-    assert "assumed" in known.source and "orpo-ray prepare" in known.source
+    assert "assumed" in known.source and "orpo-ray prepare tells" in known.source
     limited = assumed(tmp_path, "trl-lib/kto-mix-14k", eval_fraction=0.1)
     assert limited.pairs is not None
     assert limited.held_out == pytest.approx(0.1 * (limited.pairs + limited.held_out), abs=1)

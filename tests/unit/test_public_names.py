@@ -17,6 +17,7 @@ from orpo_ray import errors
 from orpo_ray.config import dump
 
 FUNCTIONS = {
+    "estimate",
     "evaluate",
     "export",
     "generate",
@@ -30,6 +31,7 @@ FUNCTIONS = {
     "tune",
 }
 ERRORS = {
+    "CannotTellError",
     "ConfigError",
     "DataError",
     "NonFiniteError",
@@ -42,6 +44,7 @@ ERRORS = {
 }
 RESULTS = {
     "Artifact",
+    "Estimate",
     "Evaluation",
     "Exported",
     "Generated",
@@ -83,6 +86,7 @@ def test_functions_say_what_they_return() -> None:
         name: inspect.signature(getattr(orpo_ray, name)).return_annotation for name in FUNCTIONS
     }
     assert returned == {
+        "estimate": "Estimate",
         "evaluate": "Evaluation",
         "export": "Exported",
         "load": "tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]",
@@ -99,7 +103,7 @@ def test_functions_say_what_they_return() -> None:
 
 def test_every_error_of_a_run_is_public() -> None:
     ours = {name for name, item in vars(errors).items() if isinstance(item, type)}
-    assert ours - ERRORS == {"JobError", "CannotTellError"}, "which only commands raise"
+    assert ours - ERRORS == {"JobError"}, "which only commands raise"
 
 
 def test_a_config_comes_from_plain_data_as_from_a_file(tmp_path: Path) -> None:
@@ -144,7 +148,9 @@ def test_what_is_no_config_is_refused_in_one_line(arguments: tuple[Any, ...], sa
         orpo_ray.load_config(*arguments)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "plan", "plan_search", "prepare", "train", "tune"])
+@pytest.mark.parametrize(
+    "name", ["estimate", "evaluate", "plan", "plan_search", "prepare", "train", "tune"]
+)
 def test_a_wrong_config_or_console_is_refused_before_anything_begins(
     name: str, tmp_path: Path
 ) -> None:
