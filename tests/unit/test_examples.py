@@ -97,9 +97,18 @@ def test_an_example_for_gpus_says_what_it_takes(path: Path) -> None:
     assert len(re.findall(rf"^{begin}\n(?:.*\n)*?{end}$", readme, re.MULTILINE)) == 1
 
 
+def made(config: RunConfig) -> bool:
+    """Whether files that the config names are there, where it names files and no hub's data set."""
+    files = [source.source for source in config.data.train if source.source.endswith(".jsonl")]
+    return all(Path(file).is_file() for file in files)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=relative)
 def test_every_example_is_planned(path: Path, tmp_path: Path) -> None:
-    """It fits or needs a change that is named; for a GGUF file the planner says what it takes."""
+    """It fits or needs a change that is named; for a GGUF file the planner says what it takes.
+
+    Pairs that a script of the example makes first cannot be planned before.
+    """
     config = orpo_ray.load_config(path, [f"storage={tmp_path}"])
     if config.model.base.endswith(".gguf"):
         (tmp_path / "base.gguf").touch()
@@ -107,6 +116,10 @@ def test_every_example_is_planned(path: Path, tmp_path: Path) -> None:
             path, [f"storage={tmp_path}", f"model.base={tmp_path / 'base.gguf'}"]
         )
         with pytest.raises(orpo_ray.CannotTellError, match="plan with the hub name or the folder"):
+            orpo_ray.estimate(config, "t4", console=orpo_ray.Console())
+        return
+    if not made(config):
+        with pytest.raises(orpo_ray.DataError, match="no such file"):
             orpo_ray.estimate(config, "t4", console=orpo_ray.Console())
         return
     found = orpo_ray.estimate(config, "t4,h200", console=orpo_ray.Console())
