@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from orpo_ray.config import RunConfig
-from orpo_ray.errors import ConfigError, OrpoRayError
+from orpo_ray.errors import CannotTellError, ConfigError, OrpoRayError
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.files import RUN_FILE
 from orpo_ray.runs.run import Run
@@ -43,8 +43,6 @@ def foretell(
 
     try:
         found = _predict(run, artifact, placement, hardware)
-        if found is None:
-            return None
         known = read_calibrations(calibration_file()).get(found.device)
     except OrpoRayError as error:
         console.announce(f"not planned: {error}")
@@ -128,9 +126,8 @@ def calibrate(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _predict(
-    run: Run, artifact: Artifact, placement: Placement, hardware: Hardware
-) -> Prediction | None:
+def _predict(run: Run, artifact: Artifact, placement: Placement, hardware: Hardware) -> Prediction:
+    """Raises CannotTellError for what the planner does not know, or does not expect to fit."""
     from orpo_ray.planner.bases import find_shape
     from orpo_ray.planner.hardware import find_network
     from orpo_ray.planner.lengths import Lengths
@@ -139,7 +136,7 @@ def _predict(
 
     gpu = _device(run, placement, hardware)
     if gpu is None:
-        return None
+        raise CannotTellError(f"the planner does not know {hardware.name}")
     lengths = Lengths(
         lengths=artifact.train.lengths,
         pairs=len(artifact.train),
@@ -156,7 +153,14 @@ def _predict(
             network=find_network(_NETWORK),
         ),
     )
-    return predict(paper.stage(run.config, gpu), gpu.name)
+    stage = paper.stage(run.config, gpu)
+    found = predict(stage, gpu.name)
+    if found is None:
+        raise CannotTellError(
+            f"by the planner's law {stage.fit.missing / 1e9:.2g} GB of memory are missing; the "
+            "largest micro-batch is tried all the same"
+        )
+    return found
 
 
 def _device(run: Run, placement: Placement, hardware: Hardware) -> Gpu | None:

@@ -75,7 +75,7 @@ def estimate(
     without it, that of `scale.workers`, or one. Raises ConfigError for a wrong name, and
     CannotTellError for a base whose layers are not known.
     """
-    from orpo_ray.planner.advice import advise, is_chat_model
+    from orpo_ray.planner.advice import advise, has_template, is_chat_model
     from orpo_ray.planner.bases import find_shape
     from orpo_ray.planner.cost import read_prices
     from orpo_ray.planner.hardware import find_gpus
@@ -96,7 +96,7 @@ def estimate(
     )
     plans = _ranked([paper.on(each) for each in gpus])
     hours = next((plan.hours for plan in plans if plan.hours), None)
-    is_chat = is_chat_model(config.model.base, None)
+    is_chat = is_chat_model(config.model.base, has_template(found.folder))
     return Estimate(
         paper=paper,
         base_source=found.source,

@@ -68,10 +68,11 @@ def grid_points(config: RunConfig, domains: dict[str, Domain]) -> list[dict[str,
 
 def trial_count(config: RunConfig) -> int:
     """How many trials a search has."""
-    settings = settings_of(config)
-    if settings.searcher == "grid":
-        return len(grid_points(config, settings.domains))
-    return settings.trials or TRIALS
+    search = config.search
+    assert search is not None, "only a search has trials"
+    if search.searcher == "grid":
+        return len(grid_points(config, search.domains))
+    return search.trials or TRIALS
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:

@@ -4,7 +4,7 @@ import codecs
 import gzip
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -22,6 +22,7 @@ from orpo_ray.data.readers import (
     dump_row,
     explained,
     first_line,
+    open_parquet,
     read_arrow,
     read_csv,
     read_json,
@@ -47,6 +48,28 @@ def read_rows(source: Source) -> Iterator[RawRow]:
     else:
         rows = (RawRow(index, dump_row(row)) for index, row in read_hub(source))
     return itertools.islice(rows, source.limit)
+
+
+def read_by_share(source: Source) -> Iterator[tuple[RawRow, float]]:
+    """Rows of a local file, at most `limit`, each with the share of the file read by then.
+
+    The share is of bytes. A reader may be a little ahead of its row, and that of Parquet jumps.
+    """
+    path = local_file(source)
+    assert path is not None, "only a local file has a known size"
+    opened: list[IO[bytes]] = []
+    rows = _read_file(str(path), path.name, opened.append)
+    size = path.stat().st_size
+    for row in itertools.islice(rows, source.limit):
+        yield row, opened[0].tell() / size
+
+
+def stated_rows(path: Path) -> int | None:
+    """How many rows a Parquet file says that it has; None for files that do not say it."""
+    if path.suffix.lower() != ".parquet":
+        return None
+    with path.open("rb") as stream:
+        return int(open_parquet(stream).metadata.num_rows)
 
 
 def refuse_missing(source: Source) -> None:
@@ -157,18 +180,24 @@ def _label_parts(source: Source, sources: Sequence[Source]) -> tuple[str, ...]:
     return (_hub_label(source, sources),)
 
 
-def _read_file(location: str, name: str) -> Iterator[RawRow]:
+def _read_file(
+    location: str, name: str, on_open: Callable[[IO[bytes]], object] | None = None
+) -> Iterator[RawRow]:
     reader = _reader(name)
     if reader is None:
         raise DataError(
             f"{location}: unknown kind of file; use .jsonl, .json, .csv, .tsv, .parquet or .arrow "
             "(text also as .gz or .zst)"
         )
-    yield from explained(location, _rows_of(location, name, reader))
+    yield from explained(location, _rows_of(location, name, reader, on_open))
 
 
-def _rows_of(location: str, name: str, reader: Reader) -> Iterator[RawRow]:
+def _rows_of(
+    location: str, name: str, reader: Reader, on_open: Callable[[IO[bytes]], object] | None
+) -> Iterator[RawRow]:
     with _open(location) as stream:
+        if on_open is not None:
+            on_open(stream)
         yield from reader(_unzipped(stream, name))
 
 

@@ -1,12 +1,19 @@
 """ORPO in one stage, or SFT and then DPO: a rule with its source, and how to find out."""
 
+import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from orpo_ray.planner.interval import Interval
 
 FEW_PAIRS = 5_000
 """Fewer pairs than this teach a base little of how to answer: see `_SOURCES`."""
-_CHAT_NAMES = ("instruct", "chat", "-it", "zephyr", "-sft", "-dpo", "rlhf", "assistant")
+_CHAT_WORDS = frozenset(
+    {"instruct", "chat", "it", "zephyr", "sft", "dpo", "orpo", "rlhf", "assistant"}
+)
+_BASE_WORDS = frozenset({"base", "pt", "pretrained"})
+"""Words of a base's name that say that it has been taught to chat, or that it has not."""
 _SOURCES = {
     "orpo": "arXiv:2403.07691 aligns bases in one stage with 61,135 pairs of UltraFeedback",
     "sft": "arXiv:2305.18290 starts DPO from a model that SFT has trained on the chosen answers",
@@ -26,10 +33,30 @@ class Advice:
 
 
 def is_chat_model(name: str, has_template: bool | None) -> bool | None:
-    """Whether a base is instruction-tuned, by its name and its template; None if neither says."""
-    if any(word in name.lower() for word in _CHAT_NAMES):
+    """Whether a base can chat: its name says it, or no template says that it cannot.
+
+    A template alone says nothing, because pre-trained bases of Qwen bring one, too. None: unknown.
+    """
+    words = set(re.split(r"[^a-z0-9]+", name.rstrip("/").rpartition("/")[2].lower()))
+    if words & _CHAT_WORDS:
         return True
-    return False if has_template is False else None
+    return False if words & _BASE_WORDS or has_template is False else None
+
+
+def has_template(folder: Path | None) -> bool | None:
+    """Whether the files of a base's tokenizer bring a chat template; None if none of them is here.
+
+    `folder` has the base's files, or those that were fetched from the hub.
+    """
+    if folder is None:
+        return None
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # a run says what is wrong with it
+    return isinstance(written, dict) and bool(written.get("chat_template"))
 
 
 def advise(
@@ -69,6 +96,11 @@ def advise(
         )
     short = budget is not None and hours is not None and hours.middle * 2 > budget
     reason = "one stage, no reference: about half of the time of SFT and then DPO"
+    if is_chat is None:
+        reason += (
+            "; whether this base can chat already is not known from its name or its template: if "
+            "it can, take DPO alone"
+        )
     if short:
         reason += f", and two stages would not end within {budget:g} hours"
     return Advice("ORPO", reason, _SOURCES["orpo"], check)

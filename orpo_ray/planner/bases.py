@@ -46,10 +46,14 @@ class HuggingFace:
 
 @dataclass(frozen=True)
 class Found:
-    """The shape of a base, and where its sizes are from."""
+    """The shape of a base, and where its sizes are from.
+
+    `folder` has the files of the base that are on this server, None if there are none.
+    """
 
     shape: Shape
     source: str
+    folder: Path | None = None
 
 
 def find_shape(
@@ -125,4 +129,4 @@ def _read(path: Path, base: str, source: str) -> Found:
             f"({quantised.get('quant_method', 'unknown method')}), and the planner knows bases "
             "with whole weights only; plan with the base that it was made from"
         )
-    return Found(read_shape(config, base), source)
+    return Found(read_shape(config, base), source, path.parent)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orpo_ray.errors import ConfigError
+from orpo_ray.errors import ConfigError, on_one_line
 from orpo_ray.planner.interval import Interval
 
 _FILE = "orpo-ray/calibration.json"
@@ -62,17 +62,30 @@ def read_calibrations(path: Path) -> dict[str, Calibration]:
     """The calibrations by device; none if there is no file. Raises ConfigError for a broken one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {device: Calibration(**entry) for device, entry in found.items()}
+        return {device: _checked(**entry) for device, entry in found.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read; remove it, and calibrate again") from error
 
 
+def _checked(seconds: float, memory: float, runs: int) -> Calibration:
+    """Raises ValueError or TypeError for figures that no run has taught."""
+    if not all(0 < each < math.inf for each in (seconds, memory, runs)):
+        raise ValueError("a factor is not above 0")
+    return Calibration(seconds, memory, runs)
+
+
 def write_calibrations(path: Path, calibrations: dict[str, Calibration]) -> None:
-    """Keep them, in place of those before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Keep them, in place of those before. Raises ConfigError if they cannot be written."""
     new = path.with_suffix(".new")
     text = json.dumps({device: asdict(each) for device, each in calibrations.items()}, indent=1)
-    new.write_text(text + "\n", encoding="utf-8")
-    new.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(text + "\n", encoding="utf-8")
+        new.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"--calibrate: {path} cannot be written: {on_one_line(error)}; set XDG_CONFIG_HOME to "
+            "a folder of yours"
+        ) from error

@@ -1,5 +1,6 @@
 """What a run costs, by the prices in a file of the user's own: none travels with the package."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,40 @@ def read_prices(path: Path) -> Prices:
         raise ConfigError(f"--prices: {path} cannot be read: {' '.join(str(error).split())}") from (
             error
         )
-    if not isinstance(found, dict) or not isinstance(found.get("gpus"), dict):
+    if not isinstance(found, dict) or not isinstance(found.get("gpus"), dict) or not found["gpus"]:
         raise ConfigError(f"--prices: {path} has no prices; {_FORM}")
-    if others := set(found) - {"currency", "gpus"}:
-        near = near_name(str(min(map(str, others))), ["currency", "gpus"])
+    if others := [str(key) for key in found if key not in ("currency", "gpus")]:
+        near = near_name(others[0], ["currency", "gpus"])
         hint = f"did you mean {near}?" if near else _FORM
-        raise ConfigError(f"--prices: {path}: {min(map(str, others))} is unknown; {hint}")
+        raise ConfigError(f"--prices: {path}: {others[0]} is unknown; {hint}")
     currency = found.get("currency", "")
     if not isinstance(currency, str):
-        raise ConfigError(f"--prices: {path}: currency must be a word such as EUR, not {currency}")
+        raise ConfigError(
+            f"--prices: {path}: currency must be a word such as EUR, not {currency!r}"
+        )
+    families: dict[str, float] = {}
     prices: dict[str, float] = {}
     for name, price in found["gpus"].items():
-        if isinstance(price, bool) or not isinstance(price, int | float) or price < 0:
-            raise ConfigError(f"--prices: {path}: gpus.{name}: must be a number, not {price!r}")
-        meant = [str(name)] if str(name) in load_gpus() else [gpu.name for gpu in find_gpus(name)]
-        prices |= dict.fromkeys(meant, float(price))
-    return Prices(currency, prices)
+        if isinstance(price, bool) or not isinstance(price, int | float) or not _is_price(price):
+            raise ConfigError(
+                f"--prices: {path}: gpus.{name}: must be a number of 0 or more, not {price!r}"
+            )
+        meant = _meant(str(name), path)
+        into = prices if len(meant) == 1 else families
+        into |= dict.fromkeys(meant, float(price))
+    return Prices(currency, families | prices)  # h100-sxm has its own price beside that of h100
+
+
+def _is_price(price: float) -> bool:
+    return math.isfinite(price) and price >= 0
+
+
+def _meant(name: str, path: Path) -> list[str]:
+    """The GPUs that a name in the file means."""
+    if name in load_gpus():
+        return [name]
+    try:
+        return [gpu.name for gpu in find_gpus(name)]
+    except ConfigError as error:
+        said = str(error).removeprefix("--gpu: ")
+        raise ConfigError(f"--prices: {path}: gpus.{name}: {said}") from None

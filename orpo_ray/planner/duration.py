@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orpo_ray.config import RunConfig
-from orpo_ray.config.search import TRIALS, SearchConfig
+from orpo_ray.config.search import SearchConfig
 from orpo_ray.config.training import every_to_steps
 from orpo_ray.planner.engine import Engine
 from orpo_ray.planner.fit import Request
@@ -46,8 +46,8 @@ class Steps:
     def __init__(
         self, request: Request, engine: Engine, gpu: Gpu, workers: Workers, pairs_per_step: int
     ) -> None:
-        self._request, self._engine, self._gpu = request, engine, gpu
-        self._workers, self._pairs_per_step = workers, pairs_per_step
+        self._request, self._gpu, self._pairs_per_step = request, gpu, pairs_per_step
+        self.engine, self.workers = engine, workers
         self._parts = exchanges(engine.method.stage, trained_weights(engine))
 
     def step(self, tokens: int) -> Interval:
@@ -59,7 +59,7 @@ class Steps:
         return _mean([self._one(pairs.astype(np.int64), tokens) for pairs in drawn])
 
     def _one(self, pairs: Indices, tokens: int) -> Interval:
-        step = cut_step(pairs, self._request.costs, self._workers.count, tokens)
+        step = cut_step(pairs, self._request.costs, self.workers.count, tokens)
         ranks = [
             [self._pack(tuple(pack.pairs.tolist())) for pack in rank if pack.weight]
             for rank in step.packs
@@ -68,21 +68,21 @@ class Steps:
         slowest = max(times, key=lambda time: time.middle)
         packs = len(step.packs[0])
         last = slowest.times(_BACKWARD / packs)
-        rate = self._workers.rate if self._workers.count > 1 else None
+        rate = self.workers.rate if self.workers.count > 1 else None
         waits = [
-            step_cost(self._parts, self._workers, packs, backward, speed).exposed if rate else 0.0
+            step_cost(self._parts, self.workers, packs, backward, speed).exposed if rate else 0.0
             for backward, speed in zip(
                 (last.low, last.middle, last.high),
                 (rate.high, rate.middle, rate.low) if rate else (1.0, 1.0, 1.0),
                 strict=True,
             )
         ]
-        own = Interval.sure(self._engine.step_seconds(self._gpu))
+        own = Interval.sure(self.engine.step_seconds(self._gpu))
         return slowest + Interval(*waits) + own
 
     def _pack(self, pairs: tuple[int, ...]) -> Interval:
         batch = self._request.batch(np.array(pairs, dtype=np.int64))
-        return self._engine.seconds(batch, self._gpu)
+        return self.engine.seconds(batch, self._gpu)
 
     def forward(self, pairs: int, tokens: int) -> Interval:
         """Seconds of the forward passes of so many pairs, shared by all workers."""
@@ -90,8 +90,8 @@ class Steps:
         mean = float(costs.tokens.mean())
         sample = np.arange(min(len(costs.tokens), max(1, int(tokens // mean))))
         batch = self._request.batch(sample)
-        one = self._engine.seconds(batch, self._gpu, training=False)
-        return one.times(pairs / len(sample) / self._workers.count)
+        one = self.engine.seconds(batch, self._gpu, training=False)
+        return one.times(pairs / len(sample) / self.workers.count)
 
 
 def trained_weights(engine: Engine) -> Weights:
@@ -105,18 +105,10 @@ def trained_weights(engine: Engine) -> Weights:
     )
 
 
-def duration(
-    config: RunConfig,
-    lengths: Lengths,
-    steps: Steps,
-    engine: Engine,
-    *,
-    tokens: int,
-    workers: int,
-) -> Duration | None:
+def duration(config: RunConfig, lengths: Lengths, steps: Steps, tokens: int) -> Duration | None:
     """How long a run takes; None if nobody knows how many pairs it has."""
     step = steps.step(tokens)
-    settings = config.training
+    settings, engine, workers = config.training, steps.engine, steps.workers.count
     speed = step.under(settings.pairs_per_step)
     if lengths.pairs is None and settings.max_steps is None:
         return None
@@ -124,8 +116,9 @@ def duration(
     per_epoch = math.ceil(pairs / settings.pairs_per_step)
     count = settings.max_steps or max(1, round((settings.epochs or 1) * per_epoch))
     share = pairs / (per_epoch * settings.pairs_per_step)
-    evaluations = count // every_to_steps(settings.eval_every, count) + 1
-    checkpoints = max(1, count // every_to_steps(settings.checkpoint_every, count))
+    # The last step counts, whatever its number; before the first one a run evaluates, too.
+    evaluations = math.ceil(count / every_to_steps(settings.eval_every, count)) + 1
+    checkpoints = math.ceil(count / every_to_steps(settings.checkpoint_every, count))
     parts = {
         "start": _start(engine, workers),
         "steps": step.times(count * share),
@@ -172,11 +165,6 @@ def search_share(search: SearchConfig) -> Interval:
         share += alive * (further - reached)
         reached = further
     return Interval(share, min(1.0, 1.2 * share), min(1.0, 1.4 * share))
-
-
-def trials_of(search: SearchConfig) -> int:
-    """How many trials a search makes, as far as the config says it."""
-    return search.trials or TRIALS
 
 
 def _sum(intervals: Sequence[Interval]) -> Interval:

@@ -60,6 +60,16 @@ class Request:
         """The tokens that pairs take in the layout."""
         return pack_costs(self.lengths, self.method.layout, with_rejected=self.with_rejected)
 
+    @property
+    def given(self) -> tuple[int, bool]:
+        """Tokens of a micro-batch and checkpointing, where the run decides neither."""
+        assert self.tokens is not None and self.checkpointing is not None
+        return self.tokens, self.checkpointing
+
+    def largest(self, tokens: int) -> int:
+        """Tokens of the largest pack, if a micro-batch may have so many."""
+        return max(int(self.costs.tokens.max()), min(tokens, self.step))
+
     def worst(self, tokens: int) -> MicroBatch:
         """The pack of that many tokens that takes the most memory."""
         return self.batch(sample_pack(self.costs, tokens))
@@ -78,8 +88,9 @@ class Request:
 class Fit:
     """How a run fits into one GPU.
 
-    `tokens` of a micro-batch is None if not even the longest pair fits; `parts` and `peak` are then
-    those of that pair. `peak` is in bytes of the whole device. `missing` is in bytes, 0 if it fits.
+    `tokens` of a micro-batch is None if not even the longest pair fits, or not what is set; `parts`
+    and `peak` are then those of that pack. `peak` is in bytes of the whole device. `missing` says
+    how many bytes more the GPU must have; the run leaves some free. It is 0 if the run fits.
     """
 
     tokens: int | None
@@ -94,67 +105,84 @@ def fit(request: Request, gpu: Gpu) -> Fit:
     """The micro-batch that the run takes on a GPU, and the memory for it."""
     found = {law: _budget(request, gpu, law) for law in _LAW}
     low, middle, high = (found[law] for law in _LAW)
-    longest = int(request.costs.tokens.max())
-    tokens, checkpointing = middle or (
-        request.tokens or longest,
-        request.checkpointing is not False,
-    )
+    tokens, checkpointing = middle or (request.tokens or 0, request.checkpointing is not False)
     method = replace(request.method, checkpointing=checkpointing)
-    batch = request.worst(max(longest, min(tokens, request.step)))
+    size = request.largest(tokens)
+    batch = request.worst(size)
     parts = _parts(request.shape, method, batch, gpu)
     peak = _device(parts, computed(request.shape, method, batch), gpu, fits=middle is not None)
+    missing = 0.0
+    if middle is None:
+        missing = _missing(request, gpu, _measure(request, 1.0)(size, checkpointing))
     return Fit(
         tokens=None if middle is None else tokens,
         method=method,
         parts=parts,
         peak=peak,
-        missing=0.0 if middle else max(0.0, peak.middle - gpu.memory),
+        missing=missing,
         is_uncertain=(low is None) != (high is None),
     )
 
 
 def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     """Tokens of a micro-batch and checkpointing, if the law of memory is off by a factor."""
-    shape, method = request.shape, request.method
-    longest = int(request.costs.tokens.max())
     if request.untried:
-        return _given(request, gpu, law)
-    device = "cuda" if method.on_gpu else "cpu"
+        needed = _needed(request, gpu, law)
+        return None if needed > gpu.memory else request.given
+    longest = request.largest(0)
+    device = "cuda" if request.method.on_gpu else "cpu"
     most = max(longest, request.tokens or MOST_TOKENS[device])
-    parts = held(shape, method)
-    free = gpu.memory - context_bytes(gpu.name, method.workers) - CUBLAS_WORKSPACE
-    free -= int(parts["weights"] + parts["adapter"])
-    trained = trained_numbers(shape, method)
-    size = ModelSize(0, trained, state_bytes(shape, method, trained) / trained)
-    room = usable(max(0, free), size, method.workers, request.strategy)
     another = request.costs.of(sample_pack(request.costs, 2 * longest))
+    room, measure = _room(request, _free(request, gpu)), _measure(request, law)
     found = find_budget(
-        _measure(request, law),
-        room,
-        Sizes(longest, another, request.step, most),
-        request.checkpointing,
+        measure, room, Sizes(longest, another, request.step, most), request.checkpointing
     )
     if found is None:
         return None
     if request.tokens is None:
         return found.tokens, found.checkpointing
-    return _given(replace(request, checkpointing=found.checkpointing), gpu, law)
+    # The run takes the tokens that are set, or ends if they do not fit.
+    if measure(request.largest(request.tokens), found.checkpointing) > room:
+        return None
+    return request.tokens, found.checkpointing
 
 
-def _given(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
-    """The micro-batch that is set, or that a run takes untried, if the memory is enough for it."""
-    assert request.tokens is not None and request.checkpointing is not None
-    method = replace(request.method, checkpointing=request.checkpointing)
-    largest = max(int(request.costs.tokens.max()), min(request.tokens, request.step))
-    parts = _parts(request.shape, method, request.worst(largest), gpu)
+def _free(request: Request, gpu: Gpu) -> int:
+    """Bytes that the frozen weights and the trained ones leave, below 0 if they do not fit."""
+    parts = held(request.shape, request.method)
+    context = context_bytes(gpu.name, request.method.workers) + CUBLAS_WORKSPACE
+    return gpu.memory - context - int(parts["weights"] + parts["adapter"])
+
+
+def _room(request: Request, free: int) -> int:
+    """Bytes that packs may take of the free ones, as the run counts them."""
+    shape, method = request.shape, request.method
+    trained = trained_numbers(shape, method)
+    size = ModelSize(0, trained, state_bytes(shape, method, trained) / trained)
+    return usable(max(0, free), size, method.workers, request.strategy)
+
+
+def _missing(request: Request, gpu: Gpu, taken: int) -> float:
+    """How many bytes more the GPU must have for a pack that takes so many."""
+    if request.untried:
+        return _needed(request, gpu, 1.0) - gpu.memory
+    nothing = _room(request, 0)  # below 0 by what is left for gradients and optimizer
+    share = (_room(request, gpu.memory) - nothing) / gpu.memory
+    return (taken - nothing) / share - _free(request, gpu)
+
+
+def _needed(request: Request, gpu: Gpu, law: float) -> float:
+    """Bytes of the whole device for the micro-batch that a run takes untried."""
+    tokens, checkpointing = request.given
+    method = replace(request.method, checkpointing=checkpointing)
+    parts = _parts(request.shape, method, request.worst(request.largest(tokens)), gpu)
     moving = parts["activations"] + max(parts["layer"], parts["head"])
     fixed = sum(parts.values()) - parts["activations"] - parts["layer"] - parts["head"]
-    needed = fixed - parts["slack"] + law * moving
-    return (request.tokens, request.checkpointing) if needed <= gpu.memory else None
+    return fixed - parts["slack"] + law * moving
 
 
-def _measure(request: Request, law: float) -> Callable[[int, bool], int | None]:
-    def measure(tokens: int, checkpointing: bool) -> int | None:
+def _measure(request: Request, law: float) -> Callable[[int, bool], int]:
+    def measure(tokens: int, checkpointing: bool) -> int:
         method = replace(request.method, checkpointing=checkpointing)
         taken = bytes_of_batch(request.shape, method, request.worst(tokens))
         return int(law * taken)

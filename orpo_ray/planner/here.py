@@ -13,10 +13,24 @@ docs/benchmarks.md: large products reached 63 to 89 GFLOP/s on one thread.
 _CORE_BANDWIDTH = 10e9
 
 
+_OTHER_MEMORY = 0.1
+"""A card whose memory differs by a larger part is another one, such as the RTX 4060 Ti of 8 GB."""
+
+
 def gpu_named(title: str, memory: int) -> Gpu | None:
-    """The known GPU that CUDA names so, or None. Of two sizes, the nearer one."""
-    found = [gpu for gpu in load_gpus().values() if _plain(gpu.title) == _plain(title)]
+    """The known GPU that CUDA names so and that has so many bytes, or None."""
+    found = [
+        gpu
+        for gpu in load_gpus().values()
+        if (_plain(gpu.title), _is_pcie(gpu.title)) == (_plain(title), _is_pcie(title))
+        and abs(gpu.memory - memory) <= _OTHER_MEMORY * gpu.memory
+    ]
     return min(found, key=lambda gpu: abs(gpu.memory - memory), default=None)
+
+
+def _is_pcie(title: str) -> bool:
+    """Whether a title tells a card from the module of the same name: CUDA does so for PCIe."""
+    return "pcie" in title.lower()
 
 
 def _plain(title: str) -> str:

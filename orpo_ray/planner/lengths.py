@@ -14,27 +14,42 @@ import yaml
 
 from orpo_ray.config import RunConfig
 from orpo_ray.config.data import DataConfig, Source
+from orpo_ray.config.model import ModelConfig
 from orpo_ray.config.storage import expanded
 from orpo_ray.data.formats import Reading, read_pairs
 from orpo_ray.data.pairs import Message, Pair, Refusal
 from orpo_ray.data.ranked import Ranking
-from orpo_ray.data.sources import local_file, one_by_one, read_rows
+from orpo_ray.data.readers import RawRow
+from orpo_ray.data.sources import local_file, one_by_one, read_by_share, refuse_missing, stated_rows
 from orpo_ray.data.store import MANIFEST, open_artifact
-from orpo_ray.errors import DataError
+from orpo_ray.errors import ConfigError, DataError, on_one_line
+from orpo_ray.runs.run import Run
 from orpo_ray.training.plan import Indices, longer_side
 
 _SAMPLE = 2000
-"""Rows of each source that are read."""
+"""Rows of each source whose lengths are taken."""
+_COUNTED = 2**24
+"""Bytes of each source whose rows are counted one by one. The rest counts by its size."""
 _CHARACTERS = 4.0
 """Of a token, where the base's tokenizer is not here: OpenAI's and Meta's rule for English."""
 _MARKS = 5
 """Tokens that a chat template writes around a turn: ChatML has five."""
 _SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 2.25)
 """Lengths that are assumed spread about their mean like this; the mean of these is 1."""
-
-
 _REPEATED = 50
 """So many pairs of each of these lengths are assumed, so that a pack and a step find enough."""
+
+
+_LIMITS = (
+    "max_length",
+    "max_prompt_length",
+    "overlong",
+    "pairs",
+    "min_margin",
+    "train_on",
+    "dedup",
+)
+"""Settings that decide which pairs are left."""
 
 
 class Tokens(Protocol):
@@ -65,14 +80,15 @@ def find_lengths(config: RunConfig) -> Lengths:
 
 
 def _prepared(config: RunConfig) -> Lengths | None:
-    """From prepared pairs with the same sources and limits."""
-    for path in sorted(config.storage_dir.glob(f"artifacts/*/{MANIFEST}")):
+    """From prepared pairs with the same sources and limits, those that were prepared last."""
+    found = Run(config).root.glob(f"artifacts/*/{MANIFEST}")
+    for path in sorted(found, key=lambda each: each.stat().st_mtime, reverse=True):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-            if not _is_of(summary, config.data):
+            if not _is_of(summary, config):
                 continue
             artifact = open_artifact(path.parent)
-        except (OSError, ValueError, KeyError, DataError):
+        except (OSError, ValueError, KeyError, TypeError, DataError):
             continue  # a damaged one: `prepare` says so and builds it again
         lengths = artifact.train.lengths
         return Lengths(
@@ -84,8 +100,9 @@ def _prepared(config: RunConfig) -> Lengths | None:
     return None
 
 
-def _is_of(summary: dict[str, Any], data: DataConfig) -> bool:
+def _is_of(summary: dict[str, Any], config: RunConfig) -> bool:
     """Whether an artifact's summary says that it was made from these sources, with these limits."""
+    data = config.data
     own = [(each, "train") for each in data.train] + [(each, "eval") for each in data.eval]
     wanted = [
         (one.model_dump(mode="json"), split) for each, split in own for one in _files_of(each)
@@ -94,9 +111,14 @@ def _is_of(summary: dict[str, Any], data: DataConfig) -> bool:
         ({key: source.get(key) for key in Source.model_fields}, source.get("used_for"))
         for source in summary["sources"]
     ]
-    settings = summary["settings"]
-    limits = ("max_length", "max_prompt_length", "overlong", "pairs", "min_margin", "train_on")
-    return found == wanted and all(settings.get(key) == getattr(data, key) for key in limits)
+    columns = data.columns and data.columns.model_dump(mode="json", exclude_none=True)
+    settings = {
+        **{name: getattr(data, name) for name in _LIMITS},
+        "columns": columns,
+        "eval_fraction": None if data.eval else data.eval_fraction,
+        "single_answers": config.objective.reads_single_answers,
+    }
+    return found == wanted and settings.items() <= summary["settings"].items()
 
 
 def _files_of(source: Source) -> list[Source]:
@@ -109,11 +131,13 @@ def _files_of(source: Source) -> list[Source]:
 def _sampled(config: RunConfig) -> Lengths | None:
     """From the first rows of files that are here."""
     data = config.data
+    for source in (*data.train, *data.eval):
+        refuse_missing(source)
     train = [one for each in data.train for one in _files_of(each)]
     held = [one for each in data.eval for one in _files_of(each)]
     if any(local_file(each) is None for each in (*train, *held)):
         return None
-    tokenizer = _tokenizer_of(config.model.base)
+    tokenizer = _tokenizer_of(config.model)
     tokens: Tokens = _Exact(tokenizer) if tokenizer else _ByCharacters()
     reading = Reading(
         data.columns,
@@ -129,37 +153,54 @@ def _sampled(config: RunConfig) -> Lengths | None:
         rows -= held_out
     found = list(itertools.chain.from_iterable(sample.found for sample in samples))
     if not found:
-        return None
+        raise DataError(
+            f"data.train: the first rows of {', '.join(each.source for each in data.train)} hold "
+            "no pair that can be read; orpo-ray prepare says why"
+        )
     how = f"read by {tokenizer}" if tokenizer else f"{_CHARACTERS:g} characters taken for a token"
-    return _within(
-        Lengths(
-            lengths=_count(found, tokens),
-            pairs=rows,
-            held_out=held_out,
-            source=f"the first {len(found)} pairs, {how}",
-        ),
-        data,
+    every = Lengths(
+        lengths=_count(found, tokens),
+        pairs=rows,
+        held_out=held_out,
+        source=f"the first {len(found)} pairs, {how}",
     )
+    left = _within(every, data)
+    if not left.pairs:
+        raise DataError(
+            f"data.max_length: no pair has at most {data.max_length} tokens, and "
+            f"{data.max_prompt_length} of them in its prompt ({every.source}); raise it"
+        )
+    return left
 
 
 class _Sample:
-    """The first pairs of one file, and how many it holds by its size."""
+    """The first pairs of one file, and how many it holds."""
 
     def __init__(self, source: Source, reading: Reading) -> None:
-        rows = read_rows(source)
-        first = list(itertools.islice(rows, _SAMPLE))
-        self.found = list(_pairs_of((row.text for row in first), reading))
-        count = float(len(first))
-        if next(rows, None) is not None:
-            file = local_file(source)
-            assert file is not None
-            count *= file.stat().st_size / max(1, sum(len(row.text) + 1 for row in first))
-            count = max(float(_SAMPLE + 1), min(count, source.limit or count))
+        rows = read_by_share(source)
+        first = [row.text for row, _ in itertools.islice(rows, _SAMPLE)]
+        self.found = list(_pairs_of(first, reading))
+        count = self._count(source, rows, len(first))
         kept = len(self.found) / max(1, len(first))
         self.pairs = round(count * kept * source.weight)
 
+    @staticmethod
+    def _count(source: Source, rest: Iterator[tuple[RawRow, float]], first: int) -> float:
+        """The rows of the file: stated, counted, or by the size of those that are counted."""
+        file = local_file(source)
+        stated = file and stated_rows(file)
+        count = float(stated or first)
+        counted = _COUNTED if stated is None else 0
+        for row, share in rest if counted else ():
+            count += 1
+            counted -= len(row.text)
+            if counted < 0 and share < 1:
+                count /= share
+                break
+        return min(count, source.limit or count)
 
-def _pairs_of(texts: Iterator[bytes], reading: Reading) -> Iterator[Pair]:
+
+def _pairs_of(texts: Sequence[bytes], reading: Reading) -> Iterator[Pair]:
     for text in texts:
         try:
             row = json.loads(text)
@@ -170,15 +211,15 @@ def _pairs_of(texts: Iterator[bytes], reading: Reading) -> Iterator[Pair]:
             yield from found
 
 
-def _tokenizer_of(base: str) -> Path | None:
+def _tokenizer_of(model: ModelConfig) -> Path | None:
     """The tokenizer.json of a base that is a folder, or in the hub's cache."""
-    path = expanded(base, "model.base") / "tokenizer.json"
+    path = expanded(model.base, "model.base") / "tokenizer.json"
     if path.is_file():
         return path
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        cached = try_to_load_from_cache(base, "tokenizer.json")
+        cached = try_to_load_from_cache(model.base, "tokenizer.json", revision=model.revision)
     except ValueError:  # no name of the hub
         return None
     return Path(cached) if isinstance(cached, str) else None
@@ -190,7 +231,13 @@ class _Exact:
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more special
+            raise ConfigError(f"model.base: {path} cannot be read: {on_one_line(error)}") from error
+        # Many a file says how batches are padded and cut, which would make all texts equally long.
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has."""
@@ -223,21 +270,20 @@ def _text(turns: Sequence[Message]) -> str:
 
 
 def _within(found: Lengths, data: DataConfig) -> Lengths:
-    """The lengths of pairs that `data.max_length` leaves."""
+    """The lengths of pairs that `data.max_length` leaves, perhaps none."""
     lengths = found.lengths
-    fits = longer_side(lengths) <= data.max_length
     if data.overlong == "truncate-prompt-left":
-        prompt = np.minimum(lengths[:, 0], data.max_length - lengths[:, 1:].max(axis=1))
+        room = np.minimum(data.max_prompt_length, data.max_length - lengths[:, 1:].max(axis=1))
+        prompt = np.minimum(lengths[:, 0], room)
         lengths = np.column_stack([prompt, lengths[:, 1:]])[prompt > 0]
     elif data.overlong == "drop":
+        fits = longer_side(lengths) <= data.max_length
         lengths = lengths[fits & (lengths[:, 0] <= data.max_prompt_length)]
-    if not len(lengths) or found.pairs is None:
-        return found
     kept = len(lengths) / len(found.lengths)
     return replace(
         found,
         lengths=lengths,
-        pairs=max(1, round(kept * found.pairs)),
+        pairs=None if found.pairs is None else round(kept * found.pairs),
         held_out=round(kept * found.held_out),
     )
 
@@ -258,15 +304,19 @@ def _assumed(data: DataConfig) -> Lengths:
     longest = [data.max_prompt_length, *2 * [data.max_length - data.max_prompt_length]]
     rows = _sum([_rows(each) for each in data.train])
     evaluated = _sum([_rows(each) for each in data.eval])
-    found = _within(
-        Lengths(lengths=lengths, pairs=rows, held_out=evaluated or 0, source="", is_assumed=True),
-        data,
+    every = Lengths(
+        lengths=np.vstack([lengths, longest]),
+        pairs=rows,
+        held_out=evaluated or 0,
+        source="",
+        is_assumed=True,
     )
+    found = _within(every, data)
     pairs, held_out = found.pairs, found.held_out
     if pairs is not None and not data.eval:
         held_out = round(pairs * data.eval_fraction)
         pairs -= held_out
-    short = len(found.lengths) / len(lengths)
+    short = len(found.lengths) / len(every.lengths)
     said = ["/".join(str(usual[side]) for side in usual) + " tokens of prompt, chosen and rejected"]
     said[0] += f" on average, and one pair of {data.max_length}"
     if rows is not None:
@@ -276,7 +326,6 @@ def _assumed(data: DataConfig) -> Lengths:
         said.append("none held out, because nobody knows how many there are")
     return replace(
         found,
-        lengths=np.vstack([found.lengths, longest]),
         pairs=pairs,
         held_out=held_out,
         source=f"assumed: {'; '.join(said)}; orpo-ray prepare tells",

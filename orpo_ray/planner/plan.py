@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orpo_ray.config import RunConfig, stage_configs
-from orpo_ray.config.searched import settings_of, trial_count, with_values
+from orpo_ray.config.searched import trial_count, with_values
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
 from orpo_ray.planner.cost import Prices
@@ -134,7 +134,7 @@ class Paper:
         hours = _hours(stages) if fits else None
         search = None
         if hours is not None and config.search is not None:
-            share = search_share(settings_of(config)).times(trial_count(config))
+            share = search_share(config.search).times(trial_count(config))
             search = Interval(
                 hours.low * share.low, hours.middle * share.middle, hours.high * share.high
             )
@@ -181,9 +181,7 @@ class Paper:
             network=self.place.network,
         )
         steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
-        return duration(
-            config, self.lengths, steps, engine, tokens=found.tokens, workers=workers.count
-        )
+        return duration(config, self.lengths, steps, found.tokens)
 
     def _request(self, config: RunConfig, gpu: Gpu) -> tuple[LayoutChoice, StrategyChoice, Request]:
         objective, training = config.objective, config.training
@@ -224,7 +222,9 @@ class Paper:
             scores_prompt=objective.scores_prompt,
         )
         tokens = request.costs.tokens
-        if training.engine == "trl" or strategy.strategy.shares_weights:
+        # ZeRO-3 divides the weights of a base that is not quantised before a pack could be tried.
+        divided = strategy.strategy.shares_weights and config.model.quantization == "none"
+        if training.engine == "trl" or divided:
             device = "cuda" if on_gpu else "cpu"
             request = replace(
                 request,
@@ -317,7 +317,7 @@ def _hours(stages: Sequence[StagePlan]) -> Interval | None:
 def _changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """Changes that save memory, the cheapest first: what it costs in time and in quality."""
     wanted: list[dict[str, Any]] = []
-    if config.training.gradient_checkpointing is False:
+    if config.training.gradient_checkpointing is not True:
         wanted.append({"training.gradient_checkpointing": True})
     if config.training.tokens_per_microbatch != "auto":
         wanted.append({"training.tokens_per_microbatch": "auto"})
