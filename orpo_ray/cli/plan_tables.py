@@ -37,7 +37,7 @@ def print_estimate(found: "Estimate") -> None:
     place = paper.place
     servers = "" if place.nodes == 1 else f", {place.nodes} servers, {place.network.name}"
     for line in (
-        f"base: {paper.shape.name}, {_numbers(paper.shape.total)} ({found.base_source})",
+        f"base: {paper.shape.name}, {_size(paper.shape.total)} numbers ({found.base_source})",
         f"pairs: {_count(paper.lengths.pairs)} trained, {paper.lengths.held_out:,} held out "
         f"({paper.lengths.source})",
         f"GPUs of a server: {place.count}{servers}",
@@ -79,11 +79,8 @@ def _remarks(found: "Estimate") -> list[str]:
     return lines
 
 
-def _numbers(count: int) -> str:
-    """How many numbers a base has."""
-    if count >= 1e8:
-        return f"{count / 1e9:.2f} billion numbers"
-    return f"{count / 1e6:.2f} million numbers"
+def _size(numbers: int) -> str:
+    return f"{numbers / 1e9:.2f} billion" if numbers >= 1e8 else f"{numbers / 1e6:.2f} million"
 
 
 def _count(pairs: int | None) -> str:
@@ -183,14 +180,14 @@ def print_scaling(found: dict[str, Any]) -> None:
         for column in ("servers", "workers", "pairs/s", "efficiency", "exchange", "limit"):
             table.add_column(column, justify="right")
         for row in found[name]["nodes"]:
-            cells = [
+            cells = (
                 str(row["nodes"]),
                 str(row["workers"]),
                 f"{_short(row['low'])} to {_short(row['high'])}",
                 f"{row['efficiency']:.0%}",
                 f"{row['exchanged']:.0%}",
                 row["limit"],
-            ]
+            )
             table.add_row(*cells)
         console.print(table)
         for key in ("faster_network", "larger_step"):
@@ -215,14 +212,14 @@ def print_check(found: dict[str, Any]) -> None:
     for name, score in groups.items():
         held = next(value for key, value in score.items() if key.startswith("share_within"))
         worst = score["worst"]
-        cells = [
+        cells = (
             name,
             str(score["scored"]),
             _percent(score["mean_error"]),
             "" if score["mean_abs_error"] is None else f"{score['mean_abs_error']:.1%}",
             "" if worst is None else f"{worst['row']} {_percent(worst['error'])}",
             "" if held is None else f"{held:.0%}",
-        ]
+        )
         table.add_row(*cells)
     console.print(table)
     console.print(

@@ -222,7 +222,9 @@ class Paper:
             scores_prompt=objective.scores_prompt,
         )
         tokens = request.costs.tokens
-        if training.engine == "trl" or strategy.strategy.shares_weights:
+        # ZeRO-3 divides the weights of a base that is not quantised before a pack could be tried.
+        divided = strategy.strategy.shares_weights and config.model.quantization == "none"
+        if training.engine == "trl" or divided:
             device = "cuda" if on_gpu else "cpu"
             request = replace(
                 request,

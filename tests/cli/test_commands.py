@@ -268,11 +268,12 @@ def test_with_json_stdout_is_one_object_and_the_rest_is_on_stderr(finished: Fini
     )
     said = finished.done.said
     assert said[0] == "48 training pairs and 16 evaluation pairs from 64 rows"
-    assert [line.split()[:2] for line in said[-3:]] == [
+    assert [line.split()[:2] for line in said[-4:-1]] == [
         ["step", "0/4"],
         ["step", "2/4"],
         ["step", "4/4"],
     ]
+    assert said[-1].startswith("the plan: ")
     noise = [
         line for line in said if any(word in line.lower() for word in ("warning", "error", "trace"))
     ]

@@ -86,8 +86,9 @@ def test_it_looks_at_all_that_a_run_needs(looked: tuple[Done, Path]) -> None:
 
 def test_the_exit_code_says_whether_a_run_would_stop(looked: tuple[Done, Path]) -> None:
     done, _ = looked
-    bad = [each for each in findings_of(done.result).values() if each["level"] == "stops"]
-    assert done.result["stops"] == len(bad)
+    (server,) = done.result["servers"]
+    bad = [each for each in server["findings"] if each["level"] == "stops"]
+    assert done.result["stops"] == len(bad), bad
     assert done.code == done.result["exit_code"] == (LACKING if bad else 0), bad
     assert len(done.out.splitlines()) == 1, "one JSON object and nothing else"
 

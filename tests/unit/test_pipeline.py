@@ -665,7 +665,7 @@ except Exception as error:
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
     [said] = python(script, TMPDIR=str(folder)).stdout.splitlines()
-    assert said.startswith("ResourceError Ray's sockets do not fit into the folder")
+    assert said.startswith("SetupError Ray's sockets do not fit into the folder")
     assert said.endswith("set RAY_TMPDIR to a shorter one, such as /tmp")
 
 
