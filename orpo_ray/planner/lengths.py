@@ -31,8 +31,12 @@ _COUNTED = 2**24
 """Bytes of each source whose rows are counted one by one. The rest counts by its size."""
 _CHARACTERS = 4.0
 """Of a token, where the base's tokenizer is not here: OpenAI's and Meta's rule for English."""
-_MARKS = 5
-"""Tokens that a chat template writes around a turn: ChatML has five."""
+_MARKS, _HEADER, _LAST = 5, 3, 1
+"""Tokens that a chat template writes around a turn, as ChatML has them.
+
+Three are before its text, which the prompt has of the answer's turn. After the last turn's end
+nothing is trained, so its line feed is left out.
+"""
 _SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 2.25)
 """Lengths that are assumed spread about their mean like this; the mean of these is 1."""
 _REPEATED = 50
@@ -259,7 +263,12 @@ def _count(pairs: Sequence[Pair], tokens: Tokens) -> Indices:
         for pair in pairs
     ]
     counts = tokens.count([_text(turns) for side in sides for turns in side])
-    marks = [_MARKS * len(turns) for side in sides for turns in side]
+    around = (_HEADER, -_HEADER - _LAST, -_HEADER - _LAST)
+    marks = [
+        (_MARKS * len(turns) + more) * bool(turns)
+        for side in sides
+        for turns, more in zip(side, around, strict=True)
+    ]
     lengths: Indices = np.array(counts, dtype=np.int64) + np.array(marks, dtype=np.int64)
     return lengths.reshape(-1, 3)
 
