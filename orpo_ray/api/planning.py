@@ -67,16 +67,19 @@ def estimate(
     nodes: int = 1,
     network: str = "1gbit",
     prices: str | Path | None = None,
+    within: float | None = None,
     console: Console = PRINTING,
 ) -> Estimate:
     """Whether a run fits into GPUs, how long it takes on them, and what it costs.
 
     `gpu` is a list of names such as `l4,h100`, or `all`. `count` is the number of GPUs of a server;
-    without it, that of `scale.workers`, or one. Raises ConfigError for a wrong name, and
+    without it, that of `scale.workers`, or one. `within` is the most hours that there are, for the
+    advice. Raises ConfigError for a wrong name, and
     CannotTellError for a base whose layers are not known.
     """
     from orpo_ray.planner.advice import advise, has_template, is_chat_model
     from orpo_ray.planner.bases import find_shape
+    from orpo_ray.planner.calibration import calibration_file, read_calibrations
     from orpo_ray.planner.cost import read_prices
     from orpo_ray.planner.hardware import find_gpus
     from orpo_ray.planner.lengths import find_lengths
@@ -86,13 +89,14 @@ def estimate(
     gpus = find_gpus(gpu)
     place = _place(config, count, nodes, network)
     paid = None if prices is None else read_prices(Path(prices))
-    found = find_shape(config.model.base, config.model.revision)
+    found = find_shape(config.model.base, config.model.revision, announce=console.announce)
     paper = Paper(
         config=config,
         shape=found.shape,
         lengths=find_lengths(config),
         place=place,
         prices=paid,
+        learnt=read_calibrations(calibration_file()),
     )
     plans = _ranked([paper.on(each) for each in gpus])
     hours = next((plan.hours for plan in plans if plan.hours), None)
@@ -105,7 +109,7 @@ def estimate(
             paper.lengths.pairs,
             is_chat,
             hours,
-            None,
+            within,
             has_pairs=not config.objective.reads_single_answers,
         ),
     )

@@ -31,6 +31,9 @@ def plan(
     prices: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your prices of a GPU for an hour.")
     ] = None,
+    within: Annotated[
+        float | None, typer.Option(metavar="HOURS", min=0, help="The most hours that you have.")
+    ] = None,
     check: Annotated[
         Path | None,
         typer.Option(metavar="FILE.csv", help="Predict measured rows, and say the errors."),
@@ -71,6 +74,7 @@ def plan(
         nodes=first,
         network=network,
         prices=prices,
+        within=within,
         console=Terminal(),
     )
     result = found.to_json()

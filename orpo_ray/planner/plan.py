@@ -1,14 +1,15 @@
 """A run on paper: does it fit, how long does it take, and what does it cost, for each GPU."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orpo_ray.config import RunConfig, stage_configs
 from orpo_ray.config.searched import trial_count, with_values
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
+from orpo_ray.planner.calibration import Calibration
 from orpo_ray.planner.cost import Prices
 from orpo_ray.planner.duration import Duration, Steps, checkpoint_bytes, duration, search_share
 from orpo_ray.planner.engine import Engine
@@ -115,13 +116,17 @@ class GpuPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """What is known of a run before it starts."""
+    """What is known of a run before it starts.
+
+    `learnt` has what earlier runs on a device have shown, by its name.
+    """
 
     config: RunConfig
     shape: Shape
     lengths: Lengths
     place: Place
     prices: Prices | None = None
+    learnt: Mapping[str, Calibration] = field(default_factory=dict)
 
     def on(self, gpu: Gpu) -> GpuPlan:
         """The run on one kind of GPU."""
@@ -144,6 +149,8 @@ class Paper:
             cost = self.prices.of(gpu.name, self.place.workers, paid)
         engine = Engine(self.shape, stages[-1].fit.method)
         reason, is_unmeasured = engine.reason(gpu)
+        if known := self.learnt.get(gpu.name):
+            reason, is_unmeasured = f"calibrated here by {_runs(known.runs)}", False
         return GpuPlan(
             gpu=gpu,
             stages=stages,
@@ -181,7 +188,9 @@ class Paper:
             network=self.place.network,
         )
         steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
-        return duration(config, self.lengths, steps, found.tokens)
+        planned = duration(config, self.lengths, steps, found.tokens)
+        known = self.learnt.get(gpu.name)
+        return planned if planned is None or known is None else _corrected(planned, known)
 
     def _request(self, config: RunConfig, gpu: Gpu) -> tuple[LayoutChoice, StrategyChoice, Request]:
         objective, training = config.objective, config.training
@@ -278,6 +287,21 @@ class Paper:
             if replace(self, lengths=replace(self.lengths, lengths=left))._fits(gpu):
                 return length
         return None
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def _corrected(planned: Duration, known: Calibration) -> Duration:
+    """How long a run takes after what earlier runs on the device have shown."""
+    of_pair = Interval.sure(1 / planned.pairs_per_second.middle)
+    return replace(
+        planned,
+        seconds=known.of_time(planned.seconds),
+        parts={name: known.of_time(part) for name, part in planned.parts.items()},
+        pairs_per_second=known.of_time(of_pair).under(1),
+    )
 
 
 def _unless_auto(value: Any) -> Any:
