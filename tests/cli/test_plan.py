@@ -12,6 +12,8 @@ import pytest
 from support import BASE, DEMO, Done, random_base
 from terminal import ENVIRONMENT, FAILED, LACKING, WRONG, Command, Finished, one_line
 
+from orpo_ray.planner.calibration import Calibration, calibration_file, write_calibrations
+
 LARGE = """\
 name: large
 storage: STORAGE
@@ -288,6 +290,30 @@ def test_a_finished_run_teaches_and_later_plans_say_so(
     assert own["plan"]["predicted"]["peak_bytes"] == plan["predicted"]["peak_bytes"]
     kept.write_text("{", encoding="utf-8")
     one_line(command("plan", "--calibrate", finished.run_dir), WRONG, "cannot be read; remove it")
+
+
+def test_a_calibrated_plan_says_so_and_goes_by_what_was_measured(
+    command: Command, large: Path
+) -> None:
+    words = ("plan", large, "--gpu", "l4,t4")
+    before = gpus_of(command(*words, "--json"))
+    write_calibrations(calibration_file(), {"l4": Calibration(2.0, 0.9, 3)})
+    after = gpus_of(command(*words, "--json"))
+    assert after["t4"] == before["t4"]
+    l4, plain = after["l4"], before["l4"]
+    assert l4["hours"] == pytest.approx(2 * plain["hours"])
+    assert l4["pairs_per_second"] == pytest.approx(plain["pairs_per_second"] / 2)
+    assert l4["hours_high"] / l4["hours_low"] < plain["hours_high"] / plain["hours_low"]
+    assert "calibrated here by 3 runs" in l4["reason"] and not l4["uncertain"]
+    calibration_file().write_text("[", encoding="utf-8")
+    one_line(command(*words), WRONG, "cannot be read; remove it, and calibrate again")
+
+
+def test_the_hours_that_there_are_change_the_advice(command: Command, large: Path) -> None:
+    words = ("plan", large, "--gpu", "rtx4090", "--within")
+    assert "two stages would not end within 0.5 hours" in command(*words, "0.5").out
+    assert "two stages would not" not in command(*words, "500").out
+    assert command(*words, "-1").code == WRONG
 
 
 def test_a_run_without_a_plan_teaches_nothing(
