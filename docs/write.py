@@ -7,6 +7,7 @@ of it with what this script would write.
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import orpo_ray
 from orpo_ray.config import RunConfig
@@ -226,7 +228,8 @@ def _planned(words: list[str]) -> str:
     parser.add_argument("--network", default="1gbit")
     options = vars(parser.parse_args(words))
     path = DOCS.parent / options.pop("config")
-    with tempfile.TemporaryDirectory() as empty:  # or prepared pairs of this machine would tell
+    # Neither prepared pairs nor calibrations of this machine may tell.
+    with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, XDG_CONFIG_HOME=empty):
         config = orpo_ray.load_config(path, [f"storage={empty}"])
         found = orpo_ray.estimate(config, console=orpo_ray.Console(), **options)
     return (
