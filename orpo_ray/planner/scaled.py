@@ -1,62 +1,100 @@
 """A planned run on more and more servers: what `scaling.py` simulates, from a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from orpo_ray.config import stage_configs
 from orpo_ray.planner.duration import trained_weights
 from orpo_ray.planner.engine import Engine
 from orpo_ray.planner.hardware import find_server_link
 from orpo_ray.planner.memory import MicroBatch
 from orpo_ray.planner.network import Weights, exchanges
 from orpo_ray.planner.plan import GpuPlan, Paper
-from orpo_ray.planner.scaling import Payoff, Setup, Tokens, faster_network, larger_step, scale
+from orpo_ray.planner.scaling import (
+    Payoff,
+    Scale,
+    Setup,
+    Tokens,
+    faster_network,
+    larger_step,
+    scale,
+)
 from orpo_ray.training.plan import PackCosts, cut_step, pack_costs
 
 
 def scaled(paper: Paper, plan: GpuPlan, most: int) -> dict[str, Any]:
-    """Pairs a second and efficiency by servers, for the run's own gradients and for all of them."""
-    stage = plan.stages[-1]
-    assert stage.fit.tokens is not None, "only a run that fits is scaled"
-    engine = Engine(paper.shape, stage.fit.method)
-    objective = paper.config.objective
-    costs = pack_costs(
-        paper.lengths.lengths, stage.fit.method.layout, with_rejected=objective.needs_rejected
-    )
-    setup = Setup(
-        tokens=costs.tokens,
-        pairs_per_step=paper.config.training.pairs_per_step,
-        token_budget=stage.fit.tokens,
-        share=_share(costs, stage.fit.tokens),
-        seconds=_seconds(engine, costs, paper, plan),
-        backward=0.5,
-        exchanges=exchanges(stage.fit.method.stage, trained_weights(engine)),
-        per_server=paper.place.count,
-        inside=find_server_link(plan.gpu.link) if paper.place.count > 1 else None,
-        network=paper.place.network,
-    )
-    whole = replace(setup, exchanges=exchanges(None, Weights(trained=paper.shape.total)))
+    """Pairs a second and efficiency by servers, for the run's own gradients and for all of them.
+
+    Each number of servers has the strategy and the micro-batch that a run on them takes.
+    """
     nodes = _nodes(paper.place.nodes, most)
+    own = {count: _setup(_on_servers(paper, count), plan) for count in {1, *nodes}}
+    every = exchanges(None, Weights(trained=paper.shape.total))
+    whole = {count: replace(setup, exchanges=every) for count, setup in own.items()}
     return {
         "gpu": plan.gpu.name,
         "network": paper.place.network.name,
-        "trained": _table(setup, nodes),
+        "trained": _table(own, nodes),
         "every_weight": _table(whole, nodes),
     }
 
 
-def _table(setup: Setup, nodes: Sequence[int]) -> dict[str, Any]:
+def _on_servers(paper: Paper, count: int) -> Paper:
+    return replace(paper, place=replace(paper.place, nodes=count))
+
+
+def _setup(paper: Paper, plan: GpuPlan) -> Setup:
+    """What is simulated: the last stage of a run, on the servers of its paper."""
+    config = stage_configs(paper.config)[-1] if paper.config.stages else paper.config
+    fit = paper.stage(config, plan.gpu).fit
+    assert fit.tokens is not None, "what fits into a GPU alone fits beside others"
+    engine = Engine(paper.shape, fit.method)
+    costs = pack_costs(
+        paper.lengths.lengths, fit.method.layout, with_rejected=config.objective.needs_rejected
+    )
+    return Setup(
+        tokens=costs.tokens,
+        pairs_per_step=config.training.pairs_per_step,
+        token_budget=fit.tokens,
+        share=_share(costs, fit.tokens),
+        seconds=_seconds(engine, costs, paper, plan),
+        backward=0.5,
+        exchanges=exchanges(fit.method.stage, trained_weights(engine)),
+        per_server=paper.place.count,
+        inside=find_server_link(plan.gpu.link) if paper.place.count > 1 else None,
+        network=paper.place.network,
+    )
+
+
+def _table(setups: Mapping[int, Setup], nodes: Sequence[int]) -> dict[str, Any]:
+    (alone,) = scale(setups[1], [1])
+    found = [scale(setups[count], [count])[0] for count in nodes]
     return {
-        "nodes": [asdict(each) for each in scale(setup, nodes)],
-        "faster_network": _payoff(faster_network(setup, nodes)),
-        "larger_step": _payoff(larger_step(setup, nodes)),
+        "nodes": [
+            asdict(replace(each, efficiency=each.pairs_per_second / _linear(alone, each)))
+            for each in found
+        ],
+        "faster_network": _first(faster_network, setups, nodes),
+        "larger_step": _first(larger_step, setups, nodes),
     }
 
 
-def _payoff(found: Payoff | None) -> dict[str, Any] | None:
-    return None if found is None else asdict(found)
+def _linear(alone: Scale, each: Scale) -> float:
+    """Pairs a second if every server did as much as one alone."""
+    return each.nodes * alone.pairs_per_second
+
+
+def _first(
+    look: Callable[[Setup, Sequence[int]], Payoff | None],
+    setups: Mapping[int, Setup],
+    nodes: Sequence[int],
+) -> dict[str, Any] | None:
+    """The fewest servers at which a change pays, or None."""
+    found = (look(setups[count], [count]) for count in nodes)
+    return next((asdict(each) for each in found if each is not None), None)
 
 
 def _nodes(first: int, most: int) -> list[int]:
