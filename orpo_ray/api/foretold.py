@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orpo_ray.planner.hardware import Gpu
     from orpo_ray.planner.prediction import Prediction
 
-_KEY = "plan"
+_KEY, _KEPT = "plan", ("predicted", "measured")
 _NETWORK = "10gbit"
 """What joins servers, as long as nobody says it. It counts only for runs on several."""
 
@@ -46,6 +46,9 @@ def foretell(
         known = read_calibrations(calibration_file()).get(found.device)
     except OrpoRayError as error:
         console.announce(f"not planned: {error}")
+        return None
+    except Exception as error:  # noqa: BLE001 - a fault of the planner must not end a run
+        console.announce(f"not planned: unexpected {type(error).__name__}: {error}")
         return None
     shown = calibrated(found, known)
     seconds, memory = shown.seconds, shown.peak_bytes
@@ -103,7 +106,7 @@ def calibrate(config: RunConfig) -> dict[str, Any]:
     run = Run(config)
     run.refresh()
     written = run.facts().get(_KEY)
-    if written is None:
+    if not isinstance(written, dict) or not all(written.get(key) for key in _KEPT):
         raise ConfigError(
             f"--calibrate: {run.place} has no plan in {RUN_FILE}; take a finished run of this "
             "version whose base the planner knows"

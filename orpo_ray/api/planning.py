@@ -18,7 +18,9 @@ from orpo_ray.runs.console import Console
 if TYPE_CHECKING:
     from orpo_ray.planner.advice import Advice
     from orpo_ray.planner.interval import Interval
+    from orpo_ray.planner.lengths import Lengths
     from orpo_ray.planner.plan import GpuPlan, Paper, Place
+    from orpo_ray.planner.shapes import Shape
 
 _GIB = 2**30
 
@@ -90,10 +92,12 @@ def estimate(
     place = _place(config, count, nodes, network)
     paid = None if prices is None else read_prices(Path(prices))
     found = find_shape(config.model.base, config.model.revision, announce=console.announce)
+    lengths = find_lengths(config)
+    _refuse_unread(found.shape, lengths)
     paper = Paper(
         config=config,
         shape=found.shape,
-        lengths=find_lengths(config),
+        lengths=lengths,
         place=place,
         prices=paid,
         learnt=read_calibrations(calibration_file()),
@@ -142,7 +146,22 @@ def _place(config: RunConfig, count: int | None, nodes: int, network: str) -> Pl
                 "set scale.workers, or name the GPUs of a server with --count"
             )
         count = workers // nodes
+    if workers not in ("auto", (count or 1) * nodes):
+        raise ConfigError(
+            f"--count: {count} GPUs on each of {nodes} servers are not scale.workers={workers}; "
+            f"set scale.workers={(count or 1) * nodes}, or leave --count out"
+        )
     return Place(count=count or 1, nodes=nodes, network=link)
+
+
+def _refuse_unread(shape: Shape, lengths: Lengths) -> None:
+    """Raise ConfigError for pairs that are longer than the base reads, as the run does."""
+    longest = int((lengths.lengths[:, 0] + lengths.lengths[:, 1:].max(axis=1)).max())
+    if shape.positions is not None and longest > shape.positions:
+        raise ConfigError(
+            f"data.max_length: the longest pair has {longest} tokens, but {shape.name} reads "
+            f"{shape.positions}; set data.max_length={shape.positions}"
+        )
 
 
 def _ranked(plans: Sequence[GpuPlan]) -> list[GpuPlan]:

@@ -58,8 +58,7 @@ def print_estimate(found: "Estimate") -> None:
 def _remarks(found: "Estimate") -> list[str]:
     """What the table cannot hold: missing memory, unmeasured GPUs, what hours count, no hours."""
     lines = [
-        f"{plan.gpu.name}: {plan.worst.fit.missing / _GIB:.1f} GiB are missing; "
-        f"the cheapest change: {plan.change}"
+        f"{plan.gpu.name}: {_obstacle(plan)}; the cheapest change: {plan.change}"
         for plan in found.gpus
         if not plan.fits
     ]
@@ -68,6 +67,11 @@ def _remarks(found: "Estimate") -> list[str]:
         lines.append(
             f"uncertain in time: {', '.join(unmeasured)}: no measurement is published, so the "
             "interval is wide"
+        )
+    step, workers = found.paper.config.training.pairs_per_step, found.paper.place.workers
+    if step < workers:
+        lines.append(
+            f"{workers - step} of {workers} workers have nothing to do: a step has {step} pairs"
         )
     if any(plan.search for plan in fitting):
         lines.append("hours and cost are those of the whole search")
@@ -81,6 +85,12 @@ def _remarks(found: "Estimate") -> list[str]:
 
 def _size(numbers: int) -> str:
     return f"{numbers / 1e9:.2f} billion" if numbers >= 1e8 else f"{numbers / 1e6:.2f} million"
+
+
+def _obstacle(plan: "GpuPlan") -> str:
+    """Why a run does not fit."""
+    missing = plan.worst.fit.missing / _GIB
+    return f"{missing:.1f} GiB are missing" if missing > 0 else "it has no bfloat16"
 
 
 def _count(pairs: int | None) -> str:

@@ -101,6 +101,7 @@ def advise(
             "; whether this base can chat already is not known from its name or its template: if "
             "it can, take DPO alone"
         )
-    if short:
-        reason += f", and two stages would not end within {budget:g} hours"
+    if short and hours is not None and budget is not None:
+        what = "even this does" if hours.middle > budget else "two stages would"
+        reason += f"; {what} not end within {budget:g} hours"
     return Advice("ORPO", reason, _SOURCES["orpo"], check)

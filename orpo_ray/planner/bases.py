@@ -124,9 +124,10 @@ def _read(path: Path, base: str, source: str) -> Found:
     if not isinstance(config, dict):
         raise ConfigError(f"model.base: {_CONFIG} of {base} holds no settings")
     if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise CannotTellError(
             f"model.base: the weights of {base} are quantised already "
-            f"({quantised.get('quant_method', 'unknown method')}), and the planner knows bases "
+            f"({method or 'unknown method'}), and the planner knows bases "
             "with whole weights only; plan with the base that it was made from"
         )
     return Found(read_shape(config, base), source, path.parent)

@@ -14,7 +14,7 @@ from orpo_ray.planner.fit import Request
 from orpo_ray.planner.hardware import Gpu
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.lengths import Lengths
-from orpo_ray.planner.memory import trained_numbers
+from orpo_ray.planner.memory import state_bytes, trained_numbers
 from orpo_ray.planner.network import Weights, Workers, exchanges, step_cost
 from orpo_ray.training.plan import Indices, cut_step
 
@@ -145,18 +145,37 @@ def _written(size: float) -> Interval:
 
 
 def checkpoint_bytes(engine: Engine) -> float:
-    """Bytes of a checkpoint: float32 weights that are trained, their moments, and the adapter."""
-    return 4.0 * trained_numbers(engine.shape, engine.method) * 4
+    """Bytes of a checkpoint: float32 weights that are trained, their state, and the adapter."""
+    trained = trained_numbers(engine.shape, engine.method)
+    return 2 * 4.0 * trained + state_bytes(engine.shape, engine.method, trained)
 
 
-def search_share(search: SearchConfig) -> Interval:
+def search_seconds(run: Sequence[Duration], search: SearchConfig, trials: int) -> Interval:
+    """How long a search takes: every trial starts, and the reference is computed once for all."""
+    share, total = search_share(search, trials), Interval.sure(0.0)
+    for stage in run:
+        for name, part in stage.parts.items():
+            if name == "start":
+                total += part.times(trials)
+            elif name == "reference":
+                total += part
+            else:
+                total += Interval(
+                    trials * share.low * part.low,
+                    trials * share.middle * part.middle,
+                    trials * share.high * part.high,
+                )
+    return total
+
+
+def search_share(search: SearchConfig, trials: int) -> Interval:
     """How much of all trials' full length a search computes, on average.
 
     ASHA runs each trial for `grace`; the best 1/eta of them go on to eta times grace, and so on.
     The high end is for searches whose early trials go further, because there are none to compare
     with yet: `orpo-ray bench search` measured 1.2 of the middle (docs/benchmarks.md).
     """
-    if search.scheduler == "none":
+    if search.scheduler == "none" or trials < search.eta:
         return Interval.sure(1.0)
     share, reached, alive = search.grace, search.grace, 1.0
     while reached < 1:

@@ -20,7 +20,13 @@ from orpo_ray.planner.memory import (
 )
 from orpo_ray.planner.shapes import Shape
 from orpo_ray.planner.stock import CUBLAS_WORKSPACE, context_bytes
-from orpo_ray.training.budget import Sizes, find_budget, sample_pack, usable
+from orpo_ray.training.budget import (
+    Sizes,
+    find_budget,
+    sample_pack,
+    usable,
+    with_set_tokens,
+)
 from orpo_ray.training.plan import Indices, PackCosts, pack_costs
 from orpo_ray.training.strategy import ModelSize, Strategy
 
@@ -111,6 +117,9 @@ def fit(request: Request, gpu: Gpu) -> Fit:
     batch = request.worst(size)
     parts = _parts(request.shape, method, batch, gpu)
     peak = _device(parts, computed(request.shape, method, batch), gpu, fits=middle is not None)
+    # torch gives its free blocks back before memory runs out.
+    beyond = _total(parts) - peak.middle
+    parts["slack"] = max(0.0, parts["slack"] - max(0.0, beyond))
     missing = 0.0
     if middle is None:
         missing = _missing(replace(request, checkpointing=checkpointing), gpu)
@@ -140,7 +149,8 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
         return None
     if request.tokens is None:
         return found.tokens, found.checkpointing
-    return _given(replace(request, checkpointing=found.checkpointing), gpu, law)
+    checkpointing = with_set_tokens(found, request.largest(request.tokens), request.checkpointing)
+    return _given(replace(request, checkpointing=checkpointing), gpu, law)
 
 
 def _given(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
@@ -193,6 +203,11 @@ def _measure(request: Request, law: float) -> Callable[[int, bool], int]:
         return int(law * taken)
 
     return measure
+
+
+def _total(parts: dict[str, float]) -> float:
+    """All parts together: the layer and the head never work at the same time."""
+    return sum(parts.values()) - min(parts["layer"], parts["head"])
 
 
 def _parts(shape: Shape, method: Method, batch: MicroBatch, gpu: Gpu) -> dict[str, float]:

@@ -64,10 +64,12 @@ def read_settings(family: Family, config: Settings, name: str) -> dict[str, Any]
     if "n_inner" in family.keys.values() and not found.get("intermediate_size"):
         found["intermediate_size"] = 4 * int(found.get("hidden_size", 0))
     for key in _NEEDED:
-        if not found.get(key):
+        size = found.get(key)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            key = family.keys.get(key, key)
+            says = f"has no {key}" if size is None else f"says {key}: {size}"
             raise CannotTellError(
-                f"model.base: the config.json of {name} has no {family.keys.get(key, key)}, so "
-                "the planner cannot tell its size"
+                f"model.base: the config.json of {name} {says}, so the planner cannot tell its size"
             )
     for key, value in family.fixed.items():
         if found.get(key, value) != value:

@@ -125,11 +125,13 @@ def held(shape: Shape, method: Method) -> dict[str, float]:
         quantised = _WEIGHT_BYTES.get(method.quantization, float(method.number))
         weights = shape.linear * quantised + shape.others * method.number
     share = method.workers if stage == 3 else 1
+    # Quantised weights cannot be divided: every worker holds the whole.
+    of_weights = share if method.quantization == "none" else 1
     optimizer = state_bytes(shape, method, trained) / (method.workers if stage >= 1 else 1)
     gradients = _GRADIENT * trained / (method.workers if stage >= 2 else 1)
     buckets = _GRADIENT * trained if method.stage is None and method.workers > 1 else 0
     return {
-        "weights": weights / share,
+        "weights": weights / of_weights,
         "adapter": FLOAT * trained / share,
         "gradients": gradients + buckets,
         "optimizer": optimizer,
@@ -238,6 +240,8 @@ def _kept_by_trained(shape: Shape, method: Method, tokens: int, index: int) -> f
         mask = 1 if method.on_gpu else FLOAT
         count += mask * sum(each.inputs * each.active_copies for each in targeted)
     between = (method.rank or 0) * sum(each.ranks > 0 for each in targeted) * method.number
+    if method.dora:  # its magnitudes scale what the base and the adapter give, which both stay
+        between += 2 * sum(each.outputs for each in targeted) * method.number
     return tokens * (count + between)
 
 
@@ -263,6 +267,8 @@ def _work_in_layer(shape: Shape, method: Method, batch: MicroBatch, layer: Layer
     inner = _inner(layer.linears) * layer.linears[-1].active_copies
     work = float((inner * of_inputs + shape.hidden * of_stream) * batch.tokens)
     modules = [each.weights for each in layer.linears if each.is_module]
+    if method.dora:
+        work += 3 * max(modules) * FLOAT  # the adapted weights, for their norm
     if method.quantization != "none":
         work += max(modules) * method.number  # the weights, made numbers again
     elif method.stage == 3:

@@ -5,13 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from orpo_ray.config import RunConfig, stage_configs
 from orpo_ray.config.searched import trial_count, with_values
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
 from orpo_ray.planner.calibration import Calibration
 from orpo_ray.planner.cost import Prices
-from orpo_ray.planner.duration import Duration, Steps, checkpoint_bytes, duration, search_share
+from orpo_ray.planner.duration import (
+    Duration,
+    Steps,
+    checkpoint_bytes,
+    duration,
+    search_seconds,
+)
 from orpo_ray.planner.engine import Engine
 from orpo_ray.planner.fit import Fit, Request, fit
 from orpo_ray.planner.hardware import Gpu, Link, find_network, find_server_link, load_gpus
@@ -34,6 +42,8 @@ _LOGIT_BYTES = {"ORPO": 14.0, "CPO": 14.0, "DPO": 29.0, "KTO": 14.0}
 `orpo-ray bench step` measured it in float32 from vocabularies of 8,000 and 32,000 ids, with ORPO
 and DPO. CPO computes its logits as ORPO does; KTO is taken to do so, too.
 """
+_COMPUTED = ("steps", "evaluation")
+"""The parts of a duration that a GPU's speed decides; a run measures no other."""
 _HOST = Interval(0.9e9, 2.0e9, 4.0e9)
 """Bytes of a worker's process. On a CPU 0.86e9 were measured; CUDA's libraries were not."""
 _UNTRIED_TOKENS = {"cpu": 8192, "cuda": 4096}
@@ -139,10 +149,8 @@ class Paper:
         hours = _hours(stages) if fits else None
         search = None
         if hours is not None and config.search is not None:
-            share = search_share(config.search).times(trial_count(config))
-            search = Interval(
-                hours.low * share.low, hours.middle * share.middle, hours.high * share.high
-            )
+            run = [stage.duration for stage in stages if stage.duration is not None]
+            search = search_seconds(run, config.search, trial_count(config)).times(1 / _HOUR)
         paid = search or hours
         cost = None
         if self.prices and paid is not None:
@@ -166,6 +174,8 @@ class Paper:
         """One run without stages, or one stage."""
         layout, strategy, request = self._request(config, gpu)
         found = fit(request, gpu)
+        if _lacks_bfloat16(config, gpu):
+            found = replace(found, tokens=None)
         return StagePlan(
             name=config.name,
             objective=config.objective.kind,
@@ -275,7 +285,11 @@ class Paper:
 
     def _fits(self, gpu: Gpu) -> bool:
         configs = stage_configs(self.config) if self.config.stages else [self.config]
-        return all(fit(self._request(config, gpu)[2], gpu).tokens is not None for config in configs)
+        return all(
+            fit(self._request(config, gpu)[2], gpu).tokens is not None
+            and not _lacks_bfloat16(config, gpu)
+            for config in configs
+        )
 
     def _shorter(self, gpu: Gpu) -> int | None:
         """The longest `data.max_length` with which the run fits, or None."""
@@ -284,6 +298,9 @@ class Paper:
             left = self.lengths.lengths[sides <= length]
             if not len(left):
                 return None
+            if self.lengths.is_assumed:  # the longest pair that the run would allow
+                prompt = length // 2
+                left = np.vstack([left, [prompt, length - prompt, length - prompt]])
             if replace(self, lengths=replace(self.lengths, lengths=left))._fits(gpu):
                 return length
         return None
@@ -296,12 +313,15 @@ def _runs(count: int) -> str:
 def _corrected(planned: Duration, known: Calibration) -> Duration:
     """How long a run takes after what earlier runs on the device have shown."""
     of_pair = Interval.sure(1 / planned.pairs_per_second.middle)
-    return replace(
-        planned,
-        seconds=known.of_time(planned.seconds),
-        parts={name: known.of_time(part) for name, part in planned.parts.items()},
-        pairs_per_second=known.of_time(of_pair).under(1),
-    )
+    parts = {
+        name: known.of_time(part) if name in _COMPUTED else part
+        for name, part in planned.parts.items()
+    }
+    seconds = Interval.sure(0.0)
+    for part in parts.values():
+        seconds += part
+    speed = known.of_time(of_pair).under(1)
+    return replace(planned, seconds=seconds, parts=parts, pairs_per_second=speed)
 
 
 def _unless_auto(value: Any) -> Any:
@@ -324,6 +344,11 @@ def _dtype(config: RunConfig, gpu: Gpu) -> str:
     return "bfloat16" if gpu.bf16 else "float16"
 
 
+def _lacks_bfloat16(config: RunConfig, gpu: Gpu) -> bool:
+    """Whether a run asks for bfloat16 and the GPU has none, which the run refuses."""
+    return config.model.dtype == "bfloat16" and gpu.name != CPU and not gpu.bf16
+
+
 def _inside(gpu: Gpu) -> Link:
     """What joins the workers of one server."""
     return find_network(_BETWEEN_PROCESSES) if gpu.name == CPU else find_server_link(gpu.link)
@@ -341,6 +366,8 @@ def _hours(stages: Sequence[StagePlan]) -> Interval | None:
 def _changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """Changes that save memory, the cheapest first: what it costs in time and in quality."""
     wanted: list[dict[str, Any]] = []
+    if config.model.dtype == "bfloat16":
+        wanted.append({"model.dtype": "auto"})
     if config.training.gradient_checkpointing is not True:
         wanted.append({"training.gradient_checkpointing": True})
     if config.training.tokens_per_microbatch != "auto":
@@ -373,12 +400,13 @@ def disk_bytes(paper: Paper, plan: GpuPlan) -> dict[str, float]:
 def host_bytes(paper: Paper, plan: GpuPlan) -> Interval:
     """Bytes of a server's own memory, for all of its workers.
 
-    ZeRO-3 has every worker load the whole base there before it is shared out.
+    ZeRO-3 has every worker load the whole base there before it is shared out, unless the base is
+    quantised.
     """
     workers = paper.place.count
     method = plan.worst.fit.method
     found = _HOST.times(workers)
-    if plan.worst.strategy.strategy.shares_weights:
+    if plan.worst.strategy.strategy.shares_weights and method.quantization == "none":
         number = 4 if method.rank is None else method.number
         found += Interval.sure(float(workers * number * paper.shape.total))
     return found

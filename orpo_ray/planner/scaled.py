@@ -24,6 +24,9 @@ from orpo_ray.planner.scaling import (
 )
 from orpo_ray.training.plan import PackCosts, cut_step, pack_costs
 
+_PAYS = 1.05
+"""A change that gives less is not worth its words."""
+
 
 def scaled(paper: Paper, plan: GpuPlan, most: int) -> dict[str, Any]:
     """Pairs a second and efficiency by servers, for the run's own gradients and for all of them.
@@ -94,7 +97,7 @@ def _first(
 ) -> dict[str, Any] | None:
     """The fewest servers at which a change pays, or None."""
     found = (look(setups[count], [count]) for count in nodes)
-    return next((asdict(each) for each in found if each is not None), None)
+    return next((asdict(each) for each in found if each is not None and each.gain >= _PAYS), None)
 
 
 def _nodes(first: int, most: int) -> list[int]:

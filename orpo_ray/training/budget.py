@@ -93,6 +93,19 @@ def _find_tokens(measure: Callable[[int], int | None], room: int, sizes: Sizes) 
     return min(sizes.most, sizes.longest + int((room - first) / growth))
 
 
+def with_set_tokens(found: Budget, largest: int, asked: bool | None) -> bool:
+    """Whether activations are recomputed if the user has set the tokens of a micro-batch.
+
+    `found` is what fits, and `largest` the largest pack that comes. Activations that fit for fewer
+    tokens only are not kept, unless `asked` says so.
+    """
+    return (
+        found.checkpointing
+        if asked is not None
+        else (found.checkpointing or found.tokens < largest)
+    )
+
+
 def smaller(tokens: int, longest: int) -> int | None:
     """The size to try after a pack of `tokens` did not fit.
 

@@ -23,6 +23,7 @@ from orpo_ray.training.budget import (
     sample_pack,
     smaller,
     usable,
+    with_set_tokens,
 )
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.memory import CpuMemory, GpuMemory
@@ -137,7 +138,11 @@ def settle_budget(
         asked = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
         room = probe.room(world.size, decisions.strategy, config)
         found = _least(world.gather(find_budget(probe.measure, room, sizes, asked)), longest)
-        budget = found if may_shrink else replace(found, tokens=budget.tokens)
+        if may_shrink:
+            budget = found
+        else:
+            largest = max(longest, min(budget.tokens, largest_step))
+            budget = Budget(budget.tokens, with_set_tokens(found, largest, asked))
     announce("trying the largest micro-batch")
     while True:
         packs = (pack.pairs for step in plan(budget.tokens) for rank in step.packs for pack in rank)

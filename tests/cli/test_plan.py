@@ -301,7 +301,7 @@ def test_a_calibrated_plan_says_so_and_goes_by_what_was_measured(
     after = gpus_of(command(*words, "--json"))
     assert after["t4"] == before["t4"]
     l4, plain = after["l4"], before["l4"]
-    assert l4["hours"] == pytest.approx(2 * plain["hours"])
+    assert l4["hours"] == pytest.approx(2 * plain["hours"], rel=0.02)  # its start is as it was
     assert l4["pairs_per_second"] == pytest.approx(plain["pairs_per_second"] / 2)
     assert l4["hours_high"] / l4["hours_low"] < plain["hours_high"] / plain["hours_low"]
     assert "calibrated here by 3 runs" in l4["reason"] and not l4["uncertain"]
@@ -311,7 +311,7 @@ def test_a_calibrated_plan_says_so_and_goes_by_what_was_measured(
 
 def test_the_hours_that_there_are_change_the_advice(command: Command, large: Path) -> None:
     words = ("plan", large, "--gpu", "rtx4090", "--within")
-    assert "two stages would not end within 0.5 hours" in command(*words, "0.5").out
+    assert "even this does not end within 0.5 hours" in command(*words, "0.5").out
     assert "two stages would not" not in command(*words, "500").out
     assert command(*words, "-1").code == WRONG
 

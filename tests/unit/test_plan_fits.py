@@ -7,8 +7,10 @@ import pytest
 
 import orpo_ray
 from orpo_ray.api.planning import Estimate
+from orpo_ray.errors import ConfigError
 from orpo_ray.planner import fit, plan
 from orpo_ray.planner.advice import advise
+from orpo_ray.planner.plan import GpuPlan
 from orpo_ray.training import probe, setup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,3 +85,60 @@ def test_a_base_that_is_not_known_cannot_be_planned(tmp_path: Path) -> None:
     (tmp_path / "base" / "config.json").write_text('{"model_type": "unheard-of"}', "utf-8")
     with pytest.raises(orpo_ray.CannotTellError):
         planned(tmp_path, "mistral-7b-orpo/orpo.yaml", f"model.base={tmp_path / 'base'}", gpu="l4")
+
+
+def on(gpu: str, base: str = "mistralai/Mistral-7B-v0.1", **settings: str) -> GpuPlan:
+    written = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    config = orpo_ray.load_config(
+        {
+            "name": "p",
+            "model": {"base": base},
+            "data": {"train": [{"source": "owner/pairs", "limit": 10000}]},
+        },
+        written,
+    )
+    return orpo_ray.estimate(config, gpu, console=orpo_ray.Console()).gpus[0]
+
+
+def test_a_shorter_length_that_is_named_fits() -> None:
+    base = "meta-llama/Llama-3.1-8B"
+    asked = on("rtx3050", base, data__max_length="100000")
+    assert not asked.fits and asked.change.startswith("data.max_length=")
+    length = asked.change.removeprefix("data.max_length=").partition(" ")[0]
+    assert on("rtx3050", base, data__max_length=length).fits
+
+
+def test_every_worker_holds_a_quantised_base_whole() -> None:
+    settings = {"scale__deepspeed": "{stage: 3}", "scale__workers": "8"}
+    assert not on("rtx4090", "meta-llama/Llama-2-70b-hf", **settings).fits
+
+
+def test_a_gpu_without_bfloat16_does_not_take_it() -> None:
+    refused = on("t4", model__dtype="bfloat16")
+    assert not refused.fits and refused.change == "model.dtype=auto"
+
+
+def test_pairs_that_the_base_does_not_read_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gpt2 reads 1024; set data\.max_length=1024"):
+        on("t4", "gpt2", data__max_length="8192")
+
+
+def test_activations_are_recomputed_if_set_tokens_need_it() -> None:
+    found = on("a100-80", training__tokens_per_microbatch="60000")
+    assert found.fits and found.worst.fit.method.checkpointing
+
+
+def test_parts_add_up_to_no_more_than_the_gpu() -> None:
+    plan = on("rtx4090")
+    parts = plan.worst.fit.parts
+    total = sum(parts.values()) - min(parts["layer"], parts["head"])
+    assert total == pytest.approx(plan.worst.fit.peak.middle) and total <= plan.gpu.memory
+
+
+def test_workers_that_the_config_sets_are_those_that_are_planned() -> None:
+    with pytest.raises(ConfigError, match=r"set scale\.workers=4, or leave --count out"):
+        config = orpo_ray.load_config(
+            {"name": "p", "model": {"base": "gpt2"}, "data": {"train": ["owner/pairs"]}},
+            ["scale.workers=2", "data.max_length=1024"],
+        )
+        orpo_ray.estimate(config, "l4", count=4, console=orpo_ray.Console())

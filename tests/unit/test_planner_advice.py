@@ -80,4 +80,5 @@ def test_it_says_what_it_depends_on_if_nobody_knows_whether_the_base_chats():
 def test_a_budget_that_two_stages_exceed_is_a_reason():
     hours = Interval.sure(3.0)
     assert "two stages would not end within 5 hours" in advise(60_000, False, hours, 5).reason
+    assert "even this does not end within 2 hours" in advise(60_000, False, hours, 2).reason
     assert "two stages would not" not in advise(60_000, False, hours, 7).reason

@@ -10,7 +10,7 @@ import pytest
 from orpo_ray.config import RunConfig, build
 from orpo_ray.config.search import SearchConfig
 from orpo_ray.config.training import every_to_steps
-from orpo_ray.planner.duration import Duration, search_share
+from orpo_ray.planner.duration import Duration, search_seconds, search_share
 from orpo_ray.planner.hardware import find_gpus, find_network
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.lengths import Lengths
@@ -154,11 +154,11 @@ def test_without_a_number_of_pairs_steps_alone_say_how_long():
 def test_asha_computes_its_share_of_all_trials():
     search = build(SearchConfig, {"grace": 0.2, "eta": 3, "scheduler": "asha"}, {(): "tests"})
     share = 0.2 + 0.4 / 3 + 0.4 / 9
-    assert search_share(search).to_json() == pytest.approx([share, 1.2 * share, 1.4 * share])
+    assert search_share(search, 16).to_json() == pytest.approx([share, 1.2 * share, 1.4 * share])
     short = replace_search(search, grace=0.05, eta=4)
-    assert search_share(short).low == pytest.approx(0.05 + 0.15 / 4 + 0.6 / 16 + 0.2 / 64)
+    assert search_share(short, 16).low == pytest.approx(0.05 + 0.15 / 4 + 0.6 / 16 + 0.2 / 64)
     all_of_it = replace_search(search, grace=0.9, eta=2)
-    assert search_share(all_of_it).to_json() == [pytest.approx(0.95), 1.0, 1.0]
+    assert search_share(all_of_it, 16).to_json() == [pytest.approx(0.95), 1.0, 1.0]
 
 
 def replace_search(search: SearchConfig, **changes: Any) -> SearchConfig:
@@ -167,7 +167,25 @@ def replace_search(search: SearchConfig, **changes: Any) -> SearchConfig:
 
 def test_without_a_scheduler_every_trial_runs_to_its_end():
     search = build(SearchConfig, {"scheduler": "none"}, {(): "tests"})
-    assert search_share(search) == Interval.sure(1.0)
+    assert search_share(search, 16) == Interval.sure(1.0)
+
+
+def test_two_trials_have_no_third_part_that_goes_on():
+    search = build(SearchConfig, {"eta": 3}, {(): "tests"})
+    assert search_share(search, 2) == Interval.sure(1.0) != search_share(search, 3)
+
+
+def test_trials_share_the_reference_and_each_of_them_starts():
+    search = build(SearchConfig, {"grace": 0.5, "eta": 2}, {(): "tests"})
+    one = Interval.sure
+    run = Duration(
+        seconds=one(1130.0),
+        parts={"start": one(30.0), "steps": one(1000.0), "reference": one(100.0)},
+        pairs_per_second=one(1.0),
+        steps=10,
+    )
+    found = search_seconds([run], search, 4)
+    assert found.low == pytest.approx(4 * 30 + 4 * 0.75 * 1000 + 100)
 
 
 def test_a_search_takes_its_trials_and_is_paid_for():

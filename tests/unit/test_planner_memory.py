@@ -47,6 +47,7 @@ class Case:
     half: bool = False
     rank: int | None = 16
     dropout: float = 0.0
+    dora: bool = False
     tensors: float = 0.05
     """How far all tensors may be off."""
     step: float = 0.08
@@ -88,6 +89,8 @@ CASES = {
     "half": Case(half=True),
     "half, kept": Case(half=True, layout=PADDED, checkpointing=False),
     "half, dropout": Case(changes={"vocab_size": 2000}, half=True, dropout=0.05),
+    "dora": Case(changes={"vocab_size": 2000}, dora=True),
+    "dora, kept": Case(dora=True, checkpointing=False),
     "full": Case(rank=None, checkpointing=False),
     "full, tied": Case(changes={"tie_word_embeddings": True}, rank=None),
     "full, half": Case(rank=None, half=True, checkpointing=False),
@@ -137,6 +140,7 @@ def _model(case: Case, config: Any) -> Any:
                 task_type="CAUSAL_LM",
                 r=case.rank,
                 lora_dropout=case.dropout,
+                use_dora=case.dora,
                 target_modules="all-linear",
             ),
         )
@@ -154,6 +158,7 @@ def _method(case: Case) -> Method:
         half=case.half,
         rank=case.rank,
         dropout=case.dropout,
+        dora=case.dora,
         checkpointing=case.checkpointing,
         on_gpu=False,
         flash=False,

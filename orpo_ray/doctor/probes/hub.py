@@ -36,7 +36,8 @@ def look(asked: Asked) -> Hub:
 
 def is_of_hub(model: ModelConfig) -> bool:
     """Whether a base is named by its hub name, and no folder here has that name."""
-    return not is_url(model.base) and not is_gguf(model.base) and not Path(model.base).exists()
+    is_path = model.base.startswith((".", "/", "~")) or Path(model.base).exists()
+    return not is_url(model.base) and not is_gguf(model.base) and not is_path
 
 
 def _ask(endpoint: str) -> tuple[float | None, str]:
