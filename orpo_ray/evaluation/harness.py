@@ -258,6 +258,9 @@ def measure(candidate: Candidate, tasks: Tasks) -> Mapping[str, Any]:
     """
     from lm_eval import simple_evaluate
 
+    # lm-eval would fork a pool for the standard error of some metrics. This process has threads,
+    # and a fork of it may inherit a lock that nobody releases.
+    os.environ["DISABLE_MULTIPROC"] = "1"
     with candidate.model() as model, redirect_stdout(sys.stderr):
         handed = _handed(model, candidate, tasks)
         try:

@@ -94,8 +94,16 @@ def kept(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_its_numbers_are_those_of_the_projects_own_scores(
-    command: Command, finished: Finished, choices: Path, likelihood: Path
+    command: Command,
+    finished: Finished,
+    choices: Path,
+    likelihood: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def forked(*_: object) -> None:
+        raise AssertionError("a process with threads was forked")
+
+    monkeypatch.setattr("multiprocessing.Pool", forked)
     tasks = f"{choices}, {likelihood}"
     found = measured(command, finished.run_dir, "--lm-eval", tasks, "--apply-chat-template")
     run = Run(orpo_ray.load_config(str(finished.config)))
