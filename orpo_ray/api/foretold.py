@@ -52,16 +52,12 @@ def foretell(
         return None
     shown = calibrated(found, known)
     seconds, memory = shown.seconds, shown.peak_bytes
-    learnt = "" if known is None else f" (calibrated by {_runs(known.runs)})"
+    learnt = "" if known is None else f" (calibrated by {known.told})"
     console.announce(
         f"planned: {_duration(seconds.low)} to {_duration(seconds.high)} of training, "
         f"{memory.low / 1e9:.2g} to {memory.high / 1e9:.2g} GB a worker{learnt}"
     )
     return Foretold(found, shown)
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _duration(seconds: float) -> str:
@@ -124,7 +120,7 @@ def calibrate(config: RunConfig) -> dict[str, Any]:
         **asdict(new),
         "changes": [
             f"{device}: time times {new.seconds:.2f} (before: {old.seconds:.2f}), memory times "
-            f"{new.memory:.2f} (before: {old.memory:.2f}), from {_runs(new.runs)}; kept in {path}"
+            f"{new.memory:.2f} (before: {old.memory:.2f}), from {new.told}; kept in {path}"
         ],
     }
 

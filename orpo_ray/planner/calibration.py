@@ -23,6 +23,15 @@ class Calibration:
     memory: float
     runs: int
 
+    @property
+    def told(self) -> str:
+        """From how many runs it is, in words."""
+        return "1 run" if self.runs == 1 else f"{self.runs} runs"
+
+    def of_speed(self, predicted: Interval) -> Interval:
+        """The pairs a second of this device where `predicted` was computed without it."""
+        return self.of_time(Interval.sure(1 / predicted.middle)).under(1)
+
     def of_time(self, predicted: Interval) -> Interval:
         """What this device takes where `predicted` was computed without it."""
         middle = self.seconds * predicted.middle

@@ -19,7 +19,7 @@ from orpo_ray.planner.network import Weights, Workers, exchanges, step_cost
 from orpo_ray.training.plan import Indices, cut_step
 
 _SAMPLED_STEPS = 8
-_BACKWARD = 0.5
+BACKWARD = 0.5
 """The share of a pack's time that is its backward pass; with recomputing it is a little more."""
 _DISK = (2e8, 2e9)
 """Bytes a second of a disk, from a network disk to an NVMe."""
@@ -64,10 +64,10 @@ class Steps:
             [self._pack(tuple(pack.pairs.tolist())) for pack in rank if pack.weight]
             for rank in step.packs
         ]
-        times = [_sum(packs) for packs in ranks if packs]
+        times = [Interval.total(packs) for packs in ranks if packs]
         slowest = max(times, key=lambda time: time.middle)
         packs = len(step.packs[0])
-        last = slowest.times(_BACKWARD / packs)
+        last = slowest.times(BACKWARD / packs)
         rate = self.workers.rate if self.workers.count > 1 else None
         waits = [
             step_cost(self._parts, self.workers, packs, backward, speed).exposed if rate else 0.0
@@ -129,7 +129,7 @@ def duration(config: RunConfig, lengths: Lengths, steps: Steps, tokens: int) -> 
         passes = steps.forward(pairs + lengths.held_out, tokens)
         parts["reference"] = passes + _start(engine, workers)
     return Duration(
-        seconds=_sum(list(parts.values())), parts=parts, pairs_per_second=speed, steps=count
+        seconds=Interval.total(parts.values()), parts=parts, pairs_per_second=speed, steps=count
     )
 
 
@@ -186,12 +186,5 @@ def search_share(search: SearchConfig, trials: int) -> Interval:
     return Interval(share, min(1.0, 1.2 * share), min(1.0, 1.4 * share))
 
 
-def _sum(intervals: Sequence[Interval]) -> Interval:
-    total = Interval.sure(0.0)
-    for interval in intervals:
-        total += interval
-    return total
-
-
 def _mean(intervals: Sequence[Interval]) -> Interval:
-    return _sum(intervals).times(1 / len(intervals))
+    return Interval.total(intervals).times(1 / len(intervals))

@@ -118,7 +118,7 @@ def fit(request: Request, gpu: Gpu) -> Fit:
     parts = _parts(request.shape, method, batch, gpu)
     peak = _device(parts, computed(request.shape, method, batch), gpu, fits=middle is not None)
     # torch gives its free blocks back before memory runs out.
-    beyond = _total(parts) - peak.middle
+    beyond = total(parts) - peak.middle
     parts["slack"] = max(0.0, parts["slack"] - max(0.0, beyond))
     missing = 0.0
     if middle is None:
@@ -205,7 +205,7 @@ def _measure(request: Request, law: float) -> Callable[[int, bool], int]:
     return measure
 
 
-def _total(parts: dict[str, float]) -> float:
+def total(parts: dict[str, float]) -> float:
     """All parts together: the layer and the head never work at the same time."""
     return sum(parts.values()) - min(parts["layer"], parts["head"])
 

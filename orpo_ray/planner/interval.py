@@ -1,5 +1,6 @@
 """A figure that is known only between two ends."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,6 +27,11 @@ class Interval:
     def to_json(self) -> list[float]:
         """Low end, middle and high end."""
         return [self.low, self.middle, self.high]
+
+    @classmethod
+    def total(cls, parts: Iterable["Interval"]) -> "Interval":
+        """All of them together."""
+        return sum(parts, start=Interval.sure(0.0))
 
     @classmethod
     def between(cls, low: float, high: float) -> Self:

@@ -138,13 +138,15 @@ class Paper:
     prices: Prices | None = None
     learnt: Mapping[str, Calibration] = field(default_factory=dict)
 
+    @property
+    def configs(self) -> list[RunConfig]:
+        """The config of each stage, or that of a run without stages."""
+        return stage_configs(self.config) if self.config.stages else [self.config]
+
     def on(self, gpu: Gpu) -> GpuPlan:
         """The run on one kind of GPU."""
         config = self.config
-        stages = tuple(
-            self.stage(stage, gpu)
-            for stage in (stage_configs(config) if config.stages else [config])
-        )
+        stages = tuple(self.stage(stage, gpu) for stage in self.configs)
         fits = all(stage.fit.tokens is not None for stage in stages)
         hours = _hours(stages) if fits else None
         search = None
@@ -158,7 +160,7 @@ class Paper:
         engine = Engine(self.shape, stages[-1].fit.method)
         reason, is_unmeasured = engine.reason(gpu)
         if known := self.learnt.get(gpu.name):
-            reason, is_unmeasured = f"calibrated here by {_runs(known.runs)}", False
+            reason, is_unmeasured = f"calibrated here by {known.told}", False
         return GpuPlan(
             gpu=gpu,
             stages=stages,
@@ -173,9 +175,7 @@ class Paper:
     def stage(self, config: RunConfig, gpu: Gpu) -> StagePlan:
         """One run without stages, or one stage."""
         layout, strategy, request = self._request(config, gpu)
-        found = fit(request, gpu)
-        if _lacks_bfloat16(config, gpu):
-            found = replace(found, tokens=None)
+        found = _fit(config, request, gpu)
         return StagePlan(
             name=config.name,
             objective=config.objective.kind,
@@ -194,7 +194,7 @@ class Paper:
         workers = Linked(
             servers=self.place.nodes,
             per_server=self.place.count,
-            inside=_inside(gpu) if self.place.count > 1 else None,
+            inside=inside(gpu) if self.place.count > 1 else None,
             network=self.place.network,
         )
         steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
@@ -284,11 +284,9 @@ class Paper:
         return "no single change is enough"
 
     def _fits(self, gpu: Gpu) -> bool:
-        configs = stage_configs(self.config) if self.config.stages else [self.config]
         return all(
-            fit(self._request(config, gpu)[2], gpu).tokens is not None
-            and not _lacks_bfloat16(config, gpu)
-            for config in configs
+            _fit(config, self._request(config, gpu)[2], gpu).tokens is not None
+            for config in self.configs
         )
 
     def _shorter(self, gpu: Gpu) -> int | None:
@@ -306,22 +304,18 @@ class Paper:
         return None
 
 
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
-
-
 def _corrected(planned: Duration, known: Calibration) -> Duration:
     """How long a run takes after what earlier runs on the device have shown."""
-    of_pair = Interval.sure(1 / planned.pairs_per_second.middle)
     parts = {
         name: known.of_time(part) if name in _COMPUTED else part
         for name, part in planned.parts.items()
     }
-    seconds = Interval.sure(0.0)
-    for part in parts.values():
-        seconds += part
-    speed = known.of_time(of_pair).under(1)
-    return replace(planned, seconds=seconds, parts=parts, pairs_per_second=speed)
+    return replace(
+        planned,
+        seconds=Interval.total(parts.values()),
+        parts=parts,
+        pairs_per_second=known.of_speed(planned.pairs_per_second),
+    )
 
 
 def _unless_auto(value: Any) -> Any:
@@ -344,23 +338,21 @@ def _dtype(config: RunConfig, gpu: Gpu) -> str:
     return "bfloat16" if gpu.bf16 else "float16"
 
 
-def _lacks_bfloat16(config: RunConfig, gpu: Gpu) -> bool:
-    """Whether a run asks for bfloat16 and the GPU has none, which the run refuses."""
-    return config.model.dtype == "bfloat16" and gpu.name != CPU and not gpu.bf16
+def _fit(config: RunConfig, request: Request, gpu: Gpu) -> Fit:
+    """How a run fits: not at all if it asks for bfloat16 and the GPU has none."""
+    found = fit(request, gpu)
+    refused = config.model.dtype == "bfloat16" and gpu.name != CPU and not gpu.bf16
+    return replace(found, tokens=None) if refused else found
 
 
-def _inside(gpu: Gpu) -> Link:
+def inside(gpu: Gpu) -> Link:
     """What joins the workers of one server."""
     return find_network(_BETWEEN_PROCESSES) if gpu.name == CPU else find_server_link(gpu.link)
 
 
 def _hours(stages: Sequence[StagePlan]) -> Interval | None:
-    total = Interval.sure(0.0)
-    for stage in stages:
-        if stage.duration is None:
-            return None
-        total += stage.duration.seconds
-    return total.times(1 / _HOUR)
+    found = [stage.duration.seconds for stage in stages if stage.duration is not None]
+    return Interval.total(found).times(1 / _HOUR) if len(found) == len(stages) else None
 
 
 def _changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orpo_ray.planner.calibration import Calibration
+from orpo_ray.planner.fit import total
 from orpo_ray.planner.here import CPU
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.plan import StagePlan
@@ -42,7 +43,7 @@ def predict(stage: StagePlan, device: str) -> Prediction | None:
     parts = dict(stage.fit.parts)
     for beside in ("slack", "context", "workspace"):
         del parts[beside]
-    tensors = sum(parts.values()) - min(parts["layer"], parts["head"])
+    tensors = total(parts)
     of_process = _PROCESS if device == CPU else Interval.sure(0.0)
     return Prediction(
         device=device,
@@ -57,11 +58,10 @@ def calibrated(found: Prediction, known: Calibration | None) -> Prediction:
     if known is None:
         return found
     memory = known.memory * found.peak_bytes.middle
-    of_pair = Interval.sure(1 / found.pairs_per_second.middle)
     return Prediction(
         device=found.device,
         seconds=known.of_time(found.seconds),
-        pairs_per_second=known.of_time(of_pair).under(1),
+        pairs_per_second=known.of_speed(found.pairs_per_second),
         peak_bytes=Interval(0.95 * memory, memory, 1.05 * memory),
     )
 

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from orpo_ray.config import stage_configs
-from orpo_ray.planner.duration import trained_weights
+from orpo_ray.planner.duration import BACKWARD, trained_weights
 from orpo_ray.planner.engine import Engine
-from orpo_ray.planner.hardware import find_server_link
 from orpo_ray.planner.memory import MicroBatch
 from orpo_ray.planner.network import Weights, exchanges
-from orpo_ray.planner.plan import GpuPlan, Paper
+from orpo_ray.planner.plan import GpuPlan, Paper, inside
 from orpo_ray.planner.scaling import (
     Payoff,
     Scale,
@@ -51,7 +49,7 @@ def _on_servers(paper: Paper, count: int) -> Paper:
 
 def _setup(paper: Paper, plan: GpuPlan) -> Setup:
     """What is simulated: the last stage of a run, on the servers of its paper."""
-    config = stage_configs(paper.config)[-1] if paper.config.stages else paper.config
+    config = paper.configs[-1]
     fit = paper.stage(config, plan.gpu).fit
     assert fit.tokens is not None, "what fits into a GPU alone fits beside others"
     engine = Engine(paper.shape, fit.method)
@@ -64,10 +62,10 @@ def _setup(paper: Paper, plan: GpuPlan) -> Setup:
         token_budget=fit.tokens,
         share=_share(costs, fit.tokens),
         seconds=_seconds(engine, costs, paper, plan),
-        backward=0.5,
+        backward=BACKWARD,
         exchanges=exchanges(fit.method.stage, trained_weights(engine)),
         per_server=paper.place.count,
-        inside=find_server_link(plan.gpu.link) if paper.place.count > 1 else None,
+        inside=inside(plan.gpu) if paper.place.count > 1 else None,
         network=paper.place.network,
     )
 
