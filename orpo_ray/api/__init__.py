@@ -5,10 +5,9 @@ before torch is loaded.
 """
 
 from orpo_ray.api.exporting import export
-from orpo_ray.api.foretold import calibrate
 from orpo_ray.api.harness import evaluate_by_harness
 from orpo_ray.api.judging import judge
-from orpo_ray.api.planning import estimate, scaling
+from orpo_ray.api.planning import calibrate, estimate, scaling
 from orpo_ray.api.trained import chat, evaluate, generate, load
 from orpo_ray.api.training import load_config, plan, plan_search, prepare, train, tune
 

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_ray.api.ground import PRINTING, refuse_others
-from orpo_ray.config import RunConfig
+from orpo_ray.config import RunConfig, stage_configs
 from orpo_ray.errors import ConfigError
+from orpo_ray.planner.hardware import USUAL_NETWORK
 from orpo_ray.runs.console import Console
+from orpo_ray.runs.files import RUN_FILE
+from orpo_ray.runs.run import Run
 
 if TYPE_CHECKING:
     from orpo_ray.planner.advice import Advice
@@ -67,7 +70,7 @@ def estimate(
     *,
     count: int | None = None,
     nodes: int = 1,
-    network: str = "1gbit",
+    network: str = USUAL_NETWORK,
     prices: str | Path | None = None,
     within: float | None = None,
     console: Console = PRINTING,
@@ -130,6 +133,59 @@ def scaling(found: Estimate, most: int) -> dict[str, Any]:
     if plan is None:
         return {}
     return scaled(found.paper, plan, most)
+
+
+def calibrate(config: RunConfig) -> dict[str, Any]:
+    """Learn from a finished run how far plans are off on its device, for all later plans there.
+
+    Each stage of a run in stages teaches. Raises ConfigError for a run that has no plan, or that
+    has measured nothing.
+    """
+    from orpo_ray.planner.calibration import (
+        Calibration,
+        calibration_file,
+        learn,
+        read_calibrations,
+        write_calibrations,
+    )
+
+    runs = [Run(each) for each in stage_configs(config) or [config]]
+    path = calibration_file()
+    found = before = read_calibrations(path)
+    for run in runs:
+        predicted, measured = _foretold(run)
+        device = predicted["device"]
+        found = found | {device: learn(found.get(device), str(run.place), predicted, measured)}
+    write_calibrations(path, found)
+    new, old = found[device], before.get(device) or Calibration(1.0, 1.0, ())
+    changes = (
+        f"{device}: time times {new.seconds:.2f} (before: {old.seconds:.2f}), memory times "
+        f"{new.memory:.2f} (before: {old.memory:.2f}), from {new.told}; kept in {path}"
+    )
+    if new == old:
+        changes = f"{device}: {runs[0].place} has been learnt from already; nothing changes"
+    return {"device": device, "file": str(path), **asdict(new), "changes": [changes]}
+
+
+def _foretold(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was predicted for a run, and what it measured."""
+    from orpo_ray.planner.foretold import PLAN
+
+    run.refresh()
+    match run.facts().get(PLAN):
+        case {
+            "predicted": {
+                "device": str(),
+                "pairs_per_second": [_, _, _],
+                "peak_bytes": [_, _, _],
+            } as predicted,
+            "measured": dict(measured),
+        }:
+            return predicted, measured
+    raise ConfigError(
+        f"--calibrate: {run.place} has no plan in {RUN_FILE}; take a finished run of this "
+        "version whose base the planner knows"
+    )
 
 
 def _place(config: RunConfig, count: int | None, nodes: int, network: str) -> Place:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from orpo_ray.api.foretold import foretell, look_back
 from orpo_ray.api.ground import (
     ONLOOKER_S,
     PRINTING,
@@ -28,7 +27,6 @@ from orpo_ray.config.searched import trial_count
 from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console
-from orpo_ray.runs.files import RESULT_FILE
 from orpo_ray.runs.results import SearchPlan, TrainPlan, TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.search import SearchResult
@@ -105,9 +103,10 @@ def train(
             return finished
         wait_for_free_room(config.scale, placement, console)
         hardware = hardware_of(config.scale, placement)
+        from orpo_ray.planner.foretold import foretell, look_back
+
         planned = foretell(run, artifact, placement, hardware, console)
         _train(run, artifact, placement, hardware, console)
-        run.fetch(RESULT_FILE)
         look_back(run, planned, console)
     result = run.result()
     assert result is not None, "a run that ends without an error has a result"

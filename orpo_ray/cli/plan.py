@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from orpo_ray.cli.options import Json, Overrides
+from orpo_ray.planner.hardware import USUAL_NETWORK
 
 app = typer.Typer(add_completion=False)
 
@@ -27,7 +28,7 @@ def plan(
     ] = "1",
     network: Annotated[
         str, typer.Option(help="Between servers: 1gbit, 25gbit, infiniband-ndr.")
-    ] = "1gbit",
+    ] = USUAL_NETWORK,
     prices: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your prices of a GPU for an hour.")
     ] = None,

@@ -19,12 +19,19 @@ class OptimizerKind:
     """What it does that ZeRO cannot share out, as a clause; empty if ZeRO can."""
     state_bytes: float = 8
     """Bytes of state for each trained parameter, but for those that GaLore projects."""
+    embedding_bytes: float | None = None
+    """Those of an embedding's, if others: transformers has bitsandbytes keep 32 bits there."""
     package: str = ""
     """The package that it needs, if that is not always installed."""
     has_schedule: bool = False
     """Whether it does without a schedule of the learning rate."""
     is_galore: bool = False
     needs_gpu: bool = False
+
+    def whole_bytes(self, numbers: float, embeddings: float) -> float:
+        """Bytes of state for trained numbers, so many of them in embeddings, none projected."""
+        own = self.state_bytes if self.embedding_bytes is None else self.embedding_bytes
+        return self.state_bytes * (numbers - embeddings) + own * embeddings
 
     def projected_bytes(self, rows: int, columns: int, rank: int) -> float:
         """Bytes of state for a matrix that GaLore projects to a rank.
@@ -37,17 +44,23 @@ class OptimizerKind:
 
 OPTIMIZERS = {
     "adamw": OptimizerKind(),
-    "adamw-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=2 * _EIGHT_BITS),
+    "adamw-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=2 * _EIGHT_BITS, embedding_bytes=8),
     "paged-adamw": OptimizerKind(unsharded=_WHOLE),
-    "paged-adamw-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=2 * _EIGHT_BITS),
+    "paged-adamw-8bit": OptimizerKind(
+        unsharded=_BLOCKS, state_bytes=2 * _EIGHT_BITS, embedding_bytes=8
+    ),
     "lion": OptimizerKind(unsharded=_WHOLE, state_bytes=4),
-    "lion-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=_EIGHT_BITS),
+    "lion-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=_EIGHT_BITS, embedding_bytes=4),
     "paged-lion": OptimizerKind(unsharded=_WHOLE, state_bytes=4),
-    "paged-lion-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=_EIGHT_BITS),
+    "paged-lion-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=_EIGHT_BITS, embedding_bytes=4),
     "ademamix": OptimizerKind(unsharded=_WHOLE, state_bytes=12),
-    "ademamix-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=3 * _EIGHT_BITS),
+    "ademamix-8bit": OptimizerKind(
+        unsharded=_BLOCKS, state_bytes=3 * _EIGHT_BITS, embedding_bytes=12
+    ),
     "paged-ademamix": OptimizerKind(unsharded=_WHOLE, state_bytes=12),
-    "paged-ademamix-8bit": OptimizerKind(unsharded=_BLOCKS, state_bytes=3 * _EIGHT_BITS),
+    "paged-ademamix-8bit": OptimizerKind(
+        unsharded=_BLOCKS, state_bytes=3 * _EIGHT_BITS, embedding_bytes=12
+    ),
     "schedule-free-adamw": OptimizerKind(
         unsharded="averages whole weights", package="schedulefree", has_schedule=True
     ),

@@ -17,16 +17,19 @@ _SPREAD = 1.25
 
 @dataclass(frozen=True)
 class Calibration:
-    """Factors from predicted to measured, for one device: of time, of memory, from so many runs."""
+    """Factors from predicted to measured, for one device: of time, of memory, and from which runs.
+
+    Each of `runs` names a run and the speed that it measured, so that none is counted twice.
+    """
 
     seconds: float
     memory: float
-    runs: int
+    runs: tuple[str, ...]
 
     @property
     def told(self) -> str:
         """From how many runs it is, in words."""
-        return "1 run" if self.runs == 1 else f"{self.runs} runs"
+        return "1 run" if len(self.runs) == 1 else f"{len(self.runs)} runs"
 
     def of_speed(self, predicted: Interval) -> Interval:
         """The pairs a second of this device where `predicted` was computed without it."""
@@ -39,21 +42,24 @@ class Calibration:
 
 
 def learn(
-    before: Calibration | None, predicted: dict[str, Any], measured: dict[str, Any]
+    before: Calibration | None, name: str, predicted: dict[str, Any], measured: dict[str, Any]
 ) -> Calibration:
     """The calibration after one more run: the geometric mean over all runs.
 
-    Raises ConfigError for a run that did not measure both.
+    A run that is among them already changes nothing. Raises ConfigError for a run that did not
+    measure both.
     """
     if not measured.get("pairs_per_second") or not measured.get("peak_bytes"):
         raise ConfigError("--calibrate: the run has measured no step, so there is nothing to learn")
+    run = f"{name}: {measured['pairs_per_second']:.9g} pairs a second"
+    known = before or Calibration(1.0, 1.0, ())
+    if run in known.runs:
+        return known
     seconds = predicted["pairs_per_second"][1] / measured["pairs_per_second"]
     memory = measured["peak_bytes"] / predicted["peak_bytes"][1]
-    if before is None:
-        return Calibration(seconds, memory, 1)
-    runs = before.runs + 1
+    runs = (*known.runs, run)
     return Calibration(
-        _mean(before.seconds, seconds, runs), _mean(before.memory, memory, runs), runs
+        _mean(known.seconds, seconds, len(runs)), _mean(known.memory, memory, len(runs)), runs
     )
 
 
@@ -78,11 +84,13 @@ def read_calibrations(path: Path) -> dict[str, Calibration]:
         raise ConfigError(f"{path} cannot be read; remove it, and calibrate again") from error
 
 
-def _checked(seconds: float, memory: float, runs: int) -> Calibration:
+def _checked(seconds: float, memory: float, runs: list[str]) -> Calibration:
     """Raises ValueError or TypeError for figures that no run has taught."""
-    if not all(0 < each < math.inf for each in (seconds, memory, runs)):
+    if not all(0 < each < math.inf for each in (seconds, memory)):
         raise ValueError("a factor is not above 0")
-    return Calibration(seconds, memory, runs)
+    if not isinstance(runs, list) or not runs or not all(isinstance(each, str) for each in runs):
+        raise ValueError("no list of runs")
+    return Calibration(seconds, memory, tuple(runs))
 
 
 def write_calibrations(path: Path, calibrations: dict[str, Calibration]) -> None:

@@ -13,6 +13,8 @@ from orpo_ray.config.near import near_name
 from orpo_ray.errors import ConfigError
 
 _GIB, _GIGA, _TERA, _MICRO = 2**30, 1e9, 1e12, 1e-6
+USUAL_NETWORK = "1gbit"
+"""What joins servers, as long as nobody names it."""
 _ETHERNET = re.compile(r"(\d+(?:\.\d+)?)gbit")
 
 

@@ -141,14 +141,13 @@ def held(shape: Shape, method: Method) -> dict[str, float]:
 def state_bytes(shape: Shape, method: Method, trained: int) -> float:
     """Bytes of the optimizer's state on all workers together."""
     kind = OPTIMIZERS[method.optimizer]
-    if not kind.is_galore:
-        return kind.state_bytes * trained
     projected, state = 0, 0.0
-    for layer in shape.body:
+    for layer in shape.body if kind.is_galore else ():
         for each in layer.linears:
             projected += each.weights
             state += each.copies * kind.projected_bytes(each.inputs, each.outputs, method.galore)
-    return state + kind.state_bytes * (trained - projected)
+    embeddings = shape.head if method.rank is None else 0  # as large as the head
+    return state + kind.whole_bytes(trained - projected, embeddings)
 
 
 def computed(shape: Shape, method: Method, batch: MicroBatch) -> dict[str, float]:

@@ -17,6 +17,7 @@ from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.run import Ground, train_on
 from orpo_ray.errors import OrpoRayError, ResourceError, on_one_line
 from orpo_ray.models.hardware import Hardware
+from orpo_ray.planner.foretold import foretell, look_back
 from orpo_ray.runs.console import Console, Metrics
 from orpo_ray.runs.files import LOG_FILE
 from orpo_ray.runs.log import FORMAT, is_kept
@@ -129,7 +130,10 @@ def _train(run: Run, room: TrialRoom) -> None:
     with run.at_work(console, _PREDECESSOR_S) as finished:
         # A finished run has ended while no process listened. Nothing is left to train.
         if finished is None:
-            train_on(room.ground(), run, console, _POLL_S)
+            ground = room.ground()
+            planned = foretell(run, ground.artifact, room.placement, room.hardware, console)
+            train_on(ground, run, console, _POLL_S)
+            look_back(run, planned, console)
 
 
 class _TuneConsole(Console):

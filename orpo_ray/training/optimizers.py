@@ -60,6 +60,12 @@ def projected_layers(body: nn.Module) -> list[nn.Linear]:
     return [module for module in body.modules() if isinstance(module, nn.Linear)]
 
 
+def trained_embeddings(model: nn.Module) -> list[nn.Parameter]:
+    """The embeddings that are trained whole, for which 8-bit optimizers keep 32 bits."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return [each.weight for each in tables if each.weight.requires_grad]
+
+
 def mended(optimizer: Any) -> Optimizer:
     """A GaLore optimizer with the settings that it was meant to have.
 

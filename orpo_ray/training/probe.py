@@ -27,7 +27,7 @@ from orpo_ray.training.budget import (
 )
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.memory import CpuMemory, GpuMemory
-from orpo_ray.training.optimizers import projected_layers
+from orpo_ray.training.optimizers import projected_layers, trained_embeddings
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Step, pack_costs
 from orpo_ray.training.steps import pack_loss, step_of_one_pack
@@ -67,7 +67,8 @@ class Probe:
         projected = projected_layers(self._model.body) if kind.is_galore else []
         others = sum(each.numel() for each in self._trained)
         others -= sum(layer.weight.numel() for layer in projected)
-        return others * kind.state_bytes + sum(
+        embeddings = sum(each.numel() for each in trained_embeddings(self._model))
+        return kind.whole_bytes(others, embeddings) + sum(
             kind.projected_bytes(layer.in_features, layer.out_features, training.galore.rank)
             for layer in projected
         )

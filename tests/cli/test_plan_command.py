@@ -297,7 +297,7 @@ def test_a_calibrated_plan_says_so_and_goes_by_what_was_measured(
 ) -> None:
     words = ("plan", large, "--gpu", "l4,t4")
     before = gpus_of(command(*words, "--json"))
-    write_calibrations(calibration_file(), {"l4": Calibration(2.0, 0.9, 3)})
+    write_calibrations(calibration_file(), {"l4": Calibration(2.0, 0.9, ("a", "b", "c"))})
     after = gpus_of(command(*words, "--json"))
     assert after["t4"] == before["t4"]
     l4, plain = after["l4"], before["l4"]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from support import BASE, Listener, make_artifact, run_config
 
-from orpo_ray.api.foretold import Foretold, foretell, look_back
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.models.hardware import CPU, Hardware
 from orpo_ray.planner.calibration import Calibration, calibration_file, write_calibrations
+from orpo_ray.planner.foretold import Foretold, foretell, look_back
 from orpo_ray.runs.run import Run
 
 ALONE = Placement(workers=1, cpus=1.0, gpus=0.0, nodes=1, uses_ray=False)
@@ -70,7 +70,7 @@ def test_a_known_gpu_is_planned_with_the_bytes_of_its_tensors(look):
 
 def test_what_was_learnt_on_the_device_is_taken_and_said(look):
     plain, _ = look()
-    write_calibrations(calibration_file(), {"cpu": Calibration(2.0, 0.5, 3)})
+    write_calibrations(calibration_file(), {"cpu": Calibration(2.0, 0.5, ("a", "b", "c"))})
     found, said = look()
     assert said[0].endswith("(calibrated by 3 runs)")
     assert found.raw == plain.raw

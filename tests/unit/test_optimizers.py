@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from orpo_ray.config import RunConfig
+from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.errors import ResourceError
 from orpo_ray.training.arguments import training_arguments
-from orpo_ray.training.optimizers import averaged_weights, galore, is_averaging, lora_plus
+from orpo_ray.training.optimizers import (
+    averaged_weights,
+    galore,
+    is_averaging,
+    lora_plus,
+    trained_embeddings,
+)
 from orpo_ray.training.packages import refuse_missing_optimizer
 
 RATE, STEPS = 0.01, 40
@@ -42,6 +49,11 @@ def made(config: RunConfig, model: nn.Module) -> Any:
     return optimizer
 
 
+def in_blocks(name: str) -> bool:
+    """Whether it is one of bitsandbytes' that keep 8 bits and run on a CPU."""
+    return name.endswith("-8bit") and not name.startswith(("paged-", "galore-"))
+
+
 class Layer(nn.Module):
     """One matrix, large enough for 8-bit state."""
 
@@ -58,6 +70,28 @@ def pushed(model: Layer, optimizer: Any, steps: int) -> Tensor:
         model.linear.weight.grad = torch.randn(128, 64, generator=generator)
         optimizer.step()
     return model.linear.weight.detach().clone()
+
+
+class Table(nn.Module):
+    """An embedding beside a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(256, 64), nn.Linear(64, 256, bias=False)
+
+
+@pytest.mark.parametrize("name", ["adamw", *(name for name in OPTIMIZERS if in_blocks(name))])
+def test_the_bytes_of_its_state_are_those_that_are_planned(name: str, tmp_path: Path) -> None:
+    model, kind = Table(), OPTIMIZERS[name]
+    optimizer = made(configured(tmp_path, name, **FULL), model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = [each for state in optimizer.state.values() for each in state.values()]
+    size = sum(each.nbytes for each in kept if isinstance(each, Tensor) and each.numel() > 1)
+    tables = sum(each.numel() for each in trained_embeddings(model))
+    # The 256 values that a byte may mean are kept beside it.
+    assert size == pytest.approx(kind.whole_bytes(2 * tables, tables), abs=2 * 3 * 1024)
 
 
 # --- what each is given ---------------------------------------------------------------------------

@@ -31,26 +31,35 @@ def measured(pairs_per_second: float | None, peak: float | None) -> dict[str, An
 
 
 def test_a_run_teaches_how_much_longer_and_how_much_more():
-    assert learn(None, PLANNED.to_json(), measured(5.0, 8e9)) == Calibration(2.0, 0.8, 1)
+    assert learn(None, "run", PLANNED.to_json(), measured(5.0, 8e9)) == Calibration(
+        2.0, 0.8, ("run: 5 pairs a second",)
+    )
 
 
 def test_several_runs_are_a_geometric_mean():
     known = None
     for speed, peak in ((5.0, 8e9), (2.5, 10e9), (20.0, 12e9)):
-        known = learn(known, PLANNED.to_json(), measured(speed, peak))
-    assert known is not None and known.runs == 3
+        known = learn(known, "run", PLANNED.to_json(), measured(speed, peak))
+    assert known is not None and len(known.runs) == 3
     assert known.seconds == pytest.approx(math.prod([2.0, 4.0, 0.5]) ** (1 / 3))
     assert known.memory == pytest.approx(math.prod([0.8, 1.0, 1.2]) ** (1 / 3))
+
+
+def test_a_run_is_counted_once_and_trained_again_it_is_another():
+    once = learn(None, "run", PLANNED.to_json(), measured(5.0, 8e9))
+    assert learn(once, "run", PLANNED.to_json(), measured(5.0, 8e9)) == once
+    assert len(learn(once, "other", PLANNED.to_json(), measured(5.0, 8e9)).runs) == 2
+    assert len(learn(once, "run", PLANNED.to_json(), measured(5.1, 8e9)).runs) == 2
 
 
 @pytest.mark.parametrize("without", [(None, 8e9), (5.0, None), (0.0, 8e9), (5.0, 0.0)])
 def test_a_run_that_measured_nothing_teaches_nothing(without):
     with pytest.raises(ConfigError, match="--calibrate: the run has measured no step"):
-        learn(None, PLANNED.to_json(), measured(*without))
+        learn(None, "run", PLANNED.to_json(), measured(*without))
 
 
 def test_a_calibrated_plan_is_closer_and_narrower():
-    known = learn(None, PLANNED.to_json(), measured(4.0, 13e9))
+    known = learn(None, "run", PLANNED.to_json(), measured(4.0, 13e9))
     shown = calibrated(PLANNED, known)
     assert shown.pairs_per_second.middle == pytest.approx(4.0)
     assert shown.peak_bytes.middle == pytest.approx(13e9)
@@ -71,7 +80,7 @@ def test_how_wrong_a_plan_was_is_one_line():
 def test_calibrations_are_kept_by_device(tmp_path):
     path = tmp_path / "not" / "there" / "yet.json"
     assert read_calibrations(path) == {}
-    both = {"cpu": Calibration(1.5, 0.9, 2), "t4": Calibration(0.8, 1.1, 1)}
+    both = {"cpu": Calibration(1.5, 0.9, ("a", "b")), "t4": Calibration(0.8, 1.1, ("c",))}
     write_calibrations(path, both)
     assert read_calibrations(path) == both
     assert [each.name for each in path.parent.iterdir()] == ["yet.json"]
@@ -85,12 +94,14 @@ def test_calibrations_are_kept_by_device(tmp_path):
         "7",
         '{"cpu": 1}',
         '{"cpu": {"seconds": 1}}',
-        '{"cpu": {"seconds": "1", "memory": 1, "runs": 1}}',
-        '{"cpu": {"seconds": 0, "memory": 1, "runs": 1}}',
-        '{"cpu": {"seconds": 1, "memory": -1, "runs": 1}}',
-        '{"cpu": {"seconds": NaN, "memory": 1, "runs": 1}}',
-        '{"cpu": {"seconds": 1, "memory": 1, "runs": 0}}',
-        '{"cpu": {"seconds": 1, "memory": 1, "runs": 1, "more": 1}}',
+        '{"cpu": {"seconds": "1", "memory": 1, "runs": ["a"]}}',
+        '{"cpu": {"seconds": 0, "memory": 1, "runs": ["a"]}}',
+        '{"cpu": {"seconds": 1, "memory": -1, "runs": ["a"]}}',
+        '{"cpu": {"seconds": NaN, "memory": 1, "runs": ["a"]}}',
+        '{"cpu": {"seconds": 1, "memory": 1, "runs": []}}',
+        '{"cpu": {"seconds": 1, "memory": 1, "runs": ["a"], "more": 1}}',
+        '{"cpu": {"seconds": 1, "memory": 1, "runs": 1}}',
+        '{"cpu": {"seconds": 1, "memory": 1, "runs": [1]}}',
     ],
 )
 def test_a_broken_file_says_what_to_do(tmp_path, content):
