@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orpo_ray.planner.interval import Interval
     from orpo_ray.planner.lengths import Lengths
     from orpo_ray.planner.plan import GpuPlan, Paper, Place
+    from orpo_ray.planner.roads import Roads
     from orpo_ray.planner.shapes import Shape
 
 _GIB = 2**30
@@ -36,6 +37,7 @@ class Estimate:
     base_source: str
     gpus: tuple[GpuPlan, ...]
     advice: Advice
+    roads: Roads | None
 
     @property
     def fits(self) -> bool:
@@ -61,6 +63,7 @@ class Estimate:
             "fits": self.fits,
             "gpus": [_gpu_json(paper, plan) for plan in self.gpus],
             "advice": asdict(self.advice),
+            "comparison": None if self.roads is None else _roads_json(self.roads),
         }
 
 
@@ -73,14 +76,16 @@ def estimate(
     network: str = USUAL_NETWORK,
     prices: str | Path | None = None,
     within: float | None = None,
+    is_tuned: bool | None = None,
     console: Console = PRINTING,
 ) -> Estimate:
     """Whether a run fits into GPUs, how long it takes on them, and what it costs.
 
     `gpu` is a list of names such as `l4,h100`, or `all`. `count` is the number of GPUs of a server;
-    without it, that of `scale.workers`, or one. `within` is the most hours that there are, for the
-    advice. Raises ConfigError for a wrong name, and
-    CannotTellError for a base whose layers are not known.
+    without it, that of `scale.workers`, or one. For the advice, `within` is the most hours that
+    there are, and `is_tuned` says whether the base was instruction-tuned; without it, its name and
+    its template may tell. Raises ConfigError for a wrong name, and CannotTellError for a base whose
+    layers are not known.
     """
     from orpo_ray.planner.advice import advise, has_template, is_chat_model
     from orpo_ray.planner.bases import find_shape
@@ -89,6 +94,7 @@ def estimate(
     from orpo_ray.planner.hardware import find_gpus
     from orpo_ray.planner.lengths import find_lengths
     from orpo_ray.planner.plan import Paper
+    from orpo_ray.planner.roads import find_roads
 
     refuse_others(config, console)
     gpus = find_gpus(gpu)
@@ -106,19 +112,19 @@ def estimate(
         learnt=read_calibrations(calibration_file()),
     )
     plans = _ranked([paper.on(each) for each in gpus])
-    hours = next((plan.hours for plan in plans if plan.hours), None)
-    is_chat = is_chat_model(config.model.base, has_template(found.folder))
+    has_pairs = not config.objective.reads_single_answers
+    best = next((plan.gpu for plan in plans if plan.hours), None)
+    if is_tuned is None:
+        is_tuned = is_chat_model(config.model.base, has_template(found.folder))
+    roads = None
+    if best and has_pairs:
+        roads = find_roads(paper, best, is_tuned=bool(is_tuned))
     return Estimate(
         paper=paper,
         base_source=found.source,
         gpus=tuple(plans),
-        advice=advise(
-            paper.lengths.pairs,
-            is_chat,
-            hours,
-            within,
-            has_pairs=not config.objective.reads_single_answers,
-        ),
+        advice=advise(lengths.pairs, is_tuned, roads, within, has_pairs=has_pairs),
+        roads=roads,
     )
 
 
@@ -261,6 +267,14 @@ def _gpu_json(paper: Paper, plan: GpuPlan) -> dict[str, Any]:
         "host": host_bytes(paper, plan).times(1 / _GIB).to_json(),
         "stages": [_stage_json(stage) for stage in plan.stages],
         "reason": plan.reason,
+    }
+
+
+def _roads_json(roads: Roads) -> dict[str, Any]:
+    return {
+        "gpu": roads.gpu,
+        "methods": {method: hours.to_json() for method, hours in roads.hours.items()},
+        "hours": roads.total.to_json(),
     }
 
 

@@ -15,6 +15,7 @@ _DOES_NOT_FIT = 1
 
 @app.command("plan")
 def plan(
+    context: typer.Context,
     config: Annotated[
         str | None, typer.Argument(metavar="[CONFIG.yaml]", help="The run to plan.")
     ] = None,
@@ -34,6 +35,12 @@ def plan(
     ] = None,
     within: Annotated[
         float | None, typer.Option(metavar="HOURS", min=0, help="The most hours that you have.")
+    ] = None,
+    tuned: Annotated[
+        bool | None,
+        typer.Option(
+            "--tuned/--pretrained", help="Whether the base is instruction-tuned, for the advice."
+        ),
     ] = None,
     check: Annotated[
         Path | None,
@@ -56,6 +63,8 @@ def plan(
             "plan: name one thing: a config, --check with a file of measured rows, or --calibrate "
             "with a finished run"
         )
+    if config is None:
+        _refuse_options(context)
     if check is not None:
         return _check(check, json)
     if calibrate is not None:
@@ -76,6 +85,7 @@ def plan(
         network=network,
         prices=prices,
         within=within,
+        is_tuned=tuned,
         console=Terminal(),
     )
     result = found.to_json()
@@ -86,6 +96,16 @@ def plan(
         if last > first:
             print_scaling(result["scaling"])
     return {**result, "exit_code": 0 if found.fits else _DOES_NOT_FIT}
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Raise ConfigError for an option of a plan beside --check or --calibrate, which read none."""
+    from orpo_ray.errors import ConfigError
+
+    for name in context.params.keys() - {"check", "calibrate", "json"}:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"plan: only the plan of a config reads --{name}; leave it out")
 
 
 def _nodes(written: str) -> tuple[int, int]:

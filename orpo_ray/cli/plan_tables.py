@@ -8,6 +8,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from orpo_ray.api.planning import Estimate
+    from orpo_ray.planner.cost import Prices
     from orpo_ray.planner.plan import GpuPlan
 
 _GIB = 2**30
@@ -43,7 +44,7 @@ def print_estimate(found: "Estimate") -> None:
         f"GPUs of a server: {place.count}{servers}",
     ):
         console.print(Text(line), soft_wrap=True)
-    console.print(_gpus(found.gpus))
+    console.print(_gpus(found.gpus, paper.prices))
     for line in _remarks(found):
         console.print(Text(line), soft_wrap=True)
     if len(found.gpus) == 1:
@@ -97,11 +98,12 @@ def _count(pairs: int | None) -> str:
     return "an unknown number" if pairs is None else f"{pairs:,}"
 
 
-def _gpus(plans: "tuple[GpuPlan, ...]") -> Table:
+def _gpus(plans: "tuple[GpuPlan, ...]", prices: "Prices | None") -> Table:
     has_prices = any(plan.cost for plan in plans)
+    currency = prices.currency if prices else ""
     table = Table()
     columns = ["", "fits", "GiB", "of", "tokens", "pairs/s", "hours"]
-    for column in [*columns, "cost"] if has_prices else columns:
+    for column in [*columns, f"cost {currency}".strip()] if has_prices else columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for plan in plans:
         worst = plan.worst

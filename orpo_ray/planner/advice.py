@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orpo_ray.planner.interval import Interval
+from orpo_ray.planner.roads import Roads
 
 FEW_PAIRS = 5_000
 """Fewer pairs than this teach a base little of how to answer: see `_SOURCES`."""
@@ -62,16 +63,12 @@ def has_template(folder: Path | None) -> bool | None:
 def advise(
     pairs: int | None,
     is_chat: bool | None,
-    hours: Interval | None,
-    budget: float | None,
+    roads: Roads | None = None,
+    budget: float | None = None,
     *,
     has_pairs: bool = True,
 ) -> Advice:
     """What suits this data and this base, for a budget in hours if there is one."""
-    check = (
-        "to know for your data, train both (examples/sft-then-dpo) and compare them: "
-        "orpo-ray evaluate on the same held-out pairs"
-    )
     if not has_pairs:
         return Advice(
             "KTO",
@@ -79,6 +76,7 @@ def advise(
             _SOURCES["kto"],
             "to know what it gained: orpo-ray evaluate compares the held-out answers with the base",
         )
+    check = _check(roads)
     if is_chat:
         return Advice(
             "DPO alone, at a low rate; ORPO as a second try",
@@ -94,14 +92,34 @@ def advise(
             _SOURCES["few"],
             check,
         )
-    short = budget is not None and hours is not None and hours.middle * 2 > budget
-    reason = "one stage, no reference: about half of the time of SFT and then DPO"
+    return Advice("ORPO", _why_one_stage(is_chat, roads, budget), _SOURCES["orpo"], check)
+
+
+def _check(roads: Roads | None) -> str:
+    """How to find out, and what that takes."""
+    takes = "" if roads is None else f" ({_hours(roads.total)} on {roads.gpu})"
+    return (
+        f"to know for your data, train both{takes} and compare them: orpo-ray evaluate on the same "
+        "held-out pairs (examples/sft-then-dpo)"
+    )
+
+
+def _why_one_stage(is_chat: bool | None, roads: Roads | None, budget: float | None) -> str:
+    reason = "one stage, no reference"
+    if roads is not None:
+        one, two = roads.hours["orpo"], roads.hours["sft>dpo"]
+        reason += f": {_hours(one)}, and SFT, then DPO {_hours(two)}"
+        if budget is not None and two.middle > budget:
+            what = "even this does" if one.middle > budget else "two stages would"
+            reason += f"; {what} not end within {budget:g} hours"
     if is_chat is None:
         reason += (
-            "; whether this base can chat already is not known from its name or its template: if "
-            "it can, take DPO alone"
+            "; is the base instruction-tuned? Neither its name nor its template says it: answer "
+            "with --tuned, and DPO alone may do, or with --pretrained"
         )
-    if short and hours is not None and budget is not None:
-        what = "even this does" if hours.middle > budget else "two stages would"
-        reason += f"; {what} not end within {budget:g} hours"
-    return Advice("ORPO", reason, _SOURCES["orpo"], check)
+    return reason
+
+
+def _hours(found: Interval) -> str:
+    low, high = (f"{end:.2g}" if end < 10 else f"{end:,.0f}" for end in (found.low, found.high))
+    return f"{low} to {high} hours"

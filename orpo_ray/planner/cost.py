@@ -3,12 +3,10 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from orpo_ray.config.near import near_name
-from orpo_ray.errors import ConfigError
+from orpo_ray.config.plain_yaml import NotPlainYamlError, parse
+from orpo_ray.errors import ConfigError, on_one_line
 from orpo_ray.planner.hardware import find_gpus, load_gpus
 from orpo_ray.planner.interval import Interval
 
@@ -31,11 +29,9 @@ class Prices:
 def read_prices(path: Path) -> Prices:
     """The prices of a YAML file. Raises ConfigError for a file that is not of the form."""
     try:
-        found: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--prices: {path} cannot be read: {' '.join(str(error).split())}") from (
-            error
-        )
+        found, _ = parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, NotPlainYamlError) as error:
+        raise ConfigError(f"--prices: {path} cannot be read: {on_one_line(error)}") from error
     if not isinstance(found, dict) or not isinstance(found.get("gpus"), dict) or not found["gpus"]:
         raise ConfigError(f"--prices: {path} has no prices; {_FORM}")
     if others := [str(key) for key in found if key not in ("currency", "gpus")]:

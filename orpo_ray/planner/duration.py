@@ -32,11 +32,10 @@ _CHECKPOINT = Interval(1.0, 3.0, 10.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """Seconds of a run, in all and by part, and the pairs a second while it trains."""
+    """Seconds of a run, in all and by part."""
 
     seconds: Interval
     parts: dict[str, Interval]
-    pairs_per_second: Interval
     steps: int
 
 
@@ -105,11 +104,11 @@ def trained_weights(engine: Engine) -> Weights:
     )
 
 
-def duration(config: RunConfig, lengths: Lengths, steps: Steps, tokens: int) -> Duration | None:
-    """How long a run takes; None if nobody knows how many pairs it has."""
-    step = steps.step(tokens)
+def duration(
+    config: RunConfig, lengths: Lengths, steps: Steps, tokens: int, step: Interval
+) -> Duration | None:
+    """How long a run takes whose step takes `step`; None if nobody knows how many pairs it has."""
     settings, engine, workers = config.training, steps.engine, steps.workers.count
-    speed = step.under(settings.pairs_per_step)
     if lengths.pairs is None and settings.max_steps is None:
         return None
     pairs = lengths.pairs or settings.pairs_per_step
@@ -128,9 +127,7 @@ def duration(config: RunConfig, lengths: Lengths, steps: Steps, tokens: int) -> 
     if config.objective.needs_reference:
         passes = steps.forward(pairs + lengths.held_out, tokens)
         parts["reference"] = passes + _start(engine, workers)
-    return Duration(
-        seconds=Interval.total(parts.values()), parts=parts, pairs_per_second=speed, steps=count
-    )
+    return Duration(seconds=Interval.total(parts.values()), parts=parts, steps=count)
 
 
 def _start(engine: Engine, workers: int) -> Interval:

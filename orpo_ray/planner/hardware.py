@@ -134,8 +134,8 @@ def _named(written: str, known: Mapping[str, Gpu]) -> Iterable[Gpu]:
 
 
 def _plain(name: str) -> str:
-    """A name without what people write in different ways: `RTX 4090`, `rtx-4090`."""
-    return re.sub(r"[\s_-]", "", name).lower()
+    """A name without what people write in different ways: `RTX 4090`, `nvidia-rtx-4090`."""
+    return re.sub(r"nvidia|geforce|tesla|[\s_-]", "", name.lower())
 
 
 def _network(name: str, gbit: float, entry: dict[str, Any]) -> Link:

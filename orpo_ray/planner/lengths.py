@@ -149,12 +149,13 @@ def _sampled(config: RunConfig) -> Lengths | None:
         data.train_on == "all-assistant",
     )
     samples = [_Sample(each, reading) for each in train]
-    rows = sum(sample.pairs for sample in samples)
+    read = list(itertools.chain.from_iterable(sample.found for sample in samples))
+    found = _without_doubles(read)
+    rows = round(sum(sample.pairs for sample in samples) * len(found) / max(1, len(read)))
     held_out = sum(_Sample(each, reading).pairs for each in held)
     if not held:
         held_out = round(rows * data.eval_fraction)
         rows -= held_out
-    found = list(itertools.chain.from_iterable(sample.found for sample in samples))
     if not found:
         raise DataError(
             f"data.train: the first rows of {', '.join(each.source for each in data.train)} hold "
@@ -174,6 +175,11 @@ def _sampled(config: RunConfig) -> Lengths | None:
             f"{data.max_prompt_length} of them in its prompt ({every.source}); raise it"
         )
     return left
+
+
+def _without_doubles(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each pair once, as the preparation keeps it."""
+    return list({json.dumps([pair.prompt, pair.answers]): pair for pair in pairs}.values())
 
 
 class _Sample:

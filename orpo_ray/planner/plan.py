@@ -68,13 +68,18 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """One run, or one stage of a run, on one kind of GPU."""
+    """One run, or one stage of a run, on one kind of GPU.
+
+    `pairs_per_second` is None if it does not fit, `duration` also if nobody knows how many pairs
+    there are.
+    """
 
     name: str
     objective: str
     fit: Fit
     layout: LayoutChoice
     strategy: StrategyChoice
+    pairs_per_second: Interval | None
     duration: Duration | None
 
 
@@ -120,7 +125,7 @@ class GpuPlan:
     @property
     def pairs_per_second(self) -> Interval | None:
         """Of the stage that trains slowest."""
-        speeds = [stage.duration.pairs_per_second for stage in self.stages if stage.duration]
+        speeds = [stage.pairs_per_second for stage in self.stages if stage.pairs_per_second]
         return min(speeds, key=lambda speed: speed.middle, default=None)
 
 
@@ -176,20 +181,23 @@ class Paper:
         """One run without stages, or one stage."""
         layout, strategy, request = self._request(config, gpu)
         found = _fit(config, request, gpu)
+        speed, took = self._time(config, request, found, gpu)
         return StagePlan(
             name=config.name,
             objective=config.objective.kind,
             fit=found,
             layout=layout,
             strategy=strategy,
-            duration=self._duration(config, request, found, gpu),
+            pairs_per_second=speed,
+            duration=took,
         )
 
-    def _duration(
+    def _time(
         self, config: RunConfig, request: Request, found: Fit, gpu: Gpu
-    ) -> Duration | None:
+    ) -> tuple[Interval | None, Duration | None]:
+        """Pairs a second while it trains, and how long it takes in all."""
         if found.tokens is None:
-            return None
+            return None, None
         engine = Engine(self.shape, found.method)
         workers = Linked(
             servers=self.place.nodes,
@@ -197,10 +205,14 @@ class Paper:
             inside=inside(gpu) if self.place.count > 1 else None,
             network=self.place.network,
         )
-        steps = Steps(request, engine, gpu, workers, config.training.pairs_per_step)
-        planned = duration(config, self.lengths, steps, found.tokens)
-        known = self.learnt.get(gpu.name)
-        return planned if planned is None or known is None else _corrected(planned, known)
+        pairs = config.training.pairs_per_step
+        steps = Steps(request, engine, gpu, workers, pairs)
+        step = steps.step(found.tokens)
+        took = duration(config, self.lengths, steps, found.tokens, step)
+        if known := self.learnt.get(gpu.name):
+            speed = known.of_speed(step.under(pairs))
+            return speed, None if took is None else _corrected(took, known)
+        return step.under(pairs), took
 
     def _request(self, config: RunConfig, gpu: Gpu) -> tuple[LayoutChoice, StrategyChoice, Request]:
         objective, training = config.objective, config.training
@@ -310,12 +322,7 @@ def _corrected(planned: Duration, known: Calibration) -> Duration:
         name: known.of_time(part) if name in _COMPUTED else part
         for name, part in planned.parts.items()
     }
-    return replace(
-        planned,
-        seconds=Interval.total(parts.values()),
-        parts=parts,
-        pairs_per_second=known.of_speed(planned.pairs_per_second),
-    )
+    return replace(planned, seconds=Interval.total(parts.values()), parts=parts)
 
 
 def _unless_auto(value: Any) -> Any:

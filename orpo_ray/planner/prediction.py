@@ -38,7 +38,7 @@ class Prediction:
 
 def predict(stage: StagePlan, device: str) -> Prediction | None:
     """What a planned run takes on this device; None if it does not fit."""
-    if stage.duration is None:
+    if stage.duration is None or stage.pairs_per_second is None:
         return None
     parts = dict(stage.fit.parts)
     for beside in ("slack", "context", "workspace"):
@@ -48,7 +48,7 @@ def predict(stage: StagePlan, device: str) -> Prediction | None:
     return Prediction(
         device=device,
         seconds=stage.duration.parts["steps"] + stage.duration.parts["evaluation"],
-        pairs_per_second=stage.duration.pairs_per_second,
+        pairs_per_second=stage.pairs_per_second,
         peak_bytes=Interval(0.95 * tensors, tensors, 1.1 * tensors) + of_process,
     )
 

@@ -60,7 +60,7 @@ def projected_layers(body: nn.Module) -> list[nn.Linear]:
     return [module for module in body.modules() if isinstance(module, nn.Linear)]
 
 
-def trained_embeddings(model: nn.Module) -> list[nn.Parameter]:
+def trained_embeddings(model: nn.Module) -> list[torch.Tensor]:
     """The embeddings that are trained whole, for which 8-bit optimizers keep 32 bits."""
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     return [each.weight for each in tables if each.weight.requires_grad]

@@ -63,7 +63,8 @@ def test_a_run_that_fits_is_planned(command: Command, large: Path) -> None:
     for part in ("memory at the worst moment", "weights of the base", "time: published rows"):
         assert part in done.out
     assert "advice: ORPO: one stage" in done.out
-    assert "not known from its name or its template" in done.out
+    assert "is the base instruction-tuned?" in done.out and "train both (" in done.out
+    assert "advice: DPO alone" in command("plan", large, "--gpu", "l4", "--tuned").out
     done = command("plan", large, "model.base=meta-llama/Llama-3.1-8B-Instruct", "--gpu", "l4")
     assert "advice: DPO alone" in done.out
 
@@ -184,6 +185,16 @@ MISTAKES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {
     ),
     "a key": (("CONFIG", "training.epoch=2"), WRONG, ("training.epoch",)),
     "no rows to check": (("--check", "none.csv"), WRONG, ("--check: cannot read none.csv",)),
+    "an option that --check does not read": (
+        ("--check", "none.csv", "--gpu", "t4"),
+        WRONG,
+        ("plan: only the plan of a config reads --gpu",),
+    ),
+    "an option that --calibrate does not read": (
+        ("--calibrate", "none", "--pretrained", "--count", "2"),
+        WRONG,
+        ("plan: only the plan of a config reads --",),
+    ),
     "a run": (("--calibrate", "none"), WRONG, ("none: no run is there",)),
 }
 
@@ -273,14 +284,17 @@ def test_a_finished_run_teaches_and_later_plans_say_so(
 ) -> None:
     first = command("plan", "--calibrate", finished.run_dir, "--json")
     assert first.code == 0, first.err
-    assert (first.result["device"], first.result["runs"]) == ("cpu", 1)
+    assert (first.result["device"], len(first.result["runs"])) == ("cpu", 1)
     plan = json.loads((finished.run_dir / "run.json").read_text(encoding="utf-8"))["plan"]
     off = plan["measured"]["peak_bytes"] / plan["predicted"]["peak_bytes"][1]
     assert first.result["memory"] == pytest.approx(off)
     again = command("plan", "--calibrate", finished.run_dir)
-    assert "cpu: time times" in again.out and "from 2 runs; kept in" in again.out
+    assert "has been learnt from already; nothing changes" in again.out
+    shutil.copytree(finished.run_dir, tmp_path / "copied")
+    other = command("plan", "--calibrate", tmp_path / "copied")
+    assert "cpu: time times" in other.out and "from 2 runs; kept in" in other.out
     kept = tmp_path / "settings" / "orpo-ray" / "calibration.json"
-    assert json.loads(kept.read_text(encoding="utf-8"))["cpu"]["runs"] == 2
+    assert len(json.loads(kept.read_text(encoding="utf-8"))["cpu"]["runs"]) == 2
     done = command("train", config, "--json")
     assert done.code == 0, done.err
     (planned,) = [line for line in done.said if line.startswith("planned: ")]

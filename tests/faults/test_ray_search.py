@@ -190,6 +190,15 @@ def test_a_trial_whose_worker_is_killed_is_resumed(searched: Searched) -> None:
     )
 
 
+def test_a_finished_trial_keeps_what_was_planned_beside_what_was_measured(
+    searched: Searched,
+) -> None:
+    run = json.loads((searched.folder / "trials/000/run.json").read_text(encoding="utf-8"))
+    planned, measured = run["plan"]["predicted"], run["plan"]["measured"]
+    assert planned["device"] == "cpu" and "planned: " in searched.log(0)
+    assert planned["pairs_per_second"][1] > 0 and measured["pairs_per_second"] > 0
+
+
 def test_a_failed_trial_has_its_error_on_record_and_the_others_continue(searched: Searched) -> None:
     assert searched.trial(FAILS)["error"] == (
         f"training.warmup: {2 * STEPS} steps, but the run has {STEPS}; lower it, or train more "

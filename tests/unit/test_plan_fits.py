@@ -77,7 +77,7 @@ def test_held_out_pairs_that_nobody_counts_are_said(tmp_path: Path) -> None:
 
 def test_single_answers_are_advised_what_reads_them(tmp_path: Path) -> None:
     assert planned(tmp_path, "kto-thumbs/kto.yaml", gpu="l4").advice.method == "KTO"
-    assert advise(60_000, False, None, None).method == "ORPO"
+    assert advise(60_000, False).method == "ORPO"
 
 
 def test_a_base_that_is_not_known_cannot_be_planned(tmp_path: Path) -> None:

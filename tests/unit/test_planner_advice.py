@@ -7,6 +7,9 @@ import pytest
 
 from orpo_ray.planner.advice import FEW_PAIRS, advise, has_template, is_chat_model
 from orpo_ray.planner.interval import Interval
+from orpo_ray.planner.roads import Roads
+
+ROADS = Roads("l4", {"orpo": Interval(2.0, 3.0, 4.0), "sft>dpo": Interval(6.0, 7.0, 8.0)})
 
 
 @pytest.mark.parametrize(
@@ -51,34 +54,40 @@ def test_a_template_is_in_a_file_of_its_own_or_in_the_tokenizers_settings(tmp_pa
 
 
 def test_a_base_that_chats_is_not_taught_to_answer_again():
-    assert advise(60_000, True, None, None).method.startswith("DPO alone")
-    assert advise(100, True, None, None).method.startswith("DPO alone")
+    assert advise(60_000, True).method.startswith("DPO alone")
+    assert advise(100, True).method.startswith("DPO alone")
 
 
 def test_few_pairs_are_for_sft_first():
-    few = advise(FEW_PAIRS - 1, False, None, None)
+    few = advise(FEW_PAIRS - 1, False)
     assert few.method.startswith("SFT on the chosen answers first")
     assert "4,999 pairs" in few.reason
-    assert advise(FEW_PAIRS, False, None, None).method == "ORPO"
+    assert advise(FEW_PAIRS, False).method == "ORPO"
 
 
 @pytest.mark.parametrize("pairs", [None, 60_000])
 def test_orpo_is_what_else_is_trained(pairs):
-    found = advise(pairs, False, Interval.sure(3.0), None)
+    found = advise(pairs, False, ROADS)
     assert found.method == "ORPO"
     assert "not known" not in found.reason
     assert "arXiv:2403.07691" in found.source
     assert "orpo-ray evaluate" in found.check
 
 
-def test_it_says_what_it_depends_on_if_nobody_knows_whether_the_base_chats():
-    found = advise(60_000, None, None, None)
+def test_it_asks_what_neither_name_nor_template_says():
+    found = advise(60_000, None)
     assert found.method == "ORPO"
-    assert "not known from its name or its template: if it can, take DPO alone" in found.reason
+    assert "is the base instruction-tuned?" in found.reason and "--tuned" in found.reason
+    assert "?" not in advise(60_000, False).reason
 
 
 def test_a_budget_that_two_stages_exceed_is_a_reason():
-    hours = Interval.sure(3.0)
-    assert "two stages would not end within 5 hours" in advise(60_000, False, hours, 5).reason
-    assert "even this does not end within 2 hours" in advise(60_000, False, hours, 2).reason
-    assert "two stages would not" not in advise(60_000, False, hours, 7).reason
+    assert "two stages would not end within 5 hours" in advise(60_000, False, ROADS, 5).reason
+    assert "even this does not end within 2 hours" in advise(60_000, False, ROADS, 2).reason
+    assert "not end" not in advise(60_000, False, ROADS, 8).reason
+
+
+def test_the_hours_of_both_roads_are_told():
+    found = advise(60_000, False, ROADS)
+    assert "2 to 4 hours, and SFT, then DPO 6 to 8 hours" in found.reason
+    assert "train both (8 to 12 hours on l4)" in found.check

@@ -49,6 +49,12 @@ def took(planned: Paper) -> Duration:
     return found
 
 
+def speed_of(planned: Paper) -> Interval:
+    found = planned.stage(planned.config, RTX4090).pairs_per_second
+    assert found is not None
+    return found
+
+
 def of_parts(found: Duration) -> list[float]:
     ends = [part.to_json() for part in found.parts.values()]
     return [sum(each) for each in zip(*ends, strict=True)]
@@ -100,8 +106,9 @@ def test_parts_add_up():
 def test_pairs_a_second_are_those_of_the_steps():
     planned = paper(6400, training={"epochs": 1, "pairs_per_step": 64})
     found = took(planned)
-    assert found.pairs_per_second.middle == pytest.approx(6400 / found.parts["steps"].middle)
-    assert found.pairs_per_second.low == pytest.approx(6400 / found.parts["steps"].high)
+    speed = speed_of(planned)
+    assert speed.middle == pytest.approx(6400 / found.parts["steps"].middle)
+    assert speed.low == pytest.approx(6400 / found.parts["steps"].high)
 
 
 def test_a_smaller_last_step_takes_less():
@@ -137,7 +144,7 @@ def test_stages_add_up():
 
 def test_more_workers_are_faster_and_a_network_takes_its_share():
     one, two, apart = paper(), paper(count=2), paper(nodes=2)
-    speeds = [took(each).pairs_per_second.middle for each in (one, two, apart)]
+    speeds = [speed_of(each).middle for each in (one, two, apart)]
     assert speeds[0] < speeds[2] < speeds[1] < 2 * speeds[0]
 
 
@@ -147,7 +154,8 @@ def test_without_a_number_of_pairs_steps_alone_say_how_long():
     counted = paper(None, training={"max_steps": 30})
     assert took(counted).steps == 30
     pairs = 30 * counted.config.training.pairs_per_step
-    speed = took(counted).pairs_per_second.middle
+    speed = speed_of(counted).middle
+    assert speed_of(paper(None)).middle == pytest.approx(speed)
     assert took(counted).parts["steps"].middle == pytest.approx(pairs / speed)
 
 
@@ -181,7 +189,6 @@ def test_trials_share_the_reference_and_each_of_them_starts():
     run = Duration(
         seconds=one(1130.0),
         parts={"start": one(30.0), "steps": one(1000.0), "reference": one(100.0)},
-        pairs_per_second=one(1.0),
         steps=10,
     )
     found = search_seconds([run], search, 4)

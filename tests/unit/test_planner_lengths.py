@@ -24,10 +24,12 @@ LONG = {"max_length": 2048, "max_prompt_length": 1024}
 
 
 def demo_rows(count: int) -> list[dict[str, Any]]:
-    """Rows of the demo, again and again; each tells its number, so that none is as long as all."""
+    """Rows of the demo, again and again; each asks with its number, so that none stands twice."""
     lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(lines[number % len(lines)]) for number in range(count)]
-    return [row | {"number": "x" * (number % 7)} for number, row in enumerate(rows)]
+    for number, row in enumerate(rows):
+        row["prompt"][0]["content"] += f" {number}"
+    return rows
 
 
 def flat(row: dict[str, Any]) -> dict[str, str]:
@@ -76,6 +78,11 @@ def test_rows_of_a_file_are_counted(tmp_path, name):
     assert sampled.pairs + sampled.held_out == ROWS
     assert sampled.held_out == round(ROWS * 0.05)
     assert len(sampled.lengths) == 2000
+
+
+def test_a_pair_that_stands_twice_counts_once(tmp_path):
+    sampled = found(tmp_path / "s", write_file(tmp_path, "p.jsonl", 2 * demo_rows(500)))
+    assert (sampled.pairs, sampled.held_out, len(sampled.lengths)) == (475, 25, 500)
 
 
 AHEAD = {"gz": 0.3, "json": 0.3, "arrow": 0.1}
