@@ -125,8 +125,8 @@ def test_the_tokenizer_of_the_base_counts_as_the_run_does(tmp_path):
             for pair in demo_pairs("train", 60)
         ]
     )
-    path = write_lines(tmp_path / "p.jsonl", demo_rows(60))
-    sampled = found(tmp_path, path)
+    lines = (DEMO / "train.jsonl").read_text(encoding="utf-8").splitlines()[:60]
+    sampled = found(tmp_path, write_lines(tmp_path / "p.jsonl", list(map(json.loads, lines))))
     assert sampled.lengths.shape == real.shape
     apart = sampled.lengths - real
     assert str(BASE / "tokenizer.json") in sampled.source
