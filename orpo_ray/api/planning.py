@@ -238,7 +238,7 @@ def _ranked(plans: Sequence[GpuPlan]) -> list[GpuPlan]:
 
 
 def _gpu_json(paper: Paper, plan: GpuPlan) -> dict[str, Any]:
-    from orpo_ray.planner.plan import disk_bytes, host_bytes
+    from orpo_ray.planner.beside import disk_bytes, host_bytes
 
     worst = plan.worst
     peak = worst.fit.peak.times(1 / _GIB)

@@ -170,7 +170,7 @@ def _minutes(low: float, high: float) -> str:
 
 def _beside(found: "Estimate", plan: "GpuPlan") -> str:
     """What a run takes of a server besides its GPUs."""
-    from orpo_ray.planner.plan import disk_bytes, host_bytes
+    from orpo_ray.planner.beside import disk_bytes, host_bytes
 
     host = host_bytes(found.paper, plan).times(1 / _GIB)
     disk = ", ".join(

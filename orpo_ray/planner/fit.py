@@ -11,7 +11,6 @@ from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.memory import (
     Method,
     MicroBatch,
-    bytes_of_batch,
     computed,
     held,
     micro_batch,
@@ -47,7 +46,8 @@ class Request:
 
     `lengths` [n, 3] are those of all pairs. `tokens` and `checkpointing` are None if the run
     decides them. `step` is the number of tokens of the largest step. `untried`: no micro-batch is
-    tried before the first step, so memory may run out in it.
+    tried before the first step, so memory may run out in it. `learnt` is how many times as much
+    memory as by the law tensors have taken in earlier runs on the device.
     """
 
     shape: Shape
@@ -60,6 +60,7 @@ class Request:
     with_rejected: bool = True
     scores_prompt: bool = False
     untried: bool = False
+    learnt: float = 1.0
 
     @property
     def costs(self) -> PackCosts:
@@ -115,8 +116,8 @@ def fit(request: Request, gpu: Gpu) -> Fit:
     method = replace(request.method, checkpointing=checkpointing)
     size = request.largest(tokens)
     batch = request.worst(size)
-    parts = _parts(request.shape, method, batch, gpu)
-    peak = _device(parts, computed(request.shape, method, batch), gpu, fits=middle is not None)
+    parts = _parts(request, method, batch, gpu)
+    peak = _device(parts, _moving(parts), gpu, fits=middle is not None)
     # torch gives its free blocks back before memory runs out.
     beyond = total(parts) - peak.middle
     parts["slack"] = max(0.0, parts["slack"] - max(0.0, beyond))
@@ -190,17 +191,14 @@ def _needed(request: Request, gpu: Gpu, law: float) -> float:
     """Bytes of the whole device for a micro-batch that is given."""
     tokens, checkpointing = request.given
     method = replace(request.method, checkpointing=checkpointing)
-    parts = _parts(request.shape, method, request.worst(request.largest(tokens)), gpu)
-    moving = parts["activations"] + max(parts["layer"], parts["head"])
-    fixed = sum(parts.values()) - parts["activations"] - parts["layer"] - parts["head"]
-    return fixed - parts["slack"] + law * moving
+    parts = _parts(request, method, request.worst(request.largest(tokens)), gpu)
+    return total(parts) - parts["slack"] + (law - 1) * _moving(parts)
 
 
 def _measure(request: Request, law: float) -> Callable[[int, bool], int]:
     def measure(tokens: int, checkpointing: bool) -> int:
         method = replace(request.method, checkpointing=checkpointing)
-        taken = bytes_of_batch(request.shape, method, request.worst(tokens))
-        return int(law * taken)
+        return int(law * _moving(_computed(request, method, request.worst(tokens))))
 
     return measure
 
@@ -210,22 +208,34 @@ def total(parts: dict[str, float]) -> float:
     return sum(parts.values()) - min(parts["layer"], parts["head"])
 
 
-def _parts(shape: Shape, method: Method, batch: MicroBatch, gpu: Gpu) -> dict[str, float]:
+def _moving(parts: dict[str, float]) -> float:
+    """Bytes that come and go with a micro-batch."""
+    return parts["activations"] + max(parts["layer"], parts["head"])
+
+
+def _computed(request: Request, method: Method, batch: MicroBatch) -> dict[str, float]:
+    """Bytes that a micro-batch adds, after what earlier runs have shown of all tensors together."""
+    work, fixed = computed(request.shape, method, batch), sum(held(request.shape, method).values())
+    moving = _moving(work)
+    learnt = max(0.0, request.learnt * (fixed + moving) - fixed) / moving
+    return {name: learnt * size for name, size in work.items()}
+
+
+def _parts(request: Request, method: Method, batch: MicroBatch, gpu: Gpu) -> dict[str, float]:
     """Bytes by part; the larger of `layer` and `head` is part of the peak."""
-    work = computed(shape, method, batch)
+    work = _computed(request, method, batch)
     return {
-        **held(shape, method),
+        **held(request.shape, method),
         **work,
         "workspace": float(CUBLAS_WORKSPACE),
-        "slack": _SLACK[1] * (work["activations"] + max(work["layer"], work["head"])),
+        "slack": _SLACK[1] * _moving(work),
         "context": float(context_bytes(gpu.name, method.workers)),
     }
 
 
-def _device(parts: dict[str, float], work: dict[str, float], gpu: Gpu, *, fits: bool) -> Interval:
+def _device(parts: dict[str, float], moving: float, gpu: Gpu, *, fits: bool) -> Interval:
     """Bytes of the whole device. torch gives its slack back before memory runs out."""
-    moving = work["activations"] + max(work["layer"], work["head"])
-    fixed = sum(parts.values()) - sum(work.values()) - parts["slack"]
+    fixed = total(parts) - moving - parts["slack"]
     ends = [fixed + (law + slack) * moving for law, slack in zip(_LAW, _SLACK, strict=True)]
     most = float(gpu.memory) if fits else float("inf")
     return Interval(*(min(end, most) for end in ends))

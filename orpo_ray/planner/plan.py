@@ -1,7 +1,7 @@
 """A run on paper: does it fit, how long does it take, and what does it cost, for each GPU."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,11 +12,11 @@ from orpo_ray.config.searched import trial_count, with_values
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
 from orpo_ray.planner.calibration import Calibration
+from orpo_ray.planner.changes import changes
 from orpo_ray.planner.cost import Prices
 from orpo_ray.planner.duration import (
     Duration,
     Steps,
-    checkpoint_bytes,
     duration,
     search_seconds,
 )
@@ -44,8 +44,6 @@ and DPO. CPO computes its logits as ORPO does; KTO is taken to do so, too.
 """
 _COMPUTED = ("steps", "evaluation")
 """The parts of a duration that a GPU's speed decides; a run measures no other."""
-_HOST = Interval(0.9e9, 2.0e9, 4.0e9)
-"""Bytes of a worker's process. On a CPU 0.86e9 were measured; CUDA's libraries were not."""
 _UNTRIED_TOKENS = {"cpu": 8192, "cuda": 4096}
 """Tokens of a micro-batch that is not tried before the first step (training/setup.py)."""
 _BETWEEN_PROCESSES = "10gbit"
@@ -264,7 +262,9 @@ class Paper:
                 untried=True,
             )
         step = math.ceil(float(tokens.mean()) * training.pairs_per_step)
-        return layout, strategy, replace(request, step=step)
+        known = self.learnt.get(gpu.name)
+        request = replace(request, step=step, learnt=known.memory if known else 1.0)
+        return layout, strategy, request
 
     def _layout(self, config: RunConfig) -> LayoutChoice:
         if config.training.engine == "trl":
@@ -280,7 +280,7 @@ class Paper:
 
     def _change(self, gpu: Gpu) -> str:
         """The cheapest change with which the run fits, in words."""
-        for text, values in _changes(self.config):
+        for text, values in changes(self.config):
             try:
                 config = with_values(self.config, values)
             except ConfigError:
@@ -360,52 +360,3 @@ def inside(gpu: Gpu) -> Link:
 def _hours(stages: Sequence[StagePlan]) -> Interval | None:
     found = [stage.duration.seconds for stage in stages if stage.duration is not None]
     return Interval.total(found).times(1 / _HOUR) if len(found) == len(stages) else None
-
-
-def _changes(config: RunConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Changes that save memory, the cheapest first: what it costs in time and in quality."""
-    wanted: list[dict[str, Any]] = []
-    if config.model.dtype == "bfloat16":
-        wanted.append({"model.dtype": "auto"})
-    if config.training.gradient_checkpointing is not True:
-        wanted.append({"training.gradient_checkpointing": True})
-    if config.training.tokens_per_microbatch != "auto":
-        wanted.append({"training.tokens_per_microbatch": "auto"})
-    if config.model.dtype == "float32":
-        wanted.append({"model.dtype": "auto"})
-    if config.adapter.kind == "lora" and config.model.quantization != "nf4":
-        wanted.append({"model.quantization": "nf4"})
-    if config.training.optimizer == "adamw":
-        wanted.append({"training.optimizer": "adamw-8bit"})
-    if config.adapter.kind == "none":
-        wanted.append({"adapter.kind": "lora"})
-        wanted.append({"adapter.kind": "lora", "model.quantization": "nf4"})
-    for values in wanted:
-        yield " ".join(f"{key}={_written(value)}" for key, value in values.items()), values
-
-
-def _written(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def disk_bytes(paper: Paper, plan: GpuPlan) -> dict[str, float]:
-    """Bytes on disk: the base as it is downloaded, the checkpoints that stay, and an export."""
-    engine = Engine(paper.shape, plan.stages[-1].fit.method)
-    whole = 2.0 * paper.shape.total
-    kept = paper.config.training.keep + 1  # the next one is written before an old one goes
-    return {"base": whole, "checkpoints": kept * checkpoint_bytes(engine), "export": whole}
-
-
-def host_bytes(paper: Paper, plan: GpuPlan) -> Interval:
-    """Bytes of a server's own memory, for all of its workers.
-
-    ZeRO-3 has every worker load the whole base there before it is shared out, unless the base is
-    quantised.
-    """
-    workers = paper.place.count
-    method = plan.worst.fit.method
-    found = _HOST.times(workers)
-    if plan.worst.strategy.strategy.shares_weights and method.quantization == "none":
-        number = 4 if method.rank is None else method.number
-        found += Interval.sure(float(workers * number * paper.shape.total))
-    return found

@@ -8,7 +8,7 @@ import pytest
 from test_shapes import SMALL
 
 from orpo_ray.config import RunConfig, build
-from orpo_ray.planner.fit import MOST_TOKENS, Request, fit
+from orpo_ray.planner.fit import MOST_TOKENS, Request, fit, total
 from orpo_ray.planner.hardware import Gpu, find_gpus, find_network
 from orpo_ray.planner.lengths import Lengths
 from orpo_ray.planner.memory import Method, bytes_of_batch, held
@@ -117,6 +117,7 @@ def test_a_larger_base_never_fits_where_a_smaller_one_does_not():
         {},
         {"tokens": 8000, "checkpointing": True},
         {"checkpointing": False},
+        {"learnt": 1.2},
         {"method": Method(quantization="none")},
         {"untried": True, "tokens": 8000, "checkpointing": True},
     ],
@@ -144,6 +145,19 @@ def test_tokens_that_are_set_are_kept_or_do_not_fit():
     # No pack is larger than a step.
     small = request(checkpointing=True, tokens=50_000, step=own - 1000)
     assert fit(small, gpu).tokens == 50_000
+
+
+@pytest.mark.parametrize("learnt", [0.9, 1.0, 1.2])
+def test_what_runs_have_taken_scales_the_tensors_and_nothing_else(learnt):
+    given = {"tokens": 8000, "checkpointing": True}
+    beside = {"context", "workspace", "slack"}
+
+    def tensors(asked: Request) -> float:
+        parts = fit(asked, L4).parts
+        return total({name: size for name, size in parts.items() if name not in beside})
+
+    by_law, found = tensors(request(**given)), tensors(request(**given, learnt=learnt))
+    assert found == pytest.approx(learnt * by_law)
 
 
 def test_the_peak_is_within_a_card_that_it_fits_into_and_has_its_middle_between_its_ends():
