@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -23,6 +24,10 @@ from orpo_ray.bench.pairs import Shape, pairs_of_file, pairs_of_shape
 from orpo_ray.bench.sides import Ours, Side, Stock, TrlTrainer
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.errors import ConfigError, ResourceError
+from orpo_ray.planner.engine import Engine
+from orpo_ray.planner.hardware import Gpu
+from orpo_ray.planner.here import cpu, gpu_named
+from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.memory import Method, bytes_of_batch, micro_batch
 from orpo_ray.planner.shapes import read_shape
 from orpo_ray.runs.console import Announce
@@ -128,28 +133,32 @@ class Bench:
         ]
         return [Measured(seconds, peak) for seconds, peak in zip(taken, memory, strict=True)]
 
-    def planned_memory(self) -> float:
-        """What the planner says that our costliest step takes, in bytes."""
-        case = self._case
+    def planned(self) -> dict[str, Any]:
+        """What the planner says: bytes of our costliest step, and the seconds of one."""
+        case, on_gpu = self._case, self._case.device == "cuda"
         base: Any = self._model.get_base_model()
-        on_gpu = case.device == "cuda"
+        path = PairModel(self._model, torch.bfloat16 if on_gpu else None).attention_path
         method = Method(
             quantization="nf4" if case.base else "none",
             half=on_gpu,
             on_gpu=on_gpu,
-            flash=PairModel(self._model, torch.bfloat16 if on_gpu else None).attention_path
-            == VARLEN,
+            flash=path == VARLEN,
         )
         shape = read_shape(base.config.to_dict())
-        lengths = (
-            np.array([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in pairs])
+        batches = [
+            micro_batch(
+                np.array([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in pairs]),
+                SHARED_PREFIX,
+                score_prompt=case.objective == "orpo",
+            )
             for pairs in self.steps
-        )
-        batches = (
-            micro_batch(each, SHARED_PREFIX, score_prompt=case.objective == "orpo")
-            for each in lengths
-        )
-        return max(bytes_of_batch(shape, method, batch) for batch in batches)
+        ]
+        gpu = _device(case.device)
+        steps = [Engine(shape, method).seconds(batch, gpu) for batch in batches] if gpu else []
+        return {
+            "memory_planned": max(bytes_of_batch(shape, method, batch) for batch in batches),
+            "ours_planned": Interval.total(steps).times(1 / STEPS).to_json() if steps else None,
+        }
 
     def _run_all(self, side: Side) -> None:
         for number in range(STEPS):
@@ -182,6 +191,14 @@ def describe(device: str) -> dict[str, Any]:
     """The device and the versions, for every result."""
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return {"device": name, "versions": {package: version(package) for package in _PACKAGES}}
+
+
+def _device(device: str) -> Gpu | None:
+    """What the planner knows of the device; None for a GPU that it does not know."""
+    if device == "cuda":
+        memory = torch.cuda.get_device_properties().total_memory
+        return gpu_named(torch.cuda.get_device_name(), memory)
+    return cpu(torch.get_num_threads(), psutil.virtual_memory().total)
 
 
 class _Checkpointed(SelectedLogProbs):
@@ -234,7 +251,7 @@ def bench_step(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
         "memory_ratio": mine.memory / theirs.memory,
         "memory_ours": mine.memory,
         "memory_stock": theirs.memory,
-        "memory_planned": bench.planned_memory(),
+        **bench.planned(),
         "max_rel_loss_diff": loss,
         "max_rel_grad_diff": gradient,
         "turns": turns,

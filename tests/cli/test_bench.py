@@ -126,6 +126,9 @@ def test_a_step_is_the_same_on_both_sides_and_needs_no_ray(tmp_path: Path) -> No
         assert result["name"] == "step"
         assert result["tokens_ours"] == 4 * 3 * (40 + 10 + 20)
         assert result["tokens_stock"] == 4 * 3 * 2 * 60
+        low, middle, high = result["ours_planned"]
+        assert 0 < low < middle < high
+        assert result["memory_planned"] == pytest.approx(result["memory_ours"], rel=0.3)
         assert "ratio_grouped" not in result, "pairs of one length cannot be grouped by it"
 
 
