@@ -86,8 +86,10 @@ _SECTIONS = {
     "scale": ("ScaleConfig", "Workers"),
     "scale.deepspeed": ("DeepSpeedConfig", "A ZeRO stage"),
     "search": ("SearchConfig", "A search"),
+    "compare": ("CompareConfig", "A comparison of methods"),
+    "compare.budget": ("BudgetConfig", "What each method may use"),
 }
-_NESTED = ("model", "adapter", "data", "objective", "training", "scale", "search")
+_NESTED = ("model", "adapter", "data", "objective", "training", "scale", "search", "compare")
 
 
 def configuration() -> str:

@@ -4,9 +4,9 @@
     result = orpo_ray.train(config)
     print(result.adapter, result.metrics["eval/accuracy"])
 
-`estimate`, `prepare`, `train`, `tune`, `evaluate`, `generate`, `export`, `plan` and `plan_search`
-take a config and return a frozen result; `judge` takes two files of answers. What a user can mend
-is raised as an OrpoRayError. docs/python.md and docs/after-training.md have examples.
+`estimate`, `prepare`, `train`, `tune`, `compare`, `evaluate`, `generate`, `export`, `plan` and
+`plan_search` take a config and return a frozen result; `judge` takes two files of answers. What a
+user can mend is raised as an OrpoRayError. docs/python.md and docs/after-training.md have examples.
 """
 
 import importlib
@@ -16,6 +16,7 @@ from orpo_ray import lean_imports as _lean_imports
 
 if TYPE_CHECKING:
     from orpo_ray.api import (
+        compare,
         estimate,
         evaluate,
         export,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         StoppedError,
         UserError,
     )
+    from orpo_ray.runs.comparison import Comparison
     from orpo_ray.runs.console import Console
     from orpo_ray.runs.results import (
         Evaluation,
@@ -65,6 +67,7 @@ _lean_imports.install()
 __all__ = [
     "Artifact",
     "CannotTellError",
+    "Comparison",
     "ConfigError",
     "Console",
     "DataError",
@@ -88,6 +91,7 @@ __all__ = [
     "UserError",
     "WinRate",
     "__version__",
+    "compare",
     "estimate",
     "evaluate",
     "export",
@@ -119,6 +123,7 @@ _HOMES = {
         "StoppedError",
         "UserError",
     ),
+    "runs.comparison": ("Comparison",),
     "runs.console": ("Console",),
     "runs.results": (
         "Evaluation",

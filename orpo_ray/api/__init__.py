@@ -4,6 +4,7 @@ Heavy modules are imported in the functions that use them. So a cluster that is 
 before torch is loaded.
 """
 
+from orpo_ray.api.comparing import compare
 from orpo_ray.api.exporting import export
 from orpo_ray.api.harness import evaluate_by_harness
 from orpo_ray.api.judging import judge
@@ -14,6 +15,7 @@ from orpo_ray.api.training import load_config, plan, plan_search, prepare, train
 __all__ = [
     "calibrate",
     "chat",
+    "compare",
     "estimate",
     "evaluate",
     "evaluate_by_harness",

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from orpo_ray.api.ground import PRINTING, refuse_others
 from orpo_ray.config import RunConfig, stage_configs
 from orpo_ray.errors import ConfigError
-from orpo_ray.planner.hardware import USUAL_NETWORK
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.files import RUN_FILE
 from orpo_ray.runs.run import Run
 
 if TYPE_CHECKING:
     from orpo_ray.planner.advice import Advice
+    from orpo_ray.planner.contest import Contest
     from orpo_ray.planner.interval import Interval
     from orpo_ray.planner.lengths import Lengths
     from orpo_ray.planner.plan import GpuPlan, Paper, Place
@@ -38,6 +38,7 @@ class Estimate:
     gpus: tuple[GpuPlan, ...]
     advice: Advice
     roads: Roads | None
+    contest: Contest | None
 
     @property
     def fits(self) -> bool:
@@ -63,7 +64,8 @@ class Estimate:
             "fits": self.fits,
             "gpus": [_gpu_json(paper, plan) for plan in self.gpus],
             "advice": asdict(self.advice),
-            "comparison": None if self.roads is None else _roads_json(self.roads),
+            "methods": None if self.roads is None else _roads_json(self.roads),
+            "comparison": None if self.contest is None else _contest_json(self.contest),
         }
 
 
@@ -73,7 +75,7 @@ def estimate(
     *,
     count: int | None = None,
     nodes: int = 1,
-    network: str = USUAL_NETWORK,
+    network: str | None = None,
     prices: str | Path | None = None,
     within: float | None = None,
     is_tuned: bool | None = None,
@@ -90,6 +92,7 @@ def estimate(
     from orpo_ray.planner.advice import advise, has_template, is_chat_model
     from orpo_ray.planner.bases import find_shape
     from orpo_ray.planner.calibration import calibration_file, read_calibrations
+    from orpo_ray.planner.contest import find_contest
     from orpo_ray.planner.cost import read_prices
     from orpo_ray.planner.hardware import find_gpus
     from orpo_ray.planner.lengths import find_lengths
@@ -116,15 +119,17 @@ def estimate(
     best = next((plan.gpu for plan in plans if plan.hours), None)
     if is_tuned is None:
         is_tuned = is_chat_model(config.model.base, has_template(found.folder))
-    roads = None
+    roads = contest = None
     if best and has_pairs:
         roads = find_roads(paper, best, is_tuned=bool(is_tuned))
+        contest = find_contest(paper, best)
     return Estimate(
         paper=paper,
         base_source=found.source,
         gpus=tuple(plans),
-        advice=advise(lengths.pairs, is_tuned, roads, within, has_pairs=has_pairs),
+        advice=advise(lengths.pairs, is_tuned, roads, contest, budget=within, has_pairs=has_pairs),
         roads=roads,
+        contest=contest,
     )
 
 
@@ -194,12 +199,12 @@ def _foretold(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
-def _place(config: RunConfig, count: int | None, nodes: int, network: str) -> Place:
+def _place(config: RunConfig, count: int | None, nodes: int, network: str | None) -> Place:
     """The servers; `scale.workers` says how many GPUs they have together if `count` does not."""
-    from orpo_ray.planner.hardware import find_network
+    from orpo_ray.planner.hardware import USUAL_NETWORK, find_network
     from orpo_ray.planner.plan import Place
 
-    link = find_network(network)
+    link = find_network(USUAL_NETWORK if network is None else network)
     workers = config.scale.workers
     if count is None and workers != "auto":
         if workers % nodes:
@@ -273,9 +278,12 @@ def _gpu_json(paper: Paper, plan: GpuPlan) -> dict[str, Any]:
 def _roads_json(roads: Roads) -> dict[str, Any]:
     return {
         "gpu": roads.gpu,
-        "methods": {method: hours.to_json() for method, hours in roads.hours.items()},
-        "hours": roads.total.to_json(),
+        "hours": {method: hours.to_json() for method, hours in roads.hours.items()},
     }
+
+
+def _contest_json(contest: Contest) -> dict[str, Any]:
+    return {**asdict(contest), "hours": contest.hours.to_json()}
 
 
 def _stage_json(stage: Any) -> dict[str, Any]:

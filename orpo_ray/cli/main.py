@@ -34,6 +34,7 @@ COMMANDS = (
     "prepare",
     "train",
     "tune",
+    "compare",
     "evaluate",
     "generate",
     "chat",
@@ -53,7 +54,7 @@ UNEXPECTED, WRONG_USAGE = 1, 2
 _NAMES_LOG = (RunError.exit_code, ResourceError.exit_code)
 """Exit codes of errors whose message may name the log."""
 _LOOKS_ITSELF = "doctor"
-_TRAINING = ("demo", "train", "tune")
+_TRAINING = ("demo", "train", "tune", "compare")
 _HELP = ("-h", "--help")
 
 _INTERRUPTED = 130

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from orpo_ray.cli.options import Json, Overrides
-from orpo_ray.planner.hardware import USUAL_NETWORK
 
 app = typer.Typer(add_completion=False)
 
@@ -28,8 +27,9 @@ def plan(
         str, typer.Option(metavar="N or 1..N", help="Servers; with 1..N, how the run scales.")
     ] = "1",
     network: Annotated[
-        str, typer.Option(help="Between servers: 1gbit, 25gbit, infiniband-ndr.")
-    ] = USUAL_NETWORK,
+        str | None,
+        typer.Option(help="Between servers: 1gbit (without it), 25gbit, infiniband-ndr."),
+    ] = None,
     prices: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your prices of a GPU for an hour.")
     ] = None,

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
+from orpo_ray.config.compare import CompareConfig
 from orpo_ray.config.data import DataConfig
 from orpo_ray.config.engine import refuse_engine, refuse_turns
 from orpo_ray.config.keys import all_keys
@@ -22,7 +23,7 @@ from orpo_ray.config.training import ScaleConfig, TrainingConfig
 
 _FOLDERS_OF_THE_STORAGE = ("artifacts", "references")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_NOT_OF_A_STAGE = ("name", "storage", "search", "stages")
+_NOT_OF_A_STAGE = ("name", "storage", "search", "stages", "compare")
 
 
 class RunConfig(Section):
@@ -49,6 +50,7 @@ class RunConfig(Section):
         "the result of the one before",
     )
     search: SearchConfig | None = Field(None, description="only read by `tune`")
+    compare: CompareConfig | None = Field(None, description="only read by `compare` and `plan`")
 
     @field_validator("name")
     @classmethod

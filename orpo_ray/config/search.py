@@ -32,6 +32,7 @@ _NOT_SEARCHED = {
     "name": "every trial has a name of its own",
     "storage": "all trials share one",
     "search": "it describes the search itself",
+    "compare": "it describes a comparison of methods",
     "stages": "name a field of one stage, such as stages.1.objective.beta",
     "scale": "it decides who does the work, not what is trained",
     "data": _PAIRS_STAY,

@@ -80,7 +80,7 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 
     Raises ConfigError if the values make no valid run.
     """
-    tree = dump(config) | {"search": None}
+    tree = dump(config) | {"search": None, "compare": None}
     if not config.stages and config.training.learning_rate == config.usual_rate:
         tree["training"]["learning_rate"] = None  # a trial may have another usual one
     for field, value in values.items():

@@ -20,7 +20,7 @@ def stage_configs(config: RunConfig, places: Mapping[Key, str] | None = None) ->
     it names another adapter. That result is its reference, too. `places` says where each key was
     written. Raises ConfigError for any stage that is not valid, before the first one runs.
     """
-    common = dump(config.model_copy(update={"stages": (), "search": None}))
+    common = dump(config.model_copy(update={"stages": (), "search": None, "compare": None}))
     stages: list[RunConfig] = []
     for number, changes in enumerate(config.stages):
         tree = merged(common, changes)

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from orpo_ray.planner.contest import Contest
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.roads import Roads
 
@@ -64,8 +65,9 @@ def advise(
     pairs: int | None,
     is_chat: bool | None,
     roads: Roads | None = None,
-    budget: float | None = None,
+    contest: Contest | None = None,
     *,
+    budget: float | None = None,
     has_pairs: bool = True,
 ) -> Advice:
     """What suits this data and this base, for a budget in hours if there is one."""
@@ -76,7 +78,7 @@ def advise(
             _SOURCES["kto"],
             "to know what it gained: orpo-ray evaluate compares the held-out answers with the base",
         )
-    check = _check(roads)
+    check = _check(contest)
     if is_chat:
         return Advice(
             "DPO alone, at a low rate; ORPO as a second try",
@@ -95,12 +97,15 @@ def advise(
     return Advice("ORPO", _why_one_stage(is_chat, roads, budget), _SOURCES["orpo"], check)
 
 
-def _check(roads: Roads | None) -> str:
+def _check(contest: Contest | None) -> str:
     """How to find out, and what that takes."""
-    takes = "" if roads is None else f" ({_hours(roads.total)} on {roads.gpu})"
+    check = "to know for your data: orpo-ray compare"
+    if contest is None:
+        return check
+    methods, seeds = " and ".join(contest.methods), contest.seeds
     return (
-        f"to know for your data, train both{takes} and compare them: orpo-ray evaluate on the same "
-        "held-out pairs (examples/sft-then-dpo)"
+        f"{check} trains {methods} on the same budget, each with {seeds} "
+        f"seed{'s' * (seeds > 1)}: {_hours(contest.hours)} on {contest.gpu}"
     )
 
 

@@ -22,15 +22,10 @@ _METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Roads:
-    """The hours of methods on one kind of GPU, and of all of them, which a comparison takes."""
+    """The hours of methods on one kind of GPU."""
 
     gpu: str
     hours: dict[str, Interval]
-
-    @property
-    def total(self) -> Interval:
-        """To train with each of them."""
-        return Interval.total(self.hours.values())
 
 
 def find_roads(paper: Paper, gpu: Gpu, *, is_tuned: bool) -> Roads | None:

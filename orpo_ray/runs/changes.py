@@ -19,6 +19,7 @@ FREE_KEYS = (
     "storage",
     "scale.",
     "search",
+    "compare",
     "training.tokens_per_microbatch",
     "training.eval_every",
     "training.checkpoint_every",

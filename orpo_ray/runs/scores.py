@@ -147,6 +147,13 @@ def intervals(scores: PairScores) -> dict[str, Mean]:
     return {**found, "accuracy": _never_certain(found["accuracy"], scores.comparisons)}
 
 
+def mean_of(values: NDArray[np.float64], *, is_share: bool = False) -> Mean:
+    """The mean of a number of each row with its interval; `is_share`: they are from 0 to 1."""
+    drawn = np.array([[weights @ values / weights.sum()] for weights in _resamples(len(values))])
+    (found,) = _with_intervals(np.array([values.mean()]), drawn)
+    return _never_certain(found, len(values)) if is_share else found
+
+
 def interval_of(statistic: Callable[[NDArray[np.int64]], float], count: int) -> Mean:
     """A share over `count` rows with its interval.
 

@@ -3,24 +3,16 @@
 Trials of the same accuracy may differ in how well they still write, and only a reader sees that.
 """
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-import ray
-from ray.exceptions import RayError, RayTaskError
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import MANIFEST, open_artifact
-from orpo_ray.distributed.launch import free_what_dead_controllers_hold
 from orpo_ray.distributed.run import Ground
-from orpo_ray.errors import ResourceError, RunError, StoppedError, on_one_line
 from orpo_ray.models.tokenizer import load_tokenizer
-from orpo_ray.ray_runtime import ROOM_S
 from orpo_ray.runs.console import SILENT, Console
 from orpo_ray.runs.run import Run
+from orpo_ray.search.tasks import on_a_worker
 from orpo_ray.storage import fetched_folder
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.setup import fetch_inputs
@@ -28,7 +20,6 @@ from orpo_ray.training.strategy import Strategy
 
 _PROMPTS = 4
 _MAX_NEW_TOKENS = 64
-_POLL_S = 1.0
 
 
 def answer(ground: Ground, trials: Sequence[Run], console: Console) -> list[dict[str, str]]:
@@ -39,36 +30,9 @@ def answer(ground: Ground, trials: Sequence[Run], console: Console) -> list[dict
     become free in time, and RunError if a model cannot be loaded or does not answer.
     """
     artifact = trials[0].storage.place_of(ground.artifact.path)
-    resources = {"num_cpus": ground.placement.cpus, "num_gpus": ground.placement.gpus}
-    # An empty task first. It shows whether the resources become free in time.
-    _wait(ray.remote(lambda: None).options(**resources).remote(), console, ROOM_S)
     configs = [trial.config for trial in trials]
-    answers: list[dict[str, str]] = _wait(
-        ray.remote(_answer).options(**resources).remote(artifact, configs), console
-    )
+    answers: list[dict[str, str]] = on_a_worker(ground, console, _answer, artifact, configs)
     return answers
-
-
-def _wait(pending: Any, console: Console, seconds: float = math.inf) -> Any:
-    """The result of a Ray task, unless the user stops first or the time is up."""
-    give_up = time.monotonic() + seconds
-    while not ray.wait([pending], timeout=_POLL_S)[0]:
-        if console.stop_requested():
-            raise StoppedError(
-                "stopped after all trials ended; the same command generates their answers"
-            )
-        if time.monotonic() > give_up:
-            raise ResourceError(
-                f"no resources for one worker became free within {seconds:g} s; is the cluster "
-                "busy?"
-            )
-        # Trials that were given up last may still hold resources.
-        free_what_dead_controllers_hold()
-    try:
-        return ray.get(pending)
-    except RayError as error:
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        raise RunError(f"{type(cause).__name__}: {on_one_line(cause)}") from error
 
 
 def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import tune
 
-from orpo_ray.config import RunConfig, build
+from orpo_ray.config import RunConfig, build, stage_configs
 from orpo_ray.data.store import MANIFEST, open_artifact
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.run import Ground, train_on
@@ -22,7 +22,9 @@ from orpo_ray.runs.console import Console, Metrics
 from orpo_ray.runs.files import LOG_FILE
 from orpo_ray.runs.log import FORMAT, is_kept
 from orpo_ray.runs.metrics import plain_record
+from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
+from orpo_ray.runs.stages import conclude_stages
 from orpo_ray.storage import fetched_folder
 
 # Short, because workers continue to train until they learn that the trial is given up.
@@ -129,11 +131,30 @@ def _train(run: Run, room: TrialRoom) -> None:
     console = _TuneConsole()
     with run.at_work(console, _PREDECESSOR_S) as finished:
         # A finished run has ended while no process listened. Nothing is left to train.
+        if finished is not None:
+            return
+        if not run.config.stages:
+            _train_one(run, room, console)
+            return
+        stages = [Run(stage, is_stage=True) for stage in stage_configs(run.config)]
+        conclude_stages(run, stages, [_stage_result(stage, room, console) for stage in stages])
+
+
+def _stage_result(stage: Run, room: TrialRoom, console: Console) -> TrainResult:
+    """The result of a stage, which is trained if no earlier process has."""
+    with stage.at_work(console, _PREDECESSOR_S) as finished:
         if finished is None:
-            ground = room.ground()
-            planned = foretell(run, ground.artifact, room.placement, room.hardware, console)
-            train_on(ground, run, console, _POLL_S)
-            look_back(run, planned, console)
+            _train_one(stage, room, console)
+            finished = stage.result()
+    assert finished is not None, "a run that ends without an error has a result"
+    return finished
+
+
+def _train_one(run: Run, room: TrialRoom, console: Console) -> None:
+    ground = room.ground()
+    planned = foretell(run, ground.artifact, room.placement, room.hardware, console)
+    train_on(ground, run, console, _POLL_S)
+    look_back(run, planned, console)
 
 
 class _TuneConsole(Console):

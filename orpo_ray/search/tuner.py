@@ -8,8 +8,9 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -17,7 +18,7 @@ with warnings.catch_warnings():
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 
-from orpo_ray.config import dump
+from orpo_ray.config import RunConfig, dump
 from orpo_ray.distributed.launch import (
     free_what_controllers_held,
     free_what_dead_controllers_hold,
@@ -25,9 +26,8 @@ from orpo_ray.distributed.launch import (
 from orpo_ray.distributed.ray_thread import RayThread
 from orpo_ray.errors import RunError, StoppedError, on_one_line
 from orpo_ray.runs.console import Console
-from orpo_ray.runs.search import Trial
-from orpo_ray.runs.search_run import SearchRun
-from orpo_ray.search.course import Course
+from orpo_ray.runs.run import RunFolder
+from orpo_ray.runs.search import State
 from orpo_ray.search.trial import TrialRoom, run_trial
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,33 @@ _SETTINGS = {
 }
 
 
+class Trained(Protocol):
+    """One run of a course: a trial, or a method with a seed."""
+
+    number: int
+    state: State
+
+
+class Course(Protocol):
+    """Decides which run is next, and what follows from what a run tells."""
+
+    def next(self) -> tuple[Any, RunConfig] | None:
+        """The next run and its config; None if there is none."""
+
+    def evaluated(
+        self, trial: Any, step: int, total_steps: int, evaluation: Mapping[str, float]
+    ) -> bool:
+        """Take note of an evaluation. Returns whether the run is given up."""
+
+    def finished(self, trial: Any) -> None:
+        """Take note that a run has ended."""
+
+    def failed(self, trial: Any, error: str, may_pass: bool = False) -> None:
+        """Take note that a run has failed, and whether it may succeed another time."""
+
+
 def run_course(
-    run: SearchRun, course: Course, room: TrialRoom, at_once: int, console: Console
+    run: RunFolder[Any], course: Course, room: TrialRoom, at_once: int, console: Console
 ) -> None:
     """Run the trials of a course, `at_once` at a time. Raises StoppedError on request."""
     os.environ |= {name: os.environ.get(name, value) for name, value in _SETTINGS.items()}
@@ -56,7 +81,7 @@ def run_course(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     folder = run.path(_FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
-    trials: dict[str, Trial] = {}
+    trials: dict[str, Trained] = {}
     tuner = tune.Tuner(
         tune.with_resources(partial(run_trial, room=room), tune.PlacementGroupFactory([_NOTHING])),
         tune_config=tune.TuneConfig(
@@ -105,7 +130,7 @@ class _NotKept:
 class _Searcher(_NotKept, Searcher):
     """Gives Tune the next trial of a course."""
 
-    def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
+    def __init__(self, course: Course, trials: dict[str, Trained]) -> None:
         super().__init__()
         self._course = course
         self._trials = trials
@@ -133,7 +158,7 @@ class _Searcher(_NotKept, Searcher):
 class _Scheduler(_NotKept, FIFOScheduler):
     """Passes reports of trials to the course, and returns the course's decision to Tune."""
 
-    def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
+    def __init__(self, course: Course, trials: dict[str, Trained]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._course = course
         self._trials = trials
@@ -160,7 +185,7 @@ class _Losses(_NotKept, tune.Callback):
     A scheduler cannot do this: Tune calls it after every loss, even if Tune starts the trial again.
     """
 
-    def __init__(self, course: Course, trials: dict[str, Trial]) -> None:
+    def __init__(self, course: Course, trials: dict[str, Trained]) -> None:
         self._course = course
         self._trials = trials
 

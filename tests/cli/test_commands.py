@@ -338,9 +338,9 @@ def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
 def test_config_json_is_total(finished: Finished) -> None:
     stored = _read(finished, "config.json")
     assert stored == dump(load_config(finished.config))
-    # `search` is null, `scale.deepspeed` is a word, and an objective has only the keys of its own
-    # kind.
-    branches = ("search.", "objective.", "scale.deepspeed.")
+    # `search` and `compare` are null, `scale.deepspeed` is a word, and an objective has only the
+    # keys of its own kind.
+    branches = ("search.", "compare.", "objective.", "scale.deepspeed.")
     assert {
         key for key in all_keys(RunConfig) if not key.startswith((*branches, "data.columns."))
     } <= _keys(stored)

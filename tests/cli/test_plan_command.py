@@ -63,7 +63,8 @@ def test_a_run_that_fits_is_planned(command: Command, large: Path) -> None:
     for part in ("memory at the worst moment", "weights of the base", "time: published rows"):
         assert part in done.out
     assert "advice: ORPO: one stage" in done.out
-    assert "is the base instruction-tuned?" in done.out and "train both (" in done.out
+    assert "is the base instruction-tuned?" in done.out
+    assert "orpo-ray compare trains orpo and sft>dpo on the same budget, each with 3" in done.out
     assert "advice: DPO alone" in command("plan", large, "--gpu", "l4", "--tuned").out
     done = command("plan", large, "model.base=meta-llama/Llama-3.1-8B-Instruct", "--gpu", "l4")
     assert "advice: DPO alone" in done.out

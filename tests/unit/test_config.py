@@ -30,7 +30,8 @@ data:
   train: [{source: pairs.jsonl}]
 """
 SECTIONS = (
-    "adapter, data, extends, model, name, objective, scale, search, stages, storage, training"
+    "adapter, compare, data, extends, model, name, objective, scale, search, stages, storage, "
+    "training"
 )
 AN_EVENT = "a whole number of steps (1 or more), or a share of the run (above 0, at most 1.0)"
 MODEL_KEYS = "attention, base, chat_template, dtype, quantization, revision"

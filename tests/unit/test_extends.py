@@ -300,7 +300,9 @@ def test_other_names_of_extends_are_answered_with_it(folder: Path, key: str) -> 
 
 
 def test_extends_is_among_the_known_keys(folder: Path) -> None:
-    assert "known here: adapter, data, extends, model," in complaint(folder, OWN + "colour: red\n")
+    assert "known here: adapter, compare, data, extends, model," in complaint(
+        folder, OWN + "colour: red\n"
+    )
 
 
 # --- what editors are told ------------------------------------------------------------------------

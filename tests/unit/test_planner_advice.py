@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orpo_ray.planner.advice import FEW_PAIRS, advise, has_template, is_chat_model
+from orpo_ray.planner.contest import Contest
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.roads import Roads
 
@@ -71,7 +72,7 @@ def test_orpo_is_what_else_is_trained(pairs):
     assert found.method == "ORPO"
     assert "not known" not in found.reason
     assert "arXiv:2403.07691" in found.source
-    assert "orpo-ray evaluate" in found.check
+    assert found.check == "to know for your data: orpo-ray compare"
 
 
 def test_it_asks_what_neither_name_nor_template_says():
@@ -82,12 +83,17 @@ def test_it_asks_what_neither_name_nor_template_says():
 
 
 def test_a_budget_that_two_stages_exceed_is_a_reason():
-    assert "two stages would not end within 5 hours" in advise(60_000, False, ROADS, 5).reason
-    assert "even this does not end within 2 hours" in advise(60_000, False, ROADS, 2).reason
-    assert "not end" not in advise(60_000, False, ROADS, 8).reason
+    assert (
+        "two stages would not end within 5 hours" in advise(60_000, False, ROADS, budget=5).reason
+    )
+    assert "even this does not end within 2 hours" in advise(60_000, False, ROADS, budget=2).reason
+    assert "not end" not in advise(60_000, False, ROADS, budget=8).reason
 
 
 def test_the_hours_of_both_roads_are_told():
-    found = advise(60_000, False, ROADS)
+    contest = Contest("l4", ("orpo", "sft>dpo"), 3, Interval(20.0, 25.0, 30.0))
+    found = advise(60_000, False, ROADS, contest)
     assert "2 to 4 hours, and SFT, then DPO 6 to 8 hours" in found.reason
-    assert "train both (8 to 12 hours on l4)" in found.check
+    assert "orpo and sft>dpo on the same budget, each with 3 seeds: 20 to 30 hours on l4" in (
+        found.check
+    )

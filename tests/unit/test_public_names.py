@@ -17,6 +17,7 @@ from orpo_ray import errors
 from orpo_ray.config import dump
 
 FUNCTIONS = {
+    "compare",
     "estimate",
     "evaluate",
     "export",
@@ -44,6 +45,7 @@ ERRORS = {
 }
 RESULTS = {
     "Artifact",
+    "Comparison",
     "Estimate",
     "Evaluation",
     "Exported",
@@ -86,6 +88,7 @@ def test_functions_say_what_they_return() -> None:
         name: inspect.signature(getattr(orpo_ray, name)).return_annotation for name in FUNCTIONS
     }
     assert returned == {
+        "compare": "Comparison",
         "estimate": "Estimate",
         "evaluate": "Evaluation",
         "export": "Exported",
@@ -149,7 +152,7 @@ def test_what_is_no_config_is_refused_in_one_line(arguments: tuple[Any, ...], sa
 
 
 @pytest.mark.parametrize(
-    "name", ["estimate", "evaluate", "plan", "plan_search", "prepare", "train", "tune"]
+    "name", ["compare", "estimate", "evaluate", "plan", "plan_search", "prepare", "train", "tune"]
 )
 def test_a_wrong_config_or_console_is_refused_before_anything_begins(
     name: str, tmp_path: Path

@@ -1,0 +1,105 @@
+"""Which methods to compare, with what budget, and how often. Only `compare` and `plan` read it."""
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from orpo_ray.config.near import near_name
+from orpo_ray.config.objectives import OBJECTIVES
+from orpo_ray.config.section import Section
+
+Unit = Literal["pairs", "tokens", "seconds"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_USUAL: dict[str, dict[str, Any]] = {
+    **{
+        kind: {
+            "objective": {"kind": kind},
+            **({"training": {"engine": "trl"}} if settings.only_in_trl else {}),
+        }
+        for kind, settings in OBJECTIVES.items()
+    },
+    "orpo-beta": {"objective": {"kind": "orpo", "nll_weight": 0.0}},
+}
+"""What each method changes of a run. orpo-beta is a second stage: arXiv:2502.01237."""
+THEN = ">"
+"""Stands between the stages of a method."""
+
+
+class BudgetConfig(Section):
+    """How much each method may use, in one of three units."""
+
+    pairs: PositiveInt | None = Field(
+        None, description="pairs that are trained; a pass of the reference counts a third of them"
+    )
+    tokens: PositiveInt | None = Field(
+        None, description="tokens that are trained, counted in the same way"
+    )
+    seconds: PositiveFloat | None = Field(
+        None, description="seconds of training, by the speed that a short run of each method shows"
+    )
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if sum(amount is not None for amount in (self.pairs, self.tokens, self.seconds)) != 1:
+            raise ValueError("name one of pairs, tokens and seconds")
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        """What is counted."""
+        if self.pairs is not None:
+            return "pairs"
+        return "tokens" if self.tokens is not None else "seconds"
+
+    @property
+    def amount(self) -> float:
+        """How much of it there is."""
+        return float(self.pairs or self.tokens or self.seconds or 0)
+
+
+class CompareConfig(Section):
+    """A tournament of methods on the same base, pairs and budget."""
+
+    methods: tuple[str, ...] = Field(
+        ("orpo", "sft>dpo"),
+        min_length=1,
+        description=f"{', '.join(_USUAL)}, or names of `settings`; a{THEN}b trains two stages",
+    )
+    budget: BudgetConfig | None = Field(
+        None, description="what each method may use of the pairs; one epoch without it"
+    )
+    seeds: PositiveInt = Field(3, description="runs of each method, with a seed of their own each")
+    search: NonNegativeInt = Field(
+        0, description="trials that each method gets to find its settings first; not in the budget"
+    )
+    answers: NonNegativeInt = Field(
+        64, description="held-out prompts that every result answers greedily"
+    )
+    settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="sections that a method changes, by its name; new names make new methods",
+    )
+
+    @model_validator(mode="after")
+    def _methods_are_known(self) -> Self:
+        known = {**_USUAL, **self.settings}
+        for name in self.settings:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"settings: {name} must be letters, digits and . _ -")
+        for number, method in enumerate(self.methods):
+            if method in self.methods[:number]:
+                raise ValueError(f"methods: {method} stands twice")
+            for part in method.split(THEN):
+                if part not in known:
+                    near = near_name(part, known)
+                    hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+                    raise ValueError(f"methods: no method {part!r}; {hint}")
+        return self
+
+    def changes(self, part: str) -> dict[str, dict[str, Any]]:
+        """The sections that a part of a method changes."""
+        changed = dict(_USUAL.get(part, {}))
+        for section, content in self.settings.get(part, {}).items():
+            changed[section] = {**changed.get(section, {}), **content}
+        return changed

@@ -1,0 +1,63 @@
+"""What a comparison says in words: who is better, what is noise, and what accuracy does not show.
+
+All functions are pure.
+"""
+
+from orpo_ray.runs.comparison import Comparison, Standing
+from orpo_ray.runs.scores import are_few, too_few
+
+_MANY_BROKEN = 0.1
+_FELL = 0.1
+"""Nats a token: a fall of the chosen answers' log-prob that is told."""
+
+
+def reading(comparison: Comparison) -> list[str]:
+    """Lines for a reader: the leaders, their rivals within the noise, and warnings."""
+    finished = [each for each in comparison.methods if each.accuracy is not None]
+    lines = [*_leader(comparison, finished)]
+    for each in finished:
+        if each.broken is not None and each.broken >= _MANY_BROKEN:
+            lines.append(
+                f"{each.method}: {each.broken:.0%} of its greedy answers are broken, whatever its "
+                "accuracy: they do not end, repeat themselves, or leave the words of the pairs."
+            )
+        if _fell(each):
+            lines.append(
+                f"{each.method} made the chosen answers less likely than the base has them, "
+                f"{each.chosen_log_prob:.2f} after {each.chosen_before:.2f} nats a token."
+            )
+    lines += [
+        f"{each.method} failed: {each.error}"
+        for each in comparison.methods
+        if each.accuracy is None
+    ]
+    if are_few(comparison.pairs):
+        lines.append(too_few(comparison.pairs))
+    return lines
+
+
+def _leader(comparison: Comparison, finished: list[Standing]) -> list[str]:
+    """Who has the highest accuracy, and who is as good as far as one can tell."""
+    if len(finished) < 2:
+        return []
+    best = finished[0]
+    near = [
+        other
+        for found in comparison.verdicts
+        if best.method in (found.method, found.other) and found.verdict == "within noise"
+        for other in (found.method, found.other)
+        if other != best.method
+    ]
+    said = (
+        f"{best.method} prefers the chosen answer most often, for {best.accuracy:.1%} of "
+        f"{comparison.pairs} held-out pairs"
+    )
+    if len(near) == len(finished) - 1:
+        return [f"{said}, but no method differs from it by more than noise."]
+    rest = f"; within the noise of it: {', '.join(near)}" if near else ", more than any other"
+    return [f"{said}{rest}."]
+
+
+def _fell(standing: Standing) -> bool:
+    before, after = standing.chosen_before, standing.chosen_log_prob
+    return before is not None and after is not None and after < before - _FELL

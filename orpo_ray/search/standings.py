@@ -1,0 +1,89 @@
+"""What methods reached, and which differences are more than noise. All functions are pure.
+
+Intervals are percentile bootstraps over held-out pairs, as in `runs/scores.py`. For the difference
+of two methods, seeds are drawn again, too: another seed is another result.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import fmean, stdev
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orpo_ray.runs.comparison import Verdict, Word
+from orpo_ray.runs.scores import PairScores, mean_of
+
+_DRAWS, _SEED = 2000, 22
+_TAILS = (2.5, 97.5)
+Numbers = NDArray[np.float64]
+
+
+def columns(scores: Sequence[PairScores]) -> dict[str, Numbers]:
+    """Numbers of each seed and pair, [seeds, pairs], under the names of a Standing."""
+    found: dict[str, list[Numbers]] = {}
+    for one in scores:
+        chosen, rejected = one.chosen / one.chosen_tokens, one.rejected / one.rejected_tokens
+        for name, values in (
+            ("accuracy", (chosen > rejected).astype(np.float64)),
+            ("margin", chosen - rejected),
+            ("chosen_log_prob", chosen),
+            ("rejected_log_prob", rejected),
+        ):
+            found.setdefault(name, []).append(values)
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def figures(scores: Sequence[PairScores]) -> dict[str, float]:
+    """The means of a method over its seeds, with the intervals of accuracy and margin."""
+    table = columns(scores)
+    found = {name: float(values.mean()) for name, values in table.items()}
+    accuracy, margin = (
+        mean_of(table[name].mean(axis=0), is_share=name == "accuracy")
+        for name in ("accuracy", "margin")
+    )
+    found |= {"low": accuracy.low, "high": accuracy.high}
+    found |= {"margin_low": margin.low, "margin_high": margin.high}
+    found["nll"] = fmean(float(-one.chosen.sum() / one.chosen_tokens.sum()) for one in scores)
+    return found
+
+
+def spread(scores: Sequence[PairScores]) -> dict[str, float]:
+    """The standard deviation over seeds of what a method reached; nothing for one seed."""
+    if len(scores) < 2:
+        return {}
+    return {name: stdev(values.mean(axis=1).tolist()) for name, values in columns(scores).items()}
+
+
+def verdicts(methods: Mapping[str, Sequence[PairScores]]) -> tuple[Verdict, ...]:
+    """How every two methods stand to each other by accuracy, which no method's scale inflates."""
+    right = {name: columns(scores)["accuracy"] for name, scores in methods.items()}
+    return tuple(
+        _verdict(one, other, right[one], right[other]) for one, other in combinations(right, 2)
+    )
+
+
+def _verdict(one: str, other: str, ours: Numbers, theirs: Numbers) -> Verdict:
+    assert ours.shape[1] == theirs.shape[1], "methods are compared on the same pairs"
+    difference = float(ours.mean() - theirs.mean())
+    rng, pairs = np.random.default_rng(_SEED), ours.shape[1]
+    drawn = np.empty(_DRAWS)
+    for draw in range(_DRAWS):
+        weights = np.bincount(rng.integers(pairs, size=pairs), minlength=pairs) / pairs
+        values = [
+            side[rng.integers(len(side), size=len(side))].mean(axis=0) @ weights
+            for side in (ours, theirs)
+        ]
+        drawn[draw] = values[0] - values[1]
+    low, high = map(float, np.percentile(drawn, _TAILS))
+    if low == high:  # no pair differs, or all do: the rule of three
+        low, high = max(-1.0, low - 3 / pairs), min(1.0, high + 3 / pairs)
+    return Verdict(
+        method=one, other=other, verdict=_word(low, high), difference=difference, low=low, high=high
+    )
+
+
+def _word(low: float, high: float) -> Word:
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "within noise"
