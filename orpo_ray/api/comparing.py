@@ -39,7 +39,7 @@ def compare(config: RunConfig, console: Console = PRINTING, verbose: bool = Fals
     """
     refuse_others(config, console)
     run = comparison_for(config)
-    run.check_writable()
+    Run(config).check_writable()
     run.look(console)
     run.refuse_busy(ONLOOKER_S)
     refuse_missing_before_training(config)

@@ -20,6 +20,7 @@ from orpo_ray.runs.run import Run
 if TYPE_CHECKING:
     from orpo_ray.planner.advice import Advice
     from orpo_ray.planner.contest import Contest
+    from orpo_ray.planner.foreseen import Measured, Prediction
     from orpo_ray.planner.interval import Interval
     from orpo_ray.planner.lengths import Lengths
     from orpo_ray.planner.plan import GpuPlan, Paper, Place
@@ -97,7 +98,7 @@ def estimate(
     from orpo_ray.planner.hardware import find_gpus
     from orpo_ray.planner.lengths import find_lengths
     from orpo_ray.planner.plan import Paper
-    from orpo_ray.planner.roads import find_roads
+    from orpo_ray.planner.roads import Roads, find_roads
 
     refuse_others(config, console)
     gpus = find_gpus(gpu)
@@ -116,13 +117,15 @@ def estimate(
     )
     plans = _ranked([paper.on(each) for each in gpus])
     has_pairs = not config.objective.reads_single_answers
-    best = next((plan.gpu for plan in plans if plan.hours), None)
+    best = next((plan for plan in plans if plan.hours), None)
     if is_tuned is None:
         is_tuned = is_chat_model(config.model.base, has_template(found.folder))
     roads = contest = None
-    if best and has_pairs:
-        roads = find_roads(paper, best, is_tuned=bool(is_tuned))
-        contest = find_contest(paper, best)
+    if best is not None and has_pairs:
+        roads = find_roads(paper, best.gpu, is_tuned=bool(is_tuned))
+        contest = find_contest(paper, best.gpu)
+    elif best is not None and best.hours is not None:
+        roads = Roads(best.gpu.name, {"kto": best.hours})
     return Estimate(
         paper=paper,
         base_source=found.source,
@@ -165,38 +168,39 @@ def calibrate(config: RunConfig) -> dict[str, Any]:
     found = before = read_calibrations(path)
     for run in runs:
         predicted, measured = _foretold(run)
-        device = predicted["device"]
+        device = predicted.device
         found = found | {device: learn(found.get(device), str(run.place), predicted, measured)}
     write_calibrations(path, found)
-    new, old = found[device], before.get(device) or Calibration(1.0, 1.0, ())
+    new, old = found[device], before.get(device) or Calibration({})
     changes = (
         f"{device}: time times {new.seconds:.2f} (before: {old.seconds:.2f}), memory times "
         f"{new.memory:.2f} (before: {old.memory:.2f}), from {new.told}; kept in {path}"
     )
     if new == old:
         changes = f"{device}: {runs[0].place} has been learnt from already; nothing changes"
-    return {"device": device, "file": str(path), **asdict(new), "changes": [changes]}
+    return {
+        "device": device,
+        "file": str(path),
+        "seconds": new.seconds,
+        "memory": new.memory,
+        "runs": list(new.runs),
+        "changes": [changes],
+    }
 
 
-def _foretold(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+def _foretold(run: Run) -> tuple[Prediction, Measured]:
     """What was predicted for a run, and what it measured."""
+    from orpo_ray.planner.foreseen import read_plan
     from orpo_ray.planner.foretold import PLAN
 
     run.refresh()
-    match run.facts().get(PLAN):
-        case {
-            "predicted": {
-                "device": str(),
-                "pairs_per_second": [_, _, _],
-                "peak_bytes": [_, _, _],
-            } as predicted,
-            "measured": dict(measured),
-        }:
-            return predicted, measured
-    raise ConfigError(
-        f"--calibrate: {run.place} has no plan in {RUN_FILE}; take a finished run of this "
-        "version whose base the planner knows"
-    )
+    try:
+        return read_plan(run.facts().get(PLAN))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"--calibrate: {run.place} has no whole plan in {RUN_FILE}; take a finished run of "
+            "this version whose base the planner knows, and which has measured a step"
+        ) from error
 
 
 def _place(config: RunConfig, count: int | None, nodes: int, network: str | None) -> Place:

@@ -43,7 +43,7 @@ def _common(config: RunConfig) -> dict[str, Any]:
     """What all methods share: no objective, no rate of one, and no stage."""
     tree = dump(config) | {"search": None, "compare": None, "stages": []}
     tree["objective"] = {"kind": "orpo"}
-    tree["training"] = {**tree["training"], "learning_rate": None, "epochs": None}
+    tree["training"] = {**tree["training"], "learning_rate": None}
     # Without Ray, one worker would train in the trial's own process, which reserves no resources.
     tree["scale"] = {**tree["scale"], "ray": True}
     return tree
@@ -78,7 +78,7 @@ def with_steps(run: RunConfig, steps: list[int]) -> RunConfig:
         training = run.training.model_copy(update={"max_steps": steps[0], "epochs": None})
         return run.model_copy(update={"training": training})
     stages = tuple(
-        {**stage, "training": {**stage.get("training", {}), "max_steps": count}}
+        {**stage, "training": {**stage.get("training", {}), "max_steps": count, "epochs": None}}
         for stage, count in zip(run.stages, steps, strict=True)
     )
     return run.model_copy(update={"stages": stages})

@@ -67,6 +67,7 @@ class AdapterConfig(Section):
     lora_plus_ratio: float | None = Field(
         None,
         ge=1,
+        le=10_000,
         allow_inf_nan=False,
         description="LoRA+: the learning rate of B is so many times that of A; null: the same",
     )

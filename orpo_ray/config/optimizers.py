@@ -71,6 +71,7 @@ OPTIMIZERS = {
     ),
     "galore-adamw-8bit": OptimizerKind(
         unsharded="projects the gradients of whole matrices",
+        state_bytes=2 * _EIGHT_BITS,
         package="galore-torch",
         is_galore=True,
         needs_gpu=True,

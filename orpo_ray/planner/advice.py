@@ -74,7 +74,7 @@ def advise(
     if not has_pairs:
         return Advice(
             "KTO",
-            "it alone reads single answers with a label",
+            "it alone reads single answers with a label" + _late("kto", roads, budget),
             _SOURCES["kto"],
             "to know what it gained: orpo-ray evaluate compares the held-out answers with the base",
         )
@@ -83,18 +83,27 @@ def advise(
         return Advice(
             "DPO alone, at a low rate; ORPO as a second try",
             "the base can chat already, and ORPO's likelihood term would teach it again how to "
-            "answer",
+            "answer" + _late("dpo", roads, budget),
             _SOURCES["sft"],
             check,
         )
     if pairs is not None and pairs < FEW_PAIRS:
         return Advice(
             "SFT on the chosen answers first, then DPO",
-            f"{pairs:,} pairs are few for a base to learn answering and preferring at once",
+            f"{pairs:,} pairs are few for a base to learn answering and preferring at once"
+            + _late("sft>dpo", roads, budget),
             _SOURCES["few"],
             check,
         )
     return Advice("ORPO", _why_one_stage(is_chat, roads, budget), _SOURCES["orpo"], check)
+
+
+def _late(method: str, roads: Roads | None, budget: float | None) -> str:
+    """The remark that a method does not end within the budget; nothing if it does."""
+    hours = None if roads is None else roads.hours.get(method)
+    if hours is None or budget is None or hours.middle <= budget:
+        return ""
+    return f"; it does not end within {budget:g} hours ({_hours(hours)})"
 
 
 def _check(contest: Contest | None) -> str:

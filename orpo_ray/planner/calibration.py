@@ -3,28 +3,40 @@
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from orpo_ray.errors import ConfigError, on_one_line
+from orpo_ray.planner.foreseen import Measured, Prediction
 from orpo_ray.planner.interval import Interval
 
 _FILE = "orpo-ray/calibration.json"
+_LEAST = 1e-3
+"""No device is off by more than a thousand: a file with such a factor is damaged."""
 _SPREAD = 1.25
 """An interval of calibrated time goes this factor up and down: runs of one machine scatter so."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Factors from predicted to measured, for one device: of time, of memory, and from which runs.
+    """Factors from predicted to measured, for one device: those of each run, by its place.
 
-    Each of `runs` names a run and the speed that it measured, so that none is counted twice.
+    Each run has one for time, and one for the memory that comes and goes with a micro-batch.
     """
 
-    seconds: float
-    memory: float
-    runs: tuple[str, ...]
+    runs: Mapping[str, tuple[float, float]]
+
+    @property
+    def seconds(self) -> float:
+        """The factor of time: the geometric mean over the runs."""
+        return geometric_mean([time for time, _ in self.runs.values()])
+
+    @property
+    def memory(self) -> float:
+        """The factor of the memory that comes and goes."""
+        return geometric_mean([memory for _, memory in self.runs.values()])
 
     @property
     def told(self) -> str:
@@ -42,29 +54,28 @@ class Calibration:
 
 
 def learn(
-    before: Calibration | None, name: str, predicted: dict[str, Any], measured: dict[str, Any]
+    before: Calibration | None, run: str, predicted: Prediction, measured: Measured
 ) -> Calibration:
-    """The calibration after one more run: the geometric mean over all runs.
+    """The calibration with one more run, or with what a known run has measured since.
 
-    A run that is among them already changes nothing. Raises ConfigError for a run that did not
-    measure both.
+    Raises ConfigError for a run that took less memory than its weights: it was not alone.
     """
-    if not measured.get("pairs_per_second") or not measured.get("peak_bytes"):
-        raise ConfigError("--calibrate: the run has measured no step, so there is nothing to learn")
-    run = f"{name}: {measured['pairs_per_second']:.9g} pairs a second"
-    known = before or Calibration(1.0, 1.0, ())
-    if run in known.runs:
-        return known
-    seconds = predicted["pairs_per_second"][1] / measured["pairs_per_second"]
-    memory = measured["peak_bytes"] / predicted["peak_bytes"][1]
-    runs = (*known.runs, run)
-    return Calibration(
-        _mean(known.seconds, seconds, len(runs)), _mean(known.memory, memory, len(runs)), runs
+    held, peak = predicted.held_bytes, predicted.peak_bytes.middle
+    if measured.peak_bytes <= held:
+        raise ConfigError(
+            f"--calibrate: {run} took {measured.peak_bytes / 1e9:.2g} GB, less than its weights "
+            f"({held / 1e9:.2g} GB), so nothing can be learnt from it"
+        )
+    factors = (
+        predicted.pairs_per_second.middle / measured.pairs_per_second,
+        (measured.peak_bytes - held) / (peak - held),
     )
+    return Calibration({**(before.runs if before else {}), run: factors})
 
 
-def _mean(before: float, new: float, runs: int) -> float:
-    return math.exp(((runs - 1) * math.log(before) + math.log(new)) / runs)
+def geometric_mean(factors: Sequence[float]) -> float:
+    """The mean of factors; 1 if there is none."""
+    return math.exp(fmean(math.log(factor) for factor in factors)) if factors else 1.0
 
 
 def calibration_file() -> Path:
@@ -84,13 +95,15 @@ def read_calibrations(path: Path) -> dict[str, Calibration]:
         raise ConfigError(f"{path} cannot be read; remove it, and calibrate again") from error
 
 
-def _checked(seconds: float, memory: float, runs: list[str]) -> Calibration:
-    """Raises ValueError or TypeError for figures that no run has taught."""
-    if not all(0 < each < math.inf for each in (seconds, memory)):
-        raise ValueError("a factor is not above 0")
-    if not isinstance(runs, list) or not runs or not all(isinstance(each, str) for each in runs):
-        raise ValueError("no list of runs")
-    return Calibration(seconds, memory, tuple(runs))
+def _checked(runs: dict[str, tuple[float, float]]) -> Calibration:
+    """Raises ValueError, TypeError or AttributeError for figures that no run has taught."""
+    if not runs:
+        raise ValueError("no run")
+    for factors in runs.values():
+        time, memory = factors
+        if not all(_LEAST < float(each) < 1 / _LEAST for each in (time, memory)):
+            raise ValueError("no factor that a run teaches")
+    return Calibration({name: (float(one), float(two)) for name, (one, two) in runs.items()})
 
 
 def write_calibrations(path: Path, calibrations: dict[str, Calibration]) -> None:

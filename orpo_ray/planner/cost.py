@@ -43,6 +43,7 @@ def read_prices(path: Path) -> Prices:
         raise ConfigError(
             f"--prices: {path}: currency must be a word such as EUR, not {currency!r}"
         )
+    named: dict[str, list[str]] = {}
     families: dict[str, float] = {}
     prices: dict[str, float] = {}
     for name, price in found["gpus"].items():
@@ -51,6 +52,9 @@ def read_prices(path: Path) -> Prices:
                 f"--prices: {path}: gpus.{name}: must be a number of 0 or more, not {price!r}"
             )
         meant = _meant(str(name), path)
+        if twice := next((other for other, found in named.items() if found == meant), None):
+            raise ConfigError(f"--prices: {path}: gpus.{twice} and gpus.{name} are the same GPU")
+        named[str(name)] = meant
         into = prices if len(meant) == 1 else families
         into |= dict.fromkeys(meant, float(price))
     return Prices(currency, families | prices)  # h100-sxm has its own price beside that of h100

@@ -47,7 +47,7 @@ class Request:
     `lengths` [n, 3] are those of all pairs. `tokens` and `checkpointing` are None if the run
     decides them. `step` is the number of tokens of the largest step. `untried`: no micro-batch is
     tried before the first step, so memory may run out in it. `learnt` is how many times as much
-    memory as by the law tensors have taken in earlier runs on the device.
+    memory as by the law micro-batches have taken in earlier runs on the device.
     """
 
     shape: Shape
@@ -214,11 +214,9 @@ def _moving(parts: dict[str, float]) -> float:
 
 
 def _computed(request: Request, method: Method, batch: MicroBatch) -> dict[str, float]:
-    """Bytes that a micro-batch adds, after what earlier runs have shown of all tensors together."""
-    work, fixed = computed(request.shape, method, batch), sum(held(request.shape, method).values())
-    moving = _moving(work)
-    learnt = max(0.0, request.learnt * (fixed + moving) - fixed) / moving
-    return {name: learnt * size for name, size in work.items()}
+    """Bytes that a micro-batch adds, after what earlier runs have shown."""
+    work = computed(request.shape, method, batch)
+    return {name: request.learnt * size for name, size in work.items()}
 
 
 def _parts(request: Request, method: Method, batch: MicroBatch, gpu: Gpu) -> dict[str, float]:

@@ -9,11 +9,12 @@ import psutil
 from orpo_ray.errors import CannotTellError, OrpoRayError
 from orpo_ray.planner.bases import find_shape
 from orpo_ray.planner.calibration import calibration_file, read_calibrations
+from orpo_ray.planner.foreseen import Prediction
 from orpo_ray.planner.hardware import USUAL_NETWORK, Gpu, find_network
 from orpo_ray.planner.here import cpu, gpu_named
 from orpo_ray.planner.lengths import Lengths
 from orpo_ray.planner.plan import Paper, Place
-from orpo_ray.planner.prediction import Prediction, calibrated, compare, predict
+from orpo_ray.planner.prediction import calibrated, compare, predict
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.files import RESULT_FILE, RUN_FILE
 from orpo_ray.runs.run import Run

@@ -1,39 +1,18 @@
 """What the planner says of a run that is about to start, and how wrong it was at the end."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from orpo_ray.planner.calibration import Calibration
 from orpo_ray.planner.fit import total
+from orpo_ray.planner.foreseen import Prediction
 from orpo_ray.planner.here import CPU
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.plan import StagePlan
 
+_HELD = ("weights", "adapter", "gradients", "optimizer")
 _PROCESS = Interval(0.5e9, 0.8e9, 1.5e9)
 """Bytes of a process that computes on a CPU, besides its tensors: Python and its libraries."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Seconds of training, pairs a second, and the most bytes of a worker.
-
-    On a GPU these are the bytes of its tensors; on a CPU those of the process. `device` is the name
-    under which calibrations are kept.
-    """
-
-    device: str
-    seconds: Interval
-    pairs_per_second: Interval
-    peak_bytes: Interval
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: low end, middle and high end of each figure."""
-        return {
-            "device": self.device,
-            "seconds": self.seconds.to_json(),
-            "pairs_per_second": self.pairs_per_second.to_json(),
-            "peak_bytes": self.peak_bytes.to_json(),
-        }
 
 
 def predict(stage: StagePlan, device: str) -> Prediction | None:
@@ -50,6 +29,7 @@ def predict(stage: StagePlan, device: str) -> Prediction | None:
         seconds=stage.duration.parts["steps"] + stage.duration.parts["evaluation"],
         pairs_per_second=stage.pairs_per_second,
         peak_bytes=Interval(0.95 * tensors, tensors, 1.1 * tensors) + of_process,
+        held_bytes=sum(parts[name] for name in _HELD),
     )
 
 
@@ -57,9 +37,10 @@ def calibrated(found: Prediction, known: Calibration | None) -> Prediction:
     """The prediction after what earlier runs on the device have shown."""
     if known is None:
         return found
-    memory = known.memory * found.peak_bytes.middle
-    return Prediction(
-        device=found.device,
+    held = found.held_bytes
+    memory = held + known.memory * (found.peak_bytes.middle - held)
+    return replace(
+        found,
         seconds=known.of_time(found.seconds),
         pairs_per_second=known.of_speed(found.pairs_per_second),
         peak_bytes=Interval(0.95 * memory, memory, 1.05 * memory),

@@ -1,23 +1,12 @@
 """The roads from pairs to an aligned model that the advice weighs, with the hours of each."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-from orpo_ray.config import RunConfig
-from orpo_ray.config.build import build, dump
+from orpo_ray.config.contenders import contender
 from orpo_ray.errors import ConfigError
 from orpo_ray.planner.hardware import Gpu
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.plan import Paper
-
-_METHODS: dict[str, dict[str, Any]] = {
-    "orpo": {"objective": {"kind": "orpo"}, "stages": []},
-    "dpo": {"objective": {"kind": "dpo"}, "stages": []},
-    "sft>dpo": {
-        "objective": {"kind": "orpo"},
-        "stages": [{"objective": {"kind": "sft"}}, {"objective": {"kind": "dpo"}}],
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -36,12 +25,11 @@ def find_roads(paper: Paper, gpu: Gpu, *, is_tuned: bool) -> Roads | None:
     """
     hours = {}
     for method in ("orpo", "dpo" if is_tuned else "sft>dpo"):
-        changed = {**dump(paper.config), "search": None, **_METHODS[method]}
         try:
-            config = build(RunConfig, changed, {(): paper.config.name})
-        except ConfigError:
+            run = contender(paper.config, method)
+            found = replace(paper, config=run, prices=None).on(gpu).hours
+        except ConfigError:  # its stages may be refused, or its engine cannot compute it
             return None
-        found = replace(paper, config=config, prices=None).on(gpu).hours
         if found is None:
             return None
         hours[method] = found

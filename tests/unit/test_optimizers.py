@@ -54,6 +54,15 @@ def in_blocks(name: str) -> bool:
     return name.endswith("-8bit") and not name.startswith(("paged-", "galore-"))
 
 
+def test_galores_8_bit_state_is_planned_in_8_bits() -> None:
+    parameter = nn.Parameter(torch.zeros(256, 64))
+    optimizer = GaLoreAdamW8bit([{"params": [parameter]}])
+    optimizer.init_state(optimizer.param_groups[0], parameter, 0, 0)
+    state = optimizer.state[parameter]
+    size = sum(state[name].nbytes for name in ("state1", "state2", "absmax1", "absmax2"))
+    assert size == OPTIMIZERS["galore-adamw-8bit"].whole_bytes(parameter.numel(), 0)
+
+
 class Layer(nn.Module):
     """One matrix, large enough for 8-bit state."""
 

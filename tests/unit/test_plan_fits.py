@@ -80,6 +80,19 @@ def test_single_answers_are_advised_what_reads_them(tmp_path: Path) -> None:
     assert advise(60_000, False).method == "ORPO"
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.quantization=none", "adapter.init=pissa", "adapter.dropout=0"),
+        ("model.quantization=none", "adapter.init=olora", "adapter.dropout=0"),
+        ("training.engine=trl", "objective.nll_on=full"),
+    ],
+)
+def test_a_road_that_cannot_be_taken_stops_no_plan(tmp_path: Path, overrides: Any) -> None:
+    found = planned(tmp_path, "mistral-7b-orpo/orpo.yaml", *overrides, gpu="h200")
+    assert found.fits and found.advice.method == "ORPO"
+
+
 def test_a_base_that_is_not_known_cannot_be_planned(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text('{"model_type": "unheard-of"}', "utf-8")

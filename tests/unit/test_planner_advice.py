@@ -90,6 +90,18 @@ def test_a_budget_that_two_stages_exceed_is_a_reason():
     assert "not end" not in advise(60_000, False, ROADS, budget=8).reason
 
 
+def test_every_road_is_measured_against_the_budget():
+    tuned = Roads("l4", {"orpo": Interval.sure(3.0), "dpo": Interval.sure(2.0)})
+    thumbs = Roads("l4", {"kto": Interval.sure(4.0)})
+    late = "it does not end within 1 hours (2 to 2 hours)"
+    assert late in advise(60_000, True, tuned, budget=1).reason
+    assert "does not end within 5 hours" in advise(100, False, ROADS, budget=5).reason
+    assert (
+        "does not end within 3 hours" in advise(9, None, thumbs, budget=3, has_pairs=False).reason
+    )
+    assert "not end" not in advise(60_000, True, tuned, budget=2).reason
+
+
 def test_the_hours_of_both_roads_are_told():
     contest = Contest("l4", ("orpo", "sft>dpo"), 3, Interval(20.0, 25.0, 30.0))
     found = advise(60_000, False, ROADS, contest)

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,51 +14,83 @@ from orpo_ray.planner.calibration import (
     read_calibrations,
     write_calibrations,
 )
+from orpo_ray.planner.foreseen import Measured, Prediction, read_plan
 from orpo_ray.planner.interval import Interval
-from orpo_ray.planner.prediction import Prediction, calibrated, compare
+from orpo_ray.planner.prediction import calibrated, compare
 
 PLANNED = Prediction(
     device="t4",
     seconds=Interval(50.0, 100.0, 200.0),
     pairs_per_second=Interval(5.0, 10.0, 20.0),
     peak_bytes=Interval(9e9, 10e9, 12e9),
+    held_bytes=5e9,
 )
 
 
-def measured(pairs_per_second: float | None, peak: float | None) -> dict[str, Any]:
-    return {"seconds": 1.0, "pairs_per_second": pairs_per_second, "peak_bytes": peak}
+def measured(pairs_per_second: float, peak: float) -> Measured:
+    return Measured(pairs_per_second=pairs_per_second, peak_bytes=peak)
 
 
-def test_a_run_teaches_how_much_longer_and_how_much_more():
-    assert learn(None, "run", PLANNED.to_json(), measured(5.0, 8e9)) == Calibration(
-        2.0, 0.8, ("run: 5 pairs a second",)
-    )
+def test_a_run_teaches_how_much_longer_and_how_much_more_than_its_weights():
+    found = learn(None, "run", PLANNED, measured(5.0, 8e9))
+    assert found == Calibration({"run": (2.0, 0.6)})
+    assert (found.seconds, found.memory) == pytest.approx((2.0, 0.6))
 
 
 def test_several_runs_are_a_geometric_mean():
     known = None
-    for speed, peak in ((5.0, 8e9), (2.5, 10e9), (20.0, 12e9)):
-        known = learn(known, "run", PLANNED.to_json(), measured(speed, peak))
-    assert known is not None and len(known.runs) == 3
+    for name, speed, peak in (("a", 5.0, 8e9), ("b", 2.5, 10e9), ("c", 20.0, 12e9)):
+        known = learn(known, name, PLANNED, measured(speed, peak))
+    assert known is not None and len(known.runs) == 3 and known.told == "3 runs"
     assert known.seconds == pytest.approx(math.prod([2.0, 4.0, 0.5]) ** (1 / 3))
-    assert known.memory == pytest.approx(math.prod([0.8, 1.0, 1.2]) ** (1 / 3))
+    assert known.memory == pytest.approx(math.prod([0.6, 1.0, 1.4]) ** (1 / 3))
 
 
-def test_a_run_is_counted_once_and_trained_again_it_is_another():
-    once = learn(None, "run", PLANNED.to_json(), measured(5.0, 8e9))
-    assert learn(once, "run", PLANNED.to_json(), measured(5.0, 8e9)) == once
-    assert len(learn(once, "other", PLANNED.to_json(), measured(5.0, 8e9)).runs) == 2
-    assert len(learn(once, "run", PLANNED.to_json(), measured(5.1, 8e9)).runs) == 2
+def test_a_run_is_counted_once_and_what_it_measured_last_counts():
+    once = learn(None, "run", PLANNED, measured(5.0, 8e9))
+    assert learn(once, "run", PLANNED, measured(5.0, 8e9)) == once
+    later = learn(once, "run", PLANNED, measured(2.5, 8e9))
+    assert len(later.runs) == 1 and later.seconds == pytest.approx(4.0)
+    assert len(learn(once, "other", PLANNED, measured(5.0, 8e9)).runs) == 2
 
 
-@pytest.mark.parametrize("without", [(None, 8e9), (5.0, None), (0.0, 8e9), (5.0, 0.0)])
-def test_a_run_that_measured_nothing_teaches_nothing(without):
-    with pytest.raises(ConfigError, match="--calibrate: the run has measured no step"):
-        learn(None, "run", PLANNED.to_json(), measured(*without))
+def test_a_run_that_took_less_than_its_weights_teaches_nothing():
+    with pytest.raises(ConfigError, match="less than its weights"):
+        learn(None, "run", PLANNED, measured(5.0, 5e9))
+
+
+WHOLE = {"predicted": PLANNED.to_json(), "measured": {"pairs_per_second": 5.0, "peak_bytes": 8e9}}
+
+
+def test_a_plan_is_read_as_run_json_keeps_it():
+    assert read_plan(json.loads(json.dumps(WHOLE))) == (PLANNED, measured(5.0, 8e9))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"predicted": None},
+        {"measured": []},
+        *({"measured": {**WHOLE["measured"], "peak_bytes": each}} for each in (None, 0, -5, "9")),
+        *(
+            {"measured": {**WHOLE["measured"], "pairs_per_second": each}}
+            for each in (None, 0.0, math.nan, math.inf, True)
+        ),
+        *(
+            {"predicted": {**WHOLE["predicted"], "pairs_per_second": each}}
+            for each in ([0, 0, 0], ["a", "b", "c"], [1, 2], 7)
+        ),
+        {"predicted": {**WHOLE["predicted"], "held_bytes": 20e9}},
+        {"predicted": {**WHOLE["predicted"], "device": 3}},
+    ],
+)
+def test_a_damaged_plan_is_none(change):
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        read_plan({**WHOLE, **change})
 
 
 def test_a_calibrated_plan_is_closer_and_narrower():
-    known = learn(None, "run", PLANNED.to_json(), measured(4.0, 13e9))
+    known = learn(None, "run", PLANNED, measured(4.0, 13e9))
     shown = calibrated(PLANNED, known)
     assert shown.pairs_per_second.middle == pytest.approx(4.0)
     assert shown.peak_bytes.middle == pytest.approx(13e9)
@@ -70,7 +101,7 @@ def test_a_calibrated_plan_is_closer_and_narrower():
 
 
 def test_how_wrong_a_plan_was_is_one_line():
-    said = compare(PLANNED.to_json(), measured(5.0, 12e9))
+    said = compare(PLANNED.to_json(), {"pairs_per_second": 5.0, "peak_bytes": 12e9})
     assert said == (
         "the plan: pairs a second 5 where 10 were planned (-50%); GB a worker 12 where 10 were "
         "planned (+20%)"
@@ -80,7 +111,10 @@ def test_how_wrong_a_plan_was_is_one_line():
 def test_calibrations_are_kept_by_device(tmp_path):
     path = tmp_path / "not" / "there" / "yet.json"
     assert read_calibrations(path) == {}
-    both = {"cpu": Calibration(1.5, 0.9, ("a", "b")), "t4": Calibration(0.8, 1.1, ("c",))}
+    both = {
+        "cpu": Calibration({"a": (1.5, 0.9), "b": (1.0, 1.0)}),
+        "t4": Calibration({"c": (2.0, 1.1)}),
+    }
     write_calibrations(path, both)
     assert read_calibrations(path) == both
     assert [each.name for each in path.parent.iterdir()] == ["yet.json"]
@@ -93,15 +127,16 @@ def test_calibrations_are_kept_by_device(tmp_path):
         "[]",
         "7",
         '{"cpu": 1}',
-        '{"cpu": {"seconds": 1}}',
-        '{"cpu": {"seconds": "1", "memory": 1, "runs": ["a"]}}',
-        '{"cpu": {"seconds": 0, "memory": 1, "runs": ["a"]}}',
-        '{"cpu": {"seconds": 1, "memory": -1, "runs": ["a"]}}',
-        '{"cpu": {"seconds": NaN, "memory": 1, "runs": ["a"]}}',
-        '{"cpu": {"seconds": 1, "memory": 1, "runs": []}}',
-        '{"cpu": {"seconds": 1, "memory": 1, "runs": ["a"], "more": 1}}',
-        '{"cpu": {"seconds": 1, "memory": 1, "runs": 1}}',
-        '{"cpu": {"seconds": 1, "memory": 1, "runs": [1]}}',
+        '{"cpu": {"runs": {}}}',
+        '{"cpu": {"runs": []}}',
+        '{"cpu": {"runs": {"a": 1}}}',
+        '{"cpu": {"runs": {"a": [1]}}}',
+        '{"cpu": {"runs": {"a": ["x", 1]}}}',
+        '{"cpu": {"runs": {"a": [0, 1]}}}',
+        '{"cpu": {"runs": {"a": [1, -1]}}}',
+        '{"cpu": {"runs": {"a": [NaN, 1]}}}',
+        '{"cpu": {"runs": {"a": [1e308, 1]}}}',
+        '{"cpu": {"runs": {"a": [1, 1]}, "more": 1}}',
     ],
 )
 def test_a_broken_file_says_what_to_do(tmp_path, content):

@@ -47,6 +47,8 @@ def test_a_family_has_one_price_and_a_member_may_have_its_own(tmp_path, text):
         ("gpus: {rtx4090: -1}", "must be a number of 0 or more, not -1"),
         ("gpus: {rtx4090: .nan}", "must be a number of 0 or more, not nan"),
         ("gpus: {rtx4090: .inf}", "must be a number of 0 or more, not inf"),
+        ("gpus: {l4: 0.5, L4: 0.9}", "gpus.l4 and gpus.L4 are the same GPU"),
+        ("gpus: {l4: 1, l4: 2}", "l4 stands twice"),
         ("gpus: {rtx4090: }", "must be a number of 0 or more, not None"),
         ("gpus: {rtx409: 1}", "gpus.rtx409: no GPU 'rtx409'; did you mean rtx4090?"),
         ("gpus: {4090: 1}", "gpus.4090: no GPU '4090'"),

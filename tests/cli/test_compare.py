@@ -1,0 +1,47 @@
+"""`orpo-ray compare` refuses what it cannot compare, in one line, before anything is trained."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from support import settings
+from terminal import WRONG, Command, one_line
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings(tmp_path / "storage", "tiny")), encoding="utf-8")
+    return path
+
+
+MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
+    "nothing": ((), "name a CONFIG.yaml to compare with"),
+    "show and a config": (("CONFIG", "--show", "x"), "--show RUN takes no config"),
+    "no comparison": (("--show", "nowhere"), "nowhere: no comparison.json here"),
+    "a method": (("CONFIG", "compare.methods=[dpo, orpp]"), "no method 'orpp'; did you mean orpo?"),
+    "no budget": (("CONFIG", "compare.budget={}"), "compare.budget: name one of pairs"),
+    "a small budget": (
+        ("CONFIG", "compare.budget={pairs: 12}", "compare.methods=[dpo]"),
+        "compare.budget: the reference alone reads",
+    ),
+    "large steps": (
+        ("CONFIG", "compare.budget={pairs: 100}", "training.pairs_per_step=64"),
+        "compare.budget: 100 pairs are no whole number of steps",
+    ),
+    "settings": (
+        ("CONFIG", "compare.methods=[x]", "compare.settings={x: {training: {epoch: 2}}}"),
+        "compare.methods: x",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line(
+    command: Command, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    words, said = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)
+    done = command("compare", *(str(config) if word == "CONFIG" else word for word in words))
+    one_line(done, WRONG, said)
+    assert not (tmp_path / "storage" / "tiny").exists()

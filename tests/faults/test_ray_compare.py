@@ -1,0 +1,129 @@
+"""A real comparison under Ray: one method fails, one has two stages, and a killed one goes on."""
+
+import json
+import os
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import pytest
+import yaml
+from ray_processes import Command, Ended
+from support import settings, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+METHODS = ["orpo", "odd", "sft>dpo"]
+BUDGET = 512
+FIGURES = ("accuracy", "low", "high", "margin", "chosen_log_prob", "nll", "broken", "win_rate")
+
+
+def write_config(storage: Path, name: str) -> Path:
+    sections: dict[str, Any] = {
+        "adapter": {"dropout": 0.0},
+        "training": {
+            "pairs_per_step": 4,
+            "learning_rate": 1e-3,
+            "eval_every": 0.5,
+            "checkpoint_every": 0.25,
+        },
+        "scale": {"workers": 1, "gpus_per_worker": 0},
+        "compare": {
+            "methods": METHODS,
+            "seeds": 1,
+            "budget": {"pairs": BUDGET},
+            "answers": 4,
+            # More steps of warm-up than the run has.
+            "settings": {"odd": {"objective": {"kind": "orpo"}, "training": {"warmup": 9999}}},
+        },
+    }
+    path = storage / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings(storage, name, **sections)), encoding="utf-8")
+    return path
+
+
+def compare(config: Path) -> Ended:
+    command = Command(config, "--json", command="compare")
+    return command.end()
+
+
+def read(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    return found
+
+
+def table(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What methods reached, without what it took."""
+    return {
+        each["method"]: {name: each[name] for name in FIGURES}
+        for each in record["methods"]
+        if each["state"] == "finished"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(prepared_storage: Path) -> dict[str, Any]:
+    ended = compare(write_config(prepared_storage, "compared"))
+    assert ended.code == 0, ended.said
+    record = read(prepared_storage / "compared" / "compare")
+    assert json.loads(ended.out) == record
+    return record
+
+
+def test_every_method_but_the_one_that_fails_is_in_the_table(whole: dict[str, Any]) -> None:
+    assert whole["status"] == "finished"
+    assert set(table(whole)) == {"orpo", "sft>dpo"}
+    (failed,) = [each for each in whole["methods"] if each["state"] == "failed"]
+    assert failed["method"] == "odd" and "training.warmup: 9999 steps" in failed["error"]
+    assert any(line.startswith("odd failed: training.warmup") for line in whole["reading"])
+    (verdict,) = whole["verdicts"]
+    assert {verdict["method"], verdict["other"]} == {"orpo", "sft>dpo"}
+
+
+def test_each_method_uses_the_budget(whole: dict[str, Any], prepared_storage: Path) -> None:
+    used = {each["method"]: each["budget_used"] for each in whole["methods"]}
+    assert used["orpo"] == BUDGET and used["sft>dpo"] == pytest.approx(BUDGET, rel=0.02)
+    folder = prepared_storage / "compared" / "compare" / "sft-dpo" / "seed-0"
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    trained = sum(4 * stage["steps"] for stage in result["stages"])
+    assert trained < BUDGET, "the reference is paid from the budget, too"
+
+
+def test_what_it_took_and_how_it_answers_are_there(whole: dict[str, Any]) -> None:
+    for each in whole["methods"]:
+        if each["state"] == "finished":
+            assert each["seconds"] > 0 and each["peak_memory_bytes"] > 0
+            assert 0 <= each["broken"] <= 1 and 0 <= each["win_low"] <= each["win_high"] <= 1
+            assert each["low"] <= each["accuracy"] <= each["high"]
+
+
+def test_the_same_command_trains_nothing_again(
+    whole: dict[str, Any], prepared_storage: Path
+) -> None:
+    again = compare(prepared_storage / "compared.yaml")
+    assert again.code == 0
+    assert table(json.loads(again.out)) == table(whole)
+    assert not any("each loads the base" in line for line in again.said)
+
+
+@pytest.mark.long
+def test_a_killed_comparison_resumes_to_the_same_table(
+    whole: dict[str, Any], prepared_storage: Path
+) -> None:
+    config = write_config(prepared_storage, "killed")
+    folder = prepared_storage / "killed" / "compare"
+    first = Command(config, "--json", command="compare")
+    # One method has ended and another is at work.
+    first.wait_until(
+        lambda: (
+            (folder / "comparison.json").exists()
+            and any(each["state"] == "finished" for each in read(folder)["entries"])
+        ),
+        "the end of the first run",
+    )
+    os.kill(first.pid, SIGKILL)
+    wait_until(lambda: not first.processes.actors(), "the end of the dead driver's processes")
+    second = compare(config)
+    first.end()
+    assert second.code == 0, second.said
+    assert table(read(folder)) == table(whole)
