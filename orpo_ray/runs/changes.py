@@ -21,6 +21,7 @@ FREE_KEYS = (
     "search",
     "training.tokens_per_microbatch",
     "training.eval_every",
+    "training.samples",
     "training.checkpoint_every",
     "training.keep",
     "training.adapter_from",

@@ -149,7 +149,7 @@ class _Words(TextStreamer):
     def put(self, value: Tensor) -> None:
         """Take the prompt, or the next token. An end token need not be a special one."""
         if self.next_tokens_are_prompt or int(value) not in self._ends:
-            super().put(value)  # type: ignore[no-untyped-call]
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Tell the text. White space waits for what follows it."""

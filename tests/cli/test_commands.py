@@ -326,7 +326,8 @@ def _read(finished: Finished, name: str) -> Any:
 def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
-        *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
+        *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "samples.jsonl"),
+        "result.json",
         *("adapter", "checkpoints", "evaluations", "tensorboard"),
     }
     assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == [
