@@ -141,7 +141,8 @@ def test_config_from_prints_another_projects_config_as_one_that_trains(
     assert "# logging_steps: 10: every step is logged" in done.out
     ours.write_text(done.out, encoding="utf-8")
     config = load_config(ours)
-    assert dump(config.objective) == {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
+    own = {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
+    assert dump(config.objective) == {**own, "beta": 1.0, "nll_weight": 1.0}
     result = command("config", "from", theirs, "--json").result
     assert (result["project"], load_config(result["config"])) == ("LLaMA-Factory", config)
     assert list(result["no_counterpart"]) == ["logging_steps"]
