@@ -15,11 +15,8 @@ from orpo_ray.runs.samples import SampleAnswer
 from orpo_ray.training.generate import answers_of
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Layout
-from orpo_ray.training.sampling import Sampling
+from orpo_ray.training.sampling import SAMPLE_TOKENS, Sampling
 from orpo_ray.training.strategy import Strategy
-
-NEW_TOKENS = 64
-"""The most tokens of an answer: enough to see its style, and little beside an evaluation."""
 
 
 def refuse_samples(strategy: Strategy) -> str | None:
@@ -66,7 +63,7 @@ class Sampler:
         model.use_layout(Layout.PADDED)
         try:
             answers = answers_of(
-                model, self._tokenizer, prompts, Sampling(max_new_tokens=NEW_TOKENS)
+                model, self._tokenizer, prompts, Sampling(max_new_tokens=SAMPLE_TOKENS)
             )
         except ResourceError:
             self._announce("training.samples: no more are taken, because memory is short")

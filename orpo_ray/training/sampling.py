@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from orpo_ray.errors import ConfigError
 
+SAMPLE_TOKENS = 64
+"""The most tokens of an answer at an evaluation: enough to see its style and whether it ends."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
