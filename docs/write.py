@@ -195,11 +195,17 @@ def methods(page: str) -> str:
 
 
 def _ranges() -> str:
-    rows = [
-        _row(f"`{field}` of {kind}", suited)
-        for kind, settings in sorted(OBJECTIVES.items())
-        for field, suited in settings.search_space.items()
-    ]
+    rows = []
+    for kind, settings in sorted(OBJECTIVES.items()):
+        spaces = [("", settings.search_space)] + [
+            (f" with `{name}: {value}`", space)
+            for (name, value), space in settings.special_spaces.items()
+        ]
+        rows += [
+            _row(f"`{field}` of {kind}{when}", suited)
+            for when, space in spaces
+            for field, suited in space.items()
+        ]
     for adapter, name in (("lora", "LoRA"), ("none", "all weights")):
         for likelihood in (True, False):
             for size, count in (("1B and more", SMALL_BASE), ("below 1B", SMALL_BASE - 1)):

@@ -145,7 +145,8 @@ def generate(
     """
     config = config_of(run)
     refuse_others(config, console)
-    from orpo_ray.evaluation.orders import Sampling, order_of
+    from orpo_ray.evaluation.orders import order_of
+    from orpo_ray.training.sampling import Room, Sampling
 
     order = order_of(Path(out), format, model, batch_tokens)
     sampling = Sampling(
@@ -156,7 +157,6 @@ def generate(
         from orpo_ray.data.prompts import read_prompts
         from orpo_ray.evaluation.answerer import Work, prompt_lengths
         from orpo_ray.evaluation.answering import write_answers
-        from orpo_ray.evaluation.batches import Room
         from orpo_ray.models.read_traits import read_positions
         from orpo_ray.models.tokenizer import tokenizer_fingerprint
 
@@ -226,7 +226,7 @@ def chat(
     A temperature of 0 takes the likeliest token each time. `adapter` names another adapter or run.
     """
     refuse_others(config, console)
-    from orpo_ray.evaluation.orders import Sampling
+    from orpo_ray.training.sampling import Sampling
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
@@ -234,8 +234,8 @@ def chat(
     run, trained = to_load(config, adapter)
     model, tokenizer = _loaded(run, trained, console)
     from orpo_ray.evaluation.chat import Chat
-    from orpo_ray.evaluation.generate import Speaker
     from orpo_ray.models.templates import template_name
+    from orpo_ray.training.generate import Speaker
 
     def load_base() -> Speaker:
         console.announce(f"loading the base, {run.config.model.base}")

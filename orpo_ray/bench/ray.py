@@ -132,6 +132,7 @@ def _write_config(folder: Path, name: str) -> Path:
             "pairs_per_step": 16,
             "max_steps": _ENDLESS,
             "eval_every": 1.0,
+            "samples": 0,
             "checkpoint_every": 1.0,
         },
         "scale": {

@@ -218,6 +218,7 @@ def _write_config(
             "pairs_per_step": PAIRS_PER_STEP,
             "max_steps": STEPS,
             "eval_every": 1.0,
+            "samples": 0,
             "checkpoint_every": 1.0,
         },
         "scale": {"workers": workers, "gpus_per_worker": 0, "deepspeed": "none"},

@@ -99,8 +99,8 @@ def printable(text: str) -> str:
 
 
 def _answer_once(talk: Chat, text: str, json: bool) -> dict[str, Any]:
-    from orpo_ray.evaluation.generate import Listener
     from orpo_ray.runs.console import SILENT
+    from orpo_ray.training.generate import Listener
 
     reply = talk.ask(text, Listener(SILENT.announce, lambda: False))
     if not json:
@@ -210,7 +210,7 @@ def _take(talk: Chat, line: str, was_pressed: Callable[[], bool]) -> bool:
 
 
 def _ask(talk: Chat, question: str, was_pressed: Callable[[], bool]) -> None:
-    from orpo_ray.evaluation.generate import Listener
+    from orpo_ray.training.generate import Listener
 
     def show(piece: str) -> None:
         print(printable(piece), end="", flush=True)

@@ -107,6 +107,12 @@ class TrainingConfig(Section):
         description="recompute activations in the backward pass; auto: if memory is short",
     )
     eval_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
+    samples: int = Field(
+        3,
+        ge=0,
+        description="held-out prompts, drawn by the seed, that the model answers at each "
+        "evaluation, for samples.jsonl; 0: none. They change nothing in training",
+    )
     checkpoint_every: Every = Field(0.1, description="steps if whole, else a fraction of the run")
     keep: PositiveInt = Field(2, description="checkpoints kept: the best one and the newest")
     adapter_from: Literal["last", "best"] = Field(

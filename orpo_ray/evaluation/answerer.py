@@ -15,13 +15,14 @@ from orpo_ray.data.pairs import Message
 from orpo_ray.data.prompts import Asked
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import DataError
-from orpo_ray.evaluation.batches import Batch, Room, cut_batches
+from orpo_ray.evaluation.batches import Batch
 from orpo_ray.evaluation.evaluate import load_trained
-from orpo_ray.evaluation.generate import Answer, Speaker
-from orpo_ray.evaluation.orders import TRAINED, Sampling
+from orpo_ray.evaluation.orders import TRAINED
 from orpo_ray.models.tokenizer import load_tokenizer
 from orpo_ray.runs.console import SILENT
 from orpo_ray.training.decisions import Decisions
+from orpo_ray.training.generate import Answer, Speaker
+from orpo_ray.training.sampling import Room, Sampling, cut_batches
 from orpo_ray.training.setup import fetch_inputs
 
 STOPPED = "stopped; the same command goes on where it was"

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orpo_ray.training.sampling import Room, cut_batches
+
 _WINDOW = 64
 
 
@@ -19,34 +21,6 @@ class Batch:
     window: int
     model: str
     rows: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Room:
-    """The longest answer, the tokens of a batch, and how many tokens the base reads, if known."""
-
-    max_new_tokens: int
-    batch_tokens: int
-    positions: int | None = None
-
-
-def cut_batches(lengths: Sequence[int], room: Room) -> list[list[int]]:
-    """Numbers of prompts, in batches of at most `batch_tokens`; similar lengths go together.
-
-    An answer counts with its full length, and a prompt with its padding. A prompt that alone takes
-    more is a batch of its own. So is one that leaves less room than the longest answer takes: it
-    would cut the other answers.
-    """
-    batches: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda number: lengths[number]):
-        widest = lengths[number] + room.max_new_tokens
-        is_tight = room.positions is not None and widest > room.positions
-        fits = not is_tight and bool(batches)
-        if fits and widest * (len(batches[-1]) + 1) <= room.batch_tokens:
-            batches[-1].append(number)
-        else:
-            batches.append([number])
-    return batches
 
 
 def plan_batches(lengths: Sequence[int], models: Sequence[str], room: Room) -> list[Batch]:

@@ -16,9 +16,9 @@ from orpo_ray.data.endings import end_texts
 from orpo_ray.data.pairs import Message
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import ConfigError, DataError
-from orpo_ray.evaluation.generate import Listener, Speaker
-from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.runs.console import SILENT
+from orpo_ray.training.generate import Listener, Speaker
+from orpo_ray.training.sampling import Sampling
 
 COMMANDS = {
     "/reset": "forget the conversation; the system text stays",

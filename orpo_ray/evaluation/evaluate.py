@@ -7,8 +7,6 @@ from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import PairTable
-from orpo_ray.evaluation.generate import Answer, answers_of
-from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.evaluation.preference import by_source
 from orpo_ray.models.adapter import load_adapter
 from orpo_ray.models.base import count_quantized, load_base
@@ -18,9 +16,11 @@ from orpo_ray.runs.results import Evaluation, Sample
 from orpo_ray.runs.scores import PairScores, are_few, intervals, too_few
 from orpo_ray.runs.summary import compared, plain, remarks
 from orpo_ray.training.decisions import Decisions
+from orpo_ray.training.generate import Answer, answers_of
 from orpo_ray.training.load import autocast_dtype
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.sampling import Sampling
 
 
 @dataclass(frozen=True)

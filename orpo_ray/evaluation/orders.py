@@ -13,28 +13,6 @@ _MODELS = {TRAINED: (TRAINED,), BASE: (BASE,), "both": (BASE, TRAINED)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How each next token is chosen.
-
-    With a temperature of 0 it is the likeliest one. Else it is drawn from the likeliest ones, which
-    together have a probability of `top_p`. Raises ConfigError for numbers out of range.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens: must be 1 or more, not {self.max_new_tokens}")
-        if not self.temperature >= 0 or self.temperature == float("inf"):
-            raise ConfigError(f"temperature: must be a number from 0 on, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p: must be above 0 and at most 1, not {self.top_p}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Order:
     """Which models answer, one after the other, and the file that they fill."""
 

@@ -45,6 +45,18 @@ class PairLogps:
         assert self.reference_chosen is not None and self.reference_rejected is not None
         return self.reference_chosen, self.reference_rejected
 
+    @property
+    def gains(self) -> tuple[Tensor, Tensor]:
+        """How much likelier than by the reference the answers are: log-ratios of sums, each [n]."""
+        reference_chosen, reference_rejected = self.reference
+        return self.chosen - reference_chosen, self.rejected - reference_rejected
+
+    @property
+    def mean_gains(self) -> tuple[Tensor, Tensor]:
+        """The gains per trained token, each [n]."""
+        chosen, rejected = self.gains
+        return chosen / self.chosen_tokens, rejected / self.rejected_tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:

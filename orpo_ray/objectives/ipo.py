@@ -12,10 +12,7 @@ def ipo_preference(
     pairs: PairLogps, beta: float, log_probs: Literal["sum", "token-mean"]
 ) -> Tensor:
     """Squared distance of the log-ratio margin from 1 / (2 beta), [n]."""
-    reference_chosen, reference_rejected = pairs.reference
-    chosen, rejected = pairs.chosen - reference_chosen, pairs.rejected - reference_rejected
-    if log_probs == "token-mean":
-        chosen, rejected = chosen / pairs.chosen_tokens, rejected / pairs.rejected_tokens
+    chosen, rejected = pairs.mean_gains if log_probs == "token-mean" else pairs.gains
     return (chosen - rejected - 1 / (2 * beta)) ** 2
 
 

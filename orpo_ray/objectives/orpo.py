@@ -1,4 +1,7 @@
-"""ORPO: preference optimisation without a reference model (arXiv:2403.07691, equations 3 to 7)."""
+"""ORPO: preference optimisation without a reference model (arXiv:2403.07691, equations 3 to 7).
+
+The scale beta, and the loss without a likelihood term, are those of ORPO-beta (arXiv:2502.01237).
+"""
 
 import torch
 from torch import Tensor
@@ -23,17 +26,17 @@ def log_odds_ratio(pairs: PairLogps) -> Tensor:
     return log_odds(pairs.chosen_mean) - log_odds(pairs.rejected_mean)
 
 
-def orpo_preference(pairs: PairLogps) -> Tensor:
-    """-log sigmoid(log odds ratio), [n]."""
-    return -logsigmoid(log_odds_ratio(pairs))
+def orpo_preference(pairs: PairLogps, beta: float) -> Tensor:
+    """-log sigmoid(beta * log odds ratio), [n]."""
+    return -logsigmoid(beta * log_odds_ratio(pairs))
 
 
 def build(config: OrpoConfig) -> Objective:
-    """NLL plus lambda times the odds-ratio term."""
+    """`nll_weight` times the NLL plus lambda times the odds-ratio term."""
     return Objective(
         kind="orpo",
-        preference=orpo_preference,
+        preference=lambda pairs: orpo_preference(pairs, config.beta),
         preference_weight=config.lambda_,
-        nll_weight=1.0,
+        nll_weight=config.nll_weight,
         nll_on=config.nll_on,
     )

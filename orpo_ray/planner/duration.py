@@ -14,9 +14,10 @@ from orpo_ray.planner.fit import Request
 from orpo_ray.planner.hardware import Gpu
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.lengths import Lengths
-from orpo_ray.planner.memory import state_bytes, trained_numbers
+from orpo_ray.planner.memory import MicroBatch, state_bytes, trained_numbers
 from orpo_ray.planner.network import Weights, Workers, exchanges, step_cost
 from orpo_ray.training.plan import Indices, cut_step
+from orpo_ray.training.sampling import SAMPLE_TOKENS
 
 _SAMPLED_STEPS = 8
 BACKWARD = 0.5
@@ -92,6 +93,17 @@ class Steps:
         one = self.engine.seconds(batch, self._gpu, training=False)
         return one.times(pairs / len(sample) / self.workers.count)
 
+    def answers(self, count: int) -> Interval:
+        """Seconds of the samples of an evaluation, which the first worker writes side by side.
+
+        Each token of them is a forward pass. All are counted with their full length.
+        """
+        if not count or self.engine.method.stage == 3:
+            return Interval.sure(0.0)
+        prompt = round(float(self._request.lengths[:, 0].mean()))
+        batch = MicroBatch(tokens=count, scored=count, seen=count * prompt)
+        return self.engine.seconds(batch, self._gpu, training=False).times(SAMPLE_TOKENS)
+
 
 def trained_weights(engine: Engine) -> Weights:
     """What the workers of a run exchange of its weights."""
@@ -118,10 +130,11 @@ def duration(
     # The last step counts, whatever its number; before the first one a run evaluates, too.
     evaluations = math.ceil(count / every_to_steps(settings.eval_every, count)) + 1
     checkpoints = math.ceil(count / every_to_steps(settings.checkpoint_every, count))
+    evaluation = steps.forward(lengths.held_out, tokens) + steps.answers(settings.samples)
     parts = {
         "start": _start(engine, workers),
         "steps": step.times(count * share),
-        "evaluation": steps.forward(lengths.held_out, tokens).times(evaluations),
+        "evaluation": evaluation.times(evaluations),
         "checkpoints": (_written(checkpoint_bytes(engine)) + _CHECKPOINT).times(checkpoints),
     }
     if config.objective.needs_reference:

@@ -22,6 +22,7 @@ FREE_KEYS = (
     "compare",
     "training.tokens_per_microbatch",
     "training.eval_every",
+    "training.samples",
     "training.checkpoint_every",
     "training.keep",
     "training.adapter_from",

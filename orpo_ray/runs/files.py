@@ -25,6 +25,8 @@ LM_EVAL_FILE = "lm-eval.json"
 """What lm-evaluation-harness found: all evaluations by it, the newest last."""
 EVALUATIONS = "evaluations"
 """The folder with the scores of each held-out pair, one file for each evaluation."""
+SAMPLES_FILE = "samples.jsonl"
+"""Answers to a few held-out prompts at each evaluation, one a line."""
 CHECKPOINT_MANIFEST = "MANIFEST.json"
 """Lists the files of a checkpoint; written last."""
 

@@ -55,7 +55,7 @@ def metric_by_step(folder: Path, name: str) -> dict[int, float]:
 
 
 def lines_until(text: str, step: int) -> str:
-    """The whole lines of a metrics.jsonl up to a step."""
+    """The whole lines up to a step of a metrics.jsonl, or of another file with a step in each."""
     records = ((line, read_metrics_line(line)) for line in text.splitlines())
     return "".join(
         f"{line}\n" for line, record in records if record is not None and record["step"] <= step

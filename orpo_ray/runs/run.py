@@ -316,7 +316,7 @@ class Run(RunFolder[TrainResult]):
 
     def conclude(self, result: TrainResult) -> None:
         """Store all that it made. The result comes last: it says that the rest is there."""
-        self.store(files.METRICS_FILE, files.TENSORBOARD, files.RUN_FILE)
+        self.store(files.METRICS_FILE, files.SAMPLES_FILE, files.TENSORBOARD, files.RUN_FILE)
         self.storage.store_folder(self.path(files.ADAPTER))
         files.write_json(self.path(files.RESULT_FILE), result.to_json())
         self.store(files.RESULT_FILE)

@@ -38,8 +38,8 @@ def answer(ground: Ground, trials: Sequence[Run], console: Console) -> list[dict
 def _answer(place: str, trials: list[RunConfig]) -> list[dict[str, str]]:
     # Imported here, because only this task loads models.
     from orpo_ray.evaluation.evaluate import load_trained
-    from orpo_ray.evaluation.generate import answers_of
-    from orpo_ray.evaluation.orders import Sampling
+    from orpo_ray.training.generate import answers_of
+    from orpo_ray.training.sampling import Sampling
 
     artifact = open_artifact(fetched_folder(place, MANIFEST))
     fetch_inputs(trials[0])

@@ -143,8 +143,8 @@ def _answer(who: tuple[RunConfig, str | None], asked: dict[str, Any]) -> list[tu
     """The answers of a run's base, or of what the run made and left at a place."""
     # Imported here, because only this task loads models.
     from orpo_ray.evaluation.evaluate import load_trained
-    from orpo_ray.evaluation.generate import answers_of
-    from orpo_ray.evaluation.orders import Sampling
+    from orpo_ray.training.generate import answers_of
+    from orpo_ray.training.sampling import Sampling
 
     config, trained = who
     artifact = open_artifact(fetched_folder(asked["artifact"], MANIFEST))

@@ -51,7 +51,7 @@ def _defaults(config: RunConfig, announce: Announce) -> dict[str, Domain]:
         prefix, searched = f"stages.{len(config.stages) - 1}.", stage_configs(config)[-1]
     parameters = count_parameters(config.model).total
     rates = suited_rates(searched.adapter.kind, searched.objective.has_likelihood, parameters)
-    fields = {**searched.objective.search_space, "training.learning_rate": rates}
+    fields = {**searched.objective.suited_space, "training.learning_rate": rates}
     return {prefix + name: parse_domain(suited.range) for name, suited in fields.items()}
 
 

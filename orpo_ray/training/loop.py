@@ -47,6 +47,7 @@ from orpo_ray.training.probe import Probe, memory_of, set_checkpointing, settle_
 from orpo_ray.training.reference import reference_cache
 from orpo_ray.training.reporter import Reporter
 from orpo_ray.training.run_plan import plan_run, steps_of_run
+from orpo_ray.training.sample_answers import Sampler, draw_prompts, refuse_samples
 from orpo_ray.training.self_check import TOLERANCE, settle_layout
 from orpo_ray.training.setup import fetch_inputs
 from orpo_ray.training.steps import Work
@@ -197,6 +198,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         resume=resume,
         on_ready=lambda strategy: _note_workers(run, strategy, model.layout, session.world),
         announce=session.announce,
+        sampler=_sampler(session, model, tokenizer),
         trl_metrics=config.objective.trl_metrics if config.training.trl_metric_names else None,
         scores_at_start=_scores_at_start(session, objective) if resume else None,
         lora_plus_ratio=config.adapter.lora_plus_ratio,
@@ -211,6 +213,20 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         raise StoppedError(
             f"stopped at step {done} of {len(steps)} with a checkpoint; the same command resumes"
         )
+
+
+def _sampler(
+    session: _Session, model: PairModel, tokenizer: PreTrainedTokenizerBase
+) -> Sampler | None:
+    """What takes samples at evaluations, in the first process; None if none are taken."""
+    settings, table = session.run.config.training, session.artifact.eval
+    if not settings.samples or not session.world.is_first:
+        return None
+    if refused := refuse_samples(session.setup.decisions.strategy):
+        session.announce(refused)
+        return None
+    numbers = draw_prompts(table, settings.samples, settings.seed)
+    return Sampler(model, tokenizer, table, numbers, session.announce)
 
 
 def _scores_at_start(session: _Session, objective: Objective) -> PairScores | None:

@@ -6,7 +6,7 @@ The training loop knows only the protocol `Reporter`. `LocalReporter` works with
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from orpo_ray.config.storage import local_path
 from orpo_ray.errors import RunError
 from orpo_ray.runs.console import Console, Metrics
-from orpo_ray.runs.files import CHECKPOINTS, EVALUATIONS, METRICS_FILE, TENSORBOARD
+from orpo_ray.runs.files import CHECKPOINTS, EVALUATIONS, METRICS_FILE, SAMPLES_FILE, TENSORBOARD
 from orpo_ray.runs.metrics import lines_until, plain_record
 from orpo_ray.runs.run import Run
+from orpo_ray.runs.samples import SampleAnswer, sample_line
 from orpo_ray.runs.scores import PairScores, scores_file, write_scores
 from orpo_ray.training import checkpoint as checkpoints
 from orpo_ray.training.checkpoint import Position
@@ -42,6 +43,9 @@ class Reporter(Protocol):
         The metrics of the same evaluation are reported next.
         """
 
+    def keep_samples(self, samples: Sequence[SampleAnswer]) -> None:
+        """Keep the answers that the first process took at an evaluation; others have none."""
+
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Make a checkpoint durable. `write` fills the folder it is given, in one process only."""
 
@@ -52,7 +56,7 @@ class Reporter(Protocol):
         """Bring all files of the latest checkpoint to this server."""
 
     def rewind(self, step: int) -> None:
-        """Forget metrics of steps after `step`: they will be computed again."""
+        """Forget metrics and samples of steps after `step`: they will be made again."""
 
     def stop_requested(self) -> bool:
         """Whether the run should save a checkpoint and end at this step.
@@ -87,6 +91,16 @@ class LocalReporter:
         write_scores(path, scores)
         self.run.storage.store(path)
 
+    def keep_samples(self, samples: Sequence[SampleAnswer]) -> None:
+        """Append the answers to samples.jsonl, on disk for good before a checkpoint follows."""
+        if not samples:
+            return
+        with self.run.path(SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            file.writelines(map(sample_line, samples))
+            file.flush()
+            os.fsync(file.fileno())
+        self.run.store(SAMPLES_FILE)
+
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint, move it to its place, then delete those that are not kept."""
         try:
@@ -116,13 +130,14 @@ class LocalReporter:
         """Do nothing: the checkpoint is on this machine."""
 
     def rewind(self, step: int) -> None:
-        """Remove metrics of steps after `step` from metrics.jsonl."""
-        if not self.run.fetch(METRICS_FILE).exists():
-            return
-        text = self._metrics_file.read_text(encoding="utf-8", errors="replace")
-        temporary = self._metrics_file.with_suffix(".tmp")
-        temporary.write_text(lines_until(text, step), encoding="utf-8")
-        temporary.replace(self._metrics_file)
+        """Remove the lines of steps after `step` from metrics.jsonl and samples.jsonl."""
+        for path in map(self.run.fetch, (METRICS_FILE, SAMPLES_FILE)):
+            if not path.exists():
+                continue
+            text = path.read_text(encoding="utf-8", errors="replace")
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(lines_until(text, step), encoding="utf-8")
+            temporary.replace(path)
 
 
 class GroupReporter:
@@ -142,6 +157,11 @@ class GroupReporter:
         """Write the scores in the first process."""
         if self._world.is_first:
             self._first.keep_scores(step, scores)
+
+    def keep_samples(self, samples: Sequence[SampleAnswer]) -> None:
+        """Write the answers in the first process."""
+        if self._world.is_first:
+            self._first.keep_samples(samples)
 
     def save(self, position: Position, write: Callable[[Path], None]) -> None:
         """Write a checkpoint in the first process. The others wait until it is durable."""
@@ -179,7 +199,7 @@ class GroupReporter:
         return self._world.local_rank == 0 and not self._world.is_first
 
     def rewind(self, step: int) -> None:
-        """Forget metrics of steps after `step`."""
+        """Forget metrics and samples of steps after `step`."""
         if self._world.is_first:
             self._first.rewind(step)
 

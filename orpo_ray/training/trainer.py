@@ -31,6 +31,7 @@ from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise, summa
 from orpo_ray.training.optimizers import averaged_weights, galore, is_averaging, lora_plus
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.reporter import Reporter
+from orpo_ray.training.sample_answers import Sampler
 from orpo_ray.training.state import (
     capture_random_state,
     collect_state,
@@ -68,6 +69,7 @@ class PreferenceTrainer(Trainer):
         on_ready: Callable[[Strategy], None],
         callbacks: list[TrainerCallback],
         announce: Announce,
+        sampler: Sampler | None = None,
         trl_metrics: Callable[[Metrics], Metrics] | None = None,
         scores_at_start: PairScores | None = None,
         lora_plus_ratio: float | None = None,
@@ -90,6 +92,7 @@ class PreferenceTrainer(Trainer):
         self._resume = resume
         self._on_ready = on_ready
         self._announce = announce
+        self._sampler = sampler
         self._trl_metrics = trl_metrics
         self._scores_at_start = scores_at_start
         self._lora_plus_ratio = lora_plus_ratio
@@ -322,6 +325,7 @@ class PreferenceTrainer(Trainer):
                 stop_requested=stop,
                 world=self._world,
             )
+            samples = self._sampler.take(self.state.global_step) if self._sampler else []
         self._evaluation_s = time.perf_counter() - began
         bad = np.flatnonzero(~np.isfinite(scores.chosen + scores.rejected))
         if len(bad):
@@ -333,6 +337,7 @@ class PreferenceTrainer(Trainer):
         metrics = summarise(scores)
         self._sum_metrics = self._summarise_sums(scores)
         self._reporter.keep_scores(self.state.global_step, scores)
+        self._reporter.keep_samples(samples)
         self.log({f"eval_{name}": value for name, value in metrics.items()})
         self.control.should_evaluate = False
         self._latest_eval = (

@@ -141,7 +141,8 @@ def test_config_from_prints_another_projects_config_as_one_that_trains(
     assert "# logging_steps: 10: every step is logged" in done.out
     ours.write_text(done.out, encoding="utf-8")
     config = load_config(ours)
-    assert dump(config.objective) == {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
+    own = {"kind": "orpo", "lambda": 0.2, "nll_on": "response"}
+    assert dump(config.objective) == {**own, "beta": 1.0, "nll_weight": 1.0}
     result = command("config", "from", theirs, "--json").result
     assert (result["project"], load_config(result["config"])) == ("LLaMA-Factory", config)
     assert list(result["no_counterpart"]) == ["logging_steps"]
@@ -326,7 +327,8 @@ def _read(finished: Finished, name: str) -> Any:
 def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
-        *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
+        *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "samples.jsonl"),
+        "result.json",
         *("adapter", "checkpoints", "evaluations", "tensorboard"),
     }
     assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == [

@@ -137,6 +137,7 @@ def test_a_run_leaves_in_the_bucket_what_it_leaves_in_a_folder(
     for file in (ADAPTER, STATE):
         assert kept[file] == (unbroken / file).read_bytes(), file
     assert same_numbers(kept["metrics.jsonl"], unbroken, tmp_path)
+    assert kept["samples.jsonl"] == (unbroken / "samples.jsonl").read_bytes()
     expected = {
         path.relative_to(unbroken).as_posix() for path in unbroken.rglob("*") if path.is_file()
     }
@@ -252,6 +253,7 @@ def test_another_server_resumes_with_the_same_bytes(
     said = go_on(site, killed_again, "third", unbroken)
     assert f"resuming at step 6 of {STEPS}" in said
     assert same_numbers(site.kept("killed")["metrics.jsonl"], unbroken, tmp_path)
+    assert site.kept("killed")["samples.jsonl"] == (unbroken / "samples.jsonl").read_bytes()
     steps = {name.split("/")[1] for name in site.kept("killed") if name.startswith("checkpoints/")}
     assert steps == {"step-000008", "step-000010"}
 

@@ -124,6 +124,7 @@ def assert_same_run(run_dir: Path, expected: Path, result: dict[str, Any]) -> No
     for file in (
         "adapter/adapter_model.safetensors",
         f"checkpoints/step-{STEPS:06d}/state.safetensors",
+        "samples.jsonl",
     ):
         assert (run_dir / file).read_bytes() == (expected / file).read_bytes(), file
     assert names(run_dir / "checkpoints") == names(expected / "checkpoints")

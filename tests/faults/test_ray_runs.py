@@ -307,6 +307,7 @@ def test_ray_leaves_nothing_of_its_own_in_the_run(wounded: Wounded) -> None:
             "run.json",
             "run.log",
             "metrics.jsonl",
+            "samples.jsonl",
             "result.json",
         ),
         *("adapter", "checkpoints", "evaluations", "tensorboard"),
@@ -318,7 +319,7 @@ def test_what_was_wounded_ends_with_the_bytes_of_what_was_not(
 ) -> None:
     assert steps_of(wounded.run_dir) == list(range(1, STEPS + 1)), "each step once"
     assert comparable(wounded.run_dir) == comparable(unbroken)
-    for file in (WEIGHTS, f"checkpoints/step-{STEPS:06d}/state.safetensors"):
+    for file in (WEIGHTS, f"checkpoints/step-{STEPS:06d}/state.safetensors", "samples.jsonl"):
         assert (wounded.run_dir / file).read_bytes() == (unbroken / file).read_bytes(), file
 
 

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from support import demo_pairs, train_locally, write_pairs
 from transformers import AutoModelForCausalLM
 
+from orpo_ray.runs.samples import samples_of
 from orpo_ray.training.plan import PACKED, PADDED
 
 pytestmark = pytest.mark.slow
@@ -115,6 +116,18 @@ def test_the_trained_weights_are_the_same_too(grid: Lab) -> None:
             str(cell)
         )
     assert any((tensor.abs().max() > 1e-3) for name, tensor in expected.items() if "lora_B" in name)
+
+
+def test_samples_are_those_of_one_worker_unless_weights_are_shared_out(grid: Lab) -> None:
+    expected = samples_of(grid.root / str(ALONE))
+    assert [sample.step for sample in expected] == [0] * 3 + [5] * 3 + [10] * 3
+    for cell in grid.cells:
+        found = samples_of(grid.root / str(cell))
+        if cell.strategy == "zero-3":
+            assert found == [], str(cell)
+        else:
+            assert found[:3] == expected[:3], str(cell)
+            assert len(found) == len(expected), str(cell)
 
 
 def test_a_step_is_one_optimizer_step_and_one_reduction(grid: Lab) -> None:

@@ -39,6 +39,10 @@ LOSS, TENSOR = 1e-5, 1e-4
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "hinge": {"kind": "dpo", "beta": 0.5, "loss": "hinge"},
     "robust": {"kind": "dpo", "loss": "robust", "label_smoothing": 0.1},
+    "sigmoid-norm": {"kind": "dpo", "loss": "sigmoid-norm"},
+    "apo-zero": {"kind": "dpo", "loss": "apo-zero"},
+    "apo-down": {"kind": "dpo", "loss": "apo-down"},
+    "nca": {"kind": "dpo", "loss": "nca"},
     "orpo": {"kind": "orpo", "lambda": 0.5, "nll_on": "full"},
     "cpo": {"kind": "cpo", "alpha": 0.7},
     "simpo": {"kind": "simpo"},
@@ -112,10 +116,10 @@ def by_trl(artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> ByTr
 
 @pytest.mark.parametrize(
     "objective",
-    # The losses of these two are compared in test_trl.py, and they run as dpo does.
+    # The other losses of dpo are compared in test_trl.py, and they run as sigmoid does.
     [
-        pytest.param(name, marks=pytest.mark.long if name in ("hinge", "robust") else ())
-        for name in OBJECTIVES
+        pytest.param(name, marks=pytest.mark.long if "loss" in settings else ())
+        for name, settings in OBJECTIVES.items()
     ],
 )
 def test_a_run_is_the_same_by_either_engine(
@@ -368,12 +372,24 @@ def test_a_run_is_resumed_exactly(
             {},
             "objective.nll_on: TRL's ORPO takes the likelihood over prompt and response",
         ),
+        (
+            {"kind": "orpo", "nll_on": "full", "nll_weight": 0},
+            "trl",
+            {},
+            "objective: TRL's ORPO has no nll_weight, and no such beta; set both to 1",
+        ),
         ({"kind": "cpo", "nll_on": "full"}, "trl", {}, "objective.nll_on: TRL's CPO takes"),
         (
             {"kind": "ipo"},
             "trl",
             {},
             "objective.log_probs: TRL's IPO takes means over tokens; set token-mean",
+        ),
+        (
+            {"kind": "dpo", "loss": "sigmoid-norm", "label_smoothing": 0.1},
+            "trl",
+            {},
+            "with training.engine: trl, dpo takes no nll_weight",
         ),
         (
             {"kind": "dpo", "nll_weight": 0.1},

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.data.endings import end_ids
 from orpo_ray.data.tokenise import PairTokeniser
-from orpo_ray.evaluation.generate import answers_of
-from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.base import load_base
 from orpo_ray.models.tokenizer import base_location, load_tokenizer
 from orpo_ray.runs.console import SILENT
+from orpo_ray.training.generate import answers_of
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.sampling import Sampling
 
 pytestmark = pytest.mark.real
 QUESTIONS = ["What is the capital of France? Answer shortly.", "Say hello in one short sentence."]

@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM
 
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.data.store import PairTable
-from orpo_ray.evaluation.generate import answers_of
-from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.tokenizer import base_location, load_tokenizer
 from orpo_ray.runs.console import SILENT
 from orpo_ray.runs.files import EVALUATIONS
 from orpo_ray.runs.scores import read_scores, scores_file
+from orpo_ray.training.generate import answers_of
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.sampling import Sampling
 
 pytestmark = pytest.mark.real
 COMMAND = (sys.executable, "-m", "orpo_ray.cli.main", "train")

@@ -14,9 +14,10 @@ from orpo_ray.errors import ConfigError
 from orpo_ray.evaluation.answer_formats import FORMATS
 from orpo_ray.evaluation.answerer import Answerer, Work
 from orpo_ray.evaluation.answers_file import AnswersFile
-from orpo_ray.evaluation.batches import Batch, Room, in_order, plan_batches, whole_windows
-from orpo_ray.evaluation.generate import Answer, Listener, Speaker
-from orpo_ray.evaluation.orders import Sampling, order_of
+from orpo_ray.evaluation.batches import Batch, in_order, plan_batches, whole_windows
+from orpo_ray.evaluation.orders import order_of
+from orpo_ray.training.generate import Answer, Listener, Speaker
+from orpo_ray.training.sampling import Room, Sampling
 from tests.support import BASE, decided, run_config
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200)

@@ -201,6 +201,8 @@ def test_dumped_names_are_those_of_the_yaml(path):
     assert dump(load(path, WITH_OBJECTIVE))["objective"] == {
         "kind": "orpo",
         "lambda": 0.2,
+        "beta": 1.0,
+        "nll_weight": 1.0,
         "nll_on": "response",
     }
 
@@ -949,12 +951,49 @@ def test_no_tag_runs_code(path, tmp_path):
     assert not witness.exists()
 
 
-def test_a_hinge_is_not_smoothed(path):
-    says = complaint(path, MINIMAL + "objective: {kind: dpo, loss: hinge, label_smoothing: 0.1}\n")
-    assert says == (
-        "run.yaml:5: objective: label_smoothing: hinge has none; set it to 0, or use loss: sigmoid "
-        "or robust"
+@pytest.mark.parametrize("loss", ["hinge", "apo-zero", "apo-down", "nca"])
+def test_losses_without_a_flipped_label_are_not_smoothed(path, loss):
+    objective = f"objective: {{kind: dpo, loss: {loss}, label_smoothing: 0.1}}\n"
+    assert complaint(path, MINIMAL + objective) == (
+        f"run.yaml:5: objective: label_smoothing: {loss} has none; set it to 0, or use loss: "
+        "sigmoid, sigmoid-norm or robust"
     )
+
+
+def test_the_usual_beta_of_dpo_suits_its_loss(path):
+    def beta(objective: str) -> float:
+        return load(path, MINIMAL + f"objective: {objective}\n").objective.beta
+
+    assert beta("{kind: dpo}") == beta("{kind: dpo, loss: nca}") == 0.1
+    assert beta("{kind: dpo, loss: sigmoid-norm}") == 5.0
+    assert beta("{kind: dpo, loss: sigmoid-norm, beta: 0.3}") == 0.3
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (
+            "{nll_weight: 0, lambda: 0}",
+            "objective: nll_weight and lambda are 0, so nothing is trained; set one of them",
+        ),
+        (
+            "{kind: orpo, beta: 0.1}",
+            "objective: beta 0.1 scales the log odds ratio here, and what TRL calls beta is "
+            "lambda; set lambda=0.1 in its place, or name lambda beside it",
+        ),
+    ],
+)
+def test_an_orpo_without_sense_is_refused(path, objective, says):
+    assert complaint(path, MINIMAL + f"objective: {objective}\n") == f"run.yaml:5: {says}"
+
+
+def test_the_second_stage_orpo_beta_needs_no_lambda(path):
+    found = load(path, MINIMAL + "objective: {nll_weight: 0, beta: 0.1}\n")
+    assert (found.objective.beta, found.objective.nll_weight) == (0.1, 0.0)
+    assert found.training.learning_rate == 5e-5, "it has no likelihood term"
+    both = load(path, MINIMAL + "objective: {beta: 0.1, lambda: 0.5}\n")
+    assert (both.objective.beta, both.objective.nll_weight) == (0.1, 1.0)
+    assert both.training.learning_rate == 2e-4
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.evaluation.chat import Chat, Reply, Typed, help_lines, parse_line
 from orpo_ray.evaluation.evaluate import load_trained
-from orpo_ray.evaluation.generate import Answer, Listener, Speaker, _Words, answers_of
-from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.adapter import attach_adapter
 from orpo_ray.models.templates import TEMPLATES, template_name
 from orpo_ray.runs.console import SILENT
+from orpo_ray.training.generate import Answer, Listener, Speaker, _Words, answers_of
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.sampling import Sampling
 from tests.support import BASE, decided, run_config
 
 COW = "What sound does a cow make?"

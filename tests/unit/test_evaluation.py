@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 from orpo_ray.api.trained import _prompts, distinct_prompts
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.evaluate import Judged, Questions, evaluation_of, judge_model, load_trained
-from orpo_ray.evaluation.generate import Answer, answers_of
-from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.evaluation.preference import by_source
+from orpo_ray.training.generate import Answer, answers_of
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.sampling import Sampling
 from tests.support import BASE, decided, demo_pairs, run_config, write_pairs
 
 DECISIONS = decided(512)

@@ -267,6 +267,12 @@ def test_the_settings_of_a_file_are_kept(
         ({"output_dir": "x/orpo", "beta": 0.2}, {"kind": "orpo", "lambda": 0.2, "nll_on": "full"}),
         ({"loss_type": "sigmoid", "beta": 0.3}, {"kind": "dpo", "beta": 0.3}),
         ({"loss_type": "hinge"}, {"kind": "dpo", "beta": 0.1, "loss": "hinge"}),
+        ({"loss_type": "apo_down"}, {"kind": "dpo", "beta": 0.1, "loss": "apo-down"}),
+        ({"loss_type": "nca_pair"}, {"kind": "dpo", "beta": 0.1, "loss": "nca"}),
+        (
+            {"loss_type": "sigmoid_norm", "beta": 5},
+            {"kind": "dpo", "beta": 5, "loss": "sigmoid-norm"},
+        ),
         (
             {"loss_type": "robust", "label_smoothing": 0.1},
             {"kind": "dpo", "beta": 0.1, "loss": "robust", "label_smoothing": 0.1},
@@ -370,7 +376,7 @@ def test_what_the_likelihood_of_a_loss_runs_over_is_said(read: Callable[..., Dra
 
 def test_a_loss_that_is_not_here_is_never_replaced_in_silence(read: Callable[..., Draft]) -> None:
     for losses, told in [
-        ("apo_zero", "apo_zero is not here"),
+        ("exo_pair", "exo_pair is not here"),
         (["sigmoid", "bco_pair", "sft"], "bco_pair"),
     ]:
         draft = read(TRL_FILE, loss_type=losses)

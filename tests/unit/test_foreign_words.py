@@ -84,7 +84,6 @@ def complaint(path: Path, text: str, *overrides: str) -> str:
         ("rl", "here it is objective.kind"),
         ("stage", "here it is objective.kind; stages is a list of runs one after the other"),
         ("beta", "here it is objective.lambda; TRL calls it beta"),
-        ("objective.beta", "here it is objective.lambda; TRL calls it beta"),
         ("objective.orpo_alpha", "here it is objective.lambda"),
         (
             "objective.gamma",
@@ -117,7 +116,7 @@ def test_all_foreign_names_of_a_file_are_answered_at_once(path: Path) -> None:
 
 def test_further_keys_are_answered_as_the_first_is(path: Path) -> None:
     text = MINIMAL + "colour: red\n"
-    overrides = ("objective.nll_weight=1", "max_steps=2", "objective.loss=hinge")
+    overrides = ("objective.alpha=1", "max_steps=2", "objective.loss=hinge")
     assert complaint(path, text, *overrides).endswith(
         "(also unknown: objective.loss (orpo has none), colour, max_steps (here "
         "training.max_steps))"
@@ -155,7 +154,7 @@ def test_the_answer_is_that_of_the_objective(path: Path, kind: str, key: str, sa
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [
-        ("orpo", "kind, lambda, nll_on"),
+        ("orpo", "beta, kind, lambda, nll_on, nll_weight"),
         ("sft", "kind, nll_on"),
         ("kto", "beta, desirable_weight, kind, undesirable_weight"),
         ("simpo", "beta, gamma_beta_ratio, kind"),
@@ -167,14 +166,16 @@ def test_keys_that_are_listed_are_those_of_the_kind(path: Path, kind: str, keys:
 
 
 def test_without_a_kind_the_listed_keys_are_orpos(path: Path) -> None:
-    says = "run.yaml:5: objective.colour: unknown key; known here: kind, lambda, nll_on"
+    known = "known here: beta, kind, lambda, nll_on, nll_weight"
+    says = f"run.yaml:5: objective.colour: unknown key; {known}"
     assert complaint(path, MINIMAL + "objective: {colour: red}\n") == says
 
 
 def test_a_key_of_another_kind_is_not_offered_from_elsewhere(path: Path) -> None:
-    assert complaint(path, MINIMAL, "nll_weight=1").endswith("training")  # the list of sections
-    said = complaint(path, MINIMAL + "objective: {kind: dpo}\n", "nll_weight=1")
-    assert said.endswith("nll_weight: unknown key; did you mean objective.nll_weight?")
+    label = "label_smoothing"
+    assert complaint(path, MINIMAL, f"{label}=0.1").endswith("training")  # the list of sections
+    said = complaint(path, MINIMAL + "objective: {kind: dpo}\n", f"{label}=0.1")
+    assert said.endswith(f"{label}: unknown key; did you mean objective.{label}?")
 
 
 def test_a_name_that_stands_in_two_sections_is_told_with_both(path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
 
 from orpo_ray.config.objectives import OBJECTIVES, ObjectiveConfig
 from orpo_ray.config.objectives.cpo import CpoConfig
@@ -61,6 +62,22 @@ def hand_orpo(p: Pair) -> tuple[float, float, float]:
     )
 
 
+def hand_orpo_beta(beta: float) -> Hand:
+    def hand(p: Pair) -> tuple[float, float, float]:
+        prob_w = math.exp(p.chosen / p.chosen_tokens)
+        prob_l = math.exp(p.rejected / p.rejected_tokens)
+        odds_ratio = (prob_w / (1 - prob_w)) / (prob_l / (1 - prob_l))
+        # As above, with OR^beta in place of OR.
+        slope = -beta / (1 + odds_ratio**beta)
+        return (
+            math.log(1 + odds_ratio**-beta),
+            slope / (1 - prob_w) / p.chosen_tokens,
+            -slope / (1 - prob_l) / p.rejected_tokens,
+        )
+
+    return hand
+
+
 def hand_dpo(beta: float, smoothing: float) -> Hand:
     def hand(p: Pair) -> tuple[float, float, float]:
         x = beta * (p.chosen - p.reference_chosen - p.rejected + p.reference_rejected)
@@ -91,6 +108,47 @@ def hand_robust(beta: float, flipped: float) -> Hand:
             beta * (-(1 - flipped) * (1 - sigmoid(x)) - flipped * sigmoid(x)) / (1 - 2 * flipped)
         )
         return value, slope, -slope
+
+    return hand
+
+
+def hand_sigmoid_norm(beta: float, smoothing: float) -> Hand:
+    def hand(p: Pair) -> tuple[float, float, float]:
+        chosen = (p.chosen - p.reference_chosen) / p.chosen_tokens
+        rejected = (p.rejected - p.reference_rejected) / p.rejected_tokens
+        x = beta * (chosen - rejected)
+        value = -(1 - smoothing) * math.log(sigmoid(x)) - smoothing * math.log(1 - sigmoid(x))
+        slope = beta * (sigmoid(x) - (1 - smoothing))
+        return value, slope / p.chosen_tokens, -slope / p.rejected_tokens
+
+    return hand
+
+
+def hand_apo_zero(beta: float) -> Hand:
+    def hand(p: Pair) -> tuple[float, float, float]:
+        w = sigmoid(beta * (p.chosen - p.reference_chosen))
+        lost = sigmoid(beta * (p.rejected - p.reference_rejected))
+        return 1 - w + lost, -beta * w * (1 - w), beta * lost * (1 - lost)
+
+    return hand
+
+
+def hand_apo_down(beta: float) -> Hand:
+    def hand(p: Pair) -> tuple[float, float, float]:
+        w = sigmoid(beta * (p.chosen - p.reference_chosen))
+        gap = sigmoid(beta * (p.chosen - p.reference_chosen - p.rejected + p.reference_rejected))
+        fall, widen = beta * w * (1 - w), beta * gap * (1 - gap)
+        return w + 1 - gap, fall - widen, widen
+
+    return hand
+
+
+def hand_nca(beta: float) -> Hand:
+    def hand(p: Pair) -> tuple[float, float, float]:
+        w = sigmoid(beta * (p.chosen - p.reference_chosen))
+        lost = sigmoid(beta * (p.rejected - p.reference_rejected))
+        value = -math.log(w) - (math.log(1 - w) + math.log(1 - lost)) / 2
+        return value, beta * (w / 2 - (1 - w)), beta * lost / 2
 
     return hand
 
@@ -127,6 +185,25 @@ CASES = [
     # config, hand-written preference term, its weight, weight of the NLL, tolerance
     pytest.param(OrpoConfig(lambda_=0.3), hand_orpo, 0.3, 1.0, FLOAT32, id="orpo"),
     pytest.param(OrpoConfig(lambda_=0), hand_orpo, 0.0, 1.0, FLOAT32, id="orpo-lambda-0"),
+    pytest.param(
+        OrpoConfig(lambda_=0.3, nll_weight=0.25), hand_orpo, 0.3, 0.25, FLOAT32, id="orpo-less-nll"
+    ),
+    pytest.param(
+        OrpoConfig(lambda_=1.0, nll_weight=0, beta=0.4),
+        hand_orpo_beta(0.4),
+        1.0,
+        0.0,
+        FLOAT32,
+        id="orpo-beta",
+    ),
+    pytest.param(
+        OrpoConfig(lambda_=0.3, nll_weight=0.5, beta=3.0),
+        hand_orpo_beta(3.0),
+        0.3,
+        0.5,
+        FLOAT32,
+        id="orpo-beta-with-nll",
+    ),
     pytest.param(DpoConfig(beta=0.2), hand_dpo(0.2, 0.0), 1.0, 0.0, EXACT, id="dpo"),
     pytest.param(
         DpoConfig(beta=0.2, label_smoothing=0.15),
@@ -150,6 +227,29 @@ CASES = [
     pytest.param(
         DpoConfig(beta=0.2, nll_weight=0.7), hand_dpo(0.2, 0.0), 1.0, 0.7, EXACT, id="dpo-with-nll"
     ),
+    pytest.param(
+        DpoConfig(beta=5.0, loss="sigmoid-norm"),
+        hand_sigmoid_norm(5.0, 0.0),
+        1.0,
+        0.0,
+        EXACT,
+        id="dpo-sigmoid-norm",
+    ),
+    pytest.param(
+        DpoConfig(beta=5.0, loss="sigmoid-norm", label_smoothing=0.15),
+        hand_sigmoid_norm(5.0, 0.15),
+        1.0,
+        0.0,
+        EXACT,
+        id="dpo-sigmoid-norm-label-smoothing",
+    ),
+    pytest.param(
+        DpoConfig(beta=0.2, loss="apo-zero"), hand_apo_zero(0.2), 1.0, 0.0, EXACT, id="dpo-apo-zero"
+    ),
+    pytest.param(
+        DpoConfig(beta=0.2, loss="apo-down"), hand_apo_down(0.2), 1.0, 0.0, EXACT, id="dpo-apo-down"
+    ),
+    pytest.param(DpoConfig(beta=0.2, loss="nca"), hand_nca(0.2), 1.0, 0.0, EXACT, id="dpo-nca"),
     pytest.param(IpoConfig(beta=0.25), hand_ipo(0.25, mean=False), 1.0, 0.0, EXACT, id="ipo-sum"),
     pytest.param(
         IpoConfig(beta=0.25, log_probs="token-mean"),
@@ -261,6 +361,53 @@ def test_orpo_of_a_half_against_a_quarter_is_log_four_thirds():
     pairs = one_pair(chosen=5 * math.log(0.5), rejected=6 * math.log(0.25))
     assert log_odds_ratio(pairs).item() == pytest.approx(math.log(3), rel=FLOAT32)
     assert preference_of(OrpoConfig(), pairs) == pytest.approx(math.log(4 / 3), rel=FLOAT32)
+
+
+def test_orpo_with_weights_of_one_is_orpo_to_the_bit():
+    """The loss of the paper, as it was before it had a beta and a weight of the likelihood."""
+    plain, given = tensors(PAIRS), tensors(PAIRS)
+    preference = 0.3 * (-logsigmoid(log_odds_ratio(plain))).sum() / PAIR_COUNT
+    loss = preference + plain.nll_sum.sum() / TOKEN_COUNT
+    loss.backward()
+    config = OrpoConfig(lambda_=0.3, nll_weight=1, beta=1)
+    ours = loss_parts(build_objective(config), given, PAIR_COUNT, TOKEN_COUNT).total
+    ours.backward()
+    assert torch.equal(ours, loss)
+    for name in ("chosen", "rejected", "nll_sum"):
+        assert torch.equal(getattr(given, name).grad, getattr(plain, name).grad)
+    assert config == OrpoConfig(lambda_=0.3)
+
+
+def test_without_a_likelihood_lambda_is_a_mere_scale():
+    def gradients(weight: float) -> list[float]:
+        pairs = tensors(PAIRS)
+        config = OrpoConfig(lambda_=weight, nll_weight=0, beta=0.4)
+        loss_parts(build_objective(config), pairs, 3, 25).total.backward()
+        assert gradient(pairs.nll_sum) == [0.0] * 3
+        return gradient(pairs.chosen) + gradient(pairs.rejected)
+
+    assert gradients(2.0) == [8 * each for each in gradients(0.25)]
+
+
+def test_sigmoid_norm_compares_what_each_token_gained():
+    # -1.5 in 5 tokens against 1.5 in 6: -0.3 - 0.25, times 2.
+    value = preference_of(DpoConfig(beta=2.0, loss="sigmoid-norm"), one_pair())
+    assert value == pytest.approx(math.log(1 + math.exp(1.1)), rel=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("loss", "at_reference", "rises"),
+    [("apo-zero", 1.0, True), ("apo-down", 1.0, False), ("nca", 2 * math.log(2), True)],
+)
+def test_an_anchored_loss_says_where_the_chosen_answer_goes(loss, at_reference, rises):
+    """apo-down lowers it where the rejected one is far below, the others raise it."""
+    config = DpoConfig(beta=0.1, loss=loss)
+    at_start = preference_of(config, one_pair(chosen=-11.0, rejected=-10.5))
+    assert at_start == pytest.approx(at_reference, rel=EXACT)
+    pairs = one_pair(chosen=-11.0, rejected=-60.0)
+    build_objective(config).preference(pairs).sum().backward()
+    assert (gradient(pairs.chosen)[0] < 0) == rises
+    assert gradient(pairs.rejected)[0] > 0
 
 
 def test_dpo_at_the_reference_is_log_two():
@@ -402,7 +549,7 @@ def test_objectives_declare_what_they_need():
 
 @pytest.mark.parametrize("kind", OBJECTIVES.values())
 def test_what_settings_say_of_a_likelihood_term_is_what_the_loss_has(kind):
-    for changes in ({}, {"nll_weight": 0.5}, {"alpha": 0.0}):
+    for changes in ({}, {"nll_weight": 0.5}, {"nll_weight": 0.0}, {"alpha": 0.0}):
         if changes.keys() <= kind.model_fields.keys():
             config = kind(**changes)
             assert config.has_likelihood == bool(build_objective(config).nll_weight), (

@@ -52,9 +52,9 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "'adamw-8bit' here",
     ),
     "objective.lambda": (lambda t: t.update(objective={"kind": "orpo", "lambda": 0.2}), "0.2 here"),
-    "objective.beta": (
-        lambda t: t.update(objective={"kind": "simpo"}),
-        "2.0 here, but run run was made with nothing",
+    "objective.alpha": (
+        lambda t: t.update(objective={"kind": "cpo"}),
+        "1.0 here, but run run was made with nothing",
     ),
     "model.quantization": (lambda t: t["model"].update(quantization="none"), "'none' here"),
     "adapter.r": (lambda t: t["adapter"].update(r=16), "16 here, but run run was made with 8"),
@@ -74,6 +74,7 @@ FREE: dict[str, Callable[[dict[str, Any]], object]] = {
     "training.tokens_per_microbatch": lambda t: t["training"].update(tokens_per_microbatch="auto"),
     "training.trackers": lambda t: t["training"].update(trackers=["wandb"]),
     "training.eval_every": lambda t: t["training"].update(eval_every=2),
+    "training.samples": lambda t: t["training"].update(samples=0),
     "training.checkpoint_every": lambda t: t["training"].update(checkpoint_every=2),
     "training.keep": lambda t: t["training"].update(keep=5),
     "training.adapter_from": lambda t: t["training"].update(adapter_from="best"),

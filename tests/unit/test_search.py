@@ -212,7 +212,9 @@ def test_a_best_value_at_the_end_of_its_range_is_shown_with_the_next_range(
     ("objective", "fields"),
     [
         ({"kind": "orpo"}, [LAMBDA, RATE]),
+        ({"kind": "orpo", "nll_weight": 0}, ["objective.beta", RATE]),
         ({"kind": "dpo"}, ["objective.beta", RATE]),
+        ({"kind": "dpo", "loss": "sigmoid-norm"}, ["objective.beta", RATE]),
         ({"kind": "ipo"}, ["objective.beta", RATE]),
         ({"kind": "simpo"}, ["objective.beta", "objective.gamma_beta_ratio", RATE]),
         ({"kind": "cpo"}, ["objective.beta", RATE]),
@@ -230,6 +232,18 @@ def test_each_objective_has_ranges_of_its_own(
     assert config.search is not None and config.search.domains == space.domains
 
 
+def test_a_loss_per_token_is_searched_at_higher_betas(tmp_path: Path) -> None:
+    def betas(**objective: Any) -> Domain:
+        said: list[str] = []
+        found = with_ranges(run_config(tmp_path, objective=objective), said.append)
+        assert not any("objective.beta" in line for line in said[1:]), "it holds the usual beta"
+        return resolve(found).domains["objective.beta"]
+
+    assert betas(kind="dpo", loss="nca") == betas(kind="dpo") == Span(0.01, 0.1, log=True)
+    assert betas(kind="dpo", loss="sigmoid-norm") == Span(2.0, 10.0, log=True)
+    assert betas(kind="orpo", nll_weight=0) == Span(0.1, 10.0, log=True)
+
+
 def test_a_likelihood_term_is_searched_at_higher_rates(tmp_path: Path) -> None:
     def highest(**objective: Any) -> float:
         config = run_config(tmp_path, objective=objective, search={"try_given": False})
@@ -239,6 +253,7 @@ def test_a_likelihood_term_is_searched_at_higher_rates(tmp_path: Path) -> None:
 
     assert highest(kind="dpo", nll_weight=1.0) == highest(kind="orpo") > highest(kind="dpo")
     assert highest(kind="cpo", alpha=0.0) == highest(kind="dpo")
+    assert highest(kind="orpo", nll_weight=0) == highest(kind="dpo")
 
 
 def test_full_training_is_searched_at_far_lower_rates(tmp_path: Path) -> None:
@@ -295,8 +310,8 @@ def test_rates_fall_with_the_size_of_the_base() -> None:
             "training.schedule: must be 'cosine', 'linear'",
         ),
         (
-            {"objective.beta": {"uniform": [0.1, 0.2]}},
-            "search.space: objective.beta: unknown key; here it is objective.lambda; TRL calls",
+            {"objective.alpha": {"uniform": [0.1, 0.2]}},
+            "search.space: objective.alpha: unknown key; here it is objective.lambda; the authors'",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from orpo_ray.config.foreign.draft import Draft, as_names, as_number
+from orpo_ray.config.objectives.dpo import LOSSES_OF_TRL, SMOOTHED
 from orpo_ray.errors import ConfigError
 
 METHODS = ("orpo", "dpo", "ipo", "simpo", "cpo", "kto", "sft")
@@ -36,12 +37,13 @@ def put_dpo(draft: Draft, losses: Sequence[str], beta: float, smoothing: float =
         return
     draft.put("objective.kind", "dpo")
     draft.put("objective.beta", beta)
-    if loss in ("hinge", "robust"):
-        draft.put("objective.loss", loss)
-    elif loss not in ("sigmoid", "dpo"):
+    ours = LOSSES_OF_TRL.get(loss)
+    if ours is None and loss != "dpo":
         draft.put("objective.loss", "sigmoid", f"the loss {loss} is not here; sigmoid is DPO's own")
-    if smoothing and loss == "hinge":
-        draft.remark("objective.loss", f"label smoothing {smoothing}: hinge has none")
+    elif ours not in (None, "sigmoid"):
+        draft.put("objective.loss", ours, "" if ours == loss else f"TRL calls it {loss}")
+    if smoothing and ours is not None and ours not in SMOOTHED:
+        draft.remark("objective.loss", f"label smoothing {smoothing}: {ours} has none")
     elif smoothing:
         old = "" if loss == "robust" else "TRL from 1.0 on applies it to robust alone"
         draft.put("objective.label_smoothing", smoothing, old)

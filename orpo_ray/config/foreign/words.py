@@ -251,7 +251,7 @@ WORDS = _merged(
         _all("stage", Word("objective.kind", "stages is a list of runs one after the other")),
         _all(
             "loss_type dpo_loss_type",
-            Word("objective.kind", "hinge and robust are objective.loss of dpo"),
+            Word("objective.kind", "hinge, robust and their like are objective.loss of dpo"),
         ),
         _all("rl_beta pref_beta dpo_beta", Word("objective.beta")),
         _all("orpo:rl_beta orpo:pref_beta", Word("objective.lambda")),

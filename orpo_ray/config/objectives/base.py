@@ -42,6 +42,8 @@ class ObjectiveConfig(Section):
     kind: str
     search_space: ClassVar[Mapping[str, Suited]] = {}
     """Ranges that suit it, by dotted field."""
+    special_spaces: ClassVar[Mapping[tuple[str, Any], Mapping[str, Suited]]] = {}
+    """Ranges in place of these, by a setting and the value with which they hold."""
     needs_reference: ClassVar[bool] = False
     """Whether the loss compares with the log-probs of a frozen model."""
     needs_rejected: ClassVar[bool] = True
@@ -53,6 +55,14 @@ class ObjectiveConfig(Section):
 
     reads_single_answers: ClassVar[bool] = False
     """Whether it trains on rows with one answer that is labelled good or bad, too."""
+
+    @property
+    def suited_space(self) -> Mapping[str, Suited]:
+        """The ranges that suit these settings."""
+        for (name, value), space in self.special_spaces.items():
+            if getattr(self, name) == value:
+                return space
+        return self.search_space
 
     @property
     def scores_prompt(self) -> bool:

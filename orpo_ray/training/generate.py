@@ -15,11 +15,10 @@ from transformers import (
 
 from orpo_ray.data.endings import end_ids
 from orpo_ray.errors import ResourceError
-from orpo_ray.evaluation.batches import Room, cut_batches
-from orpo_ray.evaluation.orders import Sampling
 from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.runs.console import Announce
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.sampling import Room, Sampling, cut_batches
 
 TOKENS_PER_BATCH = 8192
 """The most tokens of a batch, with its padding and with answers of full length."""
@@ -100,7 +99,8 @@ class Speaker:
         ids, mask = _padded(prompts, pad_id)
         device, autocast = self.model.device, self.model.autocast
         generate: Any = self.model.model.generate
-        torch.manual_seed(sampling.seed)
+        if sampling.temperature:
+            torch.manual_seed(sampling.seed)  # the likeliest answers leave the random state alone
         try:
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 out = generate(
@@ -149,7 +149,7 @@ class _Words(TextStreamer):
     def put(self, value: Tensor) -> None:
         """Take the prompt, or the next token. An end token need not be a special one."""
         if self.next_tokens_are_prompt or int(value) not in self._ends:
-            super().put(value)  # type: ignore[no-untyped-call]
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Tell the text. White space waits for what follows it."""
