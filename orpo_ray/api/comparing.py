@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orpo_ray.api.ground import (
@@ -15,27 +17,38 @@ from orpo_ray.api.ground import (
     refuse_others,
     wait_for_free_room,
 )
-from orpo_ray.api.training import tune
+from orpo_ray.api.training import train, tune
 from orpo_ray.config import RunConfig, SearchConfig
-from orpo_ray.config.contenders import contender, settings_of, with_steps
+from orpo_ray.config.contenders import FOLDER, contender, settings_of, with_steps
 from orpo_ray.config.searched import with_values
 from orpo_ray.errors import DataError
-from orpo_ray.runs.comparison import Comparison
-from orpo_ray.runs.comparison_run import comparison_for
-from orpo_ray.runs.console import Console
+from orpo_ray.runs.comparison import Comparison, Point
+from orpo_ray.runs.comparison_run import ComparisonRun, comparison_for
+from orpo_ray.runs.console import Console, Hushed
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.stop import StopSignal
 
 if TYPE_CHECKING:
     from orpo_ray.data.store import Artifact
-    from orpo_ray.training.equal_budget import Share
+    from orpo_ray.distributed.run import Ground
+    from orpo_ray.training.plan import Indices
 
 
-def compare(config: RunConfig, console: Console = PRINTING, verbose: bool = False) -> Comparison:
+_PILOT_STEPS = 16
+"""Steps of the short run by which a budget in seconds learns a method's speed."""
+
+
+def compare(
+    config: RunConfig,
+    console: Console = PRINTING,
+    verbose: bool = False,
+    curve: Sequence[int] = (),
+) -> Comparison:
     """Train every method of `compare` with the same budget, and say which differences are real.
 
     Finished runs are kept, and an unfinished comparison goes on. A method that fails is told with
-    its reason and does not end the others. It is stopped as `train` is.
+    its reason and does not end the others. With a `curve` of numbers of training pairs, methods are
+    compared with so many pairs each time, with a budget in proportion. It is stopped as `train` is.
     """
     refuse_others(config, console)
     run = comparison_for(config)
@@ -43,27 +56,106 @@ def compare(config: RunConfig, console: Console = PRINTING, verbose: bool = Fals
     run.look(console)
     run.refuse_busy(ONLOOKER_S)
     refuse_missing_before_training(config)
-    methods = settings_of(config).methods
-    runs = {method: contender(config, method) for method in methods}
-    first = runs[methods[0]]
+    runs = {method: contender(config, method) for method in settings_of(config).methods}
+    first = next(iter(runs.values()))
     placement = place_workers(first.scale, console, verbose)
     check_cluster(Run(first), console)
+    from orpo_ray.data.subset import refuse_too_many
+
     artifact = prepare_training(Run(config), console)
     _refuse_unpaired(artifact)
-    shares = {method: _share(each, config, artifact) for method, each in runs.items()}
-    runs = {method: with_steps(each, list(shares[method].steps)) for method, each in runs.items()}
+    refuse_too_many(max(curve, default=0), artifact)
+    for pairs in curve or [len(artifact.train)]:
+        _refuse_budget(_with_pairs(config, pairs, artifact), artifact.train.lengths[:pairs])
     with run.at_work(console, ONLOOKER_S):
         wait_for_free_room(first.scale, placement, console)
         from orpo_ray.distributed.run import Ground
-        from orpo_ray.search.compare import Contender, run_comparison
 
-        found = [
-            Contender(method, _searched(each, config, console, verbose), shares[method])
-            for method, each in runs.items()
-        ]
         ground = Ground(artifact, placement, hardware_of(first.scale, placement))
-        with StopSignal(console, "stopping; the same command resumes the runs") as heard:
-            return run_comparison(run, found, ground, heard)
+        if not curve:
+            return _tournament(config, ground, console, verbose)
+        points = [_point(config, ground, pairs, console, verbose) for pairs in sorted(set(curve))]
+        return _with_curve(run, ground, points)
+
+
+def _tournament(config: RunConfig, ground: Ground, console: Console, verbose: bool) -> Comparison:
+    """Every method with every seed, on the pairs of `ground`."""
+    from orpo_ray.search.compare import Contender, run_comparison
+    from orpo_ray.training.equal_budget import budget_of, share
+
+    table = ground.artifact.train
+    budget, found = budget_of(config, len(table)), []
+    for method in settings_of(config).methods:
+        run = contender(config, method)
+        speeds = _speeds(run, console, verbose) if budget.unit == "seconds" else []
+        part = share(run, budget, table.lengths, speeds)
+        run = with_steps(run, list(part.steps))
+        found.append(Contender(method, _searched(run, config, console, verbose), part))
+    with StopSignal(console, "stopping; the same command resumes the runs") as heard:
+        return run_comparison(comparison_for(config), found, ground, heard)
+
+
+def _point(
+    config: RunConfig, ground: Ground, pairs: int, console: Console, verbose: bool
+) -> Comparison:
+    """The comparison with so many training pairs, in a folder of its own."""
+    from orpo_ray.data.subset import subset
+
+    run, artifact = Run(config), ground.artifact
+    some = subset(artifact, pairs, config.training.seed, run.storage, console.announce)
+    console.announce(f"comparing with {pairs:,} training pairs")
+    name = f"{config.name}/{FOLDER}/pairs-{pairs}"
+    own = _with_pairs(config, pairs, artifact).model_copy(update={"name": name})
+    with comparison_for(own).at_work(console, ONLOOKER_S):
+        return _tournament(own, replace(ground, artifact=some), console, verbose)
+
+
+def _with_pairs(config: RunConfig, pairs: int, artifact: Artifact) -> RunConfig:
+    """The config with its budget in proportion to some of the training pairs."""
+    settings = settings_of(config)
+    if settings.budget is not None:
+        part = settings.budget.times(pairs / len(artifact.train))
+        settings = settings.model_copy(update={"budget": part})
+    return config.model_copy(update={"compare": settings})
+
+
+def _refuse_budget(config: RunConfig, lengths: Indices) -> None:
+    """Raise ConfigError for a budget that no whole number of steps of a method comes near."""
+    from orpo_ray.training.equal_budget import budget_of, share
+
+    budget = budget_of(config, len(lengths))
+    if budget.unit != "seconds":
+        for method in settings_of(config).methods:
+            share(contender(config, method), budget, lengths)
+
+
+def _with_curve(run: ComparisonRun, ground: Ground, points: Sequence[Comparison]) -> Comparison:
+    """The record of the whole comparison with the points of a curve in it."""
+    from orpo_ray.search.compare import begun
+    from orpo_ray.search.reading import reading_of_curve
+
+    found = run.comparison() or begun(run.config, ground)
+    curve = tuple(
+        Point(pairs=each.train_pairs, methods=each.methods, verdicts=each.verdicts)
+        for each in points
+    )
+    kept = replace(
+        found, curve=curve, status="finished", reading=(*found.reading, *reading_of_curve(curve))
+    )
+    run.keep(kept)
+    return kept
+
+
+def _speeds(run: RunConfig, console: Console, verbose: bool) -> list[float]:
+    """The pairs a second of each stage of a method, by a short run."""
+    console.announce(f"{run.name}: a short run tells its speed")
+    training = run.training.model_copy(update={"warmup": 0.0, "eval_every": 1.0, "samples": 0})
+    pilot = run.model_copy(update={"name": f"{run.name}/pilot", "training": training})
+    pilot = with_steps(pilot, [_PILOT_STEPS] * max(1, len(run.stages)))
+    result = train(pilot, Hushed(console), verbose)
+    speeds = [each.pairs_per_second for each in result.stages or (result,)]
+    assert all(speeds), "a run that has trained steps has a speed"
+    return [speed for speed in speeds if speed]
 
 
 def _refuse_unpaired(artifact: Artifact) -> None:
@@ -74,12 +166,6 @@ def _refuse_unpaired(artifact: Artifact) -> None:
         raise DataError(
             "data.eval: methods are compared on pairs, and some held-out answers stand alone"
         )
-
-
-def _share(run: RunConfig, config: RunConfig, artifact: Artifact) -> Share:
-    from orpo_ray.training.equal_budget import budget_of, share
-
-    return share(run, budget_of(config, len(artifact.train)), artifact.train.lengths)
 
 
 def _searched(run: RunConfig, config: RunConfig, console: Console, verbose: bool) -> RunConfig:

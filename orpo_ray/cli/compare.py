@@ -17,6 +17,10 @@ def compare(
         str | None,
         typer.Option("--show", metavar="RUN", help="Print a comparison's table, and end."),
     ] = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Repeat it with these numbers of training pairs."),
+    ] = None,
     verbose: Verbose = False,
     json: Json = False,
 ) -> dict[str, Any]:
@@ -29,19 +33,31 @@ def compare(
     from orpo_ray.runs.comparison_run import find_comparison
 
     if show is not None:
-        if config is not None:
-            raise ConfigError("--show RUN takes no config: it reads a comparison; leave one out")
+        if config is not None or curve is not None:
+            raise ConfigError(
+                "--show RUN takes no config and no --curve: it reads a comparison; leave them out"
+            )
         found = find_comparison(show)
     elif config is None:
         raise ConfigError("name a CONFIG.yaml to compare with, or a comparison with --show RUN")
     else:
-        found = _compare(config, overrides or [], verbose)
+        found = _compare(config, overrides or [], _counts(curve), verbose)
     if not json:
         print_comparison(found)
     return found.to_json()
 
 
-def _compare(path: str, overrides: list[str], verbose: bool) -> Any:
+def _counts(written: str | None) -> list[int]:
+    """The numbers of `250,1000,4000`."""
+    from orpo_ray.errors import ConfigError
+
+    words = [] if written is None else [word.strip() for word in written.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise ConfigError(f"--curve: write numbers of pairs such as 250,1000,4000, not {written}")
+    return [int(word) for word in words]
+
+
+def _compare(path: str, overrides: list[str], curve: list[int], verbose: bool) -> Any:
     from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import Terminal, open_log, prints_to_log
 
@@ -51,4 +67,4 @@ def _compare(path: str, overrides: list[str], verbose: bool) -> Any:
     from orpo_ray.runs.comparison_run import comparison_for
 
     with prints_to_log(verbose):
-        return api.compare(settings, Terminal(comparison_for(settings)), verbose)
+        return api.compare(settings, Terminal(comparison_for(settings)), verbose, curve)

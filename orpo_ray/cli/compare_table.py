@@ -29,6 +29,9 @@ def print_comparison(found: Comparison) -> None:
         console.print(_costs(found.methods))
         for verdict in found.verdicts:
             console.print(Text(f"{_said(verdict)}"), soft_wrap=True)
+    for point in found.curve:
+        console.print(Text(f"with {point.pairs:,} training pairs:"), soft_wrap=True)
+        console.print(_standings(point.methods))
     for line in found.reading:
         console.print(Text(line), soft_wrap=True)
 

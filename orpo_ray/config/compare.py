@@ -52,6 +52,13 @@ class BudgetConfig(Section):
             return "pairs"
         return "tokens" if self.tokens is not None else "seconds"
 
+    def times(self, factor: float) -> Self:
+        """The same budget, so many times as large; at least 1."""
+        amount = factor * self.amount
+        if self.unit == "seconds":
+            return type(self)(seconds=amount)
+        return type(self).model_validate({self.unit: max(1, round(amount))})
+
     @property
     def amount(self) -> float:
         """How much of it there is."""

@@ -109,6 +109,8 @@ class PairTable:
         self._index = index.read_all()
         self._rows = self._index["row"].to_numpy()
         shards: list[tuple[str, int]] = json.loads((index.schema.metadata or {})[_SHARDS])
+        self.shards = dict(shards)
+        """How many rows each shard has, in their order."""
         self._files = [path.parent / name for name, _ in shards]
         for file in self._files:
             file.stat()  # an artifact without one of its files is refused here, not in a step
@@ -148,6 +150,12 @@ class PairTable:
         if number not in self._opened:
             self._opened[number] = _OpenShard(self._files[number])
         return self._opened[number]
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The number of each pair's row, counted through all shards."""
+        found: npt.NDArray[np.int64] = self._rows
+        return found
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:

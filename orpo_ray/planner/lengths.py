@@ -121,7 +121,8 @@ def _is_of(summary: dict[str, Any], config: RunConfig) -> bool:
         "eval_fraction": None if data.eval else data.eval_fraction,
         "single_answers": config.objective.reads_single_answers,
     }
-    return found == wanted and settings.items() <= summary["settings"].items()
+    is_whole = "subset" not in summary["settings"]
+    return is_whole and found == wanted and settings.items() <= summary["settings"].items()
 
 
 def _files_of(source: Source) -> list[Source]:

@@ -78,25 +78,32 @@ def _take_up(
     ground: Ground,
 ) -> Comparison:
     """The comparison on record, or a new one, marked as running."""
-    settings = settings_of(run.config)
     known = run.comparison()
     names = {key: config.name for key, config in configs.items()}
-    budget = budget_of(run.config, len(ground.artifact.train))
-    comparison = Comparison(
-        name=run.name,
-        settings=dump(settings),
-        budget={"unit": budget.unit, "amount": budget.amount},
-        pairs=len(ground.artifact.eval),
-        train_pairs=len(ground.artifact.train),
+    comparison = replace(
+        begun(run.config, ground),
         entries=entries_of(
             known.entries if known else [],
             [each.method for each in contenders],
-            settings.seeds,
+            settings_of(run.config).seeds,
             names,
         ),
+        curve=known.curve if known else (),
     )
     run.keep(comparison)
     return comparison
+
+
+def begun(config: RunConfig, ground: Ground) -> Comparison:
+    """A comparison of which nothing is trained yet."""
+    budget = budget_of(config, len(ground.artifact.train))
+    return Comparison(
+        name=config.name,
+        settings=dump(settings_of(config)),
+        budget={"unit": budget.unit, "amount": budget.amount},
+        pairs=len(ground.artifact.eval),
+        train_pairs=len(ground.artifact.train),
+    )
 
 
 def _train(

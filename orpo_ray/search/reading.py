@@ -3,7 +3,9 @@
 All functions are pure.
 """
 
-from orpo_ray.runs.comparison import Comparison, Standing
+from collections.abc import Sequence
+
+from orpo_ray.runs.comparison import Comparison, Point, Standing
 from orpo_ray.runs.scores import are_few, too_few
 
 _MANY_BROKEN = 0.1
@@ -33,6 +35,25 @@ def reading(comparison: Comparison) -> list[str]:
     ]
     if are_few(comparison.pairs):
         lines.append(too_few(comparison.pairs))
+    return lines
+
+
+def reading_of_curve(curve: Sequence[Point]) -> list[str]:
+    """Who leads with few pairs, and who with many."""
+    lines = []
+    for point in curve:
+        best = [each for each in point.methods if each.accuracy is not None][:1]
+        for leader in best:
+            beaten = [
+                verdict.other if verdict.method == leader.method else verdict.method
+                for verdict in point.verdicts
+                if leader.method in (verdict.method, verdict.other)
+                and verdict.verdict != "within noise"
+            ]
+            said = f"better than {', '.join(beaten)}" if beaten else "no better than noise"
+            lines.append(
+                f"With {point.pairs:,} pairs {leader.method} leads ({leader.accuracy:.1%}), {said}."
+            )
     return lines
 
 

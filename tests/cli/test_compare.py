@@ -17,9 +17,14 @@ def config(tmp_path: Path) -> Path:
 
 MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing": ((), "name a CONFIG.yaml to compare with"),
-    "show and a config": (("CONFIG", "--show", "x"), "--show RUN takes no config"),
+    "show and a config": (("CONFIG", "--show", "x"), "--show RUN takes no config and no --curve"),
     "no comparison": (("--show", "nowhere"), "nowhere: no comparison.json here"),
     "a method": (("CONFIG", "compare.methods=[dpo, orpp]"), "no method 'orpp'; did you mean orpo?"),
+    "no numbers": (("CONFIG", "--curve", "12,few"), "--curve: write numbers of pairs such as"),
+    "too many pairs": (
+        ("CONFIG", "--curve", "6,5000"),
+        "5,000 training pairs are asked for, and there are 36",
+    ),
     "no budget": (("CONFIG", "compare.budget={}"), "compare.budget: name one of pairs"),
     "a small budget": (
         ("CONFIG", "compare.budget={pairs: 12}", "compare.methods=[dpo]"),
