@@ -28,7 +28,7 @@ def compare(
 
     The same command resumes an unfinished comparison.
     """
-    from orpo_ray.cli.compare_table import print_comparison
+    from orpo_ray.cli.results import print_result
     from orpo_ray.errors import ConfigError
     from orpo_ray.runs.comparison_run import find_comparison
 
@@ -37,14 +37,14 @@ def compare(
             raise ConfigError(
                 "--show RUN takes no config and no --curve: it reads a comparison; leave them out"
             )
-        found = find_comparison(show)
+        result = find_comparison(show).to_json()
     elif config is None:
         raise ConfigError("name a CONFIG.yaml to compare with, or a comparison with --show RUN")
     else:
-        found = _compare(config, overrides or [], _counts(curve), verbose)
+        result = _compare(config, overrides or [], _counts(curve), verbose)
     if not json:
-        print_comparison(found)
-    return found.to_json()
+        print_result("compare", result)
+    return result
 
 
 def _counts(written: str | None) -> list[int]:
@@ -57,7 +57,7 @@ def _counts(written: str | None) -> list[int]:
     return [int(word) for word in words]
 
 
-def _compare(path: str, overrides: list[str], curve: list[int], verbose: bool) -> Any:
+def _compare(path: str, overrides: list[str], curve: list[int], verbose: bool) -> dict[str, Any]:
     from orpo_ray.cli.config_file import load
     from orpo_ray.cli.console import Terminal, open_log, prints_to_log
 
@@ -67,4 +67,5 @@ def _compare(path: str, overrides: list[str], curve: list[int], verbose: bool) -
     from orpo_ray.runs.comparison_run import comparison_for
 
     with prints_to_log(verbose):
-        return api.compare(settings, Terminal(comparison_for(settings)), verbose, curve)
+        console = Terminal(comparison_for(settings))
+        return api.compare(settings, console, verbose, curve).to_json()

@@ -13,7 +13,7 @@ _LENGTH = ("training.max_steps=", "training.epochs=")
 
 
 def print_result(command: str, result: dict[str, Any]) -> None:
-    """Print the result of train, tune, evaluate, judge or prepare."""
+    """Print the result of train, tune, compare, evaluate, judge or prepare."""
     match command:
         case "train":
             from orpo_ray.cli.tables import print_summary
@@ -26,6 +26,11 @@ def print_result(command: str, result: dict[str, Any]) -> None:
             from orpo_ray.runs.search import search_of
 
             print_search(search_of(result))
+        case "compare":
+            from orpo_ray.cli.compare_table import print_comparison
+            from orpo_ray.runs.comparison import comparison_of
+
+            print_comparison(comparison_of(result))
         case "evaluate":
             from rich.console import Console
 

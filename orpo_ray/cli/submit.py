@@ -17,7 +17,9 @@ app = typer.Typer(add_completion=False)
 
 _OURS = (1, 2, 3, 4)
 """Exit codes of orpo-ray. Others come from outside, such as from a kill."""
-What = Annotated[Literal["train", "tune", "prepare", "evaluate"], typer.Argument(metavar="COMMAND")]
+What = Annotated[
+    Literal["train", "tune", "compare", "prepare", "evaluate"], typer.Argument(metavar="COMMAND")
+]
 
 
 @app.command("submit")
@@ -54,7 +56,7 @@ def submit(
     anyone: Anyone = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Run train, tune, prepare or evaluate on a cluster.
+    """Run train, tune, compare, prepare or evaluate on a cluster.
 
     The same command follows a run that is at work, and resumes one that was interrupted.
     """
