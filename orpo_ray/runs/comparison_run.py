@@ -25,6 +25,7 @@ class ComparisonRun(RunFolder[Comparison]):
         "compare.seeds",
         "compare.answers",
     )
+    records: ClassVar = (*RunFolder.records, FILE)
 
     def what_next(self) -> str:
         """What a user can do with it when it is finished."""

@@ -42,6 +42,8 @@ class RunFolder(Generic[Outcome]):
 
     free_keys: ClassVar[tuple[str, ...]] = FREE_KEYS
     """Settings that may change when it is resumed."""
+    records: ClassVar[tuple[str, ...]] = _RECORDS
+    """Files that say how far it is."""
     can_be_extended = False
     """Whether --extend continues it with more steps when it is finished."""
 
@@ -80,7 +82,7 @@ class RunFolder(Generic[Outcome]):
             return
         if is_locked(self.path(RUN_LOCK_FILE)) and not self.is_ours:
             return
-        for name in _RECORDS:
+        for name in self.records:
             if name != files.LOG_FILE:
                 self.fetch(name)
         # The local log stays if this process writes it, or if the storage has none.

@@ -12,6 +12,7 @@ from orpo_ray.runs.comparison import Comparison, Entry, Point, Standing, Verdict
 from orpo_ray.runs.comparison_run import comparison_for, find_comparison
 from orpo_ray.search.reading import reading
 from orpo_ray.search.tournament import Tournament, entries_of
+from orpo_ray.storage import Storage
 
 VERDICT = Verdict(method="a", other="b", verdict="better", difference=0.1, low=0.02, high=0.2)
 
@@ -151,3 +152,34 @@ def test_accuracy_does_not_hide_what_is_broken_or_lost() -> None:
 
 def test_few_pairs_are_told() -> None:
     assert "8 held-out pairs show no difference" in reading(comparison(pairs=8))[-1]
+
+
+# --- another server -------------------------------------------------------------------------------
+
+
+class Bucket(Storage):
+    """A storage elsewhere that remembers what was fetched from it."""
+
+    is_remote = True
+
+    def __init__(self) -> None:
+        self.fetched: list[str] = []
+
+    def fetch(self, path: Path) -> bool:
+        """Remember the file."""
+        self.fetched.append(path.name)
+        return False
+
+    def fetch_folders(self, *args: Any, **options: Any) -> None:
+        """Have none."""
+
+    def holds(self, path: Path) -> bool:
+        """Hold nothing."""
+        return False
+
+
+def test_its_record_is_fetched_before_it_is_taken_up(tmp_path: Path) -> None:
+    run, bucket = comparison_for(run_config(tmp_path)), Bucket()
+    run.storage = bucket
+    run.refresh()
+    assert {"comparison.json", "config.json"} <= set(bucket.fetched)
