@@ -50,19 +50,28 @@ def doctor(
 
     if hosts is not None and address is not None:
         raise ConfigError("--hosts and --address both name a cluster; keep one of them")
+    options = _options({"--base": base, "--storage": storage})
     settings = _settings(config, overrides or [], base, storage)
     asked = _asked(settings, base, storage, is_elsewhere=bool(hosts or address))
     if hosts is not None:
         result = _over_ssh(asked, hosts)
     elif address is not None or token is not None:
-        named = {"--base": base, "--storage": storage}
-        options = [word for name, value in named.items() if value for word in (name, value)]
         result = _by_a_job(asked, settings, options, (address, token, anyone))
     else:
         result = _from_here(asked)
     if not json:
         print_checkup(result)
     return {**result, "exit_code": ResourceError.exit_code if result["stops"] else 0}
+
+
+def _options(named: dict[str, str | None]) -> list[str]:
+    """The words of the options that are given. Raises ConfigError for one without a value."""
+    from orpo_ray.errors import ConfigError
+
+    given = {name: value for name, value in named.items() if value is not None}
+    if empty := next((name for name, value in given.items() if not value.strip()), None):
+        raise ConfigError(f"{empty}: has no value; name one, or leave {empty} out")
+    return [word for option in given.items() for word in option]
 
 
 def _settings(
@@ -84,9 +93,7 @@ def _asked(
 
     A relative storage is a folder of this machine. Raises ConfigError if other servers are asked.
     """
-    from orpo_ray.config.build import build
-    from orpo_ray.config.model import ModelConfig
-    from orpo_ray.config.training import ScaleConfig
+    from orpo_ray.config import ModelConfig, build, stage_configs
     from orpo_ray.doctor.facts import Asked
     from orpo_ray.jobs.package import refuse_relative_storage
     from orpo_ray.jobs.reach import LOOPBACK
@@ -101,7 +108,7 @@ def _asked(
     return Asked(
         storage=place,
         model=settings.model if settings else named,
-        scale=settings.scale if settings else ScaleConfig(),
+        runs=tuple(stage_configs(settings) or [settings]) if settings else (),
         token_file=DEFAULT_FILE,
         dashboard=os.environ.get("RAY_API_SERVER_ADDRESS") or LOOPBACK,
     )

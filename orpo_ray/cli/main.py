@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from orpo_ray.cli.console import (
     log_failure,
     stdout_for_result,
 )
-from orpo_ray.errors import OrpoRayError, ResourceError, RunError, SetupError, StoppedError
+from orpo_ray.errors import OrpoRayError, RunError, SetupError, StoppedError
 from orpo_ray.runs.stop import SIGNALS, interrupt
 
 COMMANDS = (
@@ -51,14 +52,21 @@ COMMANDS = (
     "config",
 )
 UNEXPECTED, WRONG_USAGE = 1, 2
-_NAMES_LOG = (RunError.exit_code, ResourceError.exit_code)
-"""Exit codes of errors whose message may name the log."""
 _LOOKS_ITSELF = "doctor"
 _TRAINING = ("demo", "train", "tune", "compare")
 _HELP = ("-h", "--help")
 
 _INTERRUPTED = 130
 """What Typer returns, in place of a command's result, after Ctrl-C; after --help it returns 0."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a command ended: its exit code, the object for --json, and the line of its error."""
+
+    code: int
+    result: Any
+    said: str = ""
 
 
 class LazyGroup(TyperGroup):
@@ -109,13 +117,13 @@ def run(arguments: Sequence[str]) -> int:
     """
     as_json = "--json" in arguments and not set(_HELP) & set(arguments)
     with stdout_for_result(as_json) as stdout:
-        code, result = _invoke(list(arguments) or ["--help"])
-        keep_log()
-        if code not in _NAMES_LOG:
+        ended = _invoke(list(arguments) or ["--help"])
+        log = keep_log()
+        if log is not None and log not in ended.said:
             drop_temporary_log()
         if as_json:
-            print(json.dumps(_finite(result), allow_nan=False), file=stdout, flush=True)
-    return code
+            print(json.dumps(_finite(ended.result), allow_nan=False), file=stdout, flush=True)
+    return ended.code
 
 
 def _finite(value: Any) -> Any:
@@ -130,12 +138,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _invoke(arguments: list[str]) -> tuple[int, Any]:
+def _invoke(arguments: list[str]) -> _Outcome:
     try:
         result = app(args=arguments, prog_name="orpo-ray", standalone_mode=False)
         if result == _INTERRUPTED:
             return _interrupted(arguments[0])
-        return (result.get("exit_code", 0) if isinstance(result, dict) else 0), result
+        code = result.get("exit_code", 0) if isinstance(result, dict) else 0
+        return _Outcome(code, result)
     except typer.TyperException as error:
         return _fail(_usage(error, arguments[0]), WRONG_USAGE)
     except OrpoRayError as error:
@@ -161,7 +170,7 @@ def _who_helps(error: OrpoRayError, command: str) -> str:
     return f"; `orpo-ray {_LOOKS_ITSELF}` looks for the cause"
 
 
-def _interrupted(command: str) -> tuple[int, dict[str, Any]]:
+def _interrupted(command: str) -> _Outcome:
     message = "interrupted; run the same command again"
     if command in _TRAINING:
         message += " (training resumes from its last checkpoint, if there is one)"
@@ -205,12 +214,12 @@ def _setting_of(option: str) -> str:
     return " or ".join(f"{key}=VALUE" for key in ours)
 
 
-def _fail(message: str, code: int, log: str | None = None) -> tuple[int, dict[str, Any]]:
+def _fail(message: str, code: int, log: str | None = None) -> _Outcome:
     line = " ".join(message.split())
-    named = f" (full log: {log})" if log else ""
+    said = f"{line} (full log: {log})" if log else line
     with suppress(OSError):  # a stderr that nobody reads must not change the exit code
-        print(f"{fresh_line()}orpo-ray: {line}{named}", file=sys.stderr)
-    return code, {"error": line, "exit_code": code}
+        print(f"{fresh_line()}orpo-ray: {said}", file=sys.stderr)
+    return _Outcome(code, {"error": line, "exit_code": code}, said)
 
 
 def main() -> None:
@@ -232,7 +241,7 @@ def main() -> None:
         for number in SIGNALS:
             signal.signal(number, lambda *_: os._exit(code))
     except OSError as error:
-        code, _ = _fail(f"the result cannot be written to stdout: {error.strerror}", UNEXPECTED)
+        code = _fail(f"the result cannot be written to stdout: {error.strerror}", UNEXPECTED).code
     except SystemExit as stop:  # from Typer's completion of the shell
         code = int(stop.code or 0)
     sys.exit(code)

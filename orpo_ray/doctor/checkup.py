@@ -5,20 +5,44 @@ from typing import Any
 
 from orpo_ray.doctor.facts import Asked, Facts, Server, plain
 from orpo_ray.doctor.findings import Finding, Level, sorted_by_severity
-from orpo_ray.doctor.rules import base, failures, gpus, links, places, ray_state, software, system
+from orpo_ray.doctor.rules import (
+    base,
+    failures,
+    gpus,
+    links,
+    places,
+    ray_state,
+    settings,
+    software,
+    system,
+)
 from orpo_ray.doctor.rules import servers as between
 
 
-def judge_server(asked: Asked, facts: Facts) -> list[Finding]:
-    """All findings about one server, the worst first."""
-    return sorted_by_severity([*failures.judge(asked, facts), *_by_subject(asked, facts)])
+def judge_server(asked: Asked, facts: Facts, *, cluster_has_gpus: bool = False) -> list[Finding]:
+    """All findings about one server, the worst first.
+
+    A server without a GPU takes no worker that wants one if another of its cluster has some.
+    """
+    found = [
+        *failures.judge(asked, facts),
+        *_of_workers(asked, facts, cluster_has_gpus),
+        *_by_subject(asked, facts),
+    ]
+    return sorted_by_severity(found)
+
+
+def _of_workers(asked: Asked, facts: Facts, cluster_has_gpus: bool) -> Iterator[Finding]:
+    if facts.torch is not None:
+        yield from gpus.judge(asked, facts.cards, facts.torch, cluster_has_gpus=cluster_has_gpus)
+    if facts.settings is not None:
+        yield from settings.judge(asked, facts.settings, cluster_has_gpus=cluster_has_gpus)
 
 
 def _by_subject(asked: Asked, facts: Facts) -> Iterator[Finding]:
     if facts.software is not None:
         yield from software.judge(asked, facts.software)
     if facts.torch is not None:
-        yield from gpus.judge(asked, facts.cards, facts.torch)
         yield from gpus.judge_dtype(asked, facts.torch)
     if facts.attention is not None:
         yield from gpus.judge_attention(asked, facts.attention)
@@ -49,7 +73,8 @@ def conclude(
 
     `findings` at its top are those about the servers together; each server has its own.
     """
-    each = [judge_server(asked, server.facts) for server in servers]
+    has_gpus = any(server.facts.torch and server.facts.torch.devices for server in servers)
+    each = [judge_server(asked, server.facts, cluster_has_gpus=has_gpus) for server in servers]
     together = sorted_by_severity([*others, *between.judge(asked, servers)])
     found = [*together, *(finding for findings in each for finding in findings)]
     return {

@@ -5,8 +5,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orpo_ray.config.model import ModelConfig
-from orpo_ray.config.training import ScaleConfig
+from orpo_ray.config import ModelConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +18,8 @@ class Asked:
     """The place of a file that another server has written into the storage; empty if none has."""
     model: ModelConfig | None = None
     """The base to look at, if one is named."""
-    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    runs: tuple[RunConfig, ...] = ()
+    """The run of the config, or each of its stages; empty if no config is named."""
     token_file: str = ""
     """The file in which commands look for a cluster's token."""
     dashboard: str = ""
@@ -32,9 +32,10 @@ class Asked:
     """Whether a process of a running Ray answers, whose limits are those of its workers."""
 
     @property
-    def quantization(self) -> str:
-        """How a run holds the base; the default if no config is named."""
-        return self.model.quantization if self.model else "nf4"
+    def uses_nf4(self) -> bool:
+        """Whether a run holds its base in NF4, which is the default."""
+        models = [run.model for run in self.runs] or ([self.model] if self.model else [])
+        return not models or any(model.quantization == "nf4" for model in models)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,17 @@ class Nf4:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the checks of the runs themselves refuse here."""
+
+    has_gpu: bool
+    missing: tuple[str, ...] = ()
+    """Messages about what is not installed or set up, whatever the workers compute on."""
+    unfit: tuple[str, ...] = ()
+    """Messages about what workers here cannot compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class System:
     """Limits and network of the operating system."""
 
@@ -148,6 +160,8 @@ class Disk:
     read_bytes_per_s: float | None = None
     problem: str = ""
     """Why no file can be written there."""
+    error: str = ""
+    """The name of the system's error, such as EROFS, if it says how to repair it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +171,8 @@ class RoundTrip:
     place: str
     seconds: float = 0.0
     problem: str = ""
+    error: str = ""
+    """As that of a disk."""
     sees_marker: bool | None = None
     """Whether a file that another server has written is seen; None if there is none."""
 
@@ -207,7 +223,7 @@ class RayState:
     is_running: bool = False
     """Whether this server belongs to the cluster that was asked."""
     answer: str = ""
-    """"open", "asks for a token", "other", or empty if nothing answers."""
+    """"open", "asks for a token", "other", "no URL", or empty if nothing answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +235,7 @@ class Facts:
     torch: Torch | None = None
     attention: Attention | None = None
     nf4: Nf4 | None = None
+    settings: Settings | None = None
     system: System | None = None
     disks: tuple[Disk, ...] | None = None
     storage: RoundTrip | None = None

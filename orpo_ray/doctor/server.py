@@ -28,6 +28,7 @@ from orpo_ray.doctor.facts import (
     Nf4,
     RayState,
     RoundTrip,
+    Settings,
     Software,
     System,
     Torch,
@@ -35,6 +36,7 @@ from orpo_ray.doctor.facts import (
 from orpo_ray.doctor.limited import limited
 from orpo_ray.doctor.marker import leave_marker, remove_marker
 from orpo_ray.doctor.probes import base, disks, gpus, hub, kernels, ray_state, software, system
+from orpo_ray.doctor.probes import settings as settings_probe
 from orpo_ray.doctor.probes import storage as storage_probe
 
 MODULE = "orpo_ray.doctor.server"
@@ -64,6 +66,7 @@ PROBES = (
     Probe("storage", RoundTrip | None, 30, lambda asked, facts: storage_probe.look(asked)),
     Probe("hub", Hub, 15, lambda asked, facts: hub.look(asked)),
     Probe("torch", Torch, 40, lambda asked, facts: gpus.look_with_torch()),
+    Probe("settings", Settings | None, 40, lambda asked, facts: settings_probe.look(asked)),
     Probe("attention", Attention, 40, lambda asked, facts: kernels.try_attention()),
     Probe("nf4", Nf4, 40, lambda asked, facts: kernels.try_nf4()),
     Probe("base", Base | None, 40, lambda asked, facts: base.look(asked, facts.hub)),

@@ -105,6 +105,27 @@ def test_a_storage_that_refuses_stops_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "storage").is_file() and list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_stage_that_train_refuses_stops_a_run(tmp_path: Path) -> None:
+    surroundings(tmp_path)
+    stages = "stages=[{objective: {kind: sft}}, {model: {attention: flash_attention_2}}]"
+    done = doctor(tmp_path, write_config(tmp_path), stages, "--json")
+    found = findings_of(done.result)["settings"]
+    assert (done.code, found["level"], found["fix"]) == (LACKING, "stops", "use auto")
+    assert found["what"].startswith("model.attention: flash_attention_2 needs a GPU")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_base_that_cannot_come_is_one_finding_and_takes_no_time(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        variables = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": url, "NO_PROXY": "*"}
+        done = doctor(tmp_path, "--base", "no/such", "--json", RAY_TMPDIR="/tmp", **variables)
+    found = findings_of(done.result)
+    assert found["hub"]["level"] == "stops" and found["base"]["level"] == "ok"
+    assert "not in the cache, and no hub answers" in found["base"]["what"]
+    assert (done.code, done.result["stops"]) == (LACKING, 1)
+
+
 def test_a_hub_that_hangs_delays_nothing_for_long(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -158,6 +179,9 @@ def hosts(tmp_path: Path) -> Path:
         (["--hosts", "hosts.yaml", "--storage", "runs"], "storage: runs is relative"),
         (["--address", "ftp://x"], "the token cannot be read"),
         (["--bases", "x"], "No such option: --bases"),
+        (["--base", ""], "--base: has no value; name one, or leave --base out"),
+        (["--storage", " "], "--storage: has no value"),
+        (["none.yaml", "--base", ""], "--base: has no value"),
     ],
 )
 def test_wrong_usage_is_one_line(

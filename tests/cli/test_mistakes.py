@@ -31,6 +31,7 @@ from terminal import (
     start,
 )
 
+from orpo_ray.cli.console import open_log
 from orpo_ray.cli.main import COMMANDS
 
 Make = Callable[[Path], list[str]]
@@ -576,6 +577,22 @@ def test_a_command_that_begins_no_run_leaves_no_log_behind(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     command("train", config, "--dry-run", override)
     assert not list(tmp_path.rglob("run.log"))
+
+
+def test_a_log_that_no_message_names_is_not_kept(
+    command: Command, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(config: object) -> dict[str, Any]:
+        open_log()
+        return {"exit_code": LACKING}
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert command("train", config, "scale.cpus_per_worker=4096").code == LACKING
+    assert list((tmp_path / "tmp").iterdir()) == [], "an error whose message names none"
+    monkeypatch.setattr("orpo_ray.config.dump", found)
+    assert command("config", "show", config).code == LACKING
+    assert list((tmp_path / "tmp").iterdir()) == [], "a result that is no error"
 
 
 def test_an_unexpected_error_names_the_log_that_has_its_traceback(

@@ -1,31 +1,48 @@
 """Probes of `orpo-ray doctor`: what they see, that they end in time, and leave nothing."""
 
+import errno
 import http.server
 import importlib.metadata
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes
 import pytest
 from s3_server import serve
-from support import BASE
+from support import BASE, run_config
 
+from orpo_ray.config import RunConfig, stage_configs
 from orpo_ray.config.model import ModelConfig
-from orpo_ray.doctor.facts import Asked, Cards, Facts
+from orpo_ray.doctor.facts import ASKED, Asked, Cards, Facts, Hub
 from orpo_ray.doctor.limited import limited
 from orpo_ray.doctor.marker import holds, leave_marker, nearest, remove_marker
-from orpo_ray.doctor.probes import base, disks, gpus, kernels, ray_state, software, storage, system
+from orpo_ray.doctor.probes import (
+    base,
+    disks,
+    gpus,
+    hub,
+    kernels,
+    ray_state,
+    settings,
+    software,
+    storage,
+    system,
+)
 from orpo_ray.doctor.server import Probe, gather
+from orpo_ray.doctor.urls import is_web_url
+from orpo_ray.errors import ResourceError
+from orpo_ray.models.hardware import CPU, Hardware, choose_numerics
 
 SOON_S = 0.5
 
@@ -253,6 +270,17 @@ def test_a_storage_that_is_a_file_is_refused_with_its_name(tmp_path: Path) -> No
     assert seen is not None
     assert seen.problem.startswith(f"{tmp_path}/runs/_seen-")
     assert seen.problem.endswith(": Not a directory")
+    assert seen.error == "ENOTDIR"
+    (disk, *_) = disks.look(Asked(storage=str(tmp_path / "runs"), ray_folder=str(tmp_path)))
+    assert (disk.problem, disk.error) == ("Not a directory", "ENOTDIR")
+
+
+def test_no_other_owner_helps_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused, full = PermissionError(errno.EACCES, "no"), OSError(errno.ENOSPC, "full")
+    for user, names in ((1000, ["EACCES", "ENOSPC"]), (0, ["", "ENOSPC"])):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert [disks.name_of(error) for error in (refused, full)] == names
+    assert disks.name_of(OSError("without a number")) == ""
 
 
 def test_a_marker_is_seen_by_those_who_share_the_storage(tmp_path: Path) -> None:
@@ -324,6 +352,146 @@ def test_a_base_without_a_template_and_one_that_is_none(tmp_path: Path) -> None:
     assert "bucket" in base_of("s3://bucket/base").skipped
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_base_that_no_hub_can_send_is_not_waited_for(
+    offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "_load", lambda model: pytest.fail("it was asked for"))
+    away = Hub(endpoint="https://huggingface.co", offline=offline, has_base=False)
+    seen = base.look(Asked(model=ModelConfig(base="no/such")), away)
+    assert seen is not None and seen.skipped == "it is not in the cache, and no hub answers"
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+
+def test_a_hub_answers_or_says_what_is_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    with dashboard(404, b"") as url:
+        seconds, problem = hub.ask(url)
+        assert seconds is not None and problem == ""
+    assert "refused" in hub.ask(url)[1]
+    with greeting(b"SSH-2.0-OpenSSH\r\n") as url:
+        assert "SSH-2.0-OpenSSH" in hub.ask(url)[1]
+    assert hub.ask("foo") == (None, "it is no URL")
+
+
+def test_a_search_for_the_address_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **options: released.wait())
+    monkeypatch.setenv("NO_PROXY", "*")
+    try:
+        answer = hub.ask("http://hub.example", total_s=SOON_S)
+    finally:
+        released.set()
+    assert answer == (None, "its address is not found within 0.5 s")
+
+
+def test_a_name_that_the_hub_refuses_fails_the_base_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert hub.look(Asked(model=ModelConfig(base="no such name"))).has_base is None
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("http://127.0.0.1:8265", True),
+        ("https://huggingface.co", True),
+        ("http://[::1]:8265", True),
+        ("garbage", False),
+        ("127.0.0.1:8265", False),
+        ("localhost:8265", False),
+        ("ray://head:10001", False),
+        ("http://", False),
+        ("http://head:port", False),
+        ("http://[head", False),
+        ("", False),
+    ],
+)
+def test_what_is_a_url_of_a_server(text: str, is_one: bool) -> None:
+    assert is_web_url(text) is is_one
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+H100 = Hardware(device="cuda", name="H100", bfloat16=True, flash_attention=True, memory=2**36)
+T4 = Hardware(device="cuda", name="T4", bfloat16=False, flash_attention=False, memory=2**34)
+WHOLE = {"model": {"quantization": "none"}, "adapter": {"kind": "none"}}
+GALORE = {"training": {"optimizer": "galore-adamw-8bit", "weight_decay": 0}, **WHOLE}
+FLASH = {"model": {"attention": "flash_attention_2"}}
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All packages are there, as far as their names are looked for."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+
+
+@pytest.mark.parametrize(
+    ("sections", "gpus", "begins"),
+    [
+        (GALORE, [], ["training.optimizer: galore-adamw-8bit runs on a GPU only; "]),
+        (GALORE, [H100], []),
+        (FLASH, [], ["model.attention: flash_attention_2 needs a GPU"]),
+        (FLASH, [H100], []),
+        (FLASH, [H100, T4], ["model.attention: flash_attention_2 needs a GPU"]),
+        ({"model": {"dtype": "float16"}}, [], ["model.dtype: float16 trains only on a GPU"]),
+        ({"model": {"dtype": "float16"}, "scale": {"gpus_per_worker": 0}}, [T4], ["model.dtype: "]),
+        ({"model": {"dtype": "bfloat16"}}, [T4], ["model.dtype: T4 has no bfloat16; "]),
+        ({"model": {"dtype": "bfloat16"}, "scale": {"gpus_per_worker": 0}}, [T4], []),
+        ({**GALORE, "scale": {"gpus_per_worker": 1}}, [], []),
+        ({}, [], []),
+    ],
+)
+def test_what_a_server_cannot_compute_is_what_a_run_refuses(
+    installed: None, tmp_path: Path, sections: Any, gpus: list[Hardware], begins: list[str]
+) -> None:
+    seen = settings.judged([run_config(tmp_path, **sections)], gpus)
+    assert (seen.has_gpu, seen.missing) == (bool(gpus), ())
+    assert len(seen.unfit) == len(begins)
+    assert all(told.startswith(start) for told, start in zip(seen.unfit, begins, strict=True)), (
+        seen.unfit
+    )
+
+
+def test_packages_and_keys_are_missing_whatever_the_workers_compute_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    tracked = {**GALORE, "training": {**GALORE["training"], "trackers": ["wandb"]}}
+    for found in ([], [H100]):
+        seen = settings.judged([run_config(tmp_path, **tracked)], found)
+        assert seen.missing == (
+            "training.trackers: wandb is not installed; pip install wandb",
+            "training.optimizer: galore-adamw-8bit needs the package galore-torch; pip install "
+            "'orpo_ray[galore]'",
+        )
+        assert seen.unfit == (), "each is said once"
+
+
+def in_stages(config: RunConfig, *changes: dict[str, Any]) -> list[RunConfig]:
+    return stage_configs(config.model_copy(update={"stages": changes}))
+
+
+def test_every_stage_is_looked_at_and_a_message_comes_once(installed: None, tmp_path: Path) -> None:
+    stages = in_stages(run_config(tmp_path), {"objective": {"kind": "sft"}}, FLASH, FLASH)
+    seen = settings.judged(stages, [])
+    with pytest.raises(ResourceError) as refused:
+        choose_numerics(stages[1].model, CPU)
+    assert seen.unfit == (str(refused.value),)
+    assert settings.look(Asked()) is None
+
+
+def test_the_runs_that_are_asked_about_travel_as_json(tmp_path: Path) -> None:
+    config = run_config(tmp_path, **GALORE)
+    asked = Asked(
+        model=config.model, runs=(config, *in_stages(config, {"objective": {"kind": "dpo"}}, {}))
+    )
+    assert ASKED.validate_json(ASKED.dump_json(asked)) == asked
+
+
 # --- Ray ------------------------------------------------------------------------------------------
 
 SECRET = "0123456789abcdef"
@@ -344,6 +512,22 @@ def dashboard(code: int, told: bytes) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@contextmanager
+def greeting(told: bytes) -> Iterator[str]:
+    """A server of something else, which speaks first."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):  # the server was closed
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(told)
+                    connection.recv(2**16)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -396,6 +580,13 @@ def test_what_a_dashboard_answers(home: Path, code: int, told: bytes, answer: st
     with dashboard(code, told) as url:
         assert ray_state.look(Asked(dashboard=url)).answer == answer
     assert ray_state.look(Asked(dashboard=url)).answer == ""
+
+
+def test_what_answers_at_no_dashboard(home: Path) -> None:
+    with greeting(b"SSH-2.0-OpenSSH\r\n") as url:
+        assert ray_state.look(Asked(dashboard=url)).answer == "other"
+    for text in ("garbage", "http://head:port", "127.0.0.1:8265"):
+        assert ray_state.look(Asked(dashboard=text)).answer == "no URL"
 
 
 def test_facts_of_no_probe_are_empty() -> None:

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from orpo_ray.config.model import ModelConfig
-from orpo_ray.config.training import ScaleConfig
+from orpo_ray.config import ModelConfig, RunConfig, build
 from orpo_ray.doctor.checkup import conclude, judge_server
 from orpo_ray.doctor.facts import (
     FACTS,
@@ -22,6 +21,7 @@ from orpo_ray.doctor.facts import (
     RayState,
     RoundTrip,
     Server,
+    Settings,
     Software,
     System,
     Torch,
@@ -85,6 +85,11 @@ WELL = Facts(
     ray=RayState(version="2.60.0", folder="/tmp/ray"),
 )
 BASE = ModelConfig(base="some/base")
+
+
+def run_with(**sections: Any) -> RunConfig:
+    tree = {"name": "run", "data": {"train": "pairs.jsonl"}, "model": {"base": "x"}, **sections}
+    return build(RunConfig, tree, {(): "tests"})
 
 
 def found(
@@ -195,11 +200,9 @@ def test_cards_that_torch_does_not_find_stop_a_run() -> None:
 def test_a_machine_without_a_card_trains_on_its_cpu_unless_the_config_wants_a_gpu() -> None:
     plain = {"cards": Cards(on_bus=0), "torch": Torch()}
     assert not found(**plain)
-    level, what, fix = the_one(Asked(scale=ScaleConfig(gpus_per_worker=1)), **plain)
+    level, what, fix = the_one(Asked(runs=(run_with(scale={"gpus_per_worker": 1}),)), **plain)
     assert (level, what) == (STOPS, "none, but scale.gpus_per_worker is 1")
     assert "scale.gpus_per_worker=0" in fix
-    half = Asked(model=ModelConfig(base="x", dtype="float16"))
-    assert the_one(half, **plain)[2] == "set model.dtype=auto"
 
 
 def test_a_gpu_that_is_too_new_or_too_old_for_torchs_kernels_stops_a_run() -> None:
@@ -237,13 +240,13 @@ def test_a_gpu_that_does_not_add_stops_a_run() -> None:
     assert "nvidia-smi -q -i 1" in fix
 
 
-def test_a_t4_takes_float16_and_stops_only_a_run_that_wants_bfloat16() -> None:
+def test_a_t4_takes_float16() -> None:
     alone = replace(TORCH, devices=(T4,), peers=None)
     level, what, _ = the_one(torch=alone)
     assert level == NOTE
     assert what.startswith("Tesla T4 (compute capability 7.5) does not compute bfloat16")
-    wanted = Asked(model=ModelConfig(base="x", dtype="bfloat16"))
-    assert the_one(wanted, torch=alone)[::2] == (STOPS, "set model.dtype=auto")
+    named = Asked(model=ModelConfig(base="x", dtype="bfloat16"))
+    assert not found(named, torch=alone), "what a run names is for the checks of the run"
 
 
 def test_rows_without_flash_attention_are_a_note_on_a_gpu_and_nothing_on_a_cpu() -> None:
@@ -260,7 +263,39 @@ def test_wrong_numbers_of_four_bits_stop_a_run_that_uses_them() -> None:
     assert "model.quantization=none" in fix
     plain = Asked(model=ModelConfig(base="x", quantization="none"))
     assert the_one(plain, nf4=wrong)[0] == WARNING
+    mixed = (run_with(model={"base": "x", "quantization": "none"}), run_with())
+    assert the_one(replace(plain, runs=mixed), nf4=wrong)[0] == STOPS, "a stage uses them"
+    assert the_one(replace(plain, runs=mixed[:1]), nf4=wrong)[0] == WARNING
     assert the_one(nf4=replace(WELL.nf4, rounding=0.5))[0] == STOPS
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+NO_WANDB = "training.trackers: wandb is not installed; pip install wandb"
+NO_FLASH = "model.attention: flash_attention_2 needs a GPU; use auto"
+
+
+def test_what_the_checks_of_a_run_refuse_stops_a_run() -> None:
+    refused = Settings(has_gpu=True, missing=(NO_WANDB,), unfit=(NO_FLASH,))
+    assert found(settings=refused) == [
+        (STOPS, "training.trackers: wandb is not installed", "pip install wandb"),
+        (STOPS, "model.attention: flash_attention_2 needs a GPU", "use auto"),
+    ]
+    assert not found(settings=Settings(has_gpu=False))
+
+
+def test_a_server_without_a_gpu_takes_no_worker_if_others_have_some() -> None:
+    bare = replace(
+        WELL,
+        cards=Cards(on_bus=0),
+        torch=NO_GPU,
+        settings=Settings(has_gpu=False, missing=(NO_WANDB,), unfit=(NO_FLASH,)),
+    )
+    asked = Asked(runs=(run_with(scale={"gpus_per_worker": 1}),))
+    worker = replace(HEAD, name="10.0.0.2")
+    head = replace(HEAD, facts=bare)
+    assert conclude(asked, [head, worker])["stops"] == 1, "its driver reports to wandb"
+    assert conclude(asked, [head, replace(worker, facts=bare)])["stops"] == 6
 
 
 # --- links ----------------------------------------------------------------------------------------
@@ -363,6 +398,34 @@ def test_a_disk_that_cannot_be_written_stops_a_run() -> None:
     assert "RAY_TMPDIR" in fix
 
 
+@pytest.mark.parametrize(
+    ("error", "helps"),
+    [
+        ("EACCES", "chown it to the user of the run, or choose another folder"),
+        ("EROFS", "mount it for writing (mount -o remount,rw), or choose another folder"),
+        ("ENOSPC", "make room for bytes (df -h) or files (df -i), or choose another folder"),
+        ("EDQUOT", "make room in the quota of the user (quota -s), or choose another folder"),
+        ("ESTALE", "look at dmesg, and mount it anew, or choose another folder"),
+        ("ENOTDIR", "choose another folder"),
+        ("ENOENT", "choose another folder"),
+        ("", "choose another folder"),
+    ],
+)
+def test_each_reason_why_a_folder_cannot_be_written_has_its_own_repair(
+    error: str, helps: str
+) -> None:
+    rays = replace(DISK, what="Ray's files", problem="no", error=error)
+    assert the_one(disks=(rays,))[2] == f"{helps} (export RAY_TMPDIR=FOLDER)"
+    kept = RoundTrip(place="/data/runs", problem="/data: no", error=error)
+    assert the_one(storage=kept)[2] == f"{helps} (set storage=FOLDER)"
+
+
+def test_a_storage_that_cannot_be_written_is_one_finding() -> None:
+    kept = RoundTrip(place="/data/runs", problem="/data: no", error="EROFS")
+    full = replace(DISK, problem="no", error="EROFS", free_bytes=0)
+    assert the_one(storage=kept, disks=(full,))[1] == "/data/runs does not work: /data: no"
+
+
 def test_a_storage_that_refuses_or_is_not_shared_stops_a_run() -> None:
     denied = RoundTrip(place="/data/runs", problem="/data: Permission denied")
     assert the_one(storage=denied)[:2] == (
@@ -389,6 +452,17 @@ def test_without_the_hub_a_base_that_is_not_in_the_cache_stops_a_run() -> None:
         level, what, fix = the_one(Asked(model=BASE), hub=replace(hub, has_base=False))
         assert level == STOPS and what.endswith("the base is not in the cache")
         assert fix.startswith("hf download some/base")
+
+
+def test_an_endpoint_of_the_hub_that_is_no_url_is_named_with_its_variable() -> None:
+    wrong = Hub(endpoint="foo", offline=False, problem="it is no URL")
+    fix = "export HF_ENDPOINT=https://HOST, or unset it"
+    assert the_one(hub=wrong) == (WARNING, "HF_ENDPOINT=foo is no URL", fix)
+    missed = the_one(Asked(model=BASE), hub=replace(wrong, has_base=False))
+    assert missed == (STOPS, "HF_ENDPOINT=foo is no URL; the base is not in the cache", fix)
+    assert the_one(Asked(model=BASE), hub=replace(wrong, has_base=True))[0] == STOPS
+    assert the_one(hub=replace(wrong, endpoint="http://hub:port"))[0] == STOPS
+    assert not found(hub=replace(wrong, offline=True)), "nothing asks it"
 
 
 def test_a_base_without_a_template_gets_the_plain_one_and_one_without_an_end_stops_a_run() -> None:
@@ -450,6 +524,12 @@ RAY = RayState(version="2.60.0", folder="/tmp/ray", dashboard="http://127.0.0.1:
             "--address",
         ),
         (
+            replace(RAY, dashboard="garbage", answer="no URL"),
+            WARNING,
+            "RAY_API_SERVER_ADDRESS=garbage is no URL",
+            "export RAY_API_SERVER_ADDRESS=http://HOST:8265, or unset it",
+        ),
+        (
             replace(RAY, folder="/scratch/" + "long/" * 10 + "ray"),
             STOPS,
             "is too long for its sockets",
@@ -477,6 +557,18 @@ def test_a_probe_that_hangs_is_as_bad_as_what_it_looks_at() -> None:
     assert levels == [STOPS, STOPS, WARNING]
     plain = Asked(model=ModelConfig(base="x", quantization="none"))
     assert the_one(plain, nf4=None, failures={"nf4": why})[0] == WARNING
+
+
+def test_a_bucket_that_hangs_is_no_disk() -> None:
+    why = {"storage": "no answer within 30 s"}
+    here, there = (
+        the_one(Asked(storage=place), storage=None, failures=why)[2]
+        for place in ("/data/runs", "s3://bucket/runs")
+    )
+    assert "df -h" in here and "df -h" not in there
+    assert there.startswith("check AWS_ENDPOINT_URL") and there.endswith(
+        "aws s3 ls s3://bucket/runs"
+    )
 
 
 @pytest.mark.parametrize(

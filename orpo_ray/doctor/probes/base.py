@@ -24,6 +24,8 @@ def look(asked: Asked, hub: Hub | None) -> Base | None:
     if is_of_hub(model):
         if hub is not None and hub.has_base:
             os.environ["HF_HUB_OFFLINE"] = "1"
+        elif hub is not None and hub.has_base is False and hub.seconds is None:
+            return Base(name=model.base, skipped="it is not in the cache, and no hub answers")
         else:
             os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="orpo-ray-")
     return _load(model)

@@ -1,5 +1,6 @@
 """Room and speed of the places where a run writes and reads much."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -32,14 +33,14 @@ def look(asked: Asked) -> tuple[Disk, ...]:
 
 def _disk(what: str, folder: Path, *, is_timed: bool) -> Disk:
     device, free = folder.stat().st_dev, shutil.disk_usage(folder).free
-    problem, write, read = "", None, None
+    problem, cause, write, read = "", "", None, None
     try:
         # It has no name, so nothing is left if this process is killed.
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             if is_timed and free > 2 * _MOST_BYTES:
                 write, read = _speed(file)
     except OSError as error:
-        problem = error.strerror or str(error)
+        problem, cause = error.strerror or str(error), name_of(error)
     return Disk(
         what=what,
         path=str(folder),
@@ -48,7 +49,14 @@ def _disk(what: str, folder: Path, *, is_timed: bool) -> Disk:
         write_bytes_per_s=write,
         read_bytes_per_s=read,
         problem=problem,
+        error=cause,
     )
+
+
+def name_of(error: OSError) -> str:
+    """The name of a system's error. That root is refused has none: no other owner would help."""
+    name = errno.errorcode.get(error.errno or 0, "")
+    return "" if name in ("EACCES", "EPERM") and os.geteuid() == 0 else name
 
 
 def _speed(file: IO[bytes]) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Ray's version, its token and its dashboard. The token itself is never read into an answer."""
 
+import http.client
 import importlib.metadata
 import json
 import os
@@ -9,11 +10,12 @@ import urllib.request
 from pathlib import Path
 
 from orpo_ray.doctor.facts import Asked, RayState
+from orpo_ray.doctor.urls import is_web_url
 
 _ANSWER_S = 3.0
 _VARIABLE, _PATH, _MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
 _RAYS_OWN = "~/.ray/auth_token"
-OPEN, ASKS, OTHER = "open", "asks for a token", "other"
+OPEN, ASKS, OTHER, NO_URL = "open", "asks for a token", "other", "no URL"
 
 
 def look(asked: Asked) -> RayState:
@@ -60,6 +62,8 @@ def _wrong(file: Path) -> str:
 
 def _answer(dashboard: str) -> str:
     """What answers at a dashboard's address without a token; no proxy is asked."""
+    if not is_web_url(dashboard):
+        return NO_URL
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{dashboard}/api/version", timeout=_ANSWER_S) as response:
@@ -68,6 +72,6 @@ def _answer(dashboard: str) -> str:
         return ASKS if error.code in (401, 403) else OTHER
     except OSError:
         return ""
-    except ValueError:
+    except (ValueError, http.client.HTTPException):
         return OTHER
     return OPEN if isinstance(told, dict) and "ray_version" in told else OTHER

@@ -5,6 +5,7 @@ import time
 
 from orpo_ray.doctor.facts import Asked, RoundTrip
 from orpo_ray.doctor.marker import holds, round_trip
+from orpo_ray.doctor.probes.disks import name_of
 from orpo_ray.errors import OrpoRayError
 
 _BYTES = 2**16
@@ -23,7 +24,11 @@ def look(asked: Asked) -> RoundTrip | None:
         return RoundTrip(place=asked.storage, problem=str(error))
     except OSError as error:
         where = error.filename or asked.storage
-        return RoundTrip(place=asked.storage, problem=f"{where}: {error.strerror or error}")
+        return RoundTrip(
+            place=asked.storage,
+            problem=f"{where}: {error.strerror or error}",
+            error=name_of(error),
+        )
     return RoundTrip(
         place=asked.storage, seconds=time.monotonic() - began, problem=problem, sees_marker=sees
     )

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterator
 
+from orpo_ray.config.storage import is_url
 from orpo_ray.doctor.facts import Asked, Facts
 from orpo_ray.doctor.findings import Finding, Level
+from orpo_ray.doctor.rules.places import repair_bucket
 
 SERVER = "server"
 
@@ -23,6 +25,7 @@ _FIXES = {
     "storage": "look at df -h for a mount that hangs, or name another storage: storage=PLACE",
     "hub": "export HF_HUB_OFFLINE=1 to use the cache only",
     "torch": _REINSTALL.format("torch") + "; look at nvidia-smi if it hangs",
+    "settings": _REINSTALL.format("torch") + "; look at nvidia-smi if it hangs",
     "attention": _REINSTALL.format("torch"),
     "nf4": _REINSTALL.format("bitsandbytes") + "; or set model.quantization=none",
     "base": "hf download the base first, or name a local folder as model.base",
@@ -37,9 +40,11 @@ def judge(asked: Asked, facts: Facts) -> Iterator[Finding]:
         if name == SERVER:
             yield Finding(subject=SERVER, level=Level.STOPS, what=why, fix=_fix(why))
             continue
-        spared = name == "nf4" and asked.quantization != "nf4"
+        spared = name == "nf4" and not asked.uses_nf4
         level = Level.WARNING if name in _HARMLESS or spared else Level.STOPS
-        yield Finding(subject=name, level=level, what=f"it failed: {why}", fix=_FIXES[name])
+        is_bucket = name == "storage" and is_url(asked.storage)
+        fix = repair_bucket(asked.storage) if is_bucket else _FIXES[name]
+        yield Finding(subject=name, level=level, what=f"it failed: {why}", fix=fix)
 
 
 def _fix(why: str) -> str:

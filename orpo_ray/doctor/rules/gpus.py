@@ -1,7 +1,6 @@
 """Driver, CUDA, compute capability, bfloat16, flash attention and NF4."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 from orpo_ray.doctor.facts import Asked, Attention, Cards, Device, Nf4, Torch
 from orpo_ray.doctor.findings import Finding, note, ok, stops, warning
@@ -13,14 +12,16 @@ _DRIVER_FOR = {"13": 580, "12": 525, "11": 450}
 _CPU_BUILD = "pip install --force-reinstall torch, without an index of CPU builds"
 
 
-def judge(asked: Asked, cards: Cards | None, torch: Torch) -> Iterator[Finding]:
+def judge(
+    asked: Asked, cards: Cards | None, torch: Torch, *, cluster_has_gpus: bool
+) -> Iterator[Finding]:
     """Whether torch computes on every card that is plugged in."""
     cards = cards or Cards(on_bus=0)
     if torch.devices:
         yield from _each_device(torch, cards.driver)
         return
     if not cards.on_bus and not cards.names:
-        yield from _without_card(asked)
+        yield from _without_card(asked, cluster_has_gpus)
         return
     count = max(cards.on_bus, len(cards.names))
     some = f"{count} NVIDIA {'GPU' if count == 1 else 'GPUs'}"
@@ -49,9 +50,12 @@ def judge(asked: Asked, cards: Cards | None, torch: Torch) -> Iterator[Finding]:
         )
 
 
-def _without_card(asked: Asked) -> Iterator[Finding]:
-    wanted = asked.scale.gpus_per_worker
-    if wanted == "auto" or not wanted:
+def _without_card(asked: Asked, cluster_has_gpus: bool) -> Iterator[Finding]:
+    each = [run.scale.gpus_per_worker for run in asked.runs]
+    wanted = max((gpus for gpus in each if gpus != "auto"), default=0)
+    if cluster_has_gpus:
+        yield ok(SUBJECT, "none; workers that want GPUs go to the servers that have some")
+    elif not wanted:
         yield ok(SUBJECT, "none; runs train on the CPU")
     else:
         yield stops(
@@ -95,21 +99,16 @@ def _other_torch(device: Device) -> str:
 
 
 def judge_dtype(asked: Asked, torch: Torch) -> Iterator[Finding]:
-    """Which number format the GPUs compute in."""
+    """Which number formats the GPUs compute in; `settings` judges the one that a run names."""
     without = [device for device in torch.devices if not device.bfloat16]
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = (
-        asked.model.dtype if asked.model else "auto"
-    )
     if not torch.devices:
-        if dtype == "float16":
-            yield stops(DTYPE, "model.dtype: float16 trains only on a GPU", "set model.dtype=auto")
         return
     if not without:
         yield ok(DTYPE, "every GPU computes bfloat16")
         return
     what = f"{without[0].name} (compute capability {_dotted(without[0])}) does not compute bfloat16"
-    if dtype == "bfloat16":
-        yield stops(DTYPE, f"{what}, and model.dtype asks for it", "set model.dtype=auto")
+    if asked.model is not None and asked.model.dtype != "auto":
+        yield ok(DTYPE, f"{what}; model.dtype is {asked.model.dtype}")
     else:
         yield note(
             DTYPE,
@@ -150,7 +149,7 @@ def judge_nf4(asked: Asked, found: Nf4) -> Iterator[Finding]:
         f"{found.rounding:.2f} from its four bits (at most {found.rounding_bound:.2f})"
     )
     fix = "pip install --force-reinstall bitsandbytes; or set model.quantization=none"
-    yield stops(NF4, what, fix) if asked.quantization == "nf4" else warning(NF4, what, fix)
+    yield stops(NF4, what, fix) if asked.uses_nf4 else warning(NF4, what, fix)
 
 
 def is_too_old(driver: str, cuda: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from orpo_ray.doctor.facts import Asked, RayState
 from orpo_ray.doctor.findings import Finding, ok, stops, warning
-from orpo_ray.doctor.probes.ray_state import ASKS, OPEN, OTHER
+from orpo_ray.doctor.probes.ray_state import ASKS, NO_URL, OPEN, OTHER
 
 SUBJECT = "Ray"
 
@@ -55,6 +55,13 @@ def _dashboard(found: RayState) -> Iterator[Finding]:
             SUBJECT,
             f"the dashboard at {found.dashboard} asks for a token, and there is none here",
             "copy the cluster's token to ~/.ray/orpo-ray.token, and chmod 600 it",
+        )
+    elif found.answer == NO_URL:
+        yield warning(
+            SUBJECT,
+            f"RAY_API_SERVER_ADDRESS={found.dashboard} is no URL, so submit, status and logs reach "
+            "no cluster",
+            "export RAY_API_SERVER_ADDRESS=http://HOST:8265, or unset it",
         )
     elif found.answer == OTHER:
         yield warning(
