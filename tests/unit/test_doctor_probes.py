@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -392,6 +393,21 @@ def test_a_name_that_the_hub_refuses_fails_the_base_alone(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert hub.look(Asked(model=ModelConfig(base="no such name"))).has_base is None
+
+
+def test_an_endpoint_that_the_library_of_the_hub_cannot_read_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub:port")
+    seen = gather(Asked(), [Probe("hub", Hub, 60, lambda asked, facts: afresh(asked))]).hub
+    assert seen is not None and seen.endpoint == "http://hub:port" and "port" in seen.problem
+
+
+def afresh(asked: Asked) -> Hub:
+    """The hub as a process sees it that has not imported its library; it is a probe's own."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
+    return hub.look(asked)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from orpo_ray.config.model import ModelConfig
 from orpo_ray.config.storage import is_gguf, is_url
 from orpo_ray.doctor.facts import Asked, Hub
 from orpo_ray.doctor.urls import is_web_url
+from orpo_ray.errors import on_one_line
 
+_ENDPOINT = "HF_ENDPOINT"
 _ANSWER_S = 5.0
 _TOTAL_S = 8.0
 """With the search for the hub's address, which has no limit of its own."""
@@ -21,9 +23,12 @@ _TOTAL_S = 8.0
 
 def look(asked: Asked) -> Hub:
     """Ask the hub for its front page, unless the environment forbids it."""
-    from huggingface_hub import constants, get_token, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
+    try:
+        from huggingface_hub import constants, get_token, try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+    except ValueError as error:  # it reads the port of a URL when it is imported
+        endpoint = os.environ.get(_ENDPOINT, "")
+        return Hub(endpoint=endpoint, offline=False, problem=on_one_line(error))
     has_base = None
     if asked.model is not None and is_of_hub(asked.model):
         with suppress(HFValidationError):  # the probe of the base says that it is no name
