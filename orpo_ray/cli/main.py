@@ -39,6 +39,7 @@ COMMANDS = (
     "chat",
     "export",
     "judge",
+    "report",
     "cluster",
     "slurm",
     "submit",

@@ -15,6 +15,8 @@ Status = Literal["running", "interrupted", "stopped", "finished"]
 The same command resumes both.
 """
 
+_ROUNDING = 1e-9
+
 
 @dataclass(kw_only=True)
 class Trial:
@@ -129,6 +131,17 @@ class SearchResult(Found):
     def to_json(self) -> dict[str, Any]:
         """Plain data, as search.json has it."""
         return self.record.to_json()
+
+
+def rungs(grace: float, eta: int) -> list[float]:
+    """The shares of a run at which ASHA compares its trials.
+
+    The first is `grace`. Each further one is at `eta` times the one before.
+    """
+    shares: list[float] = []
+    while (share := grace * eta ** len(shares)) < 1 - _ROUNDING:
+        shares.append(share)
+    return shares
 
 
 def _known(kind: type, written: Any) -> dict[str, Any]:
