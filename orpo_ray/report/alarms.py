@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from orpo_ray.report.page import Remark
+from orpo_ray.report.page import Level, Remark
 from orpo_ray.runs.scores import Change
 from orpo_ray.runs.summary import on_preference, remarks
 
@@ -43,7 +43,7 @@ def alarms(signs: Signs) -> list[Remark]:
     return sorted(told, key=lambda remark: remark.level != "alarm")
 
 
-def _level(line: str, signs: Signs) -> str:
+def _level(line: str, signs: Signs) -> Level:
     """How a remark of the result is shown: what fell or did not change is an alarm."""
     chosen, accuracy = signs.changes["chosen_logp"], signs.changes["accuracy"]
     if line.startswith("The chosen answers became less likely"):

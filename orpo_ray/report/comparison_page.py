@@ -118,9 +118,8 @@ def _verdict_in_words(verdict: Mapping[str, Any]) -> Remark:
 
 
 def _plots(methods: Sequence[Method], chains: Chains) -> Section | None:
-    shown: list[Plot] = [
-        plot for measure in _INTERVALS if (plot := _intervals(methods, *measure)).rows
-    ]
+    found = [_intervals(methods, *measure) for measure in _INTERVALS]
+    shown: list[Plot] = [plot for plot in found if plot.rows]
     shown += _costs(methods)
     shown += _curves(chains)
     return Section("Side by side", (Plots(tuple(shown)),)) if shown else None
@@ -169,8 +168,8 @@ def _costs(methods: Sequence[Method]) -> list[DotPlot]:
         if dots:
             title = f"Cost and {label.removeprefix('held-out ')}"
             note = "Up is better, left is cheaper."
-            axes = {"x": Axis(name=name), "y": Axis(name=label)}
-            found.append(DotPlot(title=title, dots=dots, note=note, **axes))
+            x, y = Axis(name=name), Axis(name=label)
+            found.append(DotPlot(title=title, x=x, y=y, dots=dots, note=note))
     return found
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -122,7 +123,7 @@ def _scores(run: Run, announce: Announce) -> dict[int, PairScores]:
         for record in records(run.folder)
         if any(name.startswith("eval/") for name in record)
     ]
-    found = {step: _if_whole(lambda step=step: run.scores(step), announce) for step in steps}
+    found = {step: _if_whole(partial(run.scores, step), announce) for step in steps}
     return {step: scores for step, scores in found.items() if scores is not None}
 
 

@@ -21,6 +21,8 @@ function toned(tone) {
   return mixed(color(`tone-${half}`), color(`tone-${half + 1}`), 2 * tone - half);
 }
 
+const paintOf = (curve) => curve.tone === null ? hue(curve.hue) : toned(curve.tone);
+
 function shown(value) {
   if (typeof value !== "number") return String(value ?? "");
   if (Number.isInteger(value)) return value.toLocaleString("en");
@@ -80,7 +82,18 @@ function axis(told, extra = {}) {
   };
   if (made.type === "category") made.data = told.options;
   else made.scale = true;
+  if (told.ends) {
+    [made.min, made.max] = roomy(told);
+    Object.assign(made.axisLabel, { showMinLabel: false, showMaxLabel: false });
+  }
   return made;
+}
+
+// The ends of an axis with a little room: values at them, and outside of them, must be seen.
+function roomy({ log, ends: [low, high] }) {
+  const room = (log ? Math.log(high / low) : high - low) * 0.06;
+  const [from, to] = log ? [low / Math.exp(room), high * Math.exp(room)] : [low - room, high + room];
+  return [({ min }) => Math.min(from, min), ({ max }) => Math.max(to, max)];
 }
 
 function band(points, ends, paint) {
@@ -116,7 +129,7 @@ function lines(plot, number) {
     if (hidden[number].has(curve.name)) continue;
     const [begin, end] = zoom ? between(curve.points, zoom.from, zoom.to) : [0, curve.points.length];
     const points = curve.points.slice(begin, end);
-    const paint = hue(curve.hue);
+    const paint = paintOf(curve);
     if (curve.band.length) series.push(band(points, curve.band.slice(begin, end), paint));
     series.push({
       type: "line",
@@ -175,16 +188,16 @@ function dots(plot) {
       data: plot.dots.map((dot) => ({
         value: place(dot),
         dot,
-        symbol: dot.state === "cross" ? "path://M0,0L10,10M10,0L0,10" : "circle",
-        symbolSize: { best: 16, plain: 11, small: 7, cross: 9 }[dot.state],
+        symbol: dot.look === "cross" ? "path://M0,0L10,10M10,0L0,10" : "circle",
+        symbolSize: { best: 16, plain: 11, small: 7, cross: 9 }[dot.look],
         itemStyle: {
           color: toned(dot.tone),
-          borderColor: dot.state === "best" ? color("alarm") : color("card"),
-          borderWidth: dot.state === "best" ? 2.5 : 1,
-          ...(dot.state === "cross" ? { borderColor: color("soft"), borderWidth: 2 } : {}),
+          borderColor: dot.look === "best" ? color("alarm") : color("card"),
+          borderWidth: dot.look === "best" ? 2.5 : 1,
+          ...(dot.look === "cross" ? { borderColor: color("soft"), borderWidth: 2 } : {}),
         },
         label: {
-          show: dot.state === "best" || plot.dots.length <= 12,
+          show: dot.look === "best" || !plot.tones,
           formatter: () => dot.name,
           position: "top",
           color: color("ink"),
@@ -193,7 +206,7 @@ function dots(plot) {
           overflow: "truncate",
         },
       })),
-      labelLayout: { hideOverlap: true, moveOverlap: "shiftY" },
+      labelLayout: { hideOverlap: true },
     },
   ];
   if (plot.path.length) {
@@ -205,13 +218,13 @@ function dots(plot) {
   const sides = (told) => ({ boundaryGap: told.options.length ? true : ["6%", "6%"] });
   return {
     ...made,
-    grid: { ...made.grid, bottom: 20, left: 26, top: 26, right: 26 },
+    grid: { ...made.grid, bottom: 20, top: 26, right: 26 },
     tooltip: {
       ...made.tooltip,
       formatter: ({ data }) => data.dot ? tip(data.dot.name, [[plot.x.name, data.dot.x], [plot.y.name, data.dot.y], ...data.dot.told]) : "",
     },
     xAxis: axis(plot.x, sides(plot.x)),
-    yAxis: axis(plot.y, { nameGap: 40, ...sides(plot.y) }),
+    yAxis: axis(plot.y, { nameLocation: "end", nameGap: 8, nameTextStyle: { color: color("soft"), fontSize: 11, align: "left" }, ...sides(plot.y) }),
     series,
   };
 }
@@ -351,11 +364,11 @@ const drawAll = () => plots.forEach((_, number) => draw(number));
 function legend(number) {
   const plot = plots[number];
   const list = figureOf(number).querySelector(".legend");
-  if (plot.kind === "lines") {
+  if (plot.kind === "lines" && !plot.tones) {
     list.replaceChildren(...plot.curves.map((curve) => {
       const button = element("button");
       const line = element("i", "", curve.held_out || plot.in_stairs ? "" : "thin");
-      line.style.borderColor = hue(curve.hue);
+      line.style.borderColor = paintOf(curve);
       button.type = "button";
       button.append(line, curve.name);
       button.setAttribute("aria-pressed", String(!hidden[number].has(curve.name)));

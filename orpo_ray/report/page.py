@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 Point = tuple[float, float]
+Look = Literal["plain", "best", "small", "cross"]
 Level = Literal["good", "note", "alarm"]
 Cell = str | float | None
 """What a table holds: text, a number that is shown with few digits, or nothing."""
+Tones = tuple[str, float, float]
+"""What colours mean: the name of a number, and its values at tones 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Curve:
 
     name: str
     points: tuple[Point, ...]
-    hue: int
+    hue: int = 0
+    tone: float | None = None
+    """In place of a hue, where colours mean a number."""
     held_out: bool = False
     band: tuple[Point, ...] = ()
     whole: int = 0
@@ -88,6 +93,7 @@ class LinePlot:
     in_stairs: bool = False
     """Whether the points are the left ends of bins."""
     zooms: bool = True
+    tones: Tones | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,7 @@ class Dot:
     x: float | str
     y: float | str
     tone: float | None = None
-    state: Literal["plain", "best", "small", "cross"] = "plain"
+    look: Look = "plain"
     told: tuple[tuple[str, str], ...] = ()
     """What is said of it beside its place."""
     range_x: Point | None = None
@@ -107,11 +113,12 @@ class Dot:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """An axis of numbers; with `options`, of names in that order."""
+    """An axis of numbers; with `options`, of names in that order. `ends` are those to show."""
 
     name: str
     log: bool = False
     options: tuple[str, ...] = ()
+    ends: Point | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +131,7 @@ class DotPlot:
     y: Axis
     dots: tuple[Dot, ...]
     path: tuple[Point, ...] = ()
-    tones: tuple[str, float, float] | None = None
-    """What the colours mean: its name, and its values at tones 0 and 1."""
+    tones: Tones | None = None
     note: str = ""
 
 
@@ -169,7 +175,7 @@ class ParallelPlot:
     title: str
     axes: tuple[Axis, ...]
     strands: tuple[Strand, ...]
-    tones: tuple[str, float, float] | None = None
+    tones: Tones | None = None
     note: str = ""
 
 

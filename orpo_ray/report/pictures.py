@@ -82,7 +82,9 @@ def _plain(text: str) -> str:
 def _lines(axes: Any, plot: LinePlot) -> None:
     for curve in plot.curves:
         xs, ys = zip(*curve.points, strict=True)
-        colour = _COLOURS[curve.hue % len(_COLOURS)]
+        colour: Any = _COLOURS[curve.hue % len(_COLOURS)]
+        if curve.tone is not None:
+            colour = _toned(curve.tone)
         strong = curve.held_out or plot.in_stairs
         axes.plot(
             xs,
@@ -105,26 +107,32 @@ def _lines(axes: Any, plot: LinePlot) -> None:
         )
     axes.set_xlabel(_plain(plot.x_name))
     axes.set_ylabel(_plain(plot.y_name))
-    axes.legend(frameon=False, fontsize=8)
+    if plot.tones is None:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _toned(tone: float) -> tuple[float, float, float]:
+    """From a pale blue to a dark one."""
+    depth = 0.25 + 0.75 * tone
+    return 1 - depth * 0.92, 1 - depth * 0.69, 1 - depth * 0.44
 
 
 def _dots(axes: Any, plot: DotPlot) -> None:
     for dot in plot.dots:
         place = (_at(plot.x, dot.x), _at(plot.y, dot.y))
-        tone = 0.5 if dot.tone is None else 0.25 + 0.75 * dot.tone
         for ends, flat in ((dot.range_x, True), (dot.range_y, False)):
             if ends is not None:
                 xs, ys = (ends, (place[1],) * 2) if flat else ((place[0],) * 2, ends)
                 axes.plot(xs, ys, color="#59656f", linewidth=1)
         axes.scatter(
             *place,
-            s={"best": 90, "plain": 45, "small": 18, "cross": 40}[dot.state],
-            color=(1 - tone * 0.92, 1 - tone * 0.69, 1 - tone * 0.44),
-            edgecolors="#b3401f" if dot.state == "best" else "#59656f",
-            linewidths=2 if dot.state == "best" else 0.5,
+            s={"best": 90, "plain": 45, "small": 18, "cross": 40}[dot.look],
+            color=_toned(0.5 if dot.tone is None else dot.tone),
+            edgecolors="#b3401f" if dot.look == "best" else "#59656f",
+            linewidths=2 if dot.look == "best" else 0.5,
             zorder=3,
         )
-        if dot.state == "best" or len(plot.dots) <= 12:
+        if dot.look == "best" or len(plot.dots) <= 12:
             axes.annotate(
                 _plain(dot.name), place, xytext=(0, 7), textcoords="offset points", fontsize=7
             )

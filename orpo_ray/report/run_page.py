@@ -19,6 +19,7 @@ from orpo_ray.report.page import (
     IntervalPlot,
     LinePlot,
     Page,
+    Plot,
     Plots,
     Remark,
     Remarks,
@@ -253,8 +254,9 @@ def _figures_of_whole(run: RunContent) -> list[Figure]:
 def side_by_side(runs: Sequence[RunContent]) -> list[Section]:
     """Held-out curves of several runs in one plot for each measure, and their last numbers."""
     overlaid = [_overlaid(runs, *measure) for measure in _SIDE_BY_SIDE]
-    shown = (*(plot for plot in overlaid if plot.curves), *_last_accuracy(runs))
-    sections = [Section("Held-out curves", (Plots(shown),))] if shown else []
+    shown: list[Plot] = [plot for plot in overlaid if plot.curves]
+    shown += _last_accuracy(runs)
+    sections = [Section("Held-out curves", (Plots(tuple(shown)),))] if shown else []
     columns = (
         "",
         "steps",

@@ -22,6 +22,7 @@ from orpo_ray.report.page import (
     Interval,
     IntervalPlot,
     LinePlot,
+    Look,
     Mark,
     Page,
     ParallelPlot,
@@ -39,7 +40,12 @@ from orpo_ray.runs.search import Search, Trial, rungs
 
 _STATES = {"running": "running", "finished": "finished", "stopped": "given up", "failed": "failed"}
 _COLUMNS = ("eval/accuracy", "eval/margin", "eval/nll")
-_DOTS = {"running": "small", "finished": "plain", "stopped": "small", "failed": "cross"}
+_LOOKS: dict[str, Look] = {
+    "running": "small",
+    "finished": "plain",
+    "stopped": "small",
+    "failed": "cross",
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class _Seen:
     @property
     def ends(self) -> tuple[float, float]:
         """The worst and the best number of all trials: the ends of the colours."""
-        found = [each for trial in self.search.trials if (each := self.number(trial)) is not None]
+        numbers = map(self.number, self.search.trials)
+        found = [number for number in numbers if number is not None]
         if not found:
             return 0.0, 1.0
         low, high = min(found), max(found)
@@ -76,6 +83,9 @@ class _Seen:
         if found is None:
             return None
         return 1.0 if worst == best else (found - worst) / (best - worst)
+
+    def look(self, trial: Trial) -> Look:
+        return "best" if trial.number == self.best else _LOOKS[trial.state]
 
     @property
     def tones(self) -> tuple[str, float, float]:
@@ -174,7 +184,7 @@ def _map(seen: _Seen) -> Section:
 def _axis(name: str, domain: Domain) -> Axis:
     if isinstance(domain, Options):
         return Axis(name=_short(name), options=tuple(plain(value) for value in domain.values))
-    return Axis(name=_short(name), log=domain.log)
+    return Axis(name=_short(name), log=domain.log, ends=(domain.low, domain.high))
 
 
 def _coordinate(domain: Domain, value: Any) -> float | str:
@@ -192,7 +202,7 @@ def _plane(seen: _Seen) -> DotPlot:
             x=_coordinate(of_x, trial.values[x]),
             y=_coordinate(of_y, trial.values[y]),
             tone=seen.tone(trial),
-            state="best" if trial.number == seen.best else _DOTS[trial.state],
+            look=seen.look(trial),
             told=_told(seen, trial),
         )
         for trial in seen.search.trials
@@ -252,10 +262,11 @@ def _parallel(seen: _Seen) -> ParallelPlot:
 
 def _importances(seen: _Seen) -> list[IntervalPlot]:
     sign = -1 if METRICS.get(seen.metric) == "min" else 1
+    numbers = [(trial, seen.number(trial)) for trial in seen.search.trials]
     ended = [
         (trial.values, sign * number)
-        for trial in seen.search.trials
-        if trial.state in ("finished", "stopped") and (number := seen.number(trial)) is not None
+        for trial, number in numbers
+        if trial.state in ("finished", "stopped") and number is not None
     ]
     found = importances(seen.domains, ended)
     if not found:
@@ -279,7 +290,7 @@ def _front(seen: _Seen) -> DotPlot | None:
             x=trial.last[x],
             y=trial.last[y],
             tone=seen.tone(trial),
-            state="best" if trial.number == seen.best else _DOTS[trial.state],
+            look=seen.look(trial),
             told=_told(seen, trial),
         )
         for trial in seen.search.trials
@@ -317,6 +328,8 @@ def _course(seen: _Seen) -> Section:
             x_name="step",
             curves=_curves(seen, name),
             marks=marks,
+            tones=seen.tones,
+            note="Thick: trained to the end.",
         )
         for name in found
     )
@@ -345,10 +358,10 @@ def _curves(seen: _Seen, name: str) -> tuple[Curve, ...]:
     ]
     return tuple(
         Curve(
-            name=f"{trial.number}" + (" (best)" if trial.number == seen.best else ""),
+            name=_name(seen, trial) + (", best" if trial.number == seen.best else ""),
             points=points,
-            hue=trial.number,
-            held_out=trial.number == seen.best or trial.state == "finished",
+            tone=seen.tone(trial) or 0.0,
+            held_out=trial.state == "finished",
             whole=len(points),
         )
         for trial, points in found

@@ -72,7 +72,7 @@ def _lines_of(plot: LinePlot, width: int, colours: bool) -> str:
     _begin(f"{plot.title} {plot.y_name}".rstrip(), plot.x_name, width, colours)
     for place, curve in enumerate(plot.curves):
         xs, ys = zip(*curve.points, strict=True)
-        look = _look(place, curve.hue, colours)
+        look = _look(place, curve.hue if curve.tone is None else place, colours)
         plotext.plot(xs, ys, label=_plain(curve.name), **look)
     for mark in plot.marks:
         plotext.vline(mark.x, "gray" if colours else None)
@@ -100,7 +100,7 @@ def _dots_of(plot: DotPlot, width: int, colours: bool) -> str:
         plotext.xscale("log")
     if plot.y.log:
         plotext.yscale("log")
-    best = [dot for dot in dots if dot.state == "best"]
+    best = [dot for dot in dots if dot.look == "best"]
     for label, some in (("trials", [dot for dot in dots if dot not in best]), ("best", best)):
         if some:
             marker = "x" if label == "best" else "dot"

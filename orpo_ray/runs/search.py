@@ -100,6 +100,8 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     outcome: Found | None = None
     began: Start | None = None
+    report: str | None = None
+    """The path or URL of the page that shows the search; None if there is none yet."""
 
     @property
     def metric(self) -> str:
