@@ -7,7 +7,7 @@ import numpy as np
 
 from orpo_ray.report.content import RunContent
 from orpo_ray.report.page import Curve, LinePlot, Mark, Point
-from orpo_ray.report.thin import thinned
+from orpo_ray.report.thin import PARTS, means, thinned
 from orpo_ray.runs.changes import EXTENSIONS
 from orpo_ray.runs.files import RESUMED
 from orpo_ray.runs.scores import PairScores
@@ -98,7 +98,7 @@ def _train(run: RunContent, metric: str, name: str, hue: int) -> list[Curve]:
 
 
 def _curve(name: str, points: Sequence[Point], hue: int) -> Curve:
-    return Curve(name=name, points=thinned(points), hue=hue, whole=len(points))
+    return Curve(name=name, points=thinned(points), hue=hue, means=means(points), whole=len(points))
 
 
 def _held_out(run: RunContent, metric: str, name: str, hue: int) -> list[Curve]:
@@ -156,25 +156,24 @@ def wilson(share: float, count: int) -> Point:
 
 def marks_of(run: RunContent) -> tuple[Mark, ...]:
     """Where a run was resumed after it was stopped or killed, and where it was extended."""
-    resumed = [
-        Mark(float(each["step"]), _resumed(int(each.get("again", 0))))
-        for each in run.facts.get(RESUMED, ())
-    ]
+    resumed = [Mark(float(each["step"]), "resumed") for each in run.facts.get(RESUMED, ())]
     extended = [Mark(float(each["step"]), "extended") for each in run.facts.get(EXTENSIONS, ())]
     return tuple(sorted((*resumed, *extended), key=lambda mark: mark.x))
 
 
-def _resumed(again: int) -> str:
-    return f"resumed, {again} steps again" if again else "resumed"
-
-
-def thinning_note(found: Sequence[LinePlot]) -> str:
-    """How many points of the longest curve are shown; empty if all of them are."""
+def notes(run: RunContent, found: Sequence[LinePlot]) -> str:
+    """What a reader must know of the plots: where the run was resumed, and what they leave out."""
+    told = [
+        f"Resumed at step {each['step']:,}, {each.get('again', 0):,} steps were computed again."
+        for each in run.facts.get(RESUMED, ())
+    ]
     curves = [curve for plot in found for curve in plot.curves]
     most = max(curves, key=lambda curve: curve.whole, default=None)
-    if most is None or most.whole <= len(most.points):
-        return ""
-    return (
-        f"Curves of training show {len(most.points):,} of {most.whole:,} points: of each part of "
-        "the run the lowest and the highest. Evaluations are all there."
-    )
+    if most is not None and most.whole > len(most.points):
+        told.append(
+            f"Curves of training show {len(most.points):,} of {most.whole:,} points: of each part "
+            "of the run the lowest and the highest. Evaluations are all there."
+        )
+    if most is not None and most.means:
+        told.append(f"The line in a scattered curve is the mean of each {PARTS}th of the run.")
+    return " ".join(told)

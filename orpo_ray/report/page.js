@@ -131,6 +131,10 @@ function lines(plot, number) {
     const points = curve.points.slice(begin, end);
     const paint = paintOf(curve);
     if (curve.band.length) series.push(band(points, curve.band.slice(begin, end), paint));
+    if (curve.means.length) {
+      const [first, after] = zoom ? between(curve.means, zoom.from, zoom.to) : [0, curve.means.length];
+      series.push({ type: "line", data: curve.means.slice(first, after), showSymbol: false, silent: true, tooltip: { show: false }, z: 4, color: paint, lineStyle: { width: 1.8 } });
+    }
     series.push({
       type: "line",
       name: curve.name,
@@ -142,11 +146,11 @@ function lines(plot, number) {
       symbolSize: 6,
       z: curve.held_out ? 3 : 2,
       color: paint,
-      lineStyle: { width: curve.held_out || plot.in_stairs ? 2 : 1.2, opacity: curve.held_out || plot.in_stairs ? 1 : 0.6 },
+      lineStyle: { width: curve.held_out || plot.in_stairs ? 2 : 1.2, opacity: faintness(curve, plot) },
       emphasis: { disabled: true },
     });
   }
-  const drawn = series.find((each) => each.type === "line");
+  const drawn = series.find((each) => each.type === "line" && each.name);
   if (drawn && plot.marks.length) drawn.markLine = marked(plot.marks);
   const made = common();
   const whole = plot.zooms ? wholeOf(number) : null;
@@ -159,7 +163,7 @@ function lines(plot, number) {
       trigger: "axis",
       axisPointer: { type: "line", lineStyle: { color: color("soft"), width: 1 } },
       formatter: (found) => {
-        const rows = found.filter((each) => each.seriesType === "line");
+        const rows = found.filter((each) => each.seriesType === "line" && plot.curves.some((curve) => curve.name === each.seriesName));
         return rows.length ? tip(`${plot.x_name} ${shown(rows[0].data[0])}`, rows.map((each) => [each.seriesName, each.data[1]])) : "";
       },
     },
@@ -169,12 +173,17 @@ function lines(plot, number) {
   };
 }
 
+function faintness(curve, plot) {
+  if (curve.held_out || plot.in_stairs) return 1;
+  return curve.means.length ? 0.25 : 0.6;
+}
+
 function marked(marks) {
   return {
     silent: true,
     symbol: "none",
     lineStyle: { color: color("soft"), type: "dashed", width: 1 },
-    label: { color: color("soft"), fontSize: 10, position: "insideEndTop", formatter: (mark) => mark.name },
+    label: { color: color("soft"), fontSize: 10, position: "end", distance: 1, formatter: (mark) => mark.name },
     data: marks.map((mark) => ({ name: mark.text, xAxis: mark.x })),
   };
 }

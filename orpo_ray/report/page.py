@@ -57,7 +57,8 @@ class Curve:
     """One line of a plot.
 
     `hue` is the number of its colour: a measure keeps it in training and on held-out pairs. `band`
-    has the ends (low, high) of an interval at each point.
+    has the ends (low, high) of an interval at each point. `means` shows the course of a curve whose
+    points scatter.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Curve:
     """In place of a hue, where colours mean a number."""
     held_out: bool = False
     band: tuple[Point, ...] = ()
+    means: tuple[Point, ...] = ()
     whole: int = 0
     """How many points there were before the curve was thinned."""
 

@@ -7,7 +7,7 @@ from typing import Any
 from orpo_ray.report import answers, told
 from orpo_ray.report.alarms import Signs, alarms
 from orpo_ray.report.content import RunContent
-from orpo_ray.report.curves import plots, thinning_note, wilson
+from orpo_ray.report.curves import notes, plots, wilson
 from orpo_ray.report.page import (
     Answers,
     Block,
@@ -154,9 +154,8 @@ def _figures(run: RunContent) -> list[Figure]:
     for name, label in (("margin", "held-out margin"), ("nll", "held-out NLL")):
         values = run.values(f"eval/{name}")
         if values:
-            found.append(
-                Figure(label, number(values[-1][1]), f"{number(values[0][1])} before; nats a token")
-            )
+            first, last = values[0][1], values[-1][1]
+            found.append(Figure(label, f"{last:.3f}", f"{first:.3f} before; nats a token"))
     seconds = sum(value for _, value in run.values("train/seconds"))
     found.append(Figure("training", duration(seconds), counted(run.steps, "step")))
     speed = result.pairs_per_second if result else _last(run, "train/pairs_per_second")
@@ -197,7 +196,7 @@ def _before_after(run: RunContent) -> Table | None:
 
 def _curves(run: RunContent) -> Section | None:
     found = plots(run)
-    return Section("Curves", (Plots(found),), thinning_note(found)) if found else None
+    return Section("Curves", (Plots(found),), notes(run, found)) if found else None
 
 
 def _answers(run: RunContent) -> Section | None:

@@ -7,6 +7,8 @@ from orpo_ray.report.page import Point
 
 MOST = 1000
 """Points of a thinned curve. A plot is hardly as many pixels wide."""
+PARTS = 100
+"""Means of a long curve."""
 
 
 def thinned(points: Sequence[Point], most: int = MOST) -> tuple[Point, ...]:
@@ -26,6 +28,22 @@ def thinned(points: Sequence[Point], most: int = MOST) -> tuple[Point, ...]:
         ends = {part.index(min(part, key=_y)), part.index(max(part, key=_y))}
         kept += [part[place] for place in sorted(ends)]
     return (*kept, last)
+
+
+def means(points: Sequence[Point], parts: int = PARTS) -> tuple[Point, ...]:
+    """The mean of each of `parts` equal parts of a curve, at the middle of the part.
+
+    Empty for a curve that is too short to have a course beside its points.
+    """
+    if len(points) < 4 * parts:
+        return ()
+    edges = [len(points) * number // parts for number in range(parts + 1)]
+    cut = [points[begin:end] for begin, end in pairwise(edges)]
+    return tuple((_mean([x for x, _ in part]), _mean([y for _, y in part])) for part in cut)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _y(point: Point) -> float:
