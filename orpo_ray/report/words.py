@@ -13,7 +13,7 @@ def number(value: float | None, digits: int = 4) -> str:
     if not 1e-4 <= abs(value) < 1e15:
         return f"{value:.{digits - 1}e}"
     whole = len(f"{abs(value):.0f}") if abs(value) >= 1 else 0
-    decimals = digits - whole if whole else digits - 1 - math.floor(math.log10(abs(value))) - 1
+    decimals = digits - whole if whole else digits - 1 - math.floor(math.log10(abs(value)))
     return f"{value:,.{max(0, decimals)}f}"
 
 
