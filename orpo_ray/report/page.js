@@ -162,15 +162,27 @@ function lines(plot, number) {
       ...made.tooltip,
       trigger: "axis",
       axisPointer: { type: "line", lineStyle: { color: color("soft"), width: 1 } },
-      formatter: (found) => {
-        const rows = found.filter((each) => each.seriesType === "line" && plot.curves.some((curve) => curve.name === each.seriesName));
-        return rows.length ? tip(`${plot.x_name} ${shown(rows[0].data[0])}`, rows.map((each) => [each.seriesName, each.data[1]])) : "";
+      formatter: ([first]) => {
+        const seen = plot.curves.filter((curve) => !hidden[number].has(curve.name));
+        return tip(`${plot.x_name} ${shown(first.axisValue)}`, seen.map((curve) => near(curve, first.axisValue)));
       },
     },
     xAxis: axis({ name: plot.x_name }, { splitLine: { show: false }, ...(ends ? { min: ends.from, max: ends.to } : {}) }),
     yAxis: axis({ name: "" }),
     series,
   };
+}
+
+// The name and the value of a curve at the point that is nearest to an x.
+function near(curve, x) {
+  let [low, high] = [0, curve.points.length - 1];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (curve.points[middle][0] <= x) low = middle;
+    else high = middle;
+  }
+  const [at, value] = Math.abs(curve.points[high][0] - x) < Math.abs(curve.points[low][0] - x) ? curve.points[high] : curve.points[low];
+  return [at === x ? curve.name : `${curve.name}, at ${shown(at)}`, value];
 }
 
 function faintness(curve, plot) {

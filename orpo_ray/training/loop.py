@@ -164,8 +164,8 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     pad_id = padding_id(tokenizer)
     if config.adapter.init == "eva" and resume is None:
         _start_from_inputs(session, model, pad_id)
-    noted = Noted(session.announce)
-    _check(model, replace(session, announce=noted), pad_id)
+    checked, tried = Noted(session.announce), Noted(session.announce)
+    _check(model, replace(session, announce=checked), pad_id)
     objective = build_objective(config.objective)
     # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
     plan = cache(
@@ -174,7 +174,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         )
     )
     decisions = _settle_budget(
-        replace(session, announce=noted),
+        replace(session, announce=tried),
         replace(decisions, layout=model.layout),
         model=model,
         objective=objective,
@@ -185,7 +185,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         run.add_facts({"decisions": asdict(decisions)})
         if resume is None:
             told = (read_json(run.path(RUN_FILE)) or {}).get(REASONS, [])
-            run.add_facts({REASONS: [*told, *noted.lines]})
+            run.add_facts({REASONS: [*told, *checked.lines, *tried.lines[-1:]]})
     budget = decisions.tokens_per_microbatch
     work = Work(
         steps=plan(budget),
