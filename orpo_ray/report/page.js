@@ -275,7 +275,7 @@ function bars(ranges) {
 function intervals(plot, number) {
   const names = plot.rows.map((row) => row.name);
   const made = common();
-  const width = Math.min(150, plotOf(number).clientWidth / 3);
+  const width = Math.min(220, plotOf(number).clientWidth / 2.5);
   return {
     ...made,
     grid: { ...made.grid, bottom: 20 },
@@ -373,7 +373,7 @@ function draw(number) {
   if (!charts.has(number)) {
     if (plot.kind === "intervals") place.style.height = `${Math.max(7, 3 + 1.7 * plot.rows.length)}rem`;
     charts.set(number, echarts.init(place, null, { renderer: "svg" }));
-    new ResizeObserver(() => charts.get(number).resize()).observe(place);
+    new ResizeObserver(() => before === null && charts.get(number).resize()).observe(place);
     if (plot.kind === "lines" && plot.zooms) drawsToZoom(number);
   }
   charts.get(number).setOption(kinds[plot.kind](plot, number), { notMerge: true });
@@ -541,18 +541,29 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 
 const paper = window.matchMedia("print");
-let before = null;
+let before = null; // what the screen showed, while the page is on paper
+
+// A browser lays pages out for paper after it has said so: the pictures are drawn before, on all
+// tabs, and get a viewBox, with which the style sheet makes them as wide as their place on paper.
 function toPaper(on) {
-  if (on && before === null) {
-    before = root.dataset.theme;
+  if (on === (before !== null)) return;
+  if (on) {
+    before = { theme: root.dataset.theme, shown: panels.findIndex((panel) => !panel.hidden) };
+    for (const panel of panels) panel.hidden = false;
     root.dataset.theme = "light";
-  } else if (!on && before !== null) {
-    root.dataset.theme = before;
-    before = null;
+    drawAll();
+    for (const svg of document.querySelectorAll(".plot svg")) {
+      svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`);
+    }
+    return;
   }
-  drawAll();
-  for (const chart of charts.values()) chart.resize();
+  const { theme, shown } = before;
+  before = null;
+  root.dataset.theme = theme;
+  for (const svg of document.querySelectorAll(".plot svg")) svg.removeAttribute("viewBox");
+  show(shown);
 }
+
 paper.addEventListener("change", ({ matches }) => toPaper(matches));
 window.addEventListener("beforeprint", () => toPaper(true));
 window.addEventListener("afterprint", () => toPaper(false));

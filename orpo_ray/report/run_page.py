@@ -66,8 +66,20 @@ def page_of_runs(runs: Sequence[RunContent]) -> Page:
         title=", ".join(run.name for run in runs),
         kind="runs",
         subtitle=f"{counted(len(runs), 'run')} side by side",
-        tabs=(Tab("side by side", tuple(side_by_side(runs))), *tabs),
+        tabs=(Tab("side by side", tuple(side_by_side(_parts(runs)))), *tabs),
     )
+
+
+def _parts(runs: Sequence[RunContent]) -> list[RunContent]:
+    """The runs that have curves: of a run in stages each stage."""
+    found = []
+    for run in runs:
+        stages = [
+            replace(stage, name=f"{run.name}: {_stage_name(number, stage)}")
+            for number, stage in _numbered(run)
+        ]
+        found += stages or [run]
+    return found
 
 
 def _numbered(run: RunContent) -> list[tuple[int, RunContent]]:
