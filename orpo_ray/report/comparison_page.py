@@ -101,7 +101,8 @@ def _outcome(record: Mapping[str, Any], methods: Sequence[Method]) -> Section:
         for method in broken
     ]
     if said:
-        blocks.append(Remarks(tuple(said)))
+        first = sorted(said, key=lambda remark: remark.level != "alarm")
+        blocks.append(Remarks(tuple(first)))
     return Section("Outcome", tuple(blocks))
 
 
@@ -203,19 +204,29 @@ def _joined(stages: Sequence[RunContent], name: str) -> tuple[Point, ...]:
 
 
 def _table(methods: Sequence[Method]) -> Section:
-    columns = (
-        *("method", "state", "accuracy", "95 %", "margin", "95 %"),
-        *(title for title, _ in _NUMBERS),
-        *("win rate", "95 %", "broken", "seeds", "spread"),
-        *("used", "time", "pairs a second", "memory", "device-hours"),
+    found = Table(
+        title="Gain",
+        columns=(
+            *("method", "state", "accuracy", "95 %", "margin", "95 %"),
+            *(title for title, _ in _NUMBERS),
+            *("win rate", "95 %", "broken"),
+        ),
+        rows=tuple(map(_gain, methods)),
+        names=2,
     )
-    table = Table(title="", columns=columns, rows=tuple(map(_row, methods)), names=2)
-    note = "Spread: the standard deviation of accuracy over seeds."
-    return Section("Numbers", (table,), note)
+    costs = Table(
+        title="Cost",
+        columns=(
+            *("method", "seeds", "spread", "used", "time"),
+            *("pairs a second", "memory", "device-hours"),
+        ),
+        rows=tuple(map(_cost, methods)),
+        note="Spread: the standard deviation of accuracy over seeds. Used: of the budget.",
+    )
+    return Section("Numbers", (found, costs))
 
 
-def _row(method: Method) -> tuple[Cell, ...]:
-    spread = (method.get("spread") or {}).get("accuracy")
+def _gain(method: Method) -> tuple[Cell, ...]:
     return (
         str(method["method"]),
         str(method.get("state") or ""),
@@ -227,8 +238,14 @@ def _row(method: Method) -> tuple[Cell, ...]:
         _three(method.get("win_rate")),
         between(method.get("win_low"), method.get("win_high")),
         share(method.get("broken")),
+    )
+
+
+def _cost(method: Method) -> tuple[Cell, ...]:
+    return (
+        str(method["method"]),
         plain(method.get("seeds") or ()),
-        _three(spread),
+        _three((method.get("spread") or {}).get("accuracy")),
         number(method.get("budget_used")),
         duration(method.get("seconds")),
         number(method.get("pairs_per_second"), 3),
@@ -255,7 +272,7 @@ def _verdicts(record: Mapping[str, Any]) -> Section | None:
     )
     if not rows:
         return None
-    columns = ("method", "is", "than", "by", "difference", "95 %")
+    columns = ("method", "is", "against", "by", "difference", "95 %")
     return Section("Verdicts", (Table(title="", columns=columns, rows=rows, names=4),))
 
 

@@ -146,7 +146,7 @@ function lines(plot, number) {
       symbolSize: 6,
       z: curve.held_out ? 3 : 2,
       color: paint,
-      lineStyle: { width: curve.held_out || plot.in_stairs ? 2 : 1.2, opacity: faintness(curve, plot) },
+      lineStyle: { width: curve.held_out || plot.in_stairs ? 2 : 1.2, opacity: faintness(curve, plot), type: curve.hue > 7 ? "dashed" : "solid" },
       emphasis: { disabled: true },
     });
   }
@@ -157,7 +157,7 @@ function lines(plot, number) {
   const ends = zoom ?? whole;
   return {
     ...made,
-    grid: { ...made.grid, bottom: 20 },
+    grid: { ...made.grid, bottom: 20, top: plot.marks.length ? 24 : 14 },
     tooltip: {
       ...made.tooltip,
       trigger: "axis",

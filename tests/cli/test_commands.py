@@ -327,7 +327,7 @@ def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
         *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "result.json"),
-        *("adapter", "checkpoints", "evaluations", "tensorboard"),
+        *("adapter", "checkpoints", "evaluations", "tensorboard", "report.html"),
     }
     assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == [
         "step-000002",
