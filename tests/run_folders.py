@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support import run_config
+from support import run_config, settings
 
-from orpo_ray.config import RunConfig, dump
+from orpo_ray.config import RunConfig, build, dump
 from orpo_ray.runs.files import CONFIG_FILE, METRICS_FILE, RUN_FILE, SAMPLES_FILE, SEARCH_FILE
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.scores import PairScores, scores_file, write_scores
@@ -55,14 +55,14 @@ def lines_of(steps: int, every: int) -> list[dict[str, float]]:
 
 
 def write_run(
-    storage: Path,
+    storage: Path | str,
     name: str = "run",
     lines: Iterable[Mapping[str, Any]] = (),
     facts: Mapping[str, Any] | None = None,
     samples: Iterable[Mapping[str, Any]] = (),
 ) -> Run:
     """A run that is not finished, with what is given."""
-    config = run_config(storage, name)
+    config = build(RunConfig, {**settings(Path(), name), "storage": str(storage)}, {(): "tests"})
     run = Run(config)
     run.folder.mkdir(parents=True)
     _write_json(run.path(CONFIG_FILE), dump(config))
