@@ -195,7 +195,7 @@ function marked(marks) {
     silent: true,
     symbol: "none",
     lineStyle: { color: color("soft"), type: "dashed", width: 1 },
-    label: { color: color("soft"), fontSize: 10, position: "end", distance: 1, formatter: (mark) => mark.name },
+    label: { color: color("soft"), fontSize: 10, position: "end", distance: 5, formatter: (mark) => mark.name },
     data: marks.map((mark) => ({ name: mark.text, xAxis: mark.x })),
   };
 }
