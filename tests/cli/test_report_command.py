@@ -128,3 +128,14 @@ def test_a_run_that_has_not_begun_and_a_place_that_cannot_be_written_are_refused
     run = write_run(tmp_path, "run", lines=lines_of(4, 2))
     nowhere = tmp_path / "no" / "page.html"
     one_line(command("report", run.folder, "--out", nowhere), WRONG, "cannot be written: No such")
+
+
+def test_evaluate_puts_its_answers_on_the_page(
+    command: Command, finished: Finished, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finished.run_dir, moved)
+    assert "after training" not in (moved / REPORT_FILE).read_text(encoding="utf-8")
+    done = command("evaluate", moved, "--samples", "1", "--max-new-tokens", "4")
+    assert done.code == 0, done.err
+    assert "after training" in (moved / REPORT_FILE).read_text(encoding="utf-8")
