@@ -23,8 +23,9 @@ from orpo_ray.api.ground import (
 from orpo_ray.config import RunConfig, ScaleConfig, stage_configs
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.lean_imports import without_collections
+from orpo_ray.report.write import try_to_report
 from orpo_ray.runs.console import SILENT, Console
-from orpo_ray.runs.files import CONFIG_FILE
+from orpo_ray.runs.files import CONFIG_FILE, REPORT_FILE
 from orpo_ray.runs.results import Evaluation, Generated
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.stop import StopSignal
@@ -88,6 +89,8 @@ def evaluate(
         whole.keep_evaluation(evaluation)
     except OSError as error:  # the run may be read-only for this user
         console.announce(f"{whole.place}: the evaluation is not kept there: {error.strerror}")
+    if whole.path(REPORT_FILE).exists():  # the page has room for the answers
+        try_to_report(whole, console.announce)
     return evaluation
 
 

@@ -108,9 +108,16 @@ def train(
         planned = foretell(run, artifact, placement, hardware, console)
         _train(run, artifact, placement, hardware, console)
         look_back(run, planned, console)
-    result = run.result()
-    assert result is not None, "a run that ends without an error has a result"
-    return result
+        result = run.result()
+        assert result is not None, "a run that ends without an error has a result"
+        return _shown(run, result, console)
+
+
+def _shown(run: Run, result: TrainResult, console: Console) -> TrainResult:
+    """Write the page of a finished run, and keep in its result where the page is."""
+    from orpo_ray.report.write import try_to_report
+
+    return run.keep_report(result, try_to_report(run, console.announce))
 
 
 def _extend(run: Run, console: Console) -> None:
@@ -162,11 +169,12 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
     with run.at_work(console, ONLOOKER_S) as finished:
         if finished is not None:
             return finished
-        return conclude_stages(
+        result = conclude_stages(
             run,
             [Run(stage) for stage in stages],
             _train_stages(config, stages, console, verbose),
         )
+        return _shown(run, result, console)
 
 
 def _prepare_stages(
@@ -245,7 +253,12 @@ def _search(
 
     ground = Ground(artifact, placement, hardware_of(run.config.scale, placement))
     with StopSignal(console, "stopping; the same command resumes the trials") as heard:
-        return run_search(run, space, ground, heard).result()
+        search = run_search(run, space, ground, heard)
+    from orpo_ray.report.write import try_to_report
+
+    search.report = try_to_report(run, console.announce)
+    run.keep(search)
+    return search.result()
 
 
 # --- plan -----------------------------------------------------------------------------------------

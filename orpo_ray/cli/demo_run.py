@@ -107,6 +107,7 @@ def demo_outcome(config: RunConfig, trained: TrainResult, evaluation: Evaluation
         "greedy_after": counts["trained"],
         "greedy_good": counts["trained"]["good"],
         "adapter": trained.adapter,
+        "report": trained.report,
         "base": config.model.base,
         "eval_file": str(_FOLDER / "h1.jsonl"),
         "quantized_modules": evaluation.quantized_modules,
@@ -150,6 +151,8 @@ def print_demo(outcome: dict[str, Any], evaluation: Evaluation) -> None:
     console.print(
         f"{outcome['seconds']:.0f} seconds; adapter: {outcome['adapter']}", soft_wrap=True
     )
+    if outcome["report"]:
+        console.print(f"look at it in a browser: {outcome['report']}", soft_wrap=True)
 
 
 def _telling(samples: Sequence[Sample]) -> list[tuple[dict[str, Any], Sample]]:

@@ -41,6 +41,7 @@ COMMANDS = (
     "chat",
     "export",
     "judge",
+    "report",
     "cluster",
     "slurm",
     "submit",

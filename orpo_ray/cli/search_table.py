@@ -153,6 +153,8 @@ def print_search(search: Search, console: Console | None = None) -> None:
             console.print(Text(f"trial {trial.number} failed: {trial.error}"))
     if search.outcome:
         _print_outcome(search.outcome, bool(search.settings.get("try_given")), console)
+    if search.report:
+        console.print(f"report:  {search.report}", soft_wrap=True)
 
 
 def _print_outcome(outcome: Found, tries_given: bool, console: Console) -> None:

@@ -76,6 +76,8 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
     print_changes(result["changes"], result["remarks"], result["eval_pairs"], console)
     console.print(Text(_cost(result)))
     console.print(Text(f"adapter: {result['adapter']}"), soft_wrap=True)
+    if result.get("report"):
+        console.print(Text(f"report:  {result['report']}"), soft_wrap=True)
 
 
 def print_changes(

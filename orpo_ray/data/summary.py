@@ -22,7 +22,10 @@ from orpo_ray.data.checks import (
 )
 from orpo_ray.data.rows import some_of
 from orpo_ray.data.select import Selection
-from orpo_ray.data.store import Summary
+from orpo_ray.data.store import SIDES, Artifact, Summary
+
+_BINS = 24
+"""Bars of the histogram of lengths."""
 
 
 def summarise(
@@ -105,6 +108,55 @@ def _unused_by_source(rows: pa.Table) -> dict[int, Counter[str]]:
     for block in blocks:
         found.setdefault(block["source"], Counter()).update(json.loads(block["unused"]))
     return found
+
+
+def account(artifact: Artifact) -> dict[str, Any]:
+    """What became of the rows, for run.json: counts, drops with reasons, sources, lengths.
+
+    `lengths` counts the training pairs by the tokens of each side, between the `edges`.
+    """
+    summary = artifact.summary
+    return {
+        "hash": summary.hash,
+        "read": summary.read,
+        "train": summary.train,
+        "eval": summary.eval,
+        "dropped": _dropped(summary),
+        "sources": [
+            {name: source[name] for name in ("name", "used_for", "read", "kept")}
+            for source in summary.sources
+        ],
+        "lengths": _histogram(artifact.train.lengths),
+    }
+
+
+def _dropped(summary: Summary) -> list[list[Any]]:
+    """Why rows or pairs were dropped, and how many."""
+    overlong = {
+        OVERLONG_PAIR: f"longer than data.max_length={summary.settings.get('max_length')}",
+        OVERLONG_PROMPT: "the prompt is longer than data.max_prompt_length="
+        f"{summary.settings.get('max_prompt_length')}",
+        OVERLONG_EITHER: "too long",
+    }
+    near = summary.near if summary.settings.get("dedup") == "near" else 0
+    found = [
+        *((REASONS[code], count) for code, count in summary.bad.items()),
+        *((overlong[code], count) for code, count in summary.overlong_by_code().items()),
+        ("exact duplicates", summary.duplicates),
+        ("nearly equal to a held-out pair", near),
+        ("scores differ by less than data.min_margin", summary.small_margin),
+    ]
+    return [[why, count] for why, count in found if count]
+
+
+def _histogram(lengths: npt.NDArray[np.int64]) -> dict[str, Any]:
+    width = max(1, -(-int(lengths.max(initial=0) + 1) // _BINS))
+    edges = np.arange(_BINS + 1) * width
+    sides = {
+        name: np.histogram(lengths[:, column], bins=edges)[0].tolist()
+        for column, name in enumerate(SIDES)
+    }
+    return {"edges": edges.tolist(), "sides": sides}
 
 
 def describe_unused(summary: Summary, told: Mapping[str, Sequence[str]]) -> list[str]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from orpo_ray.runs.files import COMPARISON_FILE
 from orpo_ray.runs.search import State, Status
 
-FILE = "comparison.json"
+FILE = COMPARISON_FILE
 Word = Literal["better", "worse", "within noise"]
 
 

@@ -40,6 +40,18 @@ class Printing(Console):
         print(line, flush=True)
 
 
+class Noted:
+    """An `Announce` that passes lines on, and keeps them for the record."""
+
+    def __init__(self, announce: Announce) -> None:
+        self._announce = announce
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+        self._announce(line)
+
+
 class Hushed(Console):
     """Says nothing, but passes on another console's request to stop."""
 

@@ -27,6 +27,13 @@ EVALUATIONS = "evaluations"
 """The folder with the scores of each held-out pair, one file for each evaluation."""
 SAMPLES_FILE = "samples.jsonl"
 """Answers to a few held-out prompts at each evaluation, one a line."""
+PAIRS, REASONS, RESUMED = "pairs", "reasons", "resumed"
+"""Names in run.json: what became of the rows, why each `auto` was decided as it was, and each
+resume (its `step`, and how many steps were computed `again`)."""
+REPORT_FILE = "report.html"
+"""The page that shows a run, a search or a comparison."""
+COMPARISON_FILE = "comparison.json"
+"""The record of a comparison of methods. Its folder holds their runs."""
 CHECKPOINT_MANIFEST = "MANIFEST.json"
 """Lists the files of a checkpoint; written last."""
 

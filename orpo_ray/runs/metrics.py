@@ -25,7 +25,7 @@ def plain_record(step: int, metrics: Metrics) -> dict[str, float | None]:
 def last_metrics(folder: Path) -> Metrics:
     """The latest finite number of every metric that a run reported."""
     merged: Metrics = {}
-    for record in _records(folder):
+    for record in records(folder):
         merged |= {name: value for name, value in record.items() if value is not None}
     merged.pop("step", None)
     return merged
@@ -35,7 +35,7 @@ def evaluations(folder: Path) -> list[Metrics]:
     """Every evaluation of a run: its step and the numbers under `eval/`."""
     found = [
         {k: v for k, v in record.items() if k == "step" or k.startswith("eval/")}
-        for record in _records(folder)
+        for record in records(folder)
     ]
     return [evaluation for evaluation in found if len(evaluation) > 1]
 
@@ -43,7 +43,7 @@ def evaluations(folder: Path) -> list[Metrics]:
 def metrics_at(folder: Path, step: int, prefix: str) -> Metrics:
     """The numbers of one step whose names begin with `prefix`."""
     found: Metrics = {}
-    for record in _records(folder):
+    for record in records(folder):
         if record["step"] == step:
             found |= {name: value for name, value in record.items() if name.startswith(prefix)}
     return found
@@ -51,14 +51,14 @@ def metrics_at(folder: Path, step: int, prefix: str) -> Metrics:
 
 def metric_by_step(folder: Path, name: str) -> dict[int, float]:
     """One metric's value at every step that reported it."""
-    return {int(record["step"]): record[name] for record in _records(folder) if name in record}
+    return {int(record["step"]): record[name] for record in records(folder) if name in record}
 
 
 def lines_until(text: str, step: int) -> str:
     """The whole lines up to a step of a metrics.jsonl, or of another file with a step in each."""
-    records = ((line, read_metrics_line(line)) for line in text.splitlines())
+    lines = ((line, read_metrics_line(line)) for line in text.splitlines())
     return "".join(
-        f"{line}\n" for line, record in records if record is not None and record["step"] <= step
+        f"{line}\n" for line, record in lines if record is not None and record["step"] <= step
     )
 
 
@@ -74,7 +74,8 @@ def read_metrics_line(line: str) -> Metrics | None:
     return found if isinstance(found, dict) and "step" in found else None
 
 
-def _records(folder: Path) -> list[Metrics]:
+def records(folder: Path) -> list[Metrics]:
+    """Every report of a run, in its order; a number that was not finite is None."""
     path = folder / METRICS_FILE
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     return [record for record in map(read_metrics_line, text.splitlines()) if record is not None]

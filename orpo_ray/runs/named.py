@@ -23,15 +23,30 @@ def named_config(place: str | PathLike[str], overrides: Iterable[str] = ()) -> R
     ConfigError if there is no run.
     """
     named = fspath(place).rstrip("/")
-    is_folder = not is_url(named) and local_path(named).is_dir() and named != ""
-    is_yaml = named.lower().endswith(_YAML) and not is_folder
-    if is_yaml or not (is_url(named) or is_folder):
-        if not (is_yaml or Path(named).is_file()):
+    if is_yaml(named) or not (is_url(named) or _is_folder(named)):
+        if not (is_yaml(named) or Path(named).is_file()):
             raise ConfigError(f"{named}: no run is there; name a run's folder or URL, or its YAML")
         return load_config(file_at(named), overrides)
-    if not _holds(named, RESULT_FILE) and (best := _best_trial(named)) is not None:
+    if not holds(named, RESULT_FILE) and (best := _best_trial(named)) is not None:
         named = best
-    if not _holds(named, CONFIG_FILE):
+    return kept_config(named, overrides)
+
+
+def is_yaml(named: str) -> bool:
+    """Whether a user names a YAML, not a folder."""
+    return named.lower().endswith(_YAML) and not _is_folder(named)
+
+
+def _is_folder(named: str) -> bool:
+    return not is_url(named) and local_path(named).is_dir() and named != ""
+
+
+def kept_config(named: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The settings that a run or a search keeps in its folder, with the place that it has now.
+
+    Raises ConfigError if there are none.
+    """
+    if not holds(named, CONFIG_FILE):
         raise ConfigError(f"{named}: no {CONFIG_FILE} in it; name the folder of a run, or its YAML")
     settings = read_json(local_path(named) / CONFIG_FILE)
     assert settings is not None, "the file is there"
@@ -41,7 +56,7 @@ def named_config(place: str | PathLike[str], overrides: Iterable[str] = ()) -> R
     return load_config({**settings, "storage": storage, "name": name}, overrides)
 
 
-def _holds(place: str, name: str) -> bool:
+def holds(place: str, name: str) -> bool:
     """Whether a folder or URL has a file, which is then on this server, too."""
     path = local_path(place) / name
     storage_at(place).fetch(path)
@@ -54,7 +69,7 @@ def _best_trial(place: str) -> str | None:
     Raises ConfigError for a search that has not ended.
     """
     inner = inside(place, FOLDER)
-    folder = next((each for each in (place, inner) if _holds(each, SEARCH_FILE)), None)
+    folder = next((each for each in (place, inner) if holds(each, SEARCH_FILE)), None)
     if folder is None:
         return None
     search = find_search(folder)

@@ -60,6 +60,8 @@ class TrainResult:
     versions: dict[str, str]
     stages: tuple["TrainResult", ...] = ()
     """The results of the stages, in order; empty for a run without stages."""
+    report: str | None = None
+    """The path or URL of the page that shows the run; None if it could not be written."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as result.json has it."""

@@ -238,7 +238,8 @@ class Run(RunFolder[TrainResult]):
         if written is None or written.get("status") == _REOPENED:
             return None
         try:
-            return replace(TrainResult.from_json(written), adapter=self.adapter)
+            found = replace(TrainResult.from_json(written), adapter=self.adapter)
+            return replace(found, report=found.report and self.place_of(files.REPORT_FILE))
         except (TypeError, KeyError, AttributeError) as error:
             raise files.damaged(path, error) from error
 
@@ -322,6 +323,13 @@ class Run(RunFolder[TrainResult]):
         self.storage.store_folder(self.path(files.ADAPTER))
         files.write_json(self.path(files.RESULT_FILE), result.to_json())
         self.store(files.RESULT_FILE)
+
+    def keep_report(self, result: TrainResult, report: str | None) -> TrainResult:
+        """Keep in result.json where the page of the finished run is. Returns the new result."""
+        result = replace(result, report=report)
+        files.write_json(self.path(files.RESULT_FILE), result.to_json())
+        self.store(files.RESULT_FILE)
+        return result
 
     def reopen(self) -> None:
         """Mark result.json so that the run counts as unfinished."""

@@ -15,6 +15,8 @@ Status = Literal["running", "interrupted", "stopped", "finished"]
 The same command resumes both.
 """
 
+_ROUNDING = 1e-9
+
 
 @dataclass(kw_only=True)
 class Trial:
@@ -98,6 +100,8 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     outcome: Found | None = None
     began: Start | None = None
+    report: str | None = None
+    """The path or URL of the page that shows the search; None if there is none yet."""
 
     @property
     def metric(self) -> str:
@@ -129,6 +133,17 @@ class SearchResult(Found):
     def to_json(self) -> dict[str, Any]:
         """Plain data, as search.json has it."""
         return self.record.to_json()
+
+
+def rungs(grace: float, eta: int) -> list[float]:
+    """The shares of a run at which ASHA compares its trials.
+
+    The first is `grace`. Each further one is at `eta` times the one before.
+    """
+    shares: list[float] = []
+    while (share := grace * eta ** len(shares)) < 1 - _ROUNDING:
+        shares.append(share)
+    return shares
 
 
 def _known(kind: type, written: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Which trials are given up: ASHA (arXiv:1810.05934), which never waits for other trials."""
 
+from orpo_ray.runs.search import rungs
+
 _ROUNDING = 1e-9
 
 
@@ -17,9 +19,7 @@ class Rungs:
 
     def __init__(self, grace: float, eta: int) -> None:
         self._eta = eta
-        self._rungs: list[float] = []
-        while (rung := grace * eta ** len(self._rungs)) < 1 - _ROUNDING:
-            self._rungs.append(rung)
+        self._rungs = rungs(grace, eta)
         self._scores: list[dict[int, float]] = [{} for _ in self._rungs]
 
     def gives_up(self, trial: int, progress: float, score: float) -> bool:

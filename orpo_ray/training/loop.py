@@ -4,7 +4,6 @@ It runs in one process, or in each of several. This module does not use Ray.
 """
 
 import os
-import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -23,8 +22,8 @@ from orpo_ray.models.base import fetch_base
 from orpo_ray.models.start import for_the_whole_base, start_from_inputs, write_saved_shape
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import Objective, build_objective
-from orpo_ray.runs.console import SILENT, Announce, Metrics
-from orpo_ray.runs.files import RUN_FILE, TENSORBOARD
+from orpo_ray.runs.console import SILENT, Announce, Metrics, Noted
+from orpo_ray.runs.files import REASONS, RESUMED, RUN_FILE, TENSORBOARD, read_json
 from orpo_ray.runs.metrics import evaluations, last_metrics, metric_by_step, metrics_at
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
@@ -37,7 +36,7 @@ from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.engine import engine_of
 from orpo_ray.training.layout import collate
 from orpo_ray.training.load import load_pair_model, size_on_disk
-from orpo_ray.training.memory import keep_freed_memory
+from orpo_ray.training.memory import keep_freed_memory, peak_memory
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.model_card import write_model_card
 from orpo_ray.training.packages import refuse_missing_optimizer
@@ -52,6 +51,7 @@ from orpo_ray.training.self_check import TOLERANCE, settle_layout
 from orpo_ray.training.setup import fetch_inputs
 from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import Strategy
+from orpo_ray.training.trackers import send_page
 from orpo_ray.training.world import World, current_world
 
 _SCORER_TOKENS = 32
@@ -106,6 +106,8 @@ def train(
             f"the checkpoint of step {setup.schedule_from}, after which the run was extended, is "
             f"damaged or gone; start a new run with adapter.init_from={run.place}"
         )
+    if position and world.is_first:
+        _note_resume(run, start, len(steps), setup.schedule_from)
     reporter.rewind(start if position else -1)
     if position:
         announce(f"resuming at step {start} of {len(steps)}")
@@ -122,6 +124,18 @@ def train(
         )
     if world.is_first:
         _finish(session, checkpoint)
+
+
+def _note_resume(run: Run, start: int, total: int, schedule_from: int) -> None:
+    """Record that a run goes on after it was stopped or killed, and the steps to compute again.
+
+    An extension that begins, and a run that only has to be concluded, are no resume.
+    """
+    if start in (schedule_from, total):
+        return
+    reached = max(metric_by_step(run.folder, "train/loss"), default=start)
+    earlier = (read_json(run.path(RUN_FILE)) or {}).get(RESUMED, [])
+    run.add_facts({RESUMED: [*earlier, {"step": start, "again": max(0, reached - start)}]})
 
 
 def _held_out(last: Metrics) -> str:
@@ -151,7 +165,8 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     pad_id = padding_id(tokenizer)
     if config.adapter.init == "eva" and resume is None:
         _start_from_inputs(session, model, pad_id)
-    _check(model, session, pad_id)
+    checked, tried = Noted(session.announce), Noted(session.announce)
+    _check(model, replace(session, announce=checked), pad_id)
     objective = build_objective(config.objective)
     # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
     plan = cache(
@@ -160,7 +175,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         )
     )
     decisions = _settle_budget(
-        session,
+        replace(session, announce=tried),
         replace(decisions, layout=model.layout),
         model=model,
         objective=objective,
@@ -169,6 +184,9 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     )
     if session.world.is_first:
         run.add_facts({"decisions": asdict(decisions)})
+        if resume is None:
+            told = (read_json(run.path(RUN_FILE)) or {}).get(REASONS, [])
+            run.add_facts({REASONS: [*told, *checked.lines, *tried.lines[-1:]]})
     budget = decisions.tokens_per_microbatch
     work = Work(
         steps=plan(budget),
@@ -418,16 +436,9 @@ def _tensorboard(folder: Path, start: int) -> TrainerCallback:
     )
 
 
-def _peak_memory(device: str) -> int:
-    """The most bytes that this process has used of its GPU, or of the machine's memory."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def _note_memory(session: _Session) -> None:
     """Record the peak memory, because another process may conclude the run."""
-    peaks = session.world.gather(_peak_memory(session.setup.decisions.device))
+    peaks = session.world.gather(peak_memory(session.setup.decisions.device))
     if session.world.is_first:
         before = session.run.facts().get("peak_memory_bytes", 0)
         session.run.add_facts({"peak_memory_bytes": max(before, *peaks)})
@@ -461,6 +472,7 @@ def _finish(session: _Session, checkpoint: Path) -> None:
     )
     write_model_card(run.lay_adapter(chosen / "adapter"), run.config, summary, result)
     run.conclude(result)
+    send_page(run, session.announce)
 
 
 def _on_preference(run: Run) -> list[str]:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,6 +59,13 @@ def _tune_malloc(options: Mapping[int, int]) -> None:
     for option, value in options.items():
         if not mallopt(option, value):
             return
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has used of its GPU, or of the machine's memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class CpuMemory:

@@ -7,6 +7,7 @@ import numpy as np
 
 from orpo_ray.config import RunConfig
 from orpo_ray.data.store import Artifact
+from orpo_ray.data.summary import account
 from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.models.hardware import Hardware, choose_numerics
 from orpo_ray.models.identity import adapter_fingerprint, base_fingerprint
@@ -17,9 +18,9 @@ from orpo_ray.models.trained import fetch_trained
 from orpo_ray.models.traits import Traits
 from orpo_ray.objectives import build_objective
 from orpo_ray.runs.changes import refuse_changed_identity
-from orpo_ray.runs.console import SILENT, Announce
+from orpo_ray.runs.console import SILENT, Announce, Noted
 from orpo_ray.runs.extend import schedule_from
-from orpo_ray.runs.files import RUN_FILE
+from orpo_ray.runs.files import PAIRS, REASONS, RUN_FILE
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.versions import versions
 from orpo_ray.training.decisions import Decisions, Setup
@@ -58,18 +59,24 @@ def settle(
     fetch_inputs(config)
     identity = _identity(config, artifact)
     refuse_changed_identity(stored.get("identity", {}), config.name, identity)
+    noted = Noted(announce)
     decisions = decide(
         config,
         all_lengths(artifact),
         before=stored.get("decisions", {}),
-        announce=announce,
+        announce=noted,
         hardware=hardware,
         workers=workers,
         nodes=nodes,
     )
-    run.write_facts(
-        {**stored, "identity": identity, "decisions": asdict(decisions), "versions": versions()}
-    )
+    settled = {
+        "identity": identity,
+        "decisions": asdict(decisions),
+        REASONS: stored.get(REASONS, noted.lines),
+        PAIRS: account(artifact),
+        "versions": versions(),
+    }
+    run.write_facts({**stored, **settled})
     run.store(RUN_FILE)
     return Setup(decisions, identity, schedule_from(stored))
 

@@ -1,12 +1,18 @@
-"""Checks what wandb and mlflow need before a run reports to them. It makes no connection."""
+"""What wandb and mlflow need before a run reports to them, and the page that they get."""
 
+import importlib
 import importlib.util
 import netrc
 import os
 from pathlib import Path
+from typing import Any
 
 from orpo_ray.config import RunConfig
 from orpo_ray.errors import ResourceError
+from orpo_ray.report.write import try_to_report
+from orpo_ray.runs.console import Announce
+from orpo_ray.runs.files import REPORT_FILE
+from orpo_ray.runs.run import Run
 
 _WANDB_HOST = "api.wandb.ai"
 _WITHOUT_KEY = ("offline", "disabled", "dryrun")
@@ -35,3 +41,33 @@ def _has_wandb_key() -> bool:
     except (OSError, netrc.NetrcParseError):
         return False
     return found.authenticators(host.partition("/")[0]) is not None
+
+
+def send_page(run: Run, announce: Announce) -> None:
+    """Give the page of a finished run to its trackers, as an artifact of what they recorded.
+
+    It is called in the process that reported to them. What fails is announced, and fails no run.
+    """
+    if not run.config.training.trackers or try_to_report(run, announce) is None:
+        return
+    for tracker in run.config.training.trackers:
+        try:
+            _SENDERS[tracker](importlib.import_module(tracker), run.path(REPORT_FILE))
+        except Exception as error:  # noqa: BLE001 - the run itself went well
+            announce(f"{tracker} did not get {REPORT_FILE}: {type(error).__name__}: {error}")
+
+
+def _to_wandb(wandb: Any, page: Path) -> None:
+    if wandb.run is not None:
+        artifact = wandb.Artifact(f"report-{wandb.run.id}", type="report")
+        artifact.add_file(str(page))
+        wandb.run.log_artifact(artifact)
+
+
+def _to_mlflow(mlflow: Any, page: Path) -> None:
+    # The Trainer's callback has ended the run by now.
+    if (last := mlflow.last_active_run()) is not None:
+        mlflow.log_artifact(str(page), run_id=last.info.run_id)
+
+
+_SENDERS = {"wandb": _to_wandb, "mlflow": _to_mlflow}

@@ -27,6 +27,7 @@ from orpo_ray.objectives import Objective
 from orpo_ray.runs.console import Announce, Metrics
 from orpo_ray.runs.scores import PairScores
 from orpo_ray.training.checkpoint import Position
+from orpo_ray.training.memory import peak_memory
 from orpo_ray.training.metrics import StepMetrics, score_pairs, summarise, summarise_sums
 from orpo_ray.training.optimizers import averaged_weights, galore, is_averaging, lora_plus
 from orpo_ray.training.pair_model import PairModel
@@ -284,7 +285,7 @@ class PreferenceTrainer(Trainer):
         return {f"{prefix}{name}": value for name, value in found.items()}
 
     def _speed(self) -> dict[str, float]:
-        """The step's time and its pairs per second.
+        """The step's time, its pairs per second, and the most memory of this process so far.
 
         The time includes loading its pairs and reporting the step before, but no evaluation and no
         checkpoint.
@@ -292,7 +293,11 @@ class PreferenceTrainer(Trainer):
         assert self._current is not None
         now = time.perf_counter()
         seconds, self._counting_from = now - self._counting_from, now
-        return {"seconds": seconds, "pairs_per_second": self._current.pair_count / seconds}
+        return {
+            "seconds": seconds,
+            "pairs_per_second": self._current.pair_count / seconds,
+            "memory_bytes": peak_memory(self.args.device.type),
+        }
 
     @contextmanager
     def _not_counted(self) -> Iterator[None]:

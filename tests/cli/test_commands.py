@@ -328,7 +328,7 @@ def test_a_run_leaves_these_files_and_no_others(finished: Finished) -> None:
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
         *(".lock", "config.json", "run.json", "run.log", "metrics.jsonl", "samples.jsonl"),
-        "result.json",
+        *("result.json", "report.html"),
         *("adapter", "checkpoints", "evaluations", "tensorboard"),
     }
     assert sorted(path.name for path in (finished.run_dir / "checkpoints").iterdir()) == [

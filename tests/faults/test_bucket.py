@@ -142,13 +142,19 @@ def test_a_run_leaves_in_the_bucket_what_it_leaves_in_a_folder(
         path.relative_to(unbroken).as_posix() for path in unbroken.rglob("*") if path.is_file()
     }
     expected = {name for name in expected if not name.startswith((".", "tensorboard/"))}
-    assert {name for name in kept if not name.startswith("tensorboard/")} == expected | {"run.log"}
+    assert {name for name in kept if not name.startswith("tensorboard/")} == expected | {
+        "run.log",
+        "report.html",
+    }
     assert sum(name.startswith("tensorboard/") for name in kept) == 1
     assert b"36 training pairs" in kept["run.log"]
 
 
-def test_the_result_names_the_adapter_by_its_url(site: Site, trained: Trained) -> None:
+def test_the_result_names_the_adapter_and_the_page_by_their_urls(
+    site: Site, trained: Trained
+) -> None:
     assert trained.result["adapter"] == "s3://bucket/runs/trained/adapter"
+    assert trained.result["report"] == "s3://bucket/runs/trained/report.html"
     assert json.loads(site.kept("trained")["result.json"]) == trained.result
 
 

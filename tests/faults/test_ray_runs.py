@@ -310,7 +310,7 @@ def test_ray_leaves_nothing_of_its_own_in_the_run(wounded: Wounded) -> None:
             "samples.jsonl",
             "result.json",
         ),
-        *("adapter", "checkpoints", "evaluations", "tensorboard"),
+        *("adapter", "checkpoints", "evaluations", "tensorboard", "report.html"),
     }
 
 

@@ -199,6 +199,14 @@ def test_a_finished_trial_keeps_what_was_planned_beside_what_was_measured(
     assert planned["pairs_per_second"][1] > 0 and measured["pairs_per_second"] > 0
 
 
+def test_a_search_ends_with_a_page_that_has_all_its_trials(searched: Searched) -> None:
+    page = searched.folder / "report.html"
+    assert read(searched.folder)["report"] == str(page)
+    text = page.read_text(encoding="utf-8")
+    assert all(f">{trial['number']}</td>" in text for trial in read(searched.folder)["trials"])
+    assert not (searched.folder / "trials/000/report.html").exists(), "trials have none"
+
+
 def test_a_failed_trial_has_its_error_on_record_and_the_others_continue(searched: Searched) -> None:
     assert searched.trial(FAILS)["error"] == (
         f"training.warmup: {2 * STEPS} steps, but the run has {STEPS}; lower it, or train more "

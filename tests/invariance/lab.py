@@ -19,7 +19,7 @@ from orpo_ray.training.run_plan import plan_run
 
 TRAIN, EVAL, PAIRS_PER_STEP, STEPS = 16, 4, 8, 10
 TOLERANCE = 1e-6
-CLOCKS = ("train/seconds", "train/pairs_per_second")
+CLOCKS = ("train/seconds", "train/pairs_per_second", "train/memory_bytes")
 """Metrics that are different in every run."""
 PLANTS = Path(__file__).with_name("plants.py")
 STRATEGIES = ("ddp", "zero-0", "zero-1", "zero-2", "zero-3")

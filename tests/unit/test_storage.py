@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from run_folders import keep_scores, lines_of, scores_of, write_run
 from s3_server import Server, serve
 from support import run_config
 
 from orpo_ray.config.storage import inside, local_path, refuse_url, without_secrets
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.models.trained import fetch_trained
+from orpo_ray.report.write import write_report
+from orpo_ray.runs.console import SILENT
 from orpo_ray.runs.run import Run
+from orpo_ray.runs.shown import named_shown
 from orpo_ray.storage import LOCAL, fetched, storage_at
 
 MANIFEST = "MANIFEST.json"
@@ -466,3 +470,17 @@ def test_an_onlooker_deletes_nothing_while_workers_train(server: Server) -> None
         assert unsent.is_dir() and not run.path("config.json").exists()
     run.refresh()
     assert not unsent.is_dir() and run.path("config.json").exists()
+
+
+def test_a_page_is_made_and_kept_on_a_server_that_never_saw_the_run(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write_run(URL, "shown", lines=lines_of(4, 2))
+    keep_scores(first, 4, scores_of(48))
+    first.store("config.json", "run.json", "metrics.jsonl", "evaluations")
+    enter(monkeypatch, tmp_path / "another", server)
+    shown = named_shown(f"{URL}/shown")
+    assert write_report(shown, SILENT.announce) == "s3://bucket/runs/shown/report.html"
+    kept = server.bucket.objects["runs/shown/report.html"].decode()
+    assert "held-out accuracy" in kept
+    assert "95 % 0.632 to 0.840" in kept, "the scores came along"

@@ -1,10 +1,13 @@
 """Missing trackers are refused before a run begins; TRL's names stand for the same numbers."""
 
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from run_folders import lines_of, write_run
 from support import run_config
 
 from orpo_ray import api
@@ -12,9 +15,11 @@ from orpo_ray.config import RunConfig
 from orpo_ray.config.objectives import OBJECTIVES
 from orpo_ray.errors import ConfigError, ResourceError
 from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.files import REPORT_FILE
 from orpo_ray.runs.log import is_kept
+from orpo_ray.runs.run import Run
 from orpo_ray.training import trackers
-from orpo_ray.training.trackers import refuse_missing_trackers
+from orpo_ray.training.trackers import refuse_missing_trackers, send_page
 
 OURS = {
     "nll": 1.5,
@@ -148,3 +153,74 @@ def test_every_objective_of_our_engine_has_trls_names(tmp_path: Path) -> None:
 def test_the_log_of_a_run_keeps_our_lines_and_errors(name: str, level: int, kept: bool) -> None:
     record = logging.LogRecord(name, level, __file__, 1, "said", None, None)
     assert is_kept(record) is kept
+
+
+# --- the page of a finished run -------------------------------------------------------------------
+
+
+class _Wandb:
+    """What is called of wandb."""
+
+    class Artifact:
+        def __init__(self, name: str, type: str) -> None:
+            self.name, self.type, self.files = name, type, []
+
+        def add_file(self, path: str) -> None:
+            self.files.append(path)
+
+    def __init__(self) -> None:
+        self.id, self.logged = "abc", []
+        self.run: _Wandb | None = self
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.logged.append((artifact.name, artifact.type, artifact.files))
+
+
+class _Mlflow:
+    """What is called of mlflow, whose run has ended."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[str, str]] = []
+
+    def last_active_run(self) -> Any:
+        return SimpleNamespace(info=SimpleNamespace(run_id="7"))
+
+    def log_artifact(self, path: str, run_id: str) -> None:
+        self.logged.append((path, run_id))
+
+
+def finished_run(folder: Path, *names: str) -> Run:
+    config = run_config(folder, training={"trackers": list(names)})
+    write_run(folder, lines=lines_of(4, 2))
+    return Run(config)
+
+
+def test_trackers_get_the_page_as_an_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb, mlflow = _Wandb(), _Mlflow()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    run = finished_run(tmp_path, "wandb", "mlflow")
+    said: list[str] = []
+    send_page(run, said.append)
+    page = str(run.path(REPORT_FILE))
+    assert wandb.logged == [("report-abc", "report", [page])]
+    assert mlflow.logged == [(page, "7")]
+    assert said == [] and Path(page).exists()
+
+
+def test_a_tracker_that_fails_is_announced_and_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    said: list[str] = []
+    send_page(finished_run(tmp_path, "wandb"), said.append)
+    (line,) = said
+    assert line.startswith("wandb did not get report.html: AttributeError: ")
+
+
+def test_without_trackers_no_page_is_made_for_them(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    send_page(run, pytest.fail)
+    assert not run.path(REPORT_FILE).exists()
