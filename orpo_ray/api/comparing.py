@@ -73,9 +73,19 @@ def compare(
 
         ground = Ground(artifact, placement, hardware_of(first.scale, placement))
         if not curve:
-            return _tournament(config, ground, console, verbose)
+            return _shown(run, _tournament(config, ground, console, verbose), console)
         points = [_point(config, ground, pairs, console, verbose) for pairs in sorted(set(curve))]
-        return _with_curve(run, ground, points)
+        return _shown(run, _with_curve(run, ground, points), console)
+
+
+def _shown(run: ComparisonRun, found: Comparison, console: Console) -> Comparison:
+    """The comparison with the place of its page, which is written."""
+    from orpo_ray.report.write import try_to_report
+    from orpo_ray.runs.shown import ComparisonFolder
+
+    found = replace(found, report=try_to_report(ComparisonFolder(run.place), console.announce))
+    run.keep(found)
+    return found
 
 
 def _tournament(config: RunConfig, ground: Ground, console: Console, verbose: bool) -> Comparison:

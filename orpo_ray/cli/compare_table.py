@@ -34,6 +34,8 @@ def print_comparison(found: Comparison) -> None:
         console.print(_standings(point.methods))
     for line in found.reading:
         console.print(Text(line), soft_wrap=True)
+    if found.report is not None:
+        console.print(Text(f"page: {found.report}"), soft_wrap=True)
 
 
 def _standings(methods: tuple[Standing, ...]) -> Table:

@@ -18,6 +18,7 @@ from orpo_ray.report.page import (
     Figures,
     Interval,
     IntervalPlot,
+    Level,
     LinePlot,
     Page,
     Plot,
@@ -29,7 +30,7 @@ from orpo_ray.report.page import (
     Tab,
     Table,
 )
-from orpo_ray.report.words import between, counted, duration, number, plain, share, size
+from orpo_ray.report.words import between, counted, duration, number, share, size
 
 Method = Mapping[str, Any]
 Chains = Mapping[str, Sequence[RunContent]]
@@ -85,37 +86,23 @@ def _outcome(record: Mapping[str, Any], methods: Sequence[Method]) -> Section:
     if hours:
         figures.append(Figure("cost", f"{number(sum(hours), 3)}", "device-hours, all methods"))
     blocks.append(Figures(tuple(figures)))
-    said = [_verdict_in_words(each) for each in verdicts if each.get("verdict") == "better"]
+    said = [Remark(str(line), _level(str(line), methods)) for line in record.get("reading") or ()]
     unclear = sum(each.get("verdict") == "within noise" for each in verdicts)
     if unclear:
         said.append(
             Remark(f"{counted(unclear, 'pair')} of methods: the difference is within noise.")
         )
-    broken = [method for method in methods if method.get("broken")]
-    said += [
-        Remark(
-            f"{method['method']}: {share(method['broken'])} of the greedy answers are broken "
-            "(they do not end, repeat, or leave the vocabulary).",
-            "alarm",
-        )
-        for method in broken
-    ]
     if said:
         first = sorted(said, key=lambda remark: remark.level != "alarm")
         blocks.append(Remarks(tuple(first)))
     return Section("Outcome", tuple(blocks))
 
 
-def _verdict_in_words(verdict: Mapping[str, Any]) -> Remark:
-    ends = between(verdict.get("low"), verdict.get("high"))
-    by = str(verdict.get("by") or "accuracy")
-    difference = verdict.get("difference")
-    amount = "" if difference is None else f" by {difference:+.3f}"
-    interval = f" (95 % {ends})" if ends else ""
-    return Remark(
-        f"{verdict.get('better')} is better than {verdict.get('than')} in {by}{amount}{interval}.",
-        "good",
-    )
+def _level(line: str, methods: Sequence[Method]) -> Level:
+    """An alarm if a line is about one method alone: what it broke, lost, or failed by."""
+    names = (str(method["method"]) for method in methods)
+    warnings = (": ", " made the chosen answers less likely", " failed: ")
+    return "alarm" if any(line.startswith(f"{n}{w}") for n in names for w in warnings) else "good"
 
 
 def _plots(methods: Sequence[Method], chains: Chains) -> Section | None:
@@ -244,7 +231,7 @@ def _gain(method: Method) -> tuple[Cell, ...]:
 def _cost(method: Method) -> tuple[Cell, ...]:
     return (
         str(method["method"]),
-        plain(method.get("seeds") or ()),
+        "" if method.get("seeds") is None else str(method["seeds"]),
         _three((method.get("spread") or {}).get("accuracy")),
         number(method.get("budget_used")),
         duration(method.get("seconds")),
@@ -261,10 +248,9 @@ def _three(value: float | None) -> str:
 def _verdicts(record: Mapping[str, Any]) -> Section | None:
     rows = tuple(
         (
-            str(each.get("better") or ""),
+            str(each.get("method") or ""),
             str(each.get("verdict") or ""),
-            str(each.get("than") or ""),
-            str(each.get("by") or ""),
+            str(each.get("other") or ""),
             "" if each.get("difference") is None else f"{each['difference']:+.3f}",
             between(each.get("low"), each.get("high")),
         )
@@ -272,8 +258,8 @@ def _verdicts(record: Mapping[str, Any]) -> Section | None:
     )
     if not rows:
         return None
-    columns = ("method", "is", "against", "by", "difference", "95 %")
-    return Section("Verdicts", (Table(title="", columns=columns, rows=rows, names=4),))
+    columns = ("method", "is", "against", "difference of accuracy", "95 %")
+    return Section("Verdicts", (Table(title="", columns=columns, rows=rows, names=3),))
 
 
 def _by_pairs(record: Mapping[str, Any]) -> Section | None:

@@ -1,11 +1,11 @@
 """Builds the page of what a user names, and writes it beside what it shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from orpo_ray.errors import ConfigError
 from orpo_ray.report.comparison_page import page_of_comparison
@@ -83,22 +83,20 @@ def _page_of_one(shown: Shown, announce: Announce) -> Page:
 
 
 def _chains(
-    folder: ComparisonFolder, record: dict[str, object], announce: Announce
+    folder: ComparisonFolder, record: Mapping[str, Any], announce: Announce
 ) -> dict[str, list[RunContent]]:
-    """The runs of the first seed of each method; what is not there is left out."""
-    found = {}
-    methods = record.get("methods") or []
-    assert isinstance(methods, list), "comparison.json lists its methods"
-    for method in methods:
-        runs = method.get("runs") or []
-        stages = runs[0].get("stages") or [] if runs else []
+    """The run of the first seed of each method, by its stages; what is not there is left out."""
+    found: dict[str, list[RunContent]] = {}
+    for method in record.get("methods") or ():
+        runs = method.get("runs") or ()
+        if not runs:
+            continue
         try:
-            read = [read_run(folder.run(str(stage)), announce) for stage in stages]
+            run = read_run(folder.run(str(runs[0])), announce)
         except ConfigError as error:
             announce(f"left out of the page: {error}")
             continue
-        if read:
-            found[str(method["method"])] = read
+        found[str(method["method"])] = list(run.stages) or [run]
     return found
 
 

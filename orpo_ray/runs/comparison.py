@@ -99,6 +99,8 @@ class Comparison:
     verdicts: tuple[Verdict, ...] = ()
     curve: tuple[Point, ...] = ()
     reading: tuple[str, ...] = ()
+    report: str | None = None
+    """Where its page is."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as comparison.json has it."""

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.config import load_config
+from orpo_ray.config.contenders import FOLDER as COMPARED
 from orpo_ray.config.storage import inside, is_url, local_path
 from orpo_ray.runs.files import COMPARISON_FILE, RESULT_FILE, SEARCH_FILE, read_json
 from orpo_ray.runs.named import holds, is_yaml, kept_config, named_config
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.search_run import FOLDER, SearchRun
 from orpo_ray.storage import file_at, storage_at
-
-COMPARED = "compare"
-"""The folder of a comparison inside its run, if it is not the run's own."""
 
 
 class ComparisonFolder:
@@ -42,9 +40,10 @@ class ComparisonFolder:
         self.storage.fetch(self.path(COMPARISON_FILE))
         return read_json(self.path(COMPARISON_FILE)) or {}
 
-    def run(self, folder: str) -> Run:
-        """The run in one of its folders."""
-        return Run(named_config(inside(self.place, folder)))
+    def run(self, name: str) -> Run:
+        """The run of that name, which ends with the path from this folder on."""
+        within = name.rpartition(f"/{self.name}/")[2]
+        return Run(named_config(inside(self.place, within)))
 
 
 Shown = Run | SearchRun | ComparisonFolder

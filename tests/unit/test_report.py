@@ -354,16 +354,17 @@ COMPARISON: dict[str, Any] = {
         {
             **{"method": "orpo", "state": "finished", "accuracy": 0.8, "low": 0.7, "high": 0.9},
             **{"margin": 0.5, "margin_low": 0.4, "margin_high": 0.6, "device_hours": 0.2},
-            **{"seconds": 700.0, "seeds": [1, 2], "spread": {"accuracy": 0.01}, "broken": 0.25},
-            "runs": [{"seed": 1, "state": "finished", "stages": ["runs/orpo"]}],
+            **{"seconds": 700.0, "seeds": 2, "spread": {"accuracy": 0.01}, "broken": 0.25},
+            "runs": ["p/c/orpo/seed-0", "p/c/orpo/seed-1"],
         },
         {"method": "sft>dpo", "state": "failed", "error": HOSTILE, "accuracy": None, "runs": None},
         {"method": "dpo"},
     ],
     "verdicts": [
-        {"better": "orpo", "than": "dpo", "verdict": "better", "by": "accuracy", "difference": 0.1},
-        {"better": "dpo", "than": "sft>dpo", "verdict": "within noise"},
+        {"method": "orpo", "other": "dpo", "verdict": "better", "difference": 0.1},
+        {"method": "dpo", "other": "sft>dpo", "verdict": "within noise"},
     ],
+    "reading": ["orpo leads.", "orpo: 25% of its greedy answers are broken.", f"dpo: {HOSTILE}"],
     "curve": [
         {"pairs": 250, "methods": [{"method": "orpo", "accuracy": 0.6, "low": 0.5, "high": 0.7}]},
         {"pairs": 1000, "methods": [{"method": "orpo", "accuracy": 0.8}]},
@@ -373,7 +374,7 @@ COMPARISON: dict[str, Any] = {
 
 def test_a_comparison_shows_what_is_there_and_lacks_what_is_not(tmp_path: Path) -> None:
     folder = tmp_path / "c"
-    write_run(folder / "runs", "orpo", lines=lines_of(20, 10))
+    write_run(folder / "orpo", "seed-0", lines=lines_of(20, 10))
     (folder / COMPARISON_FILE).write_text(json.dumps(COMPARISON), encoding="utf-8")
     shown = named_shown(folder)
     assert isinstance(shown, ComparisonFolder)
@@ -381,9 +382,10 @@ def test_a_comparison_shows_what_is_there_and_lacks_what_is_not(tmp_path: Path) 
     titles = [plot["title"] for plot in parts.plots]
     assert titles[:3] == ["Held-out accuracy", "Unscaled margin", "Cost and accuracy"]
     assert titles[-1] == "Held-out accuracy by number of pairs"
-    assert "orpo is better than dpo in accuracy by +0.100." in parts.text
+    assert "orpo leads." in parts.text and f"dpo: {HOSTILE}" in parts.text
+    assert "Held-out NLL" in titles, "the curves of the first seed"
     assert f"sft>dpo failed: {HOSTILE}" in parts.text
-    assert "orpo: 25.0 % of the greedy answers are broken" in parts.text
+    assert "orpo: 25% of its greedy answers are broken" in parts.text
 
 
 @pytest.mark.parametrize("name", [name for name in COMPARISON if name != "name"])
