@@ -59,7 +59,9 @@ def refuse_changed_config(
     extended. `can_continue`: the run is finished, and --extend can continue it.
     """
     before, now = flatten(_as_read_now(stored, config, free)), flatten(dump(config))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    # Another kind has other settings: it is what changed, and they follow from it.
+    keys = sorted(before.keys() | now.keys(), key=lambda key: (not key.endswith(".kind"), key))
+    changed = [key for key in keys if before.get(key) != now.get(key)]
     changed = [key for key in changed if not key.startswith(free)]
     changed = [key for key in changed if not _is_moved(before.get(key), now.get(key), config)]
     if changed:
