@@ -15,7 +15,7 @@ from orpo_ray.config import SearchConfig, load_config
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 TRAINS = ["README.md", "examples/quickstart-cpu/README.md", "examples/sft-then-dpo/README.md"]
-SEARCHES = ["examples/search/README.md"]
+SEARCHES = ["examples/search/README.md", "examples/compare/README.md"]
 READMES = [*TRAINS, *SEARCHES]
 NEEDS_A_DOWNLOAD = [
     "examples/README.md",
@@ -46,6 +46,7 @@ WALKS = ["examples/own-data/README.md"]
 IN_SHORT = {
     "train": ["training.max_steps=2", "training.eval_every=2", "scale={workers: 1}"],
     "tune": ["training.max_steps=2", "search.trials=1"],
+    "compare": ["compare={methods: [orpo], seeds: 1, budget: {pairs: 64}, answers: 2}"],
 }
 """Appended to what is trained and searched: the settings shown would take minutes.
 

@@ -10,7 +10,7 @@ import pytest
 from run_folders import HOSTILE, keep_scores, lines_of, scores_of, write_run, write_search
 from terminal import LACKING, WRONG, Command, Finished, one_line
 
-from orpo_ray.runs.files import REPORT_FILE
+from orpo_ray.runs.files import EVALUATION_FILE, REPORT_FILE
 
 
 def test_a_finished_run_has_a_page_and_names_it(finished: Finished) -> None:
@@ -135,6 +135,8 @@ def test_evaluate_puts_its_answers_on_the_page(
 ) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(finished.run_dir, moved)
+    (moved / EVALUATION_FILE).unlink(missing_ok=True)  # another test may have evaluated the run
+    assert command("report", moved).code == 0
     assert "after training" not in (moved / REPORT_FILE).read_text(encoding="utf-8")
     done = command("evaluate", moved, "--samples", "1", "--max-new-tokens", "4")
     assert done.code == 0, done.err

@@ -71,7 +71,7 @@ def test_a_submitted_run_is_the_run_of_this_machine_and_goes_on_when_nobody_foll
 
     again = command("submit", "train", "tiny.yaml", *way(cluster))
     assert again.code == 0, again.err
-    assert again.out.endswith(f"adapter: {result['adapter']}\n")
+    assert f"adapter: {result['adapter']}\n" in again.out
     assert "carried along: demo/train.jsonl, demo/h1.jsonl, demo/base" in again.said
     assert "run tiny was submitted before (succeeded); submitting it again" in again.said
     other = "what the earlier job printed is not its own"

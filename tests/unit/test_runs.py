@@ -52,9 +52,13 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "'adamw-8bit' here",
     ),
     "objective.lambda": (lambda t: t.update(objective={"kind": "orpo", "lambda": 0.2}), "0.2 here"),
-    "objective.alpha": (
+    "objective.kind": (
         lambda t: t.update(objective={"kind": "cpo"}),
-        "1.0 here, but run run was made with nothing",
+        "'cpo' here, but run run was made with 'orpo' (and 4 more: objective.alpha",
+    ),
+    "objective.beta": (
+        lambda t: t.update(objective={"kind": "orpo", "beta": 2.0, "lambda": 0.1}),
+        "2.0 here, but run run was made with 1.0",
     ),
     "model.quantization": (lambda t: t["model"].update(quantization="none"), "'none' here"),
     "adapter.r": (lambda t: t["adapter"].update(r=16), "16 here, but run run was made with 8"),
