@@ -24,7 +24,7 @@ def compare(
     verbose: Verbose = False,
     json: Json = False,
 ) -> dict[str, Any]:
-    """Train several methods on the same pairs with the same budget, and compare what they reach.
+    """Train methods on the same pairs with the same budget, and say who is better.
 
     The same command resumes an unfinished comparison.
     """
