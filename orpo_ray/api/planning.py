@@ -14,7 +14,7 @@ from orpo_ray.api.ground import PRINTING, refuse_others
 from orpo_ray.config import RunConfig, stage_configs
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.console import Console
-from orpo_ray.runs.files import RUN_FILE
+from orpo_ray.runs.files import PLAN, RUN_FILE
 from orpo_ray.runs.run import Run
 
 if TYPE_CHECKING:
@@ -191,7 +191,6 @@ def calibrate(config: RunConfig) -> dict[str, Any]:
 def _foretold(run: Run) -> tuple[Prediction, Measured]:
     """What was predicted for a run, and what it measured."""
     from orpo_ray.planner.foreseen import read_plan
-    from orpo_ray.planner.foretold import PLAN
 
     run.refresh()
     try:

@@ -16,15 +16,12 @@ from orpo_ray.planner.lengths import Lengths
 from orpo_ray.planner.plan import Paper, Place
 from orpo_ray.planner.prediction import calibrated, compare, predict
 from orpo_ray.runs.console import Console
-from orpo_ray.runs.files import RESULT_FILE, RUN_FILE
+from orpo_ray.runs.files import PLAN, RESULT_FILE, RUN_FILE
 from orpo_ray.runs.run import Run
 
 if TYPE_CHECKING:
     from orpo_ray.data.store import Artifact
     from orpo_ray.models.hardware import Hardware
-
-PLAN = "plan"
-"""Where run.json keeps a run's prediction, and what was measured."""
 
 
 class Workers(Protocol):

@@ -7,10 +7,8 @@ from orpo_ray.config import dump
 from orpo_ray.report.content import RunContent
 from orpo_ray.report.page import Block, Curve, Facts, LinePlot, Plots, Section, Table
 from orpo_ray.report.words import duration, number, plain, size
-from orpo_ray.runs.files import PAIRS, REASONS
+from orpo_ray.runs.files import PAIRS, PLAN, REASONS
 
-_PLAN = "plan"
-"""Where run.json keeps what the planner expected, and what was measured."""
 _SHOWN = {
     "training": (
         "learning_rate",
@@ -129,7 +127,7 @@ def _histogram(lengths: Mapping[str, Any]) -> LinePlot:
 
 def planned(run: RunContent) -> Table | None:
     """What was planned beside what was measured; None if nothing was planned."""
-    plan = run.facts.get(_PLAN) or {}
+    plan = run.facts.get(PLAN) or {}
     predicted, measured = plan.get("predicted"), plan.get("measured", {})
     if not predicted:
         return None

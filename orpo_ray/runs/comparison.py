@@ -1,11 +1,11 @@
 """What a comparison has trained and found so far. `comparison.json` keeps it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from orpo_ray.runs.files import COMPARISON_FILE
-from orpo_ray.runs.search import State, Status
+from orpo_ray.runs.search import State, Status, known_fields
 
 FILE = COMPARISON_FILE
 Word = Literal["better", "worse", "within noise"]
@@ -111,8 +111,8 @@ def comparison_of(written: Mapping[str, Any]) -> Comparison:
     """The comparison that plain data describes. Raises TypeError or KeyError if it is none."""
     return Comparison(
         **{
-            **_known(Comparison, written),
-            "entries": [Entry(**_known(Entry, each)) for each in written["entries"]],
+            **known_fields(Comparison, written),
+            "entries": [Entry(**known_fields(Entry, each)) for each in written["entries"]],
             "methods": _standings(written["methods"]),
             "verdicts": _verdicts(written["verdicts"]),
             "curve": tuple(
@@ -132,7 +132,7 @@ def _standings(written: Any) -> tuple[Standing, ...]:
     return tuple(
         Standing(
             **{
-                **_known(Standing, each),
+                **known_fields(Standing, each),
                 "runs": tuple(each["runs"]),
                 "remarks": tuple(each["remarks"]),
             }
@@ -142,11 +142,4 @@ def _standings(written: Any) -> tuple[Standing, ...]:
 
 
 def _verdicts(written: Any) -> tuple[Verdict, ...]:
-    return tuple(Verdict(**_known(Verdict, each)) for each in written)
-
-
-def _known(kind: type, written: Any) -> dict[str, Any]:
-    """The entries that are fields of a class; another version may have written more."""
-    if not isinstance(written, Mapping):
-        raise TypeError(f"{written!r} is no {kind.__name__}")
-    return {entry.name: written[entry.name] for entry in fields(kind) if entry.name in written}
+    return tuple(Verdict(**known_fields(Verdict, each)) for each in written)

@@ -27,6 +27,8 @@ EVALUATIONS = "evaluations"
 """The folder with the scores of each held-out pair, one file for each evaluation."""
 SAMPLES_FILE = "samples.jsonl"
 """Answers to a few held-out prompts at each evaluation, one a line."""
+PLAN = "plan"
+"""Where run.json keeps a run's prediction, and what was measured."""
 PAIRS, REASONS, RESUMED = "pairs", "reasons", "resumed"
 """Names in run.json: what became of the rows, why each `auto` was decided as it was, and each
 resume (its `step`, and how many steps were computed `again`)."""

@@ -146,7 +146,7 @@ def rungs(grace: float, eta: int) -> list[float]:
     return shares
 
 
-def _known(kind: type, written: Any) -> dict[str, Any]:
+def known_fields(kind: type, written: Any) -> dict[str, Any]:
     """The entries that are fields of a class; another version may have written more."""
     if not isinstance(written, Mapping):
         raise TypeError(f"{written!r} is no {kind.__name__}")
@@ -161,10 +161,10 @@ def search_of(written: Mapping[str, Any]) -> Search:
     began, outcome = written.get("began"), written.get("outcome")
     search = Search(
         **{
-            **_known(Search, written),
-            "trials": [Trial(**_known(Trial, trial)) for trial in written["trials"]],
-            "outcome": Found(**_known(Found, outcome)) if outcome else None,
-            "began": Start(**_known(Start, began)) if began else None,
+            **known_fields(Search, written),
+            "trials": [Trial(**known_fields(Trial, trial)) for trial in written["trials"]],
+            "outcome": Found(**known_fields(Found, outcome)) if outcome else None,
+            "began": Start(**known_fields(Start, began)) if began else None,
         }
     )
     for trial in search.trials:

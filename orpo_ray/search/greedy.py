@@ -1,12 +1,12 @@
 """The greedy answers of every result of a comparison, and what they tell."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from orpo_ray.config import RunConfig, stage_configs
+from orpo_ray.config import RunConfig
 from orpo_ray.data.store import MANIFEST, Artifact, PairTable, open_artifact
 from orpo_ray.distributed.run import Ground
 from orpo_ray.evaluation.broken import nearness, vocabulary, why_broken
@@ -14,11 +14,9 @@ from orpo_ray.models.tokenizer import load_tokenizer
 from orpo_ray.runs.console import SILENT, Console
 from orpo_ray.runs.files import read_json, write_json
 from orpo_ray.runs.run import Run, RunFolder
+from orpo_ray.search.said import said_by, spread
 from orpo_ray.search.tasks import on_a_worker
 from orpo_ray.storage import fetched_folder
-from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.setup import fetch_inputs
-from orpo_ray.training.strategy import Strategy
 
 FILE = "greedy.json"
 """The greedy answers of one model, in the folder of its run; those of the base beside them."""
@@ -63,8 +61,7 @@ def questions_of(artifact: Artifact, config: RunConfig, count: int) -> Questions
     """Prompts at equal distances, so that all sources have their share; answers may be as long."""
     tokenizer = load_tokenizer(config.model, SILENT.announce)
     table = artifact.eval
-    count = min(count, len(table))
-    numbers = tuple(dict.fromkeys(len(table) * place // count for place in range(count)))
+    numbers = spread(table, count)
 
     def texts(side: str, pairs: PairTable, rows: Sequence[int]) -> list[str]:
         ids = [getattr(pairs[row], side).tolist() for row in rows]
@@ -141,21 +138,7 @@ def _win(ours: float, theirs: float) -> float:
 
 def _answer(who: tuple[RunConfig, str | None], asked: dict[str, Any]) -> list[tuple[str, bool]]:
     """The answers of a run's base, or of what the run made and left at a place."""
-    # Imported here, because only this task loads models.
-    from orpo_ray.evaluation.evaluate import load_trained
-    from orpo_ray.training.generate import answers_of
-    from orpo_ray.training.sampling import Sampling
-
     config, trained = who
-    artifact = open_artifact(fetched_folder(asked["artifact"], MANIFEST))
-    run = Run(config)
-    run.refresh()
-    last = stage_configs(config)[-1] if config.stages and trained is not None else config
-    fetch_inputs(last)
-    stored = Decisions.from_json(run.facts()["decisions"])
-    model = load_trained(last, replace(stored, strategy=Strategy.SINGLE), trained)
-    tokenizer = load_tokenizer(last.model, SILENT.announce)
-    prompts = [artifact.eval[number].prompt.tolist() for number in asked["numbers"]]
-    sampling = Sampling(max_new_tokens=asked["max_new_tokens"])
-    said = answers_of(model, tokenizer, prompts, sampling)
+    table = open_artifact(fetched_folder(asked["artifact"], MANIFEST)).eval
+    said = said_by(config, trained, table, asked["numbers"], asked["max_new_tokens"])
     return [(answer.text, answer.is_cut) for answer in said]
