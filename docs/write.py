@@ -88,6 +88,7 @@ _SECTIONS = {
     "search": ("SearchConfig", "A search"),
     "compare": ("CompareConfig", "A comparison of methods"),
     "compare.budget": ("BudgetConfig", "What each method may use"),
+    "compare.judge": ("JudgeConfig", "Who judges answers"),
 }
 _NESTED = ("model", "adapter", "data", "objective", "training", "scale", "search", "compare")
 

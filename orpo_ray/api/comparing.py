@@ -17,11 +17,12 @@ from orpo_ray.api.ground import (
     refuse_others,
     wait_for_free_room,
 )
+from orpo_ray.api.judging import by_endpoint
 from orpo_ray.api.training import train, tune
 from orpo_ray.config import RunConfig, SearchConfig
 from orpo_ray.config.contenders import FOLDER, contender, settings_of, with_steps
 from orpo_ray.config.searched import with_values
-from orpo_ray.errors import DataError
+from orpo_ray.errors import ConfigError, DataError
 from orpo_ray.runs.comparison import Comparison, Point
 from orpo_ray.runs.comparison_run import ComparisonRun, comparison_for
 from orpo_ray.runs.console import Console, Hushed
@@ -31,6 +32,7 @@ from orpo_ray.runs.stop import StopSignal
 if TYPE_CHECKING:
     from orpo_ray.data.store import Artifact
     from orpo_ray.distributed.run import Ground
+    from orpo_ray.evaluation.judge.judging import Judge
     from orpo_ray.training.plan import Indices
 
 
@@ -60,6 +62,7 @@ def compare(
     first = next(iter(runs.values()))
     placement = place_workers(first.scale, console, verbose)
     check_cluster(Run(first), console)
+    judge = _judge(config)
     from orpo_ray.data.subset import refuse_too_many
 
     artifact = prepare_training(Run(config), console)
@@ -73,8 +76,11 @@ def compare(
 
         ground = Ground(artifact, placement, hardware_of(first.scale, placement))
         if not curve:
-            return _shown(run, _tournament(config, ground, console, verbose), console)
-        points = [_point(config, ground, pairs, console, verbose) for pairs in sorted(set(curve))]
+            return _shown(run, _tournament(config, ground, console, verbose, judge), console)
+        points = [
+            _point(config, ground, pairs, judge, console=console, verbose=verbose)
+            for pairs in sorted(set(curve))
+        ]
         return _shown(run, _with_curve(run, ground, points), console)
 
 
@@ -88,7 +94,20 @@ def _shown(run: ComparisonRun, found: Comparison, console: Console) -> Compariso
     return found
 
 
-def _tournament(config: RunConfig, ground: Ground, console: Console, verbose: bool) -> Comparison:
+def _judge(config: RunConfig) -> Judge | None:
+    """The judge of answers that `compare.judge` names. Raises ConfigError if it is none."""
+    settings = settings_of(config).judge
+    if settings is None:
+        return None
+    try:
+        return by_endpoint(settings.endpoint, settings.model, settings.key_file)
+    except ConfigError as error:
+        raise ConfigError(f"compare.judge.{error}") from error
+
+
+def _tournament(
+    config: RunConfig, ground: Ground, console: Console, verbose: bool, judge: Judge | None
+) -> Comparison:
     """Every method with every seed, on the pairs of `ground`."""
     from orpo_ray.search.compare import Contender, run_comparison
     from orpo_ray.training.equal_budget import budget_of, share
@@ -102,11 +121,17 @@ def _tournament(config: RunConfig, ground: Ground, console: Console, verbose: bo
         run = with_steps(run, list(part.steps))
         found.append(Contender(method, _searched(run, config, console, verbose), part))
     with StopSignal(console, "stopping; the same command resumes the runs") as heard:
-        return run_comparison(comparison_for(config), found, ground, heard)
+        return run_comparison(comparison_for(config), found, ground, heard, judge)
 
 
 def _point(
-    config: RunConfig, ground: Ground, pairs: int, console: Console, verbose: bool
+    config: RunConfig,
+    ground: Ground,
+    pairs: int,
+    judge: Judge | None,
+    *,
+    console: Console,
+    verbose: bool,
 ) -> Comparison:
     """The comparison with so many training pairs, in a folder of its own."""
     from orpo_ray.data.subset import subset
@@ -117,7 +142,7 @@ def _point(
     name = f"{config.name}/{FOLDER}/pairs-{pairs}"
     own = _with_pairs(config, pairs, artifact).model_copy(update={"name": name})
     with comparison_for(own).at_work(console, ONLOOKER_S):
-        return _tournament(own, replace(ground, artifact=some), console, verbose)
+        return _tournament(own, replace(ground, artifact=some), console, verbose, judge)
 
 
 def _with_pairs(config: RunConfig, pairs: int, artifact: Artifact) -> RunConfig:

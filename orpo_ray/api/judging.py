@@ -65,7 +65,7 @@ def judge(
         sides = read_sides(first, second)
         by: Judge = _by_reward(reward, console)
     elif endpoint is not None:
-        by = _by_endpoint(endpoint, model, key_file, parallel, max_requests)
+        by = by_endpoint(endpoint, model, key_file, parallel, max_requests)
         sides = read_sides(first, second)
     else:
         raise ConfigError(
@@ -83,13 +83,14 @@ def _beside(a: str, b: str | None) -> Path:
     return Path(name) if "://" in a else Path(a).with_name(name)
 
 
-def _by_endpoint(
+def by_endpoint(
     url: str,
     model: str | None,
     key_file: str | PathLike[str] | None,
-    parallel: int,
-    max_requests: int | None,
+    parallel: int = 4,
+    max_requests: int | None = None,
 ) -> ByEndpoint:
+    """The judge behind an endpoint. Raises ConfigError for what is no endpoint, or no key."""
     from orpo_ray.evaluation.judge.by_endpoint import ByEndpoint
     from orpo_ray.evaluation.judge.endpoint import PATIENCE, endpoint_of
 

@@ -65,6 +65,14 @@ class BudgetConfig(Section):
         return float(self.pairs or self.tokens or self.seconds or 0)
 
 
+class JudgeConfig(Section):
+    """A model behind an OpenAI-compatible endpoint that compares answers."""
+
+    endpoint: str = Field(description="its URL, as http://HOST:8000/v1")
+    model: str = Field(description="the model that judges, as the endpoint calls it")
+    key_file: str | None = Field(None, description="a file that holds the endpoint's key")
+
+
 class CompareConfig(Section):
     """A tournament of methods on the same base, pairs and budget."""
 
@@ -82,6 +90,11 @@ class CompareConfig(Section):
     )
     answers: NonNegativeInt = Field(
         64, description="held-out prompts that every result answers greedily"
+    )
+    judge: JudgeConfig | None = Field(
+        None,
+        description="who says whether an answer beats the base's; without one, the words that it "
+        "shares with the chosen and the rejected answer",
     )
     settings: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -102,6 +115,8 @@ class CompareConfig(Section):
                     near = near_name(part, known)
                     hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
                     raise ValueError(f"methods: no method {part!r}; {hint}")
+        if self.judge is not None and not self.answers:
+            raise ValueError("judge: there is nothing to judge with answers: 0")
         return self
 
     def changes(self, part: str) -> dict[str, dict[str, Any]]:

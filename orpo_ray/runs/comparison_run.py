@@ -24,6 +24,7 @@ class ComparisonRun(RunFolder[Comparison]):
         "compare.methods",
         "compare.seeds",
         "compare.answers",
+        "compare.judge",
     )
     records: ClassVar = (*RunFolder.records, FILE)
 

@@ -10,22 +10,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from orpo_ray.config import RunConfig, dump, stage_configs
 from orpo_ray.config.contenders import seeded, settings_of
 from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
 from orpo_ray.distributed.run import Ground, prepare_on
 from orpo_ray.errors import ResourceError, RunError
+from orpo_ray.evaluation.judge.judging import Judge
 from orpo_ray.runs.comparison import Comparison, Entry, Standing
 from orpo_ray.runs.comparison_run import ComparisonRun
 from orpo_ray.runs.console import Console, Hushed
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
-from orpo_ray.runs.scores import PairScores, are_few, mean_of, too_few
+from orpo_ray.runs.scores import PairScores, are_few, too_few
 from orpo_ray.search.greedy import Told, answers_of_run, questions_of, told
+from orpo_ray.search.judged import judged, sides_of
 from orpo_ray.search.reading import reading
-from orpo_ray.search.standings import figures, spread, verdicts
+from orpo_ray.search.standings import figures, figures_of_answers, spread, verdicts
 from orpo_ray.search.tournament import Tournament, entries_of
 from orpo_ray.search.trial import TrialRoom
 from orpo_ray.search.tuner import run_course
@@ -42,12 +42,16 @@ class Contender:
 
 
 def run_comparison(
-    run: ComparisonRun, contenders: Sequence[Contender], ground: Ground, console: Console
+    run: ComparisonRun,
+    contenders: Sequence[Contender],
+    ground: Ground,
+    console: Console,
+    judge: Judge | None = None,
 ) -> Comparison:
     """Train the runs that are left, then say what they reached.
 
-    Raises StoppedError on request. If no run finished: ResourceError if all errors may be
-    temporary, else RunError.
+    Without a judge, words say whether an answer beats the base's. Raises StoppedError on request.
+    If no run finished: ResourceError if all errors may be temporary, else RunError.
     """
     settings = settings_of(run.config)
     configs = {
@@ -60,10 +64,11 @@ def run_comparison(
         console.announce(too_few(comparison.pairs))
     try:
         _train(run, comparison, configs, ground, console)
-        finished = [entry for entry in comparison.entries if entry.state == "finished"]
-        if not finished:
+        done = _finished(comparison, configs)
+        if not done:
             raise _nothing_finished(comparison.entries)
-        comparison = _conclude(run, comparison, contenders, configs, ground=ground, console=console)
+        answers = _tell(run, done, ground, console, judge)
+        comparison = _conclude(comparison, contenders, done, answers, ground.placement.workers)
     finally:
         if comparison.status == "running":
             comparison = replace(comparison, status="stopped")
@@ -146,27 +151,30 @@ def _nothing_finished(entries: Sequence[Entry]) -> RunError | ResourceError:
     return RunError(message)
 
 
+def _finished(
+    comparison: Comparison, configs: Mapping[tuple[str, int], RunConfig]
+) -> dict[str, list[Run]]:
+    """The finished runs of each method that has one, by seed."""
+    found: dict[str, list[Run]] = {}
+    for entry in sorted(comparison.entries, key=lambda entry: entry.seed):
+        if entry.state == "finished":
+            found.setdefault(entry.method, []).append(Run(configs[entry.method, entry.seed]))
+    return found
+
+
 def _conclude(
-    run: ComparisonRun,
     comparison: Comparison,
     contenders: Sequence[Contender],
-    configs: Mapping[tuple[str, int], RunConfig],
-    *,
-    ground: Ground,
-    console: Console,
+    done: Mapping[str, Sequence[Run]],
+    answers: Mapping[str, Sequence[Told]],
+    workers: int,
 ) -> Comparison:
     """The finished comparison, with standings, verdicts and the words about them."""
-    done = {
-        each.method: [
-            Run(configs[each.method, entry.seed])
-            for entry in comparison.entries
-            if entry.method == each.method and entry.state == "finished"
-        ]
+    scores = {
+        each.method: [_scores(run) for run in done[each.method]]
         for each in contenders
+        if each.method in done
     }
-    scores = {method: [_scores(each) for each in runs] for method, runs in done.items() if runs}
-    answers = _tell(run, comparison, done, ground, console)
-    workers = ground.placement.workers
     standings = [
         _standing(
             each, done[each.method], scores[each.method], answers.get(each.method, ()), workers
@@ -207,10 +215,10 @@ def _scores(run: Run) -> PairScores:
 
 def _tell(
     run: ComparisonRun,
-    comparison: Comparison,
     done: Mapping[str, Sequence[Run]],
     ground: Ground,
     console: Console,
+    judge: Judge | None,
 ) -> dict[str, list[Told]]:
     """What the greedy answers of each method tell, by seed; none if they cannot be generated."""
     count = settings_of(run.config).answers
@@ -221,17 +229,26 @@ def _tell(
     try:
         asked = questions_of(ground.artifact, run.config, count)
         base = answers_of_run(ground, asked, some, run, console, trained=False)
-        return {
-            method: [
-                told(asked, answers_of_run(ground, asked, each, each, console), base)
-                for each in runs
-            ]
-            for method, runs in done.items()
-            if runs
+        ours = {
+            each.name: answers_of_run(ground, asked, each, each, console)
+            for runs in done.values()
+            for each in runs
         }
     except (RunError, ResourceError) as error:
         console.announce(f"the answers could not be generated: {error}")
         return {}
+    if judge is not None:
+        console.announce(f"asking {judge.name} which answers are better than the base's")
+
+    def told_by(each: Run) -> Told:
+        found = told(asked, ours[each.name], base)
+        if judge is None:
+            return found
+        return judged(
+            found, sides_of(asked, ours[each.name], base, each.name), judge, each, console
+        )
+
+    return {method: [told_by(each) for each in runs] for method, runs in done.items()}
 
 
 def _failed(method: str, entries: Sequence[Entry]) -> Standing:
@@ -254,7 +271,7 @@ def _standing(
     peaks = [each.peak_memory_bytes for each in results if each.peak_memory_bytes]
     befores = [_before(each).get("eval/chosen_logp") for each in results]
     known = [each for each in befores if each is not None]
-    found: dict[str, Any] = figures(scores) | _of_answers(answers)
+    found: dict[str, Any] = figures(scores) | figures_of_answers(answers)
     return Standing(
         method=contender.method,
         state="finished",
@@ -274,16 +291,3 @@ def _standing(
 def _before(result: TrainResult) -> dict[str, float]:
     """The evaluation before the first step of the first stage."""
     return (result.stages[0] if result.stages else result).start
-
-
-def _of_answers(answers: Sequence[Told]) -> dict[str, float]:
-    """The win rate against the base and the share of broken answers, over all seeds."""
-    if not answers:
-        return {}
-    wins = mean_of(np.array([each.wins for each in answers]).mean(axis=0), is_share=True)
-    return {
-        "win_rate": wins.value,
-        "win_low": wins.low,
-        "win_high": wins.high,
-        "broken": fmean(each.broken for each in answers),
-    }

@@ -33,6 +33,9 @@ def reading(comparison: Comparison) -> list[str]:
         for each in comparison.methods
         if each.accuracy is None
     ]
+    judge = comparison.settings.get("judge")
+    if judge and any(each.win_rate is not None for each in finished):
+        lines.append(f"Wins against the base are verdicts of {judge['model']}.")
     if are_few(comparison.pairs):
         lines.append(too_few(comparison.pairs))
     return lines

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from orpo_ray.runs.comparison import Verdict, Word
 from orpo_ray.runs.scores import PairScores, mean_of
+from orpo_ray.search.greedy import Told
 
 _DRAWS, _SEED = 2000, 22
 _TAILS = (2.5, 97.5)
@@ -45,6 +46,22 @@ def figures(scores: Sequence[PairScores]) -> dict[str, float]:
     found |= {"low": accuracy.low, "high": accuracy.high}
     found |= {"margin_low": margin.low, "margin_high": margin.high}
     found["nll"] = fmean(float(-one.chosen.sum() / one.chosen_tokens.sum()) for one in scores)
+    return found
+
+
+def figures_of_answers(answers: Sequence[Told]) -> dict[str, float]:
+    """The share of broken answers and the win rate, over all seeds; what is not known is left out.
+
+    An answer's points are the mean over the seeds whose verdict on it can be read.
+    """
+    if not answers:
+        return {}
+    found = {"broken": fmean(each.broken for each in answers)}
+    points = np.array([each.wins for each in answers if each.wins])
+    readable = points[:, ~np.isnan(points).all(axis=0)] if points.size else points
+    if readable.size:
+        wins = mean_of(np.nanmean(readable, axis=0), is_share=True)
+        found |= {"win_rate": wins.value, "win_low": wins.low, "win_high": wins.high}
     return found
 
 

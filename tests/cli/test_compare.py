@@ -30,6 +30,18 @@ MISTAKES: dict[str, tuple[tuple[str, ...], str]] = {
         ("CONFIG", "compare.budget={pairs: 12}", "compare.methods=[dpo]"),
         "compare.budget: the reference alone reads",
     ),
+    "a judge without answers": (
+        ("CONFIG", "compare.answers=0", "compare.judge={endpoint: http://x/v1, model: m}"),
+        "compare: judge: there is nothing to judge with answers: 0",
+    ),
+    "a judge that is no URL": (
+        ("CONFIG", "compare.judge={endpoint: x, model: m}"),
+        "compare.judge.endpoint: must be a URL such as",
+    ),
+    "a judge without its key": (
+        ("CONFIG", "compare.judge={endpoint: http://x/v1, model: m, key_file: nowhere}"),
+        "compare.judge.key_file: nowhere: No such file",
+    ),
     "large steps": (
         ("CONFIG", "compare.budget={pairs: 100}", "training.pairs_per_step=64"),
         "compare.budget: 100 pairs are no whole number of steps",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from judge_server import MODEL, serve
 from ray_processes import Command, Ended
 from support import settings, wait_until
 
@@ -42,8 +43,8 @@ def write_config(storage: Path, name: str) -> Path:
     return path
 
 
-def compare(config: Path) -> Ended:
-    command = Command(config, "--json", command="compare")
+def compare(config: Path, *words: str) -> Ended:
+    command = Command(config, *words, "--json", command="compare")
     return command.end()
 
 
@@ -104,6 +105,33 @@ def test_the_same_command_trains_nothing_again(
     assert again.code == 0
     assert table(json.loads(again.out)) == table(whole)
     assert not any("each loads the base" in line for line in again.said)
+
+
+def test_a_judge_is_asked_in_place_of_words_and_only_once(
+    whole: dict[str, Any], prepared_storage: Path
+) -> None:
+    config = prepared_storage / "compared.yaml"
+    with serve() as server:
+        named = json.dumps({"endpoint": server.url, "model": MODEL})
+        found = [json.loads(compare(config, f"compare.judge={named}").out) for _ in range(2)]
+        asked = len(server.asked)
+    assert found[0]["methods"] == found[1]["methods"]
+    methods, before = table(found[0]), table(whole)
+    for method, figures in methods.items():
+        folder = prepared_storage / "compared" / "compare" / method.replace(">", "-") / "seed-0"
+        ours, base = (
+            [text for text, _ in json.loads((place / "greedy.json").read_text())["answers"]]
+            for place in (folder, folder.parent.parent)
+        )
+        points = [
+            0.5 if len(one) == len(other) else float(len(one) > len(other))
+            for one, other in zip(ours, base, strict=True)
+        ]
+        assert figures.pop("win_rate") == pytest.approx(sum(points) / len(points))
+        before[method].pop("win_rate")
+        asked -= 2 * sum(one != other for one, other in zip(ours, base, strict=True))
+    assert methods == before, "a judge changes nothing else"
+    assert asked == 0
 
 
 @pytest.mark.long

@@ -73,6 +73,15 @@ def test_another_version_may_have_written_more() -> None:
     assert comparison_of(tree).methods == (standing("a"),)
 
 
+def test_a_judge_is_named_where_it_gave_wins() -> None:
+    judge = {"judge": {"endpoint": "http://x/v1", "model": "m", "key_file": None}}
+    line = "Wins against the base are verdicts of m."
+    won = comparison(methods=(standing("a", win_rate=0.5),), settings=judge)
+    assert line in reading(won)
+    for other in (comparison(methods=won.methods), comparison(methods=(standing("a"),))):
+        assert line not in reading(other)
+
+
 # --- the course -----------------------------------------------------------------------------------
 
 RUNS = {(method, seed): f"{method}-{seed}" for method in "ab" for seed in range(2)}

@@ -12,7 +12,7 @@ from orpo_ray.evaluation.answer_formats import line_of
 from orpo_ray.evaluation.answers_file import AnswersFile
 from orpo_ray.evaluation.judge.answers import Comparison, Sides
 from orpo_ray.evaluation.judge.asking import TIE
-from orpo_ray.evaluation.judge.tally import length_controlled, tally, win_rate
+from orpo_ray.evaluation.judge.tally import Points, Tally, length_controlled, tally, win_rate
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.results import WinRate
 
@@ -66,6 +66,21 @@ def write_verdicts(out: Path, sides: Sides, judge: Judge, said: Console) -> WinR
     Raises ConfigError for a file that cannot be written or that other settings began, RunError if
     no verdict can be read, and what the judge raises.
     """
+    found, requests = _collect(out, sides, judge, said)
+    return _result(out, sides, judge, found, requests)
+
+
+def points_of_rows(out: Path, sides: Sides, judge: Judge, said: Console) -> Points:
+    """What each row brings A, [rows]: 1, 0.5 or 0, and NaN if no verdict on it can be read.
+
+    The verdicts are written as by `write_verdicts`, with the same errors but RunError.
+    """
+    found, _ = _collect(out, sides, judge, said)
+    return _tally(sides, judge, found).points
+
+
+def _collect(out: Path, sides: Sides, judge: Judge, said: Console) -> tuple[dict[Place, Row], int]:
+    """All verdicts, which are in the file then, and the number of requests that they took."""
     file = AnswersFile(out)
     with file.held():
         settings = {**sides.settings, **judge.settings}
@@ -84,7 +99,7 @@ def write_verdicts(out: Path, sides: Sides, judge: Judge, said: Console) -> WinR
                 if len(found) % _TELL_EVERY == 0:
                     said.announce(f"{len(found)} of {total} verdicts")
         file.finish(map(line_of, _lines(sides.rows, judge, found)))
-    return _result(out, sides, judge, found, sum(row["requests"] for row in kept))
+    return found, sum(row["requests"] for row in kept)
 
 
 def _place(row: Row) -> Place:
@@ -125,18 +140,21 @@ def _lines(
             yield {**verdict, "row": number + 1, **shown}
 
 
-def _result(
-    out: Path, sides: Sides, judge: Judge, found: Mapping[Place, Row], requests: int
-) -> WinRate:
-    rows = sides.rows
-    counts = tally(
+def _tally(sides: Sides, judge: Judge, found: Mapping[Place, Row]) -> Tally:
+    return tally(
         [
             [TIE]
             if row.is_identical
             else [found[Place(number, order)]["winner"] for order in judge.orders]
-            for number, row in enumerate(rows)
+            for number, row in enumerate(sides.rows)
         ]
     )
+
+
+def _result(
+    out: Path, sides: Sides, judge: Judge, found: Mapping[Place, Row], requests: int
+) -> WinRate:
+    rows, counts = sides.rows, _tally(sides, judge, found)
     lengths = np.array([[len(row.a.answer), len(row.b.answer)] for row in rows], dtype=np.float64)
     readable = ~np.isnan(counts.points)
     if not readable.any():
