@@ -3,7 +3,7 @@
 from typing import Any
 
 from orpo_ray.config.build import build, dump
-from orpo_ray.config.compare import THEN, CompareConfig
+from orpo_ray.config.compare import THEN, CompareConfig, folder_name
 from orpo_ray.config.merge import merged
 from orpo_ray.config.run import RunConfig
 from orpo_ray.config.stages import stage_configs
@@ -19,7 +19,7 @@ def settings_of(config: RunConfig) -> CompareConfig:
 
 def folder_of(config: RunConfig, method: str) -> str:
     """The name of what belongs to a method, as a run's name."""
-    return f"{config.name}/{FOLDER}/{method.replace(THEN, '-')}"
+    return f"{config.name}/{FOLDER}/{folder_name(method)}"
 
 
 def contender(config: RunConfig, method: str) -> RunConfig:

@@ -97,6 +97,27 @@ def test_seeds_have_folders_of_their_own() -> None:
         ({"budget": {"pairs": 0}}, "compare.budget.pairs"),
         ({"seeds": 0}, "compare.seeds"),
         ({"settings": {"a b": {}}}, "a b must be letters"),
+        ({"settings": {"tune": {}}}, "tune is a name of a comparison's own files"),
+        ({"settings": {"references": {}}}, "references is a name of a comparison's own files"),
+        ({"settings": {"pairs-250": {}}}, "pairs-250 is a name of a comparison's own files"),
+        ({"settings": {"comparison.json": {}}}, "comparison.json is a name of a comparison's own"),
+        (
+            {"methods": ["sft>dpo", "sft-dpo"], "settings": {"sft-dpo": {}}},
+            "sft>dpo and sft-dpo have the same folder",
+        ),
+        ({"settings": {"dpo": {"objective": 3}}}, "settings.dpo.objective: must be a section"),
+        ({"settings": {"dpo": {"objective": None}}}, "settings.dpo.objective: must be a section"),
+        ({"settings": {"dpo": {"name": "x"}}}, "settings.dpo.name: no section that a method may"),
+        ({"settings": {"dpo": {"data": {"max_length": 9}}}}, "settings.dpo.data: no section"),
+        ({"settings": {"dpo": {"trainings": {}}}}, "did you mean training?"),
+        (
+            {"settings": {"dpo": {"training": {"epochs": 2}}}},
+            "settings.dpo.training.epochs: compare.budget gives the steps",
+        ),
+        (
+            {"settings": {"dpo": {"model": {"base": "owner/other"}}}},
+            "settings.dpo.model.base: all methods train the same base",
+        ),
         ({"method": ["orpo"]}, "compare.method"),
     ],
 )
