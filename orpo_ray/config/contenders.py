@@ -10,6 +10,10 @@ from orpo_ray.config.stages import stage_configs
 
 FOLDER = "compare"
 """The folder of a comparison inside its run."""
+PILOT_STEPS = 16
+"""Steps of the short run by which a budget in seconds learns a method's speed."""
+_PILOT = {"warmup": 0.0, "eval_every": 1.0, "samples": 0}
+"""Its training: evaluations and answers tell nothing, and a warm-up may be longer than the run."""
 
 
 def settings_of(config: RunConfig) -> CompareConfig:
@@ -82,3 +86,13 @@ def with_steps(run: RunConfig, steps: list[int]) -> RunConfig:
         for stage, count in zip(run.stages, steps, strict=True)
     )
     return run.model_copy(update={"stages": stages})
+
+
+def pilot(run: RunConfig) -> RunConfig:
+    """The short run that tells the speed of each stage of a method."""
+    training = run.training.model_copy(update=_PILOT)
+    stages = tuple(
+        {**stage, "training": {**stage.get("training", {}), **_PILOT}} for stage in run.stages
+    )
+    changes = {"name": f"{run.name}/pilot", "training": training, "stages": stages}
+    return with_steps(run.model_copy(update=changes), [PILOT_STEPS] * max(1, len(stages)))

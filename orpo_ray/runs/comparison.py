@@ -32,7 +32,7 @@ class Standing:
 
     `spread` is the standard deviation over seeds. `broken` is the share of greedy answers that do
     not end, that repeat themselves, or that leave the words of the pairs. Figures are None for a
-    method of which no run has finished; `error` then says why.
+    method of which no run has finished. `error` says why a run failed.
     """
 
     method: str

@@ -6,6 +6,7 @@ its reason and does not end the others.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import mul
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from orpo_ray.config import RunConfig, dump, stage_configs
-from orpo_ray.config.contenders import seeded, settings_of
+from orpo_ray.config.contenders import seeded, settings_of, with_steps
 from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
 from orpo_ray.distributed.run import Ground, prepare_on
-from orpo_ray.errors import ResourceError, RunError
+from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, RunError
 from orpo_ray.runs.comparison import Comparison, Entry, Standing
 from orpo_ray.runs.comparison_run import ComparisonRun
 from orpo_ray.runs.console import Console, Hushed
@@ -34,36 +35,41 @@ from orpo_ray.training.equal_budget import Share, budget_of
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with the run that it makes of the config, and its share of the budget."""
+    """A method with the run that it makes of the config, and each seed's share of the budget."""
 
     method: str
     run: RunConfig
-    share: Share
+    shares: tuple[Share, ...]
 
 
 def run_comparison(
-    run: ComparisonRun, contenders: Sequence[Contender], ground: Ground, console: Console
+    run: ComparisonRun,
+    contenders: Sequence[Contender],
+    failed: Mapping[str, OrpoRayError],
+    ground: Ground,
+    console: Console,
 ) -> Comparison:
     """Train the runs that are left, then say what they reached.
 
-    Raises StoppedError on request. If no run finished: ResourceError if all errors may be
-    temporary, else RunError.
+    `failed` has the methods of which no run can begin, and why. Raises StoppedError on request. If
+    no run finished: ResourceError if all errors may be temporary, else RunError.
     """
-    settings = settings_of(run.config)
     configs = {
-        (each.method, seed): seeded(each.run, seed)
+        (each.method, seed): seeded(with_steps(each.run, list(share.steps)), seed)
         for each in contenders
-        for seed in range(settings.seeds)
+        for seed, share in enumerate(each.shares)
     }
-    comparison = _take_up(run, contenders, configs, ground)
+    comparison = _take_up(run, configs, ground, console)
     if are_few(comparison.pairs):
         console.announce(too_few(comparison.pairs))
     try:
         _train(run, comparison, configs, ground, console)
         finished = [entry for entry in comparison.entries if entry.state == "finished"]
         if not finished:
-            raise _nothing_finished(comparison.entries)
-        comparison = _conclude(run, comparison, contenders, configs, ground=ground, console=console)
+            raise _nothing_finished(comparison.entries, failed)
+        comparison = _conclude(
+            run, comparison, contenders, configs, failed=failed, ground=ground, console=console
+        )
     finally:
         if comparison.status == "running":
             comparison = replace(comparison, status="stopped")
@@ -73,25 +79,34 @@ def run_comparison(
 
 def _take_up(
     run: ComparisonRun,
-    contenders: Sequence[Contender],
     configs: Mapping[tuple[str, int], RunConfig],
     ground: Ground,
+    console: Console,
 ) -> Comparison:
     """The comparison on record, or a new one, marked as running."""
     known = run.comparison()
     names = {key: config.name for key, config in configs.items()}
+    methods, seeds = (
+        list(dict.fromkeys(method for method, _ in names)),
+        settings_of(run.config).seeds,
+    )
+    entries = entries_of(known.entries if known else [], methods, seeds, names)
+    for entry in entries:
+        if entry.state == "finished" and not _is_there(Run(configs[entry.method, entry.seed])):
+            console.announce(
+                f"{entry.method}, seed {entry.seed}: its files are gone, so it is trained again"
+            )
+            entry.state = "running"
     comparison = replace(
-        begun(run.config, ground),
-        entries=entries_of(
-            known.entries if known else [],
-            [each.method for each in contenders],
-            settings_of(run.config).seeds,
-            names,
-        ),
-        curve=known.curve if known else (),
+        begun(run.config, ground), entries=entries, curve=known.curve if known else ()
     )
     run.keep(comparison)
     return comparison
+
+
+def _is_there(run: Run) -> bool:
+    run.refresh()
+    return run.finished() is not None
 
 
 def begun(config: RunConfig, ground: Ground) -> Comparison:
@@ -137,11 +152,16 @@ def _train(
     run_course(run, tournament, room, at_once, console)
 
 
-def _nothing_finished(entries: Sequence[Entry]) -> RunError | ResourceError:
-    failed = [entry for entry in entries if entry.error]
-    why = f"; {failed[0].method} failed: {failed[0].error}" if failed else ""
-    message = f"none of {len(entries)} runs finished{why}"
-    if failed and all(entry.may_pass for entry in failed):
+def _nothing_finished(
+    entries: Sequence[Entry], failed: Mapping[str, OrpoRayError]
+) -> RunError | ResourceError:
+    reasons = [(each.method, each.error, each.may_pass) for each in entries if each.error]
+    reasons += [
+        (method, str(error), isinstance(error, ResourceError)) for method, error in failed.items()
+    ]
+    why = f"; {reasons[0][0]} failed: {reasons[0][1]}" if reasons else ""
+    message = f"no run finished{why}"
+    if reasons and all(may_pass for *_, may_pass in reasons):
         return ResourceError(f"{message}; the same command tries them again")
     return RunError(message)
 
@@ -152,28 +172,35 @@ def _conclude(
     contenders: Sequence[Contender],
     configs: Mapping[tuple[str, int], RunConfig],
     *,
+    failed: Mapping[str, OrpoRayError],
     ground: Ground,
     console: Console,
 ) -> Comparison:
     """The finished comparison, with standings, verdicts and the words about them."""
     done = {
-        each.method: [
-            Run(configs[each.method, entry.seed])
+        each.method: {
+            entry.seed: Run(configs[each.method, entry.seed])
             for entry in comparison.entries
             if entry.method == each.method and entry.state == "finished"
-        ]
+        }
         for each in contenders
     }
-    scores = {method: [_scores(each) for each in runs] for method, runs in done.items() if runs}
+    scores = {
+        method: [_scores(each) for each in runs.values()] for method, runs in done.items() if runs
+    }
     answers = _tell(run, comparison, done, ground, console)
-    workers = ground.placement.workers
     standings = [
-        _standing(
-            each, done[each.method], scores[each.method], answers.get(each.method, ()), workers
-        )
+        _standing(each, done[each.method], scores[each.method], answers.get(each.method, ()))
         if each.method in scores
-        else _failed(each.method, comparison.entries)
+        else Standing(method=each.method, state="failed")
         for each in contenders
+    ]
+    standings = [
+        replace(each, error=_first_error(each.method, comparison.entries)) for each in standings
+    ]
+    standings += [
+        Standing(method=method, state="failed", error=str(error))
+        for method, error in failed.items()
     ]
     standings.sort(key=lambda each: -1.0 if each.accuracy is None else each.accuracy, reverse=True)
     comparison = replace(
@@ -201,14 +228,18 @@ def _scores(run: Run) -> PairScores:
     result = _result(last)
     step = result.steps if result.adapter_step is None else result.adapter_step
     found = last.scores(step)
-    assert found is not None, "the adapter's step was evaluated"
+    if found is None:
+        raise ConfigError(
+            f"{last.folder}: the scores of step {step} are missing; remove {run.folder}, and the "
+            "same command trains it again"
+        )
     return found
 
 
 def _tell(
     run: ComparisonRun,
     comparison: Comparison,
-    done: Mapping[str, Sequence[Run]],
+    done: Mapping[str, Mapping[int, Run]],
     ground: Ground,
     console: Console,
 ) -> dict[str, list[Told]]:
@@ -216,7 +247,7 @@ def _tell(
     count = settings_of(run.config).answers
     if not count:
         return {}
-    some = next(each for runs in done.values() for each in runs)
+    some = next(each for runs in done.values() for each in runs.values())
     console.announce("generating greedy answers of the base and of every result")
     try:
         asked = questions_of(ground.artifact, run.config, count)
@@ -224,7 +255,7 @@ def _tell(
         return {
             method: [
                 told(asked, answers_of_run(ground, asked, each, each, console), base)
-                for each in runs
+                for each in runs.values()
             ]
             for method, runs in done.items()
             if runs
@@ -234,22 +265,20 @@ def _tell(
         return {}
 
 
-def _failed(method: str, entries: Sequence[Entry]) -> Standing:
-    """A method of which no run has finished, with its first error."""
-    errors = [each.error for each in entries if each.method == method]
-    return Standing(method=method, state="failed", error=next(filter(None, errors), None))
+def _first_error(method: str, entries: Sequence[Entry]) -> str | None:
+    return next((each.error for each in entries if each.method == method and each.error), None)
 
 
 def _standing(
     contender: Contender,
-    runs: Sequence[Run],
+    runs: Mapping[int, Run],
     scores: Sequence[PairScores],
     answers: Sequence[Told],
-    workers: int,
 ) -> Standing:
-    """What a method reached and took, over its finished runs."""
-    results = [_result(each) for each in runs]
-    seconds = fmean(each.seconds or 0.0 for each in results)
+    """What a method reached and took, over its finished runs, which are named by their seeds."""
+    results = [_result(each) for each in runs.values()]
+    seconds = [each.seconds or 0.0 for each in results]
+    devices = [len(each.workers) for each in results]
     speeds = [each.pairs_per_second for each in results if each.pairs_per_second]
     peaks = [each.peak_memory_bytes for each in results if each.peak_memory_bytes]
     befores = [_before(each).get("eval/chosen_logp") for each in results]
@@ -262,12 +291,12 @@ def _standing(
         **found,
         spread=spread(scores),
         chosen_before=fmean(known) if known else None,
-        budget_used=contender.share.used,
-        seconds=seconds,
+        budget_used=fmean(contender.shares[seed].used for seed in runs),
+        seconds=fmean(seconds),
         pairs_per_second=fmean(speeds) if speeds else None,
         peak_memory_bytes=max(peaks, default=None),
-        device_hours=seconds * workers / 3600,
-        runs=tuple(each.name for each in runs),
+        device_hours=fmean(map(mul, seconds, devices)) / 3600,
+        runs=tuple(each.name for each in runs.values()),
     )
 
 

@@ -28,6 +28,8 @@ def reading(comparison: Comparison) -> list[str]:
                 f"{each.method} made the chosen answers less likely than the base has them, "
                 f"{each.chosen_log_prob:.2f} after {each.chosen_before:.2f} nats a token."
             )
+        if failed := _failed_seeds(comparison, each.method):
+            lines.append(f"{each.method}: {failed} runs failed: {each.error}")
     lines += [
         f"{each.method} failed: {each.error}"
         for each in comparison.methods
@@ -35,10 +37,17 @@ def reading(comparison: Comparison) -> list[str]:
     ]
     if are_few(comparison.pairs):
         lines.append(too_few(comparison.pairs))
-    return lines
+    return lines + _of_curve(comparison.curve)
 
 
-def reading_of_curve(curve: Sequence[Point]) -> list[str]:
+def _failed_seeds(comparison: Comparison, method: str) -> str:
+    """How many of a method's runs failed, such as `1 of 3`; "" if none."""
+    states = [each.state for each in comparison.entries if each.method == method]
+    failed = states.count("failed")
+    return f"{failed} of {len(states)}" if failed else ""
+
+
+def _of_curve(curve: Sequence[Point]) -> list[str]:
     """Who leads with few pairs, and who with many."""
     lines = []
     for point in curve:

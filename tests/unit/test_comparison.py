@@ -150,6 +150,28 @@ def test_accuracy_does_not_hide_what_is_broken_or_lost() -> None:
     assert said[2] == "b failed: no memory"
 
 
+def test_a_seed_that_failed_is_told_beside_the_figures_of_the_others() -> None:
+    entries = entries_of([], ["a", "b"], 3, {(m, s): "" for m in "ab" for s in range(3)})
+    for entry in entries:
+        entry.state = "finished"
+    entries[2].state, entries[2].error = "failed", "no memory"
+    methods = (standing("a", error="no memory", seeds=2), standing("b", seeds=3))
+    said = reading(comparison(methods=methods, entries=entries, verdicts=(VERDICT,)))
+    assert said[1:] == ["a: 1 of 3 runs failed: no memory"]
+
+
+def test_the_words_of_a_curve_follow_those_of_the_comparison() -> None:
+    methods = (standing("a", 0.9), standing("b", 0.8))
+    points = (
+        Point(pairs=10, methods=methods, verdicts=(noise("a", "b"),)),
+        Point(pairs=1000, methods=methods, verdicts=(VERDICT,)),
+    )
+    assert reading(comparison(curve=points)) == [
+        "With 10 pairs a leads (90.0%), no better than noise.",
+        "With 1,000 pairs a leads (90.0%), better than b.",
+    ]
+
+
 def test_few_pairs_are_told() -> None:
     assert "8 held-out pairs show no difference" in reading(comparison(pairs=8))[-1]
 

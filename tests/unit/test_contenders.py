@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orpo_ray.config import RunConfig, build, dump, stage_configs
 from orpo_ray.config.compare import BudgetConfig, CompareConfig
-from orpo_ray.config.contenders import contender, seeded, with_steps
+from orpo_ray.config.contenders import PILOT_STEPS, contender, pilot, seeded, with_steps
 from orpo_ray.errors import ConfigError
 from orpo_ray.training.equal_budget import FORWARD, budget_of, share
 from orpo_ray.training.run_plan import steps_of_run
@@ -83,6 +83,19 @@ def test_seeds_have_folders_of_their_own() -> None:
         ("p/compare/orpo/seed-0", 7),
         ("p/compare/orpo/seed-1", 8),
     ]
+
+
+@pytest.mark.parametrize("method", ["orpo", "sft>orpo"])
+def test_a_pilot_is_a_short_run_of_each_stage_without_a_warm_up_of_its_own(method: str) -> None:
+    settings = {"orpo": {"training": {"warmup": 500, "eval_every": 5}}}
+    run = contender(config(training={"epochs": 3}, compare={"settings": settings}), method)
+    short = pilot(run)
+    assert short.name == f"{run.name}/pilot"
+    for stage in stage_configs(short) or [short]:
+        found = stage.training
+        assert (found.max_steps, found.epochs) == (PILOT_STEPS, None)
+        assert (found.warmup, found.eval_every, found.samples) == (0.0, 1.0, 0)
+        assert len(steps_of_run(stage, 3)) == PILOT_STEPS, "few pairs are read again"
 
 
 @pytest.mark.parametrize(
