@@ -190,7 +190,13 @@ def _conclude(
     }
     answers = _tell(run, comparison, done, ground, console)
     standings = [
-        _standing(each, done[each.method], scores[each.method], answers.get(each.method, ()))
+        _standing(
+            each,
+            done[each.method],
+            scores[each.method],
+            answers.get(each.method, ()),
+            in_seconds=comparison.budget["unit"] == "seconds",
+        )
         if each.method in scores
         else Standing(method=each.method, state="failed")
         for each in contenders
@@ -274,10 +280,16 @@ def _standing(
     runs: Mapping[int, Run],
     scores: Sequence[PairScores],
     answers: Sequence[Told],
+    *,
+    in_seconds: bool,
 ) -> Standing:
-    """What a method reached and took, over its finished runs, which are named by their seeds."""
+    """What a method reached and took, over its finished runs, which are named by their seeds.
+
+    `in_seconds`: the budget is in seconds, so what training used of it is what the clock showed.
+    """
     results = [_result(each) for each in runs.values()]
     seconds = [each.seconds or 0.0 for each in results]
+    shares = [contender.shares[seed] for seed in runs]
     devices = [len(each.workers) for each in results]
     speeds = [each.pairs_per_second for each in results if each.pairs_per_second]
     peaks = [each.peak_memory_bytes for each in results if each.peak_memory_bytes]
@@ -291,13 +303,18 @@ def _standing(
         **found,
         spread=spread(scores),
         chosen_before=fmean(known) if known else None,
-        budget_used=fmean(contender.shares[seed].used for seed in runs),
+        budget_used=fmean(_used(shares, seconds) if in_seconds else (each.used for each in shares)),
         seconds=fmean(seconds),
         pairs_per_second=fmean(speeds) if speeds else None,
         peak_memory_bytes=max(peaks, default=None),
         device_hours=fmean(map(mul, seconds, devices)) / 3600,
         runs=tuple(each.name for each in runs.values()),
     )
+
+
+def _used(shares: Sequence[Share], seconds: Sequence[float]) -> list[float]:
+    """What each run used of a budget in seconds: by the clock, but for its reference's part."""
+    return [spent + share.reference for spent, share in zip(seconds, shares, strict=True)]
 
 
 def _before(result: TrainResult) -> dict[str, float]:

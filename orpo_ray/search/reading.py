@@ -11,6 +11,8 @@ from orpo_ray.runs.scores import are_few, too_few
 _MANY_BROKEN = 0.1
 _FELL = 0.1
 """Nats a token: a fall of the chosen answers' log-prob that is told."""
+_OFF = 0.1
+"""A method that uses more or less of a budget in seconds than this share of it is told."""
 
 
 def reading(comparison: Comparison) -> list[str]:
@@ -28,6 +30,12 @@ def reading(comparison: Comparison) -> list[str]:
                 f"{each.method} made the chosen answers less likely than the base has them, "
                 f"{each.chosen_log_prob:.2f} after {each.chosen_before:.2f} nats a token."
             )
+        if _is_off(comparison, each):
+            lines.append(
+                f"{each.method}: the clock showed {each.budget_used:,.1f} of "
+                f"{comparison.budget['amount']:,.1f} seconds; the machine did not keep the speed "
+                "of the short run, so the budgets are not equal."
+            )
         if failed := _failed_seeds(comparison, each.method):
             lines.append(f"{each.method}: {failed} runs failed: {each.error}")
     lines += [
@@ -38,6 +46,13 @@ def reading(comparison: Comparison) -> list[str]:
     if are_few(comparison.pairs):
         lines.append(too_few(comparison.pairs))
     return lines + _of_curve(comparison.curve)
+
+
+def _is_off(comparison: Comparison, standing: Standing) -> bool:
+    budget, used = comparison.budget, standing.budget_used
+    if budget["unit"] != "seconds" or used is None:
+        return False
+    return abs(used / float(budget["amount"]) - 1) > _OFF
 
 
 def _failed_seeds(comparison: Comparison, method: str) -> str:

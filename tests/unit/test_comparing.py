@@ -24,7 +24,7 @@ from orpo_ray.runs.comparison_run import comparison_for
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.search import compare as course
-from orpo_ray.training.equal_budget import FORWARD
+from orpo_ray.training.equal_budget import FORWARD, Share
 from orpo_ray.training.run_plan import steps_of_run
 
 
@@ -137,6 +137,11 @@ def test_short_runs_tell_how_many_steps_fill_the_seconds(
         sft, dpo = share.steps
         clock = sft / 40 + (dpo + FORWARD * 36) / 20
         assert clock == pytest.approx(share.used) and clock == pytest.approx(120, rel=0.02)
+
+
+def test_what_was_used_of_seconds_is_what_the_clock_showed() -> None:
+    shares = [Share(steps=(9,), used=100.0, reference=20.0)] * 2
+    assert course._used(shares, [80.0, 130.0]) == [100.0, 150.0]
 
 
 def test_a_method_whose_short_run_fails_does_not_end_the_others(

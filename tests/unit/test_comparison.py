@@ -160,6 +160,13 @@ def test_a_seed_that_failed_is_told_beside_the_figures_of_the_others() -> None:
     assert said[1:] == ["a: 1 of 3 runs failed: no memory"]
 
 
+def test_a_budget_in_seconds_that_the_clock_did_not_keep_is_told() -> None:
+    methods = (standing("a", budget_used=130.0), standing("b", budget_used=95.0))
+    found = comparison(methods=methods, budget={"unit": "seconds", "amount": 100.0})
+    (said,) = [line for line in reading(found) if "clock" in line]
+    assert said.startswith("a: the clock showed 130.0 of 100.0 seconds")
+
+
 def test_the_words_of_a_curve_follow_those_of_the_comparison() -> None:
     methods = (standing("a", 0.9), standing("b", 0.8))
     points = (

@@ -11,7 +11,7 @@ from orpo_ray.config import RunConfig, build, dump, stage_configs
 from orpo_ray.config.compare import BudgetConfig, CompareConfig
 from orpo_ray.config.contenders import PILOT_STEPS, contender, pilot, seeded, with_steps
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.equal_budget import FORWARD, budget_of, share
+from orpo_ray.training.equal_budget import FORWARD, Share, budget_of, share
 from orpo_ray.training.run_plan import steps_of_run
 
 
@@ -196,7 +196,8 @@ def test_every_method_uses_the_budget_to_2_percent_or_is_refused(
 def test_the_reference_is_paid_first_and_stages_share_the_rest() -> None:
     """900 pairs: 300 for the reference of 900 thirds, and 300 for each stage."""
     run = contender(config(training={"pairs_per_step": 10}), "sft>dpo")
-    assert share(run, BudgetConfig(pairs=900), lengths(900)).steps == (30, 30)
+    found = share(run, BudgetConfig(pairs=900), lengths(900))
+    assert found == Share(steps=(30, 30), used=900, reference=300)
 
 
 def test_a_budget_that_the_reference_exceeds_is_refused() -> None:
