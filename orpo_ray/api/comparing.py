@@ -194,7 +194,7 @@ def _curve(
     from orpo_ray.search.reading import reading
 
     run = comparison_for(config)
-    found, points = run.comparison() or begun(config, ground), list[Point]()
+    found, points = run.comparison() or begun(run.config, ground), list[Point]()
     try:
         for pairs in sorted(set(counts)):
             run.keep(replace(found, status="running"))

@@ -66,18 +66,20 @@ def _of_curve(curve: Sequence[Point]) -> list[str]:
     """Who leads with few pairs, and who with many."""
     lines = []
     for point in curve:
-        best = [each for each in point.methods if each.accuracy is not None][:1]
-        for leader in best:
-            beaten = [
-                verdict.other if verdict.method == leader.method else verdict.method
-                for verdict in point.verdicts
-                if leader.method in (verdict.method, verdict.other)
-                and verdict.verdict != "within noise"
-            ]
-            said = f"better than {', '.join(beaten)}" if beaten else "no better than noise"
-            lines.append(
-                f"With {point.pairs:,} pairs {leader.method} leads ({leader.accuracy:.1%}), {said}."
-            )
+        finished = [each for each in point.methods if each.accuracy is not None]
+        if len(finished) < 2:
+            continue
+        leader = finished[0]
+        beaten = [
+            verdict.other if verdict.method == leader.method else verdict.method
+            for verdict in point.verdicts
+            if leader.method in (verdict.method, verdict.other)
+            and verdict.verdict != "within noise"
+        ]
+        said = f"better than {', '.join(beaten)}" if beaten else "no better than noise"
+        lines.append(
+            f"With {point.pairs:,} pairs {leader.method} leads ({leader.accuracy:.1%}), {said}."
+        )
     return lines
 
 

@@ -172,6 +172,7 @@ def test_the_words_of_a_curve_follow_those_of_the_comparison() -> None:
     points = (
         Point(pairs=10, methods=methods, verdicts=(noise("a", "b"),)),
         Point(pairs=1000, methods=methods, verdicts=(VERDICT,)),
+        Point(pairs=2000, methods=methods[:1], verdicts=()),
     )
     assert reading(comparison(curve=points)) == [
         "With 10 pairs a leads (90.0%), no better than noise.",
