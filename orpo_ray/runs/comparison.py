@@ -46,9 +46,15 @@ class Standing:
     margin_low: float | None = None
     margin_high: float | None = None
     chosen_log_prob: float | None = None
+    chosen_low: float | None = None
+    chosen_high: float | None = None
     rejected_log_prob: float | None = None
+    rejected_low: float | None = None
+    rejected_high: float | None = None
     chosen_before: float | None = None
     nll: float | None = None
+    nll_low: float | None = None
+    nll_high: float | None = None
     win_rate: float | None = None
     win_low: float | None = None
     win_high: float | None = None

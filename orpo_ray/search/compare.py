@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import mul
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -296,12 +296,15 @@ def _standing(
     befores = [_before(each).get("eval/chosen_logp") for each in results]
     known = [each for each in befores if each is not None]
     found: dict[str, Any] = figures(scores) | _of_answers(answers)
+    seeds_differ = spread(scores)
+    if seeds_differ and answers:
+        seeds_differ["win_rate"] = stdev(fmean(each.wins) for each in answers)
     return Standing(
         method=contender.method,
         state="finished",
         seeds=len(runs),
         **found,
-        spread=spread(scores),
+        spread=seeds_differ,
         chosen_before=fmean(known) if known else None,
         budget_used=fmean(_used(shares, seconds) if in_seconds else (each.used for each in shares)),
         seconds=fmean(seconds),
