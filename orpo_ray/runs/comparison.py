@@ -66,7 +66,6 @@ class Standing:
     device_hours: float | None = None
     spread: dict[str, float] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +135,7 @@ def comparison_of(written: Mapping[str, Any]) -> Comparison:
 
 def _standings(written: Any) -> tuple[Standing, ...]:
     return tuple(
-        Standing(
-            **{
-                **known_fields(Standing, each),
-                "runs": tuple(each["runs"]),
-                "remarks": tuple(each["remarks"]),
-            }
-        )
+        Standing(**{**known_fields(Standing, each), "runs": tuple(each["runs"])})
         for each in written
     )
 
