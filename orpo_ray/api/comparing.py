@@ -97,7 +97,7 @@ def _shown(run: ComparisonRun, found: Comparison, console: Console) -> Compariso
 
 def _tournament(config: RunConfig, ground: Ground, console: Console, verbose: bool) -> Comparison:
     """Every method with every seed, on the pairs of `ground`."""
-    from orpo_ray.search.compare import Contender, run_comparison
+    from orpo_ray.search.compare import Contender, begun, run_comparison
     from orpo_ray.training.equal_budget import budget_of
 
     lengths = ground.artifact.train.lengths
@@ -111,13 +111,16 @@ def _tournament(config: RunConfig, ground: Ground, console: Console, verbose: bo
     shares = {
         method: _shares(config, method, budget, lengths, each) for method, each in speeds.items()
     }
+    record = comparison_for(config)
+    if record.comparison() is None:  # searches may take hours, and it can be shown meanwhile
+        record.keep(begun(record.config, ground))
     ready = []
     for method, parts in shares.items():
         with _told(method, failed, console):
             run = with_steps(runs[method], list(parts[0].steps))
             ready.append(Contender(method, _searched(run, config, console, verbose), parts))
     with StopSignal(console, "stopping; the same command resumes the runs") as heard:
-        return run_comparison(comparison_for(config), ready, failed, ground, heard)
+        return run_comparison(record, ready, failed, ground, heard)
 
 
 @contextmanager

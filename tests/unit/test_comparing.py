@@ -20,7 +20,7 @@ from orpo_ray.distributed.run import Ground
 from orpo_ray.errors import ConfigError, OrpoRayError, RunError, StoppedError
 from orpo_ray.models.hardware import CPU
 from orpo_ray.runs.comparison import Comparison, Standing
-from orpo_ray.runs.comparison_run import comparison_for
+from orpo_ray.runs.comparison_run import comparison_for, find_comparison
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.search import compare as course
@@ -77,7 +77,6 @@ class Machine:
         self.ready, self.failed = contenders, failed
         methods = tuple(Standing(method=each.method, state="finished") for each in contenders)
         found = course.begun(run.config, ground)
-        run.folder.mkdir(parents=True, exist_ok=True)
         run.keep(found)
         self._fail(run.name)
         return Comparison(**{**vars(found), "methods": methods, "status": "finished"})
@@ -109,7 +108,9 @@ def ground(tmp_path: Path) -> Ground:
 
 def config(tmp_path: Path, **compare: Any) -> RunConfig:
     own = {"methods": ["orpo", "sft>dpo"], "seeds": 2, **compare}
-    return run_config(tmp_path / "storage", compare=own, training={"pairs_per_step": 1})
+    found = run_config(tmp_path / "storage", compare=own, training={"pairs_per_step": 1})
+    comparison_for(found).folder.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def at(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
@@ -167,6 +168,16 @@ def test_a_method_whose_search_fails_does_not_end_the_others(
     (ready,) = machine.ready
     assert (ready.method, ready.run.training.learning_rate) == ("orpo", 0.5)
     assert list(machine.failed) == ["sft>dpo"]
+
+
+def test_a_comparison_is_on_record_while_its_settings_are_searched(
+    tmp_path: Path, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(Machine(SPEEDS, {"sft-dpo": StoppedError("stopped")}), monkeypatch)
+    own = config(tmp_path, search=3)
+    with pytest.raises(StoppedError):
+        comparing._tournament(own, ground, Listener(), verbose=False)
+    assert find_comparison(own.place).status == "interrupted"
 
 
 def test_a_stopped_short_run_ends_all(
@@ -235,7 +246,6 @@ def test_a_curve_does_not_finish_a_comparison_that_was_interrupted(
 ) -> None:
     at(Machine(SPEEDS), monkeypatch)
     run = comparison_for(config(tmp_path))
-    run.folder.mkdir(parents=True)
     begun = course.begun(run.config, ground)
     entry = course.Entry(number=0, method="orpo", seed=0, run="x")
     run.keep(Comparison(**{**vars(begun), "entries": [entry]}))
@@ -262,7 +272,6 @@ def test_a_finished_run_whose_files_are_gone_is_trained_again(
     own, console = config(tmp_path, methods=["orpo"], seeds=1), Listener()
     runs = {("orpo", 0): seeded(contender(own, "orpo"), 0)}
     run = comparison_for(own)
-    run.folder.mkdir(parents=True)
     entry = course.Entry(number=0, method="orpo", seed=0, run="x", state="finished")
     run.keep(Comparison(**{**vars(course.begun(own, ground)), "entries": [entry]}))
     (again,) = course._take_up(run, runs, ground, console).entries
