@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from orpo_ray.config import RunConfig
-from orpo_ray.config.contenders import FOLDER
+from orpo_ray.config import RunConfig, dump
+from orpo_ray.config.compare import THEN, CompareConfig
+from orpo_ray.config.contenders import FOLDER, settings_of
 from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError
-from orpo_ray.runs.changes import FREE_KEYS
+from orpo_ray.runs.changes import FREE_KEYS, refuse_changed_config
 from orpo_ray.runs.comparison import FILE, Comparison, comparison_of
-from orpo_ray.runs.files import read_json, write_json
+from orpo_ray.runs.files import CONFIG_FILE, read_json, write_json
 from orpo_ray.runs.lock import RUN_LOCK_FILE, is_locked
 from orpo_ray.runs.run import RunFolder
 from orpo_ray.storage import storage_at
@@ -30,6 +31,18 @@ class ComparisonRun(RunFolder[Comparison]):
     def what_next(self) -> str:
         """What a user can do with it when it is finished."""
         return "give another name to compare again, or more methods or seeds"
+
+    def refuse_changes(self) -> None:
+        """Raise ConfigError if it has started with other settings; new methods may bring theirs."""
+        stored = read_json(self.path(CONFIG_FILE))
+        if stored is None or not self.has_started:
+            return
+        # A config without the section compared with the defaults.
+        stored = {**stored, "compare": stored.get("compare") or dump(CompareConfig())}
+        known = {part for method in stored["compare"]["methods"] for part in method.split(THEN)}
+        new = settings_of(self.config).settings.keys() - known
+        free = (*self.free_keys, *(f"compare.settings.{name}." for name in new))
+        refuse_changed_config(stored, self.config, free)
 
     @property
     def has_started(self) -> bool:
@@ -55,7 +68,8 @@ class ComparisonRun(RunFolder[Comparison]):
 
 def comparison_for(config: RunConfig) -> ComparisonRun:
     """The comparison of a run. It lies in the run's folder."""
-    return ComparisonRun(config.model_copy(update={"name": f"{config.name}/{FOLDER}"}))
+    changes = {"name": f"{config.name}/{FOLDER}", "compare": settings_of(config)}
+    return ComparisonRun(config.model_copy(update=changes))
 
 
 def find_comparison(place: str) -> Comparison:

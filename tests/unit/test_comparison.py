@@ -9,7 +9,7 @@ from support import Listener, run_config
 
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.comparison import Comparison, Entry, Point, Standing, Verdict, comparison_of
-from orpo_ray.runs.comparison_run import comparison_for, find_comparison
+from orpo_ray.runs.comparison_run import ComparisonRun, comparison_for, find_comparison
 from orpo_ray.search.reading import reading
 from orpo_ray.search.tournament import Tournament, entries_of
 from orpo_ray.storage import Storage
@@ -71,6 +71,46 @@ def test_another_version_may_have_written_more() -> None:
     tree = json.loads(json.dumps(comparison(methods=(standing("a"),)).to_json()))
     tree["later"] = tree["methods"][0]["later"] = 1
     assert comparison_of(tree).methods == (standing("a"),)
+
+
+# --- changed settings -----------------------------------------------------------------------------
+
+
+def begun(tmp_path: Path, compare: dict[str, Any] | None) -> None:
+    """Leave what a comparison leaves that has begun."""
+    run = compared_with(tmp_path, compare)
+    run.folder.mkdir(parents=True)
+    run.write_config()
+    run.keep(comparison())
+
+
+def compared_with(tmp_path: Path, compare: dict[str, Any] | None) -> ComparisonRun:
+    return comparison_for(run_config(tmp_path, **({"compare": compare} if compare else {})))
+
+
+def test_a_new_method_may_bring_settings(tmp_path: Path) -> None:
+    own = {"methods": ["orpo", "sft>dpo"], "settings": {"dpo": {"objective": {"beta": 0.2}}}}
+    begun(tmp_path, own)
+    more = {
+        "methods": ["orpo", "sft>apo"],
+        "settings": {**own["settings"], "apo": {"objective": {"kind": "dpo"}}},
+    }
+    compared_with(tmp_path, more).refuse_changes()
+    other = {**more, "settings": {**more["settings"], "dpo": {"objective": {"beta": 0.3}}}}
+    with pytest.raises(ConfigError, match=r"compare\.settings\.dpo\.objective\.beta: 0\.3 here"):
+        compared_with(tmp_path, other).refuse_changes()
+    with pytest.raises(ConfigError, match=r"compare\.settings\.orpo\.objective"):
+        changed = {"orpo": {"objective": {"lambda": 2.0}}}
+        compared_with(
+            tmp_path, {**own, "settings": {**own["settings"], **changed}}
+        ).refuse_changes()
+
+
+def test_a_section_may_be_added_that_says_what_was_the_default(tmp_path: Path) -> None:
+    begun(tmp_path, None)
+    compared_with(tmp_path, {"seeds": 5}).refuse_changes()
+    with pytest.raises(ConfigError, match=r"compare\.search: 2 here"):
+        compared_with(tmp_path, {"search": 2}).refuse_changes()
 
 
 # --- the course -----------------------------------------------------------------------------------
