@@ -1,5 +1,6 @@
 """A comparison on disk: a folder inside its run, which holds the runs of its methods."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -33,16 +34,21 @@ class ComparisonRun(RunFolder[Comparison]):
         return "give another name to compare again, or more methods or seeds"
 
     def refuse_changes(self) -> None:
-        """Raise ConfigError if it has started with other settings; new methods may bring theirs."""
+        """Raise ConfigError if it has started with other settings.
+
+        Settings of a method that is new, or that is left out, may come and go.
+        """
         stored = read_json(self.path(CONFIG_FILE))
         if stored is None or not self.has_started:
             return
+        now = settings_of(self.config)
         # A config without the section compared with the defaults.
         stored = {**stored, "compare": stored.get("compare") or dump(CompareConfig())}
-        known = {part for method in stored["compare"]["methods"] for part in method.split(THEN)}
-        new = settings_of(self.config).settings.keys() - known
-        free = (*self.free_keys, *(f"compare.settings.{name}." for name in new))
-        refuse_changed_config(stored, self.config, free)
+        before = stored["compare"]
+        names = before["settings"].keys() | now.settings.keys()
+        kept = _parts(before["methods"]) & _parts(now.methods)
+        free = (f"compare.settings.{name}." for name in names - kept)
+        refuse_changed_config(stored, self.config, (*self.free_keys, *free))
 
     @property
     def has_started(self) -> bool:
@@ -64,6 +70,11 @@ class ComparisonRun(RunFolder[Comparison]):
         """Write and store comparison.json."""
         write_json(self.path(FILE), comparison.to_json())
         self.store(FILE)
+
+
+def _parts(methods: Iterable[str]) -> set[str]:
+    """The names that methods have in them, each stage's its own."""
+    return {part for method in methods for part in method.split(THEN)}
 
 
 def comparison_for(config: RunConfig) -> ComparisonRun:

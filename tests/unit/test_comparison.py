@@ -88,7 +88,7 @@ def compared_with(tmp_path: Path, compare: dict[str, Any] | None) -> ComparisonR
     return comparison_for(run_config(tmp_path, **({"compare": compare} if compare else {})))
 
 
-def test_a_new_method_may_bring_settings(tmp_path: Path) -> None:
+def test_a_new_method_may_bring_settings_and_one_that_goes_takes_its_own(tmp_path: Path) -> None:
     own = {"methods": ["orpo", "sft>dpo"], "settings": {"dpo": {"objective": {"beta": 0.2}}}}
     begun(tmp_path, own)
     more = {
@@ -96,7 +96,8 @@ def test_a_new_method_may_bring_settings(tmp_path: Path) -> None:
         "settings": {**own["settings"], "apo": {"objective": {"kind": "dpo"}}},
     }
     compared_with(tmp_path, more).refuse_changes()
-    other = {**more, "settings": {**more["settings"], "dpo": {"objective": {"beta": 0.3}}}}
+    compared_with(tmp_path, {"methods": ["orpo"]}).refuse_changes()
+    other = {**own, "settings": {**own["settings"], "dpo": {"objective": {"beta": 0.3}}}}
     with pytest.raises(ConfigError, match=r"compare\.settings\.dpo\.objective\.beta: 0\.3 here"):
         compared_with(tmp_path, other).refuse_changes()
     with pytest.raises(ConfigError, match=r"compare\.settings\.orpo\.objective"):
