@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from orpo_ray.api.ground import (
     PRINTING,
-    prepare_run,
+    judged_pairs,
     refuse_others,
     tokenizer_of,
 )
@@ -67,7 +67,7 @@ def export(
 
     tokenizer = tokenizer_of(last.config, console)
     _refuse_other_base(last)
-    artifact = prepare_run(last, console)
+    artifact = judged_pairs(last, console)
     made = Trained(
         whole=config,
         config=last.config,

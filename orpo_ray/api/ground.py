@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orpo_ray.config import RunConfig, ScaleConfig, stage_configs
+from orpo_ray.config import RunConfig, ScaleConfig, dump, stage_configs
 from orpo_ray.config.storage import is_url
 from orpo_ray.errors import ConfigError, SetupError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import Console, Printing
+from orpo_ray.runs.files import CONFIG_FILE, read_json
 from orpo_ray.runs.run import Run
 
 if TYPE_CHECKING:
@@ -83,6 +84,39 @@ def prepare_training(run: Run, console: Console) -> Artifact:
 
         refuse_unknown_targets(run.config)
     return artifact
+
+
+def judged_pairs(run: Run, console: Console) -> Artifact:
+    """The pairs of a trained run, of which the held-out ones are those that it has not trained.
+
+    Without data.eval the seed draws them. Runs of a comparison have seeds of their own, but all of
+    them share the pairs of the first one: what another seed would hold out, they have trained.
+    """
+    artifact = prepare_run(run, console)
+    trained = _trained_pairs(run)
+    if trained in (None, artifact.summary.hash):
+        return artifact
+    from orpo_ray.data.store import MANIFEST, artifact_path, find_artifact
+
+    run.storage.fetch_folder(artifact_path(run.root, trained), MANIFEST)
+    found = find_artifact(run.root, trained, console.announce)
+    if found is None:
+        console.announce(
+            "these are not the pairs that the run was made with, which are gone: it may have "
+            "trained some of those that are held out here; name others in data.eval"
+        )
+        return artifact
+    console.announce(f"the held-out pairs are those of the run itself, in {found.path}")
+    return found
+
+
+def _trained_pairs(run: Run) -> str | None:
+    """The hash of the pairs that a run was trained with, if its settings still name them alone."""
+    stored = read_json(run.path(CONFIG_FILE)) or {}
+    if run.config.data.eval or stored.get("data") != dump(run.config)["data"]:
+        return None
+    digest: str | None = run.facts().get("identity", {}).get("data")
+    return digest
 
 
 def before_training(config: RunConfig, stage: RunConfig) -> RunConfig:

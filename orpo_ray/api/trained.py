@@ -12,8 +12,8 @@ from orpo_ray.api.ground import (
     PRINTING,
     before_training,
     hardware_of,
+    judged_pairs,
     place_workers,
-    prepare_run,
     refuse_missing_base,
     refuse_missing_inputs,
     refuse_missing_template,
@@ -73,7 +73,7 @@ def evaluate(
     from orpo_ray.models.hardware import probe_hardware
 
     run, tokenizer = Run(config), tokenizer_of(config, console)
-    artifact = prepare_run(run, console)
+    artifact = judged_pairs(run, console)
     decisions = decide_for_one(run, artifact, probe_hardware(), console)
     prompts = _prompts(tokenizer, artifact, conversations, samples)
     questions = Questions(prompts, max_new_tokens)

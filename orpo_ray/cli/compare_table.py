@@ -6,7 +6,7 @@ from rich.text import Text
 
 from orpo_ray.runs.comparison import Comparison, Standing, Verdict
 
-_WIDTH = 100
+_WIDTH = 120
 _JUDGED = ("accuracy", "± seeds", "wins against the base", "broken answers")
 _LOG_PROBS = ("margin", "chosen", "rejected", "NLL")
 _COSTS = ("budget used", "seconds", "pairs/s", "peak GB", "device-hours")
@@ -63,9 +63,9 @@ def _log_probs(methods: tuple[Standing, ...]) -> Table:
             table.add_row(
                 each.method,
                 _between(each.margin, each.margin_low, each.margin_high),
-                _figure(each.chosen_log_prob, ".3f"),
-                _figure(each.rejected_log_prob, ".3f"),
-                _figure(each.nll, ".3f"),
+                _between(each.chosen_log_prob, each.chosen_low, each.chosen_high),
+                _between(each.rejected_log_prob, each.rejected_low, each.rejected_high),
+                _between(each.nll, each.nll_low, each.nll_high),
             )
     return table
 

@@ -11,6 +11,16 @@ from orpo_ray.config.section import Section
 
 Unit = Literal["pairs", "tokens", "seconds"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_TAKEN = re.compile(r"tune|references|pairs-\d+|.*\.(json|html|log)")
+"""Names of what a comparison's folder holds besides the folders of its methods."""
+_CHANGED = ("model", "adapter", "objective", "training")
+_OF_ALL = {
+    **dict.fromkeys(
+        ("model.base", "model.revision", "model.chat_template"), "all methods train the same base"
+    ),
+    **dict.fromkeys(("training.epochs", "training.max_steps"), "compare.budget gives the steps"),
+}
+"""What no method may change of these sections, and why."""
 _USUAL: dict[str, dict[str, Any]] = {
     **{
         kind: {
@@ -24,6 +34,11 @@ _USUAL: dict[str, dict[str, Any]] = {
 """What each method changes of a run. orpo-beta is a second stage: arXiv:2502.01237."""
 THEN = ">"
 """Stands between the stages of a method."""
+
+
+def folder_name(method: str) -> str:
+    """The name of the folder of a method."""
+    return method.replace(THEN, "-")
 
 
 class BudgetConfig(Section):
@@ -104,9 +119,13 @@ class CompareConfig(Section):
     @model_validator(mode="after")
     def _methods_are_known(self) -> Self:
         known = {**_USUAL, **self.settings}
-        for name in self.settings:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"settings: {name} must be letters, digits and . _ -")
+        folders: dict[str, str] = {}
+        for method in self.methods:
+            twin = folders.setdefault(folder_name(method), method)
+            if twin != method:
+                raise ValueError(
+                    f"methods: {twin} and {method} have the same folder; give one another name"
+                )
         for number, method in enumerate(self.methods):
             if method in self.methods[:number]:
                 raise ValueError(f"methods: {method} stands twice")
@@ -119,9 +138,35 @@ class CompareConfig(Section):
             raise ValueError("judge: there is nothing to judge with answers: 0")
         return self
 
+    @model_validator(mode="after")
+    def _settings_change_sections(self) -> Self:
+        for name, sections in self.settings.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"settings: {name} must be letters, digits and . _ -")
+            if _TAKEN.fullmatch(name):
+                raise ValueError(f"settings: {name} is a name of a comparison's own files")
+            for section, content in sections.items():
+                if problem := _refuse_section(section, content):
+                    raise ValueError(f"settings.{name}.{section}{problem}")
+        return self
+
     def changes(self, part: str) -> dict[str, dict[str, Any]]:
         """The sections that a part of a method changes."""
         changed = dict(_USUAL.get(part, {}))
         for section, content in self.settings.get(part, {}).items():
             changed[section] = {**changed.get(section, {}), **content}
         return changed
+
+
+def _refuse_section(section: str, content: Any) -> str | None:
+    """What is wrong with a section that a method changes, or None."""
+    if section not in _CHANGED:
+        near = near_name(section, _CHANGED)
+        hint = f"did you mean {near}?" if near else f"they are {', '.join(_CHANGED)}"
+        return f": no section that a method may change; {hint}"
+    if not isinstance(content, dict):
+        return f": must be a section, not {content!r}"
+    for key in content:
+        if why := _OF_ALL.get(f"{section}.{key}"):
+            return f".{key}: {why}; leave it out"
+    return None

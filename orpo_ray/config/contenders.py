@@ -3,13 +3,17 @@
 from typing import Any
 
 from orpo_ray.config.build import build, dump
-from orpo_ray.config.compare import THEN, CompareConfig
+from orpo_ray.config.compare import THEN, CompareConfig, folder_name
 from orpo_ray.config.merge import merged
 from orpo_ray.config.run import RunConfig
 from orpo_ray.config.stages import stage_configs
 
 FOLDER = "compare"
 """The folder of a comparison inside its run."""
+PILOT_STEPS = 16
+"""Steps of the short run by which a budget in seconds learns a method's speed."""
+_PILOT = {"warmup": 0.0, "eval_every": 1.0, "samples": 0}
+"""Its training: evaluations and answers tell nothing, and a warm-up may be longer than the run."""
 
 
 def settings_of(config: RunConfig) -> CompareConfig:
@@ -19,7 +23,7 @@ def settings_of(config: RunConfig) -> CompareConfig:
 
 def folder_of(config: RunConfig, method: str) -> str:
     """The name of what belongs to a method, as a run's name."""
-    return f"{config.name}/{FOLDER}/{method.replace(THEN, '-')}"
+    return f"{config.name}/{FOLDER}/{folder_name(method)}"
 
 
 def contender(config: RunConfig, method: str) -> RunConfig:
@@ -82,3 +86,13 @@ def with_steps(run: RunConfig, steps: list[int]) -> RunConfig:
         for stage, count in zip(run.stages, steps, strict=True)
     )
     return run.model_copy(update={"stages": stages})
+
+
+def pilot(run: RunConfig) -> RunConfig:
+    """The short run that tells the speed of each stage of a method."""
+    training = run.training.model_copy(update=_PILOT)
+    stages = tuple(
+        {**stage, "training": {**stage.get("training", {}), **_PILOT}} for stage in run.stages
+    )
+    changes = {"name": f"{run.name}/pilot", "training": training, "stages": stages}
+    return with_steps(run.model_copy(update=changes), [PILOT_STEPS] * max(1, len(stages)))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orpo_ray.data.shards import whole_shards
 from orpo_ray.data.store import (
@@ -51,11 +52,16 @@ def refuse_too_many(count: int, artifact: Artifact) -> None:
         )
 
 
+def drawn(artifact: Artifact, count: int, seed: int) -> NDArray[np.int64]:
+    """Which training pairs a subset has, in their order."""
+    order = np.random.default_rng(seed).permutation(len(artifact.train))
+    return np.sort(order[:count])
+
+
 def _write(artifact: Artifact, count: int, seed: int, path: Path, digest: str) -> Artifact:
     for name in artifact.train.shards:
         if not (path / name).exists():
             _share(artifact.path / name, path / name)
-    order = np.random.default_rng(seed).permutation(len(artifact.train))
     tables = (artifact.train, artifact.eval)
     rows = list(artifact.train.shards.values())
     counts = np.zeros((sum(rows), 6), dtype=np.int32)
@@ -73,7 +79,7 @@ def _write(artifact: Artifact, count: int, seed: int, path: Path, digest: str) -
         ),
         [by_name[name] for name in artifact.train.shards],
         rows=rows,
-        train=artifact.train.rows[np.sort(order[:count])],
+        train=artifact.train.rows[drawn(artifact, count, seed)],
         evaluation=artifact.eval.rows,
         counts=counts,
         quarantine=(),

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orpo_ray.config import SearchConfig
+from orpo_ray.config.compare import CompareConfig
 from orpo_ray.config.contenders import contender, settings_of, with_steps
 from orpo_ray.errors import ConfigError
+from orpo_ray.planner.duration import search_share
 from orpo_ray.planner.hardware import Gpu
 from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.plan import Paper
@@ -47,8 +49,7 @@ def _hours(paper: Paper, gpu: Gpu) -> Interval | None:
         return None
     budget = budget_of(paper.config, pairs)
     if budget.unit == "seconds":  # it is the answer, but for starts and evaluations
-        runs = len(settings.methods) * settings.seeds
-        return Interval.sure(runs * budget.amount / 3600)
+        return _whole_runs(settings).times(len(settings.methods) * budget.amount / 3600)
     lengths = np.resize(paper.lengths.lengths, (pairs, 3))
     total = Interval.sure(0.0)
     for method in settings.methods:
@@ -64,3 +65,11 @@ def _hours(paper: Paper, gpu: Gpu) -> Interval | None:
             assert trials is not None, "what fits has hours, and so has its search"
             total += trials
     return total
+
+
+def _whole_runs(settings: CompareConfig) -> Interval:
+    """How many whole runs a method's seeds and trials are; a trial may be given up early."""
+    runs, trials = Interval.sure(settings.seeds), settings.search
+    if trials:
+        runs += search_share(SearchConfig(trials=trials), trials).times(trials)
+    return runs

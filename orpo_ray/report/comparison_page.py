@@ -82,9 +82,13 @@ def _outcome(record: Mapping[str, Any], methods: Sequence[Method]) -> Section:
     told_of = f"{states.count('finished')} finished, {states.count('failed')} failed"
     figures = [Figure("methods", str(len(methods)), told_of)]
     figures.append(Figure("budget", _budget(record), "all that a method needs counts"))
-    hours = [method["device_hours"] for method in methods if method.get("device_hours") is not None]
+    hours = [
+        method["device_hours"] * (method.get("seeds") or 1)
+        for method in methods
+        if method.get("device_hours") is not None
+    ]
     if hours:
-        figures.append(Figure("cost", f"{number(sum(hours), 3)}", "device-hours, all methods"))
+        figures.append(Figure("cost", f"{number(sum(hours), 3)}", "device-hours, all runs"))
     blocks.append(Figures(tuple(figures)))
     said = [Remark(str(line), _level(str(line), methods)) for line in record.get("reading") or ()]
     unclear = sum(each.get("verdict") == "within noise" for each in verdicts)

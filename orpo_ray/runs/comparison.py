@@ -32,7 +32,7 @@ class Standing:
 
     `spread` is the standard deviation over seeds. `broken` is the share of greedy answers that do
     not end, that repeat themselves, or that leave the words of the pairs. Figures are None for a
-    method of which no run has finished; `error` then says why.
+    method of which no run has finished. `error` says why a run failed.
     """
 
     method: str
@@ -46,9 +46,15 @@ class Standing:
     margin_low: float | None = None
     margin_high: float | None = None
     chosen_log_prob: float | None = None
+    chosen_low: float | None = None
+    chosen_high: float | None = None
     rejected_log_prob: float | None = None
+    rejected_low: float | None = None
+    rejected_high: float | None = None
     chosen_before: float | None = None
     nll: float | None = None
+    nll_low: float | None = None
+    nll_high: float | None = None
     win_rate: float | None = None
     win_low: float | None = None
     win_high: float | None = None
@@ -60,7 +66,6 @@ class Standing:
     device_hours: float | None = None
     spread: dict[str, float] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +135,7 @@ def comparison_of(written: Mapping[str, Any]) -> Comparison:
 
 def _standings(written: Any) -> tuple[Standing, ...]:
     return tuple(
-        Standing(
-            **{
-                **known_fields(Standing, each),
-                "runs": tuple(each["runs"]),
-                "remarks": tuple(each["remarks"]),
-            }
-        )
+        Standing(**{**known_fields(Standing, each), "runs": tuple(each["runs"])})
         for each in written
     )
 

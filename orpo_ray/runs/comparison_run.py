@@ -1,16 +1,18 @@
 """A comparison on disk: a folder inside its run, which holds the runs of its methods."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from orpo_ray.config import RunConfig
-from orpo_ray.config.contenders import FOLDER
+from orpo_ray.config import RunConfig, dump
+from orpo_ray.config.compare import THEN, CompareConfig
+from orpo_ray.config.contenders import FOLDER, settings_of
 from orpo_ray.config.storage import local_path
 from orpo_ray.errors import ConfigError
-from orpo_ray.runs.changes import FREE_KEYS
+from orpo_ray.runs.changes import FREE_KEYS, refuse_changed_config
 from orpo_ray.runs.comparison import FILE, Comparison, comparison_of
-from orpo_ray.runs.files import read_json, write_json
+from orpo_ray.runs.files import CONFIG_FILE, read_json, write_json
 from orpo_ray.runs.lock import RUN_LOCK_FILE, is_locked
 from orpo_ray.runs.run import RunFolder
 from orpo_ray.storage import storage_at
@@ -31,6 +33,23 @@ class ComparisonRun(RunFolder[Comparison]):
     def what_next(self) -> str:
         """What a user can do with it when it is finished."""
         return "give another name to compare again, or more methods or seeds"
+
+    def refuse_changes(self) -> None:
+        """Raise ConfigError if it has started with other settings.
+
+        Settings of a method that is new, or that is left out, may come and go.
+        """
+        stored = read_json(self.path(CONFIG_FILE))
+        if stored is None or not self.has_started:
+            return
+        now = settings_of(self.config)
+        # A config without the section compared with the defaults.
+        stored = {**stored, "compare": stored.get("compare") or dump(CompareConfig())}
+        before = stored["compare"]
+        names = before["settings"].keys() | now.settings.keys()
+        kept = _parts(before["methods"]) & _parts(now.methods)
+        free = (f"compare.settings.{name}." for name in names - kept)
+        refuse_changed_config(stored, self.config, (*self.free_keys, *free))
 
     @property
     def has_started(self) -> bool:
@@ -54,9 +73,15 @@ class ComparisonRun(RunFolder[Comparison]):
         self.store(FILE)
 
 
+def _parts(methods: Iterable[str]) -> set[str]:
+    """The names that methods have in them, each stage's its own."""
+    return {part for method in methods for part in method.split(THEN)}
+
+
 def comparison_for(config: RunConfig) -> ComparisonRun:
     """The comparison of a run. It lies in the run's folder."""
-    return ComparisonRun(config.model_copy(update={"name": f"{config.name}/{FOLDER}"}))
+    changes = {"name": f"{config.name}/{FOLDER}", "compare": settings_of(config)}
+    return ComparisonRun(config.model_copy(update=changes))
 
 
 def find_comparison(place: str) -> Comparison:

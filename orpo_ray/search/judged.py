@@ -1,39 +1,89 @@
-"""A model in place of words: who wrote the better greedy answers, a result or its base."""
+"""Who wrote the better greedy answers, a result or its base: by their words, or by a judge."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from orpo_ray.config.contenders import settings_of
 from orpo_ray.data.pairs import Message
+from orpo_ray.distributed.run import Ground
 from orpo_ray.errors import ResourceError, RunError
 from orpo_ray.evaluation.judge.answers import Answered, Sides
 from orpo_ray.evaluation.judge.answers import Comparison as Row
 from orpo_ray.evaluation.judge.judging import Judge, points_of_rows
+from orpo_ray.runs.comparison_run import ComparisonRun
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.files import read_json, write_json
 from orpo_ray.runs.run import Run
-from orpo_ray.search.greedy import Questions, Said, Told
+from orpo_ray.search.greedy import (
+    Questions,
+    Said,
+    Told,
+    answers_of_run,
+    questions_of,
+    told,
+)
 
 FILE = "judged.json"
 """What the judge gave each greedy answer of a run, in its folder."""
 _VERDICTS = "judged-{settings}.jsonl"
 
 
-def judged(told: Told, sides: Sides, judge: Judge, run: Run, console: Console) -> Told:
+def tell(
+    run: ComparisonRun,
+    done: Mapping[str, Mapping[int, Run]],
+    ground: Ground,
+    console: Console,
+    judge: Judge | None,
+) -> dict[str, list[Told]]:
+    """What the greedy answers of each method tell, by seed; none if they cannot be generated.
+
+    `done` has the finished runs of each method by their seeds. Raises StoppedError on request.
+    """
+    count = settings_of(run.config).answers
+    if not count:
+        return {}
+    some = next(each for runs in done.values() for each in runs.values())
+    console.announce("generating greedy answers of the base and of every result")
+    try:
+        asked = questions_of(ground.artifact, run.config, count)
+        base = answers_of_run(ground, asked, some, run, console, trained=False)
+        ours = {
+            each.name: answers_of_run(ground, asked, each, each, console)
+            for runs in done.values()
+            for each in runs.values()
+        }
+    except (RunError, ResourceError) as error:
+        console.announce(f"the answers could not be generated: {error}")
+        return {}
+    if judge is not None:
+        console.announce(f"asking {judge.name} which answers are better than the base's")
+
+    def told_by(each: Run) -> Told:
+        answers = ours[each.name]
+        found = told(asked, answers, base)
+        if judge is None:
+            return found
+        return judged(found, sides_of(asked, answers, base, each.name), judge, each, console)
+
+    return {method: [told_by(each) for each in runs.values()] for method, runs in done.items()}
+
+
+def judged(by_words: Told, sides: Sides, judge: Judge, run: Run, console: Console) -> Told:
     """What answers tell, with wins by a judge; none if it cannot be asked, which is announced.
 
     What an earlier command asked is taken, or gone on with. Raises StoppedError on request.
     """
     try:
-        return replace(told, wins=_wins(sides, judge, run, console))
+        return replace(by_words, wins=_wins(sides, judge, run, console))
     except (RunError, ResourceError) as error:
         console.announce(
             f"{run.name} has no wins by {judge.name}: {error}; the same command asks again"
         )
-        return replace(told, wins=())
+        return replace(by_words, wins=())
 
 
 def sides_of(asked: Questions, ours: Sequence[Said], base: Sequence[Said], name: str) -> Sides:

@@ -11,6 +11,8 @@ from orpo_ray.runs.scores import are_few, too_few
 _MANY_BROKEN = 0.1
 _FELL = 0.1
 """Nats a token: a fall of the chosen answers' log-prob that is told."""
+_OFF = 0.1
+"""A method that uses more or less of a budget in seconds than this share of it is told."""
 
 
 def reading(comparison: Comparison) -> list[str]:
@@ -28,6 +30,14 @@ def reading(comparison: Comparison) -> list[str]:
                 f"{each.method} made the chosen answers less likely than the base has them, "
                 f"{each.chosen_log_prob:.2f} after {each.chosen_before:.2f} nats a token."
             )
+        if _is_off(comparison, each):
+            lines.append(
+                f"{each.method}: the clock showed {each.budget_used:,.1f} of "
+                f"{comparison.budget['amount']:,.1f} seconds; the machine did not keep the speed "
+                "of the short run, so the budgets are not equal."
+            )
+        if failed := _failed_seeds(comparison, each.method):
+            lines.append(f"{each.method}: {failed} runs failed: {each.error}")
     lines += [
         f"{each.method} failed: {each.error}"
         for each in comparison.methods
@@ -38,25 +48,41 @@ def reading(comparison: Comparison) -> list[str]:
         lines.append(f"Wins against the base are verdicts of {judge['model']}.")
     if are_few(comparison.pairs):
         lines.append(too_few(comparison.pairs))
-    return lines
+    return lines + _of_curve(comparison.curve)
 
 
-def reading_of_curve(curve: Sequence[Point]) -> list[str]:
+def _is_off(comparison: Comparison, standing: Standing) -> bool:
+    budget, used = comparison.budget, standing.budget_used
+    if budget["unit"] != "seconds" or used is None:
+        return False
+    return abs(used / float(budget["amount"]) - 1) > _OFF
+
+
+def _failed_seeds(comparison: Comparison, method: str) -> str:
+    """How many of a method's runs failed, such as `1 of 3`; "" if none."""
+    states = [each.state for each in comparison.entries if each.method == method]
+    failed = states.count("failed")
+    return f"{failed} of {len(states)}" if failed else ""
+
+
+def _of_curve(curve: Sequence[Point]) -> list[str]:
     """Who leads with few pairs, and who with many."""
     lines = []
     for point in curve:
-        best = [each for each in point.methods if each.accuracy is not None][:1]
-        for leader in best:
-            beaten = [
-                verdict.other if verdict.method == leader.method else verdict.method
-                for verdict in point.verdicts
-                if leader.method in (verdict.method, verdict.other)
-                and verdict.verdict != "within noise"
-            ]
-            said = f"better than {', '.join(beaten)}" if beaten else "no better than noise"
-            lines.append(
-                f"With {point.pairs:,} pairs {leader.method} leads ({leader.accuracy:.1%}), {said}."
-            )
+        finished = [each for each in point.methods if each.accuracy is not None]
+        if len(finished) < 2:
+            continue
+        leader = finished[0]
+        beaten = [
+            verdict.other if verdict.method == leader.method else verdict.method
+            for verdict in point.verdicts
+            if leader.method in (verdict.method, verdict.other)
+            and verdict.verdict != "within noise"
+        ]
+        said = f"better than {', '.join(beaten)}" if beaten else "no better than noise"
+        lines.append(
+            f"With {point.pairs:,} pairs {leader.method} leads ({leader.accuracy:.1%}), {said}."
+        )
     return lines
 
 

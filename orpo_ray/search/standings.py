@@ -5,6 +5,7 @@ of two methods, seeds are drawn again, too: another seed is another result.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from statistics import fmean, stdev
 
@@ -12,12 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orpo_ray.runs.comparison import Verdict, Word
-from orpo_ray.runs.scores import PairScores, mean_of
+from orpo_ray.runs.scores import PairScores, intervals, mean_of
 from orpo_ray.search.greedy import Told
 
 _DRAWS, _SEED = 2000, 22
 _TAILS = (2.5, 97.5)
 Numbers = NDArray[np.float64]
+_FIGURES = (
+    ("margin", "margin", "margin"),
+    ("chosen_logp", "chosen_log_prob", "chosen"),
+    ("rejected_logp", "rejected_log_prob", "rejected"),
+    ("nll", "nll", "nll"),
+)
+"""Means with their names in scores and in a Standing, and what the ends of their intervals begin
+with there."""
 
 
 def columns(scores: Sequence[PairScores]) -> dict[str, Numbers]:
@@ -36,17 +45,23 @@ def columns(scores: Sequence[PairScores]) -> dict[str, Numbers]:
 
 
 def figures(scores: Sequence[PairScores]) -> dict[str, float]:
-    """The means of a method over its seeds, with the intervals of accuracy and margin."""
-    table = columns(scores)
-    found = {name: float(values.mean()) for name, values in table.items()}
-    accuracy, margin = (
-        mean_of(table[name].mean(axis=0), is_share=name == "accuracy")
-        for name in ("accuracy", "margin")
-    )
-    found |= {"low": accuracy.low, "high": accuracy.high}
-    found |= {"margin_low": margin.low, "margin_high": margin.high}
-    found["nll"] = fmean(float(-one.chosen.sum() / one.chosen_tokens.sum()) for one in scores)
+    """The means of a method over its seeds, with their intervals over held-out pairs."""
+    right = mean_of(columns(scores)["accuracy"].mean(axis=0), is_share=True)
+    found = {"accuracy": right.value, "low": right.low, "high": right.high}
+    means = intervals(_average(scores))
+    for metric, name, ends in _FIGURES:
+        mean = means[metric]
+        found |= {name: mean.value, f"{ends}_low": mean.low, f"{ends}_high": mean.high}
     return found
+
+
+def _average(scores: Sequence[PairScores]) -> PairScores:
+    """The log-probs of each pair as their means over seeds; all seeds have the same tokens."""
+    one = scores[0]
+    chosen, rejected = (
+        np.mean([getattr(each, side) for each in scores], axis=0) for side in ("chosen", "rejected")
+    )
+    return replace(one, chosen=chosen, rejected=rejected)
 
 
 def figures_of_answers(answers: Sequence[Told]) -> dict[str, float]:
@@ -65,11 +80,20 @@ def figures_of_answers(answers: Sequence[Told]) -> dict[str, float]:
     return found
 
 
+def spread_of_answers(answers: Sequence[Told]) -> dict[str, float]:
+    """The standard deviation over seeds of the win rate; nothing for less than two rates."""
+    known = [np.array(each.wins) for each in answers]
+    rates = [float(np.nanmean(wins)) for wins in known if not np.isnan(wins).all()]
+    return {"win_rate": stdev(rates)} if len(rates) > 1 else {}
+
+
 def spread(scores: Sequence[PairScores]) -> dict[str, float]:
     """The standard deviation over seeds of what a method reached; nothing for one seed."""
     if len(scores) < 2:
         return {}
-    return {name: stdev(values.mean(axis=1).tolist()) for name, values in columns(scores).items()}
+    found = {name: values.mean(axis=1).tolist() for name, values in columns(scores).items()}
+    found["nll"] = [float(-one.chosen.sum() / one.chosen_tokens.sum()) for one in scores]
+    return {name: stdev(values) for name, values in found.items()}
 
 
 def verdicts(methods: Mapping[str, Sequence[PairScores]]) -> tuple[Verdict, ...]:

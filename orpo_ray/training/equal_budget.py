@@ -25,10 +25,14 @@ _OFF = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What a method does with the budget: the steps of each stage, and what all of it costs."""
+    """What a method does with the budget: the steps of each stage, and what all of it costs.
+
+    `reference` is the part of `used` that references cost.
+    """
 
     steps: tuple[int, ...]
     used: float
+    reference: float = 0.0
 
 
 def share(
@@ -69,7 +73,7 @@ def share(
             f"{stages[0].training.pairs_per_step} pairs to {_OFF:.0%} ({used:,.0f} are the "
             "nearest); raise the budget, or lower training.pairs_per_step"
         )
-    return Share(steps=tuple(steps), used=used)
+    return Share(steps=tuple(steps), used=used, reference=fixed)
 
 
 def budget_of(config: RunConfig, pairs: int) -> BudgetConfig:

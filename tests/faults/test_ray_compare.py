@@ -19,7 +19,7 @@ BUDGET = 512
 FIGURES = ("accuracy", "low", "high", "margin", "chosen_log_prob", "nll", "broken", "win_rate")
 
 
-def write_config(storage: Path, name: str) -> Path:
+def write_config(storage: Path, name: str, **compare: Any) -> Path:
     sections: dict[str, Any] = {
         "adapter": {"dropout": 0.0},
         "training": {
@@ -36,6 +36,7 @@ def write_config(storage: Path, name: str) -> Path:
             "answers": 4,
             # More steps of warm-up than the run has.
             "settings": {"odd": {"objective": {"kind": "orpo"}, "training": {"warmup": 9999}}},
+            **compare,
         },
     }
     path = storage / f"{name}.yaml"
@@ -48,8 +49,8 @@ def compare(config: Path, *words: str) -> Ended:
     return command.end()
 
 
-def read(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+def read(folder: Path, name: str = "comparison.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
     return found
 
 
@@ -155,3 +156,37 @@ def test_a_killed_comparison_resumes_to_the_same_table(
     first.end()
     assert second.code == 0, second.said
     assert table(read(folder)) == table(whole)
+
+
+@pytest.mark.long
+def test_a_killed_search_of_settings_resumes_and_every_seed_trains_with_the_best(
+    prepared_storage: Path,
+) -> None:
+    config = write_config(
+        prepared_storage, "searched", methods=METHODS[::2], search=2, budget={"pairs": 64}, seeds=2
+    )
+    folder = prepared_storage / "searched" / "compare"
+    first_search, second_search = folder / "orpo" / "search", folder / "sft-dpo" / "search"
+    first = Command(config, "--json", command="compare")
+    first.wait_until((second_search / "search.json").exists, "the search of the second method")
+    os.kill(first.pid, SIGKILL)
+    wait_until(lambda: not first.processes.actors(), "the end of the dead driver's processes")
+    found = read(first_search, "search.json")
+    second = compare(config)
+    first.end()
+    assert second.code == 0, second.said
+    assert read(first_search, "search.json") == found, "a finished search is not run again"
+    for search in (first_search, second_search):
+        record = read(search, "search.json")
+        assert record["status"] == "finished" and len(record["trials"]) == 2
+    best = found["outcome"]["values"]
+    last = read(second_search, "search.json")["outcome"]["values"]
+    for seed in range(2):
+        one = read(folder / "orpo" / f"seed-{seed}", "config.json")
+        assert one["objective"]["lambda"] == best["objective.lambda"]
+        assert one["training"]["learning_rate"] == best["training.learning_rate"]
+        stage = read(folder / "sft-dpo" / f"seed-{seed}", "config.json")["stages"][1]
+        assert stage["objective"]["beta"] == last["stages.1.objective.beta"]
+        assert stage["training"]["learning_rate"] == last["stages.1.training.learning_rate"]
+    used = [each["budget_used"] for each in json.loads(second.out)["methods"]]
+    assert used == pytest.approx([64, 64], rel=0.02), "trials are not in the budget"

@@ -9,7 +9,7 @@ from support import Listener, run_config
 
 from orpo_ray.errors import ConfigError
 from orpo_ray.runs.comparison import Comparison, Entry, Point, Standing, Verdict, comparison_of
-from orpo_ray.runs.comparison_run import comparison_for, find_comparison
+from orpo_ray.runs.comparison_run import ComparisonRun, comparison_for, find_comparison
 from orpo_ray.search.reading import reading
 from orpo_ray.search.tournament import Tournament, entries_of
 from orpo_ray.storage import Storage
@@ -80,6 +80,47 @@ def test_a_judge_is_named_where_it_gave_wins() -> None:
     assert line in reading(won)
     for other in (comparison(methods=won.methods), comparison(methods=(standing("a"),))):
         assert line not in reading(other)
+
+
+# --- changed settings -----------------------------------------------------------------------------
+
+
+def begun(tmp_path: Path, compare: dict[str, Any] | None) -> None:
+    """Leave what a comparison leaves that has begun."""
+    run = compared_with(tmp_path, compare)
+    run.folder.mkdir(parents=True)
+    run.write_config()
+    run.keep(comparison())
+
+
+def compared_with(tmp_path: Path, compare: dict[str, Any] | None) -> ComparisonRun:
+    return comparison_for(run_config(tmp_path, **({"compare": compare} if compare else {})))
+
+
+def test_a_new_method_may_bring_settings_and_one_that_goes_takes_its_own(tmp_path: Path) -> None:
+    own = {"methods": ["orpo", "sft>dpo"], "settings": {"dpo": {"objective": {"beta": 0.2}}}}
+    begun(tmp_path, own)
+    more = {
+        "methods": ["orpo", "sft>apo"],
+        "settings": {**own["settings"], "apo": {"objective": {"kind": "dpo"}}},
+    }
+    compared_with(tmp_path, more).refuse_changes()
+    compared_with(tmp_path, {"methods": ["orpo"]}).refuse_changes()
+    other = {**own, "settings": {**own["settings"], "dpo": {"objective": {"beta": 0.3}}}}
+    with pytest.raises(ConfigError, match=r"compare\.settings\.dpo\.objective\.beta: 0\.3 here"):
+        compared_with(tmp_path, other).refuse_changes()
+    with pytest.raises(ConfigError, match=r"compare\.settings\.orpo\.objective"):
+        changed = {"orpo": {"objective": {"lambda": 2.0}}}
+        compared_with(
+            tmp_path, {**own, "settings": {**own["settings"], **changed}}
+        ).refuse_changes()
+
+
+def test_a_section_may_be_added_that_says_what_was_the_default(tmp_path: Path) -> None:
+    begun(tmp_path, None)
+    compared_with(tmp_path, {"seeds": 5}).refuse_changes()
+    with pytest.raises(ConfigError, match=r"compare\.search: 2 here"):
+        compared_with(tmp_path, {"search": 2}).refuse_changes()
 
 
 # --- the course -----------------------------------------------------------------------------------
@@ -157,6 +198,36 @@ def test_accuracy_does_not_hide_what_is_broken_or_lost() -> None:
     assert "a: 50% of its greedy answers are broken" in said[0]
     assert "less likely than the base has them, -3.00 after -1.00" in said[1]
     assert said[2] == "b failed: no memory"
+
+
+def test_a_seed_that_failed_is_told_beside_the_figures_of_the_others() -> None:
+    entries = entries_of([], ["a", "b"], 3, {(m, s): "" for m in "ab" for s in range(3)})
+    for entry in entries:
+        entry.state = "finished"
+    entries[2].state, entries[2].error = "failed", "no memory"
+    methods = (standing("a", error="no memory", seeds=2), standing("b", seeds=3))
+    said = reading(comparison(methods=methods, entries=entries, verdicts=(VERDICT,)))
+    assert said[1:] == ["a: 1 of 3 runs failed: no memory"]
+
+
+def test_a_budget_in_seconds_that_the_clock_did_not_keep_is_told() -> None:
+    methods = (standing("a", budget_used=130.0), standing("b", budget_used=95.0))
+    found = comparison(methods=methods, budget={"unit": "seconds", "amount": 100.0})
+    (said,) = [line for line in reading(found) if "clock" in line]
+    assert said.startswith("a: the clock showed 130.0 of 100.0 seconds")
+
+
+def test_the_words_of_a_curve_follow_those_of_the_comparison() -> None:
+    methods = (standing("a", 0.9), standing("b", 0.8))
+    points = (
+        Point(pairs=10, methods=methods, verdicts=(noise("a", "b"),)),
+        Point(pairs=1000, methods=methods, verdicts=(VERDICT,)),
+        Point(pairs=2000, methods=methods[:1], verdicts=()),
+    )
+    assert reading(comparison(curve=points)) == [
+        "With 10 pairs a leads (90.0%), no better than noise.",
+        "With 1,000 pairs a leads (90.0%), better than b.",
+    ]
 
 
 def test_few_pairs_are_told() -> None:

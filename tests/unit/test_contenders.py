@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from orpo_ray.config import RunConfig, build, dump, stage_configs
 from orpo_ray.config.compare import BudgetConfig, CompareConfig
-from orpo_ray.config.contenders import contender, seeded, with_steps
+from orpo_ray.config.contenders import PILOT_STEPS, contender, pilot, seeded, with_steps
 from orpo_ray.errors import ConfigError
-from orpo_ray.training.equal_budget import FORWARD, budget_of, share
+from orpo_ray.training.equal_budget import FORWARD, Share, budget_of, share
 from orpo_ray.training.run_plan import steps_of_run
 
 
@@ -85,6 +85,19 @@ def test_seeds_have_folders_of_their_own() -> None:
     ]
 
 
+@pytest.mark.parametrize("method", ["orpo", "sft>orpo"])
+def test_a_pilot_is_a_short_run_of_each_stage_without_a_warm_up_of_its_own(method: str) -> None:
+    settings = {"orpo": {"training": {"warmup": 500, "eval_every": 5}}}
+    run = contender(config(training={"epochs": 3}, compare={"settings": settings}), method)
+    short = pilot(run)
+    assert short.name == f"{run.name}/pilot"
+    for stage in stage_configs(short) or [short]:
+        found = stage.training
+        assert (found.max_steps, found.epochs) == (PILOT_STEPS, None)
+        assert (found.warmup, found.eval_every, found.samples) == (0.0, 1.0, 0)
+        assert len(steps_of_run(stage, 3)) == PILOT_STEPS, "few pairs are read again"
+
+
 @pytest.mark.parametrize(
     ("section", "said"),
     [
@@ -97,6 +110,27 @@ def test_seeds_have_folders_of_their_own() -> None:
         ({"budget": {"pairs": 0}}, "compare.budget.pairs"),
         ({"seeds": 0}, "compare.seeds"),
         ({"settings": {"a b": {}}}, "a b must be letters"),
+        ({"settings": {"tune": {}}}, "tune is a name of a comparison's own files"),
+        ({"settings": {"references": {}}}, "references is a name of a comparison's own files"),
+        ({"settings": {"pairs-250": {}}}, "pairs-250 is a name of a comparison's own files"),
+        ({"settings": {"comparison.json": {}}}, "comparison.json is a name of a comparison's own"),
+        (
+            {"methods": ["sft>dpo", "sft-dpo"], "settings": {"sft-dpo": {}}},
+            "sft>dpo and sft-dpo have the same folder",
+        ),
+        ({"settings": {"dpo": {"objective": 3}}}, "settings.dpo.objective: must be a section"),
+        ({"settings": {"dpo": {"objective": None}}}, "settings.dpo.objective: must be a section"),
+        ({"settings": {"dpo": {"name": "x"}}}, "settings.dpo.name: no section that a method may"),
+        ({"settings": {"dpo": {"data": {"max_length": 9}}}}, "settings.dpo.data: no section"),
+        ({"settings": {"dpo": {"trainings": {}}}}, "did you mean training?"),
+        (
+            {"settings": {"dpo": {"training": {"epochs": 2}}}},
+            "settings.dpo.training.epochs: compare.budget gives the steps",
+        ),
+        (
+            {"settings": {"dpo": {"model": {"base": "owner/other"}}}},
+            "settings.dpo.model.base: all methods train the same base",
+        ),
         ({"method": ["orpo"]}, "compare.method"),
     ],
 )
@@ -162,7 +196,8 @@ def test_every_method_uses_the_budget_to_2_percent_or_is_refused(
 def test_the_reference_is_paid_first_and_stages_share_the_rest() -> None:
     """900 pairs: 300 for the reference of 900 thirds, and 300 for each stage."""
     run = contender(config(training={"pairs_per_step": 10}), "sft>dpo")
-    assert share(run, BudgetConfig(pairs=900), lengths(900)).steps == (30, 30)
+    found = share(run, BudgetConfig(pairs=900), lengths(900))
+    assert found == Share(steps=(30, 30), used=900, reference=300)
 
 
 def test_a_budget_that_the_reference_exceeds_is_refused() -> None:

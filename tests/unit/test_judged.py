@@ -16,7 +16,7 @@ from orpo_ray.runs.console import Console
 from orpo_ray.runs.run import Run
 from orpo_ray.search.greedy import Questions, Said, Told
 from orpo_ray.search.judged import judged, sides_of
-from orpo_ray.search.standings import figures_of_answers
+from orpo_ray.search.standings import figures_of_answers, spread_of_answers
 
 ASKED = Questions(
     numbers=(0, 1, 2, 3),
@@ -117,10 +117,11 @@ def test_a_rate_is_over_what_can_be_read() -> None:
     found = figures_of_answers([first, second])
     assert found["win_rate"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert found["broken"] == pytest.approx(0.25)
+    assert spread_of_answers([first, second])["win_rate"] == pytest.approx(0.5 / 2**0.5)
     assert 0 <= found["win_low"] <= found["win_rate"] <= found["win_high"] <= 1
 
 
 @pytest.mark.parametrize("wins", [(), (float("nan"),)])
 def test_no_verdict_is_no_rate(wins: tuple[float, ...]) -> None:
     assert figures_of_answers([Told(0.5, wins, {})]) == {"broken": 0.5}
-    assert figures_of_answers([]) == {}
+    assert figures_of_answers([]) == spread_of_answers([Told(0.5, wins, {})] * 2) == {}

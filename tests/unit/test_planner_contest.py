@@ -49,6 +49,13 @@ def test_a_budget_in_seconds_is_the_answer() -> None:
     assert found.hours.middle == pytest.approx(2 * 3 * 0.5)
 
 
+def test_trials_come_on_top_of_a_budget_in_seconds() -> None:
+    found = contest(compared(budget={"seconds": 1800}, seeds=3, search=2))
+    assert found.hours.middle == pytest.approx(2 * (3 + 2) * 0.5), "two trials are never given up"
+    found = contest(compared(budget={"seconds": 1800}, seeds=3, search=20))
+    assert 2 * 3 * 0.5 < found.hours.middle < 2 * (3 + 20) * 0.5
+
+
 def test_without_a_section_it_is_the_usual_comparison() -> None:
     found = contest(paper(2400, training=TRAINING))
     assert (found.methods, found.seeds) == (("orpo", "sft>dpo"), 3)

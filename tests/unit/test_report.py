@@ -33,7 +33,7 @@ from orpo_ray.report.content import read_run
 from orpo_ray.report.curves import wilson
 from orpo_ray.report.html import html
 from orpo_ray.report.importance import importances
-from orpo_ray.report.page import LinePlot, Page, plots_of
+from orpo_ray.report.page import Figure, Figures, LinePlot, Page, plots_of
 from orpo_ray.report.run_page import page_of_run
 from orpo_ray.report.thin import MOST, means, thinned
 from orpo_ray.report.words import number
@@ -386,6 +386,12 @@ def test_a_comparison_shows_what_is_there_and_lacks_what_is_not(tmp_path: Path) 
     assert "Held-out NLL" in titles, "the curves of the first seed"
     assert f"sft>dpo failed: {HOSTILE}" in parts.text
     assert "orpo: 25% of its greedy answers are broken" in parts.text
+
+
+def test_the_cost_of_a_comparison_is_that_of_all_seeds() -> None:
+    outcome, *_ = page_of_comparison(COMPARISON, "place", {}).tabs[0].sections
+    (figures,) = [block for block in outcome.blocks if isinstance(block, Figures)]
+    assert Figure("cost", "0.400", "device-hours, all runs") in figures.figures
 
 
 @pytest.mark.parametrize("name", [name for name in COMPARISON if name != "name"])

@@ -27,6 +27,11 @@ def test_means_are_over_seeds_and_pairs() -> None:
     assert found["chosen_log_prob"] == pytest.approx(-1.0)
     assert found["rejected_log_prob"] == pytest.approx(-2.0)
     assert found["nll"] == pytest.approx(1.0)
+    for name in ("margin", "chosen", "rejected", "nll"):
+        value = found.get(name, found.get(f"{name}_log_prob", 0.0))
+        assert found[f"{name}_low"] <= value <= found[f"{name}_high"]
+    assert found["chosen_low"] < found["chosen_high"] == pytest.approx(0.0)
+    assert spread([one, two])["nll"] == pytest.approx(2 / 2**0.5)
     assert spread([one, two])["accuracy"] == pytest.approx(0.5 / 2**0.5)
     assert spread([one]) == {}
     assert columns([one, two])["accuracy"].shape == (2, 2)
