@@ -37,8 +37,10 @@ from orpo_ray.report.content import read_run
 from orpo_ray.report.curves import wilson
 from orpo_ray.report.html import html
 from orpo_ray.report.importance import importances
-from orpo_ray.report.page import Figures, LinePlot, Page, Remarks, plots_of
+from orpo_ray.report.page import Figures, LinePlot, Page, ParallelPlot, Remarks, plots_of
+from orpo_ray.report.pictures import write_pictures
 from orpo_ray.report.run_page import page_of_run
+from orpo_ray.report.search_page import page_of_search
 from orpo_ray.report.thin import MOST, means, thinned
 from orpo_ray.report.told import planned
 from orpo_ray.report.words import number
@@ -434,6 +436,21 @@ def test_a_search_says_what_it_cost_and_who_was_given_up(tmp_path: Path) -> None
     assert HOSTILE in parts.text and len([1 for tag, _ in parts.tags if tag == "script"]) == 3
 
 
+def test_a_given_value_outside_of_its_range_has_a_place_or_none(tmp_path: Path) -> None:
+    search = write_search(tmp_path)[1]
+    optimizers = {"choice": ["adamw", "lion"]}
+    space = {"objective.lambda": {"loguniform": [0.1, 2.0]}, "training.optimizer": optimizers}
+    search.settings["space"] = space
+    for trial in search.trials:
+        given = trial.number == 0
+        lambda_, optimizer = (0.0, "ademamix") if given else (0.5, "lion")
+        trial.values = {"objective.lambda": lambda_, "training.optimizer": optimizer}
+    page = page_of_search(search, "place")
+    (all_trials,) = [plot for _, plot in plots_of(page) if isinstance(plot, ParallelPlot)]
+    assert all_trials.strands[0].values[:2] == (None, "ademamix"), "there is no zero on a log scale"
+    assert html(page) and len(write_pictures(page, tmp_path)) > 1
+
+
 def test_the_setting_that_decides_is_the_important_one(tmp_path: Path) -> None:
     _, search = write_search(tmp_path)
     from orpo_ray.report.search_page import _domains
@@ -447,7 +464,7 @@ def test_the_setting_that_decides_is_the_important_one(tmp_path: Path) -> None:
 
 
 COMPARISON: dict[str, Any] = {
-    "name": "c",
+    "name": "p/c",
     "status": "finished",
     "budget": {"unit": "pairs", "amount": 1000},
     "methods": [
@@ -473,7 +490,7 @@ COMPARISON: dict[str, Any] = {
 
 
 def test_a_comparison_shows_what_is_there_and_lacks_what_is_not(tmp_path: Path) -> None:
-    folder = tmp_path / "c"
+    folder = tmp_path / "moved"
     write_run(folder / "orpo", "seed-0", lines=lines_of(20, 10))
     (folder / COMPARISON_FILE).write_text(json.dumps(COMPARISON), encoding="utf-8")
     shown = named_shown(folder)
@@ -493,7 +510,19 @@ def test_a_comparison_shows_what_is_there_and_lacks_what_is_not(tmp_path: Path) 
 def test_any_part_of_a_comparison_may_be_missing(name: str, null: bool) -> None:
     record = {key: value for key, value in COMPARISON.items() if key != name}
     page = page_of_comparison(record | ({name: None} if null else {}), "place", {})
-    assert page.title == "c" and html(page)
+    assert page.title == "p/c" and html(page)
+
+
+def test_the_cost_of_a_comparison_is_that_of_all_its_seeds() -> None:
+    found = page_of_comparison(COMPARISON, "place", {}).tabs[0].sections[0].blocks[0]
+    assert isinstance(found, Figures)
+    assert found.figures[-1].value == "0.400", "two seeds of 0.2 device-hours each"
+
+
+def test_a_comparison_over_numbers_of_pairs_has_no_empty_table() -> None:
+    page = page_of_comparison({**COMPARISON, "methods": []}, "place", {})
+    assert page.subtitle == "1 method at 2 numbers of pairs, 1,000 pairs for each"
+    assert "Numbers" not in [section.title for section in page.tabs[0].sections]
 
 
 def test_a_method_may_lack_any_number() -> None:
