@@ -96,7 +96,7 @@ def read_run(run: Run, announce: Announce) -> RunContent:
         name=run.name,
         place=run.place,
         config=run.config,
-        state=_state(run),
+        state=_state(run, has_stages=bool(stages)),
         facts=read_json(run.fetch(RUN_FILE)) or {},
         records=tuple(records(run.fetch(METRICS_FILE).parent)),
         scores=_scores(run, announce),
@@ -107,12 +107,12 @@ def read_run(run: Run, announce: Announce) -> RunContent:
     )
 
 
-def _state(run: Run) -> State:
+def _state(run: Run, has_stages: bool) -> State:
     if run.result() is not None:
         return "finished"
     if any(is_locked(run.path(name)) for name in (RUN_LOCK_FILE, WORKERS_LOCK_FILE)):
         return "running"
-    return "not finished" if run.path(METRICS_FILE).exists() else "not begun"
+    return "not finished" if has_stages or run.path(METRICS_FILE).exists() else "not begun"
 
 
 def _scores(run: Run, announce: Announce) -> dict[int, PairScores]:

@@ -304,7 +304,9 @@ def _figures_of_whole(run: RunContent) -> list[Figure]:
     last = _held_out_figures(_begun(run), run.stages[-1])
     seconds = sum(value for stage in run.stages for _, value in stage.values("train/seconds"))
     steps = sum(stage.steps for stage in run.stages)
-    told_of = f"{counted(steps, 'step')} in {counted(len(run.config.stages), 'stage')}"
+    begun, all_stages = len(run.stages), counted(len(run.config.stages), "stage")
+    some = f"{begun} of " if begun < len(run.config.stages) else ""
+    told_of = f"{counted(steps, 'step')} in {some}{all_stages}"
     return [*last, Figure("training", duration(seconds), told_of)]
 
 

@@ -209,9 +209,11 @@ def test_a_run_in_stages_is_compared_with_its_start_and_warns_of_its_end(tmp_pat
     config = build(RunConfig, {**settings(tmp_path, "run"), "stages": kinds}, {(): "tests"})
     first, last = (Run(stage, is_stage=True) for stage in stage_configs(config))
     fill(first, lines=lines_of(10, 10))
+    begun = read_run(Run(config), QUIET)
+    assert begun.state == "not finished" and "in 1 of 2 stages" in html(page_of_run(begun))
     cut = {"step": 10, "prompt": "p", "answer": "and on", "ended": False}
     fill(last, lines=lines_of(10, 10)[1:], samples=[cut])
-    page = page_of_run(read_run(fill(Run(config)), QUIET))
+    page = page_of_run(read_run(Run(config), QUIET))
     assert of_adapter(page)["held-out accuracy"] == ("0.750", "0.500 before")
     told_of = page.tabs[0].sections[0].blocks[1]
     assert isinstance(told_of, Remarks) and told_of.remarks[0].level == "alarm"
