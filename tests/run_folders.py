@@ -63,9 +63,18 @@ def write_run(
 ) -> Run:
     """A run that is not finished, with what is given."""
     config = build(RunConfig, {**settings(Path(), name), "storage": str(storage)}, {(): "tests"})
-    run = Run(config)
-    run.folder.mkdir(parents=True)
-    _write_json(run.path(CONFIG_FILE), dump(config))
+    return fill(Run(config), lines, facts, samples)
+
+
+def fill(
+    run: Run,
+    lines: Iterable[Mapping[str, Any]] = (),
+    facts: Mapping[str, Any] | None = None,
+    samples: Iterable[Mapping[str, Any]] = (),
+) -> Run:
+    """Make the folder of a run with what is given."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _write_json(run.path(CONFIG_FILE), dump(run.config))
     _write_json(run.path(RUN_FILE), {**(facts or {})})
     _write_lines(run.path(METRICS_FILE), lines)
     if samples:

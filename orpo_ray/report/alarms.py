@@ -23,7 +23,10 @@ class Signs:
     preference_shares: tuple[float, ...] = ()
     """The share of the preference term in the loss, at each step."""
     more_preference: str = ""
-    """What raises that share; empty if the loss has no other term."""
+    """What raises that share, such as `raise objective.lambda`; empty if the loss has no other
+    term."""
+    is_to_prefer: bool = True
+    """Whether the loss has a preference term at all."""
     broken: float | None = None
     """The share of broken answers at the last evaluation; None if none were taken."""
     accuracy: float | None = None
@@ -35,7 +38,7 @@ def alarms(signs: Signs) -> list[Remark]:
     """The sentences to show, alarms first."""
     told = [*_on_answers(signs), *_on_flat(signs)]
     for line in remarks(signs.changes, signs.pairs):
-        told.append(Remark(line, _level(line, signs)))
+        told.append(Remark(line, _level(line)))
     told += [
         Remark(line, "alarm")
         for line in on_preference(signs.preference_shares, signs.more_preference)
@@ -43,14 +46,13 @@ def alarms(signs: Signs) -> list[Remark]:
     return sorted(told, key=lambda remark: remark.level != "alarm")
 
 
-def _level(line: str, signs: Signs) -> Level:
-    """How a remark of the result is shown: what fell or did not change is an alarm."""
-    chosen, accuracy = signs.changes["chosen_logp"], signs.changes["accuracy"]
+def _level(line: str) -> Level:
+    """How a remark of the result is shown: what fell is an alarm."""
     if line.startswith("The chosen answers became less likely"):
-        return "alarm" if chosen.difference.high < 0 else "note"
-    if line.startswith("The model"):
-        return "good" if accuracy.difference.value > 0 else "alarm"
-    return "note"
+        return "alarm"
+    if line.startswith("The model prefers"):
+        return "good"
+    return "alarm" if line.startswith("The model got worse") else "note"
 
 
 def _on_answers(signs: Signs) -> list[Remark]:
@@ -70,18 +72,25 @@ def _on_answers(signs: Signs) -> list[Remark]:
 
 
 def _on_flat(signs: Signs) -> list[Remark]:
-    """Whether neither accuracy nor margin moved."""
-    if not signs.changes or not signs.steps:
+    """Whether neither accuracy nor margin moved, if the loss is to move them."""
+    if not (signs.changes and signs.steps and signs.is_to_prefer):
         return []
     accuracy, margin = signs.changes["accuracy"], signs.changes["margin"]
     moved = margin.difference.value
     if not accuracy.is_noise or not (margin.difference.holds_zero or abs(moved) < _FLAT_NATS):
         return []
-    weight = signs.more_preference.removeprefix("raise ") or "the weight of the objective"
     return [
         Remark(
             f"Flat: after {signs.steps} steps neither accuracy nor margin has moved "
-            f"({moved:+.3f} nats a token). {weight} or training.learning_rate is too small.",
+            f"({moved:+.3f} nats a token). {_too_small(signs.more_preference)}",
             "alarm",
         )
     ]
+
+
+def _too_small(more_preference: str) -> str:
+    """What holds a model back; `more_preference` says which weight of the loss does, if any."""
+    advice, _, weight = more_preference.partition(" ")
+    if advice == "lower":
+        return f"{weight} is too large, or training.learning_rate is too small."
+    return f"{weight + ' or ' if weight else ''}training.learning_rate is too small."

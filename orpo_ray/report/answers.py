@@ -13,7 +13,16 @@ _REPEATED = re.compile(r"(\S.{2,80}?)(?:\s*\1){3,}", re.DOTALL)
 def is_broken(sample: Mapping[str, Any]) -> bool:
     """Whether an answer did not end by itself, says nothing, or repeats itself."""
     text = str(sample["answer"])
-    return sample.get("ended") is False or not text.strip() or bool(_REPEATED.search(text))
+    return _does_not_end(sample) or not text.strip() or bool(_REPEATED.search(text))
+
+
+def _does_not_end(sample: Mapping[str, Any]) -> bool:
+    """Whether an answer goes on where it should have ended.
+
+    One that was cut may have been on its way to an end, if the chosen answer of the data is longer.
+    """
+    is_cut = sample.get("ended") is False
+    return is_cut and len(str(sample["answer"])) >= len(_text(sample.get("chosen") or ""))
 
 
 def broken_share(samples: Iterable[Mapping[str, Any]]) -> float | None:
@@ -51,9 +60,11 @@ def _when(step: int) -> str:
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    if row.get("ended") is False:
+    if _does_not_end(row):
         return "did not end"
-    return "repeats or is empty" if is_broken(row) else ""
+    if is_broken(row):
+        return "repeats or is empty"
+    return "cut" if row.get("ended") is False else ""
 
 
 def _chosen(row: Mapping[str, Any]) -> list[Said]:

@@ -58,14 +58,27 @@ def page_of_comparison(record: Mapping[str, Any], place: str, chains: Chains) ->
     """The page of a comparison. `record` is the content of comparison.json."""
     methods = [each for each in record.get("methods") or () if each.get("method")]
     found = [_outcome(record, methods), _plots(methods, chains)]
-    found += [_table(methods), _verdicts(record), _by_pairs(record), _failed(methods)]
+    found += [
+        _table(methods) if methods else None,
+        _verdicts(record),
+        _by_pairs(record),
+        _failed(methods),
+    ]
     return Page(
         title=str(record.get("name") or place),
         kind="comparison",
-        subtitle=f"{counted(len(methods), 'method')}, {_budget(record)}",
+        subtitle=f"{_how_many(record, methods)}, {_budget(record)}",
         tabs=(Tab("comparison", tuple(section for section in found if section is not None)),),
         state=str(record.get("status") or ""),
     )
+
+
+def _how_many(record: Mapping[str, Any], methods: Sequence[Method]) -> str:
+    """How many methods were compared, and with how many numbers of pairs if with several."""
+    parts = record.get("curve") or ()
+    every = [*methods, *(method for part in parts for method in part.get("methods") or ())]
+    found = counted(len({str(method["method"]) for method in every}), "method")
+    return f"{found} at {counted(len(parts), 'number')} of pairs" if parts else found
 
 
 def _budget(record: Mapping[str, Any]) -> str:
@@ -80,7 +93,7 @@ def _outcome(record: Mapping[str, Any], methods: Sequence[Method]) -> Section:
     blocks: list[Block] = []
     states = [str(method.get("state")) for method in methods]
     told_of = f"{states.count('finished')} finished, {states.count('failed')} failed"
-    figures = [Figure("methods", str(len(methods)), told_of)]
+    figures = [Figure("methods", str(len(methods)), told_of)] if methods else []
     figures.append(Figure("budget", _budget(record), "all that a method needs counts"))
     hours = [
         method["device_hours"] * (method.get("seeds") or 1)
@@ -88,7 +101,8 @@ def _outcome(record: Mapping[str, Any], methods: Sequence[Method]) -> Section:
         if method.get("device_hours") is not None
     ]
     if hours:
-        figures.append(Figure("cost", f"{number(sum(hours), 3)}", "device-hours, all runs"))
+        told_of = "device-hours, all methods and seeds"
+        figures.append(Figure("cost", number(sum(hours), 3), told_of))
     blocks.append(Figures(tuple(figures)))
     said = [Remark(str(line), _level(str(line), methods)) for line in record.get("reading") or ()]
     unclear = sum(each.get("verdict") == "within noise" for each in verdicts)
@@ -136,7 +150,7 @@ def _intervals(
 
 def _costs(methods: Sequence[Method]) -> list[DotPlot]:
     """What each method cost beside what it gained."""
-    costs = (("device_hours", "device-hours"), ("seconds", "seconds"))
+    costs = (("device_hours", "device-hours a seed"), ("seconds", "seconds a seed"))
     key, name = next(
         (cost for cost in costs if any(method.get(cost[0]) is not None for method in methods)),
         (None, ""),
@@ -212,7 +226,8 @@ def _table(methods: Sequence[Method]) -> Section:
             *("pairs a second", "memory", "device-hours"),
         ),
         rows=tuple(map(_cost, methods)),
-        note="Spread: the standard deviation of accuracy over seeds. Used: of the budget.",
+        note="Spread: the standard deviation of accuracy over seeds. Used: of the budget. Time and "
+        "device-hours are those of one seed.",
     )
     return Section("Numbers", (found, costs))
 

@@ -1,8 +1,7 @@
 """What a run's folder holds, read once, for those who build its page."""
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from orpo_ray.runs.files import (
     read_json,
 )
 from orpo_ray.runs.lock import RUN_LOCK_FILE, WORKERS_LOCK_FILE, is_locked
-from orpo_ray.runs.metrics import records
+from orpo_ray.runs.metrics import read_metrics_line, records
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.scores import PairScores
@@ -57,7 +56,7 @@ class RunContent:
         return [
             (int(record["step"]), record[name])
             for record in self.records
-            if record.get(name) is not None
+            if isinstance(record.get(name), int | float) and math.isfinite(record[name])
         ]
 
     @property
@@ -97,23 +96,23 @@ def read_run(run: Run, announce: Announce) -> RunContent:
         name=run.name,
         place=run.place,
         config=run.config,
-        state=_state(run),
+        state=_state(run, has_stages=bool(stages)),
         facts=read_json(run.fetch(RUN_FILE)) or {},
         records=tuple(records(run.fetch(METRICS_FILE).parent)),
         scores=_scores(run, announce),
         result=run.result(),
-        samples=tuple(json_lines(run.fetch(SAMPLES_FILE), ("step", "prompt", "answer"))),
+        samples=_samples(run.fetch(SAMPLES_FILE)),
         evaluation=_if_whole(lambda: read_json(run.fetch(EVALUATION_FILE)), announce),
         stages=stages,
     )
 
 
-def _state(run: Run) -> State:
+def _state(run: Run, has_stages: bool) -> State:
     if run.result() is not None:
         return "finished"
     if any(is_locked(run.path(name)) for name in (RUN_LOCK_FILE, WORKERS_LOCK_FILE)):
         return "running"
-    return "not finished" if run.path(METRICS_FILE).exists() else "not begun"
+    return "not finished" if has_stages or run.path(METRICS_FILE).exists() else "not begun"
 
 
 def _scores(run: Run, announce: Announce) -> dict[int, PairScores]:
@@ -136,16 +135,8 @@ def _if_whole(read: Callable[[], Read], announce: Announce) -> Read | None:
         return None
 
 
-def json_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """The objects of a file with one on each line.
-
-    A line that a kill has cut, or that lacks one of the `needed` names, does not count.
-    """
+def _samples(path: Path) -> tuple[dict[str, Any], ...]:
+    """The answers on record. A line that is not as a run writes it does not count."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    found = []
-    for line in text.split("\n"):
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and all(name in row for name in needed):
-                found.append(row)
-    return found
+    rows: list[Any] = [read_metrics_line(line) for line in text.splitlines()]
+    return tuple(row for row in rows if row is not None and {"prompt", "answer"} <= row.keys())

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from orpo_ray.report.content import RunContent
 from orpo_ray.report.page import Curve, LinePlot, Mark, Point
-from orpo_ray.report.thin import PARTS, means, thinned
+from orpo_ray.report.thin import MOST, PARTS, means, thinned
 from orpo_ray.runs.changes import EXTENSIONS
 from orpo_ray.runs.files import RESUMED
 from orpo_ray.runs.scores import PairScores
@@ -38,8 +39,8 @@ _TRAIN_PLOTS = (
 _SCALE = {"memory_bytes": 1e-9}
 
 
-def plots(run: RunContent) -> tuple[LinePlot, ...]:
-    """All plots of a run that have a curve."""
+def plots(run: RunContent, most: int = MOST) -> tuple[LinePlot, ...]:
+    """All plots of a run that have a curve. Those of training have at most `most` points."""
     marks = marks_of(run)
     found = [_accuracy(run), _loss(run)]
     found += [
@@ -55,7 +56,7 @@ def plots(run: RunContent) -> tuple[LinePlot, ...]:
             title=plot.title,
             x_name="step",
             y_name=plot.y_name,
-            curves=plot.curves,
+            curves=tuple(_thin(curve, most) for curve in plot.curves),
             marks=marks,
             note=plot.note,
         )
@@ -98,11 +99,18 @@ def _train(run: RunContent, metric: str, name: str, hue: int) -> list[Curve]:
 
 
 def _curve(name: str, points: Sequence[Point], hue: int) -> Curve:
-    return Curve(name=name, points=thinned(points), hue=hue, means=means(points), whole=len(points))
+    return Curve(name=name, points=tuple(points), hue=hue, whole=len(points))
+
+
+def _thin(curve: Curve, most: int) -> Curve:
+    """A curve of training with few points; a curve of evaluations is never thinned."""
+    if curve.held_out:
+        return curve
+    return replace(curve, points=thinned(curve.points, most), means=means(curve.points))
 
 
 def _held_out(run: RunContent, metric: str, name: str, hue: int) -> list[Curve]:
-    """The curve of all evaluations, which is never thinned."""
+    """The curve of all evaluations."""
     points = tuple(run.values(f"eval/{metric}"))
     if not points:
         return []

@@ -25,7 +25,7 @@ def html(page: Page) -> str:
     library = _own("echarts/echarts.min.js")
     numbers = {id(plot): place for place, (_, plot) in enumerate(plots_of(page))}
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(_own("page.html")).render(
+    text = environment.from_string(_own("page.html")).render(
         page=page,
         policy=_policy((script, library), style),
         style=Markup(style),
@@ -37,6 +37,7 @@ def html(page: Page) -> str:
         kind_of=lambda block: type(block).__name__,
         zooms=_zooms,
     )
+    return text.encode(errors="replace").decode()  # half a character of a text has no UTF-8
 
 
 def _own(name: str) -> str:

@@ -25,8 +25,8 @@ const paintOf = (curve) => curve.tone === null ? hue(curve.hue) : toned(curve.to
 
 function shown(value) {
   if (typeof value !== "number") return String(value ?? "");
-  if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en");
   if (size < 1e-3 || size >= 1e6) return value.toExponential(2);
   return value.toLocaleString("en", { maximumSignificantDigits: 4 });
 }
@@ -141,7 +141,7 @@ function lines(plot, number) {
       data: points,
       step: plot.in_stairs ? "end" : false,
       areaStyle: plot.in_stairs ? { opacity: 0.12 } : null,
-      showSymbol: curve.held_out && points.length < 60,
+      showSymbol: points.length < (curve.held_out ? 60 : 2),
       symbol: "circle",
       symbolSize: 6,
       z: curve.held_out ? 3 : 2,
@@ -373,11 +373,19 @@ function draw(number) {
   if (!charts.has(number)) {
     if (plot.kind === "intervals") place.style.height = `${Math.max(7, 3 + 1.7 * plot.rows.length)}rem`;
     charts.set(number, echarts.init(place, null, { renderer: "svg" }));
-    new ResizeObserver(() => before === null && charts.get(number).resize()).observe(place);
+    new ResizeObserver(() => before === null && fit(number)).observe(place);
     if (plot.kind === "lines" && plot.zooms) drawsToZoom(number);
   }
+  fit(number);
   charts.get(number).setOption(kinds[plot.kind](plot, number), { notMerge: true });
   legend(number);
+}
+
+// A plot on a tab that is not shown keeps its size: it has none now, but may go on paper.
+function fit(number) {
+  const chart = charts.get(number);
+  const { clientWidth: width, clientHeight: height } = plotOf(number);
+  if (width && (width !== chart.getWidth() || height !== chart.getHeight())) chart.resize();
 }
 
 const drawAll = () => plots.forEach((_, number) => draw(number));

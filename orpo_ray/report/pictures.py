@@ -86,6 +86,7 @@ def _lines(axes: Any, plot: LinePlot) -> None:
         if curve.tone is not None:
             colour = _toned(curve.tone)
         strong = curve.held_out or plot.in_stairs
+        few = 60 if curve.held_out else 2
         axes.plot(
             xs,
             ys,
@@ -93,7 +94,7 @@ def _lines(axes: Any, plot: LinePlot) -> None:
             color=colour,
             linewidth=2 if strong else 1,
             alpha=1 if strong else 0.6,
-            marker="o" if curve.held_out and len(xs) < 60 else None,
+            marker="o" if len(xs) < few else None,
             markersize=4,
             drawstyle="steps-post" if plot.in_stairs else "default",
         )

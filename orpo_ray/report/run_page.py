@@ -27,10 +27,14 @@ from orpo_ray.report.page import (
     Tab,
     Table,
 )
+from orpo_ray.report.thin import MOST
 from orpo_ray.report.words import between, counted, duration, number, size
 from orpo_ray.runs.scores import PairScores
+from orpo_ray.runs.stages import have_same_held_out
 from orpo_ray.runs.summary import METRIC_LABELS, compared
 
+_POINTS = 2 * MOST
+"""Points of each measure on one page, however many runs are on it, so that the file stays small."""
 _COLUMNS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio", "nll")
 _SIDE_BY_SIDE = (
     ("accuracy", "Preference accuracy", "share of pairs"),
@@ -40,23 +44,30 @@ _SIDE_BY_SIDE = (
 )
 
 
-def page_of_run(run: RunContent) -> Page:
-    """The page of one run. A run in stages has a tab for each of them, and one for the whole."""
-    tabs = [Tab(_stage_name(number, stage), _sections(stage)) for number, stage in _numbered(run)]
+def page_of_run(run: RunContent, leaves: int = 1) -> Page:
+    """The page of one run. A run in stages has a tab for each of them, and one for the whole.
+
+    `leaves`: among how many runs or stages the page has to divide its points.
+    """
+    most = min(MOST, _POINTS // max(leaves, len(run.stages)))
+    tabs = [
+        Tab(_stage_name(number, stage), _sections(stage, most)) for number, stage in _numbered(run)
+    ]
     if run.stages:
         tabs = [Tab("whole run", _whole(run)), *tabs]
     return Page(
         title=run.name,
         kind="run",
         subtitle=_subtitle(run),
-        tabs=tuple(tabs) or (Tab(run.name, _sections(run)),),
+        tabs=tuple(tabs) or (Tab(run.name, _sections(run, most)),),
         state=run.state,
     )
 
 
 def page_of_runs(runs: Sequence[RunContent]) -> Page:
     """Several runs on one page: side by side first, then each on a tab of its own."""
-    alone = [(run, page_of_run(run)) for run in runs]
+    parts = _parts(runs)
+    alone = [(run, page_of_run(run, len(parts))) for run in runs]
     tabs = [
         replace(tab, name=run.name if len(page.tabs) == 1 else f"{run.name}: {tab.name}")
         for run, page in alone
@@ -66,7 +77,7 @@ def page_of_runs(runs: Sequence[RunContent]) -> Page:
         title=", ".join(run.name for run in runs),
         kind="runs",
         subtitle=f"{counted(len(runs), 'run')} side by side",
-        tabs=(Tab("side by side", tuple(side_by_side(_parts(runs)))), *tabs),
+        tabs=(Tab("side by side", tuple(side_by_side(parts))), *tabs),
     )
 
 
@@ -95,9 +106,9 @@ def _subtitle(run: RunContent) -> str:
     return f"{' then '.join(kinds)} on {run.config.model.base}"
 
 
-def _sections(run: RunContent) -> tuple[Section, ...]:
+def _sections(run: RunContent, most: int) -> tuple[Section, ...]:
     """All sections of one run, or of one stage."""
-    found = [_outcome(run), _curves(run), _answers(run), told.what_it_is(run)]
+    found = [_outcome(run), _curves(run, most), _answers(run), told.what_it_is(run)]
     found += [told.of_pairs(run.facts), _numbers(run)]
     return tuple(section for section in found if section is not None)
 
@@ -107,24 +118,34 @@ def _sections(run: RunContent) -> tuple[Section, ...]:
 
 def _outcome(run: RunContent) -> Section:
     blocks: list[Block] = [Figures(tuple(_figures(run)))]
-    if said := alarms(_signs(run)):
+    if said := _remarks(run, _signs(run)):
         blocks.append(Remarks(tuple(said)))
     blocks += [table for table in (_before_after(run), told.planned(run)) if table is not None]
     note = "" if run.result else f"The run is {run.state}: this is what its files told."
     return Section("Outcome", tuple(blocks), note)
 
 
+def _remarks(run: RunContent, signs: Signs) -> list[Remark]:
+    """What the signs tell, and what else the result tells."""
+    found = alarms(signs)
+    known = {remark.text for remark in found}
+    told_of = run.result.remarks if run.result else ()
+    return found + [Remark(line) for line in told_of if line not in known]
+
+
 def _signs(run: RunContent) -> Signs:
     first, last = _ends(run)
+    objective = run.config.objective
     is_final = run.samples or run.evaluation is None
     broken = answers.broken_share(run.samples) if is_final else _broken_in(run.evaluation or {})
     return Signs(
         changes=compared(first, last),
         pairs=run.held_out or 0,
         preference_shares=tuple(value for _, value in run.values("train/preference_share")),
-        more_preference=run.config.objective.more_preference,
+        more_preference=objective.more_preference if objective.has_likelihood else "",
+        is_to_prefer=objective.needs_rejected,
         broken=broken,
-        accuracy=_last(run, "eval/accuracy"),
+        accuracy=_of_adapter(run, "eval/accuracy"),
         steps=run.steps,
     )
 
@@ -138,6 +159,19 @@ def _broken_in(evaluation: dict[str, Any]) -> float | None:
     )
 
 
+def _signs_of_whole(run: RunContent) -> Signs:
+    """What can be seen of all stages together: where the last one ended, by where they began."""
+    begun, ended = _begun(run), run.stages[-1]
+    found = compared(_ends(begun)[0], _ends(ended)[1])
+    return replace(_signs(ended), changes=found, steps=sum(stage.steps for stage in run.stages))
+
+
+def _begun(run: RunContent) -> RunContent:
+    """The stage that the last one is compared with: the first, if both have one held-out set."""
+    first, last = run.stages[0], run.stages[-1]
+    return first if have_same_held_out(first.config, last.config) else last
+
+
 def _ends(run: RunContent) -> tuple[PairScores | None, PairScores | None]:
     """The scores of the first evaluation, and those of the adapter or of the latest one."""
     steps = sorted(run.scores)
@@ -148,26 +182,25 @@ def _ends(run: RunContent) -> tuple[PairScores | None, PairScores | None]:
 
 
 def _last(run: RunContent, name: str) -> float | None:
+    """A number as it was last reported."""
     found = run.values(name)
     return found[-1][1] if found else None
 
 
+def _of_adapter(run: RunContent, name: str) -> float | None:
+    """A held-out number of the adapter; the last one until there is an adapter."""
+    found = run.result.metrics.get(name) if run.result else None
+    return _last(run, name) if found is None else found
+
+
+def _first(run: RunContent, name: str) -> float | None:
+    found = run.values(name)
+    return found[0][1] if found else None
+
+
 def _figures(run: RunContent) -> list[Figure]:
     """The numbers of the first minute."""
-    result, found = run.result, []
-    accuracy = _last(run, "eval/accuracy")
-    if accuracy is not None:
-        first = run.values("eval/accuracy")[0][1]
-        note = f"{first:.3f} before"
-        if run.held_out:
-            low, high = wilson(accuracy, run.held_out)
-            note += f"; 95 % {low:.3f} to {high:.3f}"
-        found.append(Figure("held-out accuracy", f"{accuracy:.3f}", note))
-    for name, label in (("margin", "held-out margin"), ("nll", "held-out NLL")):
-        values = run.values(f"eval/{name}")
-        if values:
-            first, last = values[0][1], values[-1][1]
-            found.append(Figure(label, f"{last:.3f}", f"{first:.3f} before; nats a token"))
+    result, found = run.result, _held_out_figures(run, run)
     seconds = sum(value for _, value in run.values("train/seconds"))
     found.append(Figure("training", duration(seconds), counted(run.steps, "step")))
     speed = result.pairs_per_second if result else _last(run, "train/pairs_per_second")
@@ -176,6 +209,22 @@ def _figures(run: RunContent) -> list[Figure]:
     peak = run.facts.get("peak_memory_bytes") or _last(run, "train/memory_bytes")
     if peak:
         found.append(Figure("memory", size(peak), "at most, one worker"))
+    return found
+
+
+def _held_out_figures(begun: RunContent, run: RunContent) -> list[Figure]:
+    """The held-out numbers of a run's adapter, beside the first ones of `begun`, or of itself."""
+    found = []
+    for name, unit in (("accuracy", ""), ("margin", "nats a token"), ("nll", "nats a token")):
+        before, last = _first(begun, f"eval/{name}"), _of_adapter(run, f"eval/{name}")
+        if before is None or last is None:
+            continue
+        notes = [f"{before:.3f} before", unit]
+        if name == "accuracy" and run.held_out:
+            low, high = wilson(last, run.held_out)
+            notes.append(f"95 % {low:.3f} to {high:.3f}")
+        label = f"held-out {name.replace('nll', 'NLL')}"
+        found.append(Figure(label, f"{last:.3f}", "; ".join(filter(None, notes))))
     return found
 
 
@@ -206,8 +255,8 @@ def _before_after(run: RunContent) -> Table | None:
 # --- the other sections ---------------------------------------------------------------------------
 
 
-def _curves(run: RunContent) -> Section | None:
-    found = plots(run)
+def _curves(run: RunContent, most: int) -> Section | None:
+    found = plots(run, most)
     return Section("Curves", (Plots(found),), notes(run, found)) if found else None
 
 
@@ -241,8 +290,8 @@ def _whole(run: RunContent) -> tuple[Section, ...]:
     """What all stages did together."""
     named = [replace(stage, name=_stage_name(number, stage)) for number, stage in _numbered(run)]
     blocks: list[Block] = [Figures(tuple(_figures_of_whole(run)))]
-    if run.result and run.result.remarks:
-        blocks.append(Remarks(tuple(Remark(line) for line in run.result.remarks)))
+    if said := _remarks(run, _signs_of_whole(run)):
+        blocks.append(Remarks(tuple(said)))
     if run.result and (table := _before_after(run)) is not None:
         blocks.append(table)
     judged = _answers(run)
@@ -252,10 +301,12 @@ def _whole(run: RunContent) -> tuple[Section, ...]:
 
 def _figures_of_whole(run: RunContent) -> list[Figure]:
     """What the stages cost together, and where the last one ended."""
-    last = [figure for figure in _figures(run.stages[-1]) if figure.name.startswith("held-out")]
+    last = _held_out_figures(_begun(run), run.stages[-1])
     seconds = sum(value for stage in run.stages for _, value in stage.values("train/seconds"))
     steps = sum(stage.steps for stage in run.stages)
-    told_of = f"{counted(steps, 'step')} in {counted(len(run.config.stages), 'stage')}"
+    begun, all_stages = len(run.stages), counted(len(run.config.stages), "stage")
+    some = f"{begun} of " if begun < len(run.config.stages) else ""
+    told_of = f"{counted(steps, 'step')} in {some}{all_stages}"
     return [*last, Figure("training", duration(seconds), told_of)]
 
 

@@ -181,9 +181,13 @@ def _map(seen: _Seen) -> Section:
     return Section("Where good values lie", (Plots(tuple(shown)),))
 
 
-def _axis(name: str, domain: Domain) -> Axis:
+def _axis(seen: _Seen, name: str) -> Axis:
+    """The range of a setting. A given value may be none of its options, and stands behind them."""
+    domain = seen.domains[name]
     if isinstance(domain, Options):
-        return Axis(name=_short(name), options=tuple(plain(value) for value in domain.values))
+        tried = (trial.values[name] for trial in seen.search.trials)
+        options = dict.fromkeys(plain(value) for value in (*domain.values, *tried))
+        return Axis(name=_short(name), options=tuple(options))
     return Axis(name=_short(name), log=domain.log, ends=(domain.low, domain.high))
 
 
@@ -210,8 +214,8 @@ def _plane(seen: _Seen) -> DotPlot:
     )
     return DotPlot(
         title=f"{_short(x)} by {_short(y)}",
-        x=_axis(x, of_x),
-        y=_axis(y, of_y),
+        x=_axis(seen, x),
+        y=_axis(seen, y),
         dots=dots,
         tones=seen.tones,
         note="Small: given up or running. Ringed: the best.",
@@ -243,7 +247,12 @@ def _parallel(seen: _Seen) -> ParallelPlot:
         Strand(
             name=_name(seen, trial),
             values=(
-                *(_coordinate(of, trial.values[name]) for name, of in seen.domains.items()),
+                *(
+                    _coordinate(of, trial.values[name])
+                    if _can_be_drawn(of, trial.values[name])
+                    else None
+                    for name, of in seen.domains.items()
+                ),
                 *(trial.last.get(name) for name in shown),
             ),
             tone=seen.tone(trial),
@@ -253,7 +262,7 @@ def _parallel(seen: _Seen) -> ParallelPlot:
         if trial.last
     )
     axes = (
-        *(_axis(name, domain) for name, domain in seen.domains.items()),
+        *(_axis(seen, name) for name in seen.domains),
         *(Axis(name=_bare(name)) for name in shown),
     )
     note = "Each line is a trial at its last evaluation. Thick: the best."

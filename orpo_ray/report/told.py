@@ -131,18 +131,21 @@ def planned(run: RunContent) -> Table | None:
     predicted, measured = plan.get("predicted"), plan.get("measured", {})
     if not predicted:
         return None
-    rows = tuple(
+    rows = [
         _planned_row(name, predicted.get(key), measured.get(key), shown)
         for name, key, shown in (
-            ("time of training", "seconds", duration),
+            ("time", "seconds", duration),
             ("pairs a second", "pairs_per_second", number),
             ("memory of a worker", "peak_bytes", size),
         )
-    )
+    ]
+    rows[0] = (*rows[0][:-1], "")  # the two times do not hold the same things
     return Table(
         title="Planned and measured",
         columns=("", "planned", "from and to", "measured", "difference"),
-        rows=rows,
+        rows=tuple(rows),
+        note="The planned time holds the start, evaluations and checkpoints, too; the measured one "
+        "is that of the steps.",
     )
 
 

@@ -91,8 +91,9 @@ def _chains(
         runs = method.get("runs") or ()
         if not runs:
             continue
+        within = str(runs[0]).removeprefix(f"{record.get('name')}/")  # the folder may have moved
         try:
-            run = read_run(folder.run(str(runs[0])), announce)
+            run = read_run(folder.run(within), announce)
         except ConfigError as error:
             announce(f"left out of the page: {error}")
             continue

@@ -71,7 +71,8 @@ def read_metrics_line(line: str) -> Metrics | None:
         found = json.loads(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "step" in found else None
+    is_record = isinstance(found, dict) and isinstance(found.get("step"), int | float)
+    return found if is_record else None
 
 
 def records(folder: Path) -> list[Metrics]:

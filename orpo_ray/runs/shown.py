@@ -20,7 +20,6 @@ class ComparisonFolder:
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self.name = place.rstrip("/").rpartition("/")[2]
         self.storage = storage_at(place)
 
     def path(self, name: str) -> Path:
@@ -40,9 +39,8 @@ class ComparisonFolder:
         self.storage.fetch(self.path(COMPARISON_FILE))
         return read_json(self.path(COMPARISON_FILE)) or {}
 
-    def run(self, name: str) -> Run:
-        """The run of that name, which ends with the path from this folder on."""
-        within = name.rpartition(f"/{self.name}/")[2]
+    def run(self, within: str) -> Run:
+        """The run at this path inside of the folder."""
         return Run(named_config(inside(self.place, within)))
 
 

@@ -47,6 +47,11 @@ def _cost(results: Sequence[TrainResult]) -> dict[str, Any]:
     }
 
 
+def have_same_held_out(one: RunConfig, other: RunConfig) -> bool:
+    """Whether two stages are evaluated on the same held-out pairs, so that they can be compared."""
+    return _held_out(one) == _held_out(other)
+
+
 def _held_out(config: RunConfig) -> tuple[Any, ...]:
     """The settings that shape the held-out pairs."""
     data, template = config.data, config.model.chat_template
@@ -62,7 +67,7 @@ def _gain(stages: Sequence[Run], results: Sequence[TrainResult]) -> dict[str, An
     """
     first, last, step = stages[0], stages[-1], results[-1].adapter_step
     found = {}
-    if step is not None and _held_out(first.config) == _held_out(last.config):
+    if step is not None and have_same_held_out(first.config, last.config):
         with suppress(ConfigError):  # damaged scores cost these figures, not the run
             found = compared(first.scores(0), last.scores(step))
     if not found:

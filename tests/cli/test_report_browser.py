@@ -112,6 +112,11 @@ def drawn(page: Any) -> int:
     return int(page.locator("figure:visible .plot svg path").count())
 
 
+def test_a_single_point_can_be_seen(opened: Open, tmp_path: Path) -> None:
+    page = opened(write_run(tmp_path, lines=lines_of(1, 1)))
+    assert figure(page, "Gradient norm").locator("svg path[transform]").count() == 1
+
+
 def test_every_point_is_drawn_and_none_too_many(opened: Open, run: Shown) -> None:
     page = opened(run)
     assert points_of(page, "Preference accuracy") == {
@@ -237,6 +242,18 @@ def test_paper_has_all_tabs_in_dark_ink(opened: Open, run: Shown, tmp_path: Path
     assert not page.locator("nav").is_visible() and not page.locator("#theme").is_visible()
     page.emulate_media(media="screen")
     page.wait_for_selector("html[data-theme=dark]")
+
+
+def test_a_tab_that_was_left_is_printed_in_full_size(
+    opened: Open, run: Shown, tmp_path: Path
+) -> None:
+    page = opened(run, write_run(tmp_path / "b", "other", lines=lines_of(20, 10)))
+    whole = page.locator(".plot svg").first.get_attribute("width")
+    page.get_by_role("tab").nth(1).click()
+    # Observers of sizes are called in a frame, after what asked for the frame.
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".plot svg").first.get_attribute("width") == whole
 
 
 def test_a_search_is_drawn_with_all_its_trials(opened: Open, tmp_path: Path) -> None:

@@ -128,6 +128,10 @@ def test_a_run_that_has_not_begun_and_a_place_that_cannot_be_written_are_refused
     run = write_run(tmp_path, "run", lines=lines_of(4, 2))
     nowhere = tmp_path / "no" / "page.html"
     one_line(command("report", run.folder, "--out", nowhere), WRONG, "cannot be written: No such")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    one_line(command("report", run.folder, "--out", folder), WRONG, "cannot be written: Is a dir")
+    assert not list(tmp_path.glob(".*")), "no half of a page is left behind"
 
 
 def test_evaluate_puts_its_answers_on_the_page(

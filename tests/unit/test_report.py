@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,13 +18,16 @@ from run_folders import (
     HELD_OUT,
     HOSTILE,
     LONG_WORD,
+    fill,
     keep_scores,
     lines_of,
     scores_of,
     write_run,
     write_search,
 )
+from support import settings
 
+from orpo_ray.config import RunConfig, build, stage_configs
 from orpo_ray.errors import ConfigError
 from orpo_ray.report import write
 from orpo_ray.report.alarms import Signs, alarms
@@ -33,14 +37,26 @@ from orpo_ray.report.content import read_run
 from orpo_ray.report.curves import wilson
 from orpo_ray.report.html import html
 from orpo_ray.report.importance import importances
-from orpo_ray.report.page import Figure, Figures, LinePlot, Page, plots_of
+from orpo_ray.report.page import (
+    Figures,
+    LinePlot,
+    Page,
+    ParallelPlot,
+    Remarks,
+    plots_of,
+)
+from orpo_ray.report.pictures import write_pictures
 from orpo_ray.report.run_page import page_of_run
+from orpo_ray.report.search_page import page_of_search
 from orpo_ray.report.thin import MOST, means, thinned
+from orpo_ray.report.told import planned
 from orpo_ray.report.words import number
 from orpo_ray.report.write import page_of, try_to_report, write_report
 from orpo_ray.runs.changes import EXTENSIONS
 from orpo_ray.runs.console import SILENT
-from orpo_ray.runs.files import COMPARISON_FILE, REPORT_FILE, RESUMED
+from orpo_ray.runs.files import COMPARISON_FILE, PLAN, REPORT_FILE, RESUMED
+from orpo_ray.runs.results import TrainResult
+from orpo_ray.runs.run import Run
 from orpo_ray.runs.scores import changes
 from orpo_ray.runs.shown import ComparisonFolder, named_shown
 
@@ -145,6 +161,21 @@ def test_marks_say_where_a_run_was_resumed_and_extended(tmp_path: Path) -> None:
     assert "Resumed at step 10, 3 steps were computed again." in Parts(html(page)).text
 
 
+def test_a_number_that_is_not_finite_is_no_point(tmp_path: Path) -> None:
+    lines = [*lines_of(4, 2), {"step": 5, "train/grad_norm": math.inf, "train/loss": math.nan}]
+    page = page_of_run(read_run(write_run(tmp_path, lines=lines), QUIET))
+    for title in ("Gradient norm", "Loss and its parts"):
+        assert [x for x, _ in plot_named(page, title).curves[0].points] == [1, 2, 3, 4]
+
+
+def test_many_long_runs_share_the_points_of_a_page(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(n), f"run-{n}", lines=lines_of(2000, 500)) for n in range(8)]
+    page = page_of(runs, QUIET)
+    curves = [curve for _, plot in plots_of(page) for curve in getattr(plot, "curves", ())]
+    assert max(len(curve.points) for curve in curves if not curve.held_out) == 2 * MOST / 8
+    assert "show 250 of 2,000 points" in Parts(html(page)).text
+
+
 def test_a_long_run_is_thinned_and_says_so(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, lines=lines_of(10_000, 100)), QUIET)
     page = page_of_run(run)
@@ -154,6 +185,57 @@ def test_a_long_run_is_thinned_and_says_so(tmp_path: Path) -> None:
     text = html(page)
     assert "1,000 of 10,000 points" in Parts(text).text
     assert len(text.encode()) < 1_500_000
+
+
+def of_adapter(page: Page) -> dict[str, tuple[str, str]]:
+    """The held-out numbers at the top of a page, with what is said of each."""
+    found = page.tabs[0].sections[0].blocks[0]
+    assert isinstance(found, Figures)
+    return {each.name: (each.value, each.note) for each in found.figures}
+
+
+def test_the_numbers_at_the_top_are_those_of_the_adapter(tmp_path: Path) -> None:
+    run = write_run(tmp_path, lines=lines_of(20, 10))
+    assert of_adapter(page_of_run(read_run(run, QUIET)))["held-out accuracy"] == (
+        "0.750",
+        "0.500 before",
+    )
+    result = TrainResult.from_json(
+        {
+            **{"name": "run", "adapter": "adapter", "steps": 20, "adapter_step": 10},
+            **{"strategy": "single-process", "workers": [1], "versions": {}},
+            **{"pairs_per_second": 1.0, "metrics": {"eval/accuracy": 0.625, "eval/nll": 0.9}},
+        }
+    )
+    found = of_adapter(page_of_run(replace(read_run(run, QUIET), result=result)))
+    assert found["held-out accuracy"][0] == "0.625" and found["held-out NLL"][0] == "0.900"
+
+
+def test_a_run_in_stages_is_compared_with_its_start_and_warns_of_its_end(tmp_path: Path) -> None:
+    kinds = [{"objective": {"kind": kind}} for kind in ("sft", "dpo")]
+    config = build(RunConfig, {**settings(tmp_path, "run"), "stages": kinds}, {(): "tests"})
+    first, last = (Run(stage, is_stage=True) for stage in stage_configs(config))
+    fill(first, lines=lines_of(10, 10))
+    begun = read_run(Run(config), QUIET)
+    assert begun.state == "not finished" and "in 1 of 2 stages" in html(page_of_run(begun))
+    cut = {"step": 10, "prompt": "p", "answer": "and on", "ended": False}
+    fill(last, lines=lines_of(10, 10)[1:], samples=[cut])
+    page = page_of_run(read_run(Run(config), QUIET))
+    assert of_adapter(page)["held-out accuracy"] == ("0.750", "0.500 before")
+    told_of = page.tabs[0].sections[0].blocks[1]
+    assert isinstance(told_of, Remarks) and told_of.remarks[0].level == "alarm"
+    assert told_of.remarks[0].text.startswith("100 % of the sample answers do not end")
+
+
+def test_planned_time_is_not_measured_against_the_time_of_steps(tmp_path: Path) -> None:
+    ends = [1.0, 2.0, 3.0]
+    plan = {
+        "predicted": {"seconds": ends, "pairs_per_second": ends, "peak_bytes": ends},
+        "measured": {"seconds": 1.0, "pairs_per_second": 3.0, "peak_bytes": 1.0},
+    }
+    found = planned(read_run(write_run(tmp_path, facts={PLAN: plan}), QUIET))
+    assert found is not None
+    assert [row[-1] for row in found.rows] == ["", "+50 %", "-50 %"]
 
 
 # --- alarms ---------------------------------------------------------------------------------------
@@ -179,6 +261,27 @@ def test_a_run_that_stands_still_is_told_what_is_too_small() -> None:
     assert (level, text[:16]) == ("alarm", "Flat: after 40 s")
     assert text.endswith("objective.lambda or training.learning_rate is too small.")
     assert not [text for _, text in told(signs(32, 60)) if text.startswith("Flat")]
+
+
+@pytest.mark.parametrize(
+    ("advice", "says"),
+    [
+        ("", ". training.learning_rate is too small."),
+        ("lower objective.alpha", ". objective.alpha is too large, or training.learning_rate"),
+    ],
+)
+def test_a_run_that_stands_still_is_told_of_no_weight_that_it_lacks(advice: str, says: str) -> None:
+    (_, text), *_ = told(signs(32, 32, more_preference=advice))
+    assert says in text
+
+
+def test_a_loss_without_a_preference_term_may_stand_still() -> None:
+    assert not [text for _, text in told(signs(32, 32, is_to_prefer=False)) if "Flat" in text]
+
+
+def test_a_base_that_prefers_the_chosen_answers_already_is_no_alarm() -> None:
+    levels = {text.partition("(")[0]: level for level, text in told(signs(64, 64))}
+    assert levels["The model preferred the chosen answers before training "] == "note"
 
 
 def test_chosen_answers_that_fall_are_an_alarm() -> None:
@@ -215,6 +318,14 @@ def test_perfect_accuracy_with_broken_answers_is_an_alarm() -> None:
 def test_broken_answers_are_told_apart(answer: str, ended: bool | None, broken: bool) -> None:
     row = {"answer": answer} if ended is None else {"answer": answer, "ended": ended}
     assert is_broken(row) is broken
+
+
+def test_an_answer_that_is_cut_before_it_is_as_long_as_the_chosen_one_may_have_ended() -> None:
+    row = {"step": 0, "prompt": "p", "answer": "It is Paris, which", "ended": False}
+    assert not is_broken({**row, "chosen": "It is Paris, which lies on the Seine."})
+    assert is_broken({**row, "chosen": "It is Paris."})
+    (asked,) = over_steps([{**row, "chosen": "It is Paris, which lies on the Seine."}])
+    assert asked.answers[0].note == "cut"
 
 
 def test_only_the_last_answers_count_and_a_resumed_run_has_each_once() -> None:
@@ -334,6 +445,21 @@ def test_a_search_says_what_it_cost_and_who_was_given_up(tmp_path: Path) -> None
     assert HOSTILE in parts.text and len([1 for tag, _ in parts.tags if tag == "script"]) == 3
 
 
+def test_a_given_value_outside_of_its_range_has_a_place_or_none(tmp_path: Path) -> None:
+    search = write_search(tmp_path)[1]
+    optimizers = {"choice": ["adamw", "lion"]}
+    space = {"objective.lambda": {"loguniform": [0.1, 2.0]}, "training.optimizer": optimizers}
+    search.settings["space"] = space
+    for trial in search.trials:
+        given = trial.number == 0
+        lambda_, optimizer = (0.0, "ademamix") if given else (0.5, "lion")
+        trial.values = {"objective.lambda": lambda_, "training.optimizer": optimizer}
+    page = page_of_search(search, "place")
+    (all_trials,) = [plot for _, plot in plots_of(page) if isinstance(plot, ParallelPlot)]
+    assert all_trials.strands[0].values[:2] == (None, "ademamix"), "there is no zero on a log scale"
+    assert html(page) and len(write_pictures(page, tmp_path)) > 1
+
+
 def test_the_setting_that_decides_is_the_important_one(tmp_path: Path) -> None:
     _, search = write_search(tmp_path)
     from orpo_ray.report.search_page import _domains
@@ -347,7 +473,7 @@ def test_the_setting_that_decides_is_the_important_one(tmp_path: Path) -> None:
 
 
 COMPARISON: dict[str, Any] = {
-    "name": "c",
+    "name": "p/c",
     "status": "finished",
     "budget": {"unit": "pairs", "amount": 1000},
     "methods": [
@@ -373,7 +499,7 @@ COMPARISON: dict[str, Any] = {
 
 
 def test_a_comparison_shows_what_is_there_and_lacks_what_is_not(tmp_path: Path) -> None:
-    folder = tmp_path / "c"
+    folder = tmp_path / "moved"
     write_run(folder / "orpo", "seed-0", lines=lines_of(20, 10))
     (folder / COMPARISON_FILE).write_text(json.dumps(COMPARISON), encoding="utf-8")
     shown = named_shown(folder)
@@ -388,18 +514,24 @@ def test_a_comparison_shows_what_is_there_and_lacks_what_is_not(tmp_path: Path) 
     assert "orpo: 25% of its greedy answers are broken" in parts.text
 
 
-def test_the_cost_of_a_comparison_is_that_of_all_seeds() -> None:
-    outcome, *_ = page_of_comparison(COMPARISON, "place", {}).tabs[0].sections
-    (figures,) = [block for block in outcome.blocks if isinstance(block, Figures)]
-    assert Figure("cost", "0.400", "device-hours, all runs") in figures.figures
-
-
 @pytest.mark.parametrize("name", [name for name in COMPARISON if name != "name"])
 @pytest.mark.parametrize("null", [True, False])
 def test_any_part_of_a_comparison_may_be_missing(name: str, null: bool) -> None:
     record = {key: value for key, value in COMPARISON.items() if key != name}
     page = page_of_comparison(record | ({name: None} if null else {}), "place", {})
-    assert page.title == "c" and html(page)
+    assert page.title == "p/c" and html(page)
+
+
+def test_the_cost_of_a_comparison_is_that_of_all_its_seeds() -> None:
+    found = page_of_comparison(COMPARISON, "place", {}).tabs[0].sections[0].blocks[0]
+    assert isinstance(found, Figures)
+    assert found.figures[-1].value == "0.400", "two seeds of 0.2 device-hours each"
+
+
+def test_a_comparison_over_numbers_of_pairs_has_no_empty_table() -> None:
+    page = page_of_comparison({**COMPARISON, "methods": []}, "place", {})
+    assert page.subtitle == "1 method at 2 numbers of pairs, 1,000 pairs for each"
+    assert "Numbers" not in [section.title for section in page.tabs[0].sections]
 
 
 def test_a_method_may_lack_any_number() -> None:
@@ -422,6 +554,20 @@ def test_a_page_lies_in_the_runs_folder(tmp_path: Path) -> None:
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     parts = Parts(html(page_of([write_run(tmp_path)], QUIET)))
     assert parts.plots == [] and "not finished" in parts.text
+
+
+def test_half_a_character_is_replaced(tmp_path: Path) -> None:
+    samples = [{"step": 0, "prompt": "half \ud83d", "answer": "of it"}]
+    run = write_run(tmp_path, lines=lines_of(2, 1), samples=samples)
+    write_report(run, QUIET)
+    assert "half ?" in run.path(REPORT_FILE).read_text(encoding="utf-8")
+
+
+def test_a_line_whose_step_is_no_number_is_left_out(tmp_path: Path) -> None:
+    odd = {"step": "last", "prompt": "p", "answer": "a", "train/loss": 1.0}
+    run = write_run(tmp_path, lines=[*lines_of(2, 1), odd], samples=[odd])
+    found = read_run(run, QUIET)
+    assert found.steps == 2 and found.samples == ()
 
 
 def test_a_line_that_a_kill_has_cut_is_left_out(tmp_path: Path) -> None:
