@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,10 @@ from orpo_ray.api.ground import (
 from orpo_ray.config import RunConfig, stage_configs
 from orpo_ray.config import load_config as config_from
 from orpo_ray.config.searched import trial_count
-from orpo_ray.errors import ConfigError, DataError
+from orpo_ray.errors import ConfigError, DataError, ResourceError, RunError, StoppedError
 from orpo_ray.lean_imports import without_collections
 from orpo_ray.runs.console import SILENT, Console
+from orpo_ray.runs.files import ENDED_BY, RUN_FILE
 from orpo_ray.runs.results import SearchPlan, TrainPlan, TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.search import SearchResult
@@ -98,7 +100,7 @@ def train(
     check_cluster(run, console)
     # This comes before the run has a folder, so that refused data leaves nothing behind.
     artifact = prepare_training(run, console)
-    with run.at_work(console, ONLOOKER_S) as finished:
+    with _page_of_its_end(run, console), run.at_work(console, ONLOOKER_S) as finished:
         if finished is not None:
             return finished
         wait_for_free_room(config.scale, placement, console)
@@ -118,6 +120,22 @@ def _shown(run: Run, result: TrainResult, console: Console) -> TrainResult:
     from orpo_ray.report.write import try_to_report
 
     return run.keep_report(result, try_to_report(run, console.announce))
+
+
+@contextmanager
+def _page_of_its_end(run: Run, console: Console) -> Iterator[None]:
+    """If a run fails or is stopped, keep why, and write its page all the same."""
+    try:
+        yield
+    except (RunError, ResourceError, StoppedError) as error:
+        run.refresh()
+        if run.path(RUN_FILE).exists():
+            run.add_facts({ENDED_BY: str(error)})
+            run.store(RUN_FILE)
+        from orpo_ray.report.write import try_to_report
+
+        try_to_report(run, console.announce)
+        raise
 
 
 def _extend(run: Run, console: Console) -> None:
@@ -166,14 +184,11 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
     place_workers(stages[0].scale, SILENT, verbose)
     check_cluster(run, console)
     _prepare_stages(config, stages, console, verbose)
-    with run.at_work(console, ONLOOKER_S) as finished:
+    with _page_of_its_end(run, console), run.at_work(console, ONLOOKER_S) as finished:
         if finished is not None:
             return finished
-        result = conclude_stages(
-            run,
-            [Run(stage) for stage in stages],
-            _train_stages(config, stages, console, verbose),
-        )
+        results = _train_stages(config, stages, console, verbose)
+        result = conclude_stages(run, [Run(stage) for stage in stages], results)
         return _shown(run, result, console)
 
 

@@ -5,7 +5,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orpo_ray.report.page import Asked, Said
+from orpo_ray.report.thin import spaced
 
+MOST_STEPS = 12
+"""Answers to a prompt, at equal distances over the run. More nobody reads."""
 _REPEATED = re.compile(r"(\S.{2,80}?)(?:\s*\1){3,}", re.DOTALL)
 """The same piece of text four times in a row."""
 
@@ -47,11 +50,11 @@ def over_steps(samples: Iterable[Mapping[str, Any]]) -> tuple[Asked, ...]:
 
 
 def _by_step(rows: list[Mapping[str, Any]]) -> list[Said]:
-    """One answer for each step: a resumed run may have written some of them twice."""
+    """One answer for each step that is shown: a resumed run may have written some twice."""
     latest = {int(row["step"]): row for row in rows}
     return [
         Said(who=_when(step), text=_text(row["answer"]), note=_note(row))
-        for step, row in sorted(latest.items())
+        for step, row in spaced(sorted(latest.items()), MOST_STEPS)
     ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from orpo_ray.report.content import RunContent
 from orpo_ray.report.page import Curve, LinePlot, Mark, Point
-from orpo_ray.report.thin import MOST, PARTS, means, thinned
+from orpo_ray.report.thin import MOST, PARTS, means, spaced, thinned
 from orpo_ray.runs.changes import EXTENSIONS
 from orpo_ray.runs.files import RESUMED
 from orpo_ray.runs.scores import PairScores
@@ -40,7 +40,7 @@ _SCALE = {"memory_bytes": 1e-9}
 
 
 def plots(run: RunContent, most: int = MOST) -> tuple[LinePlot, ...]:
-    """All plots of a run that have a curve. Those of training have at most `most` points."""
+    """All plots of a run that have a curve. Each curve has at most `most` points."""
     marks = marks_of(run)
     found = [_accuracy(run), _loss(run)]
     found += [
@@ -103,9 +103,9 @@ def _curve(name: str, points: Sequence[Point], hue: int) -> Curve:
 
 
 def _thin(curve: Curve, most: int) -> Curve:
-    """A curve of training with few points; a curve of evaluations is never thinned."""
+    """A curve with few points. Of evaluations, whose intervals stay with them, every so many."""
     if curve.held_out:
-        return curve
+        return replace(curve, points=spaced(curve.points, most), band=spaced(curve.band, most))
     return replace(curve, points=thinned(curve.points, most), means=means(curve.points))
 
 

@@ -27,14 +27,16 @@ from orpo_ray.report.page import (
     Tab,
     Table,
 )
-from orpo_ray.report.thin import MOST
+from orpo_ray.report.thin import MOST, spaced
 from orpo_ray.report.words import between, counted, duration, number, size
+from orpo_ray.runs.files import ENDED_BY
 from orpo_ray.runs.scores import PairScores
 from orpo_ray.runs.stages import have_same_held_out
 from orpo_ray.runs.summary import METRIC_LABELS, compared
 
 _POINTS = 2 * MOST
 """Points of each measure on one page, however many runs are on it, so that the file stays small."""
+_MOST_ROWS = 500
 _COLUMNS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio", "nll")
 _SIDE_BY_SIDE = (
     ("accuracy", "Preference accuracy", "share of pairs"),
@@ -127,10 +129,18 @@ def _outcome(run: RunContent) -> Section:
 
 def _remarks(run: RunContent, signs: Signs) -> list[Remark]:
     """What the signs tell, and what else the result tells."""
-    found = alarms(signs)
+    found = [*_why_it_ended(run), *alarms(signs)]
     known = {remark.text for remark in found}
     told_of = run.result.remarks if run.result else ()
     return found + [Remark(line) for line in told_of if line not in known]
+
+
+def _why_it_ended(run: RunContent) -> list[Remark]:
+    """Why a run has no result and is not at work."""
+    why = run.facts.get(ENDED_BY)
+    if not why or run.state in ("finished", "running"):
+        return []
+    return [Remark(f"It ended before its last step: {why}", "alarm")]
 
 
 def _signs(run: RunContent) -> Signs:
@@ -266,11 +276,21 @@ def _answers(run: RunContent) -> Section | None:
         blocks.append(Answers(over_steps))
     if run.evaluation and (judged := answers.of_evaluation(run.evaluation)):
         blocks.append(Answers(judged))
-    return Section("Answers", tuple(blocks), "Each is greedy.") if blocks else None
+    return Section("Answers", tuple(blocks), _about_answers(run)) if blocks else None
+
+
+def _about_answers(run: RunContent) -> str:
+    evaluations = len({row["step"] for row in run.samples})
+    if evaluations <= answers.MOST_STEPS:
+        return "Each is greedy."
+    return (
+        f"Each is greedy. {answers.MOST_STEPS} of {evaluations} evaluations are shown; "
+        "samples.jsonl has all."
+    )
 
 
 def _numbers(run: RunContent) -> Section | None:
-    """Every evaluation as a table."""
+    """The evaluations as a table: all, or so many of a long run as one may read."""
     shown = [
         name
         for name in _COLUMNS
@@ -280,10 +300,12 @@ def _numbers(run: RunContent) -> Section | None:
         return None
     rows = tuple(
         (record["step"], *(record.get(f"eval/{name}") for name in shown))
-        for record in run.evaluations
+        for record in spaced(run.evaluations, _MOST_ROWS)
     )
     columns = ("step", *(name.replace("_", " ").replace("logp", "log-prob") for name in shown))
-    return Section("Evaluations", (Table(title="", columns=columns, rows=rows),))
+    left = len(run.evaluations) - len(rows)
+    note = f"{left:,} of {len(run.evaluations):,} evaluations are left out here." if left else ""
+    return Section("Evaluations", (Table(title="", columns=columns, rows=rows),), note)
 
 
 def _whole(run: RunContent) -> tuple[Section, ...]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 from orpo_ray.report.page import Point
 
+Item = TypeVar("Item")
 MOST = 1000
 """Points of a thinned curve. A plot is hardly as many pixels wide."""
 PARTS = 100
@@ -28,6 +30,17 @@ def thinned(points: Sequence[Point], most: int = MOST) -> tuple[Point, ...]:
         ends = {part.index(min(part, key=_y)), part.index(max(part, key=_y))}
         kept += [part[place] for place in sorted(ends)]
     return (*kept, last)
+
+
+def spaced(items: Sequence[Item], most: int) -> tuple[Item, ...]:
+    """At most `most` of the items at equal distances, in their order; the first and the last stay.
+
+    `most` is 2 or more.
+    """
+    if len(items) <= most:
+        return tuple(items)
+    last = len(items) - 1
+    return tuple(items[round(place * last / (most - 1))] for place in range(most))
 
 
 def means(points: Sequence[Point], parts: int = PARTS) -> tuple[Point, ...]:

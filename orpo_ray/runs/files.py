@@ -29,6 +29,8 @@ SAMPLES_FILE = "samples.jsonl"
 """Answers to a few held-out prompts at each evaluation, one a line."""
 PLAN = "plan"
 """Where run.json keeps a run's prediction, and what was measured."""
+ENDED_BY = "ended_by"
+"""Where run.json keeps why a run ended before its last step: its error, or that it was stopped."""
 PAIRS, REASONS, RESUMED = "pairs", "reasons", "resumed"
 """Names in run.json: what became of the rows, why each `auto` was decided as it was, and each
 resume (its `step`, and how many steps were computed `again`)."""

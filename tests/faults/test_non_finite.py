@@ -243,3 +243,6 @@ def test_the_command_ends_with_code_1_and_one_line(
     answer = json.loads(done.stdout)
     assert answer["exit_code"] == 1
     assert answer["error"].startswith(f"the loss of step {poison.step} is not finite")
+    page = (prepared_storage / "poisoned" / "report.html").read_text(encoding="utf-8")
+    why = f"It ended before its last step: the loss of step {poison.step} is not finite"
+    assert why in page, "a run that failed has a page, which says why"

@@ -485,6 +485,8 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once(
     assert artifact.train[poison.pair].pair_id in line
     assert not any("retries left" in line for line in ended.said)
     assert steps_of(prepared_storage / "ray-poisoned") == list(range(1, poison.step))
+    page = (prepared_storage / "ray-poisoned" / "report.html").read_text(encoding="utf-8")
+    assert f"the loss of step {poison.step} is not finite" in page
 
 
 @pytest.mark.long

@@ -48,7 +48,7 @@ from orpo_ray.report.page import (
 from orpo_ray.report.pictures import write_pictures
 from orpo_ray.report.run_page import page_of_run
 from orpo_ray.report.search_page import page_of_search
-from orpo_ray.report.thin import MOST, means, thinned
+from orpo_ray.report.thin import MOST, means, spaced, thinned
 from orpo_ray.report.told import planned
 from orpo_ray.report.words import number
 from orpo_ray.report.write import page_of, try_to_report, write_report
@@ -185,6 +185,43 @@ def test_a_long_run_is_thinned_and_says_so(tmp_path: Path) -> None:
     text = html(page)
     assert "1,000 of 10,000 points" in Parts(text).text
     assert len(text.encode()) < 1_500_000
+
+
+def test_many_evaluations_and_answers_are_thinned_and_their_intervals_stay(
+    tmp_path: Path,
+) -> None:
+    written = write_run(tmp_path, lines=lines_of(3000, 1))
+    keep_scores(written, 0, scores_of(32))
+    run = read_run(written, QUIET)
+    samples = [
+        {"step": step, "id": "a", "prompt": "Why?", "answer": f"So {step}.", "ended": True}
+        for step in range(100)
+    ]
+    page = page_of_run(replace(run, samples=tuple(samples)))
+    held_out = plot_named(page, "Preference accuracy").curves[1]
+    assert len(held_out.points) == len(held_out.band) == 1000 and held_out.whole > 3000
+    assert held_out.points[-1][0] == 3000
+    parts = Parts(html(page))
+    assert "evaluations are left out here" in parts.text
+    assert "12 of 100 evaluations are shown; samples.jsonl has all." in parts.text
+    assert "So 0." in parts.text and "So 99." in parts.text and "So 1." not in parts.text
+
+
+@pytest.mark.parametrize("most", [2, 3, 7, 50])
+def test_spaced_items_keep_their_ends_and_their_order(most: int) -> None:
+    for count in (1, 2, most, most + 1, 200):
+        found = spaced(range(count), most)
+        assert len(found) == min(count, most) == len(set(found))
+        assert (found[0], found[-1]) == (0, count - 1) and sorted(found) == list(found)
+
+
+def test_a_run_that_ended_early_says_why(tmp_path: Path) -> None:
+    facts = {"ended_by": f"the loss is not finite {HOSTILE}"}
+    run = write_run(tmp_path, lines=lines_of(20, 10), facts=facts)
+    first = page_of_run(read_run(run, QUIET)).tabs[0].sections[0].blocks[1]
+    assert isinstance(first, Remarks)
+    assert first.remarks[0].text == f"It ended before its last step: {facts['ended_by']}"
+    assert first.remarks[0].level == "alarm"
 
 
 def of_adapter(page: Page) -> dict[str, tuple[str, str]]:
