@@ -4,25 +4,20 @@ CPU seconds of all processes of a command are compared, Ray's included. Seconds 
 depend on other work on the machine. The sides run in turns, and the medians are reported.
 """
 
+import json
 import os
-import selectors
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
-from orpo_ray.errors import RunError
+from orpo_ray.bench.watch import Cost, Phase, watch
 from orpo_ray.runs.console import Announce
 from orpo_ray.runs.files import METRICS_FILE, RESULT_FILE
 from orpo_ray.runs.lock import WORKERS_LOCK_FILE
@@ -30,65 +25,11 @@ from orpo_ray.runs.metrics import metric_by_step
 
 STEPS, PAIRS_PER_STEP, EVAL_PAIRS = 4, 16, 16
 _PAIRS_TO_PREPARE = 1024
-_LOOK_S = 0.05
-"""Seconds between two looks. At most so much CPU time of a process that ends is missed."""
-_COMMAND = (sys.executable, "-m", "orpo_ray.cli.main")
+COMMAND = (sys.executable, "-m", "orpo_ray.cli.main")
 _DEMO = files("orpo_ray") / "demo"
 # With -P the script cannot import the files beside it as modules.
-_STOCK = (sys.executable, "-P", str(Path(__file__).with_name("stock_run.py")))
+STOCK = (sys.executable, "-P", str(Path(__file__).with_name("stock_train.py")))
 _PACKAGES = ("ray", "torch", "transformers", "trl", "peft", "bitsandbytes")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of a command. It ends when `is_over` is true, which is checked at each look."""
-
-    name: str
-    is_over: Callable[["Watched"], bool]
-
-
-@dataclass
-class Watched:
-    """A running command, with what it said and the CPU seconds of all its processes so far."""
-
-    root: psutil.Popen
-    heard: bytes = b""
-    taken: dict[psutil.Process, float] = field(default_factory=dict)
-    names: set[str] = field(default_factory=set)
-
-    @property
-    def cpu_s(self) -> float:
-        """CPU seconds of all processes, with those that have ended."""
-        return sum(self.taken.values())
-
-    @property
-    def said(self) -> list[str]:
-        """The lines on stderr."""
-        return self.heard.decode("utf-8", errors="replace").splitlines()
-
-    def has_said(self, beginning: str) -> bool:
-        """Whether a line of stderr has this beginning."""
-        return any(line.startswith(beginning) for line in self.said)
-
-    def look(self) -> None:
-        """Note the CPU time of each process, also of those that lost their parent."""
-        family = set(self.taken) | {self.root}
-        with suppress(psutil.NoSuchProcess):
-            family |= set(self.root.children(recursive=True))
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                self.taken[process] = times.user + times.system
-                self.names.add(process.name())
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a command cost in all, and in each of its phases."""
-
-    cpu_s: float
-    wall_s: float
-    phases: dict[str, dict[str, float]]
 
 
 def bench_start(turns: int, announce: Announce) -> dict[str, Any]:
@@ -101,7 +42,7 @@ def bench_start(turns: int, announce: Announce) -> dict[str, Any]:
     second_trials, prepared = [], []
     with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as name:
         folder = Path(name)
-        _watch([*_COMMAND, "prepare", str(_write_config(folder, "pairs", 1))], [])
+        watch([*COMMAND, "prepare", str(_write_config(folder, "pairs", 1))])
         for turn in range(turns):
             for side, costs in found.items():
                 costs.append(_START[side](folder, f"{side}-{turn}"))
@@ -137,7 +78,7 @@ def _median_phases(costs: Sequence[Cost]) -> dict[str, dict[str, float]]:
 
 def _train(folder: Path, name: str, workers: int, phases: Callable[[Path], list[Phase]]) -> Cost:
     config = _write_config(folder, name, workers)
-    return _watch([*_COMMAND, "train", str(config)], phases(folder / name))
+    return watch([*COMMAND, "train", str(config)], phases(folder / name))
 
 
 def _phases_of_one_worker(run_dir: Path) -> list[Phase]:
@@ -161,8 +102,25 @@ def _phases_of_two_workers(run_dir: Path) -> list[Phase]:
 
 
 def _stock(folder: Path, name: str) -> Cost:
-    sizes = map(str, (STEPS, PAIRS_PER_STEP, EVAL_PAIRS))
-    return _watch([*_STOCK, str(folder / name), str(_DEMO), *sizes], [])
+    settings = {
+        "folder": str(folder / name),
+        "objective": "orpo",
+        "base": str(_DEMO / "base"),
+        "quantization": "nf4",
+        "train": str(_DEMO / "train.jsonl"),
+        "eval": str(_DEMO / "h1.jsonl"),
+        "pairs": STEPS * PAIRS_PER_STEP,
+        "eval_pairs": EVAL_PAIRS,
+        "steps": STEPS,
+        "micro_batch": PAIRS_PER_STEP,
+        "accumulation": 1,
+        "max_length": 96,
+        "beta": 0.1,
+        "learning_rate": 1.0e-4,
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return watch([*STOCK, str(path)])
 
 
 _START: Mapping[str, Callable[[Path, str], Cost]] = {
@@ -189,7 +147,7 @@ def _second_trial(folder: Path, name: str) -> float:
         Phase("second", lambda watched: sum(map(_has_trained, trials.glob("*"))) == 2),
         Phase("end", lambda watched: False),
     ]
-    cost = _watch([*_COMMAND, "tune", str(config)], phases)
+    cost = watch([*COMMAND, "tune", str(config)], phases)
     return cost.phases["second"]["cpu_s"]
 
 
@@ -197,7 +155,7 @@ def _prepare(folder: Path, name: str) -> float:
     """Seconds by the clock in which a command prepares all pairs of the demo."""
     (folder / name).mkdir()
     config = _write_config(folder / name, name, 1, limit=_PAIRS_TO_PREPARE)
-    return _watch([*_COMMAND, "prepare", str(config)], []).wall_s
+    return watch([*COMMAND, "prepare", str(config)]).wall_s
 
 
 def _write_config(
@@ -226,48 +184,3 @@ def _write_config(
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
-
-
-def _watch(command: Sequence[str], phases: Sequence[Phase]) -> Cost:
-    """Run a command to its end. Raises RunError if it fails."""
-    began = time.monotonic()
-    root = psutil.Popen(
-        command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    watched, marks = Watched(root), [(0.0, 0.0)]
-    with selectors.DefaultSelector() as ready:
-        os.set_blocking(root.stderr.fileno(), False)
-        ready.register(root.stderr, selectors.EVENT_READ)
-        while root.poll() is None:
-            if ready.select(_LOOK_S):
-                _listen(root, watched)
-                time.sleep(_LOOK_S)  # an ended stream is always ready, so `select` would not wait
-            watched.look()
-            while len(marks) <= len(phases) and phases[len(marks) - 1].is_over(watched):
-                marks.append((watched.cpu_s, time.monotonic() - began))
-    _listen(root, watched)
-    if root.returncode:
-        last = watched.said[-1] if watched.said else "it said nothing"
-        raise RunError(f"a command of the benchmark ended with code {root.returncode}: {last}")
-    marks.append((watched.cpu_s, time.monotonic() - began))
-    cpu_s, wall_s = marks[-1]
-    spans = zip(phases, marks, marks[1:], strict=False)
-    costs = {
-        phase.name: {"cpu_s": end[0] - begin[0], "wall_s": end[1] - begin[1]}
-        for phase, begin, end in spans
-    }
-    return Cost(cpu_s, wall_s, costs)
-
-
-def _listen(root: psutil.Popen, watched: Watched) -> None:
-    """Read what the command has written to stderr since the last call."""
-    watched.heard += root.stderr.read() or b""
-
-
-def _environment() -> dict[str, str]:
-    """Variables of a command: one thread a process, and a Ray of its own.
-
-    Ray too gives a worker of one CPU one thread.
-    """
-    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return {**inherited, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

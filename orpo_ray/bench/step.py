@@ -31,7 +31,7 @@ from orpo_ray.planner.interval import Interval
 from orpo_ray.planner.memory import Method, bytes_of_batch, micro_batch
 from orpo_ray.planner.shapes import read_shape
 from orpo_ray.runs.console import Announce
-from orpo_ray.training.attention import VARLEN
+from orpo_ray.training.attention_kernels import VARLEN
 from orpo_ray.training.logprobs import SelectedLogProbs
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Layout

@@ -237,6 +237,43 @@ def start(turns: StartTurns = 3, json: Json = False) -> dict[str, Any]:
     return result
 
 
+@app.command("run")
+def run(
+    base: Annotated[str, typer.Option(metavar="FOLDER", help="A base: a folder or a GGUF file.")],
+    data: Annotated[str, typer.Option(metavar="FILE", help="Pairs in any format that is read.")],
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps to train.")] = 40,
+    pairs: Annotated[int, typer.Option(min=1, metavar="B", help="Pairs of a step.")] = 16,
+    objective: ObjectiveOption = "orpo",
+    quantization: Annotated[
+        Literal["nf4", "none"], typer.Option(help="How the base's weights are kept.")
+    ] = "nf4",
+    max_length: Annotated[
+        int, typer.Option(min=8, metavar="L", help="Longer pairs of the file are left out.")
+    ] = 512,
+    turns: StartTurns = 1,
+    json: Json = False,
+) -> dict[str, Any]:
+    """A whole run on a real base, from the command to the adapter: ours and a stock TRL script."""
+    from orpo_ray.cli.console import announce, open_log
+
+    open_log()
+    from orpo_ray.bench.run import RunCase, bench_run
+
+    case = RunCase(
+        base=base,
+        data=data,
+        steps=steps,
+        pairs=pairs,
+        objective=objective,
+        quantization=quantization,
+        max_length=max_length,
+    )
+    result = bench_run(case, turns, announce)
+    if not json:
+        _print_run(result)
+    return result
+
+
 @app.command("search")
 def search(
     seed: Annotated[
@@ -301,6 +338,21 @@ def _print_start(result: dict[str, Any]) -> None:
             print(f"  {phase:17} {taken['cpu_s']:6.1f}  ({taken['wall_s']:.1f})")
     print(f"{'second trial':13} {result['second_trial_cpu_s']:6.1f}  (up to its first step)")
     print(f"prepare 1,024 pairs: {result['prepare_wall_s']:.1f} s by the clock")
+
+
+def _print_run(result: dict[str, Any]) -> None:
+    print(f"{result['steps']} steps of {result['pairs']} pairs, median of {result['turns']}")
+    print(f"{'':6} {'CPU s':>8} {'seconds':>8} {'GB':>6} {'NLL':>7}")
+    for side, taken in result["sides"].items():
+        print(
+            f"{side:6} {taken['cpu_s']:8.1f} {taken['wall_s']:8.1f} "
+            f"{taken['peak_bytes'] / 1e9:6.2f} {result['nll'][side]:7.4f}"
+        )
+    print(
+        f"stock / auto {result['cpu_ratio']:.2f} by CPU, {result['wall_ratio']:.2f} by the clock; "
+        f"memory {result['memory_ratio_auto']:.2f} (with the same micro-batch "
+        f"{result['memory_ratio']:.2f}, {result['cpu_ratio_same']:.2f} by CPU)"
+    )
 
 
 def _print_sides(result: dict[str, Any]) -> None:

@@ -45,9 +45,7 @@ def read_traits(config: ModelConfig) -> Traits:
     return Traits(
         own_attention=not model_type._supports_attention_backend,
         recurrent=bool(layers - _ATTENTION_LAYERS) or model_type._is_stateful,
-        soft_cap=getattr(text, "attn_logit_softcapping", None) is not None,
         router_loss=bool(getattr(text, "output_router_logits", False)),
-        window=_window(text, layers),
         stretches_beyond=_stretches_beyond(text),
         attentions=tuple(_attentions(model_type)),
     )
@@ -69,13 +67,3 @@ def _stretches_beyond(text: PreTrainedConfig) -> int | None:
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         return None
     return int(rope.get("original_max_position_embeddings") or text.max_position_embeddings)
-
-
-def _window(text: PreTrainedConfig, layers: set[str]) -> int | None:
-    """The narrowest window that a layer has."""
-    found = []
-    if getattr(text, "use_sliding_window", True) and (not layers or "sliding_attention" in layers):
-        found.append(getattr(text, "sliding_window", None))
-    if "chunked_attention" in layers:
-        found.append(getattr(text, "attention_chunk_size", None))
-    return min((window for window in found if window is not None), default=None)

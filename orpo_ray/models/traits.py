@@ -17,12 +17,8 @@ class Traits:
     """Its layers do not use transformers' attention interface, so they cannot use our attention."""
     recurrent: bool = False
     """Its layers carry a state from token to token."""
-    soft_cap: bool = False
-    """Its layers cap their attention scores."""
     router_loss: bool = False
     """It asks for a loss of its experts' router."""
-    window: int | None = None
-    """How many tokens a layer looks back at most; None if every layer sees all."""
     stretches_beyond: int | None = None
     """If a row is longer than this, the positions of all rows in its batch change."""
     attentions: tuple[str, ...] = ATTENTIONS

@@ -14,7 +14,7 @@ from orpo_ray.planner.stock import FLOAT, HALF, NF4_DOUBLE
 from orpo_ray.training.plan import Indices, Layout, longer_side
 
 _WEIGHT_BYTES = {"nf4": NF4_DOUBLE.packed + NF4_DOUBLE.scales, "int8": 1.0}
-LOGITS_PER_CHUNK = 2**24
+LOGITS_PER_TILE = 2**24
 """Logits that exist at the same time, as `training/logprobs.py` has them."""
 _GRADIENT = FLOAT
 
@@ -276,10 +276,10 @@ def _work_in_layer(shape: Shape, method: Method, batch: MicroBatch, layer: Layer
 
 
 def _work_in_head(shape: Shape, method: Method, batch: MicroBatch) -> float:
-    """Hidden states of scored tokens, their gradients, and the logits of one chunk."""
+    """Hidden states of scored tokens, their gradients, and the logits of one tile."""
     if method.full_logits:
         return method.full_logits * batch.tokens * shape.vocabulary
-    rows = min(batch.scored, max(1, LOGITS_PER_CHUNK // shape.vocabulary))
+    rows = min(batch.scored, max(1, LOGITS_PER_TILE // shape.vocabulary))
     of_value, weight = FLOAT + HALF if method.half else FLOAT, 0
     if method.rank is None:
         # Autograd's own: logits, what it makes of them, and the gradients of both.

@@ -269,11 +269,9 @@ class Paper:
     def _layout(self, config: RunConfig) -> LayoutChoice:
         if config.training.engine == "trl":
             return LayoutChoice(PADDED, "TRL's trainers pad")
-        windows = [window for window in self.shape.windows if window is not None]
-        traits = Traits(soft_cap=self.shape.family == "gemma2", window=min(windows, default=None))
         return choose_layout(
             config.training.layout,
-            traits,
+            Traits(),
             self.lengths.lengths,
             with_rejected=config.objective.needs_rejected,
         )

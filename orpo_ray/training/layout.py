@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.data.pairs import Ranges, TokenPair, ranges_of
-from orpo_ray.training.attention import Runs
 from orpo_ray.training.plan import Layout
+from orpo_ray.training.runs import Runs
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
 

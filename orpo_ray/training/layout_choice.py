@@ -85,13 +85,6 @@ def _no_single_row(traits: Traits, longest: int) -> str | None:
         )
     if traits.own_attention:
         return "the base computes its attention in its own way"
-    if traits.soft_cap:
-        return "the base caps its attention scores"
-    if traits.window is not None and traits.window < longest:
-        return (
-            f"layers of the base look back {traits.window} tokens, but the longest pair has "
-            f"{longest}"
-        )
     if traits.stretches_beyond is not None and traits.stretches_beyond < longest:
         return (
             f"a pair of more than {traits.stretches_beyond} tokens changes the positions of all "

@@ -10,8 +10,26 @@ from torch.utils.checkpoint import checkpoint
 from orpo_ray.objectives import PairLogps
 from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch
 
-# Float32 logits of one chunk: 2**24 values are 64 MiB.
-LOGITS_PER_CHUNK = 2**24
+LOGITS_PER_TILE = 2**24
+"""Float32 logits that exist at once: 64 MiB."""
+ROWS_PER_TILE = 1024
+"""At most so many rows of hidden states share a tile, if the vocabulary is large.
+
+Each tile reads its part of the head from memory, so few rows would read it often.
+"""
+
+
+class Tile(NamedTuple):
+    """How many rows of hidden states and entries of the vocabulary make the logits of a tile."""
+
+    rows: int
+    entries: int
+
+
+def tile_of(rows: int, vocabulary: int) -> Tile:
+    """The tile for so many rows: the whole vocabulary, or as much as fits with 1,024 of them."""
+    high = min(rows, max(ROWS_PER_TILE, LOGITS_PER_TILE // vocabulary))
+    return Tile(high, min(vocabulary, max(1, LOGITS_PER_TILE // high)))
 
 
 class _Head(NamedTuple):
@@ -22,21 +40,29 @@ class _Head(NamedTuple):
     scale: float
     soft_cap: float | None
 
-    def buffer(self, hidden: Tensor, rows: int) -> Tensor | None:
-        """Memory for the float32 logits of `rows` rows, or None if they must be converted first.
+    def buffer(self, hidden: Tensor, tile: Tile) -> Tensor | None:
+        """Memory for the float32 logits of a tile, or None if they must be converted first.
 
         Reusing it helps a CPU: getting new memory takes longer than the product that fills it.
         """
         direct = self.bias is None and hidden.dtype == self.weight.dtype == torch.float32
-        return hidden.new_empty(rows, len(self.weight)) if direct else None
+        return hidden.new_empty(tile.rows * tile.entries) if direct else None
 
-    def logits(self, hidden: Tensor, into: Tensor | None = None) -> Tensor:
-        """Logits [N, V] in float32; `into` is a `buffer` of at least N rows to write them to."""
+    def logits(self, hidden: Tensor, entries: slice, into: Tensor | None = None) -> Tensor:
+        """Float32 logits [N, entries] of entries of the vocabulary; `into` may be a `buffer`."""
+        weight = self.weight[entries]
         if into is not None:
-            product = torch.mm(hidden, self.weight.t(), out=into[: len(hidden)])
+            place = into[: len(hidden) * len(weight)].view(len(hidden), len(weight))
+            product = torch.mm(hidden, weight.t(), out=place)
         else:
-            product = nn.functional.linear(hidden, self.weight, self.bias)
+            bias = None if self.bias is None else self.bias[entries]
+            product = nn.functional.linear(hidden, weight, bias)
         return finish(product, self.scale, self.soft_cap)
+
+    def slope(self, logits: Tensor) -> Tensor:
+        """How fast capped logits follow those before the cap, whose scale is left out."""
+        assert self.soft_cap is not None, "only a cap bends logits"
+        return 1 - (logits / self.soft_cap).square_()
 
 
 def finish(logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
@@ -74,7 +100,7 @@ class SelectedLogProbs(nn.Module):
             self.head = head
         self.scale = scale
         self.soft_cap = soft_cap
-        self.rows_per_chunk = max(1, LOGITS_PER_CHUNK // vocabulary)
+        self.vocabulary = vocabulary
 
     @property
     def is_frozen(self) -> bool:
@@ -87,9 +113,10 @@ class SelectedLogProbs(nn.Module):
         """Log-probs [N] of `targets` [N] given hidden states [N, H]."""
         if self.is_frozen:
             head = _Head(self.weight, self.bias, self.scale, self.soft_cap)
-            log_probs: Tensor = _FrozenHead.apply(hidden, targets, head, self.rows_per_chunk)
+            tile = tile_of(len(hidden), len(self.weight))
+            log_probs: Tensor = _FrozenHead.apply(hidden, targets, head, tile)
             return log_probs
-        rows = self.rows_per_chunk
+        rows = max(1, LOGITS_PER_TILE // self.vocabulary)
         chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
         if not torch.is_grad_enabled():
             return torch.cat([self._score(h, t) for h, t in chunks])
@@ -99,7 +126,7 @@ class SelectedLogProbs(nn.Module):
     def _score(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if self.head is None:
             head = _Head(self.weight, self.bias, self.scale, self.soft_cap)
-            return score(head.logits(hidden), targets)
+            return score(head.logits(hidden, slice(None)), targets)
         return score(finish(self.head(hidden), self.scale, self.soft_cap), targets)
 
 
@@ -112,16 +139,18 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, head: _Head, rows_per_chunk: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: _Head, tile: Tile) -> Tensor:
         log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        kept = head.buffer(hidden, min(rows_per_chunk, len(hidden)))
-        for start in range(0, len(hidden), rows_per_chunk):
-            rows = slice(start, start + rows_per_chunk)
-            into = None if gradient is None else gradient[rows]
-            log_probs[rows] = _score_chunk(hidden[rows], targets[rows, None], head, kept, into)
+        kept = head.buffer(hidden, tile)
+        for start in range(0, len(hidden), tile.rows):
+            rows = slice(start, start + tile.rows)
+            softmax = _Softmax(hidden[rows], targets[rows, None], head, gradient is not None)
+            for first in range(0, len(head.weight), tile.entries):
+                softmax.add(slice(first, first + tile.entries), kept)
+            log_probs[rows] = softmax.log_probs
+            if gradient is not None:
+                gradient[rows] = softmax.gradient
         ctx.save_for_backward(gradient)
         return log_probs
 
@@ -132,26 +161,57 @@ class _FrozenHead(torch.autograd.Function):
         return (above[:, None] * gradient).to(gradient.dtype), None, None, None
 
 
-def _score_chunk(
-    hidden: Tensor, targets: Tensor, head: _Head, kept: Tensor | None, gradient: Tensor | None
-) -> Tensor:
-    """Log-probs [n] of a chunk's `targets` [n, 1]; their gradient in `hidden` fills `gradient`.
+class _Softmax:
+    """The softmax of n rows over the vocabulary, a tile of it at a time.
 
-    It is a function of its own so that its logits are gone before the next chunk's are computed.
+    It keeps the largest logit so far and the sum of exp(logit - largest), as in arXiv:1805.02867,
+    and the sum of the head's rows with these weights, which is what a gradient needs of all logits.
     """
-    logits = head.logits(hidden, kept)
-    of_target, largest = logits.gather(-1, targets), logits.amax(-1, keepdim=True)
-    slope = None
-    if head.soft_cap is not None and gradient is not None:
-        slope = 1 - (logits / head.soft_cap).square_()
-    unscaled = logits.sub_(largest).exp_()
-    total = unscaled.sum(-1, keepdim=True)
-    if gradient is not None:
-        of_logits = unscaled.div_(-total).scatter_add_(-1, targets, torch.ones_like(total))
-        if slope is not None:
-            of_logits.mul_(slope)
-        gradient.copy_((of_logits.to(head.weight.dtype) @ head.weight) * head.scale)
-    return (of_target - largest - total.log()).squeeze(-1)
+
+    def __init__(self, hidden: Tensor, targets: Tensor, head: _Head, has_gradient: bool) -> None:
+        self._hidden, self._targets, self._head = hidden, targets, head
+        self._largest = torch.full_like(targets, -torch.inf, dtype=torch.float32)
+        self._total = torch.zeros_like(self._largest)
+        self._of_target = torch.zeros_like(self._largest)
+        self._pull = torch.zeros_like(hidden, dtype=torch.float32) if has_gradient else None
+
+    def add(self, entries: slice, kept: Tensor | None) -> None:
+        """Take these entries of the vocabulary in; `kept` is a `buffer` for their logits."""
+        head = self._head
+        logits = head.logits(self._hidden, entries, kept)
+        place = self._targets - entries.start
+        is_here = (place >= 0) & (place < logits.shape[1])
+        found = logits.gather(-1, place.clamp(0, logits.shape[1] - 1))
+        self._of_target = torch.where(is_here, found, self._of_target)
+        slope = None
+        if head.soft_cap is not None and self._pull is not None:
+            slope = head.slope(logits)
+        largest = torch.maximum(self._largest, logits.amax(-1, keepdim=True))
+        fade, self._largest = (self._largest - largest).exp_(), largest
+        weights = logits.sub_(largest).exp_()
+        self._total.mul_(fade).add_(weights.sum(-1, keepdim=True))
+        if self._pull is not None:
+            weights = weights if slope is None else weights.mul_(slope)
+            rows = head.weight[entries]
+            self._pull.mul_(fade)
+            if rows.dtype == torch.float32:
+                self._pull.addmm_(weights, rows)
+            else:
+                self._pull.add_(weights.to(rows.dtype) @ rows)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Log-probs of the targets, [n]."""
+        return (self._of_target - self._largest - self._total.log()).squeeze(-1)
+
+    @property
+    def gradient(self) -> Tensor:
+        """Their gradient in the hidden states, [n, H]."""
+        assert self._pull is not None, "asked for at the start"
+        towards = self._head.weight[self._targets.squeeze(-1)].float()
+        if self._head.soft_cap is not None:
+            towards = towards * self._head.slope(self._of_target)
+        return (towards - self._pull / self._total) * self._head.scale
 
 
 def pair_logps(log_probs: Tensor, batch: PairBatch) -> PairLogps:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from orpo_ray.config import AdapterConfig
+from orpo_ray.config import AdapterConfig, RunConfig, every_to_steps
 from orpo_ray.data.store import Artifact
 from orpo_ray.errors import ConfigError, RunError, StoppedError
 from orpo_ray.models.base import fetch_base
@@ -34,6 +34,7 @@ from orpo_ray.training.arguments import training_arguments
 from orpo_ray.training.checkpoint import Position, best_whole, read_position
 from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.engine import engine_of
+from orpo_ray.training.evaluation_share import EvaluationShare, evaluation_share
 from orpo_ray.training.layout import collate
 from orpo_ray.training.load import load_pair_model, size_on_disk
 from orpo_ray.training.memory import keep_freed_memory, peak_memory
@@ -224,6 +225,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
     )
     if resume is None:
         session.announce(f"evaluating {len(work.evaluation)} held-out pairs before training")
+        session.announce(str(_evaluation_share(work, config, objective, decisions)))
     trainer.train()
     _note_memory(session)
     done = trainer.state.global_step
@@ -231,6 +233,22 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         raise StoppedError(
             f"stopped at step {done} of {len(steps)} with a checkpoint; the same command resumes"
         )
+
+
+def _evaluation_share(
+    work: Work, config: RunConfig, objective: Objective, decisions: Decisions
+) -> EvaluationShare:
+    """How much of the run its evaluations compute."""
+    trained = np.concatenate([step.pairs for step in work.steps])
+    return evaluation_share(
+        len(work.steps),
+        every_to_steps(config.training.eval_every, len(work.steps)),
+        work.train.lengths[trained],
+        work.evaluation.lengths,
+        work.layout,
+        with_rejected=objective.needs_rejected,
+        recomputes=decisions.gradient_checkpointing,
+    )
 
 
 def _sampler(

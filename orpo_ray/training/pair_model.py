@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from orpo_ray.data.held import Pairs
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.start import Start
-from orpo_ray.training.attention import RUNS_ATTENTION, attention_path
+from orpo_ray.training.attention import RUNS_ATTENTION
+from orpo_ray.training.attention_kernels import attention_path
 from orpo_ray.training.layout import PairBatch
 from orpo_ray.training.logprobs import SelectedLogProbs
 from orpo_ray.training.plan import Layout, longer_side

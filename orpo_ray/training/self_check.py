@@ -11,7 +11,7 @@ from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.layout import collate
 from orpo_ray.training.memory import is_out_of_memory
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import PADDED, Layout
+from orpo_ray.training.plan import PADDED, Layout, longer_side
 from orpo_ray.training.world import ALONE, World
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
@@ -31,12 +31,12 @@ def settle_layout(
 ) -> None:
     """Give the model the layout that was decided, or padded rows if that layout is wrong for it.
 
-    The first pairs of a table are compared, and falling back is announced with a warning. All
+    A few pairs of a table are compared, and falling back is announced with a warning. All
     processes of a world take the same layout. The model is in evaluation mode afterwards.
     """
     layout = decisions.layout
     if not layout.pads:
-        problems = world.gather(_problem(model, decisions, _first_pairs(table, decisions), pad_id))
+        problems = world.gather(_problem(model, decisions, _some_pairs(table, decisions), pad_id))
         problem = next((found for found in problems if found), None)
         if problem:
             announce(
@@ -47,11 +47,16 @@ def settle_layout(
     model.use_layout(layout)
 
 
-def _first_pairs(table: PairTable, decisions: Decisions) -> list[TokenPair]:
-    """A few pairs that fit into one micro-batch; the memory is not measured yet."""
-    pairs = [table[i] for i in range(min(_PAIRS, len(table)))]
-    longest = max(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) for pair in pairs)
-    return pairs[: max(1, decisions.tokens_per_microbatch // (2 * longest))]
+def _some_pairs(table: PairTable, decisions: Decisions) -> list[TokenPair]:
+    """The longest pair and the first ones, as many as fit into one micro-batch.
+
+    The longest one looks back furthest. The memory is not measured yet.
+    """
+    lengths = longer_side(table.lengths)
+    longest = int(lengths.argmax())
+    rows = [longest, *(i for i in range(min(_PAIRS, len(table))) if i != longest)]
+    fit = decisions.tokens_per_microbatch // (2 * int(lengths[longest]))
+    return [table[i] for i in rows[: max(1, min(fit, _PAIRS))]]
 
 
 def _problem(
@@ -67,7 +72,7 @@ def _problem(
     difference = (found - expected).abs().max().item()
     if difference <= TOLERANCE[decisions.dtype]:
         return None
-    return f"log-probs of the first pairs differ by {difference:.2g}"
+    return f"log-probs of some pairs differ by {difference:.2g}"
 
 
 @torch.no_grad()

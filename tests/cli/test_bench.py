@@ -228,3 +228,28 @@ def test_wrong_use_is_one_line(command: Command, arguments: list[str], said: str
     assert done.code == 2
     assert said in json.loads(done.out)["error"]
     assert said in done.err.splitlines()[-1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("objective", ["orpo", "dpo"])
+def test_a_whole_run_and_a_stock_script_learn_the_same(command: Command, objective: str) -> None:
+    """On the demo's base: the same pairs in the same order, the same rates, the same NLL."""
+    words = ["--steps", 4, "--pairs", 8, "--max-length", 96, "--objective", objective, "--json"]
+    done = command("bench", "run", "--base", BASE, "--data", BASE.parent / "train.jsonl", *words)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    auto, same, stock = (found["sides"][side] for side in ("auto", "same", "stock"))
+    assert found["cpu_ratio"] == pytest.approx(stock["cpu_s"] / auto["cpu_s"])
+    assert found["wall_ratio"] == pytest.approx(stock["wall_s"] / auto["wall_s"])
+    assert found["memory_ratio"] == pytest.approx(same["peak_bytes"] / stock["peak_bytes"])
+    assert min(auto["cpu_s"], stock["cpu_s"]) > 1 and stock["peak_bytes"] > 2e8
+    assert found["nll_ours"] == pytest.approx(found["nll_stock"], rel=2e-3)
+    assert found["nll"]["same"] == pytest.approx(found["nll_ours"], rel=1e-4)
+
+
+def test_a_whole_run_asks_for_enough_pairs(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"prompt": "Hi", "chosen": "Hello.", "rejected": "No."}) + "\n")
+    done = command("bench", "run", "--base", BASE, "--data", file, "--steps", 2)
+    assert done.code == 2
+    assert "1 different pairs fit into 512 tokens, but 2 steps of 16 and 48 held-out" in done.err

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from orpo_ray.data.pairs import TokenPair
 from orpo_ray.errors import ConfigError
+from orpo_ray.training import logprobs
 from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch, collate
-from orpo_ray.training.logprobs import SelectedLogProbs, pair_logps
+from orpo_ray.training.logprobs import SelectedLogProbs, pair_logps, tile_of
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
@@ -47,15 +48,8 @@ FAMILIES = {
     "Granite": {**LLAMA_LIKE, "logits_scaling": 3.0, "attention_multiplier": 8**-0.5},
     "Mixtral": {**LLAMA_LIKE, "num_local_experts": 3, "num_experts_per_tok": 2},
 }
-SOFT_CAPPED = "Gemma2"
-"""Its attention has a soft cap, too, which no single row takes."""
 LAYOUTS = (PADDED, PACKED, SHARED_PREFIX)
-IN_LAYOUTS = [
-    (family, layout)
-    for family in FAMILIES
-    for layout in LAYOUTS
-    if family != SOFT_CAPPED or layout == PADDED
-]
+IN_LAYOUTS = [(family, layout) for family in FAMILIES for layout in LAYOUTS]
 LENGTHS = [(5, 3, 7), (2, 9, 1), (11, 2, 4)]  # prompt, chosen, rejected
 RAGGED = [*LENGTHS, (1, 1, 3), (1, 2, 1), (3, 1, 1)]
 """With prompts and answers of one token."""
@@ -89,6 +83,12 @@ def make_pairs(lengths: list[tuple[int, int, int]] = LENGTHS) -> list[TokenPair]
         [rng.integers(4, VOCABULARY, size=n, dtype=np.int32) for n in three] for three in lengths
     ]
     return [TokenPair.of_answers(str(i), *sides) for i, sides in enumerate(draw)]
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, rows: int, entries: int) -> None:
+    """Tiles of so many rows and entries of the vocabulary."""
+    monkeypatch.setattr(logprobs, "ROWS_PER_TILE", rows)
+    monkeypatch.setattr(logprobs, "LOGITS_PER_TILE", rows * entries)
 
 
 def make_batch() -> PairBatch:
@@ -146,19 +146,19 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor])
     assert ((ours - theirs).norm() / theirs.norm()).item() < TOLERANCE
 
 
-@pytest.mark.parametrize("rows_per_chunk", [1, 4, 23, 1000])
+@pytest.mark.parametrize("tile", [(1, 211), (5, 7), (23, 1), (23, 100), (1000, 1000)])
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize(("scale", "soft_cap"), [(1.0, None), (0.3, None), (1.0, 4.0), (0.5, 2.0)])
 def test_the_scorer_equals_log_softmax_of_full_logits(
-    rows_per_chunk, trainable, bias, scale, soft_cap
+    tile, trainable, bias, scale, soft_cap, monkeypatch
 ):
+    cut(monkeypatch, *tile)
     torch.manual_seed(0)
     head = nn.Linear(16, VOCABULARY, bias=bias).requires_grad_(trainable)
     hidden = torch.randn(23, 16, requires_grad=True)
     targets = torch.randint(VOCABULARY, (23,))
     scorer = SelectedLogProbs(head, VOCABULARY, scale, soft_cap)
-    scorer.rows_per_chunk = rows_per_chunk
 
     def expected_log_probs() -> Tensor:
         logits = head(hidden) * scale
@@ -179,7 +179,9 @@ def test_the_scorer_equals_log_softmax_of_full_logits(
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_the_head_never_sees_more_rows_than_a_chunk(grad):
+def test_a_trained_head_never_sees_more_rows_than_a_tile(grad, monkeypatch):
+    cut(monkeypatch, 10, VOCABULARY)
+
     class Recorder(nn.Linear):
         seen: list[int] = []  # noqa: RUF012
 
@@ -189,17 +191,41 @@ def test_the_head_never_sees_more_rows_than_a_chunk(grad):
 
     head = Recorder(16, VOCABULARY)
     scorer = SelectedLogProbs(head, VOCABULARY)
-    scorer.rows_per_chunk = 10
     with torch.set_grad_enabled(grad):
         scorer(torch.randn(23, 16, requires_grad=True), torch.randint(VOCABULARY, (23,)))
     assert head.seen == [10, 10, 3]
 
 
-def test_chunks_shrink_as_the_vocabulary_grows():
-    rows = {
-        v: SelectedLogProbs(nn.Linear(4, 4), v).rows_per_chunk for v in (32_000, 256_000, 2**30)
-    }
-    assert rows == {32_000: 524, 256_000: 65, 2**30: 1}
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "tile"),
+    [
+        (50, 1_400, (50, 1_400)),
+        (20_000, 1_400, (11_983, 1_400)),
+        (600, 32_000, (600, 27_962)),
+        (3_000, 32_000, (1_024, 16_384)),
+        (3_000, 262_144, (1_024, 16_384)),
+        (1, 2**30, (1, 2**24)),
+    ],
+)
+def test_a_tile_has_many_rows_and_as_much_of_the_vocabulary_as_fits(rows, vocabulary, tile):
+    assert tile_of(rows, vocabulary) == tile
+    assert tile[0] * tile[1] <= logprobs.LOGITS_PER_TILE
+
+
+def test_logits_far_below_the_largest_do_no_harm(monkeypatch):
+    """The largest logit comes in the last tile, or in the first, and differs by thousands."""
+    cut(monkeypatch, 4, 2)
+    head = nn.Linear(8, 8, bias=False).requires_grad_(False)
+    head.weight.copy_(torch.eye(8))
+    for order in (torch.arange(8.0), -torch.arange(8.0)):
+        hidden = (1000 * order).repeat(4, 1).requires_grad_()
+        targets = torch.tensor([0, 3, 6, 7])
+        found = SelectedLogProbs(head, 8)(hidden, targets)
+        expected = head(hidden).log_softmax(-1)[torch.arange(4), targets]
+        torch.testing.assert_close(found, expected)
+        (ours,) = torch.autograd.grad(found.sum(), hidden)
+        (theirs,) = torch.autograd.grad(expected.sum(), hidden)
+        torch.testing.assert_close(ours, theirs)
 
 
 def from_padded_rows(pair_model: PairModel, pairs: list[TokenPair]) -> Tensor:
@@ -216,13 +242,13 @@ def by_layout(pair_model: PairModel, layout: str, pairs: list[TokenPair]) -> Ten
 
 
 @pytest.mark.parametrize(("family", "layout"), IN_LAYOUTS)
-@pytest.mark.parametrize("rows_per_chunk", [1, 7, 10_000])
+@pytest.mark.parametrize("tile", [(1, 50), (7, VOCABULARY), (10_000, 10_000)])
 def test_log_probs_and_adapter_gradients_of_a_frozen_head_equal_those_of_full_logits(
-    family, layout, rows_per_chunk
+    family, layout, tile, monkeypatch
 ):
+    cut(monkeypatch, *tile)
     model, pairs = adapted(make_model(family), "all-linear"), make_pairs(RAGGED)
     pair_model = PairModel(model)
-    pair_model.scorer.rows_per_chunk = rows_per_chunk
     assert pair_model.scorer.is_frozen
     assert_same_values(by_layout(pair_model, layout, pairs), from_padded_rows(pair_model, pairs))
     found = gradients_of(model, by_layout(pair_model, layout, pairs))
@@ -241,13 +267,13 @@ def test_recomputed_activations_give_the_same_gradients(layout):
 
 
 @pytest.mark.parametrize(("family", "layout"), IN_LAYOUTS)
-@pytest.mark.parametrize("rows_per_chunk", [7, 10_000])
+@pytest.mark.parametrize("rows", [7, 10_000])
 def test_gradients_of_a_fully_trained_model_and_its_head_equal_those_of_full_logits(
-    family, layout, rows_per_chunk
+    family, layout, rows, monkeypatch
 ):
+    cut(monkeypatch, rows, VOCABULARY)
     model, pairs = make_model(family), make_pairs(RAGGED)
     pair_model = PairModel(model)
-    pair_model.scorer.rows_per_chunk = rows_per_chunk
     assert not pair_model.scorer.is_frozen
     found = gradients_of(model, by_layout(pair_model, layout, pairs))
     assert_same_gradients(found, gradients_of(model, from_padded_rows(pair_model, pairs)))
@@ -255,11 +281,11 @@ def test_gradients_of_a_fully_trained_model_and_its_head_equal_those_of_full_log
     assert any(parameter is head for name, parameter in model.named_parameters() if name in found)
 
 
-@pytest.mark.parametrize("rows_per_chunk", [7, 10_000])
-def test_a_head_with_an_adapter_of_its_own_is_trained(rows_per_chunk):
+@pytest.mark.parametrize("rows", [7, 10_000])
+def test_a_head_with_an_adapter_of_its_own_is_trained(rows, monkeypatch):
+    cut(monkeypatch, rows, VOCABULARY)
     model, batch = adapted(make_model("Llama"), ["q_proj", "lm_head"]), make_batch()
     pair_model = PairModel(model)
-    pair_model.scorer.rows_per_chunk = rows_per_chunk
     found, expected = (
         gradients_of(model, pair_model(batch)),
         gradients_of(model, from_full_logits(model, batch)),

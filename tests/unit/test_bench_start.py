@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from orpo_ray.bench.start import Phase, _watch
+from orpo_ray.bench.watch import Phase, watch
 from orpo_ray.errors import RunError
 
 WORKS_IN_A_CHILD = """
@@ -29,7 +29,7 @@ def test_what_children_take_is_counted_in_its_phase(tmp_path):
         Phase("first", lambda watched: watched.has_said("worked")),
         Phase("second", lambda watched: False),
     ]
-    cost = _watch([sys.executable, str(script)], phases)
+    cost = watch([sys.executable, str(script)], phases)
     assert list(cost.phases) == ["first", "second"]
     assert all(0.3 < phase["cpu_s"] < 2 for phase in cost.phases.values())
     assert cost.cpu_s == pytest.approx(sum(phase["cpu_s"] for phase in cost.phases.values()))
@@ -38,6 +38,6 @@ def test_what_children_take_is_counted_in_its_phase(tmp_path):
 
 def test_a_command_that_fails_is_told_with_its_last_line():
     with pytest.raises(RunError, match="ended with code 3: no more"):
-        _watch(
+        watch(
             [sys.executable, "-c", "import sys; print('no more', file=sys.stderr); sys.exit(3)"], []
         )

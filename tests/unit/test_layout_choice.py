@@ -21,8 +21,6 @@ FREE = Traits()
 OBSTACLES = {
     "recurrent": (Traits(recurrent=True), "carry a state"),
     "own attention": (Traits(own_attention=True), "computes its attention in its own way"),
-    "soft cap": (Traits(soft_cap=True), "caps its attention scores"),
-    "window": (Traits(window=99), "look back 99 tokens, but the longest pair has 100"),
     "positions": (
         Traits(stretches_beyond=99),
         "a pair of more than 99 tokens changes the positions of all",
@@ -59,10 +57,6 @@ def test_a_single_row_is_refused_there(obstacle: str, asked: str) -> None:
         ConfigError, match=rf"^training\.layout: {asked} does not fit this run: .*{reason}"
     ):
         choose(asked, traits)
-
-
-def test_a_window_as_wide_as_the_longest_pair_is_none() -> None:
-    assert choose("auto", Traits(window=100))[0] == SHARED_PREFIX
 
 
 def test_a_loss_of_the_router_keeps_prompts_apart() -> None:
@@ -102,20 +96,20 @@ SIZES = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
 BASES: dict[str, tuple[dict[str, Any], Traits]] = {
     "Llama": ({}, Traits()),
     "GPT2": ({}, Traits()),
-    "Mistral": ({"sliding_window": 64}, Traits(window=64)),
+    "Mistral": ({"sliding_window": 64}, Traits()),
     "Qwen2": ({"use_sliding_window": False, "sliding_window": 64}, Traits()),
     "Gemma2": (
         {"sliding_window": 32, "head_dim": 8},
-        Traits(soft_cap=True, window=32, attentions=NO_SDPA),
+        Traits(attentions=NO_SDPA),
     ),
     "Gemma3Text": (
         {"sliding_window": 32, "head_dim": 8, "num_hidden_layers": 6},
-        Traits(window=32),
+        Traits(),
     ),
     "Mixtral": ({"output_router_logits": True, "sliding_window": None}, Traits(router_loss=True)),
     "GptOss": (
         {"sliding_window": 32, "head_dim": 8, "num_local_experts": 2},
-        Traits(window=32, attentions=("eager",)),
+        Traits(attentions=("eager",)),
     ),
     "Bloom": ({}, Traits(own_attention=True, attentions=("eager",))),
     "Phi3": (

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from orpo_ray.bench.pairs import pairs_of_shape
 from orpo_ray.bench.sides import Ours
 from orpo_ray.planner.memory import (
-    LOGITS_PER_CHUNK,
+    LOGITS_PER_TILE,
     Method,
     MicroBatch,
     bytes_of_batch,
@@ -166,8 +166,8 @@ def _method(case: Case) -> Method:
     )
 
 
-def test_the_head_has_chunks_of_the_size_that_training_takes() -> None:
-    assert LOGITS_PER_CHUNK == logprobs.LOGITS_PER_CHUNK
+def test_the_head_has_tiles_of_the_size_that_training_takes() -> None:
+    assert LOGITS_PER_TILE == logprobs.LOGITS_PER_TILE
 
 
 def test_a_micro_batch_counts_each_layout() -> None:

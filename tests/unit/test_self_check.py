@@ -11,8 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
 from orpo_ray.data.pairs import TokenPair
+from orpo_ray.training import attention
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
+from orpo_ray.training.runs import ALL_BEFORE
 from orpo_ray.training.self_check import settle_layout
 from orpo_ray.training.world import World
 
@@ -31,15 +33,23 @@ SIZES = {
 }
 
 
+class Table(list[TokenPair]):
+    """A table of pairs, as far as the check reads it."""
+
+    @property
+    def lengths(self) -> Any:
+        return np.array([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in self])
+
+
 def pairs() -> Any:
-    """A table of some pairs; for the check, a list is enough."""
+    """A table of some pairs, of which the last is the longest."""
     rng = np.random.default_rng(0)
-    lengths = [(5, 3, 7), (9, 6, 1), (1, 2, 4), (12, 5, 5), (3, 3, 3)]
+    lengths = [(5, 3, 7), (9, 6, 1), (1, 2, 4), (3, 3, 3), (12, 15, 5)]
     draw = [
         [rng.integers(4, VOCABULARY, length, dtype=np.int32) for length in three]
         for three in lengths
     ]
-    return [TokenPair.of_answers(str(i), *sides) for i, sides in enumerate(draw)]
+    return Table(TokenPair.of_answers(str(i), *sides) for i, sides in enumerate(draw))
 
 
 def llama() -> PairModel:
@@ -76,17 +86,35 @@ def test_other_log_probs_have_the_run_fall_back_loudly() -> None:
     assert line.startswith(
         f"WARNING: layout {layout} is not right for this model, falling back to padded rows: "
     )
-    assert "log-probs of the first pairs differ by" in line
+    assert "log-probs of some pairs differ by" in line
     assert model.layout == PADDED
 
 
-def test_attention_that_is_more_than_causal_has_it_fall_back_too() -> None:
-    """As if a configuration did not name its window."""
-    torch.manual_seed(0)
-    model = PairModel(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)))
+class Biased(LlamaAttention):
+    """Like layers whose scores depend on more than queries and keys."""
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return super().forward(*arguments, position_bias=torch.ones(1), **keywords)
+
+
+def test_attention_that_is_not_computed_has_it_fall_back_too() -> None:
+    model = llama_with(Biased)
     (line,) = settled(model, SHARED_PREFIX)
-    assert "MistralAttention computes attention with a window of 6" in line
+    assert "Biased computes attention with position_bias; use padded" in line
     assert model.layout == PADDED
+
+
+def test_a_window_that_only_the_longest_pair_meets_is_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if a family told its window in a way of its own. The longest pair has 27 tokens."""
+    torch.manual_seed(0)
+    model = PairModel(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)))
+    assert settled(model, SHARED_PREFIX) == []
+    monkeypatch.setattr(attention, "_reach", lambda module, window: ALL_BEFORE)
+    for budget in (4096, 8):
+        (line,) = settled(model, SHARED_PREFIX, budget=budget)
+        assert "log-probs of some pairs differ by" in line
 
 
 @dataclass(frozen=True)
@@ -94,7 +122,7 @@ class WithAnother(World):
     """A world of two processes; the other one found a problem."""
 
     def gather(self, value: Any) -> list[Any]:
-        return [value, "log-probs of the first pairs differ by 2"]
+        return [value, "log-probs of some pairs differ by 2"]
 
 
 def test_all_processes_settle_on_the_same() -> None:

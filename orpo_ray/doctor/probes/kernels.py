@@ -13,7 +13,7 @@ def try_attention() -> Attention:
     """The attention that packed rows take on this machine's first GPU, or on its CPU."""
     import torch
 
-    from orpo_ray.training.attention import VARLEN, attention_path
+    from orpo_ray.training.attention_kernels import VARLEN, attention_path
 
     device, dtype = _place()
     path = attention_path(torch.device(device), dtype, 1, _HEAD)
