@@ -28,7 +28,7 @@ from orpo_ray.data.pairs import Pair, TokenPair
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import DataError, RunError
 from orpo_ray.models.tokenizer import base_location, load_tokenizer, make_local
-from orpo_ray.runs.console import Announce
+from orpo_ray.runs.console import SILENT, Announce
 from orpo_ray.training.plan import step_pairs
 
 EVAL_PAIRS = 48
@@ -152,7 +152,7 @@ def _write_pairs(case: RunCase, folder: Path) -> int:
 
 def _fitting(case: RunCase) -> Iterator[tuple[Pair, TokenPair]]:
     """Different pairs of one turn each that fit into the length, with their tokens."""
-    tokenizer = load_tokenizer(ModelConfig(base=case.base), lambda line: None)
+    tokenizer = load_tokenizer(ModelConfig(base=case.base), SILENT.announce)
     tokeniser, seen = PairTokeniser(tokenizer), set()
     for number, pair in enumerate(usable_pairs(case.data)):
         if pair.before_chosen or pair.before_rejected or pair.context or not _is_whole(pair):

@@ -27,7 +27,7 @@ class Phase:
     is_over: Callable[["Watched"], bool]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Watched:
     """A running command, with what it said and the CPU seconds of all its processes so far."""
 
@@ -83,7 +83,7 @@ def watch(command: Sequence[str], phases: Sequence[Phase] = ()) -> Cost:
     root = psutil.Popen(
         command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    watched, marks = Watched(root), [(0.0, 0.0)]
+    watched, marks = Watched(root=root), [(0.0, 0.0)]
     with selectors.DefaultSelector() as ready:
         os.set_blocking(root.stderr.fileno(), False)
         ready.register(root.stderr, selectors.EVENT_READ)

@@ -179,9 +179,9 @@ def test_missing_memory_says_nothing_of_the_layout() -> None:
 
 
 def test_no_more_pairs_are_compared_than_a_micro_batch_holds() -> None:
-    """The longest of the first four takes 17 tokens, a padded pair 34."""
+    """The longest takes 27 tokens, a padded pair 54."""
     model, seen = llama(), []
     model.register_forward_pre_hook(lambda module, given: seen.append(len(given[0].chosen_tokens)))
-    for budget in (1, 68, 4096):
+    for budget in (1, 108, 4096):
         settled(model, SHARED_PREFIX, budget=budget)
     assert seen == [1, 1, 2, 2, 4, 4]
