@@ -59,6 +59,7 @@ class Standing:
     win_low: float | None = None
     win_high: float | None = None
     broken: float | None = None
+    broken_before: float | None = None
     budget_used: float | None = None
     seconds: float | None = None
     pairs_per_second: float | None = None

@@ -49,12 +49,14 @@ class Questions:
 class Told:
     """What answers tell: the share of broken ones, and of those that beat the base's, by prompt.
 
-    A broken answer loses against one that is not; a tie is half a win.
+    A broken answer loses against one that is not; a tie is half a win. `broken_before` is the share
+    of the base's answers that are broken.
     """
 
     broken: float
     wins: tuple[float, ...]
     why: dict[str, int]
+    broken_before: float = 0.0
 
 
 def questions_of(artifact: Artifact, config: RunConfig, count: int) -> Questions:
@@ -127,7 +129,12 @@ def told(asked: Questions, answers: Sequence[Said], base: Sequence[Said]) -> Tol
         for place, said in enumerate(answers)
     ]
     counts = {reason: why.count(reason) for reason in sorted({each for each in why if each})}
-    return Told(sum(counts.values()) / len(answers), tuple(wins), counts)
+    return Told(
+        sum(counts.values()) / len(answers),
+        tuple(wins),
+        counts,
+        sum(each is not None for each in before) / len(before),
+    )
 
 
 def _win(ours: float, theirs: float) -> float:

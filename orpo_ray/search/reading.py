@@ -22,8 +22,9 @@ def reading(comparison: Comparison) -> list[str]:
     for each in finished:
         if each.broken is not None and each.broken >= _MANY_BROKEN:
             lines.append(
-                f"{each.method}: {each.broken:.0%} of its greedy answers are broken, whatever its "
-                "accuracy: they do not end, repeat themselves, or leave the words of the pairs."
+                f"{each.method}: {each.broken:.0%} of its greedy answers are broken"
+                f"{_of_the_base(each)}, whatever its accuracy: they do not end, repeat themselves, "
+                "or leave the words of the pairs."
             )
         if _fell(each):
             lines.append(
@@ -106,6 +107,11 @@ def _leader(comparison: Comparison, finished: list[Standing]) -> list[str]:
         return [f"{said}, but no method differs from it by more than noise."]
     rest = f"; within the noise of it: {', '.join(near)}" if near else ", more than any other"
     return [f"{said}{rest}."]
+
+
+def _of_the_base(standing: Standing) -> str:
+    before = standing.broken_before
+    return "" if before is None else f" ({before:.0%} of the base's are)"
 
 
 def _fell(standing: Standing) -> bool:

@@ -71,7 +71,10 @@ def figures_of_answers(answers: Sequence[Told]) -> dict[str, float]:
     """
     if not answers:
         return {}
-    found = {"broken": fmean(each.broken for each in answers)}
+    found = {
+        "broken": fmean(each.broken for each in answers),
+        "broken_before": answers[0].broken_before,
+    }
     points = np.array([each.wins for each in answers if each.wins])
     readable = points[:, ~np.isnan(points).all(axis=0)] if points.size else points
     if readable.size:

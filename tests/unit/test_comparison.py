@@ -73,6 +73,13 @@ def test_another_version_may_have_written_more() -> None:
     assert comparison_of(tree).methods == (standing("a"),)
 
 
+def test_broken_answers_are_told_beside_those_of_the_base() -> None:
+    lines = reading(comparison(methods=(standing("a", broken=0.22, broken_before=0.27),)))
+    assert any(line.startswith("a: 22% of its greedy answers are broken (27% of") for line in lines)
+    known = reading(comparison(methods=(standing("a", broken=0.22),)))
+    assert any(line.startswith("a: 22% of its greedy answers are broken, what") for line in known)
+
+
 def test_a_judge_is_named_where_it_gave_wins() -> None:
     judge = {"judge": {"endpoint": "http://x/v1", "model": "m", "key_file": None}}
     line = "Wins against the base are verdicts of m."

@@ -123,5 +123,8 @@ def test_a_rate_is_over_what_can_be_read() -> None:
 
 @pytest.mark.parametrize("wins", [(), (float("nan"),)])
 def test_no_verdict_is_no_rate(wins: tuple[float, ...]) -> None:
-    assert figures_of_answers([Told(0.5, wins, {})]) == {"broken": 0.5}
+    assert figures_of_answers([Told(0.5, wins, {})]) == {
+        "broken": 0.5,
+        "broken_before": 0.0,
+    }
     assert figures_of_answers([]) == spread_of_answers([Told(0.5, wins, {})] * 2) == {}
