@@ -124,17 +124,17 @@ def _shown(run: Run, result: TrainResult, console: Console) -> TrainResult:
 
 @contextmanager
 def _page_of_its_end(run: Run, console: Console) -> Iterator[None]:
-    """If a run fails or is stopped, keep why, and write its page all the same."""
+    """If a run that has begun fails or is stopped, keep why, and write its page all the same."""
     try:
         yield
     except (RunError, ResourceError, StoppedError) as error:
         run.refresh()
         if run.path(RUN_FILE).exists():
+            from orpo_ray.report.write import try_to_report
+
             run.add_facts({ENDED_BY: str(error)})
             run.store(RUN_FILE)
-        from orpo_ray.report.write import try_to_report
-
-        try_to_report(run, console.announce)
+            try_to_report(run, console.announce)
         raise
 
 
@@ -184,7 +184,7 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
     place_workers(stages[0].scale, SILENT, verbose)
     check_cluster(run, console)
     _prepare_stages(config, stages, console, verbose)
-    with _page_of_its_end(run, console), run.at_work(console, ONLOOKER_S) as finished:
+    with run.at_work(console, ONLOOKER_S) as finished:
         if finished is not None:
             return finished
         results = _train_stages(config, stages, console, verbose)

@@ -208,7 +208,12 @@ def _setting_of(option: str) -> str:
 
     name = option.lstrip("-").replace("-", "_")
     keys = values_outside_lists(RunConfig)
-    ours = [key for key in keys if name in (key, key.rpartition(".")[2])]
+    # Names in `compare` mean less to a user: one command reads it, and its judge has a model, too.
+    ours = [
+        key
+        for key in keys
+        if name == key or (name == key.rpartition(".")[2] and not key.startswith("compare."))
+    ]
     word = word_of("", name, "")
     if not ours and word and word.here:
         return f"{word.here}=VALUE" + (f"; {word.differs}" if word.differs else "")
