@@ -40,29 +40,37 @@ BASES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
 }
 
 
-def small_llama(hidden: int, vocabulary: int, layers: int = _SMALL_LAYERS) -> PreTrainedModel:
-    """A float32 Llama for CPUs, with heads of 64 and grouped queries."""
+def small_llama(
+    hidden: int, vocabulary: int, layers: int = _SMALL_LAYERS, window: int | None = None
+) -> PreTrainedModel:
+    """A float32 Llama for CPUs, with heads of 64 and grouped queries.
+
+    With a window it is a Mistral of the same sizes, all of whose layers have that window.
+    """
     heads = max(1, hidden // 64)
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=4 * hidden * 2 // 3 // 8 * 8,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=max(1, heads // 2),
-            max_position_embeddings=_POSITIONS,
-            pad_token_id=PAD_ID,
-            bos_token_id=BOS_ID,
-            eos_token_id=EOS_ID,
-        )
-    )
+    settings = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden * 2 // 3 // 8 * 8,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2),
+        "max_position_embeddings": _POSITIONS,
+        "pad_token_id": PAD_ID,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+    }
+    if window is None:
+        return LlamaForCausalLM(LlamaConfig(**settings))
+    return MistralForCausalLM(MistralConfig(**settings, sliding_window=window))
 
 
-def full_size(name: str, device: str) -> PreTrainedModel:
+def full_size(name: str, device: str, window: int | None = None) -> PreTrainedModel:
     """A model of BASES in NF4 with double quantisation, and bfloat16 for all other weights."""
     model_type, config_type, settings = BASES[name]
+    if window is not None:
+        settings = {**settings, "sliding_window": window}
     config = config_type(
         **settings,
         max_position_embeddings=_POSITIONS,

@@ -59,6 +59,7 @@ class Case:
     max_length: int = 1024
     device: str = "cpu"
     base: str | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class Bench:
         torch.set_num_threads(1)
         self._case, self._announce = case, announce
         base: Any = (
-            full_size(case.base, case.device)
+            full_size(case.base, case.device, case.window)
             if case.base
-            else small_llama(case.hidden, case.vocabulary)
+            else small_llama(case.hidden, case.vocabulary, window=case.window)
         )
         self._model: PeftModel = with_adapter(base.to(torch.device(case.device)))
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -212,6 +213,8 @@ def _refuse(case: Case) -> None:
         raise ResourceError("--device: there is no CUDA device here; use cpu")
     if case.base and case.device != "cuda":
         raise ConfigError(f"--base: {case.base} in NF4 is measured on a GPU; add --device cuda")
+    if case.window is not None and case.base not in (None, "mistral-7b"):
+        raise ConfigError(f"--window: {case.base} has none; take mistral-7b")
     if bool(case.data) != bool(case.tokenizer):
         raise ConfigError("--data and --tokenizer go together: name both, or neither")
 

@@ -117,6 +117,12 @@ Base = Annotated[
 ]
 
 
+Window = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="W", help="Every layer looks back so many tokens at most."),
+]
+
+
 @app.command("step")
 def step(
     shape: ShapeOption = "256/256/256",
@@ -130,6 +136,7 @@ def step(
     objective: ObjectiveOption = "orpo",
     device: Device = "cpu",
     base: Base = None,
+    window: Window = None,
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
@@ -152,6 +159,7 @@ def step(
         max_length=max_length,
         device=device,
         base=base,
+        window=window,
     )
     result = bench_step(case, turns, announce)
     if not json:

@@ -42,6 +42,7 @@ _NOT_SEARCHED = {
     "training.seed": "the best seed is luck, not a better setting",
     "training.eval_every": _SAME_POINTS,
     "training.tokens_per_microbatch": "it changes speed and memory",
+    "training.memory_limit": "it changes speed and memory",
     "training.gradient_checkpointing": "it changes speed and memory",
     "training.layout": "it changes speed and memory",
     "training.engine": "it decides which code computes the loss, not the objective",

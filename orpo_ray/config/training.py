@@ -66,6 +66,11 @@ class TrainingConfig(Section):
         "auto",
         description="auto: what fits; with engine: fast it changes memory, not results",
     )
+    memory_limit: PositiveFloat | None = Field(
+        None,
+        description="GB that a worker uses at most, of its GPU or else of the machine; null: what "
+        "is free",
+    )
     epochs: PositiveInt | PositiveFloat | None = Field(
         None, description="passes over the pairs, such as 1.5; 1 unless max_steps is set"
     )

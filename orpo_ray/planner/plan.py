@@ -345,9 +345,15 @@ def _dtype(config: RunConfig, gpu: Gpu) -> str:
 
 def _fit(config: RunConfig, request: Request, gpu: Gpu) -> Fit:
     """How a run fits: not at all if it asks for bfloat16 and the GPU has none."""
-    found = fit(request, gpu)
+    limit = config.training.memory_limit
+    found = fit(request, gpu if limit is None else with_limit(gpu, limit))
     refused = config.model.dtype == "bfloat16" and gpu.name != CPU and not gpu.bf16
     return replace(found, tokens=None) if refused else found
+
+
+def with_limit(gpu: Gpu, limit: float) -> Gpu:
+    """A GPU of which a worker uses so many GB at most."""
+    return replace(gpu, memory=min(gpu.memory, int(limit * 1e9)))
 
 
 def inside(gpu: Gpu) -> Link:

@@ -21,6 +21,7 @@ FREE_KEYS = (
     "search",
     "compare",
     "training.tokens_per_microbatch",
+    "training.memory_limit",
     "training.eval_every",
     "training.samples",
     "training.checkpoint_every",

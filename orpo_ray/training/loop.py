@@ -333,16 +333,18 @@ def _settle_budget(
     if untried is None and model.device.type != decisions.device:
         untried = "ZeRO-3 divides the weights first"
     if untried is not None:
+        if config.training.memory_limit is not None:
+            raise ConfigError(f"training.memory_limit: it cannot be kept, because {untried}")
         session.announce(
             f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried for memory, "
             f"because {untried}"
         )
         return decisions
-    if not (decisions.find_budget or decisions.device == "cuda"):
+    limit = config.training.memory_limit
+    if not (decisions.find_budget or decisions.device == "cuda" or limit is not None):
         return decisions
-    probe = Probe(
-        model, objective, session.artifact.train, pad_id, memory_of(decisions.device, world)
-    )
+    memory = memory_of(decisions.device, world, limit)
+    probe = Probe(model, objective, session.artifact.train, pad_id, memory)
     return settle_budget(
         probe,
         config.training,

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -61,6 +62,13 @@ def _tune_malloc(options: Mapping[int, int]) -> None:
             return
 
 
+def used_memory(device: str) -> int:
+    """The bytes that this process uses now of its GPU, or of the machine's memory."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_memory(device: str) -> int:
     """The most bytes that this process has used of its GPU, or of the machine's memory."""
     if device == "cuda":
@@ -91,6 +99,28 @@ class CpuMemory:
             alive += event.nbytes()
             peak = max(peak, alive)
         return peak
+
+
+@dataclass(frozen=True)
+class LimitedMemory:
+    """A memory of which this process uses no more than `limit` bytes. `used` says how many it does.
+
+    `whole` is the memory itself.
+    """
+
+    whole: "CpuMemory | GpuMemory"
+    limit: int
+    used: Callable[[], int]
+
+    def free(self) -> int:
+        """Bytes that tensors may still take; less than 0 if the limit is exceeded already."""
+        return min(self.whole.free(), self.limit - self.used())
+
+    def peak_of(self, run: Callable[[], object]) -> int | None:
+        """The most bytes that `run` takes, besides those before it; None if that is too much."""
+        free = self.free()
+        peak = self.whole.peak_of(run)
+        return peak if peak is not None and peak <= free else None
 
 
 class GpuMemory:

@@ -6,6 +6,7 @@
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -26,7 +27,7 @@ from orpo_ray.training.budget import (
     with_set_tokens,
 )
 from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.memory import CpuMemory, GpuMemory
+from orpo_ray.training.memory import CpuMemory, GpuMemory, LimitedMemory, used_memory
 from orpo_ray.training.optimizers import projected_layers, trained_embeddings
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import Indices, Step, pack_costs
@@ -138,7 +139,8 @@ def settle_budget(
         )
         asked = None if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
         room = probe.room(world.size, decisions.strategy, config)
-        found = _least(world.gather(find_budget(probe.measure, room, sizes, asked)), longest)
+        budgets = world.gather(find_budget(probe.measure, room, sizes, asked))
+        found = _least(budgets, longest, config.memory_limit)
         if may_shrink:
             budget = found
         else:
@@ -152,9 +154,11 @@ def settle_budget(
             break
         tokens = smaller(probe.costs.of(worst), longest) if may_shrink else None
         if tokens is None:
-            raise _too_large(probe.costs.of(worst))
+            raise _too_large(probe.costs.of(worst), config.memory_limit)
         budget = replace(budget, tokens=tokens)
     kept = "recomputed (gradient checkpointing)" if budget.checkpointing else "kept"
+    if not budget.checkpointing and config.gradient_checkpointing == "auto":
+        kept = "kept because there is room (training.memory_limit caps it)"
     announce(
         f"tokens per micro-batch {budget.tokens}, activations {kept}; the largest micro-batch, "
         f"{probe.costs.of(worst)} tokens, was tried; the longest training pair has {longest}"
@@ -167,25 +171,29 @@ def settle_budget(
     )
 
 
-def _least(budgets: list[Budget | None], longest: int) -> Budget:
+def _least(budgets: list[Budget | None], longest: int, limit: float | None) -> Budget:
     """The budget for which every process has room."""
     found = [budget for budget in budgets if budget is not None]
     if len(found) < len(budgets):
-        raise _too_large(longest)
+        raise _too_large(longest, limit)
     return Budget(
         min(budget.tokens for budget in found), any(budget.checkpointing for budget in found)
     )
 
 
-def _too_large(tokens: int) -> ResourceError:
+def _too_large(tokens: int, limit: float | None) -> ResourceError:
+    room = "the memory that is free" if limit is None else f"training.memory_limit={limit:g}"
     return ResourceError(
-        f"training.tokens_per_microbatch: a micro-batch of {tokens} tokens does not fit into the "
-        "memory that is free; lower data.max_length or training.tokens_per_microbatch, or set "
+        f"training.tokens_per_microbatch: a micro-batch of {tokens} tokens does not fit into "
+        f"{room}; lower data.max_length or training.tokens_per_microbatch, or set "
         "training.gradient_checkpointing=true"
     )
 
 
-def memory_of(device: str, world: World) -> Memory:
-    """The memory that this process may use."""
+def memory_of(device: str, world: World, limit: float | None = None) -> Memory:
+    """The memory that this process may use, of which it takes up to `limit` GB."""
     here = socket.gethostname()
-    return GpuMemory() if device == "cuda" else CpuMemory(world.gather(here).count(here))
+    whole = GpuMemory() if device == "cuda" else CpuMemory(world.gather(here).count(here))
+    if limit is None:
+        return whole
+    return LimitedMemory(whole, int(limit * 1e9), partial(used_memory, device))

@@ -113,14 +113,15 @@ def check_sides(result: dict[str, Any]) -> None:
 def test_a_step_is_the_same_on_both_sides_and_needs_no_ray(tmp_path: Path) -> None:
     """Each pair has 40 + 10 + 20 tokens. Stock computes its prompt twice and pads to 60."""
     common = [str(word) for word in ("bench", "step", "--shape", "40/10/20", "--pairs", 3, *SMALL)]
-    asked = json.dumps([[*common, "--objective", objective] for objective in ("orpo", "dpo")])
+    others = (("--objective", "orpo"), ("--objective", "dpo"), ("--window", "16"))
+    asked = json.dumps([[*common, *other] for other in others])
     command = [sys.executable, "-c", WITHOUT_RAY, asked]
     done = subprocess.run(
         command, capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == 2
+    assert len(results) == 3
     for result in results:
         check_sides(result)
         assert result["name"] == "step"

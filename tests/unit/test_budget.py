@@ -18,9 +18,9 @@ from orpo_ray.objectives import build_objective
 from orpo_ray.training.budget import Budget, Sizes, find_budget, sample_pack, smaller, usable
 from orpo_ray.training.decisions import Decisions
 from orpo_ray.training.load import load_pair_model
-from orpo_ray.training.memory import CpuMemory
+from orpo_ray.training.memory import CpuMemory, LimitedMemory, used_memory
 from orpo_ray.training.plan import SHARED_PREFIX, PackCosts
-from orpo_ray.training.probe import Probe, settle_budget
+from orpo_ray.training.probe import Probe, memory_of, settle_budget
 from orpo_ray.training.run_plan import plan_run
 from orpo_ray.training.strategy import ModelSize, Strategy
 from orpo_ray.training.world import ALONE, World
@@ -190,7 +190,8 @@ def test_the_largest_pack_of_the_plan_is_tried_last(artifact: Artifact) -> None:
     trying, found = ground.said
     assert trying == "trying the largest micro-batch"
     assert found.startswith(
-        "tokens per micro-batch 8192, activations kept; the largest micro-batch, "
+        "tokens per micro-batch 8192, activations kept because there is room "
+        "(training.memory_limit caps it); the largest micro-batch, "
     )
 
 
@@ -217,6 +218,48 @@ def test_what_the_user_fixed_is_not_made_smaller(artifact: Artifact) -> None:
         ResourceError, match=r"lower data\.max_length or training\.tokens_per_microbatch"
     ):
         Ground(artifact, tokens_per_microbatch=150, fails=(2,)).settle(fixed)
+
+
+def limited(artifact: Artifact, limit: float, used: int = 0, **training: Any) -> Ground:
+    """A run that uses `limit` GB at most, of which it uses some bytes already."""
+    ground = Ground(artifact, memory_limit=limit, **training)
+    whole: Any = ground.memory
+    ground.probe._memory = LimitedMemory(whole, int(limit * 1e9), lambda: used)
+    return ground
+
+
+def test_a_limit_makes_packs_smaller(artifact: Artifact) -> None:
+    """A token takes 1,000 bytes; the weights that are trained take some of the room."""
+    assert Ground(artifact).settle().tokens_per_microbatch == 8192
+    trained = 16 * sum(p.numel() for p in Ground(artifact).model.parameters() if p.requires_grad)
+    ground = limited(artifact, (trained + 1_000_000) / 1e9, used=500_000)
+    room = ground.probe.room(1, Strategy.SINGLE, ground.config.training)
+    assert 0 < room < 0.9 * (trained + 500_000)
+    found = ground.settle()
+    assert ground.probe.costs.tokens.max() <= found.tokens_per_microbatch <= room / 1000
+    assert 1000 * max(ground.memory.seen) <= room
+
+
+def test_a_limit_that_the_base_exceeds_is_named(artifact: Artifact) -> None:
+    with pytest.raises(
+        ResourceError, match=r"does not fit into training\.memory_limit=0\.001; lower"
+    ):
+        limited(artifact, 0.001, used=2_000_000).settle()
+
+
+def test_tokens_that_are_set_are_held_against_the_limit(artifact: Artifact) -> None:
+    fixed = replace(DECISIONS, tokens_per_microbatch=400, find_budget=False)
+    found = limited(artifact, 1.0, tokens_per_microbatch=400).settle(fixed)
+    assert found.tokens_per_microbatch == 400
+    with pytest.raises(ResourceError, match=r"training\.memory_limit=0\.0001"):
+        limited(artifact, 0.0001, tokens_per_microbatch=400).settle(fixed)
+
+
+def test_what_a_process_uses_counts() -> None:
+    used = used_memory("cpu")
+    memory = memory_of("cpu", ALONE, limit=2 * used / 1e9)
+    assert memory.free() == pytest.approx(used, rel=0.1)
+    assert memory_of("cpu", ALONE).free() > 0
 
 
 @dataclass(frozen=True)
