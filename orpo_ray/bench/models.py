@@ -49,7 +49,7 @@ def small_llama(
     """
     heads = max(1, hidden // 64)
     torch.manual_seed(0)
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": 4 * hidden * 2 // 3 // 8 * 8,
