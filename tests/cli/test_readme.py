@@ -23,6 +23,7 @@ NEEDS_A_DOWNLOAD = [
         f"examples/{name}/README.md"
         for name in (
             "bases",
+            "compare/smollm2",
             "four-rtx-4090",
             "kto-thumbs",
             "llama-3-8b",
