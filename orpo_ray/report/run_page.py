@@ -34,7 +34,7 @@ from orpo_ray.runs.scores import PairScores
 from orpo_ray.runs.stages import have_same_held_out
 from orpo_ray.runs.summary import METRIC_LABELS, compared
 
-_POINTS = 2 * MOST
+_POINTS = 3 * MOST // 2
 """Points of each measure on one page, however many runs are on it, so that the file stays small."""
 _MOST_ROWS = 500
 _COLUMNS = ("accuracy", "margin", "chosen_logp", "rejected_logp", "log_odds_ratio", "nll")
