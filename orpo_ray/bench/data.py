@@ -17,7 +17,6 @@ Before that, the command `orpo-ray prepare` runs once on the same file. It gives
 driver and of all processes.
 """
 
-import json
 import logging
 import os
 import random
@@ -37,7 +36,7 @@ from typing import Any
 
 import psutil
 
-from orpo_ray.bench.pairs import tokenizer_at, usable_pairs
+from orpo_ray.bench.pairs import tokenizer_at, usable_pairs, write_rows
 from orpo_ray.bench.prepare_run import time_and_memory
 from orpo_ray.config.data import DataConfig, Source
 from orpo_ray.data.pairs import Message, Pair
@@ -125,7 +124,7 @@ def bench_data(
     with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as name:
         folder = Path(name)
         everything, few = folder / "pairs.jsonl", folder / "few.jsonl"
-        count = _write_rows(
+        count = write_rows(
             everything, islice(usable_pairs(file), rows) if file else _generate(rows, words)
         )
         if count < cores:
@@ -148,7 +147,7 @@ def bench_data(
         }
         if not repetitions:
             return found
-        _write_rows(few, islice(usable_pairs(str(everything)), cores))
+        write_rows(few, islice(usable_pairs(str(everything)), cores))
         ours = partial(_time_ours, tokenizer=tokenizer, max_length=max_length, folder=folder)
         stock = partial(
             _time_stock, tokenizer=tokenizer, max_length=max_length, folder=folder, cores=cores
@@ -201,17 +200,6 @@ def _medians(timed: list[_Timed]) -> tuple[float, float]:
 
 
 # --- rows -----------------------------------------------------------------------------------------
-
-
-def _write_rows(path: Path, pairs: Iterator[Pair]) -> int:
-    """Write pairs as JSON lines of chat messages, which both sides read; returns their number."""
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        for pair in pairs:
-            count += 1
-            row = {"prompt": pair.prompt, "chosen": [pair.chosen], "rejected": [pair.rejected]}
-            file.write(json.dumps(row) + "\n")
-    return count
 
 
 def _generate(rows: int, words_of_a_row: int) -> Iterator[Pair]:

@@ -1,7 +1,9 @@
 """Pairs for the measurement of a step: random ones of a given shape, or those of a file."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +33,17 @@ def usable_pairs(file: str) -> Iterator[Pair]:
     found = (row if isinstance(row, Refusal) else read_pairs(row, Reading()) for row in rows)
     pairs = (pair for several in found if isinstance(several, list) for pair in several)
     return (pair for pair in pairs if check_pair(pair) is None)
+
+
+def write_rows(path: Path, pairs: Iterable[Pair]) -> int:
+    """Write pairs as JSON lines of chat messages, which both sides read; returns their number."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            count += 1
+            row = {"prompt": pair.prompt, "chosen": [pair.chosen], "rejected": [pair.rejected]}
+            file.write(json.dumps(row) + "\n")
+    return count
 
 
 def tokenizer_at(folder: str, announce: Announce) -> PreTrainedTokenizerBase:

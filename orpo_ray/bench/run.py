@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from orpo_ray.bench.pairs import usable_pairs
+from orpo_ray.bench.pairs import usable_pairs, write_rows
 from orpo_ray.bench.start import COMMAND, STOCK
 from orpo_ray.bench.watch import Cost, watch
 from orpo_ray.config.model import ModelConfig
@@ -137,15 +137,14 @@ def _write_pairs(case: RunCase, folder: Path) -> int:
             f"{case.steps} steps of {case.pairs} and {EVAL_PAIRS} held-out ones are needed; lower "
             "--steps or --pairs, or raise --max-length"
         )
-    rows = [_row(pair) for pair, _ in found]
+    rows = [pair for pair, _ in found]
     order = np.concatenate(step_pairs(count, case.pairs, _SEED, 0))
     for name, some in (
         ("train", rows[:count]),
         ("stock", [rows[number] for number in order]),
         ("eval", rows[count:]),
     ):
-        lines = "".join(json.dumps(row) + "\n" for row in some)
-        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        write_rows(folder / f"{name}.jsonl", some)
     lengths = [len(p.prompt) + len(p.chosen) + len(p.rejected) for _, p in found[:count]]
     return round(case.micro_batch * sum(lengths) / count)
 
@@ -169,10 +168,6 @@ def _fitting(case: RunCase) -> Iterator[tuple[Pair, TokenPair]]:
 
 def _is_whole(pair: Pair) -> bool:
     return pair.chosen is not None and pair.rejected is not None
-
-
-def _row(pair: Pair) -> dict[str, Any]:
-    return {"prompt": pair.prompt, "chosen": [pair.chosen], "rejected": [pair.rejected]}
 
 
 def _write_ours(case: RunCase, folder: Path, side: str, tokens: int) -> Path:
