@@ -81,7 +81,15 @@ def evaluate(
     for who in [None] if base_only else [None, trained]:
         console.announce(f"judging {who or config.model.base} on {len(artifact.eval)} pairs")
         judged.append(
-            judge_model(config, decisions, tokenizer, artifact.eval, questions, trained=who)
+            judge_model(
+                config,
+                decisions,
+                tokenizer,
+                artifact.eval,
+                questions,
+                trained=who,
+                console=console,
+            )
         )
     shown = tokenizer.batch_decode(prompts, skip_special_tokens=True) if prompts else []
     evaluation = evaluation_of(whole.name, trained, shown, judged, max_new_tokens)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from orpo_ray.config import RunConfig
+from orpo_ray.data.held import Pairs
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.preference import by_source
 from orpo_ray.models.adapter import load_adapter
 from orpo_ray.models.base import count_quantized, load_base
 from orpo_ray.models.tokenizer import padding_id
 from orpo_ray.models.trained import fetch_trained, trained_folder
+from orpo_ray.runs.console import Console
 from orpo_ray.runs.results import Evaluation, Sample
 from orpo_ray.runs.scores import PairScores, are_few, intervals, too_few
 from orpo_ray.runs.summary import compared, plain, remarks
@@ -20,7 +22,9 @@ from orpo_ray.training.generate import Answer, answers_of
 from orpo_ray.training.load import autocast_dtype
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import PADDED
 from orpo_ray.training.sampling import Sampling
+from orpo_ray.training.self_check import settle_layout
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,31 @@ def judge_model(
     tokenizer: PreTrainedTokenizerBase,
     table: PairTable,
     questions: Questions,
-    trained: str | None = None,
+    *,
+    trained: str | None,
+    console: Console,
 ) -> Judged:
     """Score one model, and let it answer: the one in folder `trained`, or the base if None."""
     model = load_trained(config, decisions, trained)
-    model.check_reads(table)
-    scores = score_pairs(model, table, padding_id(tokenizer), decisions.tokens_per_microbatch)
+    scores = score_table(model, decisions, table, padding_id(tokenizer), console)
     sampling = Sampling(max_new_tokens=questions.max_new_tokens)
     answers = answers_of(model, tokenizer, questions.prompts, sampling)
     return Judged(by_source(scores, table), scores, answers, count_quantized(model))
+
+
+def score_table(
+    model: PairModel, decisions: Decisions, table: Pairs, pad_id: int, console: Console
+) -> PairScores:
+    """The scores of all pairs, computed in the layout of the run, as its own evaluations are.
+
+    Raises ConfigError if the base cannot read a pair. The model takes padded rows afterwards.
+    """
+    model.check_reads(table)
+    settle_layout(model, decisions, table, pad_id, console.announce)
+    budget = decisions.tokens_per_microbatch
+    scores = score_pairs(model, table, pad_id, budget, console.stop_requested)
+    model.use_layout(PADDED)
+    return scores
 
 
 def evaluation_of(

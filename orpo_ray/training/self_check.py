@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from orpo_ray.data.held import Pairs
 from orpo_ray.data.pairs import TokenPair
-from orpo_ray.data.store import PairTable
 from orpo_ray.errors import on_one_line
 from orpo_ray.runs.console import Announce
 from orpo_ray.training.decisions import Decisions
@@ -24,7 +24,7 @@ _GPU_FAILED = "CUDA error"
 def settle_layout(
     model: PairModel,
     decisions: Decisions,
-    table: PairTable,
+    table: Pairs,
     pad_id: int,
     announce: Announce,
     world: World = ALONE,
@@ -47,7 +47,7 @@ def settle_layout(
     model.use_layout(layout)
 
 
-def _some_pairs(table: PairTable, decisions: Decisions) -> list[TokenPair]:
+def _some_pairs(table: Pairs, decisions: Decisions) -> list[TokenPair]:
     """The longest pair and the first ones, as many as fit into one micro-batch.
 
     The longest one looks back furthest. The memory is not measured yet.

@@ -1,6 +1,7 @@
 """Scores by source, and greedy answers that batching does not change."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,20 @@ from transformers import AutoTokenizer
 
 from orpo_ray.api.trained import _prompts, distinct_prompts
 from orpo_ray.data.store import PairTable
-from orpo_ray.evaluation.evaluate import Judged, Questions, evaluation_of, judge_model, load_trained
+from orpo_ray.evaluation.evaluate import (
+    Judged,
+    Questions,
+    evaluation_of,
+    judge_model,
+    load_trained,
+    score_table,
+)
 from orpo_ray.evaluation.preference import by_source
+from orpo_ray.runs.console import SILENT
 from orpo_ray.training.generate import Answer, answers_of
 from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
+from orpo_ray.training.plan import PADDED, SHARED_PREFIX, Layout
 from orpo_ray.training.sampling import Sampling
 from tests.support import BASE, decided, demo_pairs, run_config, write_pairs
 
@@ -113,12 +123,33 @@ def test_no_prompts_give_no_answers(model: PairModel, tokenizer):
 def test_the_base_is_judged_with_its_quantised_layers_counted(tmp_path: Path, tokenizer):
     table = write_pairs(tmp_path, demo_pairs("train", 2), demo_pairs("h1", 2)).eval
     nothing = Questions([], max_new_tokens=4)
-    nf4 = judge_model(run_config(tmp_path), DECISIONS, tokenizer, table, nothing)
+    judge = partial(judge_model, trained=None, console=SILENT)
+    nf4 = judge(run_config(tmp_path), DECISIONS, tokenizer, table, nothing)
     whole = run_config(tmp_path, model={"quantization": "none"})
-    plain = judge_model(whole, DECISIONS, tokenizer, table, nothing)
+    plain = judge(whole, DECISIONS, tokenizer, table, nothing)
     assert (nf4.quantized_modules, plain.quantized_modules) == (4 * 7, 0), (
         "four layers of seven linear modules"
     )
+
+
+def test_pairs_are_scored_in_the_layout_of_the_run(tmp_path: Path, model: PairModel):
+    table = write_pairs(tmp_path, demo_pairs("train", 2), demo_pairs("h1", 80)).eval
+    computed: dict[Layout, int] = {}
+
+    def count(body: object, given: object, named: dict[str, torch.Tensor]) -> None:
+        computed[layout] += named["input_ids"].numel()
+
+    hook = model.body.register_forward_pre_hook(count, with_kwargs=True)
+    found = {}
+    for layout in (PADDED, SHARED_PREFIX):
+        computed[layout] = 0
+        decisions = replace(DECISIONS, layout=layout)
+        found[layout] = score_table(model, decisions, table, 0, SILENT)
+        assert model.layout is PADDED, "answers need padded rows"
+    hook.remove()
+    assert found[SHARED_PREFIX].chosen == pytest.approx(found[PADDED].chosen, rel=1e-5)
+    # The layouts are compared on a few pairs first, which takes some of what is saved.
+    assert computed[SHARED_PREFIX] < 0.9 * computed[PADDED]
 
 
 def judged(table: PairTable, model: PairModel, gain: float, answers: list[Answer]) -> Judged:

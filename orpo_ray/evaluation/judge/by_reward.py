@@ -17,7 +17,7 @@ from orpo_ray.data.checks import explain
 from orpo_ray.data.held import HeldPairs
 from orpo_ray.data.pairs import Pair, Refusal, TokenPair
 from orpo_ray.data.tokenise import PairTokeniser
-from orpo_ray.evaluation.evaluate import load_trained
+from orpo_ray.evaluation.evaluate import load_trained, score_table
 from orpo_ray.evaluation.judge.answers import Answered
 from orpo_ray.evaluation.judge.asking import TIE, UNREADABLE
 from orpo_ray.evaluation.judge.judging import Left, Place, Row
@@ -26,7 +26,6 @@ from orpo_ray.models.read_traits import read_positions
 from orpo_ray.models.tokenizer import padding_id, tokenizer_fingerprint
 from orpo_ray.runs.console import Console
 from orpo_ray.training.decisions import Decisions
-from orpo_ray.training.metrics import score_pairs
 
 _SIDES = ("A", "B")
 Values = NDArray[np.float64]
@@ -113,10 +112,7 @@ class ByReward:
         said.announce(f"scoring {len(pairs)} answers with {trained or self.config.model.base}")
         model = load_trained(self.config, self.decisions, trained)
         table = HeldPairs(pairs)
-        model.check_reads(table)
-        budget = self.decisions.tokens_per_microbatch
-        pad = padding_id(self.tokenizer)
-        scores = score_pairs(model, table, pad, budget, said.stop_requested)
+        scores = score_table(model, self.decisions, table, padding_id(self.tokenizer), said)
         return scores.chosen / scores.chosen_tokens
 
 
