@@ -11,7 +11,7 @@ REAL := .real
 LANES := -n 3 --no-loadscope-reorder
 TESTS := tests/faults tests/invariance tests/parity tests/cli tests/unit
 
-.PHONY: demo check docs test test-long test-cluster test-all real test-real
+.PHONY: demo check docs test test-long test-cluster test-all real test-real bench-gpu
 
 demo: $(READY)
 	$(BIN)/orpo-ray demo
@@ -43,6 +43,13 @@ real: $(READY) $(REAL)/.ready
 
 test-real: $(READY) $(REAL)/.ready
 	$(BIN)/pytest -m real tests/real
+
+# What only a GPU shows, as a table in docs/. To see on a CPU that it runs: make bench-gpu TINY=--tiny
+# TABLE=FILE.
+TABLE ?= docs/benchmarks_gpu.md
+bench-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu tests/unit
+	$(BIN)/python -m orpo_ray.cli.main bench gpu --write $(TABLE) $(TINY)
 
 # One after the other, whatever became of those before.
 test-all:

@@ -7,6 +7,8 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -37,6 +39,32 @@ BASES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
         LlamaConfig,
         {**_WIDE, "vocab_size": 128256, "rope_theta": 500000.0},
     ),
+    # Five of six layers have a window, and the head is the embedding.
+    "gemma-3-4b": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        {
+            "vocab_size": 262144,
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "sliding_window": 1024,
+            "query_pre_attn_scalar": 256,
+        },
+    ),
+}
+_TINY: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
 }
 
 
@@ -66,36 +94,45 @@ def small_llama(
     return MistralForCausalLM(MistralConfig(**settings, sliding_window=window))
 
 
-def full_size(name: str, device: str, window: int | None = None) -> PreTrainedModel:
-    """A model of BASES in NF4 with double quantisation, and bfloat16 for all other weights."""
+def quantised_base(
+    name: str, device: str, window: int | None = None, *, tiny: bool = False
+) -> PreTrainedModel:
+    """A model of BASES in NF4 with double quantisation, and bfloat16 for all other weights.
+
+    `tiny` is the same family with six narrow layers. On a CPU the other weights are float32.
+    """
     model_type, config_type, settings = BASES[name]
+    if tiny:
+        settings = {key: _TINY.get(key, value) for key, value in settings.items()}
     if window is not None:
         settings = {**settings, "sliding_window": window}
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
     config = config_type(
         **settings,
         max_position_embeddings=_POSITIONS,
         pad_token_id=PAD_ID,
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
-        dtype="bfloat16",
+        dtype=dtype,
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model: PreTrainedModel = model_type._from_config(config, dtype=torch.bfloat16)
+        model: PreTrainedModel = model_type._from_config(config, dtype=dtype)
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for child, linear in list(parent.named_children()):
             if type(linear) is nn.Linear and linear is not head:
-                setattr(parent, child, _in_nf4(linear, device))
+                setattr(parent, child, in_nf4(linear, device))
     return model
 
 
-def _in_nf4(linear: nn.Linear, device: str) -> Linear4bit:
+def in_nf4(linear: nn.Linear, device: str) -> Linear4bit:
+    """The layer without bias in NF4, which computes in the format that it had."""
     quantised = Linear4bit(
         linear.in_features,
         linear.out_features,
         bias=False,
-        compute_dtype=torch.bfloat16,
+        compute_dtype=linear.weight.dtype,
         quant_type="nf4",
     )
     quantised.weight = Params4bit(

@@ -19,7 +19,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from orpo_ray.bench.measure import peak_memory, ratio_of, relative_differences, time_in_turns
-from orpo_ray.bench.models import full_size, small_llama, with_adapter
+from orpo_ray.bench.models import quantised_base, small_llama, with_adapter
 from orpo_ray.bench.pairs import Shape, pairs_of_file, pairs_of_shape
 from orpo_ray.bench.sides import Ours, Side, Stock, TrlTrainer
 from orpo_ray.data.pairs import TokenPair
@@ -45,7 +45,8 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate
 class Case:
     """What is measured.
 
-    `base` names one of BASES, in NF4 on a GPU. Without it the model is a small float32 Llama.
+    `base` names one of BASES, in NF4 on a GPU; `tiny` makes it so small that a CPU will do. Without
+    a base the model is a small float32 Llama.
     """
 
     shape: Shape = (256, 256, 256)
@@ -60,6 +61,7 @@ class Case:
     device: str = "cpu"
     base: str | None = None
     window: int | None = None
+    tiny: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Bench:
         torch.set_num_threads(1)
         self._case, self._announce = case, announce
         base: Any = (
-            full_size(case.base, case.device, case.window)
+            quantised_base(case.base, case.device, case.window, tiny=case.tiny)
             if case.base
             else small_llama(case.hidden, case.vocabulary, window=case.window)
         )
@@ -154,11 +156,13 @@ class Bench:
             )
             for pairs in self.steps
         ]
-        gpu = _device(case.device)
-        steps = [Engine(shape, method).seconds(batch, gpu) for batch in batches] if gpu else []
+        gpu, engine = _device(case.device), Engine(shape, method)
+        steps = [engine.seconds(batch, gpu) for batch in batches] if gpu else []
         return {
             "memory_planned": max(bytes_of_batch(shape, method, batch) for batch in batches),
             "ours_planned": Interval.total(steps).times(1 / STEPS).to_json() if steps else None,
+            "flops_needed": sum(map(engine.needed_flops, batches)) / STEPS,
+            "peak_flops": gpu.half_flops if gpu and on_gpu else None,
         }
 
     def _run_all(self, side: Side) -> None:
@@ -208,15 +212,29 @@ class _Checkpointed(SelectedLogProbs):
         return False
 
 
-def _refuse(case: Case) -> None:
-    if case.device == "cuda" and not torch.cuda.is_available():
+def refuse_device(device: str) -> None:
+    """Raise ResourceError if the device is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device: there is no CUDA device here; use cpu")
-    if case.base and case.device != "cuda":
+
+
+def _refuse(case: Case) -> None:
+    refuse_device(case.device)
+    if case.base and not case.tiny and case.device != "cuda":
         raise ConfigError(f"--base: {case.base} in NF4 is measured on a GPU; add --device cuda")
-    if case.window is not None and case.base not in (None, "mistral-7b"):
+    if case.tiny and not case.base:
+        raise ConfigError("--tiny makes a --base small; name one")
+    if case.window is not None and case.base == "llama-3-8b":
         raise ConfigError(f"--window: {case.base} has none; take mistral-7b")
     if bool(case.data) != bool(case.tokenizer):
         raise ConfigError("--data and --tokenizer go together: name both, or neither")
+
+
+def _mfu(planned: dict[str, Any], seconds: float) -> float | None:
+    """The share of the device's peak that the needed operations take; None if it is not known."""
+    if not planned["peak_flops"]:
+        return None
+    return float(planned["flops_needed"] / seconds / planned["peak_flops"])
 
 
 def group_by_length(steps: Sequence[Sequence[TokenPair]]) -> list[list[TokenPair]]:
@@ -244,6 +262,7 @@ def bench_step(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
     loss, gradient = bench.differences(ours, stock)
     announce(f"losses differ by {loss:.1e}, gradients by {gradient:.1e}; now {turns} turns")
     theirs, mine, *rest = bench.measure(sides, turns)
+    planned = bench.planned()
     result = {
         "name": "step",
         "ratio": ratio_of(theirs.seconds, mine.seconds),
@@ -254,7 +273,8 @@ def bench_step(case: Case, turns: int, announce: Announce) -> dict[str, Any]:
         "memory_ratio": mine.memory / theirs.memory,
         "memory_ours": mine.memory,
         "memory_stock": theirs.memory,
-        **bench.planned(),
+        **planned,
+        "mfu": _mfu(planned, mine.step),
         "max_rel_loss_diff": loss,
         "max_rel_grad_diff": gradient,
         "turns": turns,

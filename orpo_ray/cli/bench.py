@@ -1,5 +1,6 @@
 """`orpo-ray bench`: speed on this machine, compared with stock TRL and bare torch."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -112,11 +113,12 @@ MaxLength = Annotated[
 ObjectiveOption = Annotated[Literal["orpo", "dpo"], typer.Option("--objective", help="The loss.")]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")]
 Base = Annotated[
-    Literal["mistral-7b", "llama-3-8b"] | None,
+    Literal["mistral-7b", "llama-3-8b", "gemma-3-4b"] | None,
     typer.Option(help="Random weights of this shape in NF4, on a GPU."),
 ]
-
-
+Tiny = Annotated[
+    bool, typer.Option("--tiny", help="A few narrow layers of the base, which a CPU computes.")
+]
 Window = Annotated[
     int | None,
     typer.Option(min=1, metavar="W", help="Every layer looks back so many tokens at most."),
@@ -137,6 +139,7 @@ def step(
     device: Device = "cpu",
     base: Base = None,
     window: Window = None,
+    tiny: Tiny = False,
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
@@ -160,6 +163,7 @@ def step(
         device=device,
         base=base,
         window=window,
+        tiny=tiny,
     )
     result = bench_step(case, turns, announce)
     if not json:
@@ -177,6 +181,7 @@ def ablation(
     objective: ObjectiveOption = "orpo",
     device: Device = "cpu",
     base: Base = None,
+    tiny: Tiny = False,
     turns: Turns = 7,
     json: Json = False,
 ) -> dict[str, Any]:
@@ -193,6 +198,7 @@ def ablation(
         vocabulary=vocabulary,
         device=device,
         base=base,
+        tiny=tiny,
     )
     result = bench_ablation(case, turns, announce)
     if not json:
@@ -228,6 +234,58 @@ def head(
     )
     if not json:
         _print_sides(result)
+    return result
+
+
+@app.command("kernels")
+def kernels(
+    shape: ShapeOption = "256/256/256",
+    pairs: Pairs = 2,
+    hidden: Hidden = 4096,
+    window: Annotated[
+        int, typer.Option(min=1, metavar="W", help="A second time with so short a window.")
+    ] = 128,
+    device: Device = "cpu",
+    turns: Turns = 7,
+    json: Json = False,
+) -> dict[str, Any]:
+    """Attention over one row of pairs, and a layer in NF4: time and exactness of each alone."""
+    announce = _open_quiet_log()
+    from orpo_ray.bench.kernels import KernelCase, bench_kernels
+
+    case = KernelCase(shape=_shape(shape), pairs=pairs, hidden=hidden, window=window, device=device)
+    result = bench_kernels(case, turns, announce)
+    if not json:
+        print(f"{result['device']}, median of {result['turns']} turns")
+        for row in result["rows"]:
+            seconds = "  ".join(f"{side} {taken:.4f} s" for side, taken in row["seconds"].items())
+            print(f"{row['what']}: ratio {row['ratio']:.2f}  {seconds}")
+            print(
+                f"  differences: output {row['output_difference']:.1e}, gradient "
+                f"{row['gradient_difference']:.1e}"
+            )
+    return result
+
+
+@app.command("gpu")
+def gpu(
+    write: Annotated[Path, typer.Option(metavar="FILE", help="The Markdown file of the table.")],
+    only: Annotated[
+        str, typer.Option(metavar="WORDS", help="Only rows with these words in their names.")
+    ] = "",
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Tiny shapes on the CPU, to see that every row runs.")
+    ] = False,
+    turns: Turns = 7,
+    json: Json = False,
+) -> dict[str, Any]:
+    """All rows that a GPU is needed for, one after the other, as one table in a file."""
+    announce = _open_quiet_log()
+    from orpo_ray.bench.gpu import bench_gpu
+
+    result = bench_gpu(write, announce, only=only, turns=turns, tiny=tiny)
+    if not json:
+        print(f"{len(result['rows'])} rows in {write}")
     return result
 
 

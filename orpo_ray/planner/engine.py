@@ -4,6 +4,7 @@
 sees the scored tokens only.
 """
 
+from dataclasses import replace
 from functools import cached_property
 
 from orpo_ray.planner.hardware import Gpu
@@ -48,6 +49,15 @@ class Engine:
         batch = MicroBatch(tokens=1024, scored=512, seen=2**19)
         speed = predict_speed(self.work(batch), gpu, _NO_LINK)
         return speed.reason, speed.is_uncertain
+
+    def needed_flops(self, batch: MicroBatch) -> float:
+        """Operations of a training pass, without those that are done again in its backward pass.
+
+        Seconds at the peak, as a share of those taken, are the MFU (arXiv:2204.02311).
+        """
+        once = Engine(self.shape, replace(self.method, checkpointing=False)).work(batch)
+        attention = once.attention_flops * 3 / (1 + _BACKWARD_OF_ATTENTION)
+        return once.half_flops + once.float_flops + attention
 
     def work(self, batch: MicroBatch, *, training: bool = True) -> Work:
         """What a GPU computes and moves for a micro-batch."""

@@ -12,6 +12,9 @@ import torch
 from support import BASE, ENVIRONMENT
 from terminal import Command
 
+from orpo_ray.bench import gpu
+from orpo_ray.bench.gpu import Row
+
 ROWS = 24
 LIST_HEAVY = (
     "import sys; from orpo_ray.cli.main import run; code = run(['bench', 'data', '--help']);"
@@ -190,6 +193,31 @@ def test_each_technique_is_measured_alone(command: Command) -> None:
     assert result["techniques"]["all"]["ratio"] == result["ratio"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("row", gpu.ROWS, ids=lambda row: row.what.replace("/", "-"))
+def test_each_row_for_a_gpu_runs_on_a_cpu_if_it_is_tiny(command: Command, row: Row) -> None:
+    done = command("bench", *row.words(1, tiny=True))
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    if row.benchmark != "kernels":
+        assert result.keys() >= KEYS
+        assert result["max_rel_loss_diff"] < 1e-5 and result["max_rel_grad_diff"] < 1e-4
+        return
+    assert [each["what"][:9] for each in result["rows"]] == ["attention", "attention", "a layer o"]
+    for each in result["rows"]:
+        assert each["output_difference"] < 1e-6 and each["gradient_difference"] < 1e-6
+
+
+@pytest.mark.long
+def test_all_rows_for_a_gpu_make_one_table(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "table.md"
+    done = command("bench", "gpu", "--tiny", "--turns", 1, "--write", file, "--json")
+    assert done.code == 0, done.err
+    assert [row["what"] for row in json.loads(done.out)["rows"]] == [row.what for row in gpu.ROWS]
+    written = file.read_text()
+    assert all(f"{row.what}`" in written for row in gpu.ROWS) and "failed" not in written
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -201,6 +229,12 @@ def test_each_technique_is_measured_alone(command: Command) -> None:
             ["--base", "llama-3-8b"],
             2,
             "--base: llama-3-8b in NF4 is measured on a GPU; add --device cuda",
+        ),
+        (["--tiny"], 2, "--tiny makes a --base small; name one"),
+        (
+            ["--base", "llama-3-8b", "--tiny", "--window", "8"],
+            2,
+            "--window: llama-3-8b has none; take mistral-7b",
         ),
         (["--device", "cuda"], 3, "--device: there is no CUDA device here"),
     ],

@@ -10,47 +10,38 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from support import BASE
 
-from orpo_ray.bench import models
-from orpo_ray.bench.models import BASES, full_size, small_llama, with_adapter
+from orpo_ray.bench.models import BASES, quantised_base, small_llama, with_adapter
 from orpo_ray.bench.pairs import pairs_of_file, pairs_of_shape
 from orpo_ray.bench.step import Bench, Case, group_by_length
 from orpo_ray.errors import DataError
 
-TINY = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
-
 
 @pytest.mark.parametrize("name", BASES)
-def test_a_full_size_base_is_nf4_but_for_head_and_embedding(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_is_nf4_but_for_head_and_embedding(name: str) -> None:
     """The model has few layers here and is on a CPU, but is quantised as on a GPU."""
-    model_type, config_type, settings = BASES[name]
-    small = {**settings, **TINY, "num_key_value_heads": 1, "vocab_size": 100}
-    monkeypatch.setitem(models.BASES, name, (model_type, config_type, small))
-    model = full_size(name, "cpu")
+    model = quantised_base(name, "cpu", tiny=True)
     quantised = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    assert len(quantised) == 2 * 7
+    assert len(quantised) == 6 * 7
     assert all(
         module.weight.quant_type == "nf4" and module.weight.quant_state.nested
         for module in quantised
     )
     assert not isinstance(model.get_output_embeddings(), Linear4bit)
-    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     adapted = with_adapter(model)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad():
         assert adapted(torch.arange(4, 20)[None]).logits.isfinite().all()
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    assert len(trained) == 2 * 7 * 2 and all("lora_" in name for name in trained)
+    assert len(trained) == 6 * 7 * 2 and all("lora_" in name for name in trained)
 
 
 def test_full_sizes_are_those_of_the_models_they_are_named_after() -> None:
-    """Parameters of the layers and the head, by their own numbers: 7.24 and 8.03 billion."""
-    for name, billions in (("mistral-7b", 7.24), ("llama-3-8b", 8.03)):
+    """Parameters of the layers and the head, by their own numbers, in billions.
+
+    Gemma 3 4B has 4.30 with its part that sees images (0.42), which is left out here.
+    """
+    sizes = {"mistral-7b": 7.24, "llama-3-8b": 8.03, "gemma-3-4b": 3.88}
+    assert sizes.keys() == BASES.keys()
+    for name, billions in sizes.items():
         model_type, config_type, settings = BASES[name]
         with torch.device("meta"):
             model = model_type(config_type(**settings))
