@@ -20,6 +20,7 @@ from orpo_ray.planner.memory import (
 from orpo_ray.planner.shapes import Shape
 from orpo_ray.planner.stock import CUBLAS_WORKSPACE, context_bytes
 from orpo_ray.training.budget import (
+    MOST_TOKENS,
     Sizes,
     find_budget,
     sample_pack,
@@ -29,8 +30,6 @@ from orpo_ray.training.budget import (
 from orpo_ray.training.plan import Indices, PackCosts, pack_costs
 from orpo_ray.training.strategy import ModelSize, Strategy
 
-MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
-"""The largest micro-batch that `auto` takes (training/probe.py; a test compares both)."""
 _LAW = (0.95, 1.0, 1.1)
 """What the law of memory may be off by: the measured tests allow 5 % either way.
 
@@ -139,8 +138,7 @@ def _budget(request: Request, gpu: Gpu, law: float) -> tuple[int, bool] | None:
     if request.untried:
         return _given(request, gpu, law)
     longest = request.largest(0)
-    device = "cuda" if request.method.on_gpu else "cpu"
-    most = max(longest, request.tokens or MOST_TOKENS[device])
+    most = max(longest, request.tokens or MOST_TOKENS)
     another = request.costs.of(sample_pack(request.costs, 2 * longest))
     room, measure = _room(request, _free(request, gpu)), _measure(request, law)
     found = find_budget(

@@ -19,6 +19,11 @@ Measure = Callable[[int, bool], int | None]
 Returns the most bytes that such a pack takes, forward and backward, or None if memory runs out.
 """
 
+MOST_TOKENS = 8192
+"""The largest micro-batch of `auto`, unless one pair is larger.
+
+Larger ones gain nothing on a CPU. On a GPU they are not measured: a config may ask for them.
+"""
 _ENOUGH_TOKENS = 4096
 """A micro-batch of this size keeps a GPU busy.
 

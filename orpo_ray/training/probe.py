@@ -17,6 +17,7 @@ from orpo_ray.errors import ResourceError
 from orpo_ray.objectives import Objective
 from orpo_ray.runs.console import Announce
 from orpo_ray.training.budget import (
+    MOST_TOKENS,
     Budget,
     Memory,
     Sizes,
@@ -34,9 +35,6 @@ from orpo_ray.training.plan import Indices, Step, pack_costs
 from orpo_ray.training.steps import pack_loss, step_of_one_pack
 from orpo_ray.training.strategy import ModelSize, Strategy
 from orpo_ray.training.world import World
-
-MOST_TOKENS = {"cpu": 8192, "cuda": 65536}
-"""Larger micro-batches gain nothing on these devices."""
 
 
 class Probe:
@@ -133,7 +131,7 @@ def settle_budget(
     budget = Budget(decisions.tokens_per_microbatch, decisions.gradient_checkpointing)
     may_shrink = decisions.find_budget and config.tokens_per_microbatch == "auto"
     if decisions.find_budget:
-        most = max(longest, MOST_TOKENS[decisions.device] if may_shrink else budget.tokens)
+        most = max(longest, MOST_TOKENS if may_shrink else budget.tokens)
         sizes = Sizes(
             longest, probe.costs.of(sample_pack(probe.costs, 2 * longest)), largest_step, most
         )

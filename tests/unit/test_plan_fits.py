@@ -8,10 +8,10 @@ import pytest
 import orpo_ray
 from orpo_ray.api.planning import Estimate
 from orpo_ray.errors import ConfigError
-from orpo_ray.planner import fit, plan
+from orpo_ray.planner import plan
 from orpo_ray.planner.advice import advise
 from orpo_ray.planner.plan import GpuPlan
-from orpo_ray.training import probe, setup
+from orpo_ray.training import setup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +22,6 @@ def planned(storage: Path, example: str, *overrides: str, **options: Any) -> Est
 
 
 def test_sizes_of_micro_batches_are_those_of_a_run() -> None:
-    assert fit.MOST_TOKENS == probe.MOST_TOKENS
     untried = {"cpu": setup._AUTO_TOKENS_CPU, "cuda": setup._AUTO_TOKENS_GPU}
     assert untried == plan._UNTRIED_TOKENS
 

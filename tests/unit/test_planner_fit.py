@@ -8,15 +8,14 @@ import pytest
 from test_shapes import SMALL
 
 from orpo_ray.config import RunConfig, build
-from orpo_ray.planner.fit import MOST_TOKENS, Request, fit, total
+from orpo_ray.planner.fit import Request, fit, total
 from orpo_ray.planner.hardware import Gpu, find_gpus, find_network
 from orpo_ray.planner.lengths import Lengths
 from orpo_ray.planner.memory import Method, bytes_of_batch, held
 from orpo_ray.planner.plan import Paper, Place
 from orpo_ray.planner.shapes import Shape, known_shape, read_shape
 from orpo_ray.planner.stock import CUBLAS_WORKSPACE, context_bytes
-from orpo_ray.training import probe
-from orpo_ray.training.budget import Sizes, find_budget, sample_pack, usable
+from orpo_ray.training.budget import MOST_TOKENS, Sizes, find_budget, sample_pack, usable
 from orpo_ray.training.strategy import ModelSize, Strategy
 
 GIB = 2**30
@@ -67,10 +66,6 @@ def paper(base: str = "meta-llama/Llama-3.1-8B", longest: int = 1024, **sections
     )
 
 
-def test_the_largest_micro_batch_is_the_one_of_the_run():
-    assert probe.MOST_TOKENS == MOST_TOKENS
-
-
 @pytest.mark.parametrize("gib", [9, 12, 16, 24, 80])
 @pytest.mark.parametrize("checkpointing", [None, True, False])
 def test_the_decision_is_that_of_a_run_which_measures_the_same(gib, checkpointing):
@@ -87,7 +82,7 @@ def test_the_decision_is_that_of_a_run_which_measures_the_same(gib, checkpointin
     trained = shape.lora(16, "all-linear")
     room = usable(free, ModelSize(0, trained, 8.0), 1, Strategy.SINGLE)
     another = asked.costs.of(sample_pack(asked.costs, 2000))
-    wanted = find_budget(measure, room, Sizes(1000, another, 20_000, 65536), checkpointing)
+    wanted = find_budget(measure, room, Sizes(1000, another, 20_000, MOST_TOKENS), checkpointing)
     found = fit(asked, gpu)
     assert wanted is not None or gib == 9 or checkpointing is False
     assert found.tokens == (wanted and wanted.tokens)
