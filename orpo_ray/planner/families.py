@@ -166,6 +166,8 @@ FAMILIES: dict[str, Family] = {
             "head_dim": 256,
             "tie_word_embeddings": True,
             "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
         },
     ),
     "gemma3_text": Family(

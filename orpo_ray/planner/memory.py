@@ -74,7 +74,8 @@ class MicroBatch:
 
     `tokens` are those of all rows, padding included. `scored` tokens reach the head. `repeated`
     counts the tokens of prompts that answers see beside their own row. `masked` counts the values
-    of attention masks of one layer, `seen` the pairs of tokens of which one sees the other.
+    of attention masks of one layer, `seen` the pairs of tokens of which one sees the other, and
+    `scores` those of which attention in plain torch computes a score.
     """
 
     tokens: int
@@ -82,6 +83,7 @@ class MicroBatch:
     repeated: int = 0
     masked: int = 0
     seen: int = 0
+    scores: int = 0
 
 
 def micro_batch(
@@ -98,15 +100,24 @@ def micro_batch(
     if layout.pads:
         width = int(longer_side(lengths).max() if with_rejected else first.max())
         tokens = sides * len(lengths) * width
-        return MicroBatch(tokens=tokens, scored=scored, masked=tokens * width, seen=seen)
+        return MicroBatch(
+            tokens=tokens, scored=scored, masked=tokens * width, seen=seen, scores=tokens * width
+        )
     if not with_rejected or not layout.shares_prompts:
-        return MicroBatch(tokens=int((first + second).sum()), scored=scored, seen=seen)
+        return MicroBatch(
+            tokens=int((first + second).sum()),
+            scored=scored,
+            seen=seen,
+            scores=int((first**2 + second**2).sum()),
+        )
+    of_rejected = int((rejected * (prompt + rejected)).sum())
     return MicroBatch(
         tokens=int((prompt + chosen + rejected).sum()),
         scored=scored,
         repeated=int(prompt.sum()),
-        masked=int((rejected * (prompt + rejected)).sum()),
+        masked=of_rejected,
         seen=seen - int((prompt**2).sum()) // 2,
+        scores=int((first**2).sum()) + of_rejected,
     )
 
 
@@ -249,12 +260,22 @@ def _kept_by_attention(shape: Shape, method: Method, batch: MicroBatch) -> float
     tokens, number = batch.tokens, method.number
     queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     sums = tokens * shape.heads * FLOAT
+    if shape.caps_scores:
+        return (3 * tokens * queries + 2 * tokens * keys) * number + _kept_scores(
+            shape, method, batch
+        )
     if method.layout.pads:
         return (4 * tokens * queries + batch.masked) * number + sums
     if method.flash and method.on_gpu:
         return (2 * tokens * queries + 2 * (tokens + batch.repeated) * keys) * number + sums
     shared = 4 * batch.repeated * keys + batch.masked
     return (3 * tokens * queries + 2 * tokens * keys + shared) * number + sums
+
+
+def _kept_scores(shape: Shape, method: Method, batch: MicroBatch) -> float:
+    """What plain torch keeps of capped scores: those bent, their softmax, and it as a factor."""
+    of_score = 2 * FLOAT + (HALF if method.half else 0)
+    return float(of_score * shape.heads * batch.scores)
 
 
 def _work_in_layer(shape: Shape, method: Method, batch: MicroBatch, layer: Layer) -> float:
@@ -284,5 +305,7 @@ def _work_in_head(shape: Shape, method: Method, batch: MicroBatch) -> float:
     if method.rank is None:
         # Autograd's own: logits, what it makes of them, and the gradients of both.
         of_value, weight = 4 * FLOAT, FLOAT * shape.head
+    elif shape.caps_logits:
+        of_value += FLOAT  # how far each is bent
     logits = rows * shape.vocabulary * of_value
     return float(2 * batch.scored * shape.hidden * method.number + logits + weight)

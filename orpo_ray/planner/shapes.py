@@ -32,7 +32,8 @@ class Shape:
     `experts` is 0 for a dense base. `tower` has the linear layers that no text reaches, `ends` the
     embedding and the head; both names are those of an adapter's targets. `beside` counts what is in
     no layer of the body: embeddings, an untied head, the last norm. `adapts_experts` says whether
-    PEFT puts adapters on the experts.
+    PEFT puts adapters on the experts, `caps_scores` whether attention bends its scores, and
+    `caps_logits` whether the head does so (Gemma 2 does both).
     """
 
     name: str
@@ -53,6 +54,8 @@ class Shape:
     experts: int = 0
     active_experts: int = 0
     adapts_experts: bool = False
+    caps_scores: bool = False
+    caps_logits: bool = False
 
     @property
     def layers(self) -> int:
@@ -237,6 +240,8 @@ def _shape(kind: str, config: Mapping[str, Any], name: str) -> Shape:
         experts=settings[family.experts.number] if family.experts else 0,
         active_experts=settings["num_experts_per_tok"] if family.experts else 0,
         adapts_experts=family.experts is not None and family.experts.adapted,
+        caps_scores=settings.get("attn_logit_softcapping") is not None,
+        caps_logits=settings.get("final_logit_softcapping") is not None,
     )
 
 

@@ -48,21 +48,28 @@ class _Head(NamedTuple):
         direct = self.bias is None and hidden.dtype == self.weight.dtype == torch.float32
         return hidden.new_empty(tile.rows * tile.entries) if direct else None
 
-    def logits(self, hidden: Tensor, entries: slice, into: Tensor | None = None) -> Tensor:
-        """Float32 logits [N, entries] of entries of the vocabulary; `into` may be a `buffer`."""
+    def logits(self, hidden: Tensor, entries: slice, into: Tensor | None) -> Tensor:
+        """Float32 logits [N, entries] of entries of the vocabulary; `into` may be a `buffer`.
+
+        They are finished in place, which autograd could not follow.
+        """
         weight = self.weight[entries]
         if into is not None:
             place = into[: len(hidden) * len(weight)].view(len(hidden), len(weight))
-            product = torch.mm(hidden, weight.t(), out=place)
+            logits = torch.mm(hidden, weight.t(), out=place)
         else:
             bias = None if self.bias is None else self.bias[entries]
-            product = nn.functional.linear(hidden, weight, bias)
-        return finish(product, self.scale, self.soft_cap)
+            logits = nn.functional.linear(hidden, weight, bias).float()
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.soft_cap is not None:
+            logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
+        return logits
 
     def slope(self, logits: Tensor) -> Tensor:
         """How fast capped logits follow those before the cap, whose scale is left out."""
         assert self.soft_cap is not None, "only a cap bends logits"
-        return 1 - (logits / self.soft_cap).square_()
+        return (logits / self.soft_cap).square_().neg_().add_(1)
 
 
 def finish(logits: Tensor, scale: float, soft_cap: float | None) -> Tensor:
@@ -125,9 +132,10 @@ class SelectedLogProbs(nn.Module):
 
     def _score(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if self.head is None:
-            head = _Head(self.weight, self.bias, self.scale, self.soft_cap)
-            return score(head.logits(hidden, slice(None)), targets)
-        return score(finish(self.head(hidden), self.scale, self.soft_cap), targets)
+            logits = nn.functional.linear(hidden, self.weight, self.bias)
+        else:
+            logits = self.head(hidden)
+        return score(finish(logits, self.scale, self.soft_cap), targets)
 
 
 class _FrozenHead(torch.autograd.Function):

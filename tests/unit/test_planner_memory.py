@@ -99,6 +99,19 @@ CASES = {
     "mistral": Case(family="mistral", changes={"num_key_value_heads": 2}, checkpointing=False),
     "phi3": Case(family="phi3", checkpointing=False),
     "gemma3": Case(family="gemma3_text", changes={"head_dim": 64}, checkpointing=False),
+    "gemma2": Case(family="gemma2", changes={"head_dim": 64}),
+    "gemma2, half": Case(
+        family="gemma2",
+        changes={"head_dim": 64, "vocab_size": 2000, "num_key_value_heads": 2},
+        half=True,
+        checkpointing=False,
+    ),
+    "gemma2, packed": Case(
+        family="gemma2",
+        changes={"head_dim": 64, "vocab_size": 2000},
+        layout=PACKED,
+        checkpointing=False,
+    ),
     "olmo2": Case(family="olmo2", checkpointing=False),
 }
 
