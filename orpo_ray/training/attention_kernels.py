@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from orpo_ray.training.runs import ALL_BEFORE, Block, Reach, Runs, blocks_of
 
+_FEW = 8
+"""A run whose keys are more than its queries by so small a part of them gets queries for all."""
 VARLEN, SDPA = "flash varlen", "SDPA per run of tokens"
 
 
@@ -67,11 +69,16 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, block: Block, scores: Scores) ->
     """One block by torch's own function."""
     queries, keys = q.shape[2], k.shape[2]
     mask: Any = None
+    before = 0
     if block.window is not None:
         mask = _band(queries, keys, block.window, q.device)
+    elif 0 < keys - queries <= queries // _FEW and not q.is_cuda:
+        # Queries for all keys need no mask, which a CPU writes out and keeps.
+        before = keys - queries
+        q = pad(q, (0, 0, before, 0))
     elif queries != keys:
         mask = causal_lower_right(queries, keys)
-    return scaled_dot_product_attention(
+    output = scaled_dot_product_attention(
         q,
         k,
         v,
@@ -80,6 +87,7 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, block: Block, scores: Scores) ->
         scale=scores.scaling,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    return output.narrow(2, before, queries)
 
 
 def _by_hand(q: Tensor, k: Tensor, v: Tensor, block: Block, scores: Scores) -> Tensor:

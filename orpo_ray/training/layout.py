@@ -5,6 +5,8 @@ There are three layouts:
 - `packed`: the same sides, one after the other in a single row, without padding.
 - `shared-prefix`: `[prompt|chosen|rejected]...` in a single row, so that each prompt is computed
   once. The positions of the rejected answer start after the prompt. It sees the prompt and itself.
+  If all prompts begin alike, as with the system prompt of a chat template, the row begins with
+  that, and the prompts go on from there.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.data.pairs import Ranges, TokenPair, ranges_of
-from orpo_ray.training.plan import Layout
+from orpo_ray.training.plan import MIN_SAVING, Layout
 from orpo_ray.training.runs import Runs
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
@@ -33,6 +35,9 @@ class PairBatch:
     N tokens are scored. Token i is `targets[i]`. It is predicted at `positions[i]`, an index into
     the flattened rows. It belongs to pair `pair[i]`, and to its prompt, chosen or rejected answer:
     `part[i]`. `chosen_tokens` and `rejected_tokens` [n] count the scored tokens of the answers.
+
+    If prompts have tokens in common, fewer than N are computed: `targets` and `positions` are those
+    of different tokens, and token i of `pair` and `part` is number `computed[i]` of them.
     """
 
     input_ids: Tensor
@@ -45,6 +50,7 @@ class PairBatch:
     part: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
+    computed: Tensor | None = None
 
     def to(self, device: torch.device) -> "PairBatch":
         """The same batch on another device."""
@@ -64,13 +70,19 @@ def _moved(value: Tensor | Runs | None, device: torch.device) -> Tensor | Runs |
 class _Side(NamedTuple):
     """Where one side is in the flattened rows.
 
-    The answer's tokens start at `start`, the prompt's at `prompt_start`.
+    The answer's tokens start at `start`. Token t of the prompt is at `prompt_start` + t, or at t if
+    it is one of the `common` ones.
     """
 
     pair: int
     part: int
     prompt_start: int
     start: int
+    common: int = 0
+
+    def of_prompt(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where tokens of the prompt are."""
+        return np.where(places < self.common, places, self.prompt_start + places)
 
 
 def collate(
@@ -80,15 +92,19 @@ def collate(
     *,
     score_prompt: bool,
     with_rejected: bool = True,
+    joins_beginnings: bool = True,
 ) -> PairBatch:
     """Pairs in one of the layouts; `pad_id` fills the rows of the padded one.
 
     The trained tokens are scored. With `score_prompt` all tokens of the chosen side's prompt are,
-    from the second on.
+    from the second on. Where prompts are shared, `joins_beginnings` has what all of them begin with
+    computed once.
     """
     if layout.pads:
         return _padded(pairs, pad_id, score_prompt, with_rejected)
-    return _in_one_row(pairs, layout.shares_prompts, score_prompt, with_rejected)
+    joins = joins_beginnings and layout.shares_prompts
+    common = _common_tokens(pairs, with_rejected) if joins else 0
+    return _in_one_row(pairs, layout.shares_prompts, score_prompt, with_rejected, common)
 
 
 def _padded(
@@ -116,28 +132,36 @@ def _padded(
 
 
 def _in_one_row(
-    pairs: Sequence[TokenPair], share: bool, score_prompt: bool, with_rejected: bool
+    pairs: Sequence[TokenPair], share: bool, score_prompt: bool, with_rejected: bool, common: int
 ) -> PairBatch:
-    """All sides one after the other; if prompts are shared, a rejected side has none."""
+    """All sides one after the other; if prompts are shared, a rejected side has none.
+
+    `common` tokens that all prompts begin with come first, and no side has them.
+    """
     tokens: list[NDArray[np.int32]] = []
     position_ids: list[NDArray[np.int64]] = []
     runs: list[tuple[int, int]] = []
+    if common:
+        tokens.append(pairs[0].prompt[:common])
+        position_ids.append(np.arange(common))
+        runs.append((common, 0))
     sides: list[_Side] = []
-    end = 0
+    end = common
     for i, pair in enumerate(pairs):
-        prompt_length, prompt_start = len(pair.prompt), end
+        prompt_length, prompt_start = len(pair.prompt), end - common
         answers = [(CHOSEN, pair.chosen)]
         if with_rejected:
             answers.append((REJECTED, pair.rejected))
         answers = [one for one in answers if len(one[1])]
         for part, answer in answers:
-            shared = prompt_length if share and part == REJECTED and len(answers) > 1 else 0
-            prompt_start = prompt_start if shared else end
+            is_second = share and part == REJECTED and len(answers) > 1
+            shared = prompt_length if is_second else common
+            prompt_start = prompt_start if is_second else end - common
             tokens += [pair.prompt[shared:], answer]
             length = prompt_length - shared + len(answer)
             position_ids.append(np.arange(shared, shared + length))
             runs.append((length, shared))
-            sides.append(_Side(i, part, prompt_start, end + prompt_length - shared))
+            sides.append(_Side(i, part, prompt_start, end + prompt_length - shared, common))
             end += length
     return _batch(
         pairs,
@@ -145,8 +169,20 @@ def _in_one_row(
         score_prompt,
         np.concatenate(tokens)[None].astype(np.int64),
         position_ids=torch.from_numpy(np.concatenate(position_ids)[None]),
-        runs=Runs.of(runs),
+        runs=Runs.of(runs, common),
     )
+
+
+def _common_tokens(pairs: Sequence[TokenPair], with_rejected: bool) -> int:
+    """How many tokens all prompts begin with; 0 if computing them once saves too little."""
+    first, length = pairs[0].prompt, min(len(pair.prompt) for pair in pairs)
+    for pair in pairs[1:]:
+        others = np.flatnonzero(pair.prompt[:length] != first[:length])
+        length = int(others[0]) if len(others) else length
+    tokens = sum(
+        len(pair.prompt) + len(pair.chosen) + len(pair.rejected) * with_rejected for pair in pairs
+    )
+    return length if length * (len(pairs) - 1) >= MIN_SAVING * tokens else 0
 
 
 def _batch(
@@ -167,27 +203,33 @@ def _batch(
     for side in sides:
         pair = pairs[side.pair]
         answer = pair.chosen if side.part == CHOSEN else pair.rejected
-        last_of_prompt = len(pair.prompt) - 1
+        last_of_prompt = side.of_prompt(np.array(len(pair.prompt) - 1))
         if side.part == CHOSEN:
             asked = ranges_of((1, len(pair.prompt))) if score_prompt else pair.trained.prompt
             places = _places(asked)
-            positions.append(side.prompt_start + places - 1)
+            positions.append(side.of_prompt(places - 1))
             targets.append(pair.prompt[places])
             parts.append(np.full(len(places), PROMPT))
             owners.append(np.full(len(places), side.pair))
         places = _places(pair.trained[side.part])
-        before = np.where(places == 0, side.prompt_start + last_of_prompt, side.start + places - 1)
+        before = np.where(places == 0, last_of_prompt, side.start + places - 1)
         positions.append(before)
         targets.append(answer[places])
         parts.append(np.full(len(places), side.part))
         owners.append(np.full(len(places), side.pair))
+    scored = np.stack([np.concatenate(positions), np.concatenate(targets)]).astype(np.int64)
+    computed = None
+    if runs is not None and runs.common:
+        scored, inverse = np.unique(scored, axis=1, return_inverse=True)
+        computed = torch.from_numpy(inverse.reshape(-1))
     return PairBatch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=attention_mask,
         position_ids=position_ids,
         runs=runs,
-        positions=torch.from_numpy(np.concatenate(positions).astype(np.int64)),
-        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        positions=torch.from_numpy(scored[0]),
+        targets=torch.from_numpy(scored[1]),
+        computed=computed,
         pair=torch.from_numpy(np.concatenate(owners)),
         part=torch.from_numpy(np.concatenate(parts)),
         chosen_tokens=torch.tensor([counts[CHOSEN] for counts in trained]),

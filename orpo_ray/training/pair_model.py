@@ -107,7 +107,8 @@ class PairModel(nn.Module):
                 **own,
             )
             hidden = output.last_hidden_state.flatten(0, 1).index_select(0, batch.positions)
-            return self.scorer(hidden, batch.targets)
+            log_probs: Tensor = self.scorer(hidden, batch.targets)
+        return log_probs if batch.computed is None else log_probs.index_select(0, batch.computed)
 
     def read(self, batch: dict[str, Tensor]) -> None:
         """Run the body on padded rows. Nothing is returned: hooks on its layers see what they read.

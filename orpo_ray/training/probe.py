@@ -97,8 +97,13 @@ class Probe:
 
     def _run(self, pairs: Indices) -> None:
         model, objective = self._model, self._objective
+        # Other packs of this size may have less in common, and must fit as well.
         step = step_of_one_pack(
-            [self._table[i] for i in pairs], model.layout, self._pad_id, objective
+            [self._table[i] for i in pairs],
+            model.layout,
+            self._pad_id,
+            objective,
+            joins_beginnings=False,
         )
         model.train()
         _, parts = pack_loss(model, objective, step.packs[0], step, model.device)

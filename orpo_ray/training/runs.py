@@ -1,7 +1,8 @@
 """The runs of tokens of a row, and which keys the tokens of a run see.
 
 A row is cut into runs of tokens. The tokens of a run see one another causally. If a run shares a
-prompt, its tokens also see the first tokens of the run before it.
+prompt, its tokens also see the first tokens of the run before it. If all prompts of a row begin
+alike, that beginning is the first run, and the tokens of all others see it.
 """
 
 from collections.abc import Iterator
@@ -19,23 +20,25 @@ _BLOCK = 256
 class Runs:
     """The runs of a row in order.
 
-    Run i has `lengths[i]` tokens, which also see the first `shared[i]` tokens of the run before it.
-    These are plain numbers, so that reading them does not wait for the device. `query_ends` and
-    `key_ends` [runs + 1] say the same to kernels, on the device.
+    Run i has `lengths[i]` tokens, which also see `shared[i]` tokens before them: the `common` ones
+    that the row begins with, then the first tokens of run i - 1. These are plain numbers, so that
+    reading them does not wait for the device. `query_ends` and `key_ends` [runs + 1] say the same
+    to kernels, on the device.
     """
 
     lengths: tuple[int, ...]
     shared: tuple[int, ...]
     query_ends: Tensor
     key_ends: Tensor
+    common: int = 0
 
     @staticmethod
-    def of(runs: list[tuple[int, int]]) -> "Runs":
-        """From (length, shared) of each run."""
+    def of(runs: list[tuple[int, int]], common: int = 0) -> "Runs":
+        """From (length, shared) of each run; with `common` tokens, these are the first run."""
         lengths, shared = zip(*runs, strict=True)
         queries = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         keys = queries + torch.tensor([0, *shared]).cumsum(0, dtype=torch.int32)
-        return Runs(lengths, shared, queries, keys)
+        return Runs(lengths, shared, queries, keys, common)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Runs":
         """The same runs with their tensors on another device."""
@@ -57,9 +60,16 @@ class Runs:
         # Split, not sliced: the gradient of each slice would be as long as the row.
         pieces = values.split(self.lengths, dim)
         return [
-            torch.cat([pieces[i - 1].narrow(dim, 0, shared), piece], dim) if shared else piece
+            torch.cat([*self._before(pieces, i, dim), piece], dim) if shared else piece
             for i, (piece, shared) in enumerate(zip(pieces, self.shared, strict=True))
         ]
+
+    def _before(self, pieces: tuple[Tensor, ...], run: int, dim: int) -> list[Tensor]:
+        """What run number `run` sees before its own tokens."""
+        of_prompt = self.shared[run] - self.common
+        before = pieces[:1] if self.common else ()
+        prompt = (pieces[run - 1].narrow(dim, 0, of_prompt),) if of_prompt else ()
+        return [*before, *prompt]
 
     def positions(self, device: torch.device) -> Tensor:
         """The place of each token in its own text, [T]: a prompt that is shared comes before it."""

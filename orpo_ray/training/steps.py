@@ -97,7 +97,14 @@ def scored_tokens(lengths: np.ndarray, trained: np.ndarray, objective: Objective
     return int((prompt + trained[:, 1]).sum())
 
 
-def lay_out(pairs: list[TokenPair], layout: Layout, pad_id: int, objective: Objective) -> PairBatch:
+def lay_out(
+    pairs: list[TokenPair],
+    layout: Layout,
+    pad_id: int,
+    objective: Objective,
+    *,
+    joins_beginnings: bool = True,
+) -> PairBatch:
     """The pairs as tensors, without the parts that the objective does not score."""
     return collate(
         pairs,
@@ -105,6 +112,7 @@ def lay_out(pairs: list[TokenPair], layout: Layout, pad_id: int, objective: Obje
         pad_id,
         score_prompt=objective.nll_on == "full",
         with_rejected=objective.needs_rejected,
+        joins_beginnings=joins_beginnings,
     )
 
 
@@ -114,6 +122,8 @@ def step_of_one_pack(
     pad_id: int,
     objective: Objective,
     reference: tuple[float, float] = (0.0, 0.0),
+    *,
+    joins_beginnings: bool = True,
 ) -> StepInput:
     """A step of one pack that belongs to no plan.
 
@@ -122,7 +132,8 @@ def step_of_one_pack(
     lengths = np.array([[len(pair.prompt), len(pair.chosen), len(pair.rejected)] for pair in pairs])
     trained = np.array([pair.trained.counts for pair in pairs])
     references = torch.tensor([reference] * len(pairs)) if objective.needs_reference else None
-    pack = PackInput(lay_out(pairs, layout, pad_id, objective), 1.0, references)
+    batch = lay_out(pairs, layout, pad_id, objective, joins_beginnings=joins_beginnings)
+    pack = PackInput(batch, 1.0, references)
     tokens = scored_tokens(lengths, trained, objective)
     return StepInput([pack], np.arange(len(pairs)), len(pairs), tokens)
 

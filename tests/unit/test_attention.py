@@ -15,22 +15,27 @@ from orpo_ray.training.attention_kernels import SDPA, Scores, adapt, attention_p
 from orpo_ray.training.runs import Reach, Runs, blocks_of
 
 RUNS = {
-    "one run": [(5, 0)],
-    "packed": [(5, 0), (4, 0), (1, 0), (7, 0)],
-    "shared": [(6, 0), (3, 4), (2, 0), (5, 1)],
-    "one-token answers": [(4, 0), (1, 3), (2, 0), (1, 1)],
-    "a whole run shared": [(4, 0), (3, 4)],
+    "one run": Runs.of([(5, 0)]),
+    "packed": Runs.of([(5, 0), (4, 0), (1, 0), (7, 0)]),
+    "shared": Runs.of([(6, 0), (3, 4), (2, 0), (5, 1)]),
+    "one-token answers": Runs.of([(4, 0), (1, 3), (2, 0), (1, 1)]),
+    "a whole run shared": Runs.of([(4, 0), (3, 4)]),
+    "few tokens shared": Runs.of([(20, 0), (18, 2)]),
+    "a beginning in common": Runs.of([(3, 0), (6, 3), (2, 5), (4, 3), (1, 3), (1, 3)], common=3),
+    "one token in common": Runs.of([(1, 0), (9, 1), (4, 3), (9, 1)], common=1),
 }
 HEADS, DIM = 4, 8
 
 
-def dense_mask(runs: list[tuple[int, int]], window: int = 99, chunk: int = 99) -> Tensor:
+def dense_mask(runs: Runs, window: int = 99, chunk: int = 99) -> Tensor:
     """Whether token i sees token j, [T, T], by the places that they have in their text."""
-    total = sum(length for length, _ in runs)
+    total = sum(runs.lengths)
     mask = torch.zeros(total, total, dtype=torch.bool)
     start = before = 0
-    for length, shared in runs:
-        text = [*range(before, before + shared), *range(start, start + length)]
+    for length, shared in zip(runs.lengths, runs.shared, strict=True):
+        beginning = range(min(runs.common, shared))
+        of_prompt = range(before, before + shared - len(beginning))
+        text = [*beginning, *of_prompt, *range(start, start + length)]
         for place in range(shared, len(text)):
             for other in range(place + 1):
                 sees = place - other < window and place // chunk == other // chunk
@@ -45,14 +50,12 @@ def states(total: int, heads: int) -> Tensor:
 
 @pytest.mark.parametrize("key_heads", [HEADS, 2, 1])
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS.keys())
-def test_values_and_gradients_are_those_of_a_dense_mask(
-    runs: list[tuple[int, int]], key_heads: int
-) -> None:
+def test_values_and_gradients_are_those_of_a_dense_mask(runs: Runs, key_heads: int) -> None:
     torch.manual_seed(0)
-    total, scaling = sum(length for length, _ in runs), 0.3
+    total, scaling = sum(runs.lengths), 0.3
     query, key, value = states(total, HEADS), states(total, key_heads), states(total, key_heads)
     weights = torch.randn(1, total, HEADS, DIM)
-    found, _ = attend(nn.Identity(), query, key, value, None, runs=Runs.of(runs), scaling=scaling)
+    found, _ = attend(nn.Identity(), query, key, value, None, runs=runs, scaling=scaling)
     expected = scaled_dot_product_attention(
         query, key, value, attn_mask=dense_mask(runs), scale=scaling, enable_gqa=True
     ).transpose(1, 2)
@@ -95,7 +98,7 @@ LIMITS: dict[str, tuple[Layer, dict[str, int], dict[str, int]]] = {
     "a window that is off": (Layer(sliding_window=2, use_sliding_window=False), {}, {}),
     "another layer's window": (Layer("full_attention", sliding_window=2), {}, {}),
     "chunks": (Layer("chunked_attention", attention_chunk_size=3), {}, {"chunk": 3}),
-    "a window of all tokens": (Layer(), {"sliding_window": 7}, {}),
+    "a window of all tokens of some rows": (Layer(), {"sliding_window": 7}, {"window": 7}),
 }
 
 
@@ -103,15 +106,15 @@ LIMITS: dict[str, tuple[Layer, dict[str, int], dict[str, int]]] = {
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS.keys())
 @pytest.mark.parametrize("limit", LIMITS)
 def test_tokens_see_as_far_back_as_their_layer_says(
-    limit: str, runs: list[tuple[int, int]], block: int, monkeypatch: pytest.MonkeyPatch
+    limit: str, runs: Runs, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever blocks of queries are computed together."""
     monkeypatch.setattr(runs_module, "_BLOCK", block)
     torch.manual_seed(0)
     layer, asked, expected = LIMITS[limit]
-    total = sum(length for length, _ in runs)
+    total = sum(runs.lengths)
     query, key, value = states(total, HEADS), states(total, 2), states(total, 2)
-    found, _ = attend(layer, query, key, value, None, runs=Runs.of(runs), scaling=0.3, **asked)
+    found, _ = attend(layer, query, key, value, None, runs=runs, scaling=0.3, **asked)
     by_mask = scaled_dot_product_attention(
         query, key, value, attn_mask=dense_mask(runs, **expected), scale=0.3, enable_gqa=True
     ).transpose(1, 2)
@@ -133,12 +136,12 @@ def test_caps_and_sinks_are_those_of_one_dense_mask(
 ) -> None:
     torch.manual_seed(0)
     runs = RUNS["shared"]
-    total = sum(length for length, _ in runs)
+    total = sum(runs.lengths)
     query, key, value = states(total, HEADS), states(total, 2), states(total, 2)
     sinks = torch.randn(HEADS, requires_grad=True) if has_sinks else None
     asked: dict[str, Any] = {"scaling": 0.9, "sliding_window": window}
     found, _ = attend(
-        nn.Identity(), query, key, value, None, Runs.of(runs), softcap=cap, s_aux=sinks, **asked
+        nn.Identity(), query, key, value, None, runs, softcap=cap, s_aux=sinks, **asked
     )
     scores = 0.9 * query @ key.repeat_interleave(2, 1).transpose(2, 3)
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
@@ -203,16 +206,12 @@ def test_a_cpu_goes_run_by_run() -> None:
 )
 @pytest.mark.parametrize("window", [99, 3])
 @pytest.mark.parametrize("runs", RUNS.values(), ids=RUNS.keys())
-def test_on_a_gpu_it_is_the_same_within_its_format(
-    runs: list[tuple[int, int]], window: int
-) -> None:
-    device, total = torch.device("cuda"), sum(length for length, _ in runs)
+def test_on_a_gpu_it_is_the_same_within_its_format(runs: Runs, window: int) -> None:
+    device, total = torch.device("cuda"), sum(runs.lengths)
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, total, 64, device=device) for heads in (HEADS, 2, 2))
     half = [s.bfloat16().requires_grad_() for s in (query, key, value)]
-    found, _ = attend(
-        nn.Identity(), *half, None, runs=Runs.of(runs).to(device), sliding_window=window
-    )
+    found, _ = attend(nn.Identity(), *half, None, runs=runs.to(device), sliding_window=window)
     full = [s.detach().float().requires_grad_() for s in half]
     expected = scaled_dot_product_attention(
         *full, attn_mask=dense_mask(runs, window).to(device), enable_gqa=True

@@ -56,7 +56,12 @@ WINDOWED: dict[str, dict[str, Any]] = {
     "SmolLM3": {**HALF, "use_sliding_window": True},
     "GptOss": {**HALF, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
 }
-LENGTHS = [(9, 5, 7), (3, 12, 1), (1, 2, 6), (14, 1, 1)]
+LENGTHS = {
+    0: [(9, 5, 7), (3, 12, 1), (1, 2, 6), (14, 1, 1)],
+    # The second prompt is nothing but what all begin with.
+    5: [(9, 5, 7), (5, 12, 1), (6, 2, 6), (14, 1, 1)],
+}
+"""Lengths of prompt, chosen and rejected, by how many tokens all prompts have in common."""
 
 
 def model_of(family: str, **config: Any) -> PairModel:
@@ -69,22 +74,26 @@ def model_of(family: str, **config: Any) -> PairModel:
     return PairModel(model.float().eval())
 
 
-def pairs() -> list[TokenPair]:
+def pairs(common: int) -> list[TokenPair]:
     rng = np.random.default_rng(0)
-    return [
-        TokenPair.of_answers(
-            str(i), *(rng.integers(3, 48, size=length, dtype=np.int32) for length in lengths)
-        )
-        for i, lengths in enumerate(LENGTHS)
-    ]
+    made = []
+    for i, lengths in enumerate(LENGTHS[common]):
+        sides = [rng.integers(3, 48, size=length, dtype=np.int32) for length in lengths]
+        sides[0][:common] = np.arange(20, 20 + common)
+        made.append(TokenPair.of_answers(str(i), *sides))
+    return made
 
 
-def outcome(model: PairModel, layout: Layout) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def outcome(
+    model: PairModel, layout: Layout, common: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Log-probs in one order, their weighted sum as a loss, and its gradients."""
     model.use_layout(layout)
-    batch = collate(pairs(), layout, 0, score_prompt=False)
-    order = torch.argsort(batch.part * len(LENGTHS) + batch.pair, stable=True)
-    assert not (batch.part == PROMPT).any()
+    # Prompts that begin alike are scored, too: these log-probs belong to several pairs.
+    batch = collate(pairs(common), layout, 0, score_prompt=common > 0)
+    order = torch.argsort(batch.part * len(LENGTHS[common]) + batch.pair, stable=True)
+    assert (batch.part == PROMPT).any() == (common > 0)
+    assert layout is not SHARED_PREFIX or (batch.runs and batch.runs.common == common)
     log_probs = model(batch)[order]
     loss = (log_probs * torch.linspace(0.5, 1.5, len(log_probs))).mean()
     model.zero_grad()
@@ -98,15 +107,16 @@ def outcome(model: PairModel, layout: Layout) -> tuple[Tensor, Tensor, dict[str,
 
 
 def assert_same_as_padded(model: PairModel) -> None:
-    _, loss, gradients = outcome(model, PADDED)
-    size = max(gradient.abs().max() for gradient in gradients.values())
-    for layout in (PACKED, SHARED_PREFIX):
-        _, found, ours = outcome(model, layout)
-        assert abs(found - loss) <= 1e-6 * abs(loss)
-        assert ours.keys() == gradients.keys()
-        for name, gradient in gradients.items():
-            difference = (ours[name] - gradient).abs().max()
-            assert difference <= 1e-5 * size, f"{layout}: {name} differs by {difference / size:.2g}"
+    for common in LENGTHS:
+        _, loss, gradients = outcome(model, PADDED, common)
+        size = max(gradient.abs().max() for gradient in gradients.values())
+        for layout in (PACKED, SHARED_PREFIX):
+            _, found, ours = outcome(model, layout, common)
+            assert abs(found - loss) <= 1e-6 * abs(loss)
+            assert ours.keys() == gradients.keys()
+            for name, gradient in gradients.items():
+                difference = (ours[name] - gradient).abs().max() / size
+                assert difference <= 1e-5, f"{layout}, {common} in common: {name}: {difference:.2g}"
 
 
 @pytest.mark.parametrize("window", [1, 4, 10], ids=["one token", "an answer", "a prompt"])
@@ -120,7 +130,7 @@ def test_a_window_is_exact(family: str, window: int) -> None:
 def test_the_window_of_the_test_matters(family: str) -> None:
     """So that a layout which forgets it fails above."""
     with_one, without = (
-        outcome(model_of(family, **WINDOWED[family], sliding_window=window), PADDED)[0]
+        outcome(model_of(family, **WINDOWED[family], sliding_window=window), PADDED, 0)[0]
         for window in (4, 64)
     )
     assert (with_one - without).abs().max() > 1e-3

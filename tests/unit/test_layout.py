@@ -12,7 +12,7 @@ from orpo_ray.data.pairs import TokenPair, Trained, ranges_of
 from orpo_ray.objectives import build_objective
 from orpo_ray.training.layout import CHOSEN, PROMPT, REJECTED, PairBatch, collate
 from orpo_ray.training.logprobs import pair_logps
-from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, pack_costs
+from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX, Layout, pack_costs
 from orpo_ray.training.steps import step_of_one_pack
 
 PAD = 0
@@ -33,12 +33,16 @@ def turns(one: TokenPair, *ranges: list[tuple[int, int]]) -> TokenPair:
 TWO = [pair([11, 12, 13], [21, 22], [31]), pair([14], [23], [32, 33, 34])]
 
 
-def random_pairs(seed: int, count: int) -> list[TokenPair]:
+def random_pairs(seed: int, count: int, begin: list[int]) -> list[TokenPair]:
+    """Pairs whose prompts begin with `begin` and go on with different tokens."""
     rng = np.random.default_rng(seed)
-    return [
-        pair(*(rng.integers(1, 50, rng.integers(1, 9)).tolist() for _ in range(3)))
-        for _ in range(count)
-    ]
+    made = []
+    for number in range(count):
+        prompt, chosen, rejected = (
+            rng.integers(1, 50, rng.integers(1, 9)).tolist() for _ in range(3)
+        )
+        made.append(pair([*begin, 100 + number, *prompt], chosen, rejected))
+    return made
 
 
 def test_two_pairs_written_by_hand() -> None:
@@ -123,14 +127,54 @@ def test_two_pairs_that_share_their_prompts_written_by_hand() -> None:
     assert batch.positions.tolist() == [0, 1, 2, 3, 2, 6, 6, 8, 9]
 
 
+def test_what_all_prompts_begin_with_is_computed_once_written_by_hand() -> None:
+    """The row begins with 11 and 12. The second prompt is nothing else.
+
+    Tokens 12 (of both prompts) and 21 (the first of both answers of the second pair) are each
+    predicted once.
+    """
+    pairs = [pair([11, 12, 13], [21, 22], [31]), pair([11, 12], [21], [21, 33])]
+    batch = collate(pairs, SHARED_PREFIX, PAD, score_prompt=True)
+    assert batch.input_ids.tolist() == [[11, 12, 13, 21, 22, 31, 21, 21, 33]]
+    assert batch.position_ids is not None and batch.runs is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 2, 2, 3]]
+    assert (batch.runs.lengths, batch.runs.shared) == ((2, 3, 1, 1, 2), (0, 2, 3, 2, 2))
+    assert batch.runs.key_ends.tolist() == [0, 2, 7, 11, 14, 18]
+    seen = [row.tolist() for row in batch.runs.keys(batch.input_ids, 1)]
+    assert seen == [
+        [[11, 12]],
+        [[11, 12, 13, 21, 22]],
+        [[11, 12, 13, 31]],
+        [[11, 12, 21]],
+        [[11, 12, 21, 33]],
+    ]
+    assert batch.positions.tolist() == [0, 1, 1, 2, 2, 3, 7]
+    assert batch.targets.tolist() == [12, 13, 21, 21, 31, 22, 33]
+    assert batch.computed is not None
+    assert batch.targets[batch.computed].tolist() == [12, 13, 21, 22, 31, 12, 21, 21, 33]
+    assert batch.computed.tolist() == [0, 1, 3, 5, 4, 0, 2, 2, 6]
+
+
+def test_a_beginning_that_saves_little_is_not_shared() -> None:
+    """One token of two pairs: less than 1 % of 2 * 63 tokens, and a tenth of 2 * 5."""
+    for answer, common in (([21] * 60, 0), ([21] * 2, 1)):
+        pairs = [pair([11, other], answer, [31]) for other in (12, 13)]
+        batch = collate(pairs, SHARED_PREFIX, PAD, score_prompt=False)
+        assert batch.runs is not None and batch.runs.common == common
+        assert (batch.computed is None) == (common == 0)
+        alone = collate(pairs[:1], SHARED_PREFIX, PAD, score_prompt=False).runs
+        assert alone is not None and alone.common == 0, "one pair has nothing in common with others"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("score_prompt", [False, True])
 @pytest.mark.parametrize("with_rejected", [False, True])
+@pytest.mark.parametrize("common", [0, 1, 6])
 def test_every_target_is_predicted_by_its_own_past(
-    layout: str, score_prompt: bool, with_rejected: bool
+    layout: Layout, score_prompt: bool, with_rejected: bool, common: int
 ) -> None:
     for seed in range(50):
-        pairs = random_pairs(seed, count=1 + seed % 7)
+        pairs = random_pairs(seed, 1 + seed % 7, list(range(50, 50 + common)))
         batch = collate(pairs, layout, PAD, score_prompt=score_prompt, with_rejected=with_rejected)
         flat = batch.input_ids.flatten()
         for index, one in enumerate(pairs):
@@ -141,13 +185,17 @@ def test_every_target_is_predicted_by_its_own_past(
             )
             assert scored(batch, index, PROMPT) == (one.prompt[1:].tolist() if score_prompt else [])
             for part in (CHOSEN, REJECTED)[: 1 + with_rejected]:
-                places = batch.positions[(batch.pair == index) & (batch.part == part)]
+                places = of_all(batch, batch.positions)[
+                    (batch.pair == index) & (batch.part == part)
+                ]
                 assert flat[places].tolist() == sides[part][len(one.prompt) - 1 : -1], (
                     "the token before each target"
                 )
-        assert flat.numel() == pack_costs(lengths(pairs), layout, with_rejected=with_rejected).of(
-            np.arange(len(pairs))
-        )
+        cost = pack_costs(lengths(pairs), layout, with_rejected=with_rejected)
+        runs = batch.runs
+        saved = runs.common * (len(pairs) - 1) if runs else 0
+        assert flat.numel() + saved == cost.of(np.arange(len(pairs)))
+        assert (saved > 0) == (bool(common) and layout is SHARED_PREFIX and len(pairs) > 1)
 
 
 def lengths(pairs: list[TokenPair]) -> np.ndarray:
@@ -156,7 +204,12 @@ def lengths(pairs: list[TokenPair]) -> np.ndarray:
 
 def scored(batch: PairBatch, index: int, part: int) -> list[int]:
     """Targets of one part of one pair, in order."""
-    return batch.targets[(batch.pair == index) & (batch.part == part)].tolist()
+    return of_all(batch, batch.targets)[(batch.pair == index) & (batch.part == part)].tolist()
+
+
+def of_all(batch: PairBatch, values: torch.Tensor) -> torch.Tensor:
+    """What each scored token of each pair has, from what the computed ones have."""
+    return values if batch.computed is None else values[batch.computed]
 
 
 def test_the_mask_comes_from_lengths_and_not_from_the_padding_id() -> None:

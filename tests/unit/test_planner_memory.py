@@ -199,7 +199,7 @@ def test_a_micro_batch_counts_each_layout() -> None:
 
 def test_answers_alone_are_one_side() -> None:
     alone = micro_batch(np.array([[10, 4, 2]]), PACKED, with_rejected=False)
-    assert alone == MicroBatch(tokens=14, scored=4, seen=98)
+    assert alone == MicroBatch(tokens=14, scored=4, seen=98, scores=196)
 
 
 def test_nf4_takes_half_a_byte_and_its_scales() -> None:
