@@ -23,6 +23,8 @@ class Decisions:
     strategy: Strategy
     gradient_checkpointing: bool
     tokens_per_microbatch: int
+    threads: int | None = None
+    """Threads of a process that trains alone on a CPU; None if the environment decides."""
     find_budget: bool = False
     """Whether the workers must still find the two fields above from the memory that they have."""
 

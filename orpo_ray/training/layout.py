@@ -103,7 +103,7 @@ def collate(
     if layout.pads:
         return _padded(pairs, pad_id, score_prompt, with_rejected)
     joins = joins_beginnings and layout.shares_prompts
-    common = _common_tokens(pairs, with_rejected) if joins else 0
+    common = common_tokens(pairs, with_rejected=with_rejected) if joins else 0
     return _in_one_row(pairs, layout.shares_prompts, score_prompt, with_rejected, common)
 
 
@@ -173,7 +173,7 @@ def _in_one_row(
     )
 
 
-def _common_tokens(pairs: Sequence[TokenPair], with_rejected: bool) -> int:
+def common_tokens(pairs: Sequence[TokenPair], *, with_rejected: bool = True) -> int:
     """How many tokens all prompts begin with; 0 if computing them once saves too little."""
     first, length = pairs[0].prompt, min(len(pair.prompt) for pair in pairs)
     for pair in pairs[1:]:

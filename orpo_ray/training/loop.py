@@ -4,6 +4,7 @@ It runs in one process, or in each of several. This module does not use Ray.
 """
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -31,18 +32,19 @@ from orpo_ray.runs.scores import PairScores
 from orpo_ray.runs.summary import compared, on_preference, plain, remarks
 from orpo_ray.runs.versions import versions
 from orpo_ray.training.arguments import training_arguments
+from orpo_ray.training.budget import sample_pack
 from orpo_ray.training.checkpoint import Position, best_whole, read_position
 from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.engine import engine_of
 from orpo_ray.training.evaluation_share import EvaluationShare, evaluation_share
-from orpo_ray.training.layout import collate
+from orpo_ray.training.layout import collate, common_tokens
 from orpo_ray.training.load import load_pair_model, size_on_disk
 from orpo_ray.training.memory import keep_freed_memory, peak_memory
-from orpo_ray.training.metrics import score_pairs
+from orpo_ray.training.metrics import score_pack, score_pairs
 from orpo_ray.training.model_card import write_model_card
 from orpo_ray.training.packages import refuse_missing_optimizer
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import Indices, Layout, Step
+from orpo_ray.training.plan import Indices, Layout, Step, pack_costs
 from orpo_ray.training.probe import Probe, memory_of, set_checkpointing, settle_budget
 from orpo_ray.training.reference import reference_cache
 from orpo_ray.training.reporter import Reporter
@@ -52,6 +54,7 @@ from orpo_ray.training.self_check import TOLERANCE, settle_layout
 from orpo_ray.training.setup import fetch_inputs
 from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import Strategy
+from orpo_ray.training.threads import SAMPLE_TOKENS, settle_threads, threads_restored
 from orpo_ray.training.trackers import send_page
 from orpo_ray.training.world import World, current_world
 
@@ -117,7 +120,8 @@ def train(
     if start < len(steps):
         if checkpoint:
             reporter.bring(checkpoint)
-        _run_steps(session, (checkpoint, position) if checkpoint and position else None)
+        with threads_restored():
+            _run_steps(session, (checkpoint, position) if checkpoint and position else None)
     checkpoint = reporter.latest_checkpoint()
     if checkpoint is None or read_position(checkpoint).step < len(steps):
         raise RunError(
@@ -168,6 +172,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         _start_from_inputs(session, model, pad_id)
     checked, tried = Noted(session.announce), Noted(session.announce)
     _check(model, replace(session, announce=checked), pad_id)
+    decisions = _settle_threads(session, decisions, model, pad_id)
     objective = build_objective(config.objective)
     # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
     plan = cache(
@@ -314,6 +319,30 @@ def _check(model: PairModel, session: _Session, pad_id: int) -> None:
         session.announce(
             f"attention in layout {model.layout}: {path}, in place of {decisions.attention}"
         )
+    if model.layout.shares_prompts:
+        common = common_tokens([artifact.train[i] for i in session.steps[0]])
+        if common:
+            session.announce(
+                f"the prompts of the first step begin with the same {common} tokens; each "
+                "micro-batch computes such a beginning once"
+            )
+
+
+def _settle_threads(
+    session: _Session, decisions: Decisions, model: PairModel, pad_id: int
+) -> Decisions:
+    """The decisions, with the threads of a process that trains alone on a CPU."""
+    if decisions.device != "cpu" or session.world.size > 1:
+        return decisions
+    table = session.artifact.train
+    pack = sample_pack(pack_costs(table.lengths, model.layout), SAMPLE_TOKENS)
+    threads = settle_threads(
+        decisions.threads,
+        lambda: score_pack(model, table, pack, pad_id),
+        session.announce,
+        time.perf_counter,
+    )
+    return replace(decisions, threads=threads)
 
 
 def _settle_budget(

@@ -16,7 +16,7 @@ _BLOCK = 256
 """So many queries at least look back together, where each sees only a window of the keys."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Runs:
     """The runs of a row in order.
 
@@ -38,7 +38,9 @@ class Runs:
         lengths, shared = zip(*runs, strict=True)
         queries = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         keys = queries + torch.tensor([0, *shared]).cumsum(0, dtype=torch.int32)
-        return Runs(lengths, shared, queries, keys, common)
+        return Runs(
+            lengths=lengths, shared=shared, query_ends=queries, key_ends=keys, common=common
+        )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Runs":
         """The same runs with their tensors on another device."""

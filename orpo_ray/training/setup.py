@@ -165,6 +165,7 @@ def decide(
         strategy=strategy,
         gradient_checkpointing=checkpointing,
         tokens_per_microbatch=tokens,
+        threads=before.get("threads"),
         find_budget=is_open,
     )
 

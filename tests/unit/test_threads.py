@@ -1,0 +1,103 @@
+"""The number of threads is that which computes fastest, and a resumed run keeps it."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from orpo_ray.training.threads import (
+    VARIABLE,
+    are_worth_it,
+    settle_threads,
+    threads_restored,
+    time_in_turns,
+)
+
+
+class Machine:
+    """A clock, and work that takes `seconds` by the number of threads at that time."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        self.now, self.seconds = 0.0, seconds
+        self.tried: list[int] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def work(self) -> None:
+        threads = torch.get_num_threads()
+        self.tried.append(threads)
+        self.now += self.seconds(threads)
+
+    def settle(self, recorded: int | None = None) -> tuple[int | None, list[str]]:
+        said: list[str] = []
+        return settle_threads(recorded, self.work, said.append, self.clock), said
+
+
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with threads_restored():
+        torch.set_num_threads(4)
+        yield
+
+
+def test_threads_are_worth_it_if_they_are_clearly_faster() -> None:
+    assert are_worth_it([1.0, 1.0, 9.0], [1.2, 1.2, 1.2])
+    assert not are_worth_it([1.0, 1.0, 1.0], [1.05, 1.05, 9.0])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (lambda threads: 1 / threads, 4),
+        (lambda threads: 1 / min(threads, 2), 2),
+        (lambda threads: 1.0, 1),
+        (lambda threads: float(threads), 1),
+    ],
+    ids=["all cores are free", "two are", "one is", "threads get in each other's way"],
+)
+def test_threads_are_those_that_gain(seconds: Callable[[int], float], expected: int) -> None:
+    count, said = Machine(seconds).settle()
+    assert count == expected == torch.get_num_threads()
+    found = "all cores" if expected == 4 else "more are no faster on this machine now"
+    noun = "thread" if expected == 1 else "threads"
+    assert said == [f"{expected} {noun}: {found} ({VARIABLE} sets them)"]
+
+
+def test_a_resumed_run_keeps_its_number_and_measures_nothing() -> None:
+    machine = Machine(lambda threads: 1.0)
+    assert machine.settle(recorded=2) == (2, [])
+    assert torch.get_num_threads() == 2 and machine.tried == []
+    count, said = machine.settle(recorded=16)
+    assert count == 16, "what is recorded stays, for the next server"
+    assert torch.get_num_threads() == 2
+    assert said == ["2 threads: the run began with 16, which are not here"]
+
+
+def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "3")
+    machine = Machine(lambda threads: 1.0)
+    assert machine.settle() == (None, [])
+    assert torch.get_num_threads() == 4 and machine.tried == []
+
+
+def test_one_core_needs_no_measurement() -> None:
+    torch.set_num_threads(1)
+    machine = Machine(lambda threads: 1.0)
+    assert machine.settle() == (1, [])
+    assert machine.tried == []
+
+
+def test_turns_alternate_and_end_early_if_they_take_long() -> None:
+    short, long = Machine(lambda threads: 0.1), Machine(lambda threads: 2.0)
+    assert [len(taken) for taken in time_in_turns((4, 2), short.work, short.clock)] == [3, 3]
+    assert short.tried == [4, 2, 4, 2, 4, 2]
+    assert time_in_turns((4, 2), long.work, long.clock) == [[2.0], [2.0]]
+
+
+def test_the_process_gets_its_threads_back() -> None:
+    with pytest.raises(ZeroDivisionError), threads_restored():
+        torch.set_num_threads(1)
+        1 / 0  # noqa: B018
+    assert torch.get_num_threads() == 4
