@@ -38,8 +38,6 @@ def choose_layout(
     no_sharing = obstacle
     if no_sharing is None and traits.router_loss:
         no_sharing = "the base asks for its router's loss, which is a mean over tokens"
-    if no_sharing is None and wanted is SHARED_PREFIX and not with_rejected:
-        no_sharing = "the objective computes one answer a pair, so no prompt is shared"
     refused = {PACKED: obstacle, SHARED_PREFIX: no_sharing}.get(wanted) if wanted else None
     if refused:
         raise ConfigError(f"training.layout: {wanted} does not fit this run: {refused}; use auto")
@@ -51,12 +49,14 @@ def choose_layout(
 
 
 def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bool) -> LayoutChoice:
-    if not with_rejected:
-        return LayoutChoice(
-            PACKED, "no padding; the objective computes one answer a pair, so no prompt is shared"
-        )
     if no_sharing:
         return LayoutChoice(PACKED, f"no padding; prompts are not shared, as {no_sharing}")
+    if not with_rejected:
+        return LayoutChoice(
+            SHARED_PREFIX,
+            "no padding; the objective computes one answer a pair, so prompts share only what they "
+            "begin with",
+        )
     packed, shared = (
         int(pack_costs(lengths, layout).tokens.sum()) for layout in (PACKED, SHARED_PREFIX)
     )

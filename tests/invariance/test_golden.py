@@ -56,7 +56,7 @@ ALL = [
 QUICK = {
     *((name, Layout("shared-prefix")) for name in OBJECTIVES),
     *((name, layout) for name in ("orpo", "dpo") for layout in Layout),
-    ("sft", Layout("packed")),
+    ("sft", Layout("shared-prefix")),
     ("kto", Layout("padded")),
 }
 MARKED = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in ALL]

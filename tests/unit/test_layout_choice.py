@@ -71,10 +71,13 @@ def test_a_loss_of_the_router_keeps_prompts_apart() -> None:
         choose(SHARED_PREFIX, traits)
 
 
-def test_one_answer_a_pair_shares_nothing() -> None:
-    assert choose("auto", with_rejected=False)[0] == PACKED
-    with pytest.raises(ConfigError, match="one answer a pair"):
-        choose(SHARED_PREFIX, with_rejected=False)
+def test_one_answer_a_pair_shares_what_prompts_begin_with() -> None:
+    assert choose("auto", with_rejected=False) == (
+        SHARED_PREFIX,
+        "no padding; the objective computes one answer a pair, so prompts share only what they "
+        "begin with",
+    )
+    assert choose("auto", Traits(router_loss=True), with_rejected=False)[0] == PACKED
 
 
 def test_sharing_that_saves_next_to_nothing_is_left() -> None:
