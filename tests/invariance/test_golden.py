@@ -47,8 +47,8 @@ ALL = [
     (name, layout)
     for name in OBJECTIVES
     for layout in Layout
-    # SFT has no shared prompts. KTO is trained by TRL, which pads.
-    if not (name == "sft" and layout.shares_prompts) and (name != "kto" or layout.pads)
+    # KTO is trained by TRL, which pads.
+    if name != "kto" or layout.pads
 ]
 
 
@@ -56,7 +56,6 @@ ALL = [
 QUICK = {
     *((name, Layout("shared-prefix")) for name in OBJECTIVES),
     *((name, layout) for name in ("orpo", "dpo") for layout in Layout),
-    ("sft", Layout("shared-prefix")),
     ("kto", Layout("padded")),
 }
 MARKED = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.long) for case in ALL]
