@@ -130,11 +130,16 @@ class Bench:
         device = self._case.device
         runs = [partial(self._run_all, side) for side in sides]
         taken = time_in_turns(runs, turns, device)
-        memory = [
-            max(peak_memory(partial(self.run, side, number), device) for number in range(STEPS))
-            for side in sides
-        ]
+        memory = [max(self._peak(side, number) for number in range(STEPS)) for side in sides]
         return [Measured(seconds, peak) for seconds, peak in zip(taken, memory, strict=True)]
+
+    def _peak(self, side: Side, number: int) -> int:
+        """Bytes that a step adds.
+
+        Gradients of the step before would be subtracted: the step drops them.
+        """
+        self._model.zero_grad(set_to_none=True)
+        return peak_memory(partial(self.run, side, number), self._case.device)
 
     def planned(self) -> dict[str, Any]:
         """What the planner says: bytes of our costliest step, and the seconds of one."""

@@ -107,6 +107,14 @@ def test_grouping_keeps_the_pairs_and_sorts_their_lengths() -> None:
     assert totals == sorted(totals) and [len(step) for step in grouped] == [3] * 4
 
 
+def test_the_memory_of_a_side_does_not_depend_on_what_ran_before_it() -> None:
+    bench = Bench(Case(shape=(12, 6, 9), pairs=2, hidden=64, vocabulary=60), lambda line: None)
+    stock, ours = bench.stock(), bench.ours()
+    measured = bench.measure([stock, ours, stock, ours], 1)
+    first, second = ([each.memory for each in some] for some in (measured[:2], measured[2:]))
+    assert first == pytest.approx(second, rel=1e-3)
+
+
 def test_sides_of_a_benchmark_agree_on_a_step() -> None:
     bench = Bench(Case(shape=(12, 6, 9), pairs=2, hidden=64, vocabulary=60), lambda line: None)
     for ours in (bench.ours(), bench.ours(frozen_head=False)):
