@@ -144,12 +144,17 @@ def in_nf4(linear: nn.Linear, device: str) -> Linear4bit:
 def with_adapter(base: PreTrainedModel) -> PeftModel:
     """The frozen base with LoRA of rank 16 on all linear layers, without dropout.
 
-    The B matrices are not zero, so that every gradient is nonzero.
+    The B matrices are not zero, so that every gradient is nonzero. NF4 layers get PEFT's adapters
+    for them, as in training.
     """
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear"
     )
+    made: Any = base
+    made.is_loaded_in_4bit = any(isinstance(module, Linear4bit) for module in base.modules())
     model = get_peft_model(base, lora)
+    # Seeing this, TRL's DPO would turn the adapters of both sides into bfloat16.
+    del made.is_loaded_in_4bit
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from peft.tuners.lora import Linear4bit as LoraLinear4bit
+from peft.tuners.lora import LoraLayer
 from support import BASE
 
 from orpo_ray.bench.models import BASES, quantised_base, small_llama, with_adapter
@@ -30,8 +32,14 @@ def test_a_base_is_nf4_but_for_head_and_embedding(name: str) -> None:
     adapted = with_adapter(model)
     with torch.no_grad():
         assert adapted(torch.arange(4, 20)[None]).logits.isfinite().all()
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    assert all(type(layer) is LoraLinear4bit for layer in layers)
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    assert len(trained) == 6 * 7 * 2 and all("lora_" in name for name in trained)
+    assert (
+        len(layers) == 6 * 7
+        and len(trained) == 6 * 7 * 2
+        and all("lora_" in name for name in trained)
+    )
 
 
 def test_full_sizes_are_those_of_the_models_they_are_named_after() -> None:
