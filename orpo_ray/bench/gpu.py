@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_ray.bench.start import COMMAND
-from orpo_ray.bench.step import STEPS
+from orpo_ray.bench.step import STEPS, refuse_device
 from orpo_ray.errors import ConfigError, RunError
 from orpo_ray.runs.console import Announce
 
@@ -68,11 +68,15 @@ def bench_gpu(
 ) -> dict[str, Any]:
     """Run the rows whose names contain `only`, and write the table to a Markdown file.
 
-    Raises ConfigError if there is no such row, and RunError, with the file written, if rows fail.
+    Raises ConfigError if there is no such row or no place for the file, ResourceError without a
+    GPU, and RunError, with the file written, if rows fail.
     """
     rows = [row for row in ROWS if only in row.what]
     if not rows:
         raise ConfigError(f"--only: no row has {only!r} in its name")
+    # A table from before stays as it is.
+    refuse_device("cpu" if tiny else "cuda")
+    _refuse_place(file)
     found: list[tuple[Row, dict[str, Any]]] = []
     for number, row in enumerate(rows, 1):
         announce(f"{number} of {len(rows)}: orpo-ray bench {row.what}")
@@ -84,15 +88,21 @@ def bench_gpu(
     return {"name": "gpu", "rows": [{"what": row.what, **result} for row, result in found]}
 
 
+def _refuse_place(file: Path) -> None:
+    try:
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise ConfigError(f"--write: {file} cannot be written: {error.strerror}") from error
+
+
 def _measure(words: Sequence[str]) -> dict[str, Any]:
     """The result of a command; `error` in it says that it failed."""
     done = subprocess.run([*COMMAND, "bench", *words], capture_output=True, text=True, check=False)
-    lines = done.stdout.splitlines()
-    if lines:
-        result: dict[str, Any] = json.loads(lines[-1])
+    if done.stdout:
+        result: dict[str, Any] = json.loads(done.stdout)
         return result
-    said = done.stderr.strip().splitlines()
-    return {"error": said[-1] if said else f"ended with exit code {done.returncode}"}
+    # Only a process that is killed leaves no result, and its last words are about something else.
+    return {"error": f"the command ended with exit code {done.returncode}"}
 
 
 def table(found: Sequence[tuple[Row, dict[str, Any]]]) -> str:
@@ -141,9 +151,14 @@ def _step(row: Row, result: dict[str, Any]) -> str:
         share,
         f"{result['memory_ratio']:.2f}",
         f"{result['memory_ours'] / 1e9:.2f} / {result['memory_stock'] / 1e9:.2f}",
-        f"{result['max_rel_loss_diff']:.1e}, {result['max_rel_grad_diff']:.1e}",
+        _differences(result["max_rel_loss_diff"], result["max_rel_grad_diff"]),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _differences(*found: float | None) -> str:
+    """JSON has null for what is no number."""
+    return ", ".join("not a number" if each is None else f"{each:.1e}" for each in found)
 
 
 def _techniques(result: dict[str, Any]) -> list[str]:
@@ -163,7 +178,7 @@ def _kernels(result: dict[str, Any]) -> list[str]:
         "|---|---|---|---|",
         *(
             f"| {each['what']}{_path(each)} | {each['ratio']:.2f} | {_seconds(each)} | "
-            f"{each['output_difference']:.1e}, {each['gradient_difference']:.1e} |"
+            f"{_differences(each['output_difference'], each['gradient_difference'])} |"
             for each in result["rows"]
         ),
     ]

@@ -47,7 +47,7 @@ def bench_kernels(case: KernelCase, turns: int, announce: Announce) -> dict[str,
     torch.manual_seed(0)
     rows = []
     for window in (None, case.window):
-        announce(f"attention, window {window}: {turns} turns")
+        announce(f"attention, {_called(window)}: {turns} turns")
         rows.append(_attention(case, window, turns))
     announce(f"a layer in NF4: {turns} turns")
     rows.append(_nf4(case, turns))
@@ -83,13 +83,17 @@ def _attention(case: KernelCase, window: int | None, turns: int) -> dict[str, An
     varlen = find_varlen(device, dtype, _GROUP, _HEAD_SIZE, window is not None)
     output, gradient = _difference(ours, stock, row, index)
     return {
-        "what": f"attention, {'no window' if window is None else f'window {window}'}",
+        "what": f"attention, {_called(window)}",
         "path": VARLEN if varlen else SDPA,
         "seconds": {side: statistics.median(seconds) for side, seconds in found.items()},
         "ratio": ratio_of(found["padded"], found["ours"]),
         "output_difference": output,
         "gradient_difference": gradient,
     }
+
+
+def _called(window: int | None) -> str:
+    return "no window" if window is None else f"window {window}"
 
 
 def _places(case: KernelCase) -> tuple[Runs, Tensor]:

@@ -1,14 +1,16 @@
 """The table of `orpo-ray bench gpu`, and that a failed row costs that row alone."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orpo_ray.bench import gpu
 from orpo_ray.bench.gpu import ROWS, Row, bench_gpu, table
-from orpo_ray.errors import ConfigError, RunError
+from orpo_ray.errors import ConfigError, ResourceError, RunError
 
 ABOUT = {"device": "Abacus", "turns": 3, "versions": {"torch": "9.1"}}
 SIDE = {
@@ -57,7 +59,7 @@ def test_the_rows_are_different_and_have_every_base_window_and_loss() -> None:
 
 
 def test_a_table_has_each_kind_of_result() -> None:
-    grouped = {**STEP, "ratio_grouped": 1.5, "mfu": None}
+    grouped = {**STEP, "ratio_grouped": 1.5, "mfu": None, "max_rel_grad_diff": None}
     written = table(
         [
             (Row("step", "--a"), STEP),
@@ -70,6 +72,7 @@ def test_a_table_has_each_kind_of_result() -> None:
     assert "Abacus, 3 turns; torch 9.1." in written
     assert "| `step --a` | 2.50 | 2,000 | 31% | 0.25 | 2.00 / 8.00 | 1.0e-03, 2.0e-03 |" in written
     assert any("| 2.50 (1.50 by length) | 2,000 |  | 0.25" in line for line in written)
+    assert any(line.endswith("| 1.0e-03, not a number |") for line in written)
     assert (
         "| attention, window 512 (flash varlen) | 2.00 | padded 0.0200, ours 0.0100 | "
         "1.0e-03, 2.0e-03 |" in written
@@ -94,6 +97,32 @@ def test_a_row_that_fails_leaves_the_others(
     assert [row["what"] for row in good["rows"]] == ["step --ragged 0.5"]
     with pytest.raises(ConfigError, match="--only: no row has 'gone' in its name"):
         bench_gpu(file, lambda line: None, only="gone", turns=1, tiny=True)
+
+
+@pytest.mark.parametrize("place", ["gone/table.md", "."])
+def test_a_place_that_takes_no_file_is_refused_before_a_row_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr(gpu, "_measure", lambda words: pytest.fail("a row has run"))
+    with pytest.raises(ConfigError, match=r"--write: .* cannot be written"):
+        bench_gpu(tmp_path / place, lambda line: None, only="", turns=1, tiny=True)
+
+
+def test_without_a_gpu_a_table_from_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = tmp_path / "table.md"
+    file.write_text("measured")
+    with pytest.raises(ResourceError, match="there is no CUDA device here"):
+        bench_gpu(file, lambda line: None, only="", turns=1, tiny=False)
+    assert file.read_text() == "measured"
+
+
+def test_a_command_that_is_killed_is_a_failed_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = "import os; print('loading', file=os.sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    monkeypatch.setattr(gpu, "COMMAND", (sys.executable, "-c", killed))
+    assert gpu._measure(["step"]) == {"error": "the command ended with exit code -9"}
 
 
 def test_a_command_that_fails_says_why() -> None:
