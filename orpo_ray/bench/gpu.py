@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from orpo_ray.bench.start import COMMAND
-from orpo_ray.bench.step import STEPS, refuse_device
-from orpo_ray.errors import ConfigError, RunError
+from orpo_ray.bench.step import STEPS
+from orpo_ray.errors import ConfigError, ResourceError, RunError
 from orpo_ray.runs.console import Announce
 
 _NARROW = 16
@@ -75,7 +77,8 @@ def bench_gpu(
     if not rows:
         raise ConfigError(f"--only: no row has {only!r} in its name")
     # A table from before stays as it is.
-    refuse_device("cpu" if tiny else "cuda")
+    if not tiny and not torch.cuda.is_available():
+        raise ResourceError("there is no CUDA device here; --tiny shows on a CPU that rows run")
     _refuse_place(file)
     found: list[tuple[Row, dict[str, Any]]] = []
     for number, row in enumerate(rows, 1):
@@ -113,6 +116,8 @@ def table(found: Sequence[tuple[Row, dict[str, Any]]]) -> str:
         about = good[0][1]
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         lines += [f"{about['device']}, {about['turns']} turns; {versions}.", ""]
+        if about["device"] == "cpu":
+            lines += ["Tiny shapes on a CPU: these figures say only that the rows run.", ""]
     steps = [(row, result) for row, result in good if result["name"] == "step"]
     if steps:
         lines += [*_STEPS, *(_step(row, result) for row, result in steps), ""]

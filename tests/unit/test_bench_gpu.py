@@ -70,6 +70,7 @@ def test_a_table_has_each_kind_of_result() -> None:
         ]
     ).splitlines()
     assert "Abacus, 3 turns; torch 9.1." in written
+    assert not any("Tiny" in line for line in written)
     assert "| `step --a` | 2.50 | 2,000 | 31% | 0.25 | 2.00 / 8.00 | 1.0e-03, 2.0e-03 |" in written
     assert any("| 2.50 (1.50 by length) | 2,000 |  | 0.25" in line for line in written)
     assert any(line.endswith("| 1.0e-03, not a number |") for line in written)
@@ -79,6 +80,10 @@ def test_a_table_has_each_kind_of_result() -> None:
     )
     assert "| all | 2.50 | 0.25 |" in written
     assert written[-1] == "- `orpo-ray bench step --e` failed: no room"
+
+
+def test_a_table_of_tiny_rows_says_that_they_are_no_measurement() -> None:
+    assert "Tiny shapes on a CPU" in table([(Row("step", "--a"), {**STEP, "device": "cpu"})])
 
 
 def test_a_row_that_fails_leaves_the_others(
