@@ -46,12 +46,14 @@ def write_rows(path: Path, pairs: Iterable[Pair]) -> int:
     return count
 
 
-def tokenizer_at(folder: str, announce: Announce) -> PreTrainedTokenizerBase:
-    """The tokenizer of `--tokenizer`. Raises ConfigError if it cannot be loaded."""
+def tokenizer_at(
+    folder: str, announce: Announce, option: str = "--tokenizer"
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that an option names. Raises ConfigError if it cannot be loaded."""
     try:
         return load_tokenizer(ModelConfig(base=folder), announce)
     except ConfigError as error:
-        raise ConfigError(f"--tokenizer: {str(error).removeprefix('model.base: ')}") from error
+        raise ConfigError(f"{option}: {str(error).removeprefix('model.base: ')}") from error
 
 
 def pairs_of_shape(

@@ -5,7 +5,6 @@ evaluations, from the command to the adapter on disk.
 """
 
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -20,21 +19,21 @@ from typing import Any
 import numpy as np
 import yaml
 
-from orpo_ray.bench.pairs import usable_pairs, write_rows
+from orpo_ray.bench.pairs import tokenizer_at, usable_pairs, write_rows
 from orpo_ray.bench.start import COMMAND, STOCK
 from orpo_ray.bench.watch import Cost, watch
 from orpo_ray.config.model import ModelConfig
 from orpo_ray.data.pairs import Pair, TokenPair
 from orpo_ray.data.tokenise import PairTokeniser
 from orpo_ray.errors import DataError, RunError
-from orpo_ray.models.tokenizer import base_location, load_tokenizer, make_local
+from orpo_ray.models.tokenizer import base_location, make_local
 from orpo_ray.runs.console import SILENT, Announce
 from orpo_ray.training.plan import step_pairs
 
 EVAL_PAIRS = 48
 _SEED = 0
 _STOCK_PAIRS = 8
-"""The most pairs of stock's micro-batch, which is the default of transformers."""
+"""The most pairs of stock's micro-batch, and those of its evaluations: transformers' default."""
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 _RATES = {"orpo": 2.0e-4, "dpo": 5.0e-5}
 _BETA = 0.1
@@ -56,8 +55,8 @@ class RunCase:
 
     @property
     def micro_batch(self) -> int:
-        """Pairs of one of stock's micro-batches."""
-        return math.gcd(self.pairs, _STOCK_PAIRS)
+        """Pairs of one of stock's micro-batches: as many as divide a step, and fit."""
+        return max(size for size in range(1, _STOCK_PAIRS + 1) if self.pairs % size == 0)
 
 
 def bench_run(case: RunCase, turns: int, announce: Announce) -> dict[str, Any]:
@@ -70,9 +69,9 @@ def bench_run(case: RunCase, turns: int, announce: Announce) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="orpo-ray-bench-") as name:
         folder = Path(name)
         tokens = _write_pairs(case, folder)
-        sides = {side: _write_ours(case, folder, side, tokens) for side in _OURS}
-        costs: dict[str, list[Cost]] = {side: [] for side in (*sides, "stock")}
-        watch([*COMMAND, "prepare", str(sides["auto"])])
+        for side in _OURS:
+            _write_ours(case, folder, side, tokens)
+        costs: dict[str, list[Cost]] = {side: [] for side in (*_OURS, "stock")}
         for turn in range(turns):
             for side in costs:
                 costs[side].append(_train(case, folder, side, turn))
@@ -151,8 +150,7 @@ def _write_pairs(case: RunCase, folder: Path) -> int:
 
 def _fitting(case: RunCase) -> Iterator[tuple[Pair, TokenPair]]:
     """Different pairs of one turn each that fit into the length, with their tokens."""
-    tokenizer = load_tokenizer(ModelConfig(base=case.base), SILENT.announce)
-    tokeniser, seen = PairTokeniser(tokenizer), set()
+    tokeniser, seen = PairTokeniser(tokenizer_at(case.base, SILENT.announce, "--base")), set()
     for number, pair in enumerate(usable_pairs(case.data)):
         if pair.before_chosen or pair.before_rejected or pair.context or not _is_whole(pair):
             continue
@@ -170,7 +168,7 @@ def _is_whole(pair: Pair) -> bool:
     return pair.chosen is not None and pair.rejected is not None
 
 
-def _write_ours(case: RunCase, folder: Path, side: str, tokens: int) -> Path:
+def _write_ours(case: RunCase, folder: Path, side: str, tokens: int) -> None:
     """The config of one of our sides."""
     objective: dict[str, Any] = {"kind": "dpo", "beta": _BETA}
     if case.objective == "orpo":
@@ -180,7 +178,6 @@ def _write_ours(case: RunCase, folder: Path, side: str, tokens: int) -> Path:
         memory = {"tokens_per_microbatch": tokens, "gradient_checkpointing": False}
     settings = {
         "name": side,
-        "storage": str(folder / "runs"),
         "model": {"base": case.base, "quantization": case.quantization, "dtype": "float32"},
         "adapter": {"r": 16, "alpha": 16, "dropout": 0.0},
         "data": {
@@ -203,14 +200,14 @@ def _write_ours(case: RunCase, folder: Path, side: str, tokens: int) -> Path:
         },
         "scale": {"workers": 1},
     }
-    path = folder / f"{side}.yaml"
-    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return path
+    (folder / f"{side}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
 
 def _train(case: RunCase, folder: Path, side: str, turn: int) -> Cost:
     if side != "stock":
-        return watch([*COMMAND, "train", str(folder / f"{side}.yaml"), f"name={side}-{turn}"])
+        # A storage of its own, so that each run prepares the pairs, as each of stock's does.
+        storage = f"storage={folder / f'{side}-{turn}'}"
+        return watch([*COMMAND, "train", str(folder / f"{side}.yaml"), storage])
     settings = {
         "folder": str(folder / f"stock-{turn}"),
         "objective": case.objective,
@@ -222,6 +219,7 @@ def _train(case: RunCase, folder: Path, side: str, turn: int) -> Cost:
         "eval_pairs": EVAL_PAIRS,
         "steps": case.steps,
         "micro_batch": case.micro_batch,
+        "eval_batch": _STOCK_PAIRS,
         "accumulation": case.pairs // case.micro_batch,
         "max_length": case.max_length,
         "beta": _BETA,
@@ -237,10 +235,11 @@ def _nll(case: RunCase, folder: Path, side: str) -> float:
 
     One and the same command judges all of them.
     """
-    place = folder / "stock-0" if side == "stock" else folder / "runs" / f"{side}-0" / "adapter"
-    judge = [*COMMAND, "evaluate", str(folder / "auto.yaml"), "name=auto-0", "--json"]
+    left = folder / f"{side}-0"
+    place = left if side == "stock" else left / side / "adapter"
+    judge = [*COMMAND, "evaluate", str(folder / "auto.yaml"), f"storage={folder / 'auto-0'}"]
     done = subprocess.run(
-        [*judge, "--adapter", str(place)], capture_output=True, text=True, check=False
+        [*judge, "--adapter", str(place), "--json"], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RunError(f"the held-out pairs were not judged: {done.stderr.strip()}")

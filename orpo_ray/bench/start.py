@@ -113,6 +113,7 @@ def _stock(folder: Path, name: str) -> Cost:
         "eval_pairs": EVAL_PAIRS,
         "steps": STEPS,
         "micro_batch": PAIRS_PER_STEP,
+        "eval_batch": EVAL_PAIRS,
         "accumulation": 1,
         "max_length": 96,
         "beta": 0.1,

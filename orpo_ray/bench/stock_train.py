@@ -74,7 +74,7 @@ def trainer_of(settings: dict[str, Any], **given: Any) -> Any:
         "max_steps": settings["steps"],
         "per_device_train_batch_size": settings["micro_batch"],
         "gradient_accumulation_steps": settings["accumulation"],
-        "per_device_eval_batch_size": settings["micro_batch"],
+        "per_device_eval_batch_size": settings["eval_batch"],
         "eval_strategy": "steps",
         "eval_steps": settings["steps"],
         "eval_on_start": True,

@@ -14,6 +14,7 @@ from terminal import Command
 
 from orpo_ray.bench import gpu
 from orpo_ray.bench.gpu import Row
+from orpo_ray.bench.run import RunCase
 
 ROWS = 24
 LIST_HEAVY = (
@@ -280,6 +281,28 @@ def test_a_whole_run_and_a_stock_script_learn_the_same(command: Command, objecti
     assert min(auto["cpu_s"], stock["cpu_s"]) > 1 and stock["peak_bytes"] > 2e8
     assert found["nll_ours"] == pytest.approx(found["nll_stock"], rel=2e-3)
     assert found["nll"]["same"] == pytest.approx(found["nll_ours"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("pairs", "micro_batch"), [(1, 1), (3, 3), (10, 5), (11, 1), (16, 8)])
+def test_stock_gets_the_largest_micro_batch_that_divides_a_step(
+    pairs: int, micro_batch: int
+) -> None:
+    case = RunCase(
+        base="b",
+        data="d",
+        steps=1,
+        pairs=pairs,
+        objective="orpo",
+        quantization="nf4",
+        max_length=96,
+    )
+    assert case.micro_batch == micro_batch
+
+
+def test_a_whole_run_names_the_base_that_is_not_there(command: Command) -> None:
+    done = command("bench", "run", "--base", "./no-such", "--data", BASE.parent / "train.jsonl")
+    assert done.code == 2
+    assert "--base: no folder ./no-such" in done.err
 
 
 def test_a_whole_run_asks_for_enough_pairs(command: Command, tmp_path: Path) -> None:
