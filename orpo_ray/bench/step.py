@@ -158,6 +158,7 @@ class Bench:
                 np.array([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in pairs]),
                 SHARED_PREFIX,
                 score_prompt=case.objective == "orpo",
+                windows=shape.windows,
             )
             for pairs in self.steps
         ]

@@ -5,7 +5,10 @@ a Llama with PEFT's LoRA show it, and a test measures the sums. `stock.py` has t
 engines.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from orpo_ray.config.optimizers import OPTIMIZERS
 from orpo_ray.planner.layers import Layer, Linear
@@ -74,8 +77,8 @@ class MicroBatch:
 
     `tokens` are those of all rows, padding included. `scored` tokens reach the head. `repeated`
     counts the tokens of prompts that answers see beside their own row. `masked` counts the values
-    of attention masks of one layer, `seen` the pairs of tokens of which one sees the other, and
-    `scores` those of which attention in plain torch computes a score.
+    of attention masks of one layer, `seen` the pairs of tokens of which one sees the other (the
+    mean of the layers), and `scores` those of which attention in plain torch computes a score.
     """
 
     tokens: int
@@ -87,27 +90,39 @@ class MicroBatch:
 
 
 def micro_batch(
-    lengths: Indices, layout: Layout, *, with_rejected: bool = True, score_prompt: bool = False
+    lengths: Indices,
+    layout: Layout,
+    *,
+    with_rejected: bool = True,
+    score_prompt: bool = False,
+    windows: Sequence[int | None] = (None,),
 ) -> MicroBatch:
-    """The micro-batch of pairs with (prompt, chosen, rejected) lengths [n, 3]."""
+    """The micro-batch of pairs with (prompt, chosen, rejected) lengths [n, 3].
+
+    `windows` says how many tokens each layer looks back, which only `seen` depends on.
+    """
     prompt, chosen, rejected = lengths.T
     if not with_rejected:
         rejected = 0 * rejected
     scored = int((chosen + rejected).sum() + (prompt - 1).sum() * score_prompt)
     sides = 2 if with_rejected else 1
     first, second = prompt + chosen, (prompt + rejected) * (sides - 1)
-    seen = int((first**2 + second**2).sum()) // 2
+    seen = _mean_seen(first, windows) + _mean_seen(second, windows)
     if layout.pads:
         width = int(longer_side(lengths).max() if with_rejected else first.max())
         tokens = sides * len(lengths) * width
         return MicroBatch(
-            tokens=tokens, scored=scored, masked=tokens * width, seen=seen, scores=tokens * width
+            tokens=tokens,
+            scored=scored,
+            masked=tokens * width,
+            seen=round(seen),
+            scores=tokens * width,
         )
     if not with_rejected or not layout.shares_prompts:
         return MicroBatch(
             tokens=int((first + second).sum()),
             scored=scored,
-            seen=seen,
+            seen=round(seen),
             scores=int((first**2 + second**2).sum()),
         )
     of_rejected = int((rejected * (prompt + rejected)).sum())
@@ -116,9 +131,21 @@ def micro_batch(
         scored=scored,
         repeated=int(prompt.sum()),
         masked=of_rejected,
-        seen=seen - int((prompt**2).sum()) // 2,
+        seen=round(seen - _mean_seen(prompt, windows)),
         scores=int((first**2).sum()) + of_rejected,
     )
+
+
+def _mean_seen(lengths: Indices, windows: Sequence[int | None]) -> float:
+    """The pairs of tokens in causal texts [n] of which one sees the other, the mean of the layers.
+
+    A text of n tokens has half a square of them, less those that are further apart than a window.
+    """
+    layers = [
+        (lengths**2 - (0 if window is None else np.maximum(lengths - window, 0) ** 2)).sum() / 2
+        for window in windows
+    ]
+    return float(np.mean(layers))
 
 
 def trained_numbers(shape: Shape, method: Method) -> int:

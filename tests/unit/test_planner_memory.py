@@ -202,6 +202,24 @@ def test_answers_alone_are_one_side() -> None:
     assert alone == MicroBatch(tokens=14, scored=4, seen=98, scores=196)
 
 
+@pytest.mark.parametrize("layout", [PACKED, SHARED_PREFIX])
+def test_a_window_hides_tokens_and_layers_without_one_see_all(layout: Layout) -> None:
+    """Against counted masks, in which a token sees itself, too."""
+    lengths = np.array([[300, 40, 90], [20, 70, 60]])
+    counted = []
+    for window in (64, 4096):
+        seen = 0.0
+        for prompt, *answers in lengths.tolist():
+            for rejected, answer in enumerate(answers):
+                mask = np.tril(np.triu(np.ones((prompt + answer, prompt + answer)), 1 - window))
+                first = prompt if layout is SHARED_PREFIX and rejected else 0
+                seen += mask[first:].sum()
+        counted.append(seen)
+    found = micro_batch(lengths, layout, windows=(64, None, None)).seen
+    assert found == pytest.approx((counted[0] + 2 * counted[1]) / 3, rel=0.02)
+    assert micro_batch(lengths, layout).seen == pytest.approx(counted[1], rel=0.02)
+
+
 def test_nf4_takes_half_a_byte_and_its_scales() -> None:
     shape = read_shape({**_LLAMA, "num_hidden_layers": 2})
     kept = held(shape, Method())["weights"]
