@@ -16,7 +16,7 @@ from orpo_ray.training.runs import Reach, Runs
 RUNS_ATTENTION = "orpo_ray_runs"
 """The name under which models find this attention; transformers builds no mask for it."""
 
-_UNKNOWN = ("position_bias", "head_mask")
+_UNKNOWN = ("position_bias", "head_mask", "sinks", "indices", "block_indices")
 """What a layer may ask for, and the attention of this module does not compute."""
 
 

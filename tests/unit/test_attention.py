@@ -291,3 +291,19 @@ def test_windows_are_given_to_a_kernel_that_knows_them() -> None:
     assert kernel is not None and adapt(with_a_flag, has_window=True) is None
     found = kernel(*rows, runs, Scores(0.3, Reach(window=3)))
     torch.testing.assert_close(found, expected[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("asked", ["position_bias", "sinks", "indices", "block_indices"])
+def test_a_layer_that_asks_for_more_is_refused(asked: str) -> None:
+    """Such as the sinks of Inkling 2, and the chosen keys of DeepSeek V3.2 and MiniMax M3."""
+    states = torch.randn(1, 2, 4, 8)
+    with pytest.raises(ConfigError, match=f"computes attention with {asked}; use padded"):
+        attend(
+            torch.nn.Identity(),
+            states,
+            states,
+            states,
+            None,
+            runs=Runs.of([(4, 0)]),
+            **{asked: torch.ones(1)},
+        )
