@@ -48,8 +48,8 @@ test-real: $(READY) $(REAL)/.ready
 # TABLE=FILE.
 TABLE ?= docs/benchmarks_gpu.md
 bench-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu tests/unit
 	$(BIN)/python -m orpo_ray.cli.main bench gpu --write $(TABLE) $(TINY)
+	$(BIN)/python -m pytest -m gpu tests/unit
 
 # One after the other, whatever became of those before.
 test-all:

@@ -238,9 +238,8 @@ def _nll(case: RunCase, folder: Path, side: str) -> float:
     left = folder / f"{side}-0"
     place = left if side == "stock" else left / side / "adapter"
     judge = [*COMMAND, "evaluate", str(folder / "auto.yaml"), f"storage={folder / 'auto-0'}"]
-    done = subprocess.run(
-        [*judge, "--adapter", str(place), "--json"], capture_output=True, text=True, check=False
-    )
+    options = ["--adapter", str(place), "--samples", "0", "--json"]
+    done = subprocess.run([*judge, *options], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"the held-out pairs were not judged: {done.stderr.strip()}")
     found = json.loads(done.stdout)["metrics"]["trained"]

@@ -88,7 +88,8 @@ def test_the_first_loss_is_that_of_implicit_rewards_of_zero(
         "sft": {"init_from": str(sft)},
     }[start]
     trained = train(tmp_path, artifact, "aligned", objective, adapter=adapter)
-    assert trained.losses[0] == pytest.approx(expected, abs=1e-6)
+    # A pack of the reference has other pairs than one of training, so sums differ by roundings.
+    assert trained.losses[0] == pytest.approx(expected, abs=1e-5)
     assert trained.losses[-1] != pytest.approx(expected, abs=1e-6)
 
 
