@@ -53,6 +53,14 @@ def choose_layout(
     return _best_single_row(no_sharing, lengths, with_rejected)
 
 
+def kept_layout(layout: Layout, traits: Traits, lengths: Indices) -> Layout:
+    """The layout of a run for pairs of other `lengths` [n, 3] than its own.
+
+    These are padded rows if the base cannot take the run's layout for so long pairs.
+    """
+    return PADDED if _no_single_row(traits, int(longer_side(lengths).max(initial=0))) else layout
+
+
 def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bool) -> LayoutChoice:
     if no_sharing:
         return LayoutChoice(PACKED, f"no padding; prompts are not shared, as {no_sharing}")
