@@ -1,6 +1,5 @@
 """`orpo-ray train`: trains a run to its end, or resumes it."""
 
-import os
 from typing import Annotated, Any
 
 import typer
@@ -30,8 +29,6 @@ def train(
 
     settings = load(config, overrides or ())
     open_log(verbose)
-    # Threads of torch that wait for others would otherwise take the cores from them.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from orpo_ray import api
     from orpo_ray.cli.progress import ProgressLine
     from orpo_ray.cli.results import print_next, print_result

@@ -18,6 +18,7 @@ from orpo_ray.planner.prediction import calibrated, compare, predict
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.files import PLAN, RESULT_FILE, RUN_FILE
 from orpo_ray.runs.run import Run
+from orpo_ray.training.set_threads import set_threads
 
 if TYPE_CHECKING:
     from orpo_ray.data.store import Artifact
@@ -137,5 +138,4 @@ def _device(run: Run, workers: Workers, hardware: "Hardware") -> Gpu | None:
     memory = psutil.virtual_memory().available // workers.workers
     if workers.uses_ray:
         return cpu(run.config.scale.cpus_per_worker, memory)
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return cpu(int(threads) if threads.isdecimal() else os.cpu_count() or 1, memory)
+    return cpu(set_threads() or os.cpu_count() or 1, memory)

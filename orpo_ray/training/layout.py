@@ -19,10 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orpo_ray.data.pairs import Ranges, TokenPair, ranges_of
-from orpo_ray.training.plan import MIN_SAVING, Layout
+from orpo_ray.training.plan import Layout
 from orpo_ray.training.runs import Runs
 
 PROMPT, CHOSEN, REJECTED = 0, 1, 2
+MIN_JOINED = 0.1
+"""The share of a row's tokens that joining the beginnings of its prompts must save.
+
+If it saves less, the row takes more memory than it does unjoined, which is what is tried: a run
+that begins elsewhere has copies of its keys, and on a CPU a mask.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +180,7 @@ def _in_one_row(
 
 
 def common_tokens(pairs: Sequence[TokenPair], *, with_rejected: bool = True) -> int:
-    """How many tokens all prompts begin with; 0 if computing them once saves too little."""
+    """How many tokens all prompts begin with; 0 if joining them saves too little."""
     first, length = pairs[0].prompt, min(len(pair.prompt) for pair in pairs)
     for pair in pairs[1:]:
         others = np.flatnonzero(pair.prompt[:length] != first[:length])
@@ -182,7 +188,7 @@ def common_tokens(pairs: Sequence[TokenPair], *, with_rejected: bool = True) -> 
     tokens = sum(
         len(pair.prompt) + len(pair.chosen) + len(pair.rejected) * with_rejected for pair in pairs
     )
-    return length if length * (len(pairs) - 1) >= MIN_SAVING * tokens else 0
+    return length if length * (len(pairs) - 1) >= MIN_JOINED * tokens else 0
 
 
 def _batch(

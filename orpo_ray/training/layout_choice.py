@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.traits import Traits
 from orpo_ray.training.plan import (
-    MIN_SAVING,
     PACKED,
     PADDED,
     SHARED_PREFIX,
@@ -14,6 +13,12 @@ from orpo_ray.training.plan import (
     longer_side,
     pack_costs,
 )
+
+_MIN_SAVING = 0.02
+"""The share of a packed row's tokens that sharing prompts must save.
+
+If it saves less, it costs more than it saves: attention is then computed in more pieces.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,14 @@ def choose_layout(
     return _best_single_row(no_sharing, lengths, with_rejected)
 
 
+def kept_layout(layout: Layout, traits: Traits, lengths: Indices) -> Layout:
+    """The layout of a run for pairs of other `lengths` [n, 3] than its own.
+
+    These are padded rows if the base cannot take the run's layout for so long pairs.
+    """
+    return PADDED if _no_single_row(traits, int(longer_side(lengths).max(initial=0))) else layout
+
+
 def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bool) -> LayoutChoice:
     if no_sharing:
         return LayoutChoice(PACKED, f"no padding; prompts are not shared, as {no_sharing}")
@@ -61,7 +74,7 @@ def _best_single_row(no_sharing: str | None, lengths: Indices, with_rejected: bo
         int(pack_costs(lengths, layout).tokens.sum()) for layout in (PACKED, SHARED_PREFIX)
     )
     saved = 1 - shared / packed if packed else 0.0
-    if saved < MIN_SAVING:
+    if saved < _MIN_SAVING:
         return LayoutChoice(
             PACKED, f"no padding; sharing prompts would save only {saved:.1%} of the tokens"
         )

@@ -320,7 +320,8 @@ def _check(model: PairModel, session: _Session, pad_id: int) -> None:
             f"attention in layout {model.layout}: {path}, in place of {decisions.attention}"
         )
     if model.layout.shares_prompts:
-        common = common_tokens([artifact.train[i] for i in session.steps[0]])
+        both = build_objective(session.run.config.objective).needs_rejected
+        common = common_tokens([artifact.train[i] for i in session.steps[0]], with_rejected=both)
         if common:
             session.announce(
                 f"the prompts of the first step begin with the same {common} tokens; each "

@@ -32,11 +32,6 @@ class Layout(StrEnum):
 
 
 PADDED, PACKED, SHARED_PREFIX = Layout
-MIN_SAVING = 0.02
-"""The share of a row's tokens that sharing must save.
-
-If it saves less, it costs more than it saves: attention is then computed in more pieces.
-"""
 
 
 @dataclass(frozen=True)

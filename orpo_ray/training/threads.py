@@ -4,7 +4,6 @@ All cores are the most. On a machine with other work, threads wait for one anoth
 faster. So it is tried: the forward pass of some pairs, with ever fewer threads.
 """
 
-import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from orpo_ray.runs.console import Announce
+from orpo_ray.training.set_threads import VARIABLE, set_threads
 
-VARIABLE = "OMP_NUM_THREADS"
-"""Whoever sets it decides: a user, or Ray for its workers."""
 SAMPLE_TOKENS = 512
 """A pack of so many tokens is computed, or the longest pair alone."""
 _TURNS = 3
@@ -36,10 +34,10 @@ def settle_threads(
     """Have this process compute with the best number of threads.
 
     A resumed run takes the number `recorded` at its start, so that its sums are the same. Returns
-    what is to be recorded: None if the environment decides.
+    what is to be recorded: None if the environment decided at the start.
     """
-    if VARIABLE in os.environ:
-        return None
+    if set_threads() is not None:
+        return recorded
     cores = torch.get_num_threads()
     if recorded is not None:
         count = min(recorded, cores)

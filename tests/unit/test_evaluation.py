@@ -4,11 +4,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from orpo_ray.api.trained import _prompts, distinct_prompts
+from orpo_ray.data.pairs import TokenPair
 from orpo_ray.data.store import PairTable
 from orpo_ray.evaluation.evaluate import (
     Judged,
@@ -18,6 +20,7 @@ from orpo_ray.evaluation.evaluate import (
     load_trained,
     score_table,
 )
+from orpo_ray.evaluation.judge.by_reward import ByReward
 from orpo_ray.evaluation.preference import by_source
 from orpo_ray.runs.console import SILENT
 from orpo_ray.training.generate import Answer, answers_of
@@ -25,7 +28,7 @@ from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.pair_model import PairModel
 from orpo_ray.training.plan import PADDED, SHARED_PREFIX, Layout
 from orpo_ray.training.sampling import Sampling
-from tests.support import BASE, decided, demo_pairs, run_config, write_pairs
+from tests.support import BASE, decided, demo_pairs, random_base, run_config, write_pairs
 
 DECISIONS = decided(512)
 
@@ -150,6 +153,28 @@ def test_pairs_are_scored_in_the_layout_of_the_run(tmp_path: Path, model: PairMo
     assert found[SHARED_PREFIX].chosen == pytest.approx(found[PADDED].chosen, rel=1e-5)
     # The layouts are compared on a few pairs first, which takes some of what is saved.
     assert computed[SHARED_PREFIX] < 0.9 * computed[PADDED]
+
+
+def test_a_long_answer_changes_no_reward_of_others(tmp_path: Path, tokenizer):
+    """A base whose positions are stretched by the longest row: the run has read no such pair."""
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 32}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 6.0, 8.0, 10.0]}
+    base = random_base(
+        tmp_path / "base",
+        "phi3",
+        max_position_embeddings=128,
+        original_max_position_embeddings=32,
+        rope_parameters={**rope, **factors, "rope_theta": 1e4},
+        initializer_range=0.5,
+        pad_token_id=0,
+    )
+    config = run_config(tmp_path, model={"base": str(base), "quantization": "none"})
+    decisions = replace(decided(128), layout=SHARED_PREFIX)
+    judge = ByReward(config=config, decisions=decisions, trained="", tokenizer=tokenizer)
+    prompt, *answers = (np.arange(3, 3 + size, dtype=np.int32) for size in (4, 5, 6, 40))
+    pairs = [TokenPair.of_answers(str(len(one)), prompt, one, one[:0]) for one in answers]
+    alone = judge._means(pairs[:2], None, SILENT)
+    assert judge._means(pairs, None, SILENT)[:2] == pytest.approx(alone, rel=1e-5)
 
 
 def judged(table: PairTable, model: PairModel, gain: float, answers: list[Answer]) -> Judged:

@@ -62,6 +62,14 @@ def test_more_threads_are_faster(look, monkeypatch):
     assert under_ray.raw.pairs_per_second == one.raw.pairs_per_second
 
 
+def test_a_variable_that_sets_no_thread_is_no_number_of_threads(look, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "0")
+    found, _ = look()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    unset, _ = look()
+    assert found.raw.pairs_per_second == unset.raw.pairs_per_second
+
+
 def test_a_known_gpu_is_planned_with_the_bytes_of_its_tensors(look):
     found, _ = look(T4)
     assert found is not None and found.raw.device == "t4"

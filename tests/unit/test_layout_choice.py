@@ -12,7 +12,7 @@ from orpo_ray.config import ModelConfig
 from orpo_ray.errors import ConfigError
 from orpo_ray.models.read_traits import read_traits
 from orpo_ray.models.traits import Traits
-from orpo_ray.training.layout_choice import choose_layout
+from orpo_ray.training.layout_choice import choose_layout, kept_layout
 from orpo_ray.training.plan import PACKED, PADDED, SHARED_PREFIX
 
 LENGTHS = np.array([[30, 20, 10], [40, 5, 60]])
@@ -78,6 +78,13 @@ def test_one_answer_a_pair_shares_what_prompts_begin_with() -> None:
         "begin with",
     )
     assert choose("auto", Traits(router_loss=True), with_rejected=False)[0] == PACKED
+
+
+def test_pairs_that_a_run_has_not_read_take_its_layout_if_the_base_can() -> None:
+    traits, lengths = Traits(stretches_beyond=12), np.array([[5, 4, 0], [5, 7, 0]])
+    for layout in (SHARED_PREFIX, PACKED, PADDED):
+        assert kept_layout(layout, traits, lengths) == layout
+        assert kept_layout(layout, traits, lengths + 1) == PADDED
 
 
 def test_sharing_that_saves_next_to_nothing_is_left() -> None:

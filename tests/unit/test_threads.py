@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from orpo_ray.training.set_threads import VARIABLE, set_threads
 from orpo_ray.training.threads import (
-    VARIABLE,
     are_worth_it,
     settle_threads,
     threads_restored,
@@ -80,6 +80,27 @@ def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(lambda threads: 1.0)
     assert machine.settle() == (None, [])
     assert torch.get_num_threads() == 4 and machine.tried == []
+
+
+def test_the_environment_decides_at_a_resume_too_and_the_record_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(VARIABLE, "3")
+    assert Machine(lambda threads: 1.0).settle(recorded=2) == (2, [])
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("value", ["", "0", "all", "-1"])
+def test_a_variable_that_sets_no_number_decides_nothing(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv(VARIABLE, value)
+    assert Machine(lambda threads: 1.0).settle()[0] == 1
+
+
+def test_the_first_number_of_a_list_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "2,1")
+    assert set_threads() == 2
 
 
 def test_one_core_needs_no_measurement() -> None:

@@ -6,7 +6,7 @@ reward of DPO (Rafailov et al. 2023, arXiv 2305.18290, section 4).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,11 @@ from orpo_ray.evaluation.judge.answers import Answered
 from orpo_ray.evaluation.judge.asking import TIE, UNREADABLE
 from orpo_ray.evaluation.judge.judging import Left, Place, Row
 from orpo_ray.models.identity import base_fingerprint, trained_fingerprint
-from orpo_ray.models.read_traits import read_positions
+from orpo_ray.models.read_traits import read_positions, read_traits
 from orpo_ray.models.tokenizer import padding_id, tokenizer_fingerprint
 from orpo_ray.runs.console import Console
 from orpo_ray.training.decisions import Decisions
+from orpo_ray.training.layout_choice import kept_layout
 
 _SIDES = ("A", "B")
 Values = NDArray[np.float64]
@@ -112,7 +113,10 @@ class ByReward:
         said.announce(f"scoring {len(pairs)} answers with {trained or self.config.model.base}")
         model = load_trained(self.config, self.decisions, trained)
         table = HeldPairs(pairs)
-        scores = score_table(model, self.decisions, table, padding_id(self.tokenizer), said)
+        # These answers may be longer than all that the run has read.
+        layout = kept_layout(self.decisions.layout, read_traits(self.config.model), table.lengths)
+        decisions = replace(self.decisions, layout=layout)
+        scores = score_table(model, decisions, table, padding_id(self.tokenizer), said)
         return scores.chosen / scores.chosen_tokens
 
 
