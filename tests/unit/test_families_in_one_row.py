@@ -54,6 +54,32 @@ WINDOWED: dict[str, dict[str, Any]] = {
     "Exaone4": HALF,
     "VaultGemma": {**HALF, "head_dim": 8, "attn_logit_softcapping": 0.05},
     "SmolLM3": {**HALF, "use_sliding_window": True},
+    "Qwen3Moe": {
+        "use_sliding_window": True,
+        "head_dim": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+    },
+    "Ministral3": {"head_dim": 8},
+    "Cwm": {**HALF, "head_dim": 8},
+    "Afmoe": {
+        **HALF,
+        "head_dim": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "num_dense_layers": 1,
+    },
+    "ExaoneMoe": {
+        **HALF,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "GptOss": {**HALF, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
 }
 LENGTHS = {
