@@ -228,6 +228,8 @@ def _refuse(case: Case) -> None:
     refuse_device(case.device)
     if case.base and not case.tiny and case.device != "cuda":
         raise ConfigError(f"--base: {case.base} in NF4 is measured on a GPU; add --device cuda")
+    if case.base and (case.hidden, case.vocabulary) != (Case.hidden, Case.vocabulary):
+        raise ConfigError(f"--hidden and --vocab are those of {case.base}; leave them out")
     if case.tiny and not case.base:
         raise ConfigError("--tiny makes a --base small; name one")
     if case.window is not None and case.base == "llama-3-8b":

@@ -172,7 +172,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         _start_from_inputs(session, model, pad_id)
     checked, tried = Noted(session.announce), Noted(session.announce)
     _check(model, replace(session, announce=checked), pad_id)
-    decisions = _settle_threads(session, decisions, model, pad_id)
+    decisions = _settle_threads(replace(session, announce=checked), decisions, model, pad_id)
     objective = build_objective(config.objective)
     # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
     plan = cache(

@@ -233,6 +233,11 @@ def test_all_rows_for_a_gpu_make_one_table(command: Command, tmp_path: Path) -> 
         ),
         (["--tiny"], 2, "--tiny makes a --base small; name one"),
         (
+            ["--base", "gemma-3-4b", "--tiny", "--vocab", "300"],
+            2,
+            "--hidden and --vocab are those of gemma-3-4b; leave them out",
+        ),
+        (
             ["--base", "llama-3-8b", "--tiny", "--window", "8"],
             2,
             "--window: llama-3-8b has none; take mistral-7b",
