@@ -87,6 +87,7 @@ class Request:
             self.method.layout,
             with_rejected=self.with_rejected,
             score_prompt=self.scores_prompt,
+            windows=self.shape.windows,
         )
 
 

@@ -5,6 +5,7 @@ a Llama with PEFT's LoRA show it, and a test measures the sums. `stock.py` has t
 engines.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -141,11 +142,12 @@ def _mean_seen(lengths: Indices, windows: Sequence[int | None]) -> float:
 
     A text of n tokens has half a square of them, less those that are further apart than a window.
     """
-    layers = [
-        (lengths**2 - (0 if window is None else np.maximum(lengths - window, 0) ** 2)).sum() / 2
-        for window in windows
-    ]
-    return float(np.mean(layers))
+    of_layers = sum(
+        layers
+        * (lengths**2 - (0 if window is None else np.maximum(lengths - window, 0) ** 2)).sum()
+        for window, layers in Counter(windows).items()
+    )
+    return float(of_layers) / 2 / len(windows)
 
 
 def trained_numbers(shape: Shape, method: Method) -> int:
