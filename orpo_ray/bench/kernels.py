@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from orpo_ray.bench.measure import ratio_of, time_in_turns
-from orpo_ray.bench.models import in_nf4
+from orpo_ray.bench.models import in_nf4, number_format
 from orpo_ray.bench.pairs import Shape
 from orpo_ray.bench.step import describe, refuse_device
 from orpo_ray.runs.console import Announce
@@ -57,7 +57,7 @@ def bench_kernels(case: KernelCase, turns: int, announce: Announce) -> dict[str,
 def _attention(case: KernelCase, window: int | None, turns: int) -> dict[str, Any]:
     """Our attention over one row, and transformers' over padded rows of the same pairs."""
     runs, index = _places(case)
-    device, dtype = torch.device(case.device), _dtype(case.device)
+    device, dtype = torch.device(case.device), number_format(case.device)
     runs, index = runs.to(device), index.to(device)
     heads = max(_GROUP, case.hidden // _HEAD_SIZE)
     total = sum(runs.lengths)
@@ -160,7 +160,7 @@ def _relative(found: Any, expected: Any) -> float:
 
 def _nf4(case: KernelCase, turns: int) -> dict[str, Any]:
     """A layer in NF4, and one whose weights are the same numbers in the computing format."""
-    dtype = _dtype(case.device)
+    dtype = number_format(case.device)
     wide = nn.Linear(case.hidden, 3 * case.hidden, bias=False, dtype=dtype)
     quantised = in_nf4(wide, case.device).requires_grad_(False)
     plain = nn.Linear(case.hidden, 3 * case.hidden, bias=False, device=case.device, dtype=dtype)
@@ -181,7 +181,3 @@ def _nf4(case: KernelCase, turns: int) -> dict[str, Any]:
         "output_difference": _relative(outputs[1:], outputs[:1]),
         "gradient_difference": _relative(gradients[1], gradients[0]),
     }
-
-
-def _dtype(device: str) -> torch.dtype:
-    return torch.bfloat16 if device == "cuda" else torch.float32

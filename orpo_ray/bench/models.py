@@ -106,7 +106,7 @@ def quantised_base(
         settings = {key: _TINY.get(key, value) for key, value in settings.items()}
     if window is not None:
         settings = {**settings, "sliding_window": window}
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    dtype = number_format(device)
     config = config_type(
         **settings,
         max_position_embeddings=_POSITIONS,
@@ -124,6 +124,11 @@ def quantised_base(
             if type(linear) is nn.Linear and linear is not head:
                 setattr(parent, child, in_nf4(linear, device))
     return model
+
+
+def number_format(device: str) -> torch.dtype:
+    """What is measured in on a device."""
+    return torch.bfloat16 if device == "cuda" else torch.float32
 
 
 def in_nf4(linear: nn.Linear, device: str) -> Linear4bit:
