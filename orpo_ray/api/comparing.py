@@ -67,7 +67,7 @@ def compare(
     refuse_missing_before_training(config)
     runs = {method: contender(config, method) for method in settings_of(config).methods}
     first = next(iter(runs.values()))
-    placement = place_workers(first.scale, console, verbose)
+    placement = place_workers(first.scale, console, verbose, beside_others=True)
     check_cluster(Run(first), console)
     judge = _judge(config)
     from orpo_ray.data.subset import drawn, refuse_too_many

@@ -169,11 +169,16 @@ def refuse_missing_before_training(config: RunConfig) -> None:
         refuse_missing_inputs(before_training(config, run))
 
 
-def place_workers(scale: ScaleConfig, console: Console, verbose: bool = False) -> Placement:
-    """Where the workers go. Raises ResourceError if there is no room for them."""
+def place_workers(
+    scale: ScaleConfig, console: Console, verbose: bool = False, beside_others: bool = False
+) -> Placement:
+    """Where the workers go. Raises ResourceError if there is no room for them.
+
+    `beside_others` says that the command has other runs at the same time.
+    """
     from orpo_ray.distributed.preflight import place
 
-    return place(scale, console.announce, verbose)
+    return place(scale, console.announce, verbose, beside_others)
 
 
 def check_cluster(run: Run, console: Console) -> None:

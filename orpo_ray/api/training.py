@@ -175,7 +175,7 @@ def _train(
         from orpo_ray.training.setup import settle
 
     with StopSignal(console) as heard:
-        setup = settle(run, artifact, console.announce, hardware)
+        setup = settle(run, artifact, console.announce, hardware, owns_machine=True)
         loop.train(run, artifact, setup, LocalReporter(run, heard), console.announce)
 
 
@@ -237,7 +237,7 @@ def tune(config: RunConfig, console: Console = PRINTING, verbose: bool = False) 
         return search.result()
     run.refuse_busy(ONLOOKER_S)
     refuse_missing_before_training(config)
-    placement = place_workers(searched.scale, console, verbose)
+    placement = place_workers(searched.scale, console, verbose, beside_others=True)
     check_cluster(Run(searched), console)
     if space.stage:
         earlier = stage_configs(run.config)[: space.stage]
@@ -299,7 +299,7 @@ def plan_search(config: RunConfig, console: Console = PRINTING) -> SearchPlan:
     _refuse_before_planning(config)
     run, space, searched = _read_search(config, console)
     run.look(console)
-    placement = place_workers(searched.scale, console)
+    placement = place_workers(searched.scale, console, beside_others=True)
     trial = _plan(Run(before_training(run.config, searched)), placement, console)
     from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
 

@@ -200,8 +200,10 @@ class ScaleConfig(Section):
         "auto",
         description="a worker uses one GPU, a part of one, or none; auto: one if there are GPUs",
     )
-    cpus_per_worker: PositiveFloat = Field(
-        1.0, description="whole or in parts, with four decimals at most"
+    cpus_per_worker: Literal["auto"] | PositiveFloat = Field(
+        "auto",
+        description="whole or in parts, with four decimals at most; auto: 1, or an equal part of "
+        "a machine without GPUs that a run has for itself",
     )
     deepspeed: Literal["auto", "none"] | DeepSpeedConfig = Field(
         "auto", description="none: DDP; a section {stage: 0} to {stage: 3}: ZeRO"
@@ -213,10 +215,15 @@ class ScaleConfig(Section):
         description="seconds that a run waits if others use the CPUs or GPUs that it needs",
     )
 
+    @property
+    def least_cpus(self) -> float:
+        """CPUs that a worker must have."""
+        return 1.0 if self.cpus_per_worker == "auto" else self.cpus_per_worker
+
     @field_validator("cpus_per_worker")
     @classmethod
-    def _ray_counts_four_decimals(cls, cpus: float) -> float:
-        if round(cpus, 4) != cpus:
+    def _ray_counts_four_decimals(cls, cpus: float | str) -> float | str:
+        if isinstance(cpus, float) and round(cpus, 4) != cpus:
             raise ValueError(
                 f"{cpus:g} has more than four decimals, which Ray does not count; round it"
             )

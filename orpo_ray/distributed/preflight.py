@@ -46,22 +46,24 @@ class Placement:
     """Whether the command has started Ray itself. Such a Ray ends with the command."""
 
 
-def place(scale: ScaleConfig, announce: Announce, verbose: bool = False) -> Placement:
+def place(
+    scale: ScaleConfig, announce: Announce, verbose: bool = False, beside_others: bool = False
+) -> Placement:
     """Look at the cluster and place the workers there. Raises ResourceError if they do not fit.
 
     If no cluster is named, a single worker is this process. On a cluster Ray starts a single worker
-    too.
+    too. `beside_others` says that other runs of the same command take cores as well.
     """
     if scale.workers == 1 and not _asks_for_ray(scale) and not joins_cluster():
         cores = os.cpu_count() or 1
-        if scale.cpus_per_worker > cores:
+        if scale.least_cpus > cores:
             raise ResourceError(
-                f"scale.cpus_per_worker: {scale.cpus_per_worker:g}, but this machine has {cores} "
+                f"scale.cpus_per_worker: {scale.least_cpus:g}, but this machine has {cores} "
                 "CPU; lower it"
             )
         return Placement(
             workers=1,
-            cpus=scale.cpus_per_worker,
+            cpus=scale.least_cpus,
             gpus=_local_gpus(scale),
             nodes=1,
             uses_ray=False,
@@ -70,10 +72,13 @@ def place(scale: ScaleConfig, announce: Announce, verbose: bool = False) -> Plac
     if not joins_cluster() and not has_ray():
         announce("starting Ray on this machine")
     start_ray(verbose=verbose)
-    placement = replace(fit(scale, cluster_nodes()), own_ray=owns_ray())
+    nodes = cluster_nodes()
+    placement = replace(fit(scale, nodes), own_ray=owns_ray())
     if joins_cluster():  # the cluster would not count the CPUs that this process takes
         placement = replace(placement, uses_ray=True)
-    if scale.workers == "auto":
+    if scale.cpus_per_worker == "auto" and placement.own_ray and not beside_others:
+        placement = share_cores(placement, nodes[0].cpus)
+    if scale.workers == "auto" or placement.cpus > scale.least_cpus:
         what = (
             f"{placement.gpus:g} GPU each"
             if placement.gpus
@@ -120,7 +125,7 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
         if scale.gpus_per_worker == "auto"
         else scale.gpus_per_worker
     )
-    cpus = scale.cpus_per_worker
+    cpus = scale.least_cpus
     room = [_room(node, cpus, gpus) for node in nodes]
     auto = max(1, sum(room) if gpus else min(_CPU_WORKERS, sum(room)))
     wanted = auto if scale.workers == "auto" else scale.workers
@@ -141,6 +146,13 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Placement:
         nodes=_nodes_for(wanted, room),
         uses_ray=wanted > 1 or _asks_for_ray(scale) or not on_driver,
     )
+
+
+def share_cores(placement: Placement, cores: float) -> Placement:
+    """Give each worker an equal part of a machine's cores, unless it has a GPU. Pure."""
+    if placement.gpus:
+        return placement
+    return replace(placement, cpus=max(placement.cpus, float(cores // placement.workers)))
 
 
 def wait_for_room(

@@ -48,6 +48,7 @@ def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> 
             hardware,
             workers=found.workers,
             nodes=found.nodes,
+            owns_machine=found.own_ray,
         )
 
     def look_again() -> tuple[Placement, Setup]:

@@ -34,7 +34,7 @@ def nodes_for(
     per_node = math.ceil(scale.workers / count)
     needed = math.ceil(per_node * _gpus_of_a_worker(scale, gpus))
     _refuse("--gpus-per-node", gpus, needed, per_node)
-    _refuse("--cpus-per-node", cpus, math.ceil(per_node * scale.cpus_per_worker), per_node)
+    _refuse("--cpus-per-node", cpus, math.ceil(per_node * scale.least_cpus), per_node)
     return Nodes(count, needed if gpus is None else gpus, cpus, memory_gib)
 
 

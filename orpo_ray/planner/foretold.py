@@ -18,7 +18,7 @@ from orpo_ray.planner.prediction import calibrated, compare, predict
 from orpo_ray.runs.console import Console
 from orpo_ray.runs.files import PLAN, RESULT_FILE, RUN_FILE
 from orpo_ray.runs.run import Run
-from orpo_ray.training.set_threads import set_threads
+from orpo_ray.training.set_threads import threads_set_by
 
 if TYPE_CHECKING:
     from orpo_ray.data.store import Artifact
@@ -35,6 +35,10 @@ class Workers(Protocol):
     @property
     def nodes(self) -> int:
         """How many servers hold them."""
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of each."""
 
     @property
     def uses_ray(self) -> bool:
@@ -137,5 +141,5 @@ def _device(run: Run, workers: Workers, hardware: "Hardware") -> Gpu | None:
         return gpu_named(hardware.name, hardware.memory or 0)
     memory = psutil.virtual_memory().available // workers.workers
     if workers.uses_ray:
-        return cpu(run.config.scale.cpus_per_worker, memory)
-    return cpu(set_threads() or os.cpu_count() or 1, memory)
+        return cpu(workers.cpus, memory)
+    return cpu(threads_set_by(run.config.scale) or os.cpu_count() or 1, memory)

@@ -24,7 +24,7 @@ class Decisions:
     gradient_checkpointing: bool
     tokens_per_microbatch: int
     threads: int | None = None
-    """Threads of a process that trains alone on a CPU; None if the environment decides."""
+    """Threads of each process on a CPU; None if environment or config set them."""
     find_budget: bool = False
     """Whether the workers must still find the two fields above from the memory that they have."""
 
@@ -44,3 +44,5 @@ class Setup:
     """Hashes of the inputs, which must be the same when the run is resumed."""
     schedule_from: int = 0
     """The step after which the learning rate's schedule begins: above 0 if the run was extended."""
+    tries_threads: bool = False
+    """Whether a process on a CPU tries how many threads gain; if not, their number is set."""

@@ -51,6 +51,7 @@ from orpo_ray.training.reporter import Reporter
 from orpo_ray.training.run_plan import plan_run, steps_of_run
 from orpo_ray.training.sample_answers import Sampler, draw_prompts, refuse_samples
 from orpo_ray.training.self_check import TOLERANCE, settle_layout
+from orpo_ray.training.set_threads import set_threads, threads_set_by
 from orpo_ray.training.setup import fetch_inputs
 from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import Strategy
@@ -332,14 +333,20 @@ def _check(model: PairModel, session: _Session, pad_id: int) -> None:
 def _settle_threads(
     session: _Session, decisions: Decisions, model: PairModel, pad_id: int
 ) -> Decisions:
-    """The decisions, with the threads of a process that trains alone on a CPU."""
-    if decisions.device != "cpu" or session.world.size > 1:
+    """The decisions, with the threads of a process on a CPU."""
+    if decisions.device != "cpu":
+        return decisions
+    scale = session.run.config.scale
+    if not session.setup.tries_threads:
+        if set_threads() is None and (number := threads_set_by(scale)) is not None:
+            torch.set_num_threads(number)  # Ray does this for its workers
         return decisions
     table = session.artifact.train
     pack = sample_pack(pack_costs(table.lengths, model.layout), SAMPLE_TOKENS)
     threads = settle_threads(
         decisions.threads,
         lambda: score_pack(model, table, pack, pad_id),
+        session.world,
         session.announce,
         time.perf_counter,
     )

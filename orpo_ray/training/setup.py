@@ -28,6 +28,7 @@ from orpo_ray.training.engine import engine_of
 from orpo_ray.training.layout_choice import choose_layout
 from orpo_ray.training.packages import refuse_missing_optimizer
 from orpo_ray.training.plan import Indices, Layout, pack_costs
+from orpo_ray.training.set_threads import threads_set_by
 from orpo_ray.training.strategy import ModelSize, Strategy, Workers, choose_strategy
 from orpo_ray.training.trackers import refuse_missing_trackers
 
@@ -42,10 +43,12 @@ def settle(
     hardware: Hardware,
     workers: int = 1,
     nodes: int = 1,
+    owns_machine: bool = False,
 ) -> Setup:
     """Decide the value of every `auto`, announce it and record it.
 
-    Raises a user error if an input of a resumed run has changed, or if the settings cannot be met.
+    `owns_machine` says that no other run takes the cores which the workers have. Raises a user
+    error if an input of a resumed run has changed, or if the settings cannot be met.
     """
     config = run.config
     if not len(artifact.eval):
@@ -78,7 +81,12 @@ def settle(
     }
     run.write_facts({**stored, **settled})
     run.store(RUN_FILE)
-    return Setup(decisions, identity, schedule_from(stored))
+    return Setup(
+        decisions,
+        identity,
+        schedule_from(stored),
+        tries_threads=owns_machine and threads_set_by(config.scale) is None,
+    )
 
 
 def _announce_not_compared(artifact: Artifact, announce: Announce) -> None:

@@ -1,7 +1,7 @@
-"""How many threads a process that trains alone on a CPU computes with.
+"""How many threads a process computes with that trains on a CPU.
 
-All cores are the most. On a machine with other work, threads wait for one another, and fewer are
-faster. So it is tried: the forward pass of some pairs, with ever fewer threads.
+One for each of its cores is the most. On a machine with other work, threads wait for one another,
+and fewer are faster. So it is tried: the forward pass of some pairs, with ever fewer threads.
 """
 
 import statistics
@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import torch
 
 from orpo_ray.runs.console import Announce
-from orpo_ray.training.set_threads import VARIABLE, set_threads
+from orpo_ray.training.set_threads import VARIABLE
+from orpo_ray.training.world import World
 
 SAMPLE_TOKENS = 512
 """A pack of so many tokens is computed, or the longest pair alone."""
@@ -29,15 +30,17 @@ def are_worth_it(more: Sequence[float], fewer: Sequence[float]) -> bool:
 
 
 def settle_threads(
-    recorded: int | None, work: Callable[[], object], announce: Announce, clock: Clock
-) -> int | None:
-    """Have this process compute with the best number of threads.
+    recorded: int | None,
+    work: Callable[[], object],
+    world: World,
+    announce: Announce,
+    clock: Clock,
+) -> int:
+    """Have the processes of `world` compute with the best number of threads, the same in each.
 
-    A resumed run takes the number `recorded` at its start, so that its sums are the same. Returns
-    what is to be recorded: None if the environment decided at the start.
+    They try at the same time, since that is how they train. A resumed run takes the number
+    `recorded` at its start, so that its sums are the same. Returns what is to be recorded.
     """
-    if set_threads() is not None:
-        return recorded
     cores = torch.get_num_threads()
     if recorded is not None:
         count = min(recorded, cores)
@@ -45,11 +48,13 @@ def settle_threads(
             announce(f"{count} threads: the run began with {recorded}, which are not here")
         torch.set_num_threads(count)
         return recorded
-    count = _fastest(cores, work, clock)
+    count = min(world.gather(_fastest(cores, work, clock)))
     torch.set_num_threads(count)
     if cores > 1:
-        found = "more are no faster on this machine now" if count < cores else "all cores"
-        announce(f"{count} {'thread' if count == 1 else 'threads'}: {found} ({VARIABLE} sets them)")
+        found = "more are no faster on this machine now" if count < cores else "one for each core"
+        each = " each" if world.size > 1 else ""
+        noun = "thread" if count == 1 else "threads"
+        announce(f"{count} {noun}{each}: {found} ({VARIABLE} sets them)")
     return count
 
 

@@ -1,4 +1,4 @@
-"""A process that trains alone on a CPU tries how many threads gain, and keeps their number."""
+"""A worker with a CPU machine for itself tries how many threads gain, and keeps their number."""
 
 import json
 import os
@@ -22,18 +22,19 @@ def train(config: Path, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_threads_are_tried_once_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ray", ["false", "true"], ids=["this process", "a worker of Ray"])
+def test_threads_are_tried_once_and_kept(tmp_path: Path, ray: str) -> None:
     config = write_config(tmp_path)
     record = tmp_path / "storage" / "tiny" / "run.json"
     tried = len(os.sched_getaffinity(0)) > 1
 
-    said = train(config, "training.max_steps=2")
+    said = train(config, f"scale.ray={ray}", "training.max_steps=2")
     settled = json.loads(record.read_text())
     threads = settled["decisions"]["threads"]
     assert 1 <= threads <= len(os.sched_getaffinity(0))
     assert (CHOSEN in said) == tried
     assert any(CHOSEN in line for line in settled["reasons"]) == tried
 
-    said = train(config, "training.max_steps=4", "--extend")
+    said = train(config, f"scale.ray={ray}", "training.max_steps=4", "--extend")
     assert CHOSEN not in said
     assert json.loads(record.read_text())["decisions"]["threads"] == threads

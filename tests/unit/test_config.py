@@ -484,7 +484,7 @@ def test_a_python_name_never_competes_with_the_yaml_name(path):
         ("scale.workers=0", "must be 'auto' or greater than 0, not 0"),
         ("scale.workers=1.5", "must be 'auto' or a valid integer, not 1.5"),
         ("scale.gpus_per_worker=2", "must be 'auto' or less than or equal to 1, not 2"),
-        ("scale.cpus_per_worker=0", "must be greater than 0, not 0"),
+        ("scale.cpus_per_worker=0", "must be 'auto' or greater than 0, not 0"),
         (
             "scale.cpus_per_worker=0.33333",
             "0.33333 has more than four decimals, which Ray does not count; round it",

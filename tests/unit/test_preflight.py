@@ -2,13 +2,22 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from orpo_ray.config import ScaleConfig
 from orpo_ray.distributed import preflight
-from orpo_ray.distributed.preflight import Node, Placement, fit, place, runs_at_once, wait_for_room
+from orpo_ray.distributed.preflight import (
+    Node,
+    Placement,
+    fit,
+    place,
+    runs_at_once,
+    share_cores,
+    wait_for_room,
+)
 from orpo_ray.errors import ConfigError, ResourceError
 
 LAPTOP = [Node("127.0.0.1", cpus=2, gpus=0, is_driver=True)]
@@ -106,6 +115,56 @@ def test_the_first_ray_train_is_refused_before_anything_starts(
 def test_workers_that_fit(name: str) -> None:
     settings, nodes, placement = FITS[name]
     assert fit(scale(**settings), nodes) == placement
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "each"), [(2, 2, 1.0), (2, 9, 4.0), (3, 2, 0.5), (1, 8, 8.0)]
+)
+def test_workers_share_the_cores_of_a_machine(workers: int, cores: float, each: float) -> None:
+    placement = placed(workers, cpus=min(each, 1.0))
+    assert share_cores(placement, cores) == replace(placement, cpus=each)
+
+
+def test_workers_with_gpus_leave_the_cores_to_the_data() -> None:
+    placement = placed(2, gpus=1.0)
+    assert share_cores(placement, 64) == placement
+
+
+@pytest.mark.parametrize(
+    ("settings", "owns", "others", "cpus", "said"),
+    [
+        ({}, True, False, 4.0, "workers 2: 4 CPU each, no GPU found"),
+        ({"workers": 4}, True, False, 2.0, "workers 4: 2 CPU each, no GPU found"),
+        ({}, True, True, 1.0, "workers 2: 1 CPU each, no GPU found"),
+        ({}, False, False, 1.0, "workers 2: 1 CPU each, no GPU found"),
+        ({"cpus_per_worker": 3}, True, False, 3.0, "workers 2: 3 CPU each, no GPU found"),
+        ({"workers": 8}, True, False, 1.0, None),
+    ],
+    ids=[
+        "all of it",
+        "four workers",
+        "other runs of the command",
+        "a Ray of somebody else",
+        "as set",
+        "nothing to share",
+    ],
+)
+def test_cores_are_shared_where_the_command_has_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    owns: bool,
+    others: bool,
+    cpus: float,
+    said: str | None,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(preflight, "has_ray", lambda: True)
+    monkeypatch.setattr(preflight, "start_ray", lambda **how: None)
+    monkeypatch.setattr(preflight, "owns_ray", lambda: owns)
+    monkeypatch.setattr(preflight, "cluster_nodes", lambda: [Node("127.0.0.1", 8, 0, True)])
+    heard: list[str] = []
+    assert place(scale(**settings), heard.append, beside_others=others).cpus == cpus
+    assert heard == ([] if said is None else [said])
 
 
 @pytest.mark.parametrize("nodes", [LAPTOP, SERVER, HEAD_AND_SERVERS, CPU_SERVERS])

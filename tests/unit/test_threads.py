@@ -1,17 +1,27 @@
 """The number of threads is that which computes fastest, and a resumed run keeps it."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from orpo_ray.training.set_threads import VARIABLE, set_threads
+from orpo_ray.config import ScaleConfig
+from orpo_ray.training.set_threads import VARIABLE, set_threads, threads_set_by
 from orpo_ray.training.threads import (
     are_worth_it,
     settle_threads,
     threads_restored,
     time_in_turns,
 )
+from orpo_ray.training.world import ALONE, World
+
+
+class WithAnother(World):
+    """A world of two, whose other process found that one thread is best."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, 1]
 
 
 class Machine:
@@ -29,9 +39,9 @@ class Machine:
         self.tried.append(threads)
         self.now += self.seconds(threads)
 
-    def settle(self, recorded: int | None = None) -> tuple[int | None, list[str]]:
+    def settle(self, recorded: int | None = None, world: World = ALONE) -> tuple[int, list[str]]:
         said: list[str] = []
-        return settle_threads(recorded, self.work, said.append, self.clock), said
+        return settle_threads(recorded, self.work, world, said.append, self.clock), said
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +70,16 @@ def test_threads_are_worth_it_if_they_are_clearly_faster() -> None:
 def test_threads_are_those_that_gain(seconds: Callable[[int], float], expected: int) -> None:
     count, said = Machine(seconds).settle()
     assert count == expected == torch.get_num_threads()
-    found = "all cores" if expected == 4 else "more are no faster on this machine now"
+    found = "one for each core" if expected == 4 else "more are no faster on this machine now"
     noun = "thread" if expected == 1 else "threads"
     assert said == [f"{expected} {noun}: {found} ({VARIABLE} sets them)"]
+
+
+def test_workers_take_the_same_number_of_threads() -> None:
+    machine = Machine(lambda threads: 1 / threads)
+    count, said = machine.settle(world=WithAnother(rank=0, size=2, local_rank=0))
+    assert count == 1 == torch.get_num_threads()
+    assert said == [f"1 thread each: more are no faster on this machine now ({VARIABLE} sets them)"]
 
 
 def test_a_resumed_run_keeps_its_number_and_measures_nothing() -> None:
@@ -75,19 +92,14 @@ def test_a_resumed_run_keeps_its_number_and_measures_nothing() -> None:
     assert said == ["2 threads: the run began with 16, which are not here"]
 
 
-def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "3")
-    machine = Machine(lambda threads: 1.0)
-    assert machine.settle() == (None, [])
-    assert torch.get_num_threads() == 4 and machine.tried == []
-
-
-def test_the_environment_decides_at_a_resume_too_and_the_record_stays(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("cpus", "threads"), [("auto", None), (0.5, 1), (1, 1), (2.7, 2)])
+def test_the_config_sets_threads_and_the_environment_comes_first(
+    monkeypatch: pytest.MonkeyPatch, cpus: Any, threads: int | None
 ) -> None:
+    scale = ScaleConfig(cpus_per_worker=cpus)
+    assert threads_set_by(scale) == threads
     monkeypatch.setenv(VARIABLE, "3")
-    assert Machine(lambda threads: 1.0).settle(recorded=2) == (2, [])
-    assert torch.get_num_threads() == 4
+    assert threads_set_by(scale) == 3
 
 
 @pytest.mark.parametrize("value", ["", "0", "all", "-1"])
@@ -95,7 +107,7 @@ def test_a_variable_that_sets_no_number_decides_nothing(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv(VARIABLE, value)
-    assert Machine(lambda threads: 1.0).settle()[0] == 1
+    assert set_threads() is None
 
 
 def test_the_first_number_of_a_list_counts(monkeypatch: pytest.MonkeyPatch) -> None:
