@@ -4,15 +4,11 @@ It runs in one process, or in each of several. This module does not use Ray.
 """
 
 import os
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -23,59 +19,39 @@ from orpo_ray.models.base import fetch_base
 from orpo_ray.models.start import for_the_whole_base, start_from_inputs, write_saved_shape
 from orpo_ray.models.tokenizer import load_tokenizer, padding_id
 from orpo_ray.objectives import Objective, build_objective
-from orpo_ray.runs.console import SILENT, Announce, Metrics, Noted
-from orpo_ray.runs.files import REASONS, RESUMED, RUN_FILE, TENSORBOARD, read_json
-from orpo_ray.runs.metrics import evaluations, last_metrics, metric_by_step, metrics_at
-from orpo_ray.runs.results import TrainResult
+from orpo_ray.runs.console import SILENT, Announce, Metrics
+from orpo_ray.runs.files import RESUMED, RUN_FILE, TENSORBOARD, read_json
+from orpo_ray.runs.metrics import evaluations, metric_by_step
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.scores import PairScores
-from orpo_ray.runs.summary import compared, on_preference, plain, remarks
-from orpo_ray.runs.versions import versions
 from orpo_ray.training.arguments import training_arguments
-from orpo_ray.training.budget import sample_pack
-from orpo_ray.training.checkpoint import Position, best_whole, read_position
+from orpo_ray.training.checkpoint import Position, read_position
+from orpo_ray.training.conclude import conclude
 from orpo_ray.training.decisions import Decisions, Setup
 from orpo_ray.training.engine import engine_of
 from orpo_ray.training.evaluation_share import EvaluationShare, evaluation_share
-from orpo_ray.training.layout import collate, common_tokens
+from orpo_ray.training.layout import collate
 from orpo_ray.training.load import load_pair_model, size_on_disk
+from orpo_ray.training.loaded import settle_loaded
 from orpo_ray.training.memory import keep_freed_memory, peak_memory
-from orpo_ray.training.metrics import score_pack, score_pairs
-from orpo_ray.training.model_card import write_model_card
+from orpo_ray.training.metrics import score_pairs
 from orpo_ray.training.packages import refuse_missing_optimizer
 from orpo_ray.training.pair_model import PairModel
-from orpo_ray.training.plan import Indices, Layout, Step, pack_costs
-from orpo_ray.training.probe import Probe, memory_of, set_checkpointing, settle_budget
+from orpo_ray.training.plan import Layout
+from orpo_ray.training.probe import set_checkpointing
 from orpo_ray.training.reference import reference_cache
 from orpo_ray.training.reporter import Reporter
 from orpo_ray.training.run_plan import plan_run, steps_of_run
 from orpo_ray.training.sample_answers import Sampler, draw_prompts, refuse_samples
-from orpo_ray.training.self_check import TOLERANCE, settle_layout
-from orpo_ray.training.set_threads import set_threads, threads_set_by
+from orpo_ray.training.session import Session
 from orpo_ray.training.setup import fetch_inputs
 from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import Strategy
-from orpo_ray.training.threads import SAMPLE_TOKENS, settle_threads, threads_restored
-from orpo_ray.training.trackers import send_page
+from orpo_ray.training.threads import threads_restored
 from orpo_ray.training.world import World, current_world
 
-_SCORER_TOKENS = 32
 _EVA_PAIRS, _EVA_ROWS = 64, 8
 """How many pairs EVA reads, and how many at once. It reads them until its directions settle."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Session:
-    """What all parts of a run need."""
-
-    run: Run
-    artifact: Artifact
-    setup: Setup
-    reporter: Reporter
-    announce: Announce
-    world: World
-    steps: list[Indices]
-    """The pairs of each optimizer step."""
 
 
 def train(
@@ -89,7 +65,7 @@ def train(
     """
     config, world = run.config, current_world()
     steps = steps_of_run(config, len(artifact.train))
-    session = _Session(
+    session = Session(
         run=run,
         artifact=artifact,
         setup=setup,
@@ -129,7 +105,7 @@ def train(
             "the checkpoint of the last step is damaged; the same command trains its steps again"
         )
     if world.is_first:
-        _finish(session, checkpoint)
+        conclude(session, checkpoint)
 
 
 def _note_resume(run: Run, start: int, total: int, schedule_from: int) -> None:
@@ -150,30 +126,17 @@ def _held_out(last: Metrics) -> str:
     return f"held out at step {last['step']:g}: accuracy {accuracy:.3f}  margin {margin:.3f}"
 
 
-def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
+def _run_steps(session: Session, resume: tuple[Path, Position] | None) -> None:
     """Train the steps that are left.
 
     Raises StoppedError if the reporter asked to stop before the last one.
     """
-    run, decisions, steps = session.run, session.setup.decisions, session.steps
-    config = run.config
-    refuse_missing_optimizer(config, decisions.device)  # this may be another server
-    if decisions.device == "cpu":
-        keep_freed_memory()
-    if session.world.local_rank == 0:
-        fetch_inputs(config, session.announce)
-        fetch_base(config.model)
-    session.world.wait()
-    session.announce(f"loading the base{size_on_disk(config.model)}")
-    resumed = resume[0] / "adapter" if resume else None
-    model = load_pair_model(config, decisions, session.announce, resumed)
+    run, config = session.run, session.run.config
+    model = _load(session, resume[0] / "adapter" if resume else None)
     tokenizer = load_tokenizer(config.model, SILENT.announce)
     pad_id = padding_id(tokenizer)
     if config.adapter.init == "eva" and resume is None:
         _start_from_inputs(session, model, pad_id)
-    checked, tried = Noted(session.announce), Noted(session.announce)
-    _check(model, replace(session, announce=checked), pad_id)
-    decisions = _settle_threads(replace(session, announce=checked), decisions, model, pad_id)
     objective = build_objective(config.objective)
     # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
     plan = cache(
@@ -181,19 +144,9 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
             config, session.artifact.train, session.world.size, tokens, model.layout
         )
     )
-    decisions = _settle_budget(
-        replace(session, announce=tried),
-        replace(decisions, layout=model.layout),
-        model=model,
-        objective=objective,
-        pad_id=pad_id,
-        plan=plan,
+    decisions = settle_loaded(
+        session, model, objective, pad_id=pad_id, plan=plan, is_new=resume is None
     )
-    if session.world.is_first:
-        run.add_facts({"decisions": asdict(decisions)})
-        if resume is None:
-            told = (read_json(run.path(RUN_FILE)) or {}).get(REASONS, [])
-            run.add_facts({REASONS: [*told, *checked.lines, *tried.lines[-1:]]})
     budget = decisions.tokens_per_microbatch
     work = Work(
         steps=plan(budget),
@@ -214,7 +167,7 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         work=work,
         config=config.training,
         args=training_arguments(
-            config.training, run.folder, len(steps), decisions, work.schedule_from
+            config.training, run.folder, len(work.steps), decisions, work.schedule_from
         ),
         reporter=session.reporter,
         write_model=lambda folder, weights: _write_model(
@@ -234,11 +187,25 @@ def _run_steps(session: _Session, resume: tuple[Path, Position] | None) -> None:
         session.announce(str(_evaluation_share(work, config, objective, decisions)))
     trainer.train()
     _note_memory(session)
-    done = trainer.state.global_step
-    if done < len(steps):
+    done, total = trainer.state.global_step, len(work.steps)
+    if done < total:
         raise StoppedError(
-            f"stopped at step {done} of {len(steps)} with a checkpoint; the same command resumes"
+            f"stopped at step {done} of {total} with a checkpoint; the same command resumes"
         )
+
+
+def _load(session: Session, adapter: Path | None) -> PairModel:
+    """The model with a new adapter, or with that of a checkpoint, from files on this server."""
+    config, decisions = session.run.config, session.setup.decisions
+    refuse_missing_optimizer(config, decisions.device)  # this may be another server
+    if decisions.device == "cpu":
+        keep_freed_memory()
+    if session.world.local_rank == 0:
+        fetch_inputs(config, session.announce)
+        fetch_base(config.model)
+    session.world.wait()
+    session.announce(f"loading the base{size_on_disk(config.model)}")
+    return load_pair_model(config, decisions, session.announce, adapter)
 
 
 def _evaluation_share(
@@ -258,7 +225,7 @@ def _evaluation_share(
 
 
 def _sampler(
-    session: _Session, model: PairModel, tokenizer: PreTrainedTokenizerBase
+    session: Session, model: PairModel, tokenizer: PreTrainedTokenizerBase
 ) -> Sampler | None:
     """What takes samples at evaluations, in the first process; None if none are taken."""
     settings, table = session.run.config.training, session.artifact.eval
@@ -271,7 +238,7 @@ def _sampler(
     return Sampler(model, tokenizer, table, numbers, session.announce)
 
 
-def _scores_at_start(session: _Session, objective: Objective) -> PairScores | None:
+def _scores_at_start(session: Session, objective: Objective) -> PairScores | None:
     """The held-out scores before the first step, or None if no metric is compared with them.
 
     A damaged file costs these metrics, not the run.
@@ -286,113 +253,6 @@ def _scores_at_start(session: _Session, objective: Objective) -> PairScores | No
         return None
 
 
-def _check(model: PairModel, session: _Session, pad_id: int) -> None:
-    """Check that the base can read the pairs and computes as expected, and settle the layout.
-
-    Raises ConfigError if a check fails. The first process announces how attention is computed.
-    """
-    artifact, decisions = session.artifact, session.setup.decisions
-    for table in (artifact.train, artifact.eval):
-        model.check_reads(table)
-    if decisions.strategy.shares_weights and model.scorer.head is not None:
-        raise ConfigError(
-            "adapter.targets: an adapted or quantised head is called once per chunk, but ZeRO "
-            "stage 3 needs the same number of calls on every worker; leave the head out, or set "
-            "scale.deepspeed.stage=2"
-        )
-    if model.device.type != decisions.device:
-        # ZeRO-3 moves the model to the GPU later. The GPU's attention may not work on the CPU.
-        model.use_layout(decisions.layout)
-        return
-    first = artifact.train[0]
-    probe = np.concatenate([first.prompt, first.chosen])[:_SCORER_TOKENS].astype(np.int64)
-    model.check_scorer(torch.from_numpy(probe), TOLERANCE[decisions.dtype])
-    settle_layout(
-        model,
-        decisions,
-        artifact.train,
-        pad_id=pad_id,
-        announce=session.announce,
-        world=session.world,
-    )
-    if not model.layout.pads:
-        path = model.attention_path
-        session.announce(
-            f"attention in layout {model.layout}: {path}, in place of {decisions.attention}"
-        )
-    if model.layout.shares_prompts:
-        both = build_objective(session.run.config.objective).needs_rejected
-        common = common_tokens([artifact.train[i] for i in session.steps[0]], with_rejected=both)
-        if common:
-            session.announce(
-                f"the prompts of the first step begin with the same {common} tokens; each "
-                "micro-batch computes such a beginning once"
-            )
-
-
-def _settle_threads(
-    session: _Session, decisions: Decisions, model: PairModel, pad_id: int
-) -> Decisions:
-    """The decisions, with the threads of a process on a CPU."""
-    if decisions.device != "cpu":
-        return decisions
-    scale = session.run.config.scale
-    if not session.setup.tries_threads:
-        if set_threads() is None and (number := threads_set_by(scale)) is not None:
-            torch.set_num_threads(number)  # Ray does this for its workers
-        return decisions
-    table = session.artifact.train
-    pack = sample_pack(pack_costs(table.lengths, model.layout), SAMPLE_TOKENS)
-    threads = settle_threads(
-        decisions.threads,
-        lambda: score_pack(model, table, pack, pad_id),
-        session.world,
-        session.announce,
-        time.perf_counter,
-    )
-    return replace(decisions, threads=threads)
-
-
-def _settle_budget(
-    session: _Session,
-    decisions: Decisions,
-    model: PairModel,
-    objective: Objective,
-    pad_id: int,
-    plan: Callable[[int], list[Step]],
-) -> Decisions:
-    """The decisions, with tokens per micro-batch and gradient checkpointing settled.
-
-    On a GPU both are tried at every start, because it may be another GPU than before.
-    """
-    config, world = session.run.config, session.world
-    untried = engine_of(config).untried
-    if untried is None and model.device.type != decisions.device:
-        untried = "ZeRO-3 divides the weights first"
-    if untried is not None:
-        if config.training.memory_limit is not None:
-            raise ConfigError(f"training.memory_limit: it cannot be kept, because {untried}")
-        session.announce(
-            f"tokens per micro-batch {decisions.tokens_per_microbatch}: not tried for memory, "
-            f"because {untried}"
-        )
-        return decisions
-    limit = config.training.memory_limit
-    if not (decisions.find_budget or decisions.device == "cuda" or limit is not None):
-        return decisions
-    memory = memory_of(decisions.device, world, limit)
-    probe = Probe(model, objective, session.artifact.train, pad_id, memory)
-    return settle_budget(
-        probe,
-        config.training,
-        decisions,
-        plan=plan,
-        largest_step=max(probe.costs.of(pairs) for pairs in session.steps),
-        world=world,
-        announce=session.announce,
-    )
-
-
 def _note_workers(run: Run, strategy: Strategy, layout: Layout, world: World) -> None:
     """Record the workers, the strategy and the layout for the result.
 
@@ -405,7 +265,7 @@ def _note_workers(run: Run, strategy: Strategy, layout: Layout, world: World) ->
         run.store(RUN_FILE)
 
 
-def _reference(session: _Session, model: PairModel, pad_id: int) -> np.ndarray:
+def _reference(session: Session, model: PairModel, pad_id: int) -> np.ndarray:
     """The reference log-probs of the training pairs, in the number format of training.
 
     They are read from the cache, or computed and put there.
@@ -434,7 +294,7 @@ def _reference(session: _Session, model: PairModel, pad_id: int) -> np.ndarray:
     return log_probs
 
 
-def _start_from_inputs(session: _Session, model: PairModel, pad_id: int) -> None:
+def _start_from_inputs(session: Session, model: PairModel, pad_id: int) -> None:
     """Start a new adapter from what its layers read of the first pairs that training will see."""
     table = session.artifact.train
     first = np.unique(np.concatenate(session.steps)[:_EVA_PAIRS])
@@ -493,67 +353,9 @@ def _tensorboard(folder: Path, start: int) -> TrainerCallback:
     )
 
 
-def _note_memory(session: _Session) -> None:
+def _note_memory(session: Session) -> None:
     """Record the peak memory, because another process may conclude the run."""
     peaks = session.world.gather(peak_memory(session.setup.decisions.device))
     if session.world.is_first:
         before = session.run.facts().get("peak_memory_bytes", 0)
         session.run.add_facts({"peak_memory_bytes": max(before, *peaks)})
-
-
-def _finish(session: _Session, checkpoint: Path) -> None:
-    """Put the adapter beside the checkpoints, then write result.json as the last file."""
-    run, summary = session.run, session.artifact.summary
-    chosen = _chosen(session, checkpoint)
-    position = read_position(chosen)
-    metrics = last_metrics(run.folder) | position.metrics
-    found = compared(run.scores(0), run.scores(position.step))
-    facts = run.facts()
-    result = TrainResult(
-        name=run.name,
-        steps=len(session.steps),
-        adapter=run.adapter,
-        adapter_step=position.step,
-        metrics=metrics,
-        start=metrics_at(run.folder, 0, "eval/"),
-        changes=plain(found),
-        eval_pairs=len(session.artifact.eval),
-        remarks=(*remarks(found, len(session.artifact.eval)), *_on_preference(run)),
-        seconds=sum(metric_by_step(run.folder, "train/seconds").values()),
-        peak_memory_bytes=facts.get("peak_memory_bytes"),
-        pairs_per_second=_speed(run.folder, session.steps),
-        workers=tuple(facts["workers"]),
-        strategy=facts["strategy"],
-        layout=facts.get("layout", facts["decisions"]["layout"]),
-        versions=versions(),
-    )
-    write_model_card(run.lay_adapter(chosen / "adapter"), run.config, summary, result)
-    run.conclude(result)
-    send_page(run, session.announce)
-
-
-def _on_preference(run: Run) -> list[str]:
-    shares = metric_by_step(run.folder, "train/preference_share").values()
-    return on_preference(shares, run.config.objective.more_preference)
-
-
-def _chosen(session: _Session, newest: Path) -> Path:
-    """The checkpoint that the adapter is taken from."""
-    if session.run.config.training.adapter_from == "last":
-        return newest
-    best = best_whole(newest.parent, session.announce)
-    step = read_position(best).step
-    session.announce(
-        f"the adapter is that of step {step} of {len(session.steps)}, the best by held-out accuracy"
-    )
-    return best
-
-
-def _speed(folder: Path, steps: list[Indices]) -> float | None:
-    """Pairs per second of training, over all steps on record."""
-    speeds = metric_by_step(folder, "train/pairs_per_second")
-    sizes = {number: len(pairs) for number, pairs in enumerate(steps, start=1) if number in speeds}
-    if not sizes:
-        return None
-    seconds = sum(size / speeds[number] for number, size in sizes.items())
-    return sum(sizes.values()) / seconds

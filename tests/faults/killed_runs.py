@@ -21,7 +21,7 @@ from orpo_ray.cli import progress
 from orpo_ray.cli.main import run
 from orpo_ray.config import load_config
 from orpo_ray.runs.console import Console
-from orpo_ray.training import checkpoint, loop
+from orpo_ray.training import checkpoint, conclude
 
 _LOADED = ("bitsandbytes", "deepspeed", "peft", "transformers.models.llama.modeling_llama")
 """What a run imports when it is at work."""
@@ -130,7 +130,7 @@ def in_finish(step: int) -> Watch:
         assert (folder / "adapter_model.safetensors").exists()
         die()
 
-    loop.write_model_card = killing
+    conclude.write_model_card = killing
     return lambda *_: None
 
 
