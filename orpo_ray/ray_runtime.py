@@ -32,6 +32,8 @@ _IDLE_RAY = {
 _OBJECT_STORE_BYTES = (256 * 2**20, 2 * 2**30)
 _CONNECT_S = 5.0
 _GOODBYE_POLL_S = 0.02
+_started: list[psutil.Process] = []
+"""The processes of the Ray that `start_ray` started here."""
 
 
 def joins_cluster() -> bool:
@@ -94,8 +96,8 @@ def start_ray(raw_bytes: int | None = None, verbose: bool = False) -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     leaving = threading.Event()
-    started = [child for child in psutil.Process().children() if child not in others]
-    threading.Thread(target=_end_with_driver, args=(started, leaving), daemon=True).start()
+    _started[:] = [child for child in psutil.Process().children() if child not in others]
+    threading.Thread(target=_end_with_driver, args=([*_started], leaving), daemon=True).start()
     atexit.register(leaving.set)
 
 
@@ -146,6 +148,11 @@ def owns_ray() -> bool:
             if child.name() == "raylet":
                 return True
     return False
+
+
+def has_ray_for_itself() -> bool:
+    """Whether `start_ray` started the Ray in use. A notebook may start one, and have work in it."""
+    return any(process.is_running() for process in _started)
 
 
 def refuse_unreachable(address: str) -> None:

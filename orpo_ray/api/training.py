@@ -183,7 +183,7 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
     config, stages = run.config, stage_configs(run.config)
     place_workers(stages[0].scale, SILENT, verbose)
     check_cluster(run, console)
-    _prepare_stages(config, stages, console, verbose)
+    _prepare_stages(config, stages, verbose)
     with run.at_work(console, ONLOOKER_S) as finished:
         if finished is not None:
             return finished
@@ -192,12 +192,10 @@ def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
         return _shown(run, result, console)
 
 
-def _prepare_stages(
-    config: RunConfig, stages: Sequence[RunConfig], console: Console, verbose: bool
-) -> None:
+def _prepare_stages(config: RunConfig, stages: Sequence[RunConfig], verbose: bool) -> None:
     """Check workers and pairs of every stage before the first one is trained."""
     for number, stage in enumerate(stages):
-        place_workers(stage.scale, console, verbose)
+        place_workers(stage.scale, SILENT, verbose)  # each stage tells its workers when it begins
         try:
             prepare_training(Run(before_training(config, stage)), SILENT)
         except DataError as error:
@@ -241,7 +239,7 @@ def tune(config: RunConfig, console: Console = PRINTING, verbose: bool = False) 
     check_cluster(Run(searched), console)
     if space.stage:
         earlier = stage_configs(run.config)[: space.stage]
-        _prepare_stages(run.config, [*earlier, searched], console, verbose)
+        _prepare_stages(run.config, [*earlier, searched], verbose)
         _train_stages(run.config, earlier, console, verbose)
     artifact = prepare_training(Run(searched), console)
     with run.at_work(console, ONLOOKER_S) as search:

@@ -89,10 +89,19 @@ def with_steps(run: RunConfig, steps: list[int]) -> RunConfig:
 
 
 def pilot(run: RunConfig) -> RunConfig:
-    """The short run that tells the speed of each stage of a method."""
+    """The short run that tells the speed of each stage of a method.
+
+    It is alone, but takes no more cores than a run that is compared, which has others beside it.
+    """
     training = run.training.model_copy(update=_PILOT)
     stages = tuple(
         {**stage, "training": {**stage.get("training", {}), **_PILOT}} for stage in run.stages
     )
-    changes = {"name": f"{run.name}/pilot", "training": training, "stages": stages}
+    scale = run.scale.model_copy(update={"cpus_per_worker": run.scale.least_cpus})
+    changes = {
+        "name": f"{run.name}/pilot",
+        "training": training,
+        "stages": stages,
+        "scale": scale,
+    }
     return with_steps(run.model_copy(update=changes), [PILOT_STEPS] * max(1, len(stages)))

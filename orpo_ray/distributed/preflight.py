@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 from orpo_ray.config import ScaleConfig
 from orpo_ray.config.training import DeepSpeedConfig
 from orpo_ray.errors import ConfigError, ResourceError, SetupError
-from orpo_ray.ray_runtime import has_ray, joins_cluster, owns_ray, start_ray
+from orpo_ray.ray_runtime import (
+    has_ray,
+    has_ray_for_itself,
+    joins_cluster,
+    owns_ray,
+    start_ray,
+)
 from orpo_ray.runs.console import Announce
 
 _CPU_WORKERS = 2
@@ -76,7 +82,7 @@ def place(
     placement = replace(fit(scale, nodes), own_ray=owns_ray())
     if joins_cluster():  # the cluster would not count the CPUs that this process takes
         placement = replace(placement, uses_ray=True)
-    if scale.cpus_per_worker == "auto" and placement.own_ray and not beside_others:
+    if scale.cpus_per_worker == "auto" and has_ray_for_itself() and not beside_others:
         placement = share_cores(placement, nodes[0].cpus)
     if scale.workers == "auto" or placement.cpus > scale.least_cpus:
         what = (

@@ -66,7 +66,7 @@ def settle(
     decisions = decide(
         config,
         all_lengths(artifact),
-        before=stored.get("decisions", {}),
+        before=_kept(stored, workers),
         announce=noted,
         hardware=hardware,
         workers=workers,
@@ -87,6 +87,14 @@ def settle(
         schedule_from(stored),
         tries_threads=owns_machine and threads_set_by(config.scale) is None,
     )
+
+
+def _kept(stored: dict[str, Any], workers: int) -> dict[str, Any]:
+    """The decisions that a resumed run keeps. Another number of workers tries its own threads."""
+    decisions: dict[str, Any] = stored.get("decisions", {})
+    if len(stored.get("workers", ())) in (0, workers):
+        return decisions
+    return {**decisions, "threads": None}
 
 
 def _announce_not_compared(artifact: Artifact, announce: Announce) -> None:

@@ -45,17 +45,20 @@ def settle_threads(
     if recorded is not None:
         count = min(recorded, cores)
         if count < recorded:
-            announce(f"{count} threads: the run began with {recorded}, which are not here")
+            announce(f"{_told(count, world)}: the run began with {recorded}, which are not here")
         torch.set_num_threads(count)
         return recorded
     count = min(world.gather(_fastest(cores, work, clock)))
     torch.set_num_threads(count)
     if cores > 1:
         found = "more are no faster on this machine now" if count < cores else "one for each core"
-        each = " each" if world.size > 1 else ""
-        noun = "thread" if count == 1 else "threads"
-        announce(f"{count} {noun}{each}: {found} ({VARIABLE} sets them)")
+        announce(f"{_told(count, world)}: {found} ({VARIABLE} sets them)")
     return count
+
+
+def _told(count: int, world: World) -> str:
+    each = " each" if world.size > 1 else ""
+    return f"{count} thread{each}" if count == 1 else f"{count} threads{each}"
 
 
 @contextmanager

@@ -91,6 +91,7 @@ def test_a_pilot_is_a_short_run_of_each_stage_without_a_warm_up_of_its_own(metho
     run = contender(config(training={"epochs": 3}, compare={"settings": settings}), method)
     short = pilot(run)
     assert short.name == f"{run.name}/pilot"
+    assert short.scale.cpus_per_worker == 1.0, "a run that is compared has no more cores"
     for stage in stage_configs(short) or [short]:
         found = stage.training
         assert (found.max_steps, found.epochs) == (PILOT_STEPS, None)

@@ -725,6 +725,26 @@ print([name for name in names if any(name in line.split(" --")[0] for line in li
     assert python(script).stdout.strip() == "['gcs_server', 'raylet']"
 
 
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("started", "for_itself"),
+    [
+        ("", True),
+        ("ray.init(address='local', include_dashboard=False, log_to_driver=False)", False),
+    ],
+)
+def test_a_ray_that_a_notebook_started_may_have_other_work(started: str, for_itself: bool) -> None:
+    script = f"""
+import ray
+from orpo_ray.ray_runtime import has_ray_for_itself, owns_ray, start_ray
+print(has_ray_for_itself())
+{started}
+start_ray()
+print(owns_ray(), has_ray_for_itself())
+"""
+    assert python(script).stdout.split() == ["False", "True", str(for_itself)]
+
+
 def test_few_rows_are_prepared_without_ray(rows: Any, shared_data: Path, tmp_path: Path) -> None:
     file = rows("a.jsonl", *map(pair, range(4)))
     script = preparing(file, shared_data, tmp_path)

@@ -160,7 +160,7 @@ def test_cores_are_shared_where_the_command_has_the_machine(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(preflight, "has_ray", lambda: True)
     monkeypatch.setattr(preflight, "start_ray", lambda **how: None)
-    monkeypatch.setattr(preflight, "owns_ray", lambda: owns)
+    monkeypatch.setattr(preflight, "has_ray_for_itself", lambda: owns)
     monkeypatch.setattr(preflight, "cluster_nodes", lambda: [Node("127.0.0.1", 8, 0, True)])
     heard: list[str] = []
     assert place(scale(**settings), heard.append, beside_others=others).cpus == cpus

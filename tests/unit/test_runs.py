@@ -303,6 +303,23 @@ def test_the_same_inputs_go_on(begun: tuple[RunConfig, Artifact]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("pids", "workers", "threads"),
+    [([11], 1, 2), ([11, 12], 2, 2), ([11, 12], 1, None), ([11], 2, None), (None, 1, 2)],
+    ids=["alone", "two", "two, then alone", "alone, then two", "ended before its first step"],
+)
+def test_threads_are_kept_by_as_many_workers_as_before(
+    begun: tuple[RunConfig, Artifact], pids: list[int] | None, workers: int, threads: int | None
+) -> None:
+    config, artifact = begun
+    run = Run(config)
+    run.add_facts({"decisions": {**run.facts()["decisions"], "threads": 2}})
+    if pids is not None:
+        run.add_facts({"workers": pids})
+    found = settle(Run(config), artifact, SILENT.announce, CPU, workers=workers)
+    assert found.decisions.threads == threads
+
+
 def test_a_run_that_lost_its_record_is_not_taken_on_trust(
     begun: tuple[RunConfig, Artifact],
 ) -> None:

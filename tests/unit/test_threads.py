@@ -24,6 +24,9 @@ class WithAnother(World):
         return [value, 1]
 
 
+TWO = WithAnother(rank=0, size=2, local_rank=0)
+
+
 class Machine:
     """A clock, and work that takes `seconds` by the number of threads at that time."""
 
@@ -77,7 +80,7 @@ def test_threads_are_those_that_gain(seconds: Callable[[int], float], expected: 
 
 def test_workers_take_the_same_number_of_threads() -> None:
     machine = Machine(lambda threads: 1 / threads)
-    count, said = machine.settle(world=WithAnother(rank=0, size=2, local_rank=0))
+    count, said = machine.settle(world=TWO)
     assert count == 1 == torch.get_num_threads()
     assert said == [f"1 thread each: more are no faster on this machine now ({VARIABLE} sets them)"]
 
@@ -90,6 +93,8 @@ def test_a_resumed_run_keeps_its_number_and_measures_nothing() -> None:
     assert count == 16, "what is recorded stays, for the next server"
     assert torch.get_num_threads() == 2
     assert said == ["2 threads: the run began with 16, which are not here"]
+    torch.set_num_threads(1)
+    assert machine.settle(2, TWO)[1] == ["1 thread each: the run began with 2, which are not here"]
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [("auto", None), (0.5, 1), (1, 1), (2.7, 2)])
