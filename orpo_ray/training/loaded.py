@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from orpo_ray.errors import ConfigError
-from orpo_ray.objectives import Objective, build_objective
+from orpo_ray.objectives import Objective
 from orpo_ray.runs.console import Noted
 from orpo_ray.runs.files import REASONS, RUN_FILE, read_json
 from orpo_ray.training.budget import sample_pack
@@ -43,9 +43,9 @@ def settle_loaded(
     """
     run = session.run
     checked, tried = Noted(session.announce), Noted(session.announce)
-    decisions = session.setup.decisions
-    _check(model, replace(session, announce=checked), pad_id)
-    decisions = _settle_threads(replace(session, announce=checked), decisions, model, pad_id)
+    decisions, checking = session.setup.decisions, replace(session, announce=checked)
+    _check(model, checking, objective, pad_id)
+    decisions = _settle_threads(checking, decisions, model, pad_id)
     decisions = _settle_budget(
         replace(session, announce=tried),
         replace(decisions, layout=model.layout),
@@ -62,7 +62,7 @@ def settle_loaded(
     return decisions
 
 
-def _check(model: PairModel, session: Session, pad_id: int) -> None:
+def _check(model: PairModel, session: Session, objective: Objective, pad_id: int) -> None:
     """Check that the base can read the pairs and computes as expected, and settle the layout.
 
     Raises ConfigError if a check fails. The first process announces how attention is computed.
@@ -97,8 +97,8 @@ def _check(model: PairModel, session: Session, pad_id: int) -> None:
             f"attention in layout {model.layout}: {path}, in place of {decisions.attention}"
         )
     if model.layout.shares_prompts:
-        both = build_objective(session.run.config.objective).needs_rejected
-        common = common_tokens([artifact.train[i] for i in session.steps[0]], with_rejected=both)
+        pairs = [artifact.train[i] for i in session.steps[0]]
+        common = common_tokens(pairs, with_rejected=objective.needs_rejected)
         if common:
             session.announce(
                 f"the prompts of the first step begin with the same {common} tokens; each "
