@@ -150,10 +150,11 @@ def _train(
             Run(reference).write_config()
             prepare_on(ground, Run(reference), Hushed(console))
             break
-    at_once = min(runs_at_once(ground.placement, cluster_nodes()), len(comparison.entries))
+    runs = len(comparison.entries)
+    at_once = min(runs_at_once(ground.placement, cluster_nodes()), runs)
     console.announce(
-        f"{len(comparison.entries)} runs, {at_once} at once; each loads the base before its first "
-        "step"
+        f"{runs} {'runs' if runs > 1 else 'run'}, {at_once} at once; each loads the base before "
+        "its first step"
     )
     pairs = run.storage.place_of(ground.artifact.path)
     room = TrialRoom(pairs, ground.placement, ground.hardware, Path.cwd())
