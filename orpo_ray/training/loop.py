@@ -6,7 +6,7 @@ It runs in one process, or in each of several. This module does not use Ray.
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -49,6 +49,9 @@ from orpo_ray.training.steps import Work
 from orpo_ray.training.strategy import Strategy
 from orpo_ray.training.threads import threads_restored
 from orpo_ray.training.world import World, current_world
+
+if TYPE_CHECKING:
+    from orpo_ray.training.trainer import PreferenceTrainer
 
 _EVA_PAIRS, _EVA_ROWS = 64, 8
 """How many pairs EVA reads, and how many at once. It reads them until its directions settle."""
@@ -131,26 +134,42 @@ def _run_steps(session: Session, resume: tuple[Path, Position] | None) -> None:
 
     Raises StoppedError if the reporter asked to stop before the last one.
     """
-    run, config = session.run, session.run.config
+    config = session.run.config
     model = _load(session, resume[0] / "adapter" if resume else None)
     tokenizer = load_tokenizer(config.model, SILENT.announce)
     pad_id = padding_id(tokenizer)
     if config.adapter.init == "eva" and resume is None:
         _start_from_inputs(session, model, pad_id)
     objective = build_objective(config.objective)
-    # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
-    plan = cache(
-        lambda tokens: plan_run(
-            config, session.artifact.train, session.world.size, tokens, model.layout
+    decisions, work = _settle(session, model, objective, pad_id, is_new=resume is None)
+    set_checkpointing(model, decisions.gradient_checkpointing)
+    trainer = _trainer(
+        session, model, objective, work, tokenizer=tokenizer, decisions=decisions, resume=resume
+    )
+    if resume is None:
+        session.announce(f"evaluating {len(work.evaluation)} held-out pairs before training")
+        session.announce(str(_evaluation_share(work, config, objective, decisions)))
+    trainer.train()
+    _note_memory(session)
+    done, total = trainer.state.global_step, len(work.steps)
+    if done < total:
+        raise StoppedError(
+            f"stopped at step {done} of {total} with a checkpoint; the same command resumes"
         )
-    )
-    decisions = settle_loaded(
-        session, model, objective, pad_id=pad_id, plan=plan, is_new=resume is None
-    )
+
+
+def _settle(
+    session: Session, model: PairModel, objective: Objective, pad_id: int, *, is_new: bool
+) -> tuple[Decisions, Work]:
+    """What the loaded model decides, and the steps that follow from it."""
+    config, table = session.run.config, session.artifact.train
+    # Cached, because it is called twice and takes seconds for a few hundred thousand pairs.
+    plan = cache(lambda tokens: plan_run(config, table, session.world.size, tokens, model.layout))
+    decisions = settle_loaded(session, model, objective, pad_id=pad_id, plan=plan, is_new=is_new)
     budget = decisions.tokens_per_microbatch
     work = Work(
         steps=plan(budget),
-        train=session.artifact.train,
+        train=table,
         evaluation=session.artifact.eval,
         reference=_reference(session, model, pad_id) if objective.needs_reference else None,
         pad_id=pad_id,
@@ -158,10 +177,23 @@ def _run_steps(session: Session, resume: tuple[Path, Position] | None) -> None:
         token_budget=budget,
         schedule_from=session.setup.schedule_from,
     )
-    set_checkpointing(model, decisions.gradient_checkpointing)
+    return decisions, work
+
+
+def _trainer(
+    session: Session,
+    model: PairModel,
+    objective: Objective,
+    work: Work,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    decisions: Decisions,
+    resume: tuple[Path, Position] | None,
+) -> "PreferenceTrainer":
+    """The engine's trainer with all that it writes, reports and shows."""
+    run, config = session.run, session.run.config
     start = resume[1].step if resume else 0
-    callbacks = [_tensorboard(run.folder, start)] if session.world.is_first else []
-    trainer = engine_of(config).trainer(config, tokenizer, decisions)(
+    return engine_of(config).trainer(config, tokenizer, decisions)(
         model=model,
         objective=objective,
         work=work,
@@ -180,18 +212,8 @@ def _run_steps(session: Session, resume: tuple[Path, Position] | None) -> None:
         trl_metrics=config.objective.trl_metrics if config.training.trl_metric_names else None,
         scores_at_start=_scores_at_start(session, objective) if resume else None,
         lora_plus_ratio=config.adapter.lora_plus_ratio,
-        callbacks=callbacks,
+        callbacks=[_tensorboard(run.folder, start)] if session.world.is_first else [],
     )
-    if resume is None:
-        session.announce(f"evaluating {len(work.evaluation)} held-out pairs before training")
-        session.announce(str(_evaluation_share(work, config, objective, decisions)))
-    trainer.train()
-    _note_memory(session)
-    done, total = trainer.state.global_step, len(work.steps)
-    if done < total:
-        raise StoppedError(
-            f"stopped at step {done} of {total} with a checkpoint; the same command resumes"
-        )
 
 
 def _load(session: Session, adapter: Path | None) -> PairModel:
