@@ -17,6 +17,7 @@ from orpo_ray.distributed.preflight import cluster_nodes, runs_at_once
 from orpo_ray.distributed.run import Ground, prepare_on
 from orpo_ray.errors import ConfigError, OrpoRayError, ResourceError, RunError
 from orpo_ray.evaluation.judge.judging import Judge
+from orpo_ray.report.words import counted
 from orpo_ray.runs.comparison import Comparison, Entry, Standing
 from orpo_ray.runs.comparison_run import ComparisonRun
 from orpo_ray.runs.console import Console, Hushed
@@ -153,8 +154,7 @@ def _train(
     runs = len(comparison.entries)
     at_once = min(runs_at_once(ground.placement, cluster_nodes()), runs)
     console.announce(
-        f"{runs} {'runs' if runs > 1 else 'run'}, {at_once} at once; each loads the base before "
-        "its first step"
+        f"{counted(runs, 'run')}, {at_once} at once; each loads the base before its first step"
     )
     pairs = run.storage.place_of(ground.artifact.path)
     room = TrialRoom(pairs, ground.placement, ground.hardware, Path.cwd())
