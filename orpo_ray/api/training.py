@@ -105,11 +105,7 @@ def train(
             return finished
         wait_for_free_room(config.scale, placement, console)
         hardware = hardware_of(config.scale, placement)
-        from orpo_ray.planner.foretold import foretell, look_back
-
-        planned = foretell(run, artifact, placement, hardware, console)
         _train(run, artifact, placement, hardware, console)
-        look_back(run, planned, console)
         result = run.result()
         assert result is not None, "a run that ends without an error has a result"
         return _shown(run, result, console)
@@ -161,22 +157,40 @@ def _extend(run: Run, console: Console) -> None:
 def _train(
     run: Run, artifact: Artifact, placement: Placement, hardware: Hardware, console: Console
 ) -> None:
-    """Decide what the settings leave open, then train in this process or in Ray's workers."""
+    """Train in this process or in Ray's workers, between the plan and how wrong it was."""
+    from orpo_ray.planner.foretold import foretell, look_back
+
+    foretold = foretell(run, artifact, placement, hardware, console)
+    planned = None if foretold is None else foretold.raw.to_json()
     if placement.uses_ray:
         with without_collections():
             from orpo_ray.distributed.run import Ground, train_on
 
         with StopSignal(console) as heard:
-            train_on(Ground(artifact, placement, hardware), run, heard)
-        return
+            train_on(Ground(artifact, placement, hardware, planned), run, heard)
+    else:
+        _train_here(run, artifact, hardware, planned, console)
+    look_back(run, foretold, console)
+
+
+def _train_here(
+    run: Run,
+    artifact: Artifact,
+    hardware: Hardware,
+    planned: dict[str, Any] | None,
+    console: Console,
+) -> None:
+    """Decide what the settings leave open, then train in this process."""
     with without_collections():
         from orpo_ray.training import loop
         from orpo_ray.training.reporter import LocalReporter
         from orpo_ray.training.setup import settle
 
     with StopSignal(console) as heard:
-        setup = settle(run, artifact, console.announce, hardware, owns_machine=True)
-        loop.train(run, artifact, setup, LocalReporter(run, heard), console.announce)
+        settled = settle(
+            run, artifact, console.announce, hardware, owns_machine=True, planned=planned
+        )
+        loop.train(run, artifact, settled, LocalReporter(run, heard), console.announce)
 
 
 def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:

@@ -1,6 +1,7 @@
 """Takes a run on workers from its prepared pairs to its end."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from orpo_ray.data.store import Artifact
 from orpo_ray.distributed import launch, references
@@ -20,6 +21,8 @@ class Ground:
     artifact: Artifact
     placement: Placement
     hardware: Hardware
+    planned: dict[str, Any] | None = None
+    """What the planner expects of one of them. Runs with other settings do not share this."""
 
 
 def train_on(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> None:
@@ -49,6 +52,7 @@ def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> 
             workers=found.workers,
             nodes=found.nodes,
             owns_machine=found.own_ray,
+            planned=ground.planned,
         )
 
     def look_again() -> tuple[Placement, Setup]:

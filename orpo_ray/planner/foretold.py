@@ -16,7 +16,7 @@ from orpo_ray.planner.lengths import Lengths
 from orpo_ray.planner.plan import Paper, Place
 from orpo_ray.planner.prediction import calibrated, compare, predict
 from orpo_ray.runs.console import Console
-from orpo_ray.runs.files import PLAN, RESULT_FILE, RUN_FILE
+from orpo_ray.runs.files import PLAN, RUN_FILE
 from orpo_ray.runs.run import Run
 from orpo_ray.training.set_threads import threads_set_by
 
@@ -88,20 +88,10 @@ def _duration(seconds: float) -> str:
 
 
 def look_back(run: Run, foretold: Foretold | None, console: Console) -> None:
-    """Say how wrong the plan of a finished run was, and keep both in run.json."""
-    run.fetch(RESULT_FILE)  # a worker on another server may have written it
-    result = run.result()
-    if foretold is None or result is None:
-        return
-    measured = {
-        "seconds": result.seconds,
-        "pairs_per_second": result.pairs_per_second,
-        "peak_bytes": result.peak_memory_bytes,
-    }
-    run.fetch(RUN_FILE)
-    run.add_facts({PLAN: {"predicted": foretold.raw.to_json(), "measured": measured}})
-    run.store(RUN_FILE)
-    console.announce(compare(foretold.shown.to_json(), measured))
+    """Say how wrong the plan of a finished run was, as its run.json has it."""
+    run.fetch(RUN_FILE)  # a worker on another server may have written it
+    if foretold is not None:
+        console.announce(compare(foretold.shown.to_json(), run.facts()[PLAN]["measured"]))
 
 
 def _predict(run: Run, artifact: "Artifact", workers: Workers, hardware: "Hardware") -> Prediction:

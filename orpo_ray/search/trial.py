@@ -5,7 +5,7 @@ Tune may give the trial up at any evaluation. The process then takes the next tr
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,10 @@ def _stage_result(stage: Run, room: TrialRoom, console: Console) -> TrainResult:
 
 def _train_one(run: Run, room: TrialRoom, console: Console) -> None:
     ground = room.ground()
-    planned = foretell(run, ground.artifact, room.placement, room.hardware, console)
-    train_on(ground, run, console, _POLL_S)
-    look_back(run, planned, console)
+    foretold = foretell(run, ground.artifact, room.placement, room.hardware, console)
+    planned = None if foretold is None else foretold.raw.to_json()
+    train_on(replace(ground, planned=planned), run, console, _POLL_S)
+    look_back(run, foretold, console)
 
 
 class _TuneConsole(Console):

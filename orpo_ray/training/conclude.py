@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from orpo_ray.runs.files import PLAN
 from orpo_ray.runs.metrics import last_metrics, metric_by_step, metrics_at
 from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
@@ -40,9 +41,21 @@ def conclude(session: Session, checkpoint: Path) -> None:
         layout=facts.get("layout", facts["decisions"]["layout"]),
         versions=versions(),
     )
+    _keep_measured(run, result)
     write_model_card(run.lay_adapter(chosen / "adapter"), run.config, summary, result)
     run.conclude(result)
     send_page(run, session.announce)
+
+
+def _keep_measured(run: Run, result: TrainResult) -> None:
+    """Keep what came beside what the planner expected, if it could tell."""
+    if plan := run.facts().get(PLAN):
+        measured = {
+            "seconds": result.seconds,
+            "pairs_per_second": result.pairs_per_second,
+            "peak_bytes": result.peak_memory_bytes,
+        }
+        run.add_facts({PLAN: {**plan, "measured": measured}})
 
 
 def _on_preference(run: Run) -> list[str]:

@@ -20,7 +20,7 @@ from orpo_ray.objectives import build_objective
 from orpo_ray.runs.changes import refuse_changed_identity
 from orpo_ray.runs.console import SILENT, Announce, Noted
 from orpo_ray.runs.extend import schedule_from
-from orpo_ray.runs.files import PAIRS, REASONS, RUN_FILE
+from orpo_ray.runs.files import PAIRS, PLAN, REASONS, RUN_FILE
 from orpo_ray.runs.run import Run
 from orpo_ray.runs.versions import versions
 from orpo_ray.training.decisions import Decisions, Setup
@@ -44,11 +44,13 @@ def settle(
     workers: int = 1,
     nodes: int = 1,
     owns_machine: bool = False,
+    planned: dict[str, Any] | None = None,
 ) -> Setup:
     """Decide the value of every `auto`, announce it and record it.
 
-    `owns_machine` says that no other run takes the cores which the workers have. Raises a user
-    error if an input of a resumed run has changed, or if the settings cannot be met.
+    `owns_machine` says that no other run takes the cores which the workers have. `planned` is what
+    the planner expects, which is recorded with the rest. Raises a user error if an input of a
+    resumed run has changed, or if the settings cannot be met.
     """
     config = run.config
     if not len(artifact.eval):
@@ -78,6 +80,7 @@ def settle(
         REASONS: stored.get(REASONS, noted.lines),
         PAIRS: account(artifact),
         "versions": versions(),
+        PLAN: planned and {"predicted": planned},
     }
     run.write_facts({**stored, **settled})
     run.store(RUN_FILE)

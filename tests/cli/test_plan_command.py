@@ -385,4 +385,4 @@ def test_a_base_that_the_planner_does_not_know_trains_all_the_same(
     (line,) = [line for line in done.said if "planned" in line]
     assert line.startswith("not planned: ") and "stablelm" in line
     written = json.loads((tmp_path / "storage" / "tiny" / "run.json").read_text(encoding="utf-8"))
-    assert "plan" not in written
+    assert written["plan"] is None

@@ -13,7 +13,8 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.data.summary import account
 from orpo_ray.errors import StoppedError
 from orpo_ray.models.hardware import CPU
-from orpo_ray.runs.files import RUN_FILE, read_json
+from orpo_ray.runs.console import SILENT
+from orpo_ray.runs.files import PLAN, RUN_FILE, read_json
 from orpo_ray.runs.run import Run
 from orpo_ray.training import loop
 from orpo_ray.training.reporter import LocalReporter
@@ -57,11 +58,11 @@ def test_drops_have_their_reasons(artifact: Artifact) -> None:
     ], OVERLONG_PAIR
 
 
-def until(run: Run, artifact: Artifact, step: int) -> None:
+def until(run: Run, artifact: Artifact, step: int, planned: dict[str, Any] | None = None) -> None:
     """Train up to a step, save a checkpoint there and stop."""
     console = StopsAfter(step)
     run.folder.mkdir(parents=True, exist_ok=True)
-    setup = settle(run, artifact, console.announce, CPU)
+    setup = settle(run, artifact, console.announce, CPU, planned=planned)
     with pytest.raises(StoppedError):
         loop.train(run, artifact, setup, LocalReporter(run, console), console.announce)
 
@@ -102,6 +103,41 @@ def test_a_resumed_run_keeps_why_it_was_decided_as_it_was(
     train_locally(config, artifact)
     assert facts(run)["reasons"] == reasons
     assert facts(run)["pairs"] == account(artifact)
+
+
+def test_the_plan_is_on_record_from_the_start_and_what_came_before_the_result(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(run_config(tmp_path))
+    until(run, artifact, 3, planned={"device": "one"})
+    assert facts(run)[PLAN] == {"predicted": {"device": "one"}}
+    setup = settle(run, artifact, SILENT.announce, CPU, planned={"device": "other"})
+    # A driver that dies after the result would add nothing: all is there when the result is.
+    seen: list[Any] = []
+    conclude = Run.conclude
+    monkeypatch.setattr(
+        Run,
+        "conclude",
+        lambda self, result: (seen.append(facts(self)[PLAN]), conclude(self, result)),
+    )
+    loop.train(run, artifact, setup, LocalReporter(run, SILENT), SILENT.announce)
+    result = run.result()
+    assert result is not None and seen == [facts(run)[PLAN]]
+    assert seen[0] == {
+        "predicted": {"device": "other"},
+        "measured": {
+            "seconds": result.seconds,
+            "pairs_per_second": result.pairs_per_second,
+            "peak_bytes": result.peak_memory_bytes,
+        },
+    }
+
+
+def test_a_run_that_is_not_planned_records_no_plan(artifact: Artifact, tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    until(Run(config), artifact, 3, planned={"device": "one"})
+    train_locally(config, artifact)
+    assert facts(Run(config))[PLAN] is None
 
 
 def test_memory_is_reported_at_every_step_and_never_falls(
