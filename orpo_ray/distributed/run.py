@@ -9,6 +9,7 @@ from orpo_ray.distributed.driver import Driver
 from orpo_ray.distributed.preflight import Placement, place
 from orpo_ray.models.hardware import Hardware
 from orpo_ray.runs.console import Console
+from orpo_ray.runs.files import RESULT_FILE, RUN_FILE
 from orpo_ray.runs.run import Run
 from orpo_ray.training.decisions import Setup
 from orpo_ray.training.setup import settle
@@ -28,11 +29,14 @@ class Ground:
 def train_on(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> None:
     """Decide what is open, then train on the workers of `ground`. Raises the run's error.
 
+    At the end, run.json and result.json are on this server.
     The console is called in this thread, at most `poll_s` seconds after the news.
     """
     driver = _driver(ground, run, console, poll_s)
     references.prepare_references(driver)
     launch.train(driver)
+    for name in (RUN_FILE, RESULT_FILE):
+        run.fetch(name)  # the first worker may have written them on another server
 
 
 def prepare_on(ground: Ground, run: Run, console: Console) -> None:

@@ -16,7 +16,7 @@ from orpo_ray.planner.lengths import Lengths
 from orpo_ray.planner.plan import Paper, Place
 from orpo_ray.planner.prediction import calibrated, compare, predict
 from orpo_ray.runs.console import Console
-from orpo_ray.runs.files import PLAN, RUN_FILE
+from orpo_ray.runs.files import PLAN
 from orpo_ray.runs.run import Run
 from orpo_ray.training.set_threads import threads_set_by
 
@@ -89,7 +89,6 @@ def _duration(seconds: float) -> str:
 
 def look_back(run: Run, foretold: Foretold | None, console: Console) -> None:
     """Say how wrong the plan of a finished run was, as its run.json has it."""
-    run.fetch(RUN_FILE)  # a worker on another server may have written it
     if foretold is not None:
         console.announce(compare(foretold.shown.to_json(), run.facts()[PLAN]["measured"]))
 
