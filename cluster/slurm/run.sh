@@ -33,7 +33,8 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 RAY_py_gcs_connect_timeout_s=6
 # Runs on the head, and keeps the exit code in a file. Ray's own exit code also depends on the other
 # nodes and on how Ray ends.
 # shellcheck disable=SC2016
-driver='"${@:2}" & echo $! > "$1/pid"; wait $!; code=$?; echo "$code" > "$1/code"; exit "$code"'
+driver='"${@:2}" & echo $! > "$1/new" && mv "$1/new" "$1/pid"
+wait $!; code=$?; echo "$code" > "$1/code"; exit "$code"'
 
 # When the head is done, Ray on the other nodes needs a minute to notice. A step does not inherit
 # --cpus-per-task, so it is given again.

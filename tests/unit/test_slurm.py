@@ -244,7 +244,8 @@ def test_a_job_near_its_time_limit_saves_a_checkpoint_and_comes_back(
     job: Job, happens: dict[str, str], code: int, requeued: bool
 ) -> None:
     running = job.start(DRIVER_WAITS="yes", **happens)
-    wait_until((job.folder / "driver.json").exists, "the run has begun")
+    pid = job.folder / ".orpo-ray" / f"slurm-{JOB}" / "pid"
+    wait_until(lambda: pid.exists() and (job.folder / "driver.json").exists(), "the run has begun")
     running.send_signal(signal.SIGTERM)
     out, err = running.communicate(timeout=HANG_S)
     assert running.returncode == code, out + err
