@@ -41,8 +41,11 @@ def extend(run: Run, total_steps: int) -> None:
             f"training.warmup: {warmup} steps, but only {more} steps are added; set it to less"
         )
     begun = {"step": result.steps, "training": stored.get("training"), "metrics": result.metrics}
-    earlier = [past for past in facts.get(EXTENSIONS, []) if past["step"] < result.steps]
-    run.add_facts({EXTENSIONS: [*earlier, begun]})
+    earlier = facts.get(EXTENSIONS, [])
+    # A process that died in the lines below has left the first settings on record. The stored ones
+    # may be the new ones already.
+    if not earlier or earlier[-1]["step"] < result.steps:
+        run.add_facts({EXTENSIONS: [*earlier, begun]})
     run.store(RUN_FILE)
     run.write_config()
     run.reopen()
