@@ -15,7 +15,7 @@ from rich.text import Text
 
 from orpo_ray.config import RunConfig, build
 from orpo_ray.errors import ConfigError
-from orpo_ray.runs.files import CONFIG_FILE, RESULT_FILE
+from orpo_ray.runs.files import CONFIG_FILE, EVALUATION_FILE
 from orpo_ray.runs.results import Evaluation, Sample, TrainResult
 from orpo_ray.runs.run import Run
 
@@ -52,11 +52,14 @@ def demo_config(objective: str, storage: str, stamp: str) -> RunConfig:
 
 
 def next_demo(objective: str, storage: str) -> RunConfig:
-    """The newest interrupted demo of an objective that can be resumed, or a new one."""
+    """The newest interrupted demo of an objective that can be resumed, or a new one.
+
+    A demo ends with its evaluation.
+    """
     new = demo_config(objective, storage, time.strftime("%Y%m%d-%H%M%S"))
     begun = [path.parent for path in Run(new).root.glob(f"demo-{objective}-*/{CONFIG_FILE}")]
     for folder in sorted(begun, reverse=True):
-        if not (folder / RESULT_FILE).exists():
+        if not (folder / EVALUATION_FILE).exists():
             config = _interrupted_demo(
                 objective, storage, folder.name.removeprefix(f"demo-{objective}-")
             )

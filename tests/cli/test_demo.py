@@ -178,11 +178,15 @@ def begin_demo(storage: Path, objective: str, stamp: str, **changes: Any) -> Run
 
 
 def test_the_newest_unfinished_demo_of_the_objective_is_chosen(tmp_path: Path) -> None:
-    older, newer, finished = (begin_demo(tmp_path, "orpo", f"20260101-00000{n}") for n in (1, 2, 3))
-    (finished.run_dir / "result.json").write_text("{}")
+    older, trained, finished = (
+        begin_demo(tmp_path, "orpo", f"20260101-00000{n}") for n in (1, 2, 3)
+    )
+    for demo in (trained, finished):
+        (demo.run_dir / "result.json").write_text("{}")
+    (finished.run_dir / "evaluation.json").write_text("{}")
     begin_demo(tmp_path, "dpo", "20260101-000004")
-    assert next_demo("orpo", str(tmp_path)) == newer
-    with Run(newer).lock():
+    assert next_demo("orpo", str(tmp_path)) == trained, "its evaluation is missing"
+    with Run(trained).lock():
         assert next_demo("orpo", str(tmp_path)) == older
 
 
