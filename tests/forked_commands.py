@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -39,8 +40,9 @@ class ForkedCommand:
         return _text(self._err)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """To the command alone."""
-        os.kill(self._pid, number)
+        """To the command alone; it may have ended by itself."""
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, number)
 
     def has_ended(self, within_s: float) -> bool:
         """Whether it ends in that time."""

@@ -11,12 +11,15 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from support import ENVIRONMENT, HANG_S, wait_until
 
 _MARK = "ORPO_RAY_TEST_RUN"
+_OWN_PORTS = range(20_000, 32_000)
+"""Above those of Ray's workers, below those that the system gives to whoever asks for any."""
 _NO_ACTORS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")
 
 
@@ -25,6 +28,8 @@ class Processes:
     """All processes that a command started, found by a mark that they inherit."""
 
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _held: set[int] = field(default_factory=set)
+    _released: set[int] = field(default_factory=set)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -58,6 +63,28 @@ class Processes:
         """The one Ray actor of a class."""
         (pid,) = (pid for pid, command in self.left().items() if f" ray::{title}" in command)
         return pid
+
+    def hold(self) -> bool:
+        """Hold runs at their next evaluation or checkpoint; returns whether one is held.
+
+        Workers report both through an actor of Ray, which is stopped here. So a signal cannot come
+        after the run's end, however slow the machine is.
+        """
+        meets = " ray::SynchronizationActor"
+        found = {pid for pid, title in self.left().items() if meets in title} - self._released
+        for pid in found - self._held:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        self._held |= found
+        return bool(found)
+
+    def release(self) -> None:
+        """Release runs that are held."""
+        for pid in self._held:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        self._released |= self._held
+        self._held.clear()
 
     def end(self) -> None:
         """Kill the processes that are left, each by its pid."""
@@ -164,9 +191,13 @@ def _state(folder: Path) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that are free at the moment."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
+    """Ports of the loopback interface that are free at the moment.
+
+    Neither the system nor Ray hands them out by itself, so that they stay free.
+    """
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = _OWN_PORTS[secrets.randbelow(len(_OWN_PORTS))]
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.add(port)
+    return list(ports)

@@ -88,6 +88,7 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
     first = start("submit", "train", *ask)
     metrics = cluster.folder / "storage" / "team" / "long" / "metrics.jsonl"
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, "it trains")
+    wait_until(cluster.processes.hold, "it is held")
 
     attached = command("submit", "train", *ask, "--detach", "--json")
     assert (attached.code, attached.result) == (0, {"run": "team/long", "state": "at work"})
@@ -99,7 +100,10 @@ def test_a_run_is_stopped_with_a_checkpoint_and_goes_on_when_it_is_submitted_aga
         ("train", "running")
     ]
 
-    ended = command("stop", "team/long", *way(cluster))
+    stopping = start("stop", "team/long", *way(cluster))
+    wait_until(lambda: "stopping" in first.said(), "the run hears of it")
+    cluster.processes.release()
+    ended = stopping.end()
     assert (ended.code, ended.out) == (0, "team/long: stopped\n"), ended.err
     one_line(first.end(), STOPPED, "run team/long: stopped at step", "with a checkpoint")
     assert list((metrics.parent / "checkpoints").glob("step-*"))

@@ -13,6 +13,7 @@ import logging
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,15 +23,41 @@ from ray.cluster_utils import Cluster
 from orpo_ray import api
 from orpo_ray.config import load_config
 from orpo_ray.runs.console import Console
-from orpo_ray.storage import storage_at
+from orpo_ray.storage import Storage, storage_at
+
+_POLL_S = 0.05
+_HELD_S = 30.0
 
 
 def meeting_place() -> psutil.Process:
     """The process of Ray's actor through which workers report evaluations and checkpoints."""
-    actors = psutil.Process().children(recursive=True)
-    title = "ray::SynchronizationActor"
-    (found,) = (actor for actor in actors if title in " ".join(actor.cmdline()))
+    (found,) = filter(_is_meeting_place, psutil.Process().children(recursive=True))
     return found
+
+
+def _is_meeting_place(process: psutil.Process) -> bool:
+    try:
+        return "ray::SynchronizationActor" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def hold_at(manifest: Path, storage: Storage) -> psutil.Process:
+    """Hold the run where it has written a checkpoint, at the meeting that follows it.
+
+    A hold may begin while ranks still meet after an evaluation. The checkpoint then never comes, so
+    they are let through, and held again.
+    """
+    place = meeting_place()
+    while True:
+        place.suspend()
+        held_at = time.monotonic()
+        while time.monotonic() - held_at < _HELD_S:
+            if storage.holds(manifest):
+                return place
+            time.sleep(_POLL_S)
+        place.resume()
+        time.sleep(_POLL_S)
 
 
 def main(config_path: str, step: int, cache: str | None = None) -> None:
@@ -54,10 +81,7 @@ def main(config_path: str, step: int, cache: str | None = None) -> None:
             if not alive:
                 return
             # The first news is that of the evaluation before the first step.
-            place = meeting_place()
-            place.suspend()
-            while not storage_at(config.storage).holds(manifest):
-                time.sleep(0.05)
+            place = hold_at(manifest, storage_at(config.storage))
             cluster.remove_node(alive.pop(), allow_graceful=False)
             with suppress(psutil.NoSuchProcess):
                 place.resume()

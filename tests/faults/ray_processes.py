@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ class Command:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.processes = Processes()
-        self._held: set[int] = set()
-        self._released: set[int] = set()
         self._folder = Path(tempfile.mkdtemp(prefix="orpo-command-"))
         with (self._folder / "out").open("w") as out, (self._folder / "err").open("w") as err:
             self._process = subprocess.Popen(
@@ -65,7 +62,11 @@ class Command:
             assert found or self._process.poll() is None, f"ended before {what}: {self.said()}"
             return found
 
-        return wait_until(asked, what)
+        try:
+            return wait_until(asked, what)
+        except BaseException:
+            self.processes.end()  # Ray of a failed test would take the cores of the next ones
+            raise
 
     def said(self) -> str:
         """What the command has said to the user so far."""
@@ -76,27 +77,12 @@ class Command:
         (os.killpg if to_group else os.kill)(self.pid, number)
 
     def hold(self) -> bool:
-        """Hold runs at their next evaluation or checkpoint; returns whether one is held.
-
-        Workers report both through an actor of Ray, which is stopped here. So a signal cannot come
-        after the run's end, however slow the machine is.
-        """
-        meets = " ray::SynchronizationActor"
-        left = self.processes.left()
-        found = {pid for pid, title in left.items() if meets in title} - self._released
-        for pid in found - self._held:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        self._held |= found
-        return bool(found)
+        """Hold runs at their next evaluation or checkpoint; returns whether one is held."""
+        return self.processes.hold()
 
     def release(self) -> None:
         """Release runs that are held."""
-        for pid in self._held:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        self._released |= self._held
-        self._held.clear()
+        self.processes.release()
 
     def end(self) -> Ended:
         """Wait for the end of the command and of all processes that it started."""

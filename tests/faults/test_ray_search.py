@@ -14,6 +14,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from ray_processes import Command, Ended, worker_pids
@@ -99,12 +100,22 @@ def processes_of_trials(command: Command) -> set[int]:
     return {pid for pid, title in command.processes.left().items() if " ray::ImplicitFunc" in title}
 
 
+def process_of_trial(command: Command, folder: Path, number: int) -> int:
+    """The process that drives a trial: it has the trial's log open."""
+    path = str(folder / "trials" / f"{number:03d}" / "run.log")
+    (found,) = (
+        pid
+        for pid in processes_of_trials(command)
+        if path in {opened.path for opened in psutil.Process(pid).open_files()}
+    )
+    return found
+
+
 def is_gone(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
-    return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
 
 
 def given_up(folder: Path) -> list[int]:
@@ -146,9 +157,10 @@ def searched(storage: Path) -> Searched:
     command = Command(config, "--json", command="tune")
     last = folder / "trials" / "003"
     command.wait_until(
-        lambda: command.hold() and worker_pids(last) != workers_of_last, "the last trial's workers"
+        lambda: command.hold() and worker_pids(last) not in ([], workers_of_last),
+        "the last trial's workers",
     )
-    os.kill(processes_of_trials(command).pop(), SIGKILL)
+    os.kill(process_of_trial(command, folder, 3), SIGKILL)
     command.release()
     ended = command.end()
     # Idle helpers of Ray try for a minute to report the raylet's end to the dead driver.
@@ -225,14 +237,14 @@ def test_a_trial_begins_in_the_process_of_one_that_has_ended_or_was_given_up(
     searched: Searched,
 ) -> None:
     before, after = searched.processes_of_trials
-    assert len(before) == 2 and after == before
+    # Tune ends a process that is idle, so one of the two may be gone.
+    assert len(before) == 2 and after and after <= before
 
 
 def test_a_trial_whose_process_is_killed_is_started_again(searched: Searched) -> None:
     assert searched.lost_before_kill == 1
-    # In the second command one trial began twice.
-    counted = zip(begun(searched.folder), searched.begun_at_kill, strict=True)
-    assert max(in_all - before for in_all, before in counted) == 2
+    # In the second command the last trial began twice.
+    assert begun(searched.folder)[3] - searched.begun_at_kill[3] == 2
     assert not any("process was lost" in str(trial["error"]) for trial in searched.record["trials"])
 
 
