@@ -31,7 +31,7 @@ from orpo_ray.runs.console import SILENT, Console
 from orpo_ray.runs.files import ENDED_BY, RUN_FILE
 from orpo_ray.runs.results import SearchPlan, TrainPlan, TrainResult
 from orpo_ray.runs.run import Run
-from orpo_ray.runs.search import Search, SearchResult
+from orpo_ray.runs.search import SearchResult
 from orpo_ray.runs.search_run import SearchRun, search_for
 from orpo_ray.runs.stages import conclude_stages
 from orpo_ray.runs.stop import StopSignal
@@ -91,7 +91,7 @@ def train(
     if extend:
         _extend(run, console)
     if (finished := run.look(console)) is not None:
-        return _with_page(run, finished, console)
+        return finished
     run.refuse_busy(ONLOOKER_S)
     refuse_missing_before_training(config)
     if config.stages:
@@ -108,14 +108,6 @@ def train(
         _train(run, artifact, placement, hardware, console)
         result = run.result()
         assert result is not None, "a run that ends without an error has a result"
-        return _shown(run, result, console)
-
-
-def _with_page(run: Run, result: TrainResult, console: Console) -> TrainResult:
-    """The result of a finished run. If its driver died before the page, the page is written now."""
-    if result.report is not None:
-        return result
-    with run.lock(ONLOOKER_S):
         return _shown(run, result, console)
 
 
@@ -165,17 +157,17 @@ def _extend(run: Run, console: Console) -> None:
 def _train(
     run: Run, artifact: Artifact, placement: Placement, hardware: Hardware, console: Console
 ) -> None:
-    """Train in this process or in Ray's workers, between the plan and how wrong it was."""
-    from orpo_ray.planner.foretold import foretell, look_back
+    """Train in this process or in Ray's workers. Says the plan, and at the end how wrong it was."""
+    from orpo_ray.planner.foretold import foretell, look_back, on_record
 
     foretold = foretell(run, artifact, placement, hardware, console)
-    planned = None if foretold is None else foretold.raw.to_json()
+    planned = on_record(foretold)
     if placement.uses_ray:
         with without_collections():
             from orpo_ray.distributed.run import Ground, train_on
 
         with StopSignal(console) as heard:
-            train_on(Ground(artifact, placement, hardware, planned), run, heard)
+            train_on(Ground(artifact, placement, hardware), run, heard, planned=planned)
     else:
         _train_here(run, artifact, hardware, planned, console)
     look_back(run, foretold, console)
@@ -195,10 +187,10 @@ def _train_here(
         from orpo_ray.training.setup import settle
 
     with StopSignal(console) as heard:
-        setup = settle(
+        settled = settle(
             run, artifact, console.announce, hardware, owns_machine=True, planned=planned
         )
-        loop.train(run, artifact, setup, LocalReporter(run, heard), console.announce)
+        loop.train(run, artifact, settled, LocalReporter(run, heard), console.announce)
 
 
 def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:
@@ -236,9 +228,7 @@ def _train_stages(
         console.announce(
             f"stage {number} of {len(config.stages)}: {stage.objective.kind}, in {run.place}{done}"
         )
-        results.append(
-            _with_page(run, result, console) if result else train(stage, console, verbose)
-        )
+        results.append(result or train(stage, console, verbose))
     return results
 
 
@@ -256,9 +246,6 @@ def tune(config: RunConfig, console: Console = PRINTING, verbose: bool = False) 
     Run(config).check_writable()
     run, space, searched = _read_search(config, console)
     if (search := run.look(console)) is not None:
-        if search.report is None:  # its driver died before the page
-            with run.lock(ONLOOKER_S):
-                _show_search(run, search, console)
         return search.result()
     run.refuse_busy(ONLOOKER_S)
     refuse_missing_before_training(config)
@@ -294,16 +281,11 @@ def _search(
     ground = Ground(artifact, placement, hardware_of(run.config.scale, placement))
     with StopSignal(console, "stopping; the same command resumes the trials") as heard:
         search = run_search(run, space, ground, heard)
-    _show_search(run, search, console)
-    return search.result()
-
-
-def _show_search(run: SearchRun, search: Search, console: Console) -> None:
-    """Write the page of a finished search, and keep in its record where the page is."""
     from orpo_ray.report.write import try_to_report
 
     search.report = try_to_report(run, console.announce)
     run.keep(search)
+    return search.result()
 
 
 # --- plan -----------------------------------------------------------------------------------------

@@ -55,11 +55,14 @@ def demo(
     from orpo_ray.runs.run import Run
 
     run = Run(config)
-    with prints_to_log(verbose=False):
-        trained = api.train(config, Terminal(run, ProgressLine()))
+    trained = run.look(SILENT)
+    if trained is None:
+        with prints_to_log(verbose=False):
+            trained = api.train(config, Terminal(run, ProgressLine()))
     announce("evaluating base and adapter on questions that never occur in training")
     prompts = [prompt["prompt"] for prompt in judge_prompts()]
-    evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, console=SILENT)
+    with run.lock():  # another demo begins its own
+        evaluation = api.evaluate(config, conversations=prompts, max_new_tokens=48, console=SILENT)
     outcome = demo_outcome(config, trained, evaluation)
     outcome["seconds"] = time.monotonic() - started
     if not json:

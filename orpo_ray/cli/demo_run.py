@@ -69,12 +69,13 @@ def next_demo(objective: str, storage: str) -> RunConfig:
 
 
 def _interrupted_demo(objective: str, storage: str, stamp: str) -> RunConfig | None:
-    """The demo of that stamp; None if a process works on it or it has another recipe."""
+    """The demo of that stamp; None if a process works on it, or it has another recipe or damage."""
     try:
         config = demo_config(objective, storage, stamp)
         run = Run(config)
         with run.lock():
             run.refuse_changes()
+            run.result()  # one that is damaged cannot be evaluated
     except (ConfigError, OSError):
         return None
     return config

@@ -7,7 +7,6 @@ from orpo_ray.data.store import Artifact
 from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.task import Task, task_of
 from orpo_ray.runs.console import Console
-from orpo_ray.runs.files import RESULT_FILE
 from orpo_ray.runs.run import Run
 from orpo_ray.training.decisions import Setup
 
@@ -32,12 +31,6 @@ class Driver:
     def task(self) -> Task:
         """What each process of the run needs to know."""
         return task_of(self.run, self.artifact, self.setup)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the first worker, maybe on another server, has written the run's result."""
-        self.run.fetch(RESULT_FILE)
-        return self.run.finished() is not None
 
     def place_again(self) -> None:
         """Place the workers, after a loss, on what is left of the cluster."""

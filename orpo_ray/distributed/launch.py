@@ -175,9 +175,6 @@ def train(driver: Driver, start: Start = RayGroup) -> None:
         decision = _decide(error, driver.placement, retries_left, is_first)
         if isinstance(decision, GiveUp):
             raise decision.error from error
-        if driver.is_finished:
-            announce(f"{decision.reason}; the run had ended before")
-            return
         retries_left -= 1
         announce(
             f"{decision.reason}; resuming from the last checkpoint ({retries_left} retries left)"

@@ -22,17 +22,21 @@ class Ground:
     artifact: Artifact
     placement: Placement
     hardware: Hardware
-    planned: dict[str, Any] | None = None
-    """What the planner expects of one of them. Runs with other settings do not share this."""
 
 
-def train_on(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> None:
+def train_on(
+    ground: Ground,
+    run: Run,
+    console: Console,
+    poll_s: float = 1.0,
+    planned: dict[str, Any] | None = None,
+) -> None:
     """Decide what is open, then train on the workers of `ground`. Raises the run's error.
 
-    At the end, run.json and result.json are on this server.
-    The console is called in this thread, at most `poll_s` seconds after the news.
+    `planned` is what the planner expects, for run.json. At the end, run.json and result.json are on
+    this server. The console is called in this thread, at most `poll_s` seconds after the news.
     """
-    driver = _driver(ground, run, console, poll_s)
+    driver = _driver(ground, run, console, poll_s, planned)
     references.prepare_references(driver)
     launch.train(driver)
     for name in (RUN_FILE, RESULT_FILE):
@@ -44,7 +48,13 @@ def prepare_on(ground: Ground, run: Run, console: Console) -> None:
     references.prepare_references(_driver(ground, run, console))
 
 
-def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> Driver:
+def _driver(
+    ground: Ground,
+    run: Run,
+    console: Console,
+    poll_s: float = 1.0,
+    planned: dict[str, Any] | None = None,
+) -> Driver:
     artifact, hardware = ground.artifact, ground.hardware
 
     def settled(found: Placement) -> Setup:
@@ -56,7 +66,7 @@ def _driver(ground: Ground, run: Run, console: Console, poll_s: float = 1.0) -> 
             workers=found.workers,
             nodes=found.nodes,
             owns_machine=found.own_ray,
-            planned=ground.planned,
+            planned=planned,
         )
 
     def look_again() -> tuple[Placement, Setup]:

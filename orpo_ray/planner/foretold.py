@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
@@ -85,6 +85,11 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.2g} {unit}"
     return f"{seconds:.2g} s"
+
+
+def on_record(foretold: Foretold | None) -> dict[str, Any] | None:
+    """What run.json keeps of a prediction."""
+    return None if foretold is None else foretold.raw.to_json()
 
 
 def look_back(run: Run, foretold: Foretold | None, console: Console) -> None:

@@ -95,8 +95,11 @@ def _take_up(run: SearchRun, settings: SearchConfig, pairs: int) -> Search:
     search = run.search() or Search(
         name=run.name, settings=dump(settings), trial_count=0, pairs=pairs
     )
-    search.settings, search.trial_count = dump(settings), trial_count(run.config)
-    search.status, search.report = "running", None
+    search.settings, search.trial_count, search.status = (
+        dump(settings),
+        trial_count(run.config),
+        "running",
+    )
     take_up(run, search)
     search.began = Start(time.time(), trial_steps(search.trials))
     run.keep(search)

@@ -5,7 +5,7 @@ Tune may give the trial up at any evaluation. The process then takes the next tr
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from orpo_ray.distributed.preflight import Placement
 from orpo_ray.distributed.run import Ground, train_on
 from orpo_ray.errors import OrpoRayError, ResourceError, on_one_line
 from orpo_ray.models.hardware import Hardware
-from orpo_ray.planner.foretold import foretell, look_back
+from orpo_ray.planner.foretold import foretell, look_back, on_record
 from orpo_ray.runs.console import Console, Metrics
 from orpo_ray.runs.files import LOG_FILE
 from orpo_ray.runs.log import FORMAT, is_kept
@@ -153,8 +153,7 @@ def _stage_result(stage: Run, room: TrialRoom, console: Console) -> TrainResult:
 def _train_one(run: Run, room: TrialRoom, console: Console) -> None:
     ground = room.ground()
     foretold = foretell(run, ground.artifact, room.placement, room.hardware, console)
-    planned = None if foretold is None else foretold.raw.to_json()
-    train_on(replace(ground, planned=planned), run, console, _POLL_S)
+    train_on(ground, run, console, _POLL_S, on_record(foretold))
     look_back(run, foretold, console)
 
 

@@ -1,6 +1,7 @@
 """Ends a run whose steps are all trained: its adapter, its model card, its result."""
 
 from pathlib import Path
+from typing import Any
 
 from orpo_ray.runs.files import PLAN
 from orpo_ray.runs.metrics import last_metrics, metric_by_step, metrics_at
@@ -41,21 +42,20 @@ def conclude(session: Session, checkpoint: Path) -> None:
         layout=facts.get("layout", facts["decisions"]["layout"]),
         versions=versions(),
     )
-    _keep_measured(run, result)
+    if plan := facts.get(PLAN):
+        run.add_facts({PLAN: {**plan, "measured": _measured(result)}})
     write_model_card(run.lay_adapter(chosen / "adapter"), run.config, summary, result)
     run.conclude(result)
     send_page(run, session.announce)
 
 
-def _keep_measured(run: Run, result: TrainResult) -> None:
-    """Keep what came beside what the planner expected, if it could tell."""
-    if plan := run.facts().get(PLAN):
-        measured = {
-            "seconds": result.seconds,
-            "pairs_per_second": result.pairs_per_second,
-            "peak_bytes": result.peak_memory_bytes,
-        }
-        run.add_facts({PLAN: {**plan, "measured": measured}})
+def _measured(result: TrainResult) -> dict[str, Any]:
+    """What came, under the names of the plan."""
+    return {
+        "seconds": result.seconds,
+        "pairs_per_second": result.pairs_per_second,
+        "peak_bytes": result.peak_memory_bytes,
+    }
 
 
 def _on_preference(run: Run) -> list[str]:

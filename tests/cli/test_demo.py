@@ -169,6 +169,10 @@ def test_the_same_command_goes_on_with_an_interrupted_demo(tmp_path: Path) -> No
     assert done.result["adapter"] == str(run_dir / "adapter")
 
 
+RESULT = {"name": "demo", "steps": 1, "adapter": "", "metrics": {}, "workers": [1]}
+RESULT |= {"pairs_per_second": 1.0, "strategy": "single", "layout": "packed", "versions": {}}
+
+
 def begin_demo(storage: Path, objective: str, stamp: str, **changes: Any) -> RunConfig:
     """A demo that was interrupted after its first checkpoint."""
     config = demo_config(objective, str(storage), stamp)
@@ -178,13 +182,14 @@ def begin_demo(storage: Path, objective: str, stamp: str, **changes: Any) -> Run
 
 
 def test_the_newest_unfinished_demo_of_the_objective_is_chosen(tmp_path: Path) -> None:
-    older, trained, finished = (
-        begin_demo(tmp_path, "orpo", f"20260101-00000{n}") for n in (1, 2, 3)
+    older, trained, damaged, finished = (
+        begin_demo(tmp_path, "orpo", f"20260101-00000{n}") for n in (1, 2, 3, 4)
     )
-    for demo in (trained, finished):
-        (demo.run_dir / "result.json").write_text("{}")
-    (finished.run_dir / "evaluation.json").write_text("{}")
-    begin_demo(tmp_path, "dpo", "20260101-000004")
+    write_json(trained.run_dir / "result.json", RESULT)
+    write_json(damaged.run_dir / "result.json", {})
+    write_json(finished.run_dir / "result.json", RESULT)
+    write_json(finished.run_dir / "evaluation.json", {})
+    begin_demo(tmp_path, "dpo", "20260101-000005")
     assert next_demo("orpo", str(tmp_path)) == trained, "its evaluation is missing"
     with Run(trained).lock():
         assert next_demo("orpo", str(tmp_path)) == older

@@ -7,19 +7,9 @@ import webbrowser
 from pathlib import Path
 
 import pytest
-from run_folders import (
-    HOSTILE,
-    keep_scores,
-    lines_of,
-    scores_of,
-    search_config,
-    write_run,
-    write_search,
-)
+from run_folders import HOSTILE, keep_scores, lines_of, scores_of, write_run, write_search
 from terminal import LACKING, WRONG, Command, Finished, one_line
 
-import orpo_ray
-from orpo_ray.runs.console import SILENT
 from orpo_ray.runs.files import EVALUATION_FILE, REPORT_FILE
 
 
@@ -57,20 +47,6 @@ def test_a_search_has_a_page(command: Command, tmp_path: Path) -> None:
     folder, _ = write_search(tmp_path)
     done = command("report", folder.parent, "--json")
     assert done.result == {"report": str(folder / REPORT_FILE)}, done.err
-
-
-def test_a_search_whose_driver_died_before_the_page_gets_it_from_the_same_command(
-    tmp_path: Path,
-) -> None:
-    folder, search = write_search(tmp_path)
-    assert search.report is None
-    config = search_config(tmp_path).model_copy(update={"name": "run"})
-    found = orpo_ray.tune(config, SILENT)
-    assert found.record.report == str(folder / REPORT_FILE)
-    assert (folder / REPORT_FILE).exists()
-    again = (folder / REPORT_FILE).stat()
-    assert orpo_ray.tune(config, SILENT) == found
-    assert (folder / REPORT_FILE).stat() == again, "it is written once"
 
 
 def test_text_shows_numbers_and_plots_and_gives_the_terminal_no_orders(

@@ -11,7 +11,7 @@ from orpo_ray import api
 from orpo_ray.config import RunConfig
 from orpo_ray.errors import ConfigError, StoppedError
 from orpo_ray.runs.console import SILENT
-from orpo_ray.runs.files import REPORT_FILE, RUN_FILE, read_json
+from orpo_ray.runs.files import RUN_FILE, read_json
 from orpo_ray.runs.run import Run
 
 BEFORE, AFTER = 4, 9
@@ -107,20 +107,6 @@ def test_an_extension_whose_process_dies_as_it_begins_is_begun_again(
     assert facts is not None and whole is not None
     assert facts["extensions"] == whole["extensions"]
     assert (storage / "run" / FILES[0]).read_bytes() == (unbroken / FILES[0]).read_bytes()
-
-
-def test_a_driver_that_dies_before_the_page_leaves_it_to_the_next_command(
-    finished: Path, tmp_path: Path
-) -> None:
-    storage = tmp_path / "storage"
-    shutil.copytree(finished, storage)
-    run = Run(config(storage, BEFORE))
-    result = run.result()
-    assert result is not None and result.report == str(run.path(REPORT_FILE))
-    run.path(REPORT_FILE).unlink()
-    run.keep_report(result, None)
-    assert api.train(run.config, SILENT) == result == run.result()
-    assert run.path(REPORT_FILE).exists()
 
 
 def test_the_command_before_the_extension_is_told_what_it_became(unbroken: Path) -> None:

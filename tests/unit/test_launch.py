@@ -34,7 +34,6 @@ from orpo_ray.errors import (
 )
 from orpo_ray.models.hardware import CPU
 from orpo_ray.runs.console import SILENT, Console
-from orpo_ray.runs.results import TrainResult
 from orpo_ray.runs.run import Run
 from orpo_ray.training.decisions import Setup
 
@@ -257,22 +256,6 @@ def test_after_a_loss_workers_start_again_on_what_is_left(stage: Stage, name: st
     assert told.startswith(reason)
     assert told.endswith("; resuming from the last checkpoint (0 retries left)")
     assert (first, second) == (STARTING, "starting 1 worker under Ray Train")
-
-
-def test_a_loss_after_the_end_starts_nothing_again(stage: Stage) -> None:
-    error, reason = LOSSES["the controller"]
-
-    def work(mailbox: Mailbox) -> None:
-        stage.run.path("adapter").mkdir()
-        told = {"name": "run", "steps": 1, "adapter": "", "metrics": {}, "workers": [1, 2]}
-        told |= {"pairs_per_second": 1, "strategy": "ddp", "layout": "packed", "versions": {}}
-        stage.run.conclude(TrainResult.from_json(told))
-
-    stage.play(Scene(error, work))
-    assert stage.placed_again == 0
-    first, told = stage.told
-    assert first == STARTING
-    assert told.startswith(reason) and told.endswith("; the run had ended before")
 
 
 @pytest.mark.parametrize("name", LOSSES)
