@@ -187,10 +187,10 @@ def _train_here(
         from orpo_ray.training.setup import settle
 
     with StopSignal(console) as heard:
-        settled = settle(
+        setup = settle(
             run, artifact, console.announce, hardware, owns_machine=True, planned=planned
         )
-        loop.train(run, artifact, settled, LocalReporter(run, heard), console.announce)
+        loop.train(run, artifact, setup, LocalReporter(run, heard), console.announce)
 
 
 def _train_in_stages(run: Run, console: Console, verbose: bool) -> TrainResult:

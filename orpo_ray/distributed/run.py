@@ -36,7 +36,7 @@ def train_on(
     `planned` is what the planner expects, for run.json. At the end, run.json and result.json are on
     this server. The console is called in this thread, at most `poll_s` seconds after the news.
     """
-    driver = _driver(ground, run, console, poll_s, planned)
+    driver = replace(_driver(ground, run, console, planned), poll_s=poll_s)
     references.prepare_references(driver)
     launch.train(driver)
     for name in (RUN_FILE, RESULT_FILE):
@@ -49,11 +49,7 @@ def prepare_on(ground: Ground, run: Run, console: Console) -> None:
 
 
 def _driver(
-    ground: Ground,
-    run: Run,
-    console: Console,
-    poll_s: float = 1.0,
-    planned: dict[str, Any] | None = None,
+    ground: Ground, run: Run, console: Console, planned: dict[str, Any] | None = None
 ) -> Driver:
     artifact, hardware = ground.artifact, ground.hardware
 
@@ -82,5 +78,4 @@ def _driver(
         placement=ground.placement,
         setup=settled(ground.placement),
         look_again=look_again,
-        poll_s=poll_s,
     )
